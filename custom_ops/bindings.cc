@@ -1,0 +1,182 @@
+// The kernels as a Python module, for the optimizer, the tests and the benchmarks.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "kernels/bit_planes.h"
+#include "kernels/cpu_isa.h"
+#include "kernels/matmul_nbits.h"
+#include "kernels/quantize_blocks.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace onnxpress;
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
+using Floats = py::array_t<float, py::array::c_style>;
+
+void require(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+void check_scheme(int bits, std::int64_t block_size) {
+  require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
+  require(block_size >= 16 && block_size <= 65536 && (block_size & (block_size - 1)) == 0,
+          "block_size must be a power of two from 16, got " + std::to_string(block_size));
+}
+
+template <class Array>
+void check_shape(const Array& array, const char* name, std::initializer_list<std::int64_t> shape) {
+  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
+  py::ssize_t axis = 0;
+  for (std::int64_t size : shape) same = same && array.shape(axis++) == size;
+  require(same, std::string(name) + " has the wrong shape");
+}
+
+// float32 or float16, C-contiguous.
+bool is_half(const py::array& array, const char* name) {
+  require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
+  const bool half = array.dtype().kind() == 'f' && array.dtype().itemsize() == 2;
+  require(half || py::isinstance<py::array_t<float>>(array), std::string(name) + " must be float32 or float16");
+  return half;
+}
+
+Isa isa_of(const std::optional<std::string>& name) { return name ? parse_isa(*name) : chosen_isa(); }
+
+std::tuple<double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
+                                                      std::int64_t block_size, bool symmetric, bool search,
+                                                      const std::string& scale_type,
+                                                      std::pair<std::int64_t, std::int64_t> columns, Bytes& packed,
+                                                      Floats& scales, Bytes& zero_points,
+                                                      const std::optional<std::string>& isa) {
+  check_scheme(bits, block_size);
+  require(weight.ndim() == 2, "weight must have two axes");
+  require(scale_type == "float32" || scale_type == "float16", "scale_type must be float32 or float16");
+  WeightView view{weight.data(), is_half(weight, "weight"), transposed, weight.shape(transposed ? 1 : 0),
+                  weight.shape(transposed ? 0 : 1)};
+  const auto [begin, end] = columns;
+  require(0 <= begin && begin % kTile == 0 && begin <= end && end <= view.N,
+          "columns must lie within the weight and begin at a multiple of 16");
+  const std::int64_t blocks = (view.K + block_size - 1) / block_size;
+  check_shape(packed, "packed", {view.N, blocks, block_size * bits / 8});
+  check_shape(scales, "scales", {view.N, blocks});
+  check_shape(zero_points, "zero_points", {view.N, blocks});
+  const QuantizedBlocks out{packed.mutable_data(), scales.mutable_data(), zero_points.mutable_data()};
+  const BlockScheme scheme{bits, block_size, symmetric, search, scale_type == "float16"};
+  const Isa chosen = isa_of(isa);
+  SquaredErrors errors;
+  {
+    py::gil_scoped_release release;
+    errors = quantize_blocks(view, scheme, begin, end, out, chosen);
+  }
+  return {errors.error, errors.baseline, errors.energy};
+}
+
+Bytes py_unpack_codes(const Bytes& packed, int bits, std::int64_t block_size, std::int64_t K) {
+  check_scheme(bits, block_size);
+  require(packed.ndim() == 3, "packed must have three axes");
+  const std::int64_t N = packed.shape(0), blocks = packed.shape(1);
+  require(packed.shape(2) == block_size * bits / 8 && K >= 0 && (K + block_size - 1) / block_size == blocks,
+          "packed has the wrong shape");
+  Bytes codes({N, K});
+  const std::uint8_t* from = packed.data();
+  std::uint8_t* to = codes.mutable_data();
+  std::vector<std::uint8_t> block(static_cast<std::size_t>(block_size));
+  py::gil_scoped_release release;
+  for (std::int64_t n = 0; n < N; ++n) {
+    for (std::int64_t b = 0; b < blocks; ++b, from += block_size * bits / 8) {
+      unpack_planes(from, block_size, bits, block.data());
+      std::copy_n(block.data(), std::min(block_size, K - b * block_size), to + n * K + b * block_size);
+    }
+  }
+  return codes;
+}
+
+Bytes py_pack_zero_points(const Bytes& zero_points, int bits) {
+  check_scheme(bits, 16);
+  require(zero_points.ndim() == 2, "zero_points must have two axes");
+  const std::int64_t N = zero_points.shape(0), blocks = zero_points.shape(1);
+  const std::int64_t bytes = packed_bytes(blocks, bits);
+  Bytes packed({N, bytes});
+  for (std::int64_t n = 0; n < N; ++n) {
+    pack_planes(zero_points.data() + n * blocks, blocks, bits, packed.mutable_data() + n * bytes);
+  }
+  return packed;
+}
+
+bool py_all_finite(const py::array& array) {
+  const bool half = is_half(array, "array");
+  const Isa isa = chosen_isa();
+  py::gil_scoped_release release;
+  return all_finite(array.data(), half, array.size(), isa);
+}
+
+std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& packed, const py::array& scales,
+                                               const std::optional<py::array>& zero_points,
+                                               const std::optional<Floats>& bias, int bits, std::int64_t block_size,
+                                               std::int64_t K, int accuracy_level,
+                                               const std::optional<std::string>& isa) {
+  check_scheme(bits, block_size);
+  require(block_size <= 256, "block_size must be at most 256");
+  require(packed.ndim() == 3 && A.ndim() == 2, "A must have two axes and packed three");
+  const std::int64_t N = packed.shape(0), blocks = packed.shape(1);
+  require(packed.shape(2) == block_size * bits / 8 && K >= 1 && (K + block_size - 1) / block_size == blocks,
+          "packed has the wrong shape");
+  check_shape(A, "A", {A.shape(0), K});
+  check_shape(scales, "scales", {N, blocks});
+  NBitsSource source;
+  source.K = K;
+  source.N = N;
+  source.bits = bits;
+  source.block_size = block_size;
+  source.codes = packed.data();
+  source.scales = scales.data();
+  source.scale_type = is_half(scales, "scales") ? ScaleType::kFloat16 : ScaleType::kFloat32;
+  if (zero_points && py::isinstance<Bytes>(*zero_points)) {
+    check_shape(*zero_points, "zero_points", {N, packed_bytes(blocks, bits)});
+    source.zero_points = static_cast<const std::uint8_t*>(zero_points->data());
+  } else if (zero_points) {
+    check_shape(*zero_points, "zero_points", {N, blocks});
+    require(is_half(*zero_points, "zero_points") == (source.scale_type == ScaleType::kFloat16),
+            "float zero_points must have the type of scales");
+    source.float_zero_points = zero_points->data();
+  }
+  if (bias) check_shape(*bias, "bias", {N});
+  Floats Y({A.shape(0), N});
+  const Sequential alone;
+  const PackedWeight weight = pack(source, alone);
+  const NBitsProblem problem{A.data(), A.shape(0), &weight.view, bias ? bias->data() : nullptr, Y.mutable_data()};
+  const char* ran = matmul_nbits(problem, accuracy_level == 4 ? Compute::kInt8 : Compute::kFloat32, isa_of(isa), alone);
+  return {Y, ran};
+}
+
+std::vector<std::string> py_supported_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
+  return names;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_kernels, m) {
+  m.doc() = "Kernels of onnxpress; reference.py says what each means.";
+  m.def("quantize_blocks", py_quantize_blocks, py::arg("weight"), py::arg("transposed"), py::arg("bits"),
+        py::arg("block_size"), py::arg("symmetric"), py::arg("search"), py::arg("scale_type"), py::arg("columns"),
+        py::arg("packed").noconvert(), py::arg("scales").noconvert(), py::arg("zero_points").noconvert(),
+        py::arg("isa") = py::none());
+  m.def("unpack_codes", py_unpack_codes, py::arg("packed"), py::arg("bits"), py::arg("block_size"), py::arg("K"));
+  m.def("pack_zero_points", py_pack_zero_points, py::arg("zero_points"), py::arg("bits"));
+  m.def("all_finite", py_all_finite, py::arg("array"));
+  m.def("matmul_nbits", py_matmul_nbits, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("zero_points"),
+        py::arg("bias"), py::kw_only(), py::arg("bits"), py::arg("block_size"), py::arg("K"),
+        py::arg("accuracy_level") = 0, py::arg("isa") = py::none(),
+        "Returns y and the name of the instruction set whose code ran.");
+  m.def("supported_isas", py_supported_isas, "Instruction sets of this CPU that have kernels, slowest first.");
+  m.def("chosen_isa", [] { return std::string(isa_name(chosen_isa())); }, "What ONNXPRESS_ISA or CPUID picks.");
+}

@@ -1,0 +1,52 @@
+#include "kernels/cpu_isa.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace onnxpress {
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx512Vnni:
+      return "avx512vnni";
+    case Isa::kAvx2:
+      return "avx2";
+    default:
+      return "scalar";
+  }
+}
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> isas{Isa::kScalar};
+#if defined(__x86_64__)
+  // The builtin also asks XGETBV whether the operating system saves the wide registers.
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (avx2) isas.push_back(Isa::kAvx2);
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vnni")) {
+    isas.push_back(Isa::kAvx512Vnni);
+  }
+#endif
+  return isas;
+}
+
+Isa parse_isa(const std::string& name) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni}) {
+    if (name != isa_name(isa)) continue;
+    for (Isa have : supported_isas()) {
+      if (have == isa) return isa;
+    }
+    throw std::runtime_error("ONNXPRESS_ISA=" + name + ": this CPU lacks these instructions; best here is " +
+                             isa_name(supported_isas().back()));
+  }
+  throw std::runtime_error("ONNXPRESS_ISA=" + name + ": unknown instruction set; use scalar, avx2 or avx512vnni");
+}
+
+Isa chosen_isa() {
+  const char* asked = std::getenv("ONNXPRESS_ISA");
+  return asked != nullptr && *asked != '\0' ? parse_isa(asked) : supported_isas().back();
+}
+
+}  // namespace onnxpress

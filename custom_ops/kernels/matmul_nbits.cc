@@ -1,0 +1,118 @@
+#include "kernels/matmul_nbits.h"
+
+#include <algorithm>
+
+#include "kernels/matmul_nbits_kernels.h"
+
+namespace onnxpress {
+namespace {
+
+// Below this many multiply-adds (some 15 us) waking a second thread costs more than it brings.
+constexpr std::int64_t kWorthSplitting = 1 << 21;
+
+// A piece of work must be large against the cost of fetching it (0.2 us), and small enough to balance the threads.
+constexpr std::int64_t kPieceOfWork = 1 << 20;
+
+const NBitsKernels& kernels_of(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
+  if (isa == Isa::kAvx2) return nbits_kernels_avx2();
+#endif
+  (void)isa;
+  return nbits_kernels_scalar();
+}
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) {
+  return std::max(low, std::min(value, high));
+}
+
+// Room for the int8 rows of one problem, kept by each calling thread.
+QuantizedRows rows_buffer(const NBitsProblem& p) {
+  static thread_local Aligned<std::uint8_t> memory;
+  static thread_local std::size_t capacity = 0;
+  const NBitsWeight& w = *p.weight;
+  const auto codes = static_cast<std::size_t>(p.M * w.padded_k);
+  const auto numbers = static_cast<std::size_t>(p.M * w.blocks);
+  const std::size_t bytes = codes + numbers * (sizeof(float) + sizeof(std::int32_t));
+  if (bytes > capacity) {
+    memory.reset();
+    capacity = 0;
+    memory = make_aligned<std::uint8_t>(bytes);
+    capacity = bytes;
+  }
+  std::uint8_t* at = memory.get();
+  return {reinterpret_cast<std::int8_t*>(at), reinterpret_cast<float*>(at + codes),
+          reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float))};
+}
+
+void multiply_row(const NBitsProblem& p, const QuantizedRows& rows, const NBitsKernels& kernels,
+                  const Parallel& parallel) {
+  const NBitsWeight& w = *p.weight;
+  // Whole groups of tiles, so that every piece streams as many of them as the kernel can.
+  const std::int64_t group = 4;
+  const std::int64_t tiles = clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
+  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) * tiles;
+    kernels.row_int8[w.bits](p, rows, first, std::min(tiles, w.tiles - first));
+  });
+}
+
+// work(first_tile, begin, end) for panels of columns times stretches of rows.
+template <class Work>
+void split_panels(const NBitsProblem& p, std::int64_t panel_tiles, const Parallel& parallel, const Work& work) {
+  const NBitsWeight& w = *p.weight;
+  const std::int64_t panels = ceil_div(w.tiles, panel_tiles);
+  // Rows are split only where panels are few: each piece unpacks its panel anew.
+  const std::int64_t wanted = panels >= 8 ? 1 : ceil_div(8, panels);
+  const std::int64_t rows = ceil_div(p.M, clamp(wanted, 1, ceil_div(p.M, 48)));
+  const std::int64_t pieces = ceil_div(p.M, rows);
+  parallel.for_each(static_cast<std::size_t>(panels * pieces), [&](std::size_t index) {
+    const std::int64_t panel = static_cast<std::int64_t>(index) / pieces;
+    const std::int64_t begin = static_cast<std::int64_t>(index) % pieces * rows;
+    work(panel * panel_tiles, begin, std::min(p.M, begin + rows));
+  });
+}
+
+}  // namespace
+
+const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
+  const NBitsKernels& kernels = kernels_of(isa);
+  const NBitsWeight& w = *p.weight;
+  if (p.M == 0 || w.N == 0) return kernels.isa;
+  const Sequential alone;
+  const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
+
+  if (compute == Compute::kFloat32) {
+    split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
+      kernels.panel_float[w.bits](p, tile, begin, end);
+    });
+    return kernels.isa;
+  }
+  const QuantizedRows rows = rows_buffer(p);
+  const std::int64_t rows_a_piece = clamp(kPieceOfWork / 16 / w.padded_k, 1, p.M);
+  parallel.for_each(static_cast<std::size_t>(ceil_div(p.M, rows_a_piece)), [&](std::size_t index) {
+    const std::int64_t begin = static_cast<std::int64_t>(index) * rows_a_piece;
+    const std::int64_t end = std::min(p.M, begin + rows_a_piece);
+    for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
+  });
+  if (p.M == 1) {
+    multiply_row(p, rows, kernels, parallel);
+  } else {
+    split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
+      kernels.panel_int8[w.bits](p, rows, tile, begin, end);
+    });
+  }
+  return kernels.isa;
+}
+
+void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {
+  kernels_of(isa).to_float(halves, floats, count);
+}
+
+void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa) {
+  kernels_of(isa).to_half(floats, halves, count);
+}
+
+}  // namespace onnxpress

@@ -1,0 +1,81 @@
+// y = A * W + bias for a weight of 2 to 8 bits in blocks along K: the packed weight and the way in.
+//
+// Packed form, the same for every instruction set: columns in tiles of 16, k in spans of 32. A span of a tile takes
+// 64 bytes a bit. Its eight groups of 4 k by 16 columns (byte 4 * column + k % 4) lie in bit planes: the plane of
+// width w (8, 4, 2 or 1; a code of 3 bits is 2 + 1, 5 is 4 + 1, 6 is 4 + 2, 7 is 4 + 2 + 1) has w lines of 64
+// bytes, and group g is in line g % w at bit g / w * w. One shift and one mask a plane turn a line into 64 codes
+// that are in place for a 4-way dot product with a broadcast of 4 activations.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/aligned.h"
+#include "kernels/cpu_isa.h"
+#include "kernels/parallel.h"
+
+namespace onnxpress {
+
+inline constexpr std::int64_t kTile = 16;
+inline constexpr std::int64_t kSpan = 32;
+
+enum class ScaleType { kFloat32, kFloat16, kBFloat16 };
+
+// A weight as ONNX stores it: see `dequantize` in reference.py for the meaning.
+struct NBitsSource {
+  std::int64_t K = 0;
+  std::int64_t N = 0;
+  int bits = 0;
+  std::int64_t block_size = 0;
+  const std::uint8_t* codes = nullptr;  // [N, blocks, block_size * bits / 8]
+  const void* scales = nullptr;         // [N, blocks]
+  ScaleType scale_type = ScaleType::kFloat32;
+  const std::uint8_t* zero_points = nullptr;  // [N, bytes of blocks codes], or null
+  const void* float_zero_points = nullptr;    // [N, blocks] of scale_type, or null
+
+  std::int64_t blocks() const { return (K + block_size - 1) / block_size; }
+};
+
+// A packed weight, as plain pointers: files compiled for one instruction set see no code of the standard library.
+struct NBitsWeight {
+  std::int64_t K = 0;
+  std::int64_t N = 0;
+  std::int64_t block_size = 0;
+  std::int64_t tiles = 0;
+  std::int64_t padded_k = 0;  // whole blocks and whole spans
+  std::int64_t blocks = 0;    // of padded_k; scales of the added ones are 0
+  int bits = 0;
+  const std::uint8_t* codes = nullptr;  // [tiles, padded_k / 32, 64 * bits]
+  // Scales keep the 16 bits they came with: at block 32 they are an eighth of a 4-bit weight's traffic.
+  const float* scales = nullptr;               // [tiles, blocks, 16], or
+  const std::uint16_t* half_scales = nullptr;  // the same as float16
+  // Neither: 2^(bits - 1) everywhere.
+  const std::uint8_t* zero_points = nullptr;  // [tiles, blocks, 16], or
+  const float* float_zero_points = nullptr;   // the same as float32
+};
+
+struct PackedWeight {
+  NBitsWeight view;
+  Aligned<std::uint8_t> memory;
+};
+
+// Throws std::bad_alloc. Sizes must have been checked.
+PackedWeight pack(const NBitsSource& source, const Parallel& parallel);
+
+enum class Compute { kFloat32, kInt8 };
+
+struct NBitsProblem {
+  const float* A = nullptr;  // [M, K]
+  std::int64_t M = 0;
+  const NBitsWeight* weight = nullptr;
+  const float* bias = nullptr;  // [N] or null
+  float* Y = nullptr;           // [M, N]
+};
+
+// Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
+const char* matmul_nbits(const NBitsProblem& problem, Compute compute, Isa isa, const Parallel& parallel);
+
+// float16 to float32 and back on whole arrays.
+void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa);
+void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa);
+
+}  // namespace onnxpress

@@ -1,0 +1,37 @@
+// The table of functions that every instruction set fills.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/matmul_nbits.h"
+
+namespace onnxpress {
+
+// Rows of A as int8 per row and block: value = code * scale, and the sum of each block's codes.
+struct QuantizedRows {
+  std::int8_t* codes;  // [M, padded_k]
+  float* scales;       // [M, blocks]
+  std::int32_t* sums;  // [M, blocks]
+};
+
+struct NBitsKernels {
+  const char* isa;
+  void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
+  // One row times `tiles` tiles, straight from the packed weight. Indexed by bits.
+  void (*row_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles);
+  // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
+  void (*panel_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t begin,
+                        std::int64_t end);
+  void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
+  std::int64_t panel_tiles;
+  void (*to_float)(const std::uint16_t*, float*, std::int64_t);
+  void (*to_half)(const float*, std::uint16_t*, std::int64_t);
+};
+
+const NBitsKernels& nbits_kernels_scalar();
+#if defined(__x86_64__)
+const NBitsKernels& nbits_kernels_avx2();
+const NBitsKernels& nbits_kernels_avx512vnni();
+#endif
+
+}  // namespace onnxpress

@@ -1,0 +1,46 @@
+// Rounding a float weight to 2 to 8 bits in blocks along K, with a search for the scale of least squared error.
+// `quantize_block` in reference.py is the algorithm; results are the same bit for bit on every instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu_isa.h"
+
+namespace onnxpress {
+
+struct BlockScheme {
+  int bits = 4;
+  std::int64_t block_size = 32;
+  bool symmetric = true;
+  bool search = true;
+  bool half_scales = false;  // round scales to float16 before choosing codes
+};
+
+struct WeightView {
+  const void* data = nullptr;  // float32 or float16
+  bool half = false;
+  bool transposed = false;  // [N, K] rather than [K, N]
+  std::int64_t K = 0;
+  std::int64_t N = 0;
+};
+
+struct QuantizedBlocks {
+  std::uint8_t* packed;       // [N, blocks, block_size * bits / 8], bit planes
+  float* scales;              // [N, blocks]
+  std::uint8_t* zero_points;  // [N, blocks], one code a byte
+};
+
+struct SquaredErrors {
+  double error = 0;
+  double baseline = 0;  // of plain min/max rounding
+  double energy = 0;    // of the weight
+};
+
+// Output channels [begin, end). Throws std::bad_alloc.
+SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
+                              const QuantizedBlocks& out, Isa isa);
+
+// Whether no value is NaN or infinite.
+bool all_finite(const void* data, bool half, std::int64_t count, Isa isa);
+
+}  // namespace onnxpress

@@ -1,0 +1,13 @@
+// onnxpress::MatMulNBits(A, B, scales, zero_points?, bias?) as a custom op: see reference.py for its meaning.
+#pragma once
+
+#include <vector>
+
+#include "ort/abi.h"
+
+namespace onnxpress {
+
+// One op for each combination of types; they live as long as the process.
+std::vector<const ort::CustomOp*> matmul_nbits_ops(const ort::Api& api);
+
+}  // namespace onnxpress

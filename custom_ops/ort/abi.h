@@ -1,0 +1,143 @@
+// The slice of ONNX Runtime's C ABI in use, declared without its headers.
+//
+// OrtApi is a table of functions whose slots never move, so a function is its slot and its signature. Slots are those
+// of API version 23 (ONNX Runtime 1.23). tests/custom_ops/test_ort_abi.py compares them with the official headers
+// where those are installed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace onnxpress::ort {
+
+inline constexpr std::uint32_t kApiVersion = 23;
+
+// Opaque to us.
+struct Status;
+struct Value;
+struct TensorInfo;
+struct KernelInfo;
+struct KernelContext;
+struct ShapeInferContext;
+struct OpAttr;
+struct SessionOptions;
+struct CustomOpDomain;
+struct CustomOp;
+struct Api;
+
+struct ApiBase {
+  const Api* (*GetApi)(std::uint32_t version);
+  const char* (*GetVersionString)();
+};
+
+enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
+
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBFloat16 = 16 };
+
+enum AttrType : int { kAttrInt = 1 };
+
+enum Characteristic : int { kRequired = 0, kOptional = 1 };
+
+// X(slot, name, parameters); every function returns Status* but those of the second list.
+#define ONNXPRESS_ORT_API(X)                                                                                           \
+  X(26, CreateCustomOpDomain, (const char* domain, CustomOpDomain** out))                                              \
+  X(27, CustomOpDomain_Add, (CustomOpDomain * domain, const CustomOp* op))                                             \
+  X(28, AddCustomOpDomain, (SessionOptions * options, CustomOpDomain * domain))                                        \
+  X(51, GetTensorMutableData, (Value * value, void** out))                                                             \
+  X(57, CreateTensorTypeAndShapeInfo, (TensorInfo * *out))                                                             \
+  X(58, SetTensorElementType, (TensorInfo * info, ElementType type))                                                   \
+  X(59, SetDimensions, (TensorInfo * info, const std::int64_t* dims, std::size_t count))                               \
+  X(60, GetTensorElementType, (const TensorInfo* info, ElementType* out))                                              \
+  X(61, GetDimensionsCount, (const TensorInfo* info, std::size_t* out))                                                \
+  X(62, GetDimensions, (const TensorInfo* info, std::int64_t* dims, std::size_t count))                                \
+  X(63, GetSymbolicDimensions, (const TensorInfo* info, const char** names, std::size_t count))                        \
+  X(65, GetTensorTypeAndShape, (const Value* value, TensorInfo** out))                                                 \
+  X(86, KernelInfoGetAttribute_int64, (const KernelInfo* info, const char* name, std::int64_t* out))                   \
+  X(88, KernelContext_GetInputCount, (const KernelContext* context, std::size_t* out))                                 \
+  X(90, KernelContext_GetInput, (const KernelContext* context, std::size_t index, const Value** out))                  \
+  X(91, KernelContext_GetOutput,                                                                                       \
+    (KernelContext * context, std::size_t index, const std::int64_t* dims, std::size_t count, Value** out))            \
+  X(230, KernelInfo_GetInputCount, (const KernelInfo* info, std::size_t* out))                                         \
+  X(244, KernelInfo_GetNodeName, (const KernelInfo* info, char* out, std::size_t* size))                               \
+  X(249, KernelInfoGetConstantInput_tensor,                                                                            \
+    (const KernelInfo* info, std::size_t index, int* is_constant, const Value** out))                                  \
+  X(267, ShapeInferContext_GetInputCount, (const ShapeInferContext* context, std::size_t* out))                        \
+  X(268, ShapeInferContext_GetInputTypeShape, (const ShapeInferContext* context, std::size_t index, TensorInfo** out)) \
+  X(269, ShapeInferContext_GetAttribute, (const ShapeInferContext* context, const char* name, const OpAttr** out))     \
+  X(270, ShapeInferContext_SetOutputTypeShape,                                                                         \
+    (const ShapeInferContext* context, std::size_t index, const TensorInfo* info))                                     \
+  X(271, SetSymbolicDimensions, (TensorInfo * info, const char** names, std::size_t count))                            \
+  X(272, ReadOpAttr, (const OpAttr* attr, AttrType type, void* data, std::size_t bytes, std::size_t* out))             \
+  X(274, KernelContext_ParallelFor,                                                                                    \
+    (const KernelContext* context, void (*task)(void*, std::size_t), std::size_t count, std::size_t batches,           \
+     void* arg))
+
+#define ONNXPRESS_ORT_API_OTHER(X)                                   \
+  X(0, CreateStatus, Status*, (ErrorCode code, const char* message)) \
+  X(2, GetErrorMessage, const char*, (const Status* status))         \
+  X(93, ReleaseStatus, void, (Status * status))                      \
+  X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo * info))    \
+  X(101, ReleaseCustomOpDomain, void, (CustomOpDomain * domain))
+
+#define ONNXPRESS_SLOT(number, name, parameters) inline constexpr std::size_t k##name = number;
+#define ONNXPRESS_SLOT_OTHER(number, name, result, parameters) inline constexpr std::size_t k##name = number;
+namespace slots {
+ONNXPRESS_ORT_API(ONNXPRESS_SLOT)
+ONNXPRESS_ORT_API_OTHER(ONNXPRESS_SLOT_OTHER)
+}  // namespace slots
+#undef ONNXPRESS_SLOT
+#undef ONNXPRESS_SLOT_OTHER
+
+// OrtApi as the table it is: api->CreateStatus(...) calls slot 0.
+struct Api {
+  const void* function(std::size_t slot) const { return reinterpret_cast<const void* const*>(this)[slot]; }
+
+#define ONNXPRESS_CALL(number, name, parameters)                                     \
+  template <class... Args>                                                           \
+  Status* name(Args... args) const {                                                 \
+    using Function = Status*(*)parameters;                                           \
+    return reinterpret_cast<Function>(const_cast<void*>(function(number)))(args...); \
+  }
+#define ONNXPRESS_CALL_OTHER(number, name, result, parameters)                       \
+  template <class... Args>                                                           \
+  result name(Args... args) const {                                                  \
+    using Function = result(*) parameters;                                           \
+    return reinterpret_cast<Function>(const_cast<void*>(function(number)))(args...); \
+  }
+  ONNXPRESS_ORT_API(ONNXPRESS_CALL)
+  ONNXPRESS_ORT_API_OTHER(ONNXPRESS_CALL_OTHER)
+#undef ONNXPRESS_CALL
+#undef ONNXPRESS_CALL_OTHER
+};
+
+// OrtCustomOp of API version 23, in its order.
+struct CustomOp {
+  std::uint32_t version;
+  void* (*CreateKernel)(const CustomOp*, const Api*, const KernelInfo*);
+  const char* (*GetName)(const CustomOp*);
+  const char* (*GetExecutionProviderType)(const CustomOp*);
+  ElementType (*GetInputType)(const CustomOp*, std::size_t);
+  std::size_t (*GetInputTypeCount)(const CustomOp*);
+  ElementType (*GetOutputType)(const CustomOp*, std::size_t);
+  std::size_t (*GetOutputTypeCount)(const CustomOp*);
+  void (*KernelCompute)(void*, KernelContext*);
+  void (*KernelDestroy)(void*);
+  Characteristic (*GetInputCharacteristic)(const CustomOp*, std::size_t);
+  Characteristic (*GetOutputCharacteristic)(const CustomOp*, std::size_t);
+  int (*GetInputMemoryType)(const CustomOp*, std::size_t);
+  int (*GetVariadicInputMinArity)(const CustomOp*);
+  int (*GetVariadicInputHomogeneity)(const CustomOp*);
+  int (*GetVariadicOutputMinArity)(const CustomOp*);
+  int (*GetVariadicOutputHomogeneity)(const CustomOp*);
+  Status* (*CreateKernelV2)(const CustomOp*, const Api*, const KernelInfo*, void**);
+  Status* (*KernelComputeV2)(void*, KernelContext*);
+  Status* (*InferOutputShapeFn)(const CustomOp*, ShapeInferContext*);
+  int (*GetStartVersion)(const CustomOp*);
+  int (*GetEndVersion)(const CustomOp*);
+  std::size_t (*GetMayInplace)(int**, int**);
+  void (*ReleaseMayInplace)(int*, int*);
+  std::size_t (*GetAliasMap)(int**, int**);
+  void (*ReleaseAliasMap)(int*, int*);
+};
+
+}  // namespace onnxpress::ort
