@@ -135,7 +135,8 @@ def quantize_activations(A: Float32, block_size: int) -> tuple[npt.NDArray[np.in
     M, K = A.shape
     blocks = np.pad(A, [(0, 0), (0, -K % block_size)]).reshape(M, -1, block_size)
     peak = np.abs(blocks).max(axis=2)
-    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+    usable = peak > 127 / np.finfo(np.float32).max  # below, 127 / peak would overflow
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=usable)
     codes = np.rint(blocks * inverse[:, :, None])
     return codes.astype(np.int8), peak * np.float32(1 / 127)
 
@@ -182,8 +183,10 @@ def matmul_nbits(
 
 
 def _round_scale(scale: Float32, scale_type: str) -> Float32:
-    with np.errstate(over="ignore"):
-        return scale.astype(np.float16).astype(np.float32) if scale_type == "float16" else scale
+    """To the stored type, within its range. Subnormal float32 scales become 0: their reciprocal would be infinite."""
+    if scale_type == "float16":
+        return np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
+    return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(0), scale)
 
 
 def _codes_and_error(
@@ -232,7 +235,7 @@ def quantize_block(
         if symmetric:
             scale = _round_scale(extreme * factor / -middle, scale_type)
             return scale, np.full_like(scale, middle)
-        scale = _round_scale((high - low) * factor / np.float32(levels), scale_type)
+        scale = _round_scale(high * factor / np.float32(levels) - low * factor / np.float32(levels), scale_type)
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
         zero = np.clip(np.rint(-low * factor * inverse), 0, levels).astype(np.float32)
         return scale, zero

@@ -47,15 +47,16 @@ QuantizedRows rows_buffer(const NBitsProblem& p) {
           reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float))};
 }
 
-void multiply_row(const NBitsProblem& p, const QuantizedRows& rows, const NBitsKernels& kernels,
-                  const Parallel& parallel) {
+// work(first_tile, tiles) for stretches of tiles.
+template <class Work>
+void split_tiles(const NBitsProblem& p, const Parallel& parallel, const Work& work) {
   const NBitsWeight& w = *p.weight;
   // Whole groups of tiles, so that every piece streams as many of them as the kernel can.
   const std::int64_t group = 4;
   const std::int64_t tiles = clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
   parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t index) {
     const std::int64_t first = static_cast<std::int64_t>(index) * tiles;
-    kernels.row_int8[w.bits](p, rows, first, std::min(tiles, w.tiles - first));
+    work(first, std::min(tiles, w.tiles - first));
   });
 }
 
@@ -75,6 +76,36 @@ void split_panels(const NBitsProblem& p, std::int64_t panel_tiles, const Paralle
   });
 }
 
+void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
+  const int bits = p.weight->bits;
+  if (p.M == 1) {
+    split_tiles(p, parallel, [&](std::int64_t tile, std::int64_t tiles) { kernels.row_float[bits](p, tile, tiles); });
+    return;
+  }
+  split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
+    kernels.panel_float[bits](p, tile, begin, end);
+  });
+}
+
+void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
+  const NBitsWeight& w = *p.weight;
+  const QuantizedRows rows = rows_buffer(p);
+  const std::int64_t rows_a_piece = clamp(kPieceOfWork / 16 / w.padded_k, 1, p.M);
+  parallel.for_each(static_cast<std::size_t>(ceil_div(p.M, rows_a_piece)), [&](std::size_t index) {
+    const std::int64_t begin = static_cast<std::int64_t>(index) * rows_a_piece;
+    const std::int64_t end = std::min(p.M, begin + rows_a_piece);
+    for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
+  });
+  if (p.M == 1) {
+    split_tiles(p, parallel,
+                [&](std::int64_t tile, std::int64_t tiles) { kernels.row_int8[w.bits](p, rows, tile, tiles); });
+    return;
+  }
+  split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
+    kernels.panel_int8[w.bits](p, rows, tile, begin, end);
+  });
+}
+
 }  // namespace
 
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
@@ -85,24 +116,9 @@ const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const 
   const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
 
   if (compute == Compute::kFloat32) {
-    split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
-      kernels.panel_float[w.bits](p, tile, begin, end);
-    });
-    return kernels.isa;
-  }
-  const QuantizedRows rows = rows_buffer(p);
-  const std::int64_t rows_a_piece = clamp(kPieceOfWork / 16 / w.padded_k, 1, p.M);
-  parallel.for_each(static_cast<std::size_t>(ceil_div(p.M, rows_a_piece)), [&](std::size_t index) {
-    const std::int64_t begin = static_cast<std::int64_t>(index) * rows_a_piece;
-    const std::int64_t end = std::min(p.M, begin + rows_a_piece);
-    for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
-  });
-  if (p.M == 1) {
-    multiply_row(p, rows, kernels, parallel);
+    multiply_floats(p, kernels, parallel);
   } else {
-    split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
-      kernels.panel_int8[w.bits](p, rows, tile, begin, end);
-    });
+    multiply_int8(p, kernels, parallel);
   }
   return kernels.isa;
 }

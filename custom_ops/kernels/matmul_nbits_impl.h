@@ -182,6 +182,25 @@ void row_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t fir
   for (; tile < end; ++tile) row_int8_tiles<S, Bits, 1>(p, rows, tile);
 }
 
+// body(Index<Rows>, row) with Rows as near S::kRows as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
+template <int Rows, class F>
+__attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std::int64_t row, const F& body) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return call_with_rows<Rows - 1>(rows, row, body);
+  }
+  body(Index<Rows>{}, row);
+}
+
+template <class S, class F>
+void for_each_group_of_rows(std::int64_t begin, std::int64_t end, const F& body) {
+  std::int64_t groups = (end - begin + S::kRows - 1) / S::kRows;
+  for (std::int64_t row = begin; row < end; --groups) {
+    const std::int64_t rows = (end - row + groups - 1) / groups;
+    call_with_rows<S::kRows>(rows, row, body);
+    row += rows;
+  }
+}
+
 // A panel of columns, unpacked once for all rows.
 template <class S>
 struct Panel {
@@ -215,14 +234,13 @@ void unpack(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::int64_
 }
 
 // Rows x Panel::kTiles tiles over one stretch of k, all sums in registers.
-template <class S, int Bits, int Rows>
+template <class S, class Dot, int Rows>
 void multiply_panel(const NBitsProblem& p, const QuantizedRows& a, const Panel<S>& panel, std::int64_t tile,
                     std::int64_t row, std::int64_t k, std::int64_t count) {
   constexpr int kTiles = Panel<S>::kTiles;
-  using Dot = typename S::template Dot<Bits>;
   const NBitsWeight& w = *p.weight;
   const bool centred = symmetric(w);
-  const std::int32_t middle = centred ? 1 << (Bits - 1) : 0;
+  const std::int32_t middle = centred ? 1 << (w.bits - 1) : 0;
   typename S::F32 y[Rows][kTiles];
   unroll<Rows>(ONNXPRESS_EACH(i) {
     unroll<kTiles>(ONNXPRESS_EACH(t) {
@@ -313,11 +331,10 @@ void panel_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t f
   for (std::int64_t k = 0; k < w.padded_k; k += length) {
     const std::int64_t count = w.padded_k - k < length ? w.padded_k - k : length;
     unpack<S, Bits>(w, first_tile, k, count, panel);
-    std::int64_t row = begin;
-    for (; row + S::kRows <= end; row += S::kRows) {
-      multiply_panel<S, Bits, S::kRows>(p, rows, panel, first_tile, row, k, count);
-    }
-    for (; row < end; ++row) multiply_panel<S, Bits, 1>(p, rows, panel, first_tile, row, k, count);
+    for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
+      multiply_panel<S, typename S::template Dot<Bits>, decltype(rows_at_once)::value>(p, rows, panel, first_tile, row,
+                                                                                       k, count);
+    });
   }
 }
 
@@ -384,11 +401,58 @@ void panel_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t be
   for (std::int64_t k = 0; k < w.K; k += kFloatK) {
     const std::int64_t count = w.K - k < kFloatK ? w.K - k : kFloatK;
     dequantize<S, Bits>(w, first_tile, k, count, panel);
-    std::int64_t row = begin;
-    for (; row + S::kRows <= end; row += S::kRows) {
-      multiply_floats<S, S::kRows>(p, panel, first_tile, row, k, count);
+    for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
+      multiply_floats<S, decltype(rows_at_once)::value>(p, panel, first_tile, row, k, count);
+    });
+  }
+}
+
+// One row in float32, straight from the packed weight: a panel would be written and read once each.
+template <class S, int Bits>
+void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tiles) {
+  const NBitsWeight& w = *p.weight;
+  for (std::int64_t tile = first_tile; tile < first_tile + tiles; ++tile) {
+    typename S::F32 y = bias_of<S>(p, tile * kTile);
+    // Four sums, one for each byte of a group, keep as many chains of additions in flight. The groups of a span
+    // are in one block, or in two of 16.
+    typename S::F32 sums[4];
+    const auto clear = [&]() __attribute__((always_inline)) {
+      unroll<4>(ONNXPRESS_EACH(j) { sums[j.value] = S::zero(); });
+    };
+    const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
+      const auto sum = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
+      y = S::fma(sum, scale_of<S>(w, tile, block), y);
+      clear();
+    };
+    clear();
+    for (std::int64_t k = 0; k < w.K; k += kSpan) {
+      alignas(64) float tail[kSpan] = {};
+      const float* a = p.A + k;
+      if (w.K - k < kSpan) {
+        memcpy(tail, a, static_cast<std::size_t>(w.K - k) * sizeof(float));
+        a = tail;
+      }
+      const std::uint8_t* span = span_of(w, tile, k / kSpan);
+      const std::int64_t block = k / w.block_size;
+      auto zero_point = zero_point_of<S>(w, tile, block);
+      unroll<kGroups>(ONNXPRESS_EACH(g) {
+        if (g.value == 4 && w.block_size == kTile) {
+          finish(block);
+          zero_point = zero_point_of<S>(w, tile, block + 1);
+        }
+        const auto codes = load_group<S, Bits, decltype(g)::value>(span);
+        unroll<4>(ONNXPRESS_EACH(j) {
+          const auto code = S::sub(S::template byte_to_float<decltype(j)::value>(codes), zero_point);
+          sums[j.value] = S::fma(code, S::set1(a[4 * g.value + j.value]), sums[j.value]);
+        });
+      });
+      if (w.block_size == kTile) {
+        finish(block + 1);
+      } else if ((k + kSpan) % w.block_size == 0 || k + kSpan >= w.K) {
+        finish(block);
+      }
     }
-    for (; row < end; ++row) multiply_floats<S, 1>(p, panel, first_tile, row, k, count);
+    S::store(p.Y + tile * kTile, y, w.N - tile * kTile);
   }
 }
 
@@ -412,6 +476,8 @@ constexpr NBitsKernels make_kernels() {
           quantize_row<S>,
           {nullptr, nullptr, row_int8<S, 2>, row_int8<S, 3>, row_int8<S, 4>, row_int8<S, 5>, row_int8<S, 6>,
            row_int8<S, 7>, row_int8<S, 8>},
+          {nullptr, nullptr, row_float<S, 2>, row_float<S, 3>, row_float<S, 4>, row_float<S, 5>, row_float<S, 6>,
+           row_float<S, 7>, row_float<S, 8>},
           {nullptr, nullptr, panel_int8<S, 2>, panel_int8<S, 3>, panel_int8<S, 4>, panel_int8<S, 5>, panel_int8<S, 6>,
            panel_int8<S, 7>, panel_int8<S, 8>},
           {nullptr, nullptr, panel_float<S, 2>, panel_float<S, 3>, panel_float<S, 4>, panel_float<S, 5>,

@@ -19,6 +19,7 @@ struct NBitsKernels {
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
   // One row times `tiles` tiles, straight from the packed weight. Indexed by bits.
   void (*row_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles);
+  void (*row_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
   // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
   void (*panel_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t begin,
                         std::int64_t end);

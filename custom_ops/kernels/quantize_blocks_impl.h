@@ -3,6 +3,7 @@
 // Internal linkage throughout, as in matmul_nbits_impl.h.
 #pragma once
 
+#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -24,8 +25,10 @@ inline float clamp(float v, float low, float high) {
 
 inline float reciprocal(float v) { return v != 0.0f ? 1.0f / v : 0.0f; }
 
+// To the stored type, within its range. Subnormal scales become 0: their reciprocal would be infinite.
 inline float round_scale(const BlockScheme& scheme, float scale) {
-  return scheme.half_scales ? half_to_float(float_to_half(scale)) : scale;
+  if (scheme.half_scales) return half_to_float(float_to_half(clamp(scale, -65504.0f, 65504.0f)));
+  return scale < FLT_MIN && scale > -FLT_MIN ? 0.0f : scale;
 }
 
 // Nearest codes at the given scales, and their squared errors.
@@ -96,7 +99,7 @@ void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
         scale[c] = round_scale(scheme, extreme * shrink / -middle);
         zero[c] = middle;
       } else {
-        scale[c] = round_scale(scheme, (high[c] - low[c]) * shrink / levels);
+        scale[c] = round_scale(scheme, high[c] * shrink / levels - low[c] * shrink / levels);
         zero[c] = round_small(clamp(-low[c] * shrink * reciprocal(scale[c]), 0.0f, levels));
       }
     }

@@ -65,6 +65,7 @@ struct Avx512Vnni {
   static void store_half(std::uint16_t* p, F32 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
+  static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
   static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
@@ -87,8 +88,7 @@ struct Avx512Vnni {
   static std::int32_t total(I32 v) { return _mm512_reduce_add_epi32(v); }
 
   // The sum over k of code * activation for 16 columns, minus zero_point * sum of activations.
-  template <int Bits>
-  struct Dot {
+  struct AnyDot {
     I32 sum;
     void start(std::int32_t zero_point, std::int32_t activations) {
       sum = _mm512_set1_epi32(-zero_point * activations);
@@ -101,6 +101,8 @@ struct Avx512Vnni {
     }
     F32 value() const { return _mm512_cvtepi32_ps(sum); }
   };
+  template <int Bits>
+  using Dot = AnyDot;
 
  private:
   static __mmask16 mask_of(std::int64_t count) { return static_cast<__mmask16>(count <= 0 ? 0u : (1u << count) - 1u); }

@@ -77,6 +77,9 @@ struct Scalar {
   static void store_half(std::uint16_t* p, const F32& a) {
     for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
   }
+  static F32 add(const F32& a, const F32& b) {
+    return map([&](int i) { return a.v[i] + b.v[i]; });
+  }
   static F32 sub(const F32& a, const F32& b) {
     return map([&](int i) { return a.v[i] - b.v[i]; });
   }
@@ -116,8 +119,7 @@ struct Scalar {
   }
 
   // The sum over k of code * activation for 16 columns, minus zero_point * sum of activations.
-  template <int Bits>
-  struct Dot {
+  struct AnyDot {
     I32 sum;
     void start(std::int32_t zero_point, std::int32_t activations) {
       for (std::int32_t& v : sum.v) v = -zero_point * activations;
@@ -132,6 +134,8 @@ struct Scalar {
       return map([this](int i) { return static_cast<float>(sum.v[i]); });
     }
   };
+  template <int Bits>
+  using Dot = AnyDot;
 
  private:
   template <class F>

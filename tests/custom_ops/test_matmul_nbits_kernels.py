@@ -1,0 +1,180 @@
+"""The kernels against the NumPy reference, on every instruction set of this machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnxpress.custom_ops import _kernels, reference
+
+ISAS = _kernels.supported_isas()
+BITS = range(2, 9)
+# (M, K, N): odd N, K that is no multiple of a block or a span, single elements, rows that divide into no group.
+SHAPES = [(1, 1, 1), (1, 33, 17), (2, 31, 16), (3, 64, 15), (5, 257, 31), (7, 100, 37), (13, 300, 65), (49, 40, 50)]
+
+
+def make_weight(rng, bits, block_size, K, N, zero_points, scale_type=np.float32):
+    """A packed weight of random codes: every code of every width occurs."""
+    blocks = -(-K // block_size)
+    codes = rng.integers(0, 2**bits, (N, blocks, block_size), dtype=np.uint8)
+    packed = reference.pack_codes(codes, bits)
+    scales = (rng.uniform(0.5, 1.5, (N, blocks)) * rng.choice([-1, 1], (N, blocks))).astype(scale_type)
+    if zero_points == "packed":
+        zeros = reference.pack_zero_points(rng.integers(0, 2**bits, (N, blocks), dtype=np.uint8), bits)
+    elif zero_points == "float":
+        zeros = rng.uniform(0, 2**bits - 1, (N, blocks)).astype(scale_type)
+    else:
+        zeros = None
+    return packed, scales, zeros
+
+
+def tolerance(A, packed, scales, zeros, bits, block_size, K):
+    """Bound on the rounding of a float32 sum: (number of additions) * epsilon * (sum of magnitudes)."""
+    weight = np.abs(reference.dequantize(packed, scales, zeros, bits=bits, block_size=block_size, K=K))
+    # Zero points leave the sum as a product of their own, so code and zero point count apart.
+    scale = np.repeat(np.abs(scales.astype(np.float64)), block_size, axis=1)[:, :K].T
+    magnitude = np.abs(A).astype(np.float64) @ (weight + 2 * 2**bits * scale)
+    return (K + 8) * np.finfo(np.float32).eps * magnitude + 1e-30
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+def test_matches_reference(isa, bits, accuracy_level):
+    rng = np.random.default_rng(bits)
+    signed = []
+    for M, K, N in SHAPES:
+        for block_size in (16, 32, 64):
+            for zero_points in (None, "packed", "float"):
+                scale_type = np.float16 if (M + block_size) % 3 == 0 else np.float32
+                packed, scales, zeros = make_weight(rng, bits, block_size, K, N, zero_points, scale_type)
+                A = rng.standard_normal((M, K)).astype(np.float32)
+                bias = rng.standard_normal(N).astype(np.float32) if M % 2 else None
+                got, ran = _kernels.matmul_nbits(
+                    A, packed, scales, zeros, bias,
+                    bits=bits, block_size=block_size, K=K, accuracy_level=accuracy_level, isa=isa,
+                )  # fmt: skip
+                want = reference.matmul_nbits(
+                    A, packed, scales, zeros, bias,
+                    bits=bits, block_size=block_size, K=K, accuracy_level=accuracy_level,
+                )  # fmt: skip
+                assert ran == isa
+                bound = tolerance(A, packed, scales, zeros, bits, block_size, K)
+                error = got - want
+                assert np.all(np.abs(error) <= bound), (M, K, N, block_size, zero_points, np.abs(error).max())
+                signed.append(error / bound)
+    # Rounding errors must cancel: a mean far from zero would be a bias of the kernel.
+    everything = np.concatenate([e.ravel() for e in signed])
+    assert abs(everything.mean()) < 0.02
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("M", [1, 6])
+def test_integer_sums_are_exact(isa, bits, M):
+    """Activations on the int8 grid and scales of powers of two leave nothing to round: equal to the last bit."""
+    rng = np.random.default_rng(bits)
+    K, N, block_size = 4100, 35, 32
+    packed, scales, zeros = make_weight(rng, bits, block_size, K, N, "packed")
+    scales = np.exp2(rng.integers(-2, 2, scales.shape)).astype(np.float32)
+    A = rng.integers(-127, 128, (M, K)).astype(np.float32)
+    A[:, ::block_size] = 127  # so that the scale of each block is 1
+    got, ran = _kernels.matmul_nbits(
+        A[:, :1024], packed[:, :32], np.ascontiguousarray(scales[:, :32]), None, None,
+        bits=bits, block_size=block_size, K=1024, accuracy_level=4, isa=isa,
+    )  # fmt: skip
+    codes = reference.unpack_codes(packed[:, :32], bits, block_size, 1024).astype(np.int64) - 2 ** (bits - 1)
+    exact = np.zeros((M, N))
+    for b in range(32):
+        part = slice(b * block_size, (b + 1) * block_size)
+        exact += (A[:, part].astype(np.int64) @ codes[:, part].T) * scales[:, b].astype(np.float64)
+    assert ran == isa
+    np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_extreme_codes_do_not_saturate(isa):
+    """All codes at an end of their range against activations at an end of theirs, the worst case of 16-bit sums."""
+    for bits in BITS:
+        for code, value in [(0, 1.0), (2**bits - 1, 1.0), (0, -1.0), (2**bits - 1, -1.0)]:
+            K, N = 512, 16
+            packed = reference.pack_codes(np.full((N, K // 256, 256), code, np.uint8), bits)
+            scales = np.ones((N, K // 256), np.float32)
+            for M in (1, 3):
+                A = np.full((M, K), value, np.float32)
+                got, _ = _kernels.matmul_nbits(
+                    A, packed, scales, None, None, bits=bits, block_size=256, K=K, accuracy_level=4, isa=isa
+                )
+                np.testing.assert_allclose(got, value * K * (code - 2 ** (bits - 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("M", [1, 4])
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_poison_is_not_lost(isa, M, accuracy_level, poison):
+    """A NaN or an infinity in a row spoils that row and no other."""
+    rng = np.random.default_rng(0)
+    packed, scales, _ = make_weight(rng, 4, 32, 100, 20, None)
+    A = rng.standard_normal((M, 100)).astype(np.float32)
+    A[-1, 37] = poison
+    got, _ = _kernels.matmul_nbits(
+        A, packed, scales, None, None, bits=4, block_size=32, K=100, accuracy_level=accuracy_level, isa=isa
+    )
+    assert not np.isfinite(got[-1]).any()
+    assert np.isfinite(got[:-1]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_blocks_of_zeros_and_tiny_values(isa):
+    rng = np.random.default_rng(0)
+    packed, scales, _ = make_weight(rng, 4, 32, 96, 20, None)
+    A = rng.standard_normal((3, 96)).astype(np.float32)
+    A[:, 32:64] = 0
+    A[:, 64:] = 1e-40
+    want = reference.matmul_nbits(A, packed, scales, bits=4, block_size=32, K=96, accuracy_level=4)
+    got, _ = _kernels.matmul_nbits(
+        A, packed, scales, None, None, bits=4, block_size=32, K=96, accuracy_level=4, isa=isa
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_long_reductions_come_in_stretches(isa):
+    """K beyond one unpacked panel, for each path."""
+    rng = np.random.default_rng(1)
+    K, N = 9000, 33
+    for block_size in (16, 256):
+        packed, scales, zeros = make_weight(rng, 3, block_size, K, N, "packed")
+        A = rng.standard_normal((4, K)).astype(np.float32)
+        for accuracy_level in (0, 4):
+            arguments = {"bits": 3, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
+            want = reference.matmul_nbits(A, packed, scales, zeros, **arguments)
+            got, _ = _kernels.matmul_nbits(A, packed, scales, zeros, None, **arguments, isa=isa)
+            bound = tolerance(A, packed, scales, zeros, 3, block_size, K)
+            assert np.all(np.abs(got - want) <= bound)
+
+
+def test_no_rows():
+    packed, scales, _ = make_weight(np.random.default_rng(0), 4, 32, 64, 16, None)
+    got, _ = _kernels.matmul_nbits(
+        np.zeros((0, 64), np.float32), packed, scales, None, None, bits=4, block_size=32, K=64
+    )
+    assert got.shape == (0, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 1}, "bits must be 2 to 8"),
+        ({"bits": 9}, "bits must be 2 to 8"),
+        ({"block_size": 48}, "power of two"),
+        ({"block_size": 8}, "power of two"),
+        ({"K": 65}, "packed has the wrong shape"),
+        ({"isa": "sse9"}, "unknown instruction set"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    packed, scales, _ = make_weight(np.random.default_rng(0), 4, 32, 64, 16, None)
+    arguments = {"bits": 4, "block_size": 32, "K": 64, **change}
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        _kernels.matmul_nbits(np.zeros((1, 64), np.float32), packed, scales, None, None, **arguments)

@@ -1,0 +1,119 @@
+"""Weight rounding: the C++ against the NumPy reference bit for bit, and the reference against its own promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnxpress.custom_ops import _kernels, reference
+
+ISAS = _kernels.supported_isas()
+
+
+def quantize(function, weight, transposed, bits, block_size, symmetric, search=True, scale_type="float32", **isa):
+    N, K = weight.shape if transposed else weight.shape[::-1]
+    blocks = -(-K // block_size)
+    packed = np.zeros((N, blocks, block_size * bits // 8), np.uint8)
+    scales = np.zeros((N, blocks), np.float32)
+    zeros = np.zeros((N, blocks), np.uint8)
+    sums = function(
+        weight, transposed, bits, block_size, symmetric, search, scale_type, (0, N), packed, scales, zeros, **isa
+    )
+    return packed, scales, zeros, sums
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_same_bits_as_reference(isa, bits, symmetric):
+    rng = np.random.default_rng(bits)
+    for K, N, block_size, transposed, dtype, scale_type in [
+        (100, 37, 32, False, np.float32, "float32"),
+        (64, 16, 16, True, np.float32, "float16"),
+        (300, 5, 128, False, np.float16, "float32"),
+        (17, 33, 64, True, np.float16, "float16"),
+    ]:
+        weight = rng.standard_t(4, (N, K) if transposed else (K, N)).astype(dtype)
+        arguments = (weight, transposed, bits, block_size, symmetric, True, scale_type)
+        want = quantize(reference.quantize_blocks, *arguments)
+        got = quantize(_kernels.quantize_blocks, *arguments, isa=isa)
+        for name, a, b in zip(("packed", "scales", "zero_points"), got, want, strict=False):
+            np.testing.assert_array_equal(a, b, err_msg=name)
+        np.testing.assert_allclose(got[3], want[3], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_reported_error_is_the_error(bits, symmetric):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_t(4, (96, 24)).astype(np.float32)
+    packed, scales, zeros, (error, baseline, energy) = quantize(
+        _kernels.quantize_blocks, weight, False, bits, 32, symmetric
+    )
+    offsets = _kernels.pack_zero_points(zeros, bits)
+    restored = reference.dequantize(packed, scales, offsets, bits=bits, block_size=32, K=96)
+    assert np.square(restored - weight, dtype=np.float64).sum() == pytest.approx(error, rel=1e-4)
+    assert np.square(weight, dtype=np.float64).sum() == pytest.approx(energy, rel=1e-6)
+    assert error < baseline
+    plain = quantize(_kernels.quantize_blocks, weight, False, bits, 32, symmetric, search=False)
+    assert plain[3][0] == plain[3][1] == pytest.approx(baseline, rel=1e-6)
+    if symmetric:
+        assert (zeros == 2 ** (bits - 1)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_columns_are_independent(isa):
+    """Any split into ranges of output channels gives what one call gives."""
+    weight = np.random.default_rng(0).standard_normal((70, 50)).astype(np.float32)
+    whole = quantize(_kernels.quantize_blocks, weight, False, 3, 32, False, isa=isa)
+    packed, scales, zeros = (np.zeros_like(a) for a in whole[:3])
+    for columns in [(32, 50), (0, 16), (16, 32)]:
+        _kernels.quantize_blocks(
+            weight, False, 3, 32, False, True, "float32", columns, packed, scales, zeros, isa=isa
+        )
+    for a, b in zip((packed, scales, zeros), whole, strict=False):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_constant_and_extreme_blocks(isa, symmetric):
+    for value in (0.0, 1.0, -3.0, 1e-38, -1e-42, 1e18, 3e38):
+        weight = np.full((32, 4), value, np.float32)
+        packed, scales, zeros, _ = quantize(_kernels.quantize_blocks, weight, False, 4, 32, symmetric, isa=isa)
+        assert np.isfinite(scales).all()
+        restored = reference.dequantize(
+            packed, scales, _kernels.pack_zero_points(zeros, 4), bits=4, block_size=32, K=32
+        )
+        np.testing.assert_allclose(restored, weight, rtol=1e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_codes_survive_packing(bits):
+    rng = np.random.default_rng(bits)
+    codes = rng.integers(0, 2**bits, (5, 3, 32), dtype=np.uint8)
+    packed = reference.pack_codes(codes, bits)
+    assert packed.shape == (5, 3, 32 * bits // 8)
+    for module in (_kernels, reference):
+        np.testing.assert_array_equal(module.unpack_codes(packed, bits, 32, 90), codes.reshape(5, -1)[:, :90])
+    for count in (1, 2, 3, 7, 8, 9):
+        zeros = rng.integers(0, 2**bits, (4, count), dtype=np.uint8)
+        packed = _kernels.pack_zero_points(zeros, bits)
+        np.testing.assert_array_equal(packed, reference.pack_zero_points(zeros, bits))
+        np.testing.assert_array_equal(reference.unpack_zero_points(packed, bits, count), zeros)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_all_finite_sees_every_place(dtype):
+    for size in (0, 1, 63, 5000):
+        assert _kernels.all_finite(np.ones(size, dtype))
+    for place in (0, 4095, 4096, 9999):
+        for poison in (np.nan, np.inf, -np.inf):
+            array = np.ones(10000, dtype)
+            array[place] = poison
+            assert not _kernels.all_finite(array)
+
+
+def test_half_precision_scales_are_halves():
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+    scales = quantize(_kernels.quantize_blocks, weight, False, 4, 32, False, scale_type="float16")[1]
+    np.testing.assert_array_equal(scales, scales.astype(np.float16).astype(np.float32))
