@@ -16,7 +16,8 @@ DOMAIN = "onnxpress"
 OPSET = 1
 """Version of the domain."""
 
-_BODY_OPSET = 18
+MIN_OPSET = 13
+"""Oldest opset of a model whose functions these can be."""
 
 
 class _Body:
@@ -25,14 +26,16 @@ class _Body:
     def __init__(self) -> None:
         self.nodes: list[ir.Node] = []
 
-    def op(self, op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: int | str) -> ir.Value:
         node = ir.node(op_type, list(inputs), attributes=attributes, name=f"{op_type}_{len(self.nodes)}")
         node.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(node)
         return node.outputs[0]
 
     def constant(self, array: np.ndarray) -> ir.Value:
-        node = ir.node("Constant", [], attributes={"value": ir.tensor(array)}, name=f"Constant_{len(self.nodes)}")
+        node = ir.node(
+            "Constant", [], attributes={"value": ir.tensor(array)}, name=f"Constant_{len(self.nodes)}"
+        )
         node.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(node)
         return node.outputs[0]
@@ -47,8 +50,7 @@ class _Body:
     def unpack(self, packed: ir.Value, lead: tuple[int, ...], count: int, bits: int) -> ir.Value:
         """Codes of `packed` uint8 [*lead, bytes] as float32 [*lead, count].
 
-        uint8 knows shifts and Mod from opset 14 on; what falls off the left end of a byte in between is the part
-        that the mask would have cleared.
+        Mod is the mask here: bitwise And came to ONNX only with opset 18.
         """
         total: ir.Value | None = None
         begin = shift = 0
@@ -58,7 +60,7 @@ class _Body:
             plane = self.slice(packed, begin, begin + size)
             column = self.op("Reshape", plane, self.shape(*lead, size, 1))
             shifts = self.constant(np.arange(per_byte, dtype=np.uint8) * np.uint8(width))
-            shifted = self.op("BitShift", column, shifts, direction="RIGHT")  # type: ignore[arg-type]
+            shifted = self.op("BitShift", column, shifts, direction="RIGHT")
             if width < 8:
                 shifted = self.op("Mod", shifted, self.constant(np.array(2**width, np.uint8)))
             flat = self.op("Reshape", shifted, self.shape(*lead, size * per_byte))
@@ -81,6 +83,7 @@ def matmul_nbits(
     scale: ir.DataType = ir.DataType.FLOAT,
     zero_points: bool = False,
     bias: bool = False,
+    opset: int = 18,
 ) -> ir.Function:
     """Body of `onnxpress::MatMulNBits`: the weight is dequantized to float32, then multiplied.
 
@@ -96,6 +99,7 @@ def matmul_nbits(
         scale: Type of the scales: FLOAT, FLOAT16 or BFLOAT16.
         zero_points: Whether the node has packed uint8 zero points.
         bias: Whether the node has a bias.
+        opset: That of the model, from MIN_OPSET on; the checker wants functions to have the same.
 
     Returns:
         The function, with inputs A, B, scales, zero_points and bias as the op has; its `overload` is unique for
@@ -131,16 +135,29 @@ def matmul_nbits(
     if activation != ir.DataType.FLOAT:
         y = body.op("Cast", y, to=int(activation))
 
-    parts = [f"b{bits}", f"k{K}", f"n{N}", f"block{block_size}", activation.name.lower(), f"scale_{scale.name.lower()}"]
+    parts = [
+        f"b{bits}",
+        f"k{K}",
+        f"n{N}",
+        f"block{block_size}",
+        activation.name.lower(),
+        f"scale_{scale.name.lower()}",
+    ]
     parts += ["zero_points"] * zero_points + ["bias"] * bias
     attributes = [
         ir.Attr(name, ir.AttributeType.INT, value)
-        for name, value in (("K", K), ("N", N), ("bits", bits), ("block_size", block_size), ("accuracy_level", 0))
+        for name, value in (
+            ("K", K),
+            ("N", N),
+            ("bits", bits),
+            ("block_size", block_size),
+            ("accuracy_level", 0),
+        )
     ]
     return ir.Function(
         DOMAIN,
         "MatMulNBits",
         "_".join(parts),
-        graph=ir.Graph(inputs, [y], nodes=body.nodes, opset_imports={"": _BODY_OPSET}),
+        graph=ir.Graph(inputs, [y], nodes=body.nodes, opset_imports={"": opset}),
         attributes=attributes,
     )

@@ -235,7 +235,9 @@ def quantize_block(
         if symmetric:
             scale = _round_scale(extreme * factor / -middle, scale_type)
             return scale, np.full_like(scale, middle)
-        scale = _round_scale(high * factor / np.float32(levels) - low * factor / np.float32(levels), scale_type)
+        scale = _round_scale(
+            high * factor / np.float32(levels) - low * factor / np.float32(levels), scale_type
+        )
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
         zero = np.clip(np.rint(-low * factor * inverse), 0, levels).astype(np.float32)
         return scale, zero
@@ -304,7 +306,11 @@ def quantize_blocks(
         packed[begin:end, block] = pack_codes(np.ascontiguousarray(codes.T), bits)
         scales[begin:end, block] = scale
         zero_points[begin:end, block] = zero
-        sums += [error.sum(dtype=np.float64), baseline.sum(dtype=np.float64), np.square(x, dtype=np.float64).sum()]
+        sums += [
+            error.sum(dtype=np.float64),
+            baseline.sum(dtype=np.float64),
+            np.square(x, dtype=np.float64).sum(),
+        ]
     return float(sums[0]), float(sums[1]), float(sums[2])
 
 

@@ -59,9 +59,10 @@ SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& schem
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(size));
   LaneBlock block{x, x + size * kLanes, x + 2 * size * kLanes, {}, {}, {}, {}};
   SquaredErrors errors;
-  for (std::int64_t n = begin; n < end; n += kLanes) {
-    const std::int64_t columns = std::min<std::int64_t>(kLanes, end - n);
-    for (std::int64_t b = 0; b < blocks; ++b) {
+  // Along the rows of a [K, N] weight first: memory comes in whole pages rather than a cache line of each.
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    for (std::int64_t n = begin; n < end; n += kLanes) {
+      const std::int64_t columns = std::min<std::int64_t>(kLanes, end - n);
       load_block(weight, kernels, n, columns, b * size, size, row, x);
       kernels.block(scheme, block);
       for (std::int64_t c = 0; c < columns; ++c) {

@@ -1,6 +1,6 @@
-// Plain loops over 16 lanes, which the compiler turns into the vectors of the instruction set of the file that
-// includes this. No fused multiply-add (-ffp-contract=off): every instruction set must choose the same codes.
-// Internal linkage throughout, as in matmul_nbits_impl.h.
+// Sixteen output channels side by side in a vector of the compiler's, which it maps to the registers of the
+// instruction set of the file that includes this. No fused multiply-add (-ffp-contract=off): every instruction set
+// must choose the same codes. Internal linkage throughout, as in matmul_nbits_impl.h.
 #pragma once
 
 #include <cfloat>
@@ -15,108 +15,134 @@ namespace {
 
 constexpr int kShrinkSteps = 12;  // 1, 0.96, ... 0.56: SHRINKS in reference.py
 
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+static_assert(sizeof(Lanes) == sizeof(LaneBlock::scale));
+
+// Results come through references: by value they would need a calling convention of wide registers.
+inline void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
+inline void store(const Lanes& from, float* to) { std::memcpy(to, &from, sizeof from); }
+
 // Nearest even for |v| < 2^22, with no call of the C library: adding 1.5 * 2^23 leaves no bits for a fraction.
-inline float round_small(float v) { return (v + 12582912.0f) - 12582912.0f; }
+constexpr float kRounder = 12582912.0f;
 
 inline float clamp(float v, float low, float high) {
   v = v < low ? low : v;
   return v > high ? high : v;
 }
 
-inline float reciprocal(float v) { return v != 0.0f ? 1.0f / v : 0.0f; }
-
 // To the stored type, within its range. Subnormal scales become 0: their reciprocal would be infinite.
-inline float round_scale(const BlockScheme& scheme, float scale) {
-  if (scheme.half_scales) return half_to_float(float_to_half(clamp(scale, -65504.0f, 65504.0f)));
-  return scale < FLT_MIN && scale > -FLT_MIN ? 0.0f : scale;
+inline void round_scales(const BlockScheme& scheme, Lanes& scale) {
+  if (scheme.half_scales) {
+    for (int c = 0; c < kLanes; ++c) scale[c] = half_to_float(float_to_half(clamp(scale[c], -65504.0f, 65504.0f)));
+  } else {
+    const Lanes zero = {};
+    scale = (scale < FLT_MIN) & (scale > -FLT_MIN) ? zero : scale;
+  }
 }
 
-// Nearest codes at the given scales, and their squared errors.
-void round_codes(const float* x, std::int64_t size, float levels, const float* scale, const float* zero, float* codes,
-                 float* error) {
-  float inverse[kLanes], total[kLanes] = {};
-  for (int c = 0; c < kLanes; ++c) inverse[c] = reciprocal(scale[c]);
+inline void reciprocals(const Lanes& v, Lanes& out) {
+  const Lanes zero = {};
+  out = v != zero ? 1.0f / v : zero;
+}
+
+struct Candidate {
+  Lanes scale, zero_point, error;
+};
+
+// Nearest codes at the scale and zero point of the candidate, and their squared error.
+inline void round_codes(const LaneBlock& b, std::int64_t size, float levels, Candidate& candidate, float* codes) {
+  const Lanes low = {}, high = low + levels, scale = candidate.scale, zero = candidate.zero_point;
+  Lanes inverse, total = {};
+  reciprocals(scale, inverse);
   for (std::int64_t k = 0; k < size; ++k) {
-    for (int c = 0; c < kLanes; ++c) {
-      const float value = x[k * kLanes + c];
-      const float code = round_small(clamp(value * inverse[c] + zero[c], 0.0f, levels));
-      const float difference = (code - zero[c]) * scale[c] - value;
-      codes[k * kLanes + c] = code;
-      total[c] += difference * difference;
-    }
+    Lanes value;
+    load(b.x + k * kLanes, value);
+    Lanes code = value * inverse + zero;
+    code = code < low ? low : code;
+    code = code > high ? high : code;
+    code = (code + kRounder) - kRounder;
+    const Lanes difference = (code - zero) * scale - value;
+    total += difference * difference;
+    store(code, codes + k * kLanes);
   }
-  std::memcpy(error, total, sizeof total);
+  candidate.error = total;
 }
 
-// The scale of least squared error for given codes: sum(x q) / sum(q q).
-void refine_scale(const BlockScheme& scheme, const float* x, const float* codes, const float* zero, float* scale) {
-  float above[kLanes] = {}, below[kLanes] = {};
+// The scale of least squared error for the codes in b.trial: sum(x q) / sum(q q).
+inline void refine_scale(const BlockScheme& scheme, const LaneBlock& b, Candidate& candidate) {
+  const Lanes none = {};
+  Lanes above = {}, below = {};
   for (std::int64_t k = 0; k < scheme.block_size; ++k) {
-    for (int c = 0; c < kLanes; ++c) {
-      const float q = codes[k * kLanes + c] - zero[c];
-      above[c] += x[k * kLanes + c] * q;
-      below[c] += q * q;
-    }
+    Lanes value, code;
+    load(b.x + k * kLanes, value);
+    load(b.trial + k * kLanes, code);
+    const Lanes q = code - candidate.zero_point;
+    above += value * q;
+    below += q * q;
   }
-  for (int c = 0; c < kLanes; ++c) {
-    scale[c] = round_scale(scheme, below[c] > 0.0f ? above[c] / below[c] : 0.0f);
-  }
+  candidate.scale = below > none ? above / below : none;
+  round_scales(scheme, candidate.scale);
 }
 
-void keep_better(const BlockScheme& scheme, const float* scale, const float* zero, const float* error, LaneBlock& b) {
+// Takes the codes in b.trial over where they are better.
+inline void keep_better(const BlockScheme& scheme, const Candidate& candidate, Candidate& best, LaneBlock& b) {
+  const auto better = candidate.error < best.error;
   bool any = false;
-  for (int c = 0; c < kLanes; ++c) any |= error[c] < b.error[c];
+  for (int c = 0; c < kLanes; ++c) any |= better[c] != 0;
   if (!any) return;
   for (std::int64_t k = 0; k < scheme.block_size; ++k) {
-    for (int c = 0; c < kLanes; ++c) {
-      const std::int64_t at = k * kLanes + c;
-      b.codes[at] = error[c] < b.error[c] ? b.trial[at] : b.codes[at];
-    }
+    Lanes found, kept;
+    load(b.trial + k * kLanes, found);
+    load(b.codes + k * kLanes, kept);
+    store(better ? found : kept, b.codes + k * kLanes);
   }
-  for (int c = 0; c < kLanes; ++c) {
-    if (!(error[c] < b.error[c])) continue;
-    b.scale[c] = scale[c];
-    b.zero_point[c] = zero[c];
-    b.error[c] = error[c];
-  }
+  best.scale = better ? candidate.scale : best.scale;
+  best.zero_point = better ? candidate.zero_point : best.zero_point;
+  best.error = better ? candidate.error : best.error;
 }
 
 void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
   const float levels = static_cast<float>((1 << scheme.bits) - 1);
   const float middle = static_cast<float>(1 << (scheme.bits - 1));
-  float low[kLanes] = {}, high[kLanes] = {}, scale[kLanes], zero[kLanes], error[kLanes];
+  const Lanes none = {};
+  Lanes low = {}, high = {};
   for (std::int64_t k = 0; k < scheme.block_size; ++k) {
-    for (int c = 0; c < kLanes; ++c) {
-      const float value = b.x[k * kLanes + c];
-      low[c] = value < low[c] ? value : low[c];
-      high[c] = value > high[c] ? value : high[c];
-    }
+    Lanes value;
+    load(b.x + k * kLanes, value);
+    low = value < low ? value : low;
+    high = value > high ? value : high;
   }
-  const auto candidate = [&](float shrink) {
-    for (int c = 0; c < kLanes; ++c) {
-      if (scheme.symmetric) {
-        const float extreme = high[c] > -low[c] ? high[c] : low[c];
-        scale[c] = round_scale(scheme, extreme * shrink / -middle);
-        zero[c] = middle;
-      } else {
-        scale[c] = round_scale(scheme, high[c] * shrink / levels - low[c] * shrink / levels);
-        zero[c] = round_small(clamp(-low[c] * shrink * reciprocal(scale[c]), 0.0f, levels));
-      }
+  const auto propose = [&](float shrink, Candidate& candidate) {
+    if (scheme.symmetric) {
+      const Lanes extreme = high > -low ? high : low;
+      candidate.scale = extreme * shrink / -middle;
+      round_scales(scheme, candidate.scale);
+      candidate.zero_point = none + middle;
+      return;
     }
+    candidate.scale = high * shrink / levels - low * shrink / levels;
+    round_scales(scheme, candidate.scale);
+    Lanes zero;
+    reciprocals(candidate.scale, zero);
+    zero = -low * shrink * zero;
+    zero = zero > levels ? none + levels : zero;
+    candidate.zero_point = (zero + kRounder) - kRounder;
   };
-  candidate(1.0f);
-  std::memcpy(b.scale, scale, sizeof scale);
-  std::memcpy(b.zero_point, zero, sizeof zero);
-  round_codes(b.x, scheme.block_size, levels, scale, zero, b.codes, b.error);
-  std::memcpy(b.baseline, b.error, sizeof b.error);
+  Candidate best, trial;
+  propose(1.0f, best);
+  round_codes(b, scheme.block_size, levels, best, b.codes);
+  store(best.error, b.baseline);
   for (int step = 0; scheme.search && step < kShrinkSteps; ++step) {
-    candidate(static_cast<float>(1.0 - 0.04 * step));
-    round_codes(b.x, scheme.block_size, levels, scale, zero, b.trial, error);
-    keep_better(scheme, scale, zero, error, b);
-    refine_scale(scheme, b.x, b.trial, zero, scale);
-    round_codes(b.x, scheme.block_size, levels, scale, zero, b.trial, error);
-    keep_better(scheme, scale, zero, error, b);
+    propose(static_cast<float>(1.0 - 0.04 * step), trial);
+    round_codes(b, scheme.block_size, levels, trial, b.trial);
+    keep_better(scheme, trial, best, b);
+    refine_scale(scheme, b, trial);
+    round_codes(b, scheme.block_size, levels, trial, b.trial);
+    keep_better(scheme, trial, best, b);
   }
+  store(best.scale, b.scale);
+  store(best.zero_point, b.zero_point);
+  store(best.error, b.error);
 }
 
 // NaN and infinity have all bits of the exponent set.

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: (weight, scheme) -> quantized weight. No ONNX here."""

@@ -9,7 +9,16 @@ from onnxpress.custom_ops import _kernels, reference
 ISAS = _kernels.supported_isas()
 BITS = range(2, 9)
 # (M, K, N): odd N, K that is no multiple of a block or a span, single elements, rows that divide into no group.
-SHAPES = [(1, 1, 1), (1, 33, 17), (2, 31, 16), (3, 64, 15), (5, 257, 31), (7, 100, 37), (13, 300, 65), (49, 40, 50)]
+SHAPES = [
+    (1, 1, 1),
+    (1, 33, 17),
+    (2, 31, 16),
+    (3, 64, 15),
+    (5, 257, 31),
+    (7, 100, 37),
+    (13, 300, 65),
+    (49, 40, 50),
+]
 
 
 def make_weight(rng, bits, block_size, K, N, zero_points, scale_type=np.float32):

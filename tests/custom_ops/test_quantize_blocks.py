@@ -9,14 +9,27 @@ from onnxpress.custom_ops import _kernels, reference
 ISAS = _kernels.supported_isas()
 
 
-def quantize(function, weight, transposed, bits, block_size, symmetric, search=True, scale_type="float32", **isa):
+def quantize(
+    function, weight, transposed, bits, block_size, symmetric, search=True, scale_type="float32", **isa
+):
     N, K = weight.shape if transposed else weight.shape[::-1]
     blocks = -(-K // block_size)
     packed = np.zeros((N, blocks, block_size * bits // 8), np.uint8)
     scales = np.zeros((N, blocks), np.float32)
     zeros = np.zeros((N, blocks), np.uint8)
     sums = function(
-        weight, transposed, bits, block_size, symmetric, search, scale_type, (0, N), packed, scales, zeros, **isa
+        weight,
+        transposed,
+        bits,
+        block_size,
+        symmetric,
+        search,
+        scale_type,
+        (0, N),
+        packed,
+        scales,
+        zeros,
+        **isa,
     )
     return packed, scales, zeros, sums
 
@@ -79,7 +92,9 @@ def test_columns_are_independent(isa):
 def test_constant_and_extreme_blocks(isa, symmetric):
     for value in (0.0, 1.0, -3.0, 1e-38, -1e-42, 1e18, 3e38):
         weight = np.full((32, 4), value, np.float32)
-        packed, scales, zeros, _ = quantize(_kernels.quantize_blocks, weight, False, 4, 32, symmetric, isa=isa)
+        packed, scales, zeros, _ = quantize(
+            _kernels.quantize_blocks, weight, False, 4, 32, symmetric, isa=isa
+        )
         assert np.isfinite(scales).all()
         restored = reference.dequantize(
             packed, scales, _kernels.pack_zero_points(zeros, 4), bits=4, block_size=32, K=32

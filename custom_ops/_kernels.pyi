@@ -1,0 +1,39 @@
+import numpy as np
+import numpy.typing as npt
+
+def quantize_blocks(
+    weight: npt.NDArray[np.floating],
+    transposed: bool,
+    bits: int,
+    block_size: int,
+    symmetric: bool,
+    search: bool,
+    scale_type: str,
+    columns: tuple[int, int],
+    packed: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.float32],
+    zero_points: npt.NDArray[np.uint8],
+    isa: str | None = None,
+) -> tuple[float, float, float]: ...
+def unpack_codes(
+    packed: npt.NDArray[np.uint8], bits: int, block_size: int, K: int
+) -> npt.NDArray[np.uint8]: ...
+def pack_zero_points(zero_points: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]: ...
+def all_finite(array: npt.NDArray[np.floating]) -> bool: ...
+def matmul_nbits(
+    A: npt.NDArray[np.float32],
+    packed: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.floating],
+    zero_points: npt.NDArray[np.generic] | None,
+    bias: npt.NDArray[np.float32] | None,
+    *,
+    bits: int,
+    block_size: int,
+    K: int,
+    accuracy_level: int = 0,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.float32], str]: ...
+def supported_isas() -> list[str]: ...
+def chosen_isa() -> str: ...
+
+__file__: str

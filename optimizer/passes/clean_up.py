@@ -1,0 +1,57 @@
+"""Standard clean-up before quantization: inlining, constant folding, dead code, and the common fusions.
+
+Everything comes from onnx-ir and onnxscript. Large constants are never folded, so that no weight is materialized but
+those that a BatchNormalization is folded into.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import onnx_ir as ir
+
+# onnxscript's default rules but two kinds. Its rule for Slices that make a Split has two outputs, and the matcher
+# walks the whole graph for each candidate of such a rule: minutes for a language model. And MatMul + Add stays as it
+# is: ONNX Runtime decides better when it sees the shapes.
+_RULES = (
+    "add_0_rule", "affine_conv_fusion_rule", "cast_cast_rule", "cast_constant_of_shape_rule",
+    "cast_constant_of_shape_without_value_rule", "collapse_slice2_rule", "collapse_slice_rule",
+    "conv_affine_fusion_rule", "div_by_1_rule", "dropout_inference_rule", "dropout_zero_rule",
+    "flatten_to_reshape_rule", "fuse_batchnorm_into_conv_rule", "fuse_batchnorm_into_conv_transpose_rule",
+    "fuse_batchnorm_into_gemm_rule", "fuse_pad_into_conv_rule", "max_max_rule", "max_min_rule", "min_max_rule",
+    "min_min_rule", "mul_by_1_rule", "no_op_cast_rule", "no_op_dynamic_scatter_nd_rule", "no_op_expand_rule",
+    "no_op_static_scatter_nd_rule", "no_op_transpose_rule", "normalize_pad_format_conv_rule",
+    "one_reshape_matmul_reshape_rule", "remove_optional_bias_from_conv_rule",
+    "remove_optional_bias_from_conv_transpose_rule", "remove_optional_bias_from_gemm_rule", "reshape_reshape_rule",
+    "squeeze_reshape_1d_rule", "sub_0_rule", "successive_clip_relu_rule", "successive_clip_rule",
+    "successive_relu_clip_rule", "successive_relu_rule", "transpose_transpose_rule",
+    "two_reshapes_matmul_reshape_rule", "unsqueeze_unsqueeze_rule",
+)  # fmt: skip
+
+
+class CleanUp:
+    """Inline functions, fold constants, apply fusion rules, and remove what is double or unused."""
+
+    def __call__(self, model: ir.Model) -> bool:
+        """Clean up; whether anything changed."""
+        import onnx_ir.passes.common as common
+        from onnxscript.optimizer import fold_constants
+        from onnxscript.rewriter import RewritePass
+        from onnxscript.rewriter.rules import common as rules
+
+        for name in ("onnxscript", "onnx_ir"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        modified = common.InlinePass()(model).modified
+        modified |= fold_constants(model, onnx_shape_inference=True).modified
+        # Rules come and go with versions of onnxscript.
+        known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
+        for step in (
+            RewritePass(known),
+            common.CommonSubexpressionEliminationPass(),
+            common.IdentityEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedOpsetsPass(),
+        ):
+            modified |= step(model).modified
+        return modified

@@ -1,0 +1,275 @@
+"""Which nodes a recipe takes, and why not the others.
+
+A node is taken when y = A W with a constant W of two axes that we can read: the second input of MatMul or Gemm, or,
+where embeddings are wanted, the table of a Gather. The constant may stand behind Identity, Transpose and casts
+between float32 and float16, which are undone by reading it accordingly, never by storing another copy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from ..quantization.rtn import is_finite
+from ..recipe import NodeSettings, Recipe
+
+# Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
+MIN_ELEMENTS = 1024
+# A table read a row at a time costs memory, not time: only large ones are worth it.
+MIN_TABLE_ELEMENTS = 1 << 20
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_WITH_WEIGHTS = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"}
+_QUANTIZED = {
+    "DynamicQuantizeLSTM",
+    "DynamicQuantizeMatMul",
+    "GatherBlockQuantized",
+    "MatMulBnb4",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "ConvInteger",
+    "QAttention",
+    "QGemm",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A constant behind a node's input.
+
+    Attributes:
+        value: The initializer, or the output of a Constant node.
+        tensor: Its data.
+        transposed: Whether output channels are its first axis, everything between it and the node counted.
+        dtype: Its type as the node sees it, after casts.
+    """
+
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    transposed: bool
+    dtype: ir.DataType
+
+    @property
+    def K(self) -> int:
+        """Length of the reduction."""
+        return int(self.tensor.shape[1 if self.transposed else 0])
+
+    @property
+    def N(self) -> int:
+        """Output channels."""
+        return int(self.tensor.shape[0 if self.transposed else 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What becomes of one node.
+
+    Attributes:
+        node: The node.
+        path: Where it is: "" for the main graph, else the nodes and functions around it.
+        taken: Whether it will be quantized.
+        reason: Why not, or the scheme it gets.
+        parameters: Elements of its weight, 0 where it has none.
+        weight: The constant, when taken.
+        settings: What the recipe says, when taken.
+    """
+
+    node: ir.Node
+    path: str
+    taken: bool
+    reason: str
+    parameters: int = 0
+    weight: Weight | None = None
+    settings: NodeSettings | None = None
+
+    @property
+    def node_name(self) -> str:
+        """Name of the node, with where it is."""
+        return f"{self.path}/{self.node.name}" if self.path else self.node.name or ""
+
+    @property
+    def op_type(self) -> str:
+        """Operator of the node."""
+        return self.node.op_type
+
+
+def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """Decide on every node that has, or could have, a weight.
+
+    Args:
+        model: The model; its weights are read once, to refuse NaN and infinity, and released.
+        recipe: What is asked for.
+
+    Returns:
+        One decision a node, in the order of the graph.
+    """
+    finite: dict[int, bool] = {}
+    decisions = []
+    for path, node in _nodes(model.graph, ""):
+        decision = _decide(node, path, recipe, finite)
+        if decision is not None:
+            decisions.append(decision)
+    for function in model.functions.values():
+        if function.domain == "onnxpress":
+            continue
+        for node in function.all_nodes():
+            if node.op_type in ("MatMul", "Gemm"):
+                reason = f"inside function {function.name}; clean-up inlines functions"
+                decisions.append(Decision(node, function.name, False, reason))
+    return decisions
+
+
+def _nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
+    for node in graph:
+        yield path, node
+        for attribute in node.attributes.values():
+            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+                inner = f"{path}/{node.name}" if path else node.name or node.op_type
+                yield from _nodes(attribute.value, inner)
+
+
+def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+    if node.domain not in ("", "ai.onnx"):
+        if node.op_type in _QUANTIZED:
+            return Decision(node, path, False, "already quantized")
+        return None
+    if node.op_type in _QUANTIZED:
+        return Decision(node, path, False, "already quantized")
+    if node.op_type in _WITH_WEIGHTS:
+        return Decision(node, path, False, f"weight-only schemes do not take {node.op_type}")
+    if node.op_type in ("MatMul", "Gemm"):
+        return _decide_product(node, path, recipe, finite)
+    if node.op_type == "Gather":
+        return _decide_table(node, path, recipe, finite)
+    return None
+
+
+def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+    if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return Decision(node, path, False, "lacks an input")
+    flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    weight = _find_weight(node.inputs[1], flipped)
+    if isinstance(weight, str):
+        left = _find_weight(node.inputs[0], False)
+        if weight == "no constant weight" and not isinstance(left, str):
+            return Decision(node, path, False, "the constant is on the left", left.tensor.size)
+        return Decision(node, path, False, weight)
+    reason = _refuse(weight) or _refuse_values(weight, finite)
+    size = weight.tensor.size
+    if reason:
+        return Decision(node, path, False, reason, size)
+    if size < MIN_ELEMENTS:
+        return Decision(node, path, False, f"fewer than {MIN_ELEMENTS} weights", size)
+    settings = recipe.settings(node.name or "", node.op_type)
+    if isinstance(settings, str):
+        return Decision(node, path, False, settings, size)
+    return Decision(node, path, True, f"int{settings.weight.bits}", size, weight, settings)
+
+
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+    table = _find_weight(node.inputs[0], True)
+    if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
+        return None
+    size = table.tensor.size
+    if not recipe.embeddings:
+        return Decision(node, path, False, "embedding table; --embeddings takes it", size)
+    reason = _refuse(table)
+    settings = recipe.settings(node.name or "", node.op_type)
+    if reason is None and isinstance(settings, str):
+        reason = settings
+    if reason is None and node.attributes.get_int("axis", 0) != 0:
+        reason = "Gather along another axis than 0"
+    if reason is None and not table.transposed:
+        reason = "embedding table behind a Transpose"
+    if reason is None and isinstance(settings, NodeSettings):
+        if settings.weight.bits not in (4, 8):
+            reason = f"GatherBlockQuantized has no {settings.weight.bits} bits"
+        elif table.K % settings.weight.block_size:
+            reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
+    reason = reason or _refuse_values(table, finite)
+    if reason or isinstance(settings, str):
+        return Decision(node, path, False, str(reason), size)
+    return Decision(node, path, True, f"int{settings.weight.bits}", size, table, settings)
+
+
+def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
+    """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
+    cast: ir.DataType | None = None
+    while value is not None:
+        tensor = constant_of(value)
+        if tensor is not None:
+            return Weight(value, tensor, flipped, cast or tensor.dtype)
+        producer = value.producer()
+        if producer is None:
+            break
+        if producer.op_type == "DequantizeLinear" or producer.op_type in _QUANTIZED:
+            return "already quantized"
+        if producer.domain not in ("", "ai.onnx") or producer.op_type not in (
+            "Identity",
+            "Transpose",
+            "Cast",
+        ):
+            break
+        if producer.op_type == "Transpose":
+            if list(producer.attributes.get_ints("perm", [1, 0])) != [1, 0]:
+                break
+            flipped = not flipped
+        if producer.op_type == "Cast":
+            to = ir.DataType(producer.attributes.get_int("to", 0))
+            if to not in _FLOATS:
+                break
+            cast = cast or to
+        value = producer.inputs[0]
+    return "no constant weight"
+
+
+def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or of a Constant node's output."""
+    if value.is_initializer():
+        return value.const_value
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
+        attribute = producer.attributes.get("value")
+        if attribute is not None and isinstance(attribute, ir.Attr):
+            return attribute.as_tensor()
+    return None
+
+
+def _refuse(weight: Weight) -> str | None:
+    """Why a constant's type and shape rule it out."""
+    tensor = weight.tensor
+    if weight.value.is_graph_input():
+        return "the weight is also a graph input, which a caller may override"
+    if tensor.dtype not in _FLOATS:
+        return f"weight of type {tensor.dtype.name}"
+    rank = len(tensor.shape)
+    if rank != 2:
+        return (
+            "scalar weight"
+            if rank == 0
+            else f"batched weight of {rank} axes"
+            if rank > 2
+            else "weight of one axis"
+        )
+    if tensor.size == 0:
+        return "empty weight"
+    return None
+
+
+def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:
+    key = id(weight.tensor)
+    if key not in finite:
+        finite[key] = is_finite(weight.tensor.numpy())
+        release(weight.tensor)
+    return None if finite[key] else "the weight holds NaN or infinity"
+
+
+def release(tensor: ir.TensorProtocol) -> None:
+    """Unmap a tensor of external data; resident pages of a map count as memory of the process."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()

@@ -1,0 +1,68 @@
+"""Large embedding tables become low-bit rows: Gather(W, ids) = GatherBlockQuantized(codes, ids, scales, zero_points).
+
+Each row of W [rows, columns] is rounded in blocks along its columns, so the codes of a table that is also the
+transposed weight of a MatMul (tied embeddings) are the same bytes, and stored once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from .lazy_weight import LazyWeight
+from .plan import Decision
+from .quantize_matmul import MICROSOFT
+from .rewriting import add_initializer, insert_before, replace
+
+
+class QuantizeGather:
+    """Rewrite the Gather nodes that a plan takes."""
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[object, ...], LazyWeight] = {}
+        self._values: dict[tuple[int, str], ir.Value] = {}
+
+    @property
+    def weights(self) -> list[LazyWeight]:
+        """The tables that were rounded, each once."""
+        return list(self._weights.values())
+
+    def __call__(self, model: ir.Model, decisions: list[Decision]) -> bool:
+        """Rewrite; whether anything changed."""
+        taken = [d for d in decisions if d.taken and d.op_type == "Gather"]
+        for decision in taken:
+            self._rewrite(model, decision)
+            model.graph.opset_imports.setdefault(MICROSOFT, 1)
+        return bool(taken)
+
+    def _rewrite(self, model: ir.Model, decision: Decision) -> None:
+        node, weight, settings = decision.node, decision.weight, decision.settings
+        assert weight is not None
+        assert settings is not None
+        # The output has the type of the scales.
+        scale_type = "float16" if weight.dtype == ir.DataType.FLOAT16 else "float32"
+        scheme = dataclasses.replace(settings.weight, scale_type=scale_type)
+        key = (id(weight.tensor), scheme)
+        if key not in self._weights:
+            self._weights[key] = LazyWeight(f"{weight.value.name}_table", weight, scheme)
+        lazy = self._weights[key]
+        # Zero points are written out even where they are all the same: ONNX Runtime's default for packed uint8 has
+        # changed between versions.
+        parts = [self._part(model.graph, lazy, part) for part in ("rows", "scales", "zero_points")]
+        rows = insert_before(
+            node, "GatherBlockQuantized", [parts[0], node.inputs[1], *parts[1:]], node.outputs[0],
+            domain=MICROSOFT, suffix="",
+            attributes={"bits": scheme.bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1},
+        )  # fmt: skip
+        producer = rows.producer()
+        assert producer is not None
+        producer.name = node.name
+        replace(node, rows)
+
+    def _part(self, graph: ir.Graph, lazy: LazyWeight, part: str) -> ir.Value:
+        key = (id(lazy), part)
+        if key not in self._values:
+            name = f"{lazy.name}_int{lazy.scheme.bits}_{part}"
+            self._values[key] = add_initializer(graph, name, lazy.tensor(part))
+        return self._values[key]

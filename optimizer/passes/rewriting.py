@@ -1,0 +1,66 @@
+"""What all rewrites need: new initializers beside old ones, and a node in another's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """Register a tensor under `name`, or the next free name after it."""
+    unique, count = name, 1
+    while unique in graph.initializers:
+        unique, count = f"{name}_{count}", count + 1
+    tensor.name = unique
+    value = ir.Value(
+        name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def add_array(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """`add_initializer` for an array."""
+    return add_initializer(graph, name, ir.tensor(array))
+
+
+def insert_before(
+    node: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    like: ir.Value | None,
+    *,
+    domain: str = "",
+    overload: str = "",
+    suffix: str,
+    attributes: dict[str, int | list[int]] | None = None,
+) -> ir.Value:
+    """A new node before `node`, named after it; its output has the type and shape of `like`."""
+    new = ir.node(
+        op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=f"{node.name}{suffix}"
+    )
+    new.outputs[0].name = f"{node.outputs[0].name}{suffix}"
+    if like is not None:
+        new.outputs[0].type = like.type
+        new.outputs[0].shape = like.shape
+    assert node.graph is not None
+    node.graph.insert_before(node, new)
+    return new.outputs[0]
+
+
+def replace(node: ir.Node, new: ir.Value) -> None:
+    """Let `new` take the place of the only output of `node`, its name included."""
+    old = node.outputs[0]
+    name = old.name
+    graph = node.graph
+    assert graph is not None
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    old.name = None
+    new.name = name
+    if new.shape is None:
+        new.shape = old.shape
+    if new.type is None:
+        new.type = old.type

@@ -1,0 +1,238 @@
+"""What to do to a model: a recipe, read from TOML, the command line or Python, and stored in the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import OnnxpressError, UsageError
+from .quantization.schemes import SCALE_TYPES, SCHEMES, WeightScheme
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+FORMS = ("qoperator", "qdq", "onnxpress")
+ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "scheme": tuple(SCHEMES),
+    "block_size": BLOCK_SIZES,
+    "scale_type": SCALE_TYPES,
+    "form": FORMS,
+    "accuracy_level": ACCURACY_LEVELS,
+}
+_TYPES: dict[str, type] = {
+    "symmetric": bool,
+    "search": bool,
+    "embeddings": bool,
+    "clean_up": bool,
+    "keep_float": bool,
+    "match": str,
+    "op_type": str,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Override:
+    """Settings for the nodes that match both patterns; None leaves the recipe's value.
+
+    Attributes:
+        match: Glob pattern on the node's name.
+        op_type: Operator, such as "Gemm".
+        keep_float: Leave these nodes alone.
+        scheme: As in `Recipe`.
+        block_size: As in `Recipe`.
+        symmetric: As in `Recipe`.
+        search: As in `Recipe`.
+        scale_type: As in `Recipe`.
+        accuracy_level: As in `Recipe`.
+    """
+
+    match: str | None = None
+    op_type: str | None = None
+    keep_float: bool = False
+    scheme: str | None = None
+    block_size: int | None = None
+    symmetric: bool | None = None
+    search: bool | None = None
+    scale_type: str | None = None
+    accuracy_level: int | None = None
+
+    def applies(self, name: str, op_type: str) -> bool:
+        """Whether the node of this name and type is meant."""
+        return (self.match is None or fnmatch.fnmatchcase(name, self.match)) and self.op_type in (
+            None,
+            op_type,
+        )
+
+    def describe(self) -> str:
+        """The patterns, as a user wrote them."""
+        parts = [
+            f'{key} = "{value}"' for key in ("match", "op_type") if (value := getattr(self, key)) is not None
+        ]
+        return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeSettings:
+    """What the recipe says about one node."""
+
+    weight: WeightScheme
+    accuracy_level: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to convert a model.
+
+    Attributes:
+        scheme: int2, int3, int4, int5, int6 or int8: bits of a weight.
+        block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256.
+        symmetric: One fixed zero point instead of one a block; None takes the scheme's default.
+        search: Search each block's scale for the least squared error, instead of taking it from min and max.
+        scale_type: float32 or float16.
+        form: "qoperator" (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else
+            onnxpress::MatMulNBits), "qdq" (blocked DequantizeLinear) or "onnxpress" (our op for all bits).
+        accuracy_level: Least precision of the computation: 4 rounds activations to int8, 0 and 1 are float32.
+        embeddings: Quantize large Gather tables too (4 and 8 bits).
+        clean_up: Fold constants and fuse standard patterns first.
+        include: Glob patterns on node names; empty means all.
+        exclude: Glob patterns on node names to keep in float.
+        overrides: Settings for some nodes; the last match wins, key by key.
+    """
+
+    scheme: str = "int4"
+    block_size: int = 32
+    symmetric: bool | None = None
+    search: bool = True
+    scale_type: str = "float32"
+    form: str = "qoperator"
+    accuracy_level: int = 4
+    embeddings: bool = False
+    clean_up: bool = True
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+        """Build a recipe from plain values, as TOML and JSON give them.
+
+        Raises:
+            UsageError: An unknown key, or a value of the wrong type or not among the choices.
+        """
+        fields = _checked(cls, values, source)
+        overrides = fields.pop("overrides", ())
+        if not isinstance(overrides, list | tuple) or not all(isinstance(o, Mapping) for o in overrides):
+            raise UsageError(f"{source}: overrides must be a list of tables, written as [[overrides]]")
+        built = []
+        for index, table in enumerate(overrides):
+            where = f"{source}: overrides[{index}]"
+            override = Override(**_checked(Override, table, where))
+            if override.match is None and override.op_type is None:
+                raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
+            built.append(override)
+        return cls(**fields, overrides=tuple(built))
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file.
+
+        Raises:
+            UsageError: The file is not valid TOML or not a valid recipe.
+            OnnxpressError: The file cannot be read.
+        """
+        if sys.version_info >= (3, 11):
+            import tomllib
+        else:
+            import tomli as tomllib
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise OnnxpressError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: not valid TOML: {error}") from error
+        return cls.from_mapping(values, str(path))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values that `from_mapping` reads back; unset ones are left out."""
+        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v != ()}
+        values["overrides"] = [
+            {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}
+            for o in values.get("overrides", ())
+        ]
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != []}
+
+    def settings(self, name: str, op_type: str) -> NodeSettings | str:
+        """What to do with one node: its settings, or the reason to leave it in float."""
+        if self.include and not any(fnmatch.fnmatchcase(name, p) for p in self.include):
+            return "not included by the recipe"
+        if any(fnmatch.fnmatchcase(name, p) for p in self.exclude):
+            return "excluded by the recipe"
+        values: dict[str, Any] = {
+            key: getattr(self, key)
+            for key in ("scheme", "block_size", "symmetric", "search", "scale_type", "accuracy_level")
+        }
+        keep = False
+        for override in self.overrides:
+            if override.applies(name, op_type):
+                keep = override.keep_float
+                values.update({k: v for k in values if (v := getattr(override, k)) is not None})
+        if keep:
+            return "kept in float by an override of the recipe"
+        preset = SCHEMES[values["scheme"]]
+        symmetric = preset.symmetric if values["symmetric"] is None else values["symmetric"]
+        weight = WeightScheme(
+            preset.bits, values["block_size"], symmetric, values["search"], values["scale_type"]
+        )
+        return NodeSettings(weight, values["accuracy_level"])
+
+    def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:
+        """Patterns that match none of the (name, op_type) pairs: most likely typing errors."""
+        unused = [
+            f'{key} pattern "{pattern}"'
+            for key in ("include", "exclude")
+            for pattern in getattr(self, key)
+            if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in nodes)
+        ]
+        unused += [
+            f"override ({override.describe()})"
+            for override in self.overrides
+            if not any(override.applies(name, op_type) for name, op_type in nodes)
+        ]
+        return unused
+
+
+def _checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values with every key known and every value of its type; lists become tuples."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    result = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(known)}"
+            raise UsageError(f'{source}: unknown key "{key}"{hint}')
+        result[key] = _checked_value(key, value, source)
+    return result
+
+
+def _checked_value(key: str, value: object, source: str) -> object:
+    if key in _CHOICES:
+        choices = _CHOICES[key]
+        if isinstance(value, bool) or value not in choices:
+            near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            listed = ", ".join(str(c) for c in choices)
+            raise UsageError(f"{source}: {key} is {value!r}; {hint}must be one of {listed}")
+    elif key in _TYPES:
+        if not isinstance(value, _TYPES[key]):
+            expected = {bool: "true or false", str: "a string"}[_TYPES[key]]
+            raise UsageError(f"{source}: {key} is {value!r}, must be {expected}")
+    elif key in ("include", "exclude"):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{source}: {key} is {value!r}, must be a list of strings")
+        return tuple(value)
+    return value

@@ -1,0 +1,126 @@
+"""What a conversion did, left alone, cost and won."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WORST = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightReport:
+    """One rounded weight.
+
+    Attributes:
+        name: The initializer.
+        scheme: Such as "int4".
+        parameters: Its elements.
+        sqnr: Signal to quantization noise ratio in dB.
+        gain: What the scale search won over plain min/max rounding, in dB.
+    """
+
+    name: str
+    scheme: str
+    parameters: int
+    sqnr: float
+    gain: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `optimize` did.
+
+    Attributes:
+        source: The model read.
+        output: The model written, None when it was not saved.
+        recipe: The recipe, as plain values.
+        rewritten: Nodes rewritten, by operator.
+        left: Nodes left alone, by operator and reason.
+        weights: The rounded weights.
+        gain: What the scale search won over all weights, in dB.
+        size_before: Bytes of the model and its external data.
+        size_after: The same for the output.
+        seconds: Time of each stage.
+        peak_memory: Largest resident set of the process so far, in bytes.
+        warnings: What the user should know.
+    """
+
+    source: str
+    output: str | None
+    recipe: dict[str, Any]
+    rewritten: dict[str, int]
+    left: dict[str, int]
+    weights: tuple[WeightReport, ...]
+    gain: float
+    size_before: int
+    size_after: int
+    seconds: dict[str, float]
+    peak_memory: int
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> list[WeightReport]:
+        """The five weights of the largest relative error."""
+        return sorted(self.weights, key=lambda weight: weight.sqnr)[:_WORST]
+
+    def to_json(self) -> str:
+        """The report as JSON; infinite decibels become null."""
+        values = dataclasses.asdict(self)
+        values["worst"] = [weight.name for weight in self.worst]
+        return json.dumps(_finite(values), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(
+            title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None
+        )
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        done = ", ".join(f"{count} {op}" for op, count in self.rewritten.items())
+        table.add_row("rewritten", f"{done} as {self.recipe['scheme']}")
+        for what, count in self.left.items():
+            table.add_row("left", f"{count} {what}")
+        table.add_row("size", f"{_megabytes(self.size_before)} -> {_megabytes(self.size_after)}"
+                              f" ({self.size_before / max(self.size_after, 1):.1f}x smaller)")  # fmt: skip
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        table.add_row("time", f"{sum(self.seconds.values()):.1f} s ({stages})")
+        table.add_row("peak memory", _megabytes(self.peak_memory))
+        if self.recipe.get("search"):
+            table.add_row("scale search", f"{self.gain:+.2f} dB against plain min/max")
+        for index, weight in enumerate(self.worst):
+            label = "largest error" if index == 0 else ""
+            table.add_row(
+                label, f"{weight.sqnr:.1f} dB  {weight.name} ({weight.scheme}, {weight.parameters:,} weights)"
+            )
+        for warning in self.warnings:
+            table.add_row("warning", warning, style="yellow")
+        console.print(table)
+
+
+def group_reasons(left: list[tuple[str, str]]) -> dict[str, int]:
+    """Count (operator, reason) pairs, most frequent first."""
+    counts = Counter(f"{op_type}: {reason}" for op_type, reason in left)
+    return dict(counts.most_common())
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

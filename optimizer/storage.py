@@ -1,0 +1,378 @@
+"""Reading models that nobody vouches for, and writing them so that nothing is ever lost.
+
+Reading maps external data and checks where it lies. Writing streams one tensor at a time into a temporary file beside
+the target and renames it when it is whole. External data goes into one file whose name carries a digest of its
+content: until the model file is replaced, the old model keeps finding its old data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import onnx_ir as ir
+
+from .errors import OnnxpressError, UsageError
+
+if TYPE_CHECKING:
+    import onnx
+
+# Protobuf ends at 2 GiB; beyond this, weights go into a file of their own.
+_MOST_INLINE = 1_500_000_000
+_LEAST_EXTERNAL = 1024  # smaller tensors stay in the model file
+_CHUNK = 1 << 24
+
+TensorDone = Callable[[int, int], None]
+"""Called after each tensor with the number done and the number in all."""
+
+
+def resolve(model: str | Path) -> Path:
+    """The ONNX file that the user means.
+
+    Args:
+        model: A file, a folder of an exported model, or a name of the catalogue such as "minilm".
+
+    Raises:
+        OnnxpressError: There is no such file, or the folder holds no model or several.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists():
+        return path
+    from onnxpress import models
+
+    if str(model) in models.names():
+        return models.path(str(model))
+    if path.suffix or os.sep in str(model):
+        raise OnnxpressError(f"{model}: no such file")
+    raise OnnxpressError(
+        f"{model}: no such file, and no model of the catalogue ({', '.join(models.names())})"
+    )
+
+
+def _in_folder(folder: Path) -> Path:
+    if (folder / "model.onnx").is_file():
+        return folder / "model.onnx"
+    found = sorted(folder.glob("*.onnx"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise OnnxpressError(f"{folder}: the folder holds no .onnx file")
+    names = ", ".join(path.name for path in found)
+    raise OnnxpressError(f"{folder}: the folder holds several models, name one of {names}")
+
+
+def load(path: str | Path) -> ir.Model:
+    """Read a model; weights in external data are mapped when they are used.
+
+    Args:
+        path: The .onnx file.
+
+    Raises:
+        OnnxpressError: The file is missing, no model, damaged, of an unknown opset, or refers to external data that
+            is missing, too short or outside the model's folder.
+    """
+    path = Path(path)
+    proto = _parse(path)
+    _check_header(path, proto)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:  # the deserializer's own checks raise many types
+        raise OnnxpressError(f"{path}: not a valid ONNX model: {_first_line(error)}") from error
+    for owner, tensor in _external_tensors(model):
+        tensor.base_dir = path.parent
+        _check_external(path, owner, tensor)
+    for value in initializers(model):
+        tensor = value.const_value
+        if tensor is not None and any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
+            raise OnnxpressError(
+                f"{path}: initializer '{value.name}' has the impossible shape {tensor.shape}"
+            )
+    return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError as error:
+        raise OnnxpressError(f"{path}: no such file") from error
+    except OSError as error:
+        raise OnnxpressError(f"{path}: cannot read: {error.strerror}") from error
+    if not data:
+        raise OnnxpressError(f"{path}: the file is empty")
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(data)
+    except DecodeError as error:
+        raise OnnxpressError(f"{path}: not an ONNX model, or a truncated one") from error
+    return proto
+
+
+def _check_header(path: Path, proto: onnx.ModelProto) -> None:
+    import onnx
+
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.output):
+        raise OnnxpressError(f"{path}: not an ONNX model: it has no graph")
+    if not proto.opset_import:
+        raise OnnxpressError(f"{path}: the model names no opset")
+    for entry in proto.opset_import:
+        newest = onnx.defs.onnx_opset_version()
+        if entry.domain in ("", "ai.onnx") and not 1 <= entry.version <= newest:
+            raise OnnxpressError(
+                f"{path}: opset {entry.version} is unknown, the installed onnx knows 1 to {newest}; upgrade onnx"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph and those inside its nodes, functions' included."""
+    yield model.graph
+    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for root in roots:
+        yield from root.subgraphs()
+
+
+def initializers(model: ir.Model) -> Iterator[ir.Value]:
+    """All initializers of all graphs, in order."""
+    for graph in graphs(model):
+        yield from graph.initializers.values()
+
+
+def _external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
+    for value in initializers(model):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield f"initializer '{value.name}'", value.const_value
+    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for root in roots:
+        for node in root.all_nodes():
+            for attribute in node.attributes.values():
+                if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.TENSOR:
+                    tensor = attribute.value
+                    if isinstance(tensor, ir.ExternalTensor):
+                        yield f"attribute '{attribute.name}' of node '{node.name}'", tensor
+
+
+def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
+    """Refuse external data that is not whole or not within the model's folder."""
+    location = str(tensor.location)
+    what = f"{path}: {owner}: external data '{location}'"
+    if os.path.isabs(location) or ".." in Path(location).parts:
+        raise OnnxpressError(
+            f"{what} is not below the model's folder; move it there and use a relative location"
+        )
+    data = path.parent / location
+    if not data.is_file():
+        raise OnnxpressError(f"{what} is missing; it must lie beside the model")
+    if path.parent.resolve() not in data.resolve().parents:
+        raise OnnxpressError(f"{what} is a link that leaves the model's folder; copy the files there (cp -L)")
+    if data.stat().st_nlink > 1:
+        raise OnnxpressError(f"{what} has several hard links and could be another's file; copy it")
+    if any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
+        raise OnnxpressError(f"{path}: {owner} has the impossible shape {tensor.shape}")
+    needed = _nbytes(tensor)
+    offset, length = tensor.offset or 0, tensor.length
+    if offset < 0 or (length is not None and length < 0):
+        raise OnnxpressError(f"{what} has a negative offset or length")
+    if length is not None and length != needed:
+        raise OnnxpressError(f"{what} holds {length} bytes, the shape {tensor.shape} needs {needed}")
+    size = data.stat().st_size
+    if offset + needed > size:
+        raise OnnxpressError(
+            f"{what} ends at byte {size}, but the tensor needs bytes {offset} to {offset + needed}"
+        )
+
+
+def _nbytes(tensor: ir.TensorProtocol) -> int:
+    return math.ceil(tensor.dtype.itemsize * math.prod(int(dim) for dim in tensor.shape))
+
+
+def size_on_disk(path: str | Path, model: ir.Model) -> int:
+    """Bytes of a model file and of the external data files that it uses."""
+    path = Path(path)
+    files = {path.parent / str(tensor.location) for _, tensor in _external_tensors(model)}
+    return path.stat().st_size + sum(file.stat().st_size for file in files)
+
+
+def check_target(path: str | Path) -> Path:
+    """The output path, when a file can be written there.
+
+    Raises:
+        UsageError: It is a folder, or its folder does not exist or cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name the output file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{path}: the folder {path.parent} is not writable")
+    return path
+
+
+def save(model: ir.Model, path: str | Path, *, done: TensorDone = lambda _n, _all: None) -> None:
+    """Write a model; `path` is the old file or the whole new one, whatever happens meanwhile.
+
+    Weights go into one external file when the model came with external data or would exceed 1.5 GB, at offsets that
+    are multiples of the page size for large tensors; equal tensors are stored once. The model's initializers refer
+    to the new files afterwards.
+
+    Args:
+        model: The model; lazy tensors are evaluated one at a time.
+        path: The target.
+        done: Told of each tensor written.
+
+    Raises:
+        UsageError: As `check_target`.
+        OnnxpressError: The disk is full or another error of the operating system.
+    """
+    path = check_target(path)
+    _embed_attributes(model)
+    total = sum(_nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
+    came_external = any(True for _ in _external_tensors(model))
+    replaced = _data_files_of(path)
+    try:
+        data = _write_data(model, path, done) if came_external or total > _MOST_INLINE else None
+        _write_model(model, path, done, counted=data is not None)
+    except OSError as error:
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; the old file is untouched") from error
+    for old in replaced - {data}:
+        with contextlib.suppress(OSError):
+            old.unlink()
+
+
+def _embed_attributes(model: ir.Model) -> None:
+    """Tensors of attributes move into the model file: runtimes look for external data of initializers only."""
+    for graph in graphs(model):
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
+                    array = attribute.value.numpy().copy()
+                    tensor = ir.Tensor(array, dtype=attribute.value.dtype, name=attribute.value.name)
+                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, tensor)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[tuple[BinaryIO, list[Path]]]:
+    """A file that takes the place of the path put into the list, when all went well; no trace of it otherwise."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    target = [path]
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file, target
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, target[0])
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _alignment(size: int) -> int:
+    """Whole pages for what is worth mapping on its own, cache lines for the rest."""
+    return 4096 if size >= 1 << 16 else 64
+
+
+def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
+    """Write all larger tensors and point the initializers to them; the path of the new file."""
+    values = [v for v in initializers(model) if v.const_value is not None]
+    places: list[tuple[ir.Value, int, int]] = []
+    known: dict[tuple[bytes, int], int] = {}
+    whole = hashlib.sha256()
+    with _replacing(path.with_name(f"{path.name}.data")) as (file, target):
+        for count, value in enumerate(values, 1):
+            tensor = value.const_value
+            assert tensor is not None
+            size = _nbytes(tensor)
+            if size >= _LEAST_EXTERNAL and tensor.dtype != ir.DataType.STRING:
+                offset = -(-file.tell() // _alignment(size)) * _alignment(size)
+                digest = _write_tensor(file, tensor, offset)
+                whole.update(digest)
+                if (digest, size) in known:
+                    file.seek(offset)
+                    file.truncate()
+                else:
+                    known[digest, size] = offset
+                places.append((value, known[digest, size], size))
+            elif isinstance(tensor, ir.ExternalTensor):
+                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+                tensor.release()
+            done(count, len(values))
+        target[0] = path.with_name(f"{path.name}.{whole.hexdigest()[:12]}.data")
+    for value, offset, size in places:
+        tensor = value.const_value
+        assert tensor is not None
+        value.const_value = ir.ExternalTensor(
+            target[0].name, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or "",
+            base_dir=path.parent,
+        )  # fmt: skip
+    return target[0]
+
+
+def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, offset: int) -> bytes:
+    """Write one tensor at `offset` and give its digest, holding no more than the tensor itself."""
+    file.seek(offset)
+    digest = hashlib.sha256()
+    if isinstance(tensor, ir.ExternalTensor):
+        left = _nbytes(tensor)
+        with open(tensor.path, "rb") as source:
+            source.seek(tensor.offset or 0)
+            while left > 0:
+                chunk = source.read(min(left, _CHUNK))
+                if not chunk:
+                    raise OnnxpressError(f"{tensor.path}: became shorter while it was read")
+                digest.update(chunk)
+                file.write(chunk)
+                left -= len(chunk)
+    else:
+        data = memoryview(tensor.tobytes())
+        digest.update(data)
+        file.write(data)
+    return digest.digest()
+
+
+def _write_model(model: ir.Model, path: Path, done: TensorDone, *, counted: bool) -> None:
+    if not counted:
+        values = [v for v in initializers(model) if isinstance(v.const_value, ir.LazyTensor)]
+        for count, value in enumerate(values, 1):
+            lazy = value.const_value
+            assert isinstance(lazy, ir.LazyTensor)
+            value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name)
+            done(count, len(values))
+    data = ir.to_proto(model).SerializeToString(deterministic=True)
+    with _replacing(path) as (file, _):
+        file.write(data)
+
+
+def _data_files_of(path: Path) -> set[Path]:
+    """Data files that the model at `path`, if any, refers to and that this module wrote for it."""
+    ours = re.compile(re.escape(path.name) + r"\.[0-9a-f]{12}\.data")
+    try:
+        proto = _parse(path)
+    except OnnxpressError:
+        return set()
+    names = {
+        entry.value
+        for tensor in proto.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return {path.with_name(name) for name in names if ours.fullmatch(name)}
