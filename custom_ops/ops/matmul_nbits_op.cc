@@ -1,6 +1,6 @@
 #include "ops/matmul_nbits_op.h"
 
-#include <array>
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -227,6 +227,14 @@ void infer_shape(const ort::Api& api, ort::ShapeInferContext* context) {
   std::size_t size = 0;
   ort::check(api, api.ReadOpAttr(attribute, ort::kAttrInt, &shape.dims.back(), sizeof(std::int64_t), &size));
   names.back() = "";
+  // A size that is unknown and has no name would come out as the number -1; a name that nobody else has says the same.
+  static std::atomic<unsigned> unknowns{0};
+  std::vector<std::string> invented(names.size());
+  for (std::size_t axis = 0; axis < names.size(); ++axis) {
+    if (shape.dims[axis] >= 0 || (names[axis] != nullptr && *names[axis] != '\0')) continue;
+    invented[axis] = "onnxpress_unknown_" + std::to_string(unknowns++);
+    names[axis] = invented[axis].c_str();
+  }
 
   ort::TensorInfo* y = nullptr;
   ort::check(api, api.CreateTensorTypeAndShapeInfo(&y));
