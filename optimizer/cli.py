@@ -132,3 +132,62 @@ def optimize(
         print(report.to_json())
     elif not quiet:
         report.print(Console())
+
+
+@app.command()
+def models(json_: _Json = False) -> None:
+    """List the models that can be named instead of a file."""
+    import json
+
+    from onnxpress.models import catalogue
+    from rich.console import Console
+    from rich.table import Table
+
+    entries = [catalogue.entry(name) for name in catalogue.names()]
+    if json_:
+        rows = [{"name": e.name, "package": e.package.name, "version": e.package.version} for e in entries]
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "cached", "download", "licence", "what it is", box=None)
+    for e in entries:
+        cached = "yes" if catalogue.is_cached(e) else "no"
+        table.add_row(e.name, cached, f"{e.package.megabytes} MB", e.package.licence, e.description)
+    Console().print(table)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[list[str], typer.Argument(help="Files or catalogue names, judged side by side.")],
+    task: Annotated[str | None, typer.Option(help="lee, wordsim353, simlex999 or reading; guessed by default.")] = None,
+    json_: _Json = False,
+) -> None:
+    """Judge models by a task with labels."""
+    import json
+
+    from onnxpress.models.evaluate import evaluate as run
+    from rich.console import Console
+    from rich.table import Table
+
+    results = [run(name, task) for name in model]
+    if json_:
+        print(json.dumps([result._asdict() for result in results], indent=2))
+        return
+    table = Table("model", "task", "metric", "value", box=None)
+    for result in results:
+        table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}")
+    Console().print(table)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Folder in Hugging Face's layout, or a name on the hub.")],
+    output: Annotated[str, typer.Option("-o", "--output", help="Folder to write.")] = "exported",
+    task: Annotated[str, typer.Option(help="As optimum names it.")] = "auto",
+    opset: Annotated[int | None, typer.Option(help="Opset of the export.")] = None,
+) -> None:
+    """Export a PyTorch model to ONNX through optimum."""
+    from pathlib import Path
+
+    from onnxpress.models.export import export as run
+
+    print(run(model, Path(output), task=task, opset=opset))

@@ -45,10 +45,10 @@ class CleanUp:
         modified |= fold_constants(model, onnx_shape_inference=True).modified
         # Rules come and go with versions of onnxscript.
         known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
+        # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
         for step in (
             RewritePass(known),
             common.CommonSubexpressionEliminationPass(),
-            common.IdentityEliminationPass(),
             common.RemoveUnusedNodesPass(),
             common.RemoveUnusedFunctionsPass(),
             common.RemoveUnusedOpsetsPass(),

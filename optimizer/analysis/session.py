@@ -1,0 +1,74 @@
+"""ONNX Runtime sessions, opened the same way everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnxpress import custom_ops
+
+from ..errors import OnnxpressError, UsageError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_ERRORS_ONLY = 3
+
+
+def uses_our_ops(model: ir.Model) -> bool:
+    """Whether some node is of domain `onnxpress`."""
+    return "onnxpress" in model.graph.opset_imports
+
+
+def session_options(
+    *, threads: int | None = None, ours: bool = False, config: Mapping[str, str] | None = None
+) -> ort.SessionOptions:
+    """Options with our library registered where it is needed.
+
+    Args:
+        threads: Threads of the intra-op pool; None leaves the choice to ONNX Runtime.
+        ours: Register the custom ops.
+        config: Session configuration entries.
+
+    Raises:
+        UsageError: ONNX Runtime does not take an entry.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for key, value in (config or {}).items():
+        try:
+            options.add_session_config_entry(key, value)
+        except RuntimeError as error:
+            raise UsageError(f"session option {key}={value}: {error}") from error
+    if ours:
+        custom_ops.register(options)
+    return options
+
+
+def open_session(
+    model: str | Path | bytes, options: ort.SessionOptions, name: str | Path | None = None
+) -> ort.InferenceSession:
+    """A session on the CPU.
+
+    Args:
+        model: A path, or a serialized model.
+        options: As `session_options` makes them.
+        name: What to call the model in an error.
+
+    Raises:
+        OnnxpressError: ONNX Runtime refuses the model.
+    """
+    import onnxruntime as ort
+
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+        line = str(error).strip().splitlines()[0]
+        raise OnnxpressError(f"{name or model}: ONNX Runtime cannot load the model: {line}") from error
