@@ -33,9 +33,7 @@ class _Body:
         return node.outputs[0]
 
     def constant(self, array: np.ndarray) -> ir.Value:
-        node = ir.node(
-            "Constant", [], attributes={"value": ir.tensor(array)}, name=f"Constant_{len(self.nodes)}"
-        )
+        node = ir.node("Constant", [], attributes={"value": ir.tensor(array)}, name=f"Constant_{len(self.nodes)}")
         node.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(node)
         return node.outputs[0]
@@ -120,7 +118,7 @@ def matmul_nbits(
         factor = body.op("Cast", factor, to=int(ir.DataType.FLOAT))
     weight = body.op("Mul", body.op("Sub", codes, offset), factor)
     weight = body.op("Reshape", weight, body.shape(N, blocks * block_size))
-    if K != blocks * block_size:
+    if blocks * block_size != K:
         weight = body.slice(weight, 0, K)
     weight = body.op("Transpose", weight)
     a = inputs[0]

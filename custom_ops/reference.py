@@ -114,7 +114,7 @@ def dequantize(
     if zero_points is None:
         offsets = np.full((N, n_blocks), 2 ** (bits - 1), np.float32)
     elif zero_points.dtype == np.uint8:
-        offsets = _unpack(zero_points.reshape(N, -1), bits, n_blocks).astype(np.float32)
+        offsets = _unpack(np.asarray(zero_points, np.uint8).reshape(N, -1), bits, n_blocks).astype(np.float32)
     else:
         offsets = zero_points.reshape(N, n_blocks).astype(np.float32)
     scale = scales.reshape(N, n_blocks, 1).astype(np.float32)
@@ -171,9 +171,9 @@ def matmul_nbits(
     Returns:
         float64 [..., N].
     """
-    rows = np.asarray(A, np.float32).reshape(-1, K)
+    rows: npt.NDArray[np.floating] = np.asarray(A, np.float32).reshape(-1, K)
     if accuracy_level == 4:
-        codes, scale = quantize_activations(rows, block_size)
+        codes, scale = quantize_activations(np.asarray(rows, np.float32), block_size)
         rows = (codes.astype(np.float64) * scale[:, :, None]).reshape(rows.shape[0], -1)[:, :K]
     weight = dequantize(packed, scales, zero_points, bits=bits, block_size=block_size, K=K)
     result = rows.astype(np.float64) @ weight.astype(np.float64)
@@ -189,9 +189,7 @@ def _round_scale(scale: Float32, scale_type: str) -> Float32:
     return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(0), scale)
 
 
-def _codes_and_error(
-    x: Float32, scale: Float32, zero: Float32, levels: int
-) -> tuple[Float32, npt.NDArray[np.float32]]:
+def _codes_and_error(x: Float32, scale: Float32, zero: Float32, levels: int) -> tuple[Float32, npt.NDArray[np.float32]]:
     """Nearest codes at a given scale and zero point, and the squared error summed in order along the block."""
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     codes = np.clip(np.rint(x * inverse + zero), 0, levels).astype(np.float32)
@@ -235,9 +233,7 @@ def quantize_block(
         if symmetric:
             scale = _round_scale(extreme * factor / -middle, scale_type)
             return scale, np.full_like(scale, middle)
-        scale = _round_scale(
-            high * factor / np.float32(levels) - low * factor / np.float32(levels), scale_type
-        )
+        scale = _round_scale(high * factor / np.float32(levels) - low * factor / np.float32(levels), scale_type)
         inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
         zero = np.clip(np.rint(-low * factor * inverse), 0, levels).astype(np.float32)
         return scale, zero

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import OnnxpressError
+from .errors import OnnxpressError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .pipeline import Progress
 
 app = typer.Typer(
@@ -55,6 +57,13 @@ def optimize_main() -> None:
     _run(alone)
 
 
+def _console() -> Console:
+    """Standard output; names and shapes with brackets are no markup."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False)
+
+
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Progress]:
     """A progress bar on standard error, when that is a terminal."""
@@ -81,17 +90,13 @@ def _progress(quiet: bool) -> Iterator[Progress]:
 def optimize(
     model: Annotated[str, typer.Argument(help="A file, a folder of an exported model, or a catalogue name.")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
-    scheme: Annotated[
-        str | None, typer.Option(help="int2, int3, int4 (default), int5, int6 or int8.")
-    ] = None,
+    scheme: Annotated[str | None, typer.Option(help="int2, int3, int4 (default), int5, int6 or int8.")] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256.")] = None,
     symmetric: Annotated[
         bool | None, typer.Option("--symmetric/--asymmetric", help="One fixed zero point, or one a block.")
     ] = None,
-    search: Annotated[
-        bool | None, typer.Option("--search/--no-search", help="Search the best scales.")
-    ] = None,
+    search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
     scale_type: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
     form: Annotated[str | None, typer.Option(help="qoperator (default), qdq or onnxpress.")] = None,
     accuracy_level: Annotated[
@@ -100,21 +105,13 @@ def optimize(
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings/--no-embeddings", help="Quantize large Gather tables too.")
     ] = None,
-    clean_up: Annotated[
-        bool | None, typer.Option("--clean-up/--no-clean-up", help="Fold and fuse first.")
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Only nodes whose name matches; repeatable.")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Not nodes whose name matches; repeatable.")
-    ] = None,
+    clean_up: Annotated[bool | None, typer.Option("--clean-up/--no-clean-up", help="Fold and fuse first.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only nodes whose name matches; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Not nodes whose name matches; repeatable.")] = None,
     json_: _Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Convert a model to low-bit weights."""
-    from rich.console import Console
-
     from .pipeline import optimize as run
     from .recipe import Recipe
 
@@ -131,7 +128,7 @@ def optimize(
     if json_:
         print(report.to_json())
     elif not quiet:
-        report.print(Console())
+        report.print(_console())
 
 
 @app.command()
@@ -140,7 +137,6 @@ def models(json_: _Json = False) -> None:
     import json
 
     from onnxpress.models import catalogue
-    from rich.console import Console
     from rich.table import Table
 
     entries = [catalogue.entry(name) for name in catalogue.names()]
@@ -150,9 +146,9 @@ def models(json_: _Json = False) -> None:
         return
     table = Table("name", "cached", "download", "licence", "what it is", box=None)
     for e in entries:
-        cached = "yes" if catalogue.is_cached(e) else "no"
+        cached = "yes" if e.is_cached else "no"
         table.add_row(e.name, cached, f"{e.package.megabytes} MB", e.package.licence, e.description)
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -165,7 +161,6 @@ def evaluate(
     import json
 
     from onnxpress.models.evaluate import evaluate as run
-    from rich.console import Console
     from rich.table import Table
 
     results = [run(name, task) for name in model]
@@ -175,7 +170,7 @@ def evaluate(
     table = Table("model", "task", "metric", "value", box=None)
     for result in results:
         table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}")
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -191,3 +186,102 @@ def export(
     from onnxpress.models.export import export as run
 
     print(run(model, Path(output), task=task, opset=opset))
+
+
+_Dims = Annotated[list[str] | None, typer.Option("--dim", help="NAME=SIZE of a symbolic dimension; repeatable.")]
+_Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
+
+
+def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f'{option} "{item}": write NAME=VALUE')
+        pairs[key] = value
+    return pairs
+
+
+def _sizes(items: list[str] | None) -> dict[str, int]:
+    pairs = _pairs(items, "--dim")
+    for name, value in pairs.items():
+        if not value.isdecimal():
+            raise UsageError(f'--dim "{name}={value}": the size must be a whole number')
+    return {name: int(value) for name, value in pairs.items()}
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A file, a folder or a catalogue name.")],
+    scheme: Annotated[str, typer.Option(help="The scheme to ask about.")] = "int4",
+    nodes: Annotated[bool, typer.Option("--nodes", help="List every node rather than counts.")] = False,
+    json_: _Json = False,
+) -> None:
+    """Show what is in a model, and what a scheme would take of it."""
+    from .analysis.inspect import inspect as run
+    from .recipe import Recipe
+
+    result = run(model, Recipe.from_mapping({"scheme": scheme, "embeddings": True}, "command line"))
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(_console(), nodes=nodes)
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(help="The reference: a file, a folder or a catalogue name.")],
+    second: Annotated[str, typer.Argument(help="The model to judge.")],
+    data: Annotated[str, typer.Option(help="An .npz file of inputs, or random.")] = "random",
+    dim: _Dims = None,
+    top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
+    plot: _Plot = None,
+    json_: _Json = False,
+) -> None:
+    """Compare two models tensor by tensor, to find the layer that hurts."""
+    from .analysis.compare import compare as run
+
+    with _progress(json_) as progress:
+        result = run(first, second, data=None if data == "random" else data, dims=_sizes(dim), progress=progress)
+    if plot:
+        from .analysis.plots import plot_comparison
+
+        plot_comparison(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(_console(), top)
+
+
+@app.command()
+def bench(
+    model: Annotated[list[str], typer.Argument(help="Files, folders or catalogue names; the first is the base.")],
+    batch: Annotated[int, typer.Option(min=1, help="Size of dimensions named batch.")] = 1,
+    seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
+    past: Annotated[int, typer.Option(min=0, help="Size of dimensions named past.")] = 0,
+    dim: _Dims = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 9,
+    ort_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of ONNX Runtime's session configuration; repeatable.")
+    ] = None,
+    plot: _Plot = None,
+    json_: _Json = False,
+) -> None:
+    """Time models side by side in ONNX Runtime."""
+    from .analysis.bench import bench as run
+
+    dims = {"batch": batch, "sequence": seq, "past": past, **_sizes(dim)}
+    with _progress(json_) as progress:
+        result = run(
+            model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
+            progress=progress,
+        )  # fmt: skip
+    if plot:
+        from .analysis.plots import plot_benchmark
+
+        plot_benchmark(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(_console())

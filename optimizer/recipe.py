@@ -70,9 +70,7 @@ class Override:
 
     def describe(self) -> str:
         """The patterns, as a user wrote them."""
-        parts = [
-            f'{key} = "{value}"' for key in ("match", "op_type") if (value := getattr(self, key)) is not None
-        ]
+        parts = [f'{key} = "{value}"' for key in ("match", "op_type") if (value := getattr(self, key)) is not None]
         return ", ".join(parts)
 
 
@@ -185,9 +183,7 @@ class Recipe:
             return "kept in float by an override of the recipe"
         preset = SCHEMES[values["scheme"]]
         symmetric = preset.symmetric if values["symmetric"] is None else values["symmetric"]
-        weight = WeightScheme(
-            preset.bits, values["block_size"], symmetric, values["search"], values["scale_type"]
-        )
+        weight = WeightScheme(preset.bits, values["block_size"], symmetric, values["search"], values["scale_type"])
         return NodeSettings(weight, values["accuracy_level"])
 
     def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:

@@ -80,9 +80,7 @@ class Report:
         """A table for a person."""
         from rich.table import Table
 
-        table = Table(
-            title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None
-        )
+        table = Table(title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None)
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         done = ", ".join(f"{count} {op}" for op, count in self.rewritten.items())

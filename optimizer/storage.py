@@ -53,9 +53,7 @@ def resolve(model: str | Path) -> Path:
         return models.path(str(model))
     if path.suffix or os.sep in str(model):
         raise OnnxpressError(f"{model}: no such file")
-    raise OnnxpressError(
-        f"{model}: no such file, and no model of the catalogue ({', '.join(models.names())})"
-    )
+    raise OnnxpressError(f"{model}: no such file, and no model of the catalogue ({', '.join(models.names())})")
 
 
 def _in_folder(folder: Path) -> Path:
@@ -91,11 +89,9 @@ def load(path: str | Path) -> ir.Model:
         tensor.base_dir = path.parent
         _check_external(path, owner, tensor)
     for value in initializers(model):
-        tensor = value.const_value
-        if tensor is not None and any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
-            raise OnnxpressError(
-                f"{path}: initializer '{value.name}' has the impossible shape {tensor.shape}"
-            )
+        constant = value.const_value
+        if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
+            raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
     return model
 
 
@@ -172,9 +168,7 @@ def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
     location = str(tensor.location)
     what = f"{path}: {owner}: external data '{location}'"
     if os.path.isabs(location) or ".." in Path(location).parts:
-        raise OnnxpressError(
-            f"{what} is not below the model's folder; move it there and use a relative location"
-        )
+        raise OnnxpressError(f"{what} is not below the model's folder; move it there and use a relative location")
     data = path.parent / location
     if not data.is_file():
         raise OnnxpressError(f"{what} is missing; it must lie beside the model")
@@ -192,13 +186,11 @@ def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
         raise OnnxpressError(f"{what} holds {length} bytes, the shape {tensor.shape} needs {needed}")
     size = data.stat().st_size
     if offset + needed > size:
-        raise OnnxpressError(
-            f"{what} ends at byte {size}, but the tensor needs bytes {offset} to {offset + needed}"
-        )
+        raise OnnxpressError(f"{what} ends at byte {size}, but the tensor needs bytes {offset} to {offset + needed}")
 
 
 def _nbytes(tensor: ir.TensorProtocol) -> int:
-    return math.ceil(tensor.dtype.itemsize * math.prod(int(dim) for dim in tensor.shape))
+    return math.ceil(tensor.dtype.itemsize * math.prod(tensor.shape.numpy()))
 
 
 def size_on_disk(path: str | Path, model: ir.Model) -> int:
@@ -321,7 +313,7 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
         tensor = value.const_value
         assert tensor is not None
         value.const_value = ir.ExternalTensor(
-            target[0].name, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape), name=value.name or "",
+            target[0].name, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
             base_dir=path.parent,
         )  # fmt: skip
     return target[0]
@@ -370,9 +362,6 @@ def _data_files_of(path: Path) -> set[Path]:
     except OnnxpressError:
         return set()
     names = {
-        entry.value
-        for tensor in proto.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
+        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
     }
     return {path.with_name(name) for name in names if ours.fullmatch(name)}

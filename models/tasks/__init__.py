@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
+import difflib
+from typing import TYPE_CHECKING
 
 from onnxpress.optimizer.errors import UsageError
 
 from . import reading, similarity
+from .task import Score, Task
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["TASKS", "Score", "Task", "choose"]
+
+TASKS = {task.name: task for task in (*similarity.TASKS, reading.TASK)}
+"""All tasks by name; of those that fit a model, the first is its default."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """A task.
+def choose(session: ort.InferenceSession, name: str | None, model: str) -> Task:
+    """The task of that name, or without one the first that fits.
 
-    Attributes:
-        name: What users call it.
-        metric: What `evaluate` returns; more is better.
-        description: One line.
-        evaluate: From an ONNX Runtime session to the metric.
-    """
-
-    name: str
-    metric: str
-    description: str
-    evaluate: Callable[[Any], float]
-
-
-TASKS = {
-    task.name: task
-    for task in (
-        Task("lee", "Pearson", "similarity of 50 news texts against a human matrix", similarity.lee),
-        Task("wordsim353", "Spearman", "relatedness of 353 pairs of words against people", similarity.wordsim353),
-        Task("simlex999", "Spearman", "similarity of 999 pairs of words against people", similarity.simlex999),
-        Task("reading", "lines read", "share of rendered lines of text that are read without error", reading.accuracy),
-    )
-}
-
-
-def for_model(inputs: list[str]) -> Task:
-    """The task that fits a model with these inputs.
+    Args:
+        session: Of the model to judge.
+        name: A name of `TASKS`, or None.
+        model: What to call the model in an error.
 
     Raises:
-        UsageError: None does.
+        UsageError: There is no such task, or it does not fit the model.
     """
-    if "input_ids" in inputs and len(inputs) <= 3:
-        return TASKS["lee"]
-    if inputs == ["x"]:
-        return TASKS["reading"]
-    raise UsageError(f"no task fits a model with the inputs {', '.join(inputs)}; name one with --task")
+    if name is None:
+        for task in TASKS.values():
+            if task.fits(session):
+                return task
+        raise UsageError(f"{model}: no task fits this model; there are {', '.join(TASKS)}")
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TASKS)}"
+        raise UsageError(f"no task '{name}'; {hint}")
+    task = TASKS[name]
+    if not task.fits(session):
+        raise UsageError(f"{model}: the task '{name}' does not fit this model; it needs {task.needs}")
+    return task

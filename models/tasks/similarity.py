@@ -1,90 +1,150 @@
-"""Similarity of sentence embeddings against human judgements.
+"""Similarity of text embeddings against human judgements.
 
-An embedding is the mean of the last hidden states of a text's tokens (Reimers and Gurevych, 2019), of length one.
+An embedding is the mean of the last hidden states of a text's tokens (Reimers and Gurevych, 2019, arXiv:1908.10084,
+section 3), the similarity of two texts the cosine of the angle between theirs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from onnxpress.optimizer.errors import OnnxpressError
 
-from ..catalogue import SIMILARITY_DATA, entry, folder_of
+from .. import catalogue
+from ..fetch import provide
+from .task import Score, Task
 
-_MOST_TOKENS = 256
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Floats = npt.NDArray[np.floating[Any]]
+
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_MOST_TOKENS = 256  # as the model card of all-MiniLM-L6-v2 has it; no Lee document is longer
 _BATCH = 16
 
 
-def lee(session: Any) -> float:
-    """Pearson correlation of cosine similarities with the mean human ones over all pairs of the 50 Lee documents.
+def lee(session: ort.InferenceSession, model: Path) -> Score:
+    """Pearson correlation with the mean human similarity over the 1,225 pairs of the 50 Lee documents.
 
+    The pairs are the upper triangle of the matrix without its diagonal, where people and models agree on 1. Source:
     Lee, Pincombe and Welsh, "An empirical evaluation of models of text document similarity", 2005.
     """
-    folder = folder_of(SIMILARITY_DATA)
+    folder = provide(catalogue.SIMILARITY_DATA)
     texts = (folder / "lee.cor").read_text(encoding="latin-1").splitlines()
     human = np.loadtxt(folder / "similarities0-1.txt")
     pairs = np.triu_indices(len(texts), 1)
-    vectors = embed(session, texts)
-    return float(np.corrcoef((vectors @ vectors.T)[pairs], human[pairs])[0, 1])
+    embedder = Embedder(session, model)
+    vectors = embedder(texts)
+    found = _correlations((vectors @ vectors.T)[pairs], human[pairs])
+    return Score(found["pearson"], {**found, "pairs": len(pairs[0]), "tokenizer": embedder.tokenizer_name})
 
 
-def wordsim353(session: Any) -> float:
-    """Spearman correlation on WordSim-353 (Finkelstein et al., 2002)."""
-    return _words(session, "wordsim353.tsv")
-
-
-def simlex999(session: Any) -> float:
-    """Spearman correlation on SimLex-999 (Hill, Reichart and Korhonen, 2015)."""
-    return _words(session, "simlex999.txt")
-
-
-def _words(session: Any, name: str) -> float:
-    lines = (folder_of(SIMILARITY_DATA) / name).read_text(encoding="utf-8").splitlines()
+def word_pairs(file: str, session: ort.InferenceSession, model: Path) -> Score:
+    """Spearman correlation over a list of word pairs, one tab-separated pair and its human score a line."""
+    lines = (provide(catalogue.SIMILARITY_DATA) / file).read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if line and not line.startswith("#")]
-    left, right = (embed(session, [row[i] for row in rows]) for i in (0, 1))
-    human = np.array([float(row[2]) for row in rows])
-    return float(np.corrcoef(ranks((left * right).sum(axis=1)), ranks(human))[0, 1])
+    embedder = Embedder(session, model)
+    left, right = (embedder([row[i] for row in rows]) for i in (0, 1))
+    found = _correlations((left * right).sum(axis=1), np.array([float(row[2]) for row in rows]))
+    return Score(found["spearman"], {**found, "pairs": len(rows), "tokenizer": embedder.tokenizer_name})
 
 
-def ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Rank of each value, equal ones sharing their mean rank."""
+def _correlations(ours: Floats, human: Floats) -> dict[str, float]:
+    return {
+        "pearson": float(np.corrcoef(ours, human)[0, 1]),
+        "spearman": float(np.corrcoef(ranks(ours), ranks(human))[0, 1]),
+    }
+
+
+def ranks(values: Floats) -> Floats:
+    """Rank of each value from 1, equal ones sharing their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    means: npt.NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    means: Floats = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     return means
 
 
-def embed(session: Any, texts: list[str]) -> npt.NDArray[np.float32]:
-    """Embeddings of length one, float32 [texts, hidden].
+def fits(session: ort.InferenceSession) -> bool:
+    """Whether the model is a text encoder: token ids in, hidden states out."""
+    inputs = {node.name for node in session.get_inputs()}
+    shape = session.get_outputs()[0].shape
+    return {"input_ids", "attention_mask"} <= inputs <= _INPUTS and shape is not None and len(shape) == 3
+
+
+class Embedder:
+    """Texts -> embeddings of length one, by a text encoder.
 
     Args:
-        session: Of an encoder with input_ids, attention_mask and perhaps token_type_ids; the first output is
-            [batch, sequence, hidden].
-        texts: What to embed.
+        session: Takes int64 `input_ids`, `attention_mask` and perhaps `token_type_ids` [batch, sequence]; its first
+            output is [batch, sequence, hidden].
+        model: The model's path. The tokenizer is the `tokenizer.json` beside it or, where there is none, minilm's.
 
     Raises:
-        OnnxpressError: The extra "models" is not installed.
+        OnnxpressError: The extra "models" is not installed, or the tokenizer cannot be read.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise OnnxpressError('this task needs tokenizers: pip install "onnxpress[models]"') from error
-    tokenizer = Tokenizer.from_file(str(folder_of(entry("minilm")) / "tokenizer.json"))
-    tokenizer.enable_truncation(_MOST_TOKENS)
-    tokenizer.enable_padding()
-    names = {node.name for node in session.get_inputs()}
-    # Texts of similar length together: padding is work for nothing.
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    vectors: dict[int, npt.NDArray[np.float32]] = {}
-    for begin in range(0, len(order), _BATCH):
-        chosen = order[begin : begin + _BATCH]
-        encoded = tokenizer.encode_batch([texts[i] for i in chosen])
+
+    def __init__(self, session: ort.InferenceSession, model: Path) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise OnnxpressError('this task needs tokenizers: pip install "onnxpress[models]"') from error
+        file, self.tokenizer_name = model.parent / "tokenizer.json", "beside the model"
+        if not file.is_file():
+            file, self.tokenizer_name = provide(catalogue.entry("minilm")) / "tokenizer.json", "minilm"
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exceptions
+            raise OnnxpressError(f"{file}: not a tokenizer: {error}") from error
+        self._tokenizer.enable_truncation(_MOST_TOKENS)
+        self._tokenizer.enable_padding()
+        self._session = session
+        self._inputs = {node.name for node in session.get_inputs()}
+
+    def __call__(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        """Embed texts: float32 [texts, hidden]."""
+        # Texts of similar length together: padding is work for nothing.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors: dict[int, npt.NDArray[np.float32]] = {}
+        for begin in range(0, len(order), _BATCH):
+            chosen = order[begin : begin + _BATCH]
+            vectors.update(zip(chosen, self._batch([texts[i] for i in chosen]), strict=True))
+        return np.stack([vectors[i] for i in range(len(texts))])
+
+    def _batch(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        encoded = self._tokenizer.encode_batch(texts)
+        ids = np.array([e.ids for e in encoded], np.int64)
         mask = np.array([e.attention_mask for e in encoded], np.int64)
-        feeds = {"input_ids": np.array([e.ids for e in encoded], np.int64), "attention_mask": mask}
-        feeds["token_type_ids"] = np.zeros_like(mask)
-        hidden = session.run(None, {name: value for name, value in feeds.items() if name in names})[0]
-        mean = (hidden * mask[:, :, None]).sum(axis=1) / mask.sum(axis=1, keepdims=True)
-        vectors.update(zip(chosen, mean / np.linalg.norm(mean, axis=1, keepdims=True), strict=True))
-    return np.stack([vectors[i] for i in range(len(texts))])
+        feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        first = self._session.get_outputs()[0].name
+        hidden = self._session.run([first], {name: feeds[name] for name in self._inputs})[0].astype(np.float32)
+        # A sum has the direction of the mean.
+        total = (hidden * mask[:, :, None].astype(np.float32)).sum(axis=1)
+        vectors: npt.NDArray[np.float32] = total / np.linalg.norm(total, axis=1, keepdims=True)
+        return vectors
+
+
+_NEEDS = "the inputs input_ids and attention_mask and a first output [batch, sequence, hidden]"
+
+TASKS = (
+    Task("lee", "Pearson", "similarity of 50 news texts against people", _NEEDS, fits, lee),
+    Task(
+        "wordsim353",
+        "Spearman",
+        "relatedness of 353 pairs of words against people",  # Finkelstein et al., 2002
+        _NEEDS,
+        fits,
+        partial(word_pairs, "wordsim353.tsv"),
+    ),
+    Task(
+        "simlex999",
+        "Spearman",
+        "similarity of 999 pairs of words against people",  # Hill, Reichart and Korhonen, 2015
+        _NEEDS,
+        fits,
+        partial(word_pairs, "simlex999.txt"),
+    ),
+)

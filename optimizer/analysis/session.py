@@ -67,8 +67,9 @@ def open_session(
     import onnxruntime as ort
 
     source = model if isinstance(model, bytes) else str(model)
+    shown = name or ("model" if isinstance(model, bytes) else model)
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         line = str(error).strip().splitlines()[0]
-        raise OnnxpressError(f"{name or model}: ONNX Runtime cannot load the model: {line}") from error
+        raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {line}") from error

@@ -50,7 +50,7 @@ class CleanUp:
             RewritePass(known),
             common.CommonSubexpressionEliminationPass(),
             common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),
+            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
         ):
             modified |= step(model).modified

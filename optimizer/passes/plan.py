@@ -57,12 +57,12 @@ class Weight:
     @property
     def K(self) -> int:
         """Length of the reduction."""
-        return int(self.tensor.shape[1 if self.transposed else 0])
+        return self.tensor.shape.numpy()[1 if self.transposed else 0]
 
     @property
     def N(self) -> int:
         """Output channels."""
-        return int(self.tensor.shape[0 if self.transposed else 1])
+        return self.tensor.shape.numpy()[0 if self.transposed else 1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +98,18 @@ class Decision:
         return self.node.op_type
 
 
-def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
+def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[Decision]:
     """Decide on every node that has, or could have, a weight.
 
     Args:
-        model: The model; its weights are read once, to refuse NaN and infinity, and released.
+        model: The model.
         recipe: What is asked for.
+        read_weights: Look for NaN and infinity, one weight at a time.
 
     Returns:
         One decision a node, in the order of the graph.
     """
-    finite: dict[int, bool] = {}
+    finite: dict[int, bool] | None = {} if read_weights else None
     decisions = []
     for path, node in _nodes(model.graph, ""):
         decision = _decide(node, path, recipe, finite)
@@ -133,7 +134,7 @@ def _nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
                 yield from _nodes(attribute.value, inner)
 
 
-def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:
     if node.domain not in ("", "ai.onnx"):
         if node.op_type in _QUANTIZED:
             return Decision(node, path, False, "already quantized")
@@ -149,7 +150,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -
     return None
 
 
-def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision:
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return Decision(node, path, False, "lacks an input")
     flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -171,7 +172,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     return Decision(node, path, True, f"int{settings.weight.bits}", size, weight, settings)
 
 
-def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:
     table = _find_weight(node.inputs[0], True)
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
         return None
@@ -249,19 +250,15 @@ def _refuse(weight: Weight) -> str | None:
         return f"weight of type {tensor.dtype.name}"
     rank = len(tensor.shape)
     if rank != 2:
-        return (
-            "scalar weight"
-            if rank == 0
-            else f"batched weight of {rank} axes"
-            if rank > 2
-            else "weight of one axis"
-        )
+        return "scalar weight" if rank == 0 else f"batched weight of {rank} axes" if rank > 2 else "weight of one axis"
     if tensor.size == 0:
         return "empty weight"
     return None
 
 
-def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:
+def _refuse_values(weight: Weight, finite: dict[int, bool] | None) -> str | None:
+    if finite is None:
+        return None
     key = id(weight.tensor)
     if key not in finite:
         finite[key] = is_finite(weight.tensor.numpy())

@@ -74,9 +74,7 @@ class QuantizeMatMul:
     def _ours(self, scheme: WeightScheme) -> bool:
         return needs_our_domain(self._recipe, scheme.bits)
 
-    def _part(
-        self, lazy: LazyWeight, part: str, dtype: ir.DataType | None = None, suffix: str = ""
-    ) -> ir.Value:
+    def _part(self, lazy: LazyWeight, part: str, dtype: ir.DataType | None = None, suffix: str = "") -> ir.Value:
         """The initializer of a part, made once for all nodes that share it."""
         key = (id(lazy), part)
         if key not in self._values:
@@ -91,9 +89,7 @@ class QuantizeMatMul:
         scales = self._part(lazy, part, stored, "_scales")
         if stored == weight_type or self._ours(lazy.scheme):
             return scales
-        cast = insert_before(
-            node, "Cast", [scales], None, suffix="_scales", attributes={"to": int(weight_type)}
-        )
+        cast = insert_before(node, "Cast", [scales], None, suffix="_scales", attributes={"to": int(weight_type)})
         cast.type = ir.TensorType(weight_type)
         cast.shape = scales.shape
         return cast
@@ -182,13 +178,9 @@ class QuantizeMatMul:
     def _as_bias(self, node: ir.Node, c: ir.Value, N: int, beta: float) -> ir.Value | None:
         """A constant of one value a column, times beta, as [N]."""
         tensor = constant_of(c)
-        if (
-            tensor is None
-            or c.is_graph_input()
-            or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-        ):
+        if tensor is None or c.is_graph_input() or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
             return None
-        shape = [int(dim) for dim in tensor.shape]
+        shape = list(tensor.shape.numpy())
         if shape == [N] and beta == 1.0 and c.is_initializer():
             return c
         columns = shape[-1:] in ([N], [1], []) and len(shape) <= (2 if node.op_type == "Gemm" else 1)
@@ -205,9 +197,7 @@ class QuantizeMatMul:
         output = node.outputs[0]
         if beta != 1.0:
             assert y.producer() is not None
-            kind = (
-                constant.dtype if (constant := constant_of(c)) is not None else c.dtype
-            ) or ir.DataType.FLOAT
+            kind = (constant.dtype if (constant := constant_of(c)) is not None else c.dtype) or ir.DataType.FLOAT
             factor = add_array(self._graph, f"{node.name}_beta", np.array(beta, kind.numpy()))
             c = insert_before(node, "Mul", [c, factor], None, suffix="_beta_C")
         return insert_before(node, "Add", [y, c], output, suffix="_add")
@@ -219,9 +209,7 @@ class QuantizeMatMul:
         scheme = lazy.scheme
         small = scheme.bits <= 4
         if scheme.bits not in (4, 8):
-            note = (
-                f"form qdq stores int{scheme.bits} codes in {4 if small else 8} bits: ONNX has no such type"
-            )
+            note = f"form qdq stores int{scheme.bits} codes in {4 if small else 8} bits: ONNX has no such type"
             self.warnings += [note] if note not in self.warnings else []
         if scheme.symmetric:
             codes_type = ir.DataType.INT4 if small else ir.DataType.INT8

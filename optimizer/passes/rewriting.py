@@ -15,7 +15,7 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
         unique, count = f"{name}_{count}", count + 1
     tensor.name = unique
     value = ir.Value(
-        name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape)
+        name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
     )
     graph.register_initializer(value)
     return value
@@ -38,9 +38,7 @@ def insert_before(
     attributes: dict[str, int | list[int]] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`."""
-    new = ir.node(
-        op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=f"{node.name}{suffix}"
-    )
+    new = ir.node(op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=f"{node.name}{suffix}")
     new.outputs[0].name = f"{node.outputs[0].name}{suffix}"
     if like is not None:
         new.outputs[0].type = like.type

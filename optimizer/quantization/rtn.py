@@ -59,9 +59,7 @@ class QuantizedWeight:
     error: WeightError
 
 
-def quantize_rtn(
-    weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool = False
-) -> QuantizedWeight:
+def quantize_rtn(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool = False) -> QuantizedWeight:
     """Round a weight to blocks of integer codes.
 
     Each block's scale is the best of a dozen fractions of its range, each also after one least-squares step for the

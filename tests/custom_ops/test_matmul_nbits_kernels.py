@@ -83,7 +83,7 @@ def test_integer_sums_are_exact(isa, bits, M):
     """Activations on the int8 grid and scales of powers of two leave nothing to round: equal to the last bit."""
     rng = np.random.default_rng(bits)
     K, N, block_size = 4100, 35, 32
-    packed, scales, zeros = make_weight(rng, bits, block_size, K, N, "packed")
+    packed, scales, _ = make_weight(rng, bits, block_size, K, N, "packed")
     scales = np.exp2(rng.integers(-2, 2, scales.shape)).astype(np.float32)
     A = rng.integers(-127, 128, (M, K)).astype(np.float32)
     A[:, ::block_size] = 127  # so that the scale of each block is 1

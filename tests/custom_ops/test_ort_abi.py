@@ -46,9 +46,7 @@ def test_slots_and_structs_match_the_official_header(tmp_path):
     ]
     source = tmp_path / "slots.cc"
     source.write_text("\n".join(lines))
-    subprocess.run(
-        ["g++", "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", f"-I{SOURCES}", source], check=True
-    )
+    subprocess.run(["g++", "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", f"-I{SOURCES}", source], check=True)
 
 
 def test_slots_are_listed_once_and_in_order():

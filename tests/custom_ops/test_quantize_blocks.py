@@ -9,9 +9,7 @@ from onnxpress.custom_ops import _kernels, reference
 ISAS = _kernels.supported_isas()
 
 
-def quantize(
-    function, weight, transposed, bits, block_size, symmetric, search=True, scale_type="float32", **isa
-):
+def quantize(function, weight, transposed, bits, block_size, symmetric, search=True, scale_type="float32", **isa):
     N, K = weight.shape if transposed else weight.shape[::-1]
     blocks = -(-K // block_size)
     packed = np.zeros((N, blocks, block_size * bits // 8), np.uint8)
@@ -80,9 +78,7 @@ def test_columns_are_independent(isa):
     whole = quantize(_kernels.quantize_blocks, weight, False, 3, 32, False, isa=isa)
     packed, scales, zeros = (np.zeros_like(a) for a in whole[:3])
     for columns in [(32, 50), (0, 16), (16, 32)]:
-        _kernels.quantize_blocks(
-            weight, False, 3, 32, False, True, "float32", columns, packed, scales, zeros, isa=isa
-        )
+        _kernels.quantize_blocks(weight, False, 3, 32, False, True, "float32", columns, packed, scales, zeros, isa=isa)
     for a, b in zip((packed, scales, zeros), whole, strict=False):
         np.testing.assert_array_equal(a, b)
 
@@ -92,9 +88,7 @@ def test_columns_are_independent(isa):
 def test_constant_and_extreme_blocks(isa, symmetric):
     for value in (0.0, 1.0, -3.0, 1e-38, -1e-42, 1e18, 3e38):
         weight = np.full((32, 4), value, np.float32)
-        packed, scales, zeros, _ = quantize(
-            _kernels.quantize_blocks, weight, False, 4, 32, symmetric, isa=isa
-        )
+        packed, scales, zeros, _ = quantize(_kernels.quantize_blocks, weight, False, 4, 32, symmetric, isa=isa)
         assert np.isfinite(scales).all()
         restored = reference.dequantize(
             packed, scales, _kernels.pack_zero_points(zeros, 4), bits=4, block_size=32, K=32

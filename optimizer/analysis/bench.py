@@ -1,0 +1,221 @@
+"""Latency of several models side by side.
+
+All models are timed in one process, in turns, the order changing every round, so that a machine whose speed drifts is
+fair to all. ONNX Runtime's threads go on spinning for some 20 ms after a run; another session's run beside them was
+seen to take twice its time. So each turn begins with a pause and an uncounted run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import storage
+from ..errors import OnnxpressError
+from .feeds import random_feeds
+from .session import open_session, session_options, uses_our_ops
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PAUSE = 0.06  # seconds, three times what the threads were seen to spin
+_TURN = 0.15  # seconds of counted runs in a turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """One model's figures.
+
+    Attributes:
+        model: What the user called it.
+        ours: Whether nodes of domain `onnxpress` run on our custom ops.
+        runs: Counted runs.
+        median: Seconds.
+        low: Tenth percentile in seconds.
+        high: Ninetieth percentile in seconds.
+        ratio: Median of the first model over this one's: how many times faster.
+        load_seconds: Time to create a session, in a process of its own.
+        memory: Bytes that the process gained by loading and one run.
+        size: Bytes on disk.
+    """
+
+    model: str
+    ours: bool
+    runs: int
+    median: float
+    low: float
+    high: float
+    ratio: float
+    load_seconds: float
+    memory: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """All figures of one comparison.
+
+    Attributes:
+        timings: In the order the models were given.
+        machine: Processor, cores and the instruction set our kernels use.
+        setup: ONNX Runtime's version and configuration.
+        inputs: Shape of each input.
+    """
+
+    timings: list[Timing]
+    machine: str
+    setup: str
+    inputs: dict[str, list[int]]
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.machine}\n{self.setup}\n{_shapes(self.inputs)}", title_justify="left", box=None)
+        for column in ("model", "median ms", "p10 - p90", "speed-up", "load s", "memory MB", "disk MB"):
+            table.add_column(column, justify="left" if column == "model" else "right", overflow="fold")
+        for t in self.timings:
+            table.add_row(
+                t.model + (" *" if t.ours else ""), f"{1e3 * t.median:.2f}", f"{1e3 * t.low:.2f} - {1e3 * t.high:.2f}",
+                f"{t.ratio:.2f}x", f"{t.load_seconds:.2f}", f"{t.memory / 1e6:,.0f}", f"{t.size / 1e6:,.1f}",
+            )  # fmt: skip
+        console.print(table)
+        if any(t.ours for t in self.timings):
+            console.print("* with the custom ops of onnxpress")
+
+
+def _shapes(inputs: dict[str, list[int]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in inputs.items())
+
+
+def bench(
+    models: Sequence[str],
+    *,
+    dims: Mapping[str, int],
+    threads: int | None = None,
+    rounds: int = 9,
+    config: Mapping[str, str] | None = None,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> Benchmark:
+    """Time models on the same random inputs.
+
+    Args:
+        models: Files, folders or names of the catalogue.
+        dims: Sizes of symbolic dimensions, see `random_feeds`.
+        threads: Intra-op threads; all cores by default.
+        rounds: Turns of each model.
+        config: Session configuration entries of ONNX Runtime for all models.
+        progress: Told how the work goes on.
+
+    Raises:
+        OnnxpressError: A model cannot be loaded or run.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    config = dict(config or {})
+    paths = [storage.resolve(model) for model in models]
+    loads = [_probe_load(path, threads, dims, config) for path in paths]
+    loaded = [storage.load(path) for path in paths]
+    ours = [uses_our_ops(model) for model in loaded]
+    sizes = [storage.size_on_disk(path, model) for path, model in zip(paths, loaded, strict=True)]
+    del loaded
+    runs, feeds = [], {}
+    for path, is_ours in zip(paths, ours, strict=True):
+        session = open_session(path, session_options(threads=threads, ours=is_ours, config=config))
+        feeds = random_feeds(session.get_inputs(), dims)
+        runs.append(_Run(path, session, feeds))
+    samples = take_turns(runs, rounds, progress)
+    medians = [float(np.median(times)) for times in samples]
+    timings = [
+        Timing(
+            model, ours[i], len(samples[i]), medians[i], float(np.percentile(samples[i], 10)),
+            float(np.percentile(samples[i], 90)), medians[0] / medians[i], loads[i]["load_seconds"],
+            int(loads[i]["memory"]), sizes[i],
+        )
+        for i, model in enumerate(models)
+    ]  # fmt: skip
+    return Benchmark(timings, _machine(), _setup(threads, config), {k: list(v.shape) for k, v in feeds.items()})
+
+
+class _Run:
+    """A call that runs a model once."""
+
+    def __init__(self, path: Path, session: Any, feeds: dict[str, np.ndarray]) -> None:
+        self._path, self._session, self._feeds = path, session, feeds
+
+    def __call__(self) -> None:
+        try:
+            self._session.run(None, self._feeds)
+        except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+            raise OnnxpressError(f"{self._path}: cannot run: {str(error).splitlines()[0]}") from error
+
+
+def take_turns(
+    runs: Sequence[Callable[[], None]],
+    rounds: int,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[list[float]]:
+    """Seconds of each counted run of each callable, taken in turns that start with another one every round."""
+    samples: list[list[float]] = [[] for _ in runs]
+    for turn in range(rounds):
+        for step in range(len(runs)):
+            which = (turn + step) % len(runs)
+            sleep(_PAUSE)
+            runs[which]()
+            spent = 0.0
+            while spent < _TURN:
+                start = clock()
+                runs[which]()
+                elapsed = clock() - start
+                samples[which].append(elapsed)
+                spent += elapsed
+            progress("bench", turn * len(runs) + step + 1, rounds * len(runs))
+    return samples
+
+
+def _probe_load(path: Path, threads: int, dims: Mapping[str, int], config: Mapping[str, str]) -> dict[str, float]:
+    command = [sys.executable, "-m", f"{__package__}.load_probe", str(path), str(threads)]
+    done = subprocess.run(
+        [*command, json.dumps(dict(dims)), json.dumps(dict(config))], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["the process died"]
+        message = lines[-1].split("Error: ", 1)[-1]
+        raise OnnxpressError(message if str(path) in message else f"{path}: {message}")
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def _machine() -> str:
+    from onnxpress.custom_ops import _kernels
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {len(os.sched_getaffinity(0))} cores, kernels for {_kernels.chosen_isa()}"
+
+
+def _setup(threads: int, config: Mapping[str, str]) -> str:
+    import onnxruntime
+
+    extra = "".join(f", {key}={value}" for key, value in config.items())
+    return f"ONNX Runtime {onnxruntime.__version__}, CPU, {threads} threads, all graph optimizations{extra}"

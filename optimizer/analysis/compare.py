@@ -1,0 +1,243 @@
+"""Where a converted model departs from its original, tensor by tensor.
+
+Tensors of the main graphs are matched by name. Error accumulates along a network, so besides its own noise a tensor
+gets the noise it added: noise over signal, minus the largest such ratio among the nearest matched tensors it is made
+of. The layer that hurts is the one that adds most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from .. import storage
+from ..errors import OnnxpressError, UsageError
+from .feeds import Feeds, random_feeds, read_feeds
+from .session import open_session, session_options, uses_our_ops
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_GROUP = 256  # tensors that are held at a time, for each model
+_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+_DEFAULT_DIMS = {"batch": 2, "sequence": 32, "past": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorError:
+    """One matched tensor.
+
+    Attributes:
+        name: Its name in both models.
+        op_type: The operator that makes it in the second model.
+        sqnr: Signal to noise ratio of the second model against the first in dB; NaN where either holds NaN.
+        cosine: Cosine of the two as vectors.
+        added: Noise over signal that this tensor has beyond what it was made of.
+        output: Whether it is an output of the model.
+    """
+
+    name: str
+    op_type: str
+    sqnr: float
+    cosine: float
+    added: float
+    output: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two models on the same inputs.
+
+    Attributes:
+        first: The reference.
+        second: What is judged.
+        tensors: Matched tensors, the one that adds most noise first.
+        unmatched: Float outputs of nodes of the first model that the second lacks.
+    """
+
+    first: str
+    second: str
+    tensors: list[TensorError]
+    unmatched: int
+
+    @property
+    def outputs(self) -> list[TensorError]:
+        """The outputs of the model."""
+        return [tensor for tensor in self.tensors if tensor.output]
+
+    def to_json(self) -> str:
+        """Everything as JSON; infinite and undefined decibels become null."""
+        values = dataclasses.asdict(self)
+        for tensor in values["tensors"]:
+            tensor.update({k: None for k, v in tensor.items() if isinstance(v, float) and not math.isfinite(v)})
+        return json.dumps(values, indent=2)
+
+    def print(self, console: Console, top: int = 20) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.second} against {self.first}", title_justify="left", box=None)
+        for column, justify in (("tensor", "left"), ("op", "left"), ("SQNR dB", "right"), ("cosine", "right"),
+                                ("noise added", "right")):  # fmt: skip
+            table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        for tensor in self.outputs:
+            table.add_row(*_cells(tensor), style="bold")
+        for tensor in [t for t in self.tensors if not t.output][:top]:
+            table.add_row(*_cells(tensor))
+        console.print(table)
+        inner = len(self.tensors) - len(self.outputs)
+        console.print(f"{inner} inner tensors matched, {self.unmatched} not; those inside subgraphs are out of reach")
+
+
+def _cells(tensor: TensorError) -> tuple[str, ...]:
+    return tensor.name, tensor.op_type, f"{tensor.sqnr:.1f}", f"{tensor.cosine:.5f}", f"{100 * tensor.added:.3g} %"
+
+
+def compare(
+    first: str | Path,
+    second: str | Path,
+    *,
+    data: str | Path | None = None,
+    dims: dict[str, int] | None = None,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> Comparison:
+    """Run two models on the same inputs and compare every tensor they share.
+
+    Args:
+        first: The reference: a file, a folder or a name of the catalogue.
+        second: The model to judge.
+        data: An .npz file of inputs; random ones otherwise.
+        dims: Sizes of symbolic dimensions for random inputs, see `random_feeds`.
+        seed: Of random inputs.
+        progress: Told how the work goes on.
+
+    Raises:
+        UsageError: The inputs do not fit, or the models have different inputs or outputs.
+        OnnxpressError: A model cannot be loaded or run.
+    """
+    models = [_Probe(storage.resolve(path)) for path in (first, second)]
+    names = [[node.name for node in probe.session.get_inputs()] for probe in models]
+    if sorted(names[0]) != sorted(names[1]):
+        raise UsageError(f"{second}: has the inputs {', '.join(names[1])}, {first} has {', '.join(names[0])}")
+    inputs = models[0].session.get_inputs()
+    feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**_DEFAULT_DIMS, **(dims or {})}, seed)
+    outputs = [value.name or "" for value in models[1].model.graph.outputs]
+    shared = [name for name in models[1].tensors if name in set(models[0].tensors) or name in outputs]
+    found: dict[str, tuple[float, float]] = {}
+    for begin in range(0, len(shared), _GROUP):
+        progress("compare", begin, len(shared))
+        group = shared[begin : begin + _GROUP]
+        for name, a, b in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+            if a.shape == b.shape and np.issubdtype(a.dtype, np.floating) and np.issubdtype(b.dtype, np.floating):
+                found[name] = measure(a, b)
+    progress("compare", len(shared), len(shared))
+    if not found:
+        raise OnnxpressError(f"{first} and {second} share no float tensor; were they made from the same model?")
+    errors = _attribute(models[1].model, found, set(outputs))
+    unmatched = len(set(models[0].tensors) - set(shared))
+    return Comparison(str(first), str(second), errors, unmatched)
+
+
+class _Probe:
+    """A model whose inner tensors can be read. Nothing is written beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = storage.load(path)
+        self.tensors = _float_tensors(self.model)
+        self.session = self._open(path)
+
+    def _open(self, source: Path | bytes) -> Any:
+        config = {_FOLDER_KEY: str(self.path.parent.resolve())} if isinstance(source, bytes) else {}
+        options = session_options(ours=uses_our_ops(self.model), config=config)
+        return open_session(source, options, self.path)
+
+    def run(self, names: Sequence[str], feeds: Feeds) -> list[npt.NDArray[Any]]:
+        """Values of the named tensors."""
+        import onnx
+
+        proto = onnx.load(str(self.path), load_external_data=False)
+        del proto.graph.output[:]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        try:
+            values: list[npt.NDArray[Any]] = self._open(proto.SerializeToString()).run(list(names), feeds)
+        except OnnxpressError:
+            raise
+        except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+            raise OnnxpressError(f"{self.path}: cannot run: {str(error).splitlines()[0]}") from error
+        return values
+
+
+def _float_tensors(model: ir.Model) -> list[str]:
+    """Outputs of the main graph's nodes that are, or may be, floats."""
+    floats = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16)
+    return [
+        value.name
+        for node in model.graph
+        if node.op_type not in ("Constant", "Shape", "DequantizeLinear", "Cast")
+        for value in node.outputs
+        if value.name and value.dtype in floats
+    ]
+
+
+def measure(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
+    """SQNR in dB and cosine of two arrays of one shape, in float64. NaN in either gives NaN."""
+    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    same = a == b  # infinities that agree are no error
+    with np.errstate(invalid="ignore"):
+        noise = float(np.square(np.where(same, 0, a - b)).sum())
+    finite = np.isfinite(a) & np.isfinite(b)
+    signal = float(np.square(a[finite]).sum())
+    if math.isnan(noise):
+        return math.nan, math.nan
+    sqnr = (
+        math.inf if noise == 0 else -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)
+    )
+    lengths = math.sqrt(signal * float(np.square(b[finite]).sum()))
+    cosine = float(a[finite] @ b[finite]) / lengths if lengths > 0 else float(noise == 0)
+    return sqnr, cosine
+
+
+def _attribute(model: ir.Model, found: dict[str, tuple[float, float]], outputs: set[str]) -> list[TensorError]:
+    errors = []
+    for node in model.graph:
+        for value in node.outputs:
+            if value.name not in found:
+                continue
+            sqnr, cosine = found[value.name]
+            before = max((_noise(found[name][0]) for name in _ancestors(node, found)), default=0.0)
+            added = _noise(sqnr) - before
+            added = math.inf if math.isnan(added) else max(0.0, added)
+            errors.append(TensorError(value.name, node.op_type, sqnr, cosine, added, value.name in outputs))
+    return sorted(errors, key=lambda error: -error.added)
+
+
+def _noise(sqnr: float) -> float:
+    return math.inf if math.isnan(sqnr) else float(10 ** (-sqnr / 10))
+
+
+def _ancestors(node: ir.Node, found: dict[str, tuple[float, float]]) -> set[str]:
+    """The nearest matched tensors that a node's output is made of."""
+    names: set[str] = set()
+    seen: set[ir.Node] = {node}
+    stack = [node]
+    while stack:
+        for value in stack.pop().inputs:
+            if value is None:
+                continue
+            producer = value.producer()
+            if value.name in found:
+                names.add(value.name)
+            elif producer is not None and producer not in seen:
+                seen.add(producer)
+                stack.append(producer)
+    return names

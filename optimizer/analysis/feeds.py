@@ -1,0 +1,127 @@
+"""Inputs for a model: read from a file and checked, or random and plausible."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import OnnxpressError, UsageError
+
+Feeds = dict[str, np.ndarray]
+
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+}
+_MOST_ID = 100  # token ids from a range that every vocabulary has
+_SIDE = 224  # of an image of unknown size
+_MOST_ELEMENTS = 1 << 30
+
+
+def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> Feeds:
+    """Plausible inputs: masks of ones, positions that count up, small token ids, normal floats.
+
+    Args:
+        inputs: A session's inputs.
+        dims: Sizes of symbolic dimensions: by exact name, or "batch", "sequence" and "past" for all whose names
+            say so. A name such as "past + sequence" is the sum of its parts.
+        seed: Of the generator.
+
+    Raises:
+        OnnxpressError: An input is of a type that cannot be made up, or absurdly large.
+    """
+    generator = np.random.default_rng(seed)
+    return {node.name: _random(node, dims, generator) for node in inputs}
+
+
+def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) -> np.ndarray:
+    if node.type not in _TYPES:
+        raise OnnxpressError(f"input {node.name} of type {node.type}: give --data, it cannot be made up")
+    dtype = _TYPES[node.type]
+    shape = _shape(node, dims)
+    if np.prod([float(size) for size in shape]) > _MOST_ELEMENTS:
+        raise OnnxpressError(f"input {node.name} of shape {shape} is too large to make up; give --data")
+    name = node.name.lower()
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    if dtype == np.bool_ or "mask" in name:
+        return np.ones(shape, dtype)
+    if "position" in name:
+        return np.broadcast_to(np.arange(shape[-1] if shape else 1), shape).astype(dtype)
+    if "type" in name:
+        return np.zeros(shape, dtype)
+    if name in ("sr", "sample_rate"):
+        return np.full(shape, 16000, dtype)
+    return generator.integers(0, _MOST_ID, shape).astype(dtype)
+
+
+def _shape(node: Any, dims: Mapping[str, int]) -> tuple[int, ...]:
+    image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
+    return tuple(
+        size if isinstance(size, int) else _size(size, dims, _SIDE if image and axis >= 2 else 1)
+        for axis, size in enumerate(node.shape)
+    )
+
+
+def _size(name: str | None, dims: Mapping[str, int], default: int) -> int:
+    if name is None:
+        return default
+    if name in dims:
+        return dims[name]
+    if "+" in name:
+        return sum(_size(part.strip(), dims, default) for part in name.split("+"))
+    for word, pattern in (("past", r"past"), ("batch", r"batch"), ("sequence", r"seq|length|token")):
+        if re.search(pattern, name.lower()) and word in dims:
+            return dims[word]
+    return default
+
+
+def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
+    """Inputs from an .npz file.
+
+    Args:
+        path: Arrays by the names of the inputs.
+        inputs: A session's inputs.
+
+    Raises:
+        OnnxpressError: The file cannot be read.
+        UsageError: A name, type or shape does not fit.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except FileNotFoundError as error:
+        raise OnnxpressError(f"{path}: no such file") from error
+    except Exception as error:  # numpy raises many types for a file that is no .npz
+        raise OnnxpressError(f"{path}: not a readable .npz file: {error}") from error
+    expected = {node.name: node for node in inputs}
+    if missing := sorted(expected.keys() - arrays.keys()):
+        raise UsageError(
+            f"{path}: lacks the model's input {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}"
+        )
+    if unknown := sorted(arrays.keys() - expected.keys()):
+        raise UsageError(f"{path}: {', '.join(unknown)} is no input of the model, which has {', '.join(expected)}")
+    for name, node in expected.items():
+        _check(path, arrays[name], node)
+    return arrays
+
+
+def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
+    wanted = np.dtype(_TYPES[node.type]) if node.type in _TYPES else None
+    if wanted is not None and array.dtype != wanted:
+        raise UsageError(f"{path}: {node.name} is {array.dtype}, the model takes {wanted}")
+    fits = len(node.shape) == array.ndim and all(
+        not isinstance(size, int) or size == have for size, have in zip(node.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")

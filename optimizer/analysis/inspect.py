@@ -1,0 +1,156 @@
+"""What is in a model, and what a scheme would take of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from .. import storage
+from ..passes import plan
+from ..pipeline import METADATA_KEY
+from ..recipe import Recipe
+from ..report import group_reasons
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """Facts about a model.
+
+    Attributes:
+        model: The file.
+        size: Bytes of the file and its external data.
+        external: Bytes of its initializers that are external data.
+        parameters: Elements of its initializers.
+        dtypes: Bytes of initializers by element type.
+        operators: Nodes by operator, subgraphs and functions' bodies included; other domains are written out.
+        opsets: Versions by domain.
+        ir_version: Of the format.
+        producer: What wrote it.
+        inputs: Name, type and shape of each.
+        outputs: The same.
+        recipe: The recipe that an earlier conversion stored, or None.
+        scheme: What was asked about.
+        taken: Nodes the scheme would take: name, operator, parameters.
+        left: The other nodes with weights: name, operator, reason.
+    """
+
+    model: str
+    size: int
+    external: int
+    parameters: int
+    dtypes: dict[str, int]
+    operators: dict[str, int]
+    opsets: dict[str, int]
+    ir_version: int
+    producer: str
+    inputs: list[str]
+    outputs: list[str]
+    recipe: dict[str, Any] | None
+    scheme: str
+    taken: list[tuple[str, str, int]]
+    left: list[tuple[str, str, str]]
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console, *, nodes: bool = False) -> None:
+        """A table for a person; `nodes` lists each node rather than counts."""
+        from rich.table import Table
+
+        table = Table(title=self.model, title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row("size", f"{self.size / 1e6:,.1f} MB, of which {self.external / 1e6:,.1f} MB external")
+        table.add_row("parameters", f"{self.parameters:,}")
+        table.add_row("types", ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in self.dtypes.items()))
+        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
+        table.add_row("opsets", f"{opsets}; IR {self.ir_version}; by {self.producer or 'unknown'}")
+        for label, values in (("input", self.inputs), ("output", self.outputs)):
+            for value in values:
+                table.add_row(label, value)
+        table.add_row("operators", ", ".join(f"{count} {op}" for op, count in self.operators.items()))
+        if self.recipe is not None:
+            table.add_row("made by", f"onnxpress with {json.dumps(self.recipe)}")
+        total = sum(size for _, _, size in self.taken)
+        table.add_row(f"{self.scheme} takes", f"{len(self.taken)} nodes, {total:,} weights")
+        if nodes:
+            for name, op_type, size in self.taken:
+                table.add_row("", f"{op_type} {name} ({size:,} weights)")
+            for name, op_type, reason in self.left:
+                table.add_row("leaves", f"{op_type} {name}: {reason}")
+        else:
+            for what, count in group_reasons([(op, reason) for _, op, reason in self.left]).items():
+                table.add_row("leaves", f"{count} {what}")
+        console.print(table)
+
+
+def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
+    """Look into a model without reading its weights.
+
+    Args:
+        model: A file, a folder or a name of the catalogue.
+        recipe: What to ask about; int4 by default.
+
+    Raises:
+        OnnxpressError: The model cannot be read.
+    """
+    recipe = recipe or Recipe()
+    path = storage.resolve(model)
+    loaded = storage.load(path)
+    decisions = plan(loaded, recipe, read_weights=False)
+    tensors = [value.const_value for value in storage.initializers(loaded) if value.const_value is not None]
+    dtypes: Counter[str] = Counter()
+    for tensor in tensors:
+        dtypes[tensor.dtype.name.lower()] += tensor.nbytes
+    stored = loaded.metadata_props.get(METADATA_KEY)
+    return Inspection(
+        model=str(path),
+        size=storage.size_on_disk(path, loaded),
+        external=sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor)),
+        parameters=sum(tensor.size for tensor in tensors),
+        dtypes=dict(dtypes.most_common()),
+        operators=dict(Counter(_operator(node) for node in _all_nodes(loaded)).most_common()),
+        opsets=dict(loaded.opset_imports),
+        ir_version=loaded.ir_version,
+        producer=" ".join(filter(None, (loaded.producer_name, loaded.producer_version))),
+        inputs=[_describe(value) for value in loaded.graph.inputs],
+        outputs=[_describe(value) for value in loaded.graph.outputs],
+        recipe=_parse(stored) if stored else None,
+        scheme=recipe.scheme,
+        taken=[(d.node_name, d.op_type, d.parameters) for d in decisions if d.taken],
+        left=[(d.node_name, d.op_type, d.reason) for d in decisions if not d.taken],
+    )
+
+
+def _parse(stored: str) -> dict[str, Any]:
+    try:
+        values = json.loads(stored)
+    except json.JSONDecodeError:
+        return {"unreadable": stored}
+    return values if isinstance(values, dict) else {"unreadable": stored}
+
+
+def _all_nodes(model: ir.Model) -> list[ir.Node]:
+    nodes = list(model.graph.all_nodes())
+    for function in model.functions.values():
+        nodes.extend(function.all_nodes())
+    return nodes
+
+
+def _operator(node: ir.Node) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def _describe(value: ir.Value) -> str:
+    kind = value.dtype.name.lower() if value.dtype is not None else "?"
+    shape = "?" if value.shape is None else ", ".join(str(dim) for dim in value.shape)
+    return f"{value.name} {kind} [{shape}]"

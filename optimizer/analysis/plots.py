@@ -1,0 +1,78 @@
+"""Plots as PNG files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import OnnxpressError
+
+if TYPE_CHECKING:
+    from .bench import Benchmark
+    from .compare import Comparison
+
+_INK, _ACCENT = "#4a6fa5", "#c8553d"
+_MOST_LABEL = 44
+
+
+def shorten(name: str, most: int = _MOST_LABEL) -> str:
+    """The name with its middle left out where it is too long: both ends tell layers apart."""
+    if len(name) <= most:
+        return name
+    head = (most - 1) // 2
+    return f"{name[:head]}…{name[-(most - 1 - head) :]}"
+
+
+def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
+    """Bars of the median latency, with marks from the tenth to the ninetieth percentile."""
+    timings = benchmark.timings
+    figure, axes = _figure(1.4 + 0.55 * len(timings))
+    medians = [1e3 * t.median for t in timings]
+    spread = [[1e3 * (t.median - t.low) for t in timings], [1e3 * (t.high - t.median) for t in timings]]
+    labels = [shorten(Path(t.model).name) for t in timings]
+    places = list(range(len(timings)))
+    axes.barh(places, medians, xerr=spread, color=[_ACCENT if t.ours else _INK for t in timings], capsize=3, height=0.6)
+    axes.set_yticks(places, labels)
+    axes.invert_yaxis()
+    most = max(1e3 * t.high for t in timings)
+    for place, timing in zip(places, timings, strict=True):
+        text = f"{1e3 * timing.median:.2f} ms, {timing.ratio:.2f}x"
+        axes.text(1e3 * timing.high + 0.015 * most, place, text, va="center", fontsize=9)
+    axes.set_xlim(0, 1.35 * most)
+    axes.set_xlabel("median latency in ms; whiskers from 10 % to 90 % of the runs")
+    axes.set_title(f"{benchmark.machine}\n{benchmark.setup}", fontsize=9, loc="left")
+    _save(figure, path)
+
+
+def plot_comparison(comparison: Comparison, path: str | Path, top: int = 25) -> None:
+    """SQNR along the network, and the tensors that add most noise."""
+    tensors = [t for t in comparison.tensors if math.isfinite(t.added)][:top]
+    figure, axes = _figure(1.6 + 0.27 * max(len(tensors), 1))
+    places = list(range(len(tensors)))
+    axes.barh(places, [100 * t.added for t in tensors], color=[_ACCENT if t.output else _INK for t in tensors])
+    axes.set_yticks(places, [shorten(t.name) for t in tensors], fontsize=8)
+    axes.invert_yaxis()
+    most = max((100 * t.added for t in tensors), default=1.0) or 1.0
+    for place, tensor in zip(places, tensors, strict=True):
+        axes.text(100 * tensor.added + 0.01 * most, place, f"{tensor.sqnr:.1f} dB", va="center", fontsize=8)
+    axes.set_xlim(0, 1.15 * most)
+    axes.set_xlabel("noise added, % of the tensor's power; beside it the tensor's SQNR")
+    axes.set_title(f"{Path(comparison.second).name} against {Path(comparison.first).name}", fontsize=10, loc="left")
+    _save(figure, path)
+
+
+def _figure(height: float) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: str | Path) -> None:
+    try:
+        figure.savefig(path, dpi=150, format="png")
+    except OSError as error:
+        raise OnnxpressError(f"{path}: cannot write the plot: {error.strerror}") from error
