@@ -132,22 +132,28 @@ def optimize(
 
 
 @app.command()
-def models(json_: _Json = False) -> None:
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print the path of this one, fetched if it is not yet.")] = None,
+    json_: _Json = False,
+) -> None:
     """List the models that can be named instead of a file."""
     import json
 
     from onnxpress.models import catalogue
     from rich.table import Table
 
-    entries = [catalogue.entry(name) for name in catalogue.names()]
-    if json_:
-        rows = [{"name": e.name, "package": e.package.name, "version": e.package.version} for e in entries]
-        print(json.dumps(rows, indent=2))
+    if name is not None:
+        path = str(catalogue.path(name))
+        print(json.dumps({"name": name, "path": path}) if json_ else path)
         return
-    table = Table("name", "cached", "download", "licence", "what it is", box=None)
+    entries = [catalogue.entry(known) for known in catalogue.names()]
+    if json_:
+        print(json.dumps([e.to_mapping() for e in entries], indent=2))
+        return
+    table = Table("name", "cached", "download", "licence", "task", "what it is", box=None)
     for e in entries:
         cached = "yes" if e.is_cached else "no"
-        table.add_row(e.name, cached, f"{e.package.megabytes} MB", e.package.licence, e.description)
+        table.add_row(e.name, cached, f"{e.package.megabytes} MB", e.package.licence, e.task or "", e.description)
     _console().print(table)
 
 
@@ -157,7 +163,8 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="lee, wordsim353, simlex999 or reading; guessed by default.")] = None,
     json_: _Json = False,
 ) -> None:
-    """Judge models by a task with labels."""
+    """Judge models by a task with labels; the first is what the others are compared with."""
+    import dataclasses
     import json
 
     from onnxpress.models.evaluate import evaluate as run
@@ -165,27 +172,28 @@ def evaluate(
 
     results = [run(name, task) for name in model]
     if json_:
-        print(json.dumps([result._asdict() for result in results], indent=2))
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
         return
-    table = Table("model", "task", "metric", "value", box=None)
+    table = Table("model", "task", "metric", "value", "change", "also", box=None)
     for result in results:
-        table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}")
+        same = result is not results[0] and result.task == results[0].task
+        change = f"{result.value - results[0].value:+.4f}" if same else ""
+        also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.details.items())
+        table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}", change, also)
     _console().print(table)
 
 
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Folder in Hugging Face's layout, or a name on the hub.")],
-    output: Annotated[str, typer.Option("-o", "--output", help="Folder to write.")] = "exported",
-    task: Annotated[str, typer.Option(help="As optimum names it.")] = "auto",
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Folder to write; NAME-onnx by default.")] = None,
+    task: Annotated[str, typer.Option(help="As optimum names it, such as feature-extraction.")] = "auto",
     opset: Annotated[int | None, typer.Option(help="Opset of the export.")] = None,
 ) -> None:
     """Export a PyTorch model to ONNX through optimum."""
-    from pathlib import Path
-
     from onnxpress.models.export import export as run
 
-    print(run(model, Path(output), task=task, opset=opset))
+    print(run(model, output, task=task, opset=opset))
 
 
 _Dims = Annotated[list[str] | None, typer.Option("--dim", help="NAME=SIZE of a symbolic dimension; repeatable.")]

@@ -65,6 +65,7 @@ def optimize(
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
         loaded = storage.load(path)
         size_before = storage.size_on_disk(path, loaded)
+    external = storage.has_external_data(loaded)
     clock.lap("read")
 
     if recipe.clean_up:
@@ -85,7 +86,9 @@ def optimize(
 
     lazy = [*product.weights, *gather.weights]
     if target is not None:
-        storage.save(loaded, target, done=lambda done, total: progress("quantize and write", done, total))
+        storage.save(
+            loaded, target, external=external, done=lambda done, total: progress("quantize and write", done, total)
+        )
     clock.lap("quantize and write")
     return Report(
         source=source,

@@ -216,16 +216,24 @@ def check_target(path: str | Path) -> Path:
     return path
 
 
-def save(model: ir.Model, path: str | Path, *, done: TensorDone = lambda _n, _all: None) -> None:
+def has_external_data(model: ir.Model) -> bool:
+    """Whether some tensor lies in a file of its own."""
+    return any(True for _ in _external_tensors(model))
+
+
+def save(
+    model: ir.Model, path: str | Path, *, external: bool | None = None, done: TensorDone = lambda _n, _all: None
+) -> None:
     """Write a model; `path` is the old file or the whole new one, whatever happens meanwhile.
 
-    Weights go into one external file when the model came with external data or would exceed 1.5 GB, at offsets that
-    are multiples of the page size for large tensors; equal tensors are stored once. The model's initializers refer
-    to the new files afterwards.
+    External data is one file with offsets at multiples of the page size for large tensors; equal tensors are stored
+    once. The model's initializers refer to it afterwards.
 
     Args:
         model: The model; lazy tensors are evaluated one at a time.
         path: The target.
+        external: Whether weights go into a file of their own; None where some do already. Beyond 1.5 GB they always
+            do.
         done: Told of each tensor written.
 
     Raises:
@@ -235,10 +243,10 @@ def save(model: ir.Model, path: str | Path, *, done: TensorDone = lambda _n, _al
     path = check_target(path)
     _embed_attributes(model)
     total = sum(_nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
-    came_external = any(True for _ in _external_tensors(model))
+    external = has_external_data(model) if external is None else external
     replaced = _data_files_of(path)
     try:
-        data = _write_data(model, path, done) if came_external or total > _MOST_INLINE else None
+        data = _write_data(model, path, done) if external or total > _MOST_INLINE else None
         _write_model(model, path, done, counted=data is not None)
     except OSError as error:
         raise OnnxpressError(f"{path}: cannot write: {error.strerror}; the old file is untouched") from error

@@ -88,7 +88,7 @@ class Comparison:
         for column, justify in (("tensor", "left"), ("op", "left"), ("SQNR dB", "right"), ("cosine", "right"),
                                 ("noise added", "right")):  # fmt: skip
             table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
-        for tensor in self.outputs:
+        for tensor in self.outputs[:top]:
             table.add_row(*_cells(tensor), style="bold")
         for tensor in [t for t in self.tensors if not t.output][:top]:
             table.add_row(*_cells(tensor))

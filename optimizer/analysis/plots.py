@@ -52,6 +52,7 @@ def plot_comparison(comparison: Comparison, path: str | Path, top: int = 25) -> 
     places = list(range(len(tensors)))
     axes.barh(places, [100 * t.added for t in tensors], color=[_ACCENT if t.output else _INK for t in tensors])
     axes.set_yticks(places, [shorten(t.name) for t in tensors], fontsize=8)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     most = max((100 * t.added for t in tensors), default=1.0) or 1.0
     for place, tensor in zip(places, tensors, strict=True):

@@ -51,10 +51,13 @@ class QuantizeMatMul:
 
     def __call__(self, model: ir.Model, decisions: list[Decision]) -> bool:
         """Rewrite; whether anything changed."""
-        self._graph = model.graph  # new constants go to the outermost graph, which subgraphs see
         taken = [d for d in decisions if d.taken and d.op_type in ("MatMul", "Gemm")]
         for decision in taken:
-            if self._recipe.form == "qdq":
+            # New constants go to the outermost graph, which subgraphs see; but ONNX Runtime's fusion of
+            # DequantizeLinear looks for them only in the graph of the node.
+            self._graph = model.graph
+            if self._recipe.form == "qdq" and isinstance(decision.node.graph, ir.Graph):
+                self._graph = decision.node.graph
                 self._rewrite_qdq(decision)
             else:
                 self._rewrite_qoperator(model, decision)
@@ -76,7 +79,7 @@ class QuantizeMatMul:
 
     def _part(self, lazy: LazyWeight, part: str, dtype: ir.DataType | None = None, suffix: str = "") -> ir.Value:
         """The initializer of a part, made once for all nodes that share it."""
-        key = (id(lazy), part)
+        key = (id(self._graph), id(lazy), part)
         if key not in self._values:
             name = f"{lazy.name}_int{lazy.scheme.bits}{suffix or '_' + part}"
             self._values[key] = add_initializer(self._graph, name, lazy.tensor(part, dtype))

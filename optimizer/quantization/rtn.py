@@ -96,5 +96,5 @@ def quantize_rtn(weight: npt.NDArray[np.floating], scheme: WeightScheme, transpo
 
 
 def is_finite(array: npt.NDArray[np.floating]) -> bool:
-    """Whether no element is NaN or infinite; float32 or float16, C-contiguous."""
-    return bool(_kernels.all_finite(array))
+    """Whether no element is NaN or infinite; float32 or float16."""
+    return _kernels.all_finite(np.ascontiguousarray(array))
