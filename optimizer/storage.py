@@ -81,6 +81,7 @@ def load(path: str | Path) -> ir.Model:
     path = Path(path)
     proto = _parse(path)
     _check_header(path, proto)
+    _check_entries(path, proto)
     try:
         model = ir.from_proto(proto)
     except Exception as error:  # the deserializer's own checks raise many types
@@ -131,7 +132,27 @@ def _check_header(path: Path, proto: onnx.ModelProto) -> None:
             )
 
 
+def _check_entries(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse offsets and lengths that are no sizes, which the deserializer does not report well."""
+    for tensor in _tensor_protos(proto.graph):
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise OnnxpressError(f"{path}: tensor '{tensor.name}' has the {entry.key} '{entry.value}', not a size")
+
+
+def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _tensor_protos(subgraph)
+
+
 def _first_line(error: BaseException) -> str:
+    """What went wrong at the bottom of a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -180,8 +201,6 @@ def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
         raise OnnxpressError(f"{path}: {owner} has the impossible shape {tensor.shape}")
     needed = _nbytes(tensor)
     offset, length = tensor.offset or 0, tensor.length
-    if offset < 0 or (length is not None and length < 0):
-        raise OnnxpressError(f"{what} has a negative offset or length")
     if length is not None and length != needed:
         raise OnnxpressError(f"{what} holds {length} bytes, the shape {tensor.shape} needs {needed}")
     size = data.stat().st_size
@@ -370,6 +389,6 @@ def _data_files_of(path: Path) -> set[Path]:
     except OnnxpressError:
         return set()
     names = {
-        entry.value for tensor in proto.graph.initializer for entry in tensor.external_data if entry.key == "location"
+        entry.value for tensor in _tensor_protos(proto.graph) for entry in tensor.external_data if entry.key == "location"
     }
     return {path.with_name(name) for name in names if ours.fullmatch(name)}

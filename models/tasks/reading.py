@@ -92,7 +92,8 @@ def render(text: str, generator: np.random.Generator) -> npt.NDArray[np.float32]
     pixels = np.asarray(image.resize((width, _HEIGHT), Image.Resampling.BILINEAR), np.float32)
     noisy = pixels + generator.normal(0, generator.uniform(0, 16), pixels.shape)
     scaled = (np.clip(noisy, 0, 255) / 127.5 - 1).astype(np.float32)
-    return np.broadcast_to(scaled, (1, 3, *scaled.shape)).copy()
+    channels: npt.NDArray[np.float32] = np.broadcast_to(scaled, (1, 3, *scaled.shape)).copy()
+    return channels
 
 
 def decode(scores: npt.NDArray[np.float32], characters: list[str]) -> str:

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from onnxpress import models
+from onnxpress.models import catalogue
+from onnxpress.models.tasks import TASKS
+from onnxpress.optimizer.errors import UsageError
+
+
+def test_names_are_those_that_the_documentation_uses():
+    assert models.names() == ["minilm", "ppocr-rec", "ppocr-det", "resnet-nsfw", "silero-vad"]
+
+
+def test_unknown_name_suggests_the_nearest():
+    with pytest.raises(UsageError, match="no model 'minilmm'.*did you mean 'minilm'"):
+        models.path("minilmm")
+
+
+def test_name_like_no_other_lists_all():
+    with pytest.raises(UsageError, match="there are minilm, .*silero-vad"):
+        models.path("../../etc/passwd")
+
+
+@pytest.mark.parametrize("entry", [*map(catalogue.entry, models.names()), catalogue.SIMILARITY_DATA])
+def test_entries_are_complete(entry):
+    assert len(bytes.fromhex(entry.package.sha256)) == 32
+    assert entry.build is not None or entry.main in entry.members.values()
+    assert all("/" not in name for name in entry.members.values())
+    assert entry.task is None or entry.task in TASKS
+
+
+def test_importing_the_catalogue_is_light():
+    code = "import sys; from onnxpress import models; models.names(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"onnx", "onnxruntime", "onnxscript", "tokenizers", "PIL", "matplotlib", "numpy"} & set(loaded)

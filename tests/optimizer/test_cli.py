@@ -1,0 +1,99 @@
+"""The command line: options, outputs, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import graphs
+import onnx
+import onnx_ir as ir
+import pytest
+
+MAIN = "from onnxpress.optimizer import cli; cli.{}()"
+
+
+def call(*arguments, entry="optimize_main", cwd=None, env=None):
+    command = [sys.executable, "-c", MAIN.format(entry), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, check=False)
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.onnx"
+    ir.save(graphs.matmul_model(128, 64, bias=True), path)
+    return path
+
+
+def test_default_output_and_summary(model):
+    done = call(model)
+    assert done.returncode == 0, done.stderr
+    assert "1 MatMul as int4" in done.stdout
+    assert "scale search" in done.stdout
+    assert model.with_name("model.int4.onnx").exists()
+    assert done.stderr == ""
+
+
+def test_both_commands_are_the_same(model, tmp_path):
+    for entry, words in (("optimize_main", []), ("main", ["optimize"])):
+        done = call(*words, model, "-o", tmp_path / f"{entry}.onnx", "--scheme", "int8", entry=entry)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "main.onnx").read_bytes() == (tmp_path / "optimize_main.onnx").read_bytes()
+
+
+def test_json(model, tmp_path):
+    done = call(model, "--json", "--scheme", "int3", "--no-search", "-o", tmp_path / "o.onnx")
+    report = json.loads(done.stdout)
+    assert report["rewritten"] == {"MatMul": 1}
+    assert report["recipe"]["scheme"] == "int3"
+    assert report["size_after"] < report["size_before"]
+    assert report["weights"][0]["gain"] == 0
+    assert report["peak_memory"] > 1e6
+
+
+def test_options_override_the_recipe(model, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('scheme = "int8"\nblock_size = 64\n')
+    done = call(model, "--recipe", recipe, "--scheme", "int4", "--json", "-o", tmp_path / "o.onnx")
+    stored = json.loads(done.stdout)["recipe"]
+    assert (stored["scheme"], stored["block_size"]) == ("int4", 64)
+    (node,) = onnx.load(tmp_path / "o.onnx").graph.node
+    assert {a.name: a.i for a in node.attribute}["block_size"] == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["MODEL", "--scheme", "int9"], 2, "scheme is 'int9'"),
+        (["MODEL", "--block-size", "7"], 2, "block_size is 7"),
+        (["MODEL", "--form", "qoperater"], 2, 'did you mean "qoperator"'),
+        (["MODEL", "--nonsense"], 2, "nonsense"),
+        (["MODEL", "-o", "nowhere/out.onnx"], 2, "does not exist"),
+        (["MODEL", "-o", "."], 2, "is a folder"),
+        (["MODEL", "--recipe", "gone.toml"], 1, "cannot read the recipe"),
+        (["gone.onnx"], 1, "gone.onnx: no such file"),
+        (["MODEL", "--exclude", "*"], 1, "nothing to quantize"),
+    ],
+)
+def test_errors_are_one_line_and_exit_codes_tell_their_kind(model, tmp_path, arguments, code, message):
+    done = call(*[model if a == "MODEL" else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr.replace("\n", " ")
+    assert "Traceback" not in done.stderr
+    if "Usage" not in done.stderr:
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "model.int4.onnx").exists()
+
+
+def test_traceback_on_request(tmp_path):
+    import os
+
+    done = call(tmp_path / "gone.onnx", env={**os.environ, "ONNXPRESS_TRACEBACK": "1"})
+    assert "Traceback" in done.stderr
+
+
+def test_help_is_quick_to_import():
+    code = "import sys; from onnxpress.optimizer import cli; print([m for m in ('onnx', 'onnxruntime', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,90 @@
+"""Recipes: read, checked, written back."""
+
+from __future__ import annotations
+
+import pytest
+from onnxpress.optimizer import Recipe, UsageError
+from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.recipe import Override
+
+TEXT = """
+scheme = "int8"
+block_size = 64
+exclude = ["*/head"]
+
+[[overrides]]
+match = "*/layer.0/*"
+scheme = "int4"
+
+[[overrides]]
+op_type = "Gemm"
+keep_float = true
+"""
+
+
+def test_toml_round_trip(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(TEXT)
+    recipe = Recipe.from_toml(path)
+    assert recipe.overrides == (Override(match="*/layer.0/*", scheme="int4"), Override(op_type="Gemm", keep_float=True))
+    assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("blocksize = 32", 'unknown key "blocksize"; did you mean "block_size"'),
+        ("qqq = 1", 'unknown key "qqq"; known keys'),
+        ('scheme = "int44"', "scheme is 'int44'; did you mean \"int4\""),
+        ("block_size = 48", "block_size is 48; must be one of 16, 32, 64, 128, 256"),
+        ("block_size = true", "block_size is True"),
+        ("search = 1", "search is 1, must be true or false"),
+        ('include = "a"', "include is 'a', must be a list of strings"),
+        ("include = [1]", "must be a list of strings"),
+        ("overrides = 3", "overrides must be a list of tables"),
+        ("[[overrides]]\nkeep_float = true", "give match"),
+        ('[[overrides]]\nmatch = "a"\nkeepfloat = true', 'overrides[0]: unknown key "keepfloat"; did you mean'),
+        ('[[overrides]]\nmatch = "a"\nmatch = "b"', "not valid TOML"),
+        ("= 3", "not valid TOML"),
+    ],
+)
+def test_wrong_recipes(tmp_path, text, message):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        Recipe.from_toml(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_missing_recipe(tmp_path):
+    with pytest.raises(OnnxpressError, match="cannot read the recipe"):
+        Recipe.from_toml(tmp_path / "gone.toml")
+
+
+def test_settings_of_a_node():
+    recipe = Recipe(
+        block_size=64,
+        overrides=(
+            Override(match="a*", scheme="int8"),
+            Override(match="ab", symmetric=False, keep_float=True),
+            Override(match="ab", op_type="Gemm", keep_float=False),
+        ),
+    )
+    assert recipe.settings("x", "MatMul").weight.bits == 4
+    assert not recipe.settings("x", "MatMul").weight.symmetric
+    assert recipe.settings("a", "MatMul").weight.bits == 8
+    assert recipe.settings("a", "MatMul").weight.symmetric
+    assert recipe.settings("ab", "MatMul") == "kept in float by an override of the recipe"
+    assert recipe.settings("ab", "Gemm").weight.bits == 8
+    assert not recipe.settings("ab", "Gemm").weight.symmetric
+
+
+def test_unused_patterns():
+    recipe = Recipe(include=("a*", "z"), exclude=("q",), overrides=(Override(op_type="Gemm"),))
+    assert recipe.unused_patterns([("abc", "MatMul")]) == [
+        'include pattern "z"',
+        'exclude pattern "q"',
+        'override (op_type = "Gemm")',
+    ]
