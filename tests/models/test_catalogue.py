@@ -15,12 +15,12 @@ def test_names_are_those_that_the_documentation_uses():
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(UsageError, match="no model 'minilmm'.*did you mean 'minilm'"):
+    with pytest.raises(UsageError, match=r"no model 'minilmm'.*did you mean 'minilm'"):
         models.path("minilmm")
 
 
 def test_name_like_no_other_lists_all():
-    with pytest.raises(UsageError, match="there are minilm, .*silero-vad"):
+    with pytest.raises(UsageError, match=r"there are minilm, .*silero-vad"):
         models.path("../../etc/passwd")
 
 

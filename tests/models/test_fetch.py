@@ -89,7 +89,7 @@ def test_members_that_climb_out_of_the_archive_are_not_followed(cache, tmp_path)
 
 
 def test_missing_member_is_named(cache, wheel):
-    with pytest.raises(OnnxpressError, match="tiny-1.0.*holds no tiny/weights"):
+    with pytest.raises(OnnxpressError, match=r"tiny-1.0.*holds no tiny/weights"):
         provide(entry_of(wheel, {"tiny/weights": "model.onnx"}), copies(wheel))
     assert list(cache.iterdir()) == []
 
@@ -152,7 +152,7 @@ def test_damaged_folder_is_named(cache, wheel):
 def test_cache_that_cannot_be_made(tmp_path, wheel, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(OnnxpressError, match="tiny: cannot write to the cache .*ONNXPRESS_CACHE"):
+    with pytest.raises(OnnxpressError, match=r"tiny: cannot write to the cache .*ONNXPRESS_CACHE"):
         provide(entry_of(wheel, {"tiny/model.bin": "model.onnx"}), copies(wheel))
 
 
@@ -214,5 +214,5 @@ def test_python_without_pip(cache, wheel, tmp_path, monkeypatch):
     bare.write_text(f"#!/bin/sh\necho '{sys.executable}: No module named pip' >&2\nexit 1\n")
     bare.chmod(bare.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(sys, "executable", str(bare))
-    with pytest.raises(OnnxpressError, match="needs pip.*ensurepip"):
+    with pytest.raises(OnnxpressError, match=r"needs pip.*ensurepip"):
         provide(entry_of(wheel, {"tiny/model.bin": "model.onnx"}))

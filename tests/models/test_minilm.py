@@ -150,5 +150,5 @@ def test_other_networks_are_refused(tmp_path, key, value):
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(OnnxpressError, match="hidden_size 24 .*num_attention_heads 5"):
+    with pytest.raises(OnnxpressError, match=r"hidden_size 24 .*num_attention_heads 5"):
         minilm.BertConfig(50, 20, 2, 24, 40, 2, 5, 1e-3)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+from onnxpress.models import catalogue, evaluate
+from onnxpress.models.evaluate import TaskResult
+from onnxpress.optimizer import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line; its exit code, output and errors."""
+    monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int | str | None, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onnxpress", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return stop.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def test_models_lists_what_there_is_and_fetches_nothing(run, tmp_path):
+    code, out, _ = run("models")
+    assert code == 0
+    for name in catalogue.names():
+        assert name in out
+    assert not (tmp_path / "cache").exists()
+
+
+def test_models_as_json(run):
+    rows = json.loads(run("models", "--json")[1])
+    assert [row["name"] for row in rows] == catalogue.names()
+    assert rows[0]["path"] is None
+    assert rows[0]["licence"] == "MIT"
+
+
+def test_models_prints_the_path_of_one(run, tmp_path):
+    file = catalogue.entry("silero-vad").folder / "model.onnx"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert run("models", "silero-vad") == (0, f"{file}\n", "")
+
+
+def test_unknown_model_is_a_usage_error(run):
+    code, out, err = run("models", "silero")
+    assert (code, out) == (2, "")
+    assert err == "error: no model 'silero' in the catalogue; did you mean 'silero-vad'?\n"
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    values = {"a.onnx": 0.75, "b.onnx": 0.5}
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda m, t: TaskResult(m, t or "lee", "Pearson", values[m], {"pairs": 3, "also": 0.25})
+    )
+
+
+def test_evaluate_compares_with_the_first(run, scores):
+    code, out, _ = run("evaluate", "a.onnx", "b.onnx")
+    assert code == 0
+    first, second = out.splitlines()[-2:]
+    assert first.split() == ["a.onnx", "lee", "Pearson", "0.7500", "pairs", "3,", "also", "0.2500"]
+    assert second.split()[:5] == ["b.onnx", "lee", "Pearson", "0.5000", "-0.2500"]
+
+
+def test_evaluate_as_json(run, scores):
+    rows = json.loads(run("evaluate", "a.onnx", "--task", "simlex999", "--json")[1])
+    assert rows == [
+        {
+            "model": "a.onnx",
+            "task": "simlex999",
+            "metric": "Pearson",
+            "value": 0.75,
+            "details": {"pairs": 3, "also": 0.25},
+        }
+    ]
+
+
+def test_evaluate_of_nothing_names_the_file(run):
+    code, _, err = run("evaluate", "absent.onnx")
+    assert code == 1
+    assert err.startswith("error: absent.onnx: no such file")
+    assert err.count("\n") == 1
+
+
+def test_export_without_the_extra(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optimum.exporters.onnx", None)
+    code, _, err = run("export", "some/model")
+    assert code == 1
+    assert 'pip install "onnxpress[export]"' in err

@@ -1,0 +1,61 @@
+"""The catalogue as it is fetched, and what its models score."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnxpress import models
+from onnxpress.models.evaluate import evaluate
+
+pytestmark = pytest.mark.real
+
+FEEDS = {
+    "minilm": {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")},
+    "ppocr-rec": {"x": np.zeros((1, 3, 48, 160), np.float32)},
+    "ppocr-det": {"x": np.zeros((1, 3, 64, 96), np.float32)},
+    "resnet-nsfw": {"input:0": np.zeros((1, 224, 224, 3), np.float32)},
+    "silero-vad": {
+        "input": np.zeros((1, 512), np.float32),
+        "state": np.zeros((2, 1, 128), np.float32),
+        "sr": np.array(16000, np.int64),
+    },
+}
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_model_is_valid_and_runs(name):
+    path = models.path(name)
+    onnx.checker.check_model(path)
+    outputs = ort.InferenceSession(path).run(None, FEEDS[name])
+    assert outputs
+    assert all(np.isfinite(output).all() for output in outputs)
+
+
+def test_minilm_agrees_with_people_as_published():
+    result = evaluate("minilm")
+    assert result.task == "lee"
+    assert result.details["pairs"] == 1225
+    assert result.value == pytest.approx(0.656, abs=0.001)
+
+
+def test_minilm_knows_words():
+    assert evaluate("minilm", "wordsim353").value == pytest.approx(0.729, abs=0.001)
+    assert evaluate("minilm", "simlex999").value == pytest.approx(0.446, abs=0.001)
+
+
+def test_recogniser_reads():
+    result = evaluate("ppocr-rec")
+    assert result.task == "reading"
+    assert result.value > 0.95  # the rendering differs a little between versions of FreeType
+    assert result.details["character accuracy"] > 0.99
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_default_task_is_the_one_that_the_catalogue_names(name):
+    from onnxpress.models.tasks import TASKS
+
+    session = ort.InferenceSession(models.path(name))
+    fitting = [task.name for task in TASKS.values() if task.fits(session)]
+    assert (fitting or [None])[0] == models.entry(name).task

@@ -1,0 +1,108 @@
+"""The benchmark's structure; never a speed."""
+
+from __future__ import annotations
+
+import json
+
+import graphs
+import onnx_ir as ir
+import pytest
+from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.analysis.bench import bench, take_turns
+from onnxpress.optimizer.analysis.feeds import random_feeds
+from onnxpress.optimizer.analysis.plots import plot_benchmark, shorten
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
+
+
+def test_models_take_turns_and_the_first_changes():
+    order, now = [], [0.0]
+
+    def run(which):
+        def call():
+            order.append(which)
+            now[0] += 0.1 * (which + 1)
+
+        return call
+
+    slept = []
+    samples = take_turns([run(0), run(1), run(2)], 3, clock=lambda: now[0], sleep=slept.append)
+    turns = [w for i, w in enumerate(order) if i == 0 or order[i - 1] != w]
+    # A turn of the last model is followed by one of the next round's first, which is another one.
+    assert turns[:3] == [0, 1, 2]
+    assert order.count(0) > order.count(2) > 0
+    assert len(slept) == 9
+    assert all(s == pytest.approx(0.1) for s in samples[0])
+    # The first run of each turn is not counted.
+    assert sum(len(s) for s in samples) == len(order) - 9
+
+
+def test_benchmark_of_two_models(tmp_path):
+    first = tmp_path / "a.onnx"
+    ir.save(graphs.matmul_model(), first)
+    optimize(first, Recipe(form="onnxpress"), tmp_path / "b.onnx")
+    result = bench([str(first), str(tmp_path / "b.onnx")], dims={"batch": 3}, threads=1, rounds=1)
+    values = json.loads(result.to_json())
+    assert [t["ours"] for t in values["timings"]] == [False, True]
+    assert values["inputs"] == {"x": [3, 64]}
+    assert values["timings"][0]["ratio"] == 1
+    for timing in values["timings"]:
+        assert timing["low"] <= timing["median"] <= timing["high"]
+        assert timing["runs"] > 0
+        assert timing["load_seconds"] > 0
+    assert "1 threads" in result.setup
+    plot_benchmark(result, tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_models_that_cannot_be_timed(tmp_path):
+    broken = tmp_path / "broken.onnx"
+    b = graphs.Builder()
+    b.output(b.op("NoSuchOp", b.input("x", ["m", 4])), ["m", 4])
+    ir.save(b.model(), broken)
+    with pytest.raises(OnnxpressError, match=r"broken\.onnx: ONNX Runtime cannot load the model"):
+        bench([str(broken)], dims={})
+
+
+def test_unknown_session_option_value(tmp_path):
+    model = tmp_path / "a.onnx"
+    ir.save(graphs.matmul_model(), model)
+    with pytest.raises((UsageError, OnnxpressError), match="session option"):
+        bench([str(model)], dims={}, config={"": "1"})
+
+
+class Input:
+    def __init__(self, name, kind, shape):
+        self.name, self.type, self.shape = name, kind, shape
+
+
+def test_inputs_that_are_made_up():
+    feeds = random_feeds(
+        [
+            Input("input_ids", "tensor(int64)", ["batch_size", "sequence_length"]),
+            Input("attention_mask", "tensor(int64)", ["batch_size", "past_sequence_length + sequence_length"]),
+            Input("position_ids", "tensor(int64)", ["batch_size", "sequence_length"]),
+            Input("past.0", "tensor(float)", ["batch_size", 2, "past_sequence_length", 8]),
+            Input("image", "tensor(float)", [None, 3, "h", None]),
+            Input("flag", "tensor(bool)", []),
+        ],
+        {"batch": 2, "sequence": 5, "past": 7, "h": 48},
+    )
+    assert feeds["input_ids"].shape == (2, 5)
+    assert feeds["attention_mask"].shape == (2, 12)
+    assert feeds["attention_mask"].all()
+    assert feeds["position_ids"][1].tolist() == [0, 1, 2, 3, 4]
+    assert feeds["past.0"].shape == (2, 2, 7, 8)
+    assert feeds["image"].shape == (1, 3, 48, 224)
+    assert feeds["flag"].shape == ()
+    with pytest.raises(OnnxpressError, match="too large"):
+        random_feeds([Input("x", "tensor(float)", ["n"])], {"n": 2**40})
+    with pytest.raises(OnnxpressError, match="cannot be made up"):
+        random_feeds([Input("x", "tensor(string)", [1])], {})
+
+
+def test_long_names_keep_both_ends():
+    name = "/model/layers.0/" + "x" * 80 + "/MatMul"
+    assert len(shorten(name)) == 44
+    assert shorten(name).startswith("/model/layers.0/")
+    assert shorten(name).endswith("/MatMul")
+    assert shorten("short") == "short"

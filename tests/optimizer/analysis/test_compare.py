@@ -1,0 +1,127 @@
+"""Comparison: figures, attribution, and inputs that do not fit."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.analysis.compare import compare, measure
+from onnxpress.optimizer.analysis.plots import plot_comparison
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
+
+
+def chain(tmp_path, name, noise=0.0, external=False):
+    """Three products, the second of which has a relative error of `noise`."""
+    b = graphs.Builder()
+    x = b.input("x", ["batch", 64])
+    for i in range(3):
+        W = graphs.weight(64, 64, i)
+        if i == 1:
+            W = W * np.float32(1 + noise)
+        x = b.op("MatMul", x, b.constant(f"W{i}", W), name=f"product{i}")
+    b.output(x, ["batch", 64])
+    path = tmp_path / name
+    ir.save(b.model(), path, external_data=f"{name}.data" if external else None)
+    return path
+
+
+def test_the_layer_that_hurts_comes_first(tmp_path):
+    result = compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", 0.01))
+    assert [t.name for t in result.tensors][0] == "product1_out"
+    by_name = {t.name: t for t in result.tensors}
+    assert by_name["product0_out"].sqnr == math.inf
+    assert by_name["product1_out"].sqnr == pytest.approx(40, abs=0.01)
+    assert by_name["product1_out"].added == pytest.approx(1e-4, rel=1e-2)
+    assert by_name["product2_out"].sqnr == pytest.approx(40, abs=0.01)
+    assert by_name["product2_out"].added < 1e-6
+    assert by_name["product2_out"].output
+    assert by_name["product1_out"].cosine == pytest.approx(1)
+
+
+def test_external_data_and_other_folders(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    first = chain(tmp_path / "models", "a.onnx", external=True)
+    second = chain(tmp_path, "b.onnx", 0.1)
+    before = sorted((tmp_path / "models").iterdir())
+    monkeypatch.chdir(tmp_path)
+    result = compare(first, second)
+    assert result.outputs[0].sqnr == pytest.approx(20, abs=0.1)
+    assert sorted((tmp_path / "models").iterdir()) == before
+
+
+@pytest.mark.parametrize("form", ["qoperator", "qdq", "onnxpress"])
+def test_converted_models_match_by_name(tmp_path, form):
+    first = chain(tmp_path, "a.onnx")
+    optimize(first, Recipe(form=form), tmp_path / "b.onnx")
+    result = compare(first, tmp_path / "b.onnx")
+    assert {t.name for t in result.tensors} == {f"product{i}_out" for i in range(3)}
+    assert result.unmatched == 0
+    assert all(10 < t.sqnr < 40 for t in result.tensors)
+
+
+def test_measures():
+    a = np.array([1.0, 2.0, np.inf], np.float32)
+    assert measure(a, a) == (math.inf, pytest.approx(1))
+    assert measure(a[:2], a[:2] * 1.1)[0] == pytest.approx(20, abs=1e-3)
+    assert all(math.isnan(v) for v in measure(a, np.array([1, np.nan, np.inf], np.float32)))
+    assert measure(np.zeros(2), np.zeros(2)) == (math.inf, 1.0)
+    assert measure(np.zeros(2), np.ones(2))[0] == -math.inf
+    assert measure(a[:2], -a[:2])[1] == pytest.approx(-1)
+
+
+def test_nan_ranks_first_and_json_stays_valid(tmp_path):
+    result = compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", np.nan))
+    assert result.tensors[0].name == "product1_out"
+    values = json.loads(result.to_json())
+    assert values["tensors"][0]["sqnr"] is None
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "lacks the model's input x"),
+        ({"y": np.zeros((1, 64), np.float32)}, "lacks the model's input x; it holds y"),
+        ({"x": np.zeros((1, 64), np.float32), "y": np.zeros(1)}, "y is no input"),
+        ({"x": np.zeros((1, 64))}, "x is float64, the model takes float32"),
+        ({"x": np.zeros(64, np.float32)}, r"x has shape \[64\]"),
+        ({"x": np.zeros((1, 63), np.float32)}, r"x has shape \[1, 63\]"),
+    ],
+)
+def test_data_that_does_not_fit(tmp_path, arrays, message):
+    np.savez(tmp_path / "data.npz", **arrays)
+    model = chain(tmp_path, "a.onnx")
+    with pytest.raises(UsageError, match=message):
+        compare(model, model, data=tmp_path / "data.npz")
+
+
+def test_data_that_is_no_file(tmp_path):
+    model = chain(tmp_path, "a.onnx")
+    with pytest.raises(OnnxpressError, match="no such file"):
+        compare(model, model, data=tmp_path / "gone.npz")
+    (tmp_path / "bad.npz").write_bytes(b"no archive")
+    with pytest.raises(OnnxpressError, match=r"not a readable \.npz"):
+        compare(model, model, data=tmp_path / "bad.npz")
+
+
+def test_data_is_used(tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.zeros((1, 64), np.float32))
+    result = compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", 0.5), data=tmp_path / "data.npz")
+    assert all(t.sqnr == math.inf for t in result.tensors)
+
+
+def test_models_of_different_inputs(tmp_path):
+    b = graphs.Builder()
+    b.output(b.op("Relu", b.input("z", ["m", 4])), ["m", 4])
+    ir.save(b.model(), tmp_path / "z.onnx")
+    with pytest.raises(UsageError, match="has the inputs z"):
+        compare(chain(tmp_path, "a.onnx"), tmp_path / "z.onnx")
+
+
+def test_plot_is_a_png(tmp_path):
+    plot_comparison(compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", 0.1)), tmp_path / "p.png")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
