@@ -388,7 +388,6 @@ def _data_files_of(path: Path) -> set[Path]:
         proto = _parse(path)
     except OnnxpressError:
         return set()
-    names = {
-        entry.value for tensor in _tensor_protos(proto.graph) for entry in tensor.external_data if entry.key == "location"
-    }
+    entries = (entry for tensor in _tensor_protos(proto.graph) for entry in tensor.external_data)
+    names = {entry.value for entry in entries if entry.key == "location"}
     return {path.with_name(name) for name in names if ours.fullmatch(name)}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import graphs
 import ml_dtypes
@@ -14,14 +15,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnxpress.custom_ops import functions, library_path, reference, register
+from onnxpress.custom_ops import _kernels, functions, library_path, reference, register
 
 RNG = np.random.default_rng(3)
 
 
 def make(
-    *, bits=4, K=100, N=37, block_size=32, level=0, activation=np.float32, scale=np.float32, zero_points=None, bias=False,
-    function=True, runtime_weight=False, lead=("a", "b"), **changed
+    *, bits=4, K=100, N=37, block_size=32, level=0, activation=np.float32, scale=np.float32, zero_points=None,
+    bias=False, function=True, runtime_weight=False, lead=("a", "b"), **changed
 ):  # fmt: skip
     """A model of one node and the arrays in it; `changed` overrides attributes or, by name, inputs."""
     blocks = -(-K // block_size)
@@ -29,7 +30,9 @@ def make(
         "B": reference.pack_codes(RNG.integers(0, 2**bits, (N, blocks, block_size), dtype=np.uint8), bits),
         "scales": RNG.uniform(0.01, 0.02, (N, blocks)).astype(scale),
     }
-    if zero_points == "packed":
+    if isinstance(zero_points, np.ndarray):
+        arrays["zero_points"] = zero_points
+    elif zero_points == "packed":
         arrays["zero_points"] = reference.pack_zero_points(RNG.integers(0, 2**bits, (N, blocks), dtype=np.uint8), bits)
     elif zero_points == "float":
         arrays["zero_points"] = RNG.uniform(0, 2**bits, (N, blocks)).astype(scale)
@@ -37,7 +40,7 @@ def make(
         arrays["bias"] = RNG.standard_normal(N).astype(activation)
     attributes = {"K": K, "N": N, "bits": bits, "block_size": block_size, "accuracy_level": level}
     attributes |= {k: v for k, v in changed.items() if k in attributes}
-    arrays |= {k: v for k, v in changed.items() if k in ("B", "scales", "zero_points", "bias")}
+    arrays |= {k: v for k, v in changed.items() if k in ("B", "scales", "bias")}
     b = graphs.Builder()
     kind = ir.DataType.from_numpy(np.dtype(activation))
     inputs = [b.input("A", [*lead, K], kind)]
@@ -256,7 +259,8 @@ def test_wrong_shapes_at_run_time():
     arrays = make(zero_points="packed", bias=True)[1]
     feeds = {"A": np.zeros((1, 100), np.float32), **arrays}
     opened.run(None, feeds)
-    for name, wrong in (("bias", np.zeros(36, np.float32)), ("B", arrays["B"][:, :3]), ("scales", arrays["scales"][1:])):
+    wrongs = {"bias": np.zeros(36, np.float32), "B": arrays["B"][:, :3], "scales": arrays["scales"][1:]}
+    for name, wrong in wrongs.items():
         with pytest.raises(Exception, match=f"the_node.*input {name} has shape"):
             opened.run(None, {**feeds, name: wrong})
 
@@ -287,11 +291,7 @@ model, arrays = t.make(level=4, function=False)
 A = np.ones((1, 3, 100), np.float32)
 np.testing.assert_allclose(t.session(model).run(None, {"A": A})[0], t.expected(A, arrays, level=4), atol=1e-4)
 """
-    from pathlib import Path
-
     here = Path(__file__).parent
-    from onnxpress.custom_ops import _kernels
-
     for isa in _kernels.supported_isas():
         command = [sys.executable, "-c", code, str(here), str(here.parent)]
         subprocess.run(command, env={**os.environ, "ONNXPRESS_ISA": isa}, check=True)

@@ -62,7 +62,12 @@ def test_every_form_computes_the_rounded_weight(form, scheme, symmetric, tmp_pat
     """Through full optimization, with and without our library, at sizes that divide into nothing."""
     for K, N, block_size, scale_type in [(64, 48, 32, "float32"), (100, 37, 16, "float16"), (130, 20, 128, "float32")]:
         recipe = Recipe(
-            scheme=scheme, form=form, symmetric=symmetric, block_size=block_size, scale_type=scale_type, accuracy_level=0
+            scheme=scheme,
+            form=form,
+            symmetric=symmetric,
+            block_size=block_size,
+            scale_type=scale_type,
+            accuracy_level=0,
         )
         path, report = emitted(graphs.matmul_model(K, N), recipe, tmp_path)
         W = graphs.weight(K, N)
@@ -116,7 +121,9 @@ def test_gemm(form, transposed, c, tmp_path):
 def test_gemm_in_every_form_with_transposed_weight(form, tmp_path):
     b = graphs.Builder()
     W = graphs.weight(64, 40)
-    y = b.op("Gemm", b.input("x", ["m", 64]), b.constant("W", np.ascontiguousarray(W.T)), name="gemm", transB=1, alpha=3.0)
+    y = b.op(
+        "Gemm", b.input("x", ["m", 64]), b.constant("W", np.ascontiguousarray(W.T)), name="gemm", transB=1, alpha=3.0
+    )
     b.output(y, ["m", 40])
     recipe = Recipe(form=form, accuracy_level=0)
     path, _ = emitted(b.model(), recipe, tmp_path)
@@ -275,11 +282,11 @@ def test_reasons_for_leaving():
 def test_function_bodies_are_left_unless_inlined(tmp_path):
     text = """
     <ir_version: 9, opset_import: ["" : 18, "local" : 1]>
-    g (float[m, 64] x) => (float[m, 64] y) { w = Constant <value = float[64, 64] {%s}> () y = local.f (x, w) }
+    g (float[m, 64] x) => (float[m, 64] y) { w = Constant <value = float[64, 64] {VALUES}> () y = local.f (x, w) }
     <domain: "local", opset_import: ["" : 18]>
     f (a, b) => (c) { c = MatMul (a, b) }
-    """ % ", ".join("0.5" for _ in range(64 * 64))
-    proto = onnx.parser.parse_model(text)
+    """
+    proto = onnx.parser.parse_model(text.replace("VALUES", ", ".join("0.5" for _ in range(64 * 64))))
     decisions = plan(ir.from_proto(proto), Recipe())
     assert [d.reason for d in decisions] == ["inside function f; clean-up inlines functions"]
     _, report = emitted(ir.from_proto(proto), Recipe(), tmp_path)
