@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,14 +26,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_FILE_WIDTH = 160
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 def _run(entry: Callable[[], object]) -> None:
     """Run `entry` and turn an expected failure into one line and an exit code.
 
-    ONNXPRESS_TRACEBACK=1 shows the traceback instead.
+    ONNXPRESS_TRACEBACK=1 shows the traceback instead. Ctrl-C and a request to terminate unwind: temporary files go.
     """
+    signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(_TERMINATED))
     try:
         entry()
     except OnnxpressError as error:
@@ -40,9 +45,11 @@ def _run(entry: Callable[[], object]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        code = stop.code if isinstance(stop, SystemExit) else _INTERRUPTED  # typer turns the one into the other
+        if code in (_INTERRUPTED, _TERMINATED):
+            print("interrupted; nothing was written", file=sys.stderr)
+        sys.exit(code)
 
 
 def main() -> None:
@@ -58,10 +65,29 @@ def optimize_main() -> None:
 
 
 def _console() -> Console:
-    """Standard output; names and shapes with brackets are no markup."""
+    """Standard output; names and shapes with brackets are no markup, and a file or a pipe has room for long names."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False)
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+def _show_version(asked: bool) -> None:
+    """Print the versions that a report of a problem needs."""
+    if not asked:
+        return
+    from importlib.metadata import version
+
+    print(f"onnxpress {version('onnxpress')}, ONNX Runtime {version('onnxruntime')}, onnx {version('onnx')}")
+    raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @contextmanager

@@ -154,8 +154,10 @@ def _finish(model: ir.Model, recipe: Recipe) -> None:
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
     assert weight.error is not None
-    size = weight.weight.tensor.size
-    return WeightReport(weight.name, f"int{weight.scheme.bits}", size, weight.error.sqnr, weight.error.gain)
+    return WeightReport(
+        weight.name, tuple(weight.nodes), f"int{weight.scheme.bits}", weight.weight.tensor.size,
+        weight.error.sqnr, weight.error.gain,
+    )  # fmt: skip
 
 
 def _gain(weights: list[LazyWeight]) -> float:

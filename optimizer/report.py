@@ -20,6 +20,7 @@ class WeightReport:
 
     Attributes:
         name: The initializer.
+        nodes: The nodes that read it: what a recipe's patterns match.
         scheme: Such as "int4".
         parameters: Its elements.
         sqnr: Signal to quantization noise ratio in dB.
@@ -27,6 +28,7 @@ class WeightReport:
     """
 
     name: str
+    nodes: tuple[str, ...]
     scheme: str
     parameters: int
     sqnr: float
@@ -73,7 +75,7 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON; infinite decibels become null."""
         values = dataclasses.asdict(self)
-        values["worst"] = [weight.name for weight in self.worst]
+        values["worst"] = [weight.nodes[0] for weight in self.worst]
         return json.dumps(_finite(values), indent=2)
 
     def print(self, console: Console) -> None:
@@ -97,7 +99,7 @@ class Report:
         for index, weight in enumerate(self.worst):
             label = "largest error" if index == 0 else ""
             table.add_row(
-                label, f"{weight.sqnr:.1f} dB  {weight.name} ({weight.scheme}, {weight.parameters:,} weights)"
+                label, f"{weight.sqnr:.1f} dB  {weight.nodes[0]} ({weight.scheme}, {weight.parameters:,} weights)"
             )
         for warning in self.warnings:
             table.add_row("warning", warning, style="yellow")

@@ -24,6 +24,7 @@ class LazyWeight:
         weight: The constant.
         scheme: How it is rounded.
         factor: What scales are multiplied by: Gemm's alpha.
+        nodes: Names of the nodes that read it.
         error: What rounding cost, once it was done.
     """
 
@@ -32,6 +33,7 @@ class LazyWeight:
         self.weight = weight
         self.scheme = scheme
         self.factor = factor
+        self.nodes: list[str] = []
         self.error: WeightError | None = None
         self._lock = threading.Lock()
         self._pending: set[str] = set()

@@ -72,6 +72,7 @@ class QuantizeMatMul:
         key = (id(weight.tensor), weight.transposed, scheme, factor)
         if key not in self._weights:
             self._weights[key] = LazyWeight(weight.value.name or "weight", weight, scheme, factor)
+        self._weights[key].nodes.append(decision.node.name or "")
         return self._weights[key]
 
     def _ours(self, scheme: WeightScheme) -> bool:

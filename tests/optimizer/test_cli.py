@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -33,6 +34,53 @@ def test_default_output_and_summary(model):
     assert "scale search" in done.stdout
     assert model.with_name("model.int4.onnx").exists()
     assert done.stderr == ""
+
+
+def test_worst_weights_are_told_by_the_node_that_a_pattern_matches(tmp_path):
+    b = graphs.Builder()
+    y = b.input("x", ["m", 64])
+    for index in range(7):
+        W = graphs.weight(64, 64, index)
+        W[index, :] *= 10.0**index  # one large row takes the scale of its block
+        y = b.op("MatMul", y, b.constant(f"W{index}", W), name=f"layer{index}")
+    b.output(y, ["m", 64])
+    path = tmp_path / "model.onnx"
+    ir.save(b.model(), path)
+    shown = [line for line in call(path).stdout.splitlines() if " dB  " in line]
+    assert len(shown) == 5
+    report = json.loads(call(path, "--json").stdout)
+    by_node = {node: weight["sqnr"] for weight in report["weights"] for node in weight["nodes"]}
+    worst = sorted(by_node, key=by_node.__getitem__)[:5]
+    assert [line.split("dB  ")[1].split()[0] for line in shown] == worst
+    assert report["worst"] == worst
+
+
+def test_interrupted(model, tmp_path):
+    code = f"""
+import os, signal, sys
+from onnxpress.optimizer import cli, pipeline
+sys.argv[1:] = [{str(model)!r}, "-o", {str(tmp_path / "out.onnx")!r}]
+save = pipeline.storage.save
+def interrupted(*arguments, **options):
+    os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+    save(*arguments, **options)
+pipeline.storage.save = interrupted
+cli.optimize_main()
+"""
+    for name, status in (("SIGINT", 130), ("SIGTERM", 143)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "SIGNAL": name}
+        )
+        assert done.returncode == status
+        assert done.stderr.strip() == "interrupted; nothing was written"
+        assert os.listdir(tmp_path) == ["model.onnx"]
+
+
+def test_versions():
+    done = call("--version", entry="main")
+    assert done.returncode == 0
+    assert done.stdout.startswith("onnxpress ")
+    assert "ONNX Runtime" in done.stdout
 
 
 def test_both_commands_are_the_same(model, tmp_path):
@@ -87,8 +135,6 @@ def test_errors_are_one_line_and_exit_codes_tell_their_kind(model, tmp_path, arg
 
 
 def test_traceback_on_request(tmp_path):
-    import os
-
     done = call(tmp_path / "gone.onnx", env={**os.environ, "ONNXPRESS_TRACEBACK": "1"})
     assert "Traceback" in done.stderr
 
