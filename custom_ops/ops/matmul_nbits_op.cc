@@ -271,7 +271,7 @@ ort::ElementType input_type(const ort::CustomOp* op, std::size_t index) {
   }
 }
 
-Op make_op(const Variant& types) {
+Op make_op(const Variant& types, bool infers_shapes) {
   Op op{};
   op.version = ort::kApiVersion;
   op.GetName = [](const ort::CustomOp*) { return "MatMulNBits"; };
@@ -299,24 +299,26 @@ Op make_op(const Variant& types) {
     return ort::guarded(*runtime, [&] { static_cast<const Kernel*>(kernel)->compute(context); });
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  op.InferOutputShapeFn = [](const ort::CustomOp*, ort::ShapeInferContext* context) {
-    return ort::guarded(*runtime, [&] { infer_shape(*runtime, context); });
-  };
+  if (infers_shapes) {
+    op.InferOutputShapeFn = [](const ort::CustomOp*, ort::ShapeInferContext* context) {
+      return ort::guarded(*runtime, [&] { infer_shape(*runtime, context); });
+    };
+  }
   op.types = types;
   return op;
 }
 
 }  // namespace
 
-std::vector<const ort::CustomOp*> matmul_nbits_ops(const ort::Api& api) {
+std::vector<const ort::CustomOp*> matmul_nbits_ops(const ort::Api& api, bool infers_shapes) {
   runtime = &api;
   // Never destroyed: sessions may outlive the library's unregistration.
-  static const auto& ops = *new std::vector<Op>([] {
+  static const auto& ops = *new std::vector<Op>([&] {
     std::vector<Op> all;
     for (ort::ElementType activation : {ort::kFloat, ort::kFloat16}) {
       for (ort::ElementType scale : {ort::kFloat, ort::kFloat16, ort::kBFloat16}) {
         for (ort::ElementType zero_point : {ort::kUint8, scale})
-          all.push_back(make_op({activation, scale, zero_point}));
+          all.push_back(make_op({activation, scale, zero_point}, infers_shapes));
       }
     }
     return all;

@@ -8,6 +8,6 @@
 namespace onnxpress {
 
 // One op for each combination of types; they live as long as the process.
-std::vector<const ort::CustomOp*> matmul_nbits_ops(const ort::Api& api);
+std::vector<const ort::CustomOp*> matmul_nbits_ops(const ort::Api& api, bool infers_shapes);
 
 }  // namespace onnxpress

@@ -11,17 +11,25 @@ namespace {
 using namespace onnxpress;
 
 // One domain for the process, never released: session options keep pointers to it.
-ort::CustomOpDomain* domain(const ort::Api& api) {
+ort::CustomOpDomain* domain(const ort::Api& api, bool infers_shapes) {
   static std::mutex mutex;
   static ort::CustomOpDomain* made = nullptr;
   const std::lock_guard<std::mutex> lock(mutex);
   if (made == nullptr) {
     ort::CustomOpDomain* fresh = nullptr;
     ort::check(api, api.CreateCustomOpDomain("onnxpress", &fresh));
-    for (const ort::CustomOp* op : matmul_nbits_ops(api)) ort::check(api, api.CustomOpDomain_Add(fresh, op));
+    for (const ort::CustomOp* op : matmul_nbits_ops(api, infers_shapes)) {
+      ort::check(api, api.CustomOpDomain_Add(fresh, op));
+    }
     made = fresh;
   }
   return made;
+}
+
+// ONNX Runtime 1.23 crashes when it prepares the shape inference of a node with an absent input before a present one
+// (pull request 26199 of its repository); without an inference function it takes the shapes stored in the model.
+bool infers_shapes_safely(const ort::ApiBase& base) {
+  return std::string(base.GetVersionString()).rfind("1.23.", 0) != 0;
 }
 
 }  // namespace
@@ -38,6 +46,6 @@ extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps
   }
   return ort::guarded(*api, [&] {
     chosen_isa();  // a wrong ONNXPRESS_ISA is an error here, not in the middle of a session
-    ort::check(*api, api->AddCustomOpDomain(options, domain(*api)));
+    ort::check(*api, api->AddCustomOpDomain(options, domain(*api, infers_shapes_safely(*base))));
   });
 }

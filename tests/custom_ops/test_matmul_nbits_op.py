@@ -130,6 +130,7 @@ def test_our_kernel_runs_where_the_library_is_registered(tmp_path):
     assert np.abs(rounded - exact).max() > 1e-3
 
 
+@pytest.mark.skipif(ort.__version__.startswith("1.23."), reason="ONNX Runtime 1.23 crashes in preparing it")
 def test_shape_inference_in_cpp():
     """Without a function body the shape can only come from the op itself; an unknown size stays unknown."""
     model, _ = make(function=False, lead=("batch", None))

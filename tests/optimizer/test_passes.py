@@ -6,6 +6,7 @@ import graphs
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnxpress.custom_ops import _kernels, reference
 from onnxpress.optimizer import Recipe, optimize, storage
@@ -60,6 +61,8 @@ def node_types(path):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_form_computes_the_rounded_weight(form, scheme, symmetric, tmp_path):
     """Through full optimization, with and without our library, at sizes that divide into nothing."""
+    if (scheme, form) == ("int2", "qoperator") and ort.__version__.startswith("1.23."):
+        pytest.skip("MatMulNBits of ONNX Runtime 1.23 has 4 and 8 bits")
     for K, N, block_size, scale_type in [(64, 48, 32, "float32"), (100, 37, 16, "float16"), (130, 20, 128, "float32")]:
         recipe = Recipe(
             scheme=scheme,
@@ -73,8 +76,6 @@ def test_every_form_computes_the_rounded_weight(form, scheme, symmetric, tmp_pat
         W = graphs.weight(K, N)
         x = RNG.standard_normal((5, K)).astype(np.float32)
         want = x @ rounded(W, recipe)
-        import onnxruntime as ort
-
         for ours in (False, True):
             for level in (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL):
                 (got,) = run(path, {"x": x}, ours, level)
