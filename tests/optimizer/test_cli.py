@@ -59,6 +59,7 @@ def test_interrupted(model, tmp_path):
     code = f"""
 import os, signal, sys
 from onnxpress.optimizer import cli, pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without it
 sys.argv[1:] = [{str(model)!r}, "-o", {str(tmp_path / "out.onnx")!r}]
 save = pipeline.storage.save
 def interrupted(*arguments, **options):

@@ -1,0 +1,253 @@
+// MatMulNBits with activations as int8: the dot products are exact int32 sums, one a block.
+#pragma once
+
+#include <cfloat>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/matmul_nbits_tiles.h"
+
+namespace onnxpress {
+namespace {
+
+constexpr std::int64_t kPanelK = 4096;  // an unpacked panel of codes and its scales stays within 256 KiB of L2
+
+template <class S>
+void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t row) {
+  const NBitsWeight& w = *p.weight;
+  const float* values = p.A + row * w.K;
+  for (std::int64_t block = 0; block < w.blocks; ++block) {
+    const std::int64_t begin = block * w.block_size;
+    const std::int64_t left = w.K - begin;
+    std::int8_t* codes = out.codes + row * w.padded_k + begin;
+    const std::int64_t count = left < w.block_size ? left : w.block_size;
+    const float peak = S::max_abs(values + begin, count);
+    out.scales[row * w.blocks + block] = peak * (1.0f / 127.0f);
+    // A peak of NaN or infinity makes the scale, and so the result, the same; 127 / peak overflows for tiny ones.
+    const float factor = peak <= FLT_MAX && peak > 127.0f / FLT_MAX ? 127.0f / peak : 0.0f;
+    auto sum = S::zero_int();
+    if (factor != 0.0f) {
+      const auto factors = S::set1(factor);
+      for (std::int64_t k = 0; k < w.block_size; k += kTile) {
+        sum = S::quantize(values + begin + k, count - k, factors, codes + k, sum);
+      }
+    } else {
+      memset(codes, 0, static_cast<std::size_t>(w.block_size));
+      if (!(peak <= FLT_MAX)) codes[0] = 1;  // so that the result is not lost in a weight sum of zero codes
+    }
+    out.sums[row * w.blocks + block] = factor != 0.0f ? S::total(sum) : codes[0];
+  }
+}
+
+// One row: codes go from memory to the dot product without a stop.
+template <class S, int Bits, int Tiles>
+void row_int8_tiles(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t tile) {
+  using Dot = typename S::template Dot<Bits>;
+  const NBitsWeight& w = *p.weight;
+  const bool centred = symmetric(w);
+  const std::int32_t middle = centred ? 1 << (Bits - 1) : 0;
+  typename S::F32 y[Tiles];
+  unroll<Tiles>(ONNXPRESS_EACH(t) { y[t.value] = bias_of<S>(p, (tile + t.value) * kTile); });
+
+  Dot dot[Tiles];
+  const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
+    const auto scale_a = S::set1(rows.scales[block]);
+    const auto offset_a = S::set1(rows.scales[block] * static_cast<float>(rows.sums[block]));
+    unroll<Tiles>(ONNXPRESS_EACH(t) {
+      const auto scale = scale_of<S>(w, tile + t.value, block);
+      y[t.value] = S::fma(dot[t.value].value(), S::mul(scale, scale_a), y[t.value]);
+      if (!centred) {
+        y[t.value] = S::fnma(S::mul(scale, zero_point_of<S>(w, tile + t.value, block)), offset_a, y[t.value]);
+      }
+    });
+  };
+  const auto start = [&](std::int64_t block) __attribute__((always_inline)) {
+    unroll<Tiles>(ONNXPRESS_EACH(t) { dot[t.value].start(middle, rows.sums[block]); });
+  };
+
+  const std::uint8_t* codes[Tiles];
+  unroll<Tiles>(ONNXPRESS_EACH(t) { codes[t.value] = span_of(w, tile + t.value, 0); });
+  const std::int8_t* a = rows.codes;
+  const auto add = [&](auto g, auto run) __attribute__((always_inline)) {
+    constexpr int G = decltype(g)::value, Run = decltype(run)::value;
+    unroll<Tiles>(ONNXPRESS_EACH(t) {
+      dot[t.value].template add<G % Run, Run>(load_group<S, Bits, G>(codes[t.value]), a + 4 * G);
+    });
+  };
+  const auto next = [&]() __attribute__((always_inline)) {
+    unroll<Tiles>(ONNXPRESS_EACH(t) { codes[t.value] += kLine * Bits; });
+    a += kSpan;
+  };
+  if (w.block_size == kTile) {
+    for (std::int64_t block = 0; block < w.blocks; block += 2) {
+      start(block);
+      unroll<4>(ONNXPRESS_EACH(g) { add(g, Index<4>{}); });
+      finish(block);
+      start(block + 1);
+      unroll<4>(ONNXPRESS_EACH(g) { add(Index<g.value + 4>{}, Index<4>{}); });
+      finish(block + 1);
+      next();
+    }
+  } else {
+    for (std::int64_t block = 0; block < w.blocks; ++block) {
+      start(block);
+      for (std::int64_t span = 0; span < w.block_size / kSpan; ++span) {
+        unroll<kGroups>(ONNXPRESS_EACH(g) { add(g, Index<kGroups>{}); });
+        next();
+      }
+      finish(block);
+    }
+  }
+  unroll<Tiles>(ONNXPRESS_EACH(t) {
+    const std::int64_t column = (tile + t.value) * kTile;
+    S::store(p.Y + column, y[t.value], w.N - column);
+  });
+}
+
+template <class S, int Bits>
+void row_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles) {
+  std::int64_t tile = first_tile;
+  const std::int64_t end = first_tile + tiles;
+  for (; tile + S::kRowTiles <= end; tile += S::kRowTiles) row_int8_tiles<S, Bits, S::kRowTiles>(p, rows, tile);
+  for (; tile < end; ++tile) row_int8_tiles<S, Bits, 1>(p, rows, tile);
+}
+
+// A panel of columns, unpacked once for all rows.
+template <class S>
+struct Panel {
+  static constexpr int kTiles = S::kPanelTiles;
+  static constexpr std::int64_t kBlocks = kPanelK / kTile + 2;
+  alignas(64) std::uint8_t codes[kPanelK * kTile * kTiles];  // [group][tile][64]
+  alignas(64) float scales[kBlocks * kTile * kTiles];        // [block][tile][16]
+  alignas(64) float offsets[kBlocks * kTile * kTiles];       // zero_point * scale
+};
+
+template <class S, int Bits>
+void unpack(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::int64_t count, Panel<S>& panel) {
+  for (int t = 0; t < Panel<S>::kTiles; ++t) {
+    const std::int64_t from = tile + t < w.tiles ? tile + t : tile;  // beyond the last: computed, not stored
+    const std::uint8_t* span = span_of(w, from, k / kSpan);
+    std::uint8_t* out = panel.codes + t * kLine;
+    for (std::int64_t s = 0; s < count / kSpan; ++s, span += kLine * Bits) {
+      unroll<kGroups>(ONNXPRESS_EACH(g) {
+        S::store(out, load_group<S, Bits, decltype(g)::value>(span));
+        out += kLine * Panel<S>::kTiles;
+      });
+    }
+    for (std::int64_t b = 0; b < count / w.block_size; ++b) {
+      const std::int64_t block = k / w.block_size + b;
+      const std::int64_t at = (b * Panel<S>::kTiles + t) * kTile;
+      const auto scale = scale_of<S>(w, from, block);
+      S::store(panel.scales + at, scale);
+      if (!symmetric(w)) S::store(panel.offsets + at, S::mul(scale, zero_point_of<S>(w, from, block)));
+    }
+  }
+}
+
+// Rows x Panel::kTiles tiles over one stretch of k, all sums in registers.
+template <class S, class Dot, int Rows>
+void multiply_panel(const NBitsProblem& p, const QuantizedRows& a, const Panel<S>& panel, std::int64_t tile,
+                    std::int64_t row, std::int64_t k, std::int64_t count) {
+  constexpr int kTiles = Panel<S>::kTiles;
+  const NBitsWeight& w = *p.weight;
+  const bool centred = symmetric(w);
+  const std::int32_t middle = centred ? 1 << (w.bits - 1) : 0;
+  typename S::F32 y[Rows][kTiles];
+  unroll<Rows>(ONNXPRESS_EACH(i) {
+    unroll<kTiles>(ONNXPRESS_EACH(t) {
+      const std::int64_t column = (tile + t.value) * kTile;
+      y[i.value][t.value] =
+          k == 0 ? bias_of<S>(p, column) : S::load(p.Y + (row + i.value) * w.N + column, w.N - column);
+    });
+  });
+
+  const std::uint8_t* codes = panel.codes;
+  const std::int8_t* x = a.codes + row * w.padded_k + k;
+  const float* scale_a = a.scales + row * w.blocks + k / w.block_size;
+  const std::int32_t* sum_a = a.sums + row * w.blocks + k / w.block_size;
+  const float* scale = panel.scales;
+  const float* offset = panel.offsets;
+  Dot dot[Rows][kTiles];
+  const auto start = [&]() __attribute__((always_inline)) {
+    unroll<Rows>(ONNXPRESS_EACH(i) {
+      unroll<kTiles>(ONNXPRESS_EACH(t) { dot[i.value][t.value].start(middle, sum_a[i.value * w.blocks]); });
+    });
+  };
+  const auto add = [&](auto index, auto run) __attribute__((always_inline)) {
+    typename S::U8 group[kTiles];
+    unroll<kTiles>(ONNXPRESS_EACH(t) { group[t.value] = S::load(codes + t.value * kLine); });
+    unroll<Rows>(ONNXPRESS_EACH(i) {
+      unroll<kTiles>(ONNXPRESS_EACH(t) {
+        dot[i.value][t.value].template add<decltype(index)::value, decltype(run)::value>(group[t.value],
+                                                                                         x + i.value * w.padded_k);
+      });
+    });
+    codes += kLine * kTiles;
+    x += 4;
+  };
+  const auto finish = [&]() __attribute__((always_inline)) {
+    typename S::F32 scales[kTiles];
+    unroll<kTiles>(ONNXPRESS_EACH(t) { scales[t.value] = S::load(scale + t.value * kTile); });
+    unroll<Rows>(ONNXPRESS_EACH(i) {
+      const auto sa = S::set1(scale_a[i.value * w.blocks]);
+      unroll<kTiles>(ONNXPRESS_EACH(t) {
+        y[i.value][t.value] = S::fma(dot[i.value][t.value].value(), S::mul(scales[t.value], sa), y[i.value][t.value]);
+      });
+    });
+    if (!centred) {
+      unroll<Rows>(ONNXPRESS_EACH(i) {
+        const auto oa = S::set1(scale_a[i.value * w.blocks] * static_cast<float>(sum_a[i.value * w.blocks]));
+        unroll<kTiles>(ONNXPRESS_EACH(t) {
+          y[i.value][t.value] = S::fnma(S::load(offset + t.value * kTile), oa, y[i.value][t.value]);
+        });
+      });
+    }
+    scale += kTiles * kTile;
+    offset += kTiles * kTile;
+    ++scale_a;
+    ++sum_a;
+  };
+  if (w.block_size == kTile) {
+    for (std::int64_t block = 0; block < count / kTile; ++block) {
+      start();
+      unroll<4>(ONNXPRESS_EACH(g) { add(g, Index<4>{}); });
+      finish();
+    }
+  } else {
+    for (std::int64_t block = 0; block < count / w.block_size; ++block) {
+      start();
+      for (std::int64_t span = 0; span < w.block_size / kSpan; ++span) {
+        unroll<kGroups>(ONNXPRESS_EACH(g) { add(g, Index<kGroups>{}); });
+      }
+      finish();
+    }
+  }
+  unroll<Rows>(ONNXPRESS_EACH(i) {
+    unroll<kTiles>(ONNXPRESS_EACH(t) {
+      const std::int64_t column = (tile + t.value) * kTile;
+      S::store(p.Y + (row + i.value) * w.N + column, y[i.value][t.value], w.N - column);
+    });
+  });
+}
+
+template <class S, int Bits>
+void panel_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t begin,
+                std::int64_t end) {
+  static thread_local Panel<S> panel;
+  const NBitsWeight& w = *p.weight;
+  // As few stretches of k as fit the panel, of about the same length, each of whole blocks and spans.
+  const std::int64_t step = w.block_size > kSpan ? w.block_size : kSpan;
+  const std::int64_t stretches = (w.padded_k + kPanelK - 1) / kPanelK;
+  const std::int64_t length = ((w.padded_k + stretches - 1) / stretches + step - 1) / step * step;
+  for (std::int64_t k = 0; k < w.padded_k; k += length) {
+    const std::int64_t count = w.padded_k - k < length ? w.padded_k - k : length;
+    unpack<S, Bits>(w, first_tile, k, count, panel);
+    for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
+      multiply_panel<S, typename S::template Dot<Bits>, decltype(rows_at_once)::value>(p, rows, panel, first_tile, row,
+                                                                                       k, count);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace onnxpress

@@ -1,0 +1,101 @@
+// What the kernels of MatMulNBits share: the packed weight as vectors, and groups of rows.
+//
+// Everything in the files that include this has internal linkage, and nothing comes from the standard library: the
+// linker keeps one copy of an inline function for all, and a copy compiled with AVX-512 must never serve a CPU without
+// it.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/matmul_nbits_kernels.h"
+
+namespace onnxpress {
+namespace {
+
+constexpr int kGroups = 8;          // of 4 k in a span
+constexpr std::int64_t kLine = 64;  // bytes of a group: 16 columns x 4 k
+
+template <int I>
+struct Index {
+  static constexpr int value = I;
+};
+
+// body(Index<0>), body(Index<1>), ... body(Index<Count - 1>)
+template <int Count, int I = 0, class F>
+__attribute__((always_inline)) inline void unroll(const F& body) {
+  if constexpr (I < Count) {
+    body(Index<I>{});
+    unroll<Count, I + 1>(body);
+  }
+}
+#define ONNXPRESS_EACH(i) [&](auto i) __attribute__((always_inline))
+
+// Group G of a packed span: 64 unsigned codes.
+template <class S, int Bits, int G>
+__attribute__((always_inline)) inline typename S::U8 load_group(const std::uint8_t* span) {
+  if constexpr (Bits == 8) {
+    return S::load(span + kLine * G);
+  } else {
+    constexpr bool k4 = (Bits & 4) != 0, k2 = (Bits & 2) != 0, k1 = (Bits & 1) != 0;
+    constexpr int kBase2 = k4 ? 4 : 0;
+    constexpr int kBase1 = kBase2 + (k2 ? 2 : 0);
+    typename S::U8 codes{};
+    if constexpr (k4) codes = S::template field<G / 4 * 4>(S::load(span + kLine * (G % 4)), 15);
+    if constexpr (k2) {
+      const auto part = S::template field<G / 2 * 2 - kBase2>(S::load(span + kLine * (kBase2 + G % 2)), 3 << kBase2);
+      codes = k4 ? S::bit_or(codes, part) : part;
+    }
+    if constexpr (k1) {
+      codes = S::bit_or(codes, S::template field<G - kBase1>(S::load(span + kLine * kBase1), 1 << kBase1));
+    }
+    return codes;
+  }
+}
+
+inline const std::uint8_t* span_of(const NBitsWeight& w, std::int64_t tile, std::int64_t span) {
+  return w.codes + (tile * (w.padded_k / kSpan) + span) * kLine * w.bits;
+}
+
+template <class S>
+inline typename S::F32 scale_of(const NBitsWeight& w, std::int64_t tile, std::int64_t block) {
+  const std::int64_t at = (tile * w.blocks + block) * kTile;
+  return w.half_scales != nullptr ? S::load_half(w.half_scales + at) : S::load(w.scales + at);
+}
+
+template <class S>
+inline typename S::F32 zero_point_of(const NBitsWeight& w, std::int64_t tile, std::int64_t block) {
+  const std::int64_t at = (tile * w.blocks + block) * kTile;
+  if (w.zero_points != nullptr) return S::load_bytes(w.zero_points + at);
+  if (w.float_zero_points != nullptr) return S::load(w.float_zero_points + at);
+  return S::set1(static_cast<float>(1 << (w.bits - 1)));
+}
+
+inline bool symmetric(const NBitsWeight& w) { return w.zero_points == nullptr && w.float_zero_points == nullptr; }
+
+// What an output starts from: the bias, or zero.
+template <class S>
+inline typename S::F32 bias_of(const NBitsProblem& p, std::int64_t column) {
+  return p.bias != nullptr ? S::load(p.bias + column, p.weight->N - column) : S::zero();
+}
+
+// body(Index<Rows>, row) with Rows as near S::kRows as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
+template <int Rows, class F>
+__attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std::int64_t row, const F& body) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) return call_with_rows<Rows - 1>(rows, row, body);
+  }
+  body(Index<Rows>{}, row);
+}
+
+template <class S, class F>
+void for_each_group_of_rows(std::int64_t begin, std::int64_t end, const F& body) {
+  std::int64_t groups = (end - begin + S::kRows - 1) / S::kRows;
+  for (std::int64_t row = begin; row < end; --groups) {
+    const std::int64_t rows = (end - row + groups - 1) / groups;
+    call_with_rows<S::kRows>(rows, row, body);
+    row += rows;
+  }
+}
+
+}  // namespace
+}  // namespace onnxpress
