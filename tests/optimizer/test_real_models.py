@@ -1,0 +1,97 @@
+"""Real models, converted, checked against direct rounding and judged by their tasks."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnxpress import custom_ops, models
+from onnxpress.custom_ops import reference
+from onnxpress.models.evaluate import evaluate
+from onnxpress.optimizer import OnnxpressError, Recipe, optimize
+
+pytestmark = pytest.mark.real
+
+
+@functools.cache
+def float_score(name):
+    return evaluate(name).value
+
+
+def converted(name, tmp_path, **values):
+    path = tmp_path / "out.onnx"
+    report = optimize(name, Recipe(**values), path)
+    return path, report
+
+
+# Change of the Pearson correlation on the Lee documents. Two bits do lose.
+@pytest.mark.parametrize(
+    ("scheme", "form", "bound"),
+    [
+        ("int8", "qoperator", 0.002),
+        ("int6", "qoperator", 0.01),
+        ("int5", "qoperator", 0.01),
+        ("int4", "qoperator", 0.01),
+        ("int4", "qdq", 0.01),
+        ("int4", "onnxpress", 0.01),
+        ("int3", "qoperator", 0.01),
+        ("int2", "onnxpress", 0.05),
+    ],
+)
+def test_minilm_still_agrees_with_people(scheme, form, bound, tmp_path):
+    path, report = converted("minilm", tmp_path, scheme=scheme, form=form)
+    assert report.rewritten == {"MatMul": 36}
+    assert report.gain > 0.1 or scheme == "int8"
+    assert evaluate(path, "lee").value == pytest.approx(float_score("minilm"), abs=bound)
+
+
+def test_minilm_with_its_embeddings(tmp_path):
+    path, report = converted("minilm", tmp_path, embeddings=True)
+    assert report.rewritten == {"MatMul": 36, "Gather": 1}
+    assert report.size_after < report.size_before / 5
+    assert evaluate(path, "lee").value == pytest.approx(float_score("minilm"), abs=0.01)
+
+
+def test_recogniser_still_reads(tmp_path):
+    path, _ = converted("ppocr-rec", tmp_path)
+    assert evaluate(path).value == pytest.approx(float_score("ppocr-rec"), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["ppocr-det", "silero-vad"])
+def test_models_without_products_are_refused_with_the_reasons(name, tmp_path):
+    with pytest.raises(OnnxpressError, match=r"nothing to quantize.*Conv"):
+        converted(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["qoperator", "onnxpress"])
+def test_float32_compute_equals_the_dequantized_model(form, tmp_path):
+    """At accuracy level 0 the converted model is the float model with each weight rounded, and nothing else."""
+    path, _ = converted("minilm", tmp_path, form=form, accuracy_level=0)
+    model = ir.load(models.path("minilm"))
+    nodes = {node.name: node for node in onnx.load(path).graph.node if node.op_type == "MatMulNBits"}
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
+    for node in model.graph:
+        if node.name not in nodes:
+            continue
+        low = nodes[node.name]
+        attributes = {a.name: a.i for a in low.attribute}
+        rounded = reference.dequantize(
+            *(arrays[name] for name in low.input[1:4]),
+            bits=attributes["bits"], block_size=attributes["block_size"], K=attributes["K"],
+        )  # fmt: skip
+        weight = node.inputs[1]
+        weight.const_value = ir.tensor(rounded, name=weight.name)
+    direct = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    options = ort.SessionOptions()
+    custom_ops.register(options)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1000, 20000, (2, 17))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    (want,) = direct.run(None, feeds)
+    (got,) = ort.InferenceSession(path, options).run(None, feeds)
+    np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
