@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.06  # seconds, three times what the threads were seen to spin
 _TURN = 0.15  # seconds of counted runs in a turn
+_SHAPES = 4  # inputs shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,9 @@ class Benchmark:
 
 
 def _shapes(inputs: dict[str, list[int]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in inputs.items())
+    """The first few; a language model has a key and a value of each layer."""
+    listed = [f"{name} {shape}" for name, shape in list(inputs.items())[:_SHAPES]]
+    return ", ".join(listed) + (f" and {len(inputs) - _SHAPES} more" if len(inputs) > _SHAPES else "")
 
 
 def bench(

@@ -7,6 +7,8 @@ those that a BatchNormalization is folded into.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import onnx_ir as ir
 
@@ -29,18 +31,34 @@ _RULES = (
 )  # fmt: skip
 
 
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Without the warnings of onnxscript and onnx-ir on nodes that they do not know."""
+    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 class CleanUp:
     """Inline functions, fold constants, apply fusion rules, and remove what is double or unused."""
 
     def __call__(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
+        with _quiet_libraries():
+            return self._clean_up(model)
+
+    def _clean_up(self, model: ir.Model) -> bool:
         import onnx_ir.passes.common as common
         from onnxscript.optimizer import fold_constants
         from onnxscript.rewriter import RewritePass
         from onnxscript.rewriter.rules import common as rules
 
-        for name in ("onnxscript", "onnx_ir"):
-            logging.getLogger(name).setLevel(logging.ERROR)
         modified = common.InlinePass()(model).modified
         modified |= fold_constants(model, onnx_shape_inference=True).modified
         # Rules come and go with versions of onnxscript.
