@@ -7,8 +7,8 @@
 namespace onnxpress {
 namespace {
 
-// Below this many multiply-adds (some 4 us) waking a second thread costs more than it brings. Above, even one row gains:
-// a weight that is not in the cache comes in at the bandwidth of two cores.
+// Below this many multiply-adds (some 4 us) waking a second thread costs more than it brings. Above, even one row
+// gains: a weight that is not in the cache comes in at the bandwidth of two cores.
 constexpr std::int64_t kWorthSplitting = 1 << 19;
 
 // A piece of work must be large against the cost of fetching it (0.2 us), and small enough to balance the threads.
