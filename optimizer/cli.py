@@ -204,7 +204,8 @@ def evaluate(
     for result in results:
         same = result is not results[0] and result.task == results[0].task
         change = f"{result.value - results[0].value:+.4f}" if same else ""
-        also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.details.items())
+        others = {name: value for name, value in result.details.items() if name != result.metric.lower()}
+        also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in others.items())
         table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}", change, also)
     _console().print(table)
 
