@@ -1,0 +1,112 @@
+#include "ops/nbits_product.h"
+
+#include <utility>
+
+#include "kernels/bit_planes.h"
+
+namespace onnxpress {
+namespace {
+
+// Codes of a weight beyond this could overflow the sizes computed from them.
+constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+
+ScaleType scale_type(ort::ElementType type) {
+  if (type == ort::kFloat16) return ScaleType::kFloat16;
+  return type == ort::kBFloat16 ? ScaleType::kBFloat16 : ScaleType::kFloat32;
+}
+
+}  // namespace
+
+NBitsProduct::NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes,
+                           const NBitsTypes& types)
+    : api_(api), label_(std::move(label)), attributes_(attributes), types_(types), isa_(chosen_isa()) {
+  const NBitsAttributes& a = attributes_;
+  if (a.bits < 2 || a.bits > 8) reject("bits is " + std::to_string(a.bits) + ", must be 2 to 8");
+  if (a.block_size < 16 || a.block_size > 256 || (a.block_size & (a.block_size - 1)) != 0) {
+    reject("block_size is " + std::to_string(a.block_size) + ", must be a power of two from 16 to 256");
+  }
+  if (a.K < 1 || a.N < 1 || a.K > kMostElements || a.N > kMostElements / a.K) {
+    reject("K is " + std::to_string(a.K) + " and N is " + std::to_string(a.N) + ", must be positive sizes");
+  }
+  if (a.accuracy_level < 0 || a.accuracy_level > 4) {
+    reject("accuracy_level is " + std::to_string(a.accuracy_level) + ", must be 0 to 4");
+  }
+}
+
+PackedWeight NBitsProduct::pack(const ort::Value* codes, const ort::Value* scales, const ort::Value* zero_points,
+                                const Parallel& parallel) const {
+  const NBitsAttributes& a = attributes_;
+  NBitsSource source;
+  source.K = a.K;
+  source.N = a.N;
+  source.bits = static_cast<int>(a.bits);
+  source.block_size = a.block_size;
+  source.scale_type = scale_type(types_.scale);
+  const std::int64_t blocks = source.blocks();
+  source.codes = static_cast<const std::uint8_t*>(checked(codes, "B", {a.N, blocks, a.block_size * a.bits / 8}));
+  source.scales = checked(scales, "scales", {a.N, blocks});
+  if (zero_points != nullptr && types_.zero_point == ort::kUint8) {
+    const std::int64_t bytes = packed_bytes(blocks, source.bits);
+    source.zero_points = static_cast<const std::uint8_t*>(checked(zero_points, "zero_points", {a.N, bytes}));
+  } else if (zero_points != nullptr) {
+    source.float_zero_points = checked(zero_points, "zero_points", {a.N, blocks});
+  }
+  return onnxpress::pack(source, parallel);
+}
+
+// The shape in full, or flat.
+const void* NBitsProduct::checked(const ort::Value* value, const char* name,
+                                  const std::vector<std::int64_t>& shape) const {
+  if (value == nullptr) reject(std::string("input ") + name + " is missing");
+  std::int64_t flat = 1;
+  for (std::int64_t size : shape) flat *= size;
+  const std::vector<std::int64_t> dims = ort::type_and_shape(api_, value).dims;
+  if (dims != shape && dims != std::vector<std::int64_t>{flat}) {
+    const NBitsAttributes& a = attributes_;
+    reject(std::string("input ") + name + " has shape " + ort::to_string(dims) + ", but K=" + std::to_string(a.K) +
+           ", N=" + std::to_string(a.N) + ", bits=" + std::to_string(a.bits) +
+           ", block_size=" + std::to_string(a.block_size) + " need " + ort::to_string(shape));
+  }
+  return ort::data(api_, value);
+}
+
+void NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
+                           const ort::Value* bias, const Parallel& pool) const {
+  std::vector<std::int64_t> shape = ort::type_and_shape(api_, a).dims;
+  if (shape.empty() || shape.back() != attributes_.K) {
+    reject("input A has shape " + ort::to_string(shape) + ", its last size must be K=" + std::to_string(attributes_.K));
+  }
+  shape.back() = attributes_.N;
+  std::int64_t M = 1;
+  for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) M *= shape[axis];
+  if (bias != nullptr && ort::type_and_shape(api_, bias).dims != std::vector<std::int64_t>{attributes_.N}) {
+    reject("input bias has shape " + ort::to_string(ort::type_and_shape(api_, bias).dims) +
+           ", must be [N=" + std::to_string(attributes_.N) + "]");
+  }
+  ort::Value* y = nullptr;
+  ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
+  if (M == 0) return;
+  multiply(ort::data(api_, a), M, weight, bias != nullptr ? ort::data(api_, bias) : nullptr,
+           const_cast<void*>(ort::data(api_, y)), pool);
+}
+
+void NBitsProduct::multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,
+                            const Parallel& pool) const {
+  const Compute compute = attributes_.accuracy_level == 4 ? Compute::kInt8 : Compute::kFloat32;
+  if (types_.activation == ort::kFloat) {
+    matmul_nbits({static_cast<const float*>(a), M, &weight, static_cast<const float*>(bias), static_cast<float*>(y)},
+                 compute, isa_, pool);
+    return;
+  }
+  // float16 is a format of storage here: sums are float32.
+  const std::int64_t in = M * weight.K, out = M * weight.N;
+  std::vector<float> floats(static_cast<std::size_t>(in + out + weight.N));
+  float* result = floats.data() + in;
+  float* added = result + out;
+  convert(static_cast<const std::uint16_t*>(a), floats.data(), in, isa_);
+  if (bias != nullptr) convert(static_cast<const std::uint16_t*>(bias), added, weight.N, isa_);
+  matmul_nbits({floats.data(), M, &weight, bias != nullptr ? added : nullptr, result}, compute, isa_, pool);
+  convert(result, static_cast<std::uint16_t*>(y), out, isa_);
+}
+
+}  // namespace onnxpress

@@ -1,0 +1,49 @@
+// A MatMulNBits node apart from how it came in, as a custom op or through the execution provider: its attributes
+// checked, its weight packed, its product computed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/matmul_nbits.h"
+#include "ort/ort.h"
+
+namespace onnxpress {
+
+struct NBitsAttributes {
+  std::int64_t K = 0, N = 0, bits = 0, block_size = 0, accuracy_level = 0;
+};
+
+struct NBitsTypes {
+  ort::ElementType activation, scale, zero_point;
+};
+
+class NBitsProduct {
+ public:
+  // `label` is what messages begin with: the op and the name of the node. Throws InvalidArgument.
+  NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes, const NBitsTypes& types);
+
+  // Throws InvalidArgument where a size does not fit the attributes. `zero_points` may be null.
+  PackedWeight pack(const ort::Value* codes, const ort::Value* scales, const ort::Value* zero_points,
+                    const Parallel& parallel) const;
+
+  // The first output of the node. `bias` may be null.
+  void compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const ort::Value* bias,
+               const Parallel& pool) const;
+
+  [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }
+
+ private:
+  const void* checked(const ort::Value* value, const char* name, const std::vector<std::int64_t>& shape) const;
+  void multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,
+                const Parallel& pool) const;
+
+  const ort::Api& api_;
+  const std::string label_;
+  const NBitsAttributes attributes_;
+  const NBitsTypes types_;
+  const Isa isa_;
+};
+
+}  // namespace onnxpress
