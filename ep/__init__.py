@@ -1,1 +1,100 @@
-"""The plugin execution provider: runs quantized nodes of stock models on the kernels of custom_ops."""
+"""The plugin execution provider: runs quantized nodes of stock models on the kernels of custom_ops.
+
+options = ort.SessionOptions()
+ep.append(options)
+session = ort.InferenceSession("model.onnx", options)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from onnxpress.custom_ops import library_path
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+__all__ = ["NAME", "append", "assigned_nodes", "register", "session"]
+
+NAME = "OnnxpressExecutionProvider"
+"""Name of the execution provider in ONNX Runtime."""
+
+_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+
+
+def register() -> None:
+    """Make the execution provider known to this process's ONNX Runtime.
+
+    Registering twice is harmless.
+
+    Raises:
+        RuntimeError: ONNX Runtime is older than 1.23.
+    """
+    import onnxruntime as ort
+
+    if not _devices():
+        ort.register_execution_provider_library(NAME, library_path())
+
+
+def append(session_options: ort.SessionOptions, **options: object) -> None:
+    """Offer the nodes of a session to the execution provider first; it leaves what it does not know to ONNX Runtime.
+
+    Args:
+        session_options: Options of a session that is not created yet.
+        options: `accuracy_level`: 0 or 1 (float32) or 4 (activations rounded to int8) instead of the nodes' own.
+
+    Raises:
+        RuntimeError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.
+    """
+    register()
+    session_options.add_provider_for_devices(_devices(), {key: str(value) for key, value in options.items()})
+
+
+def session(
+    model: str | os.PathLike[str] | bytes, session_options: ort.SessionOptions | None = None, **options: object
+) -> ort.InferenceSession:
+    """A session on the execution provider, with the custom ops registered too.
+
+    Args:
+        model: A file or a serialized model.
+        session_options: For ONNX Runtime; changed.
+        options: As in `append`.
+
+    Raises:
+        RuntimeError: As in `append`, and whatever ONNX Runtime raises for a model that it cannot load.
+    """
+    import onnxruntime as ort
+    from onnxpress import custom_ops
+
+    chosen = session_options if session_options is not None else ort.SessionOptions()
+    custom_ops.register(chosen)
+    append(chosen, **options)
+    chosen.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+    return ort.InferenceSession(model if isinstance(model, bytes) else os.fspath(model), chosen)
+
+
+def assigned_nodes(session: ort.InferenceSession) -> dict[str, list[str]]:
+    """Which execution provider runs which nodes.
+
+    Args:
+        session: Made by `session`, or with "session.record_ep_graph_assignment_info" set to "1".
+
+    Returns:
+        Names of nodes by name of their provider. Nodes that ONNX Runtime made by fusion have names of its own.
+
+    Raises:
+        RuntimeError: ONNX Runtime is older than 1.24, or was not told to record it.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        raise RuntimeError("ONNX Runtime tells who runs what from version 1.24 on")
+    nodes: dict[str, list[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        nodes.setdefault(part.ep_name, []).extend(node.name for node in part.get_nodes())
+    return nodes
+
+
+def _devices() -> list[ort.OrtEpDevice]:
+    import onnxruntime as ort
+
+    return [device for device in ort.get_ep_devices() if device.ep_name == NAME]

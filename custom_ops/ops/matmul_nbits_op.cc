@@ -56,7 +56,7 @@ class Kernel {
     // Zero points that are present but computed at run time make the weight so too; whether they are present shows
     // only then.
     maybe_more_zero_points_ = inputs > kZeroPoints && constant[kZeroPoints] == nullptr;
-    if (all) weight_ = product_.pack(constant[kB], constant[kScales], constant[kZeroPoints], Sequential());
+    if (all) weight_ = pack(product_.weight(constant[kB], constant[kScales], constant[kZeroPoints]), Sequential());
   }
 
   void compute(ort::KernelContext* context) const {
@@ -73,10 +73,10 @@ class Kernel {
     const NBitsWeight* weight = &weight_.view;
     const ort::Value* zero_points = maybe_more_zero_points_ ? input(kZeroPoints) : nullptr;
     if (weight_.memory == nullptr || zero_points != nullptr) {
-      packed = product_.pack(input(kB), input(kScales), input(kZeroPoints), pool);
+      packed = pack(product_.weight(input(kB), input(kScales), input(kZeroPoints)), pool);
       weight = &packed.view;
     }
-    product_.compute(context, input(kA), *weight, input(kBias), pool);
+    product_.compute(context, input(kA), *weight, product_.bias(input(kBias)), pool);
   }
 
  private:

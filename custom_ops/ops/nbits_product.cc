@@ -33,8 +33,8 @@ NBitsProduct::NBitsProduct(const ort::Api& api, std::string label, const NBitsAt
   }
 }
 
-PackedWeight NBitsProduct::pack(const ort::Value* codes, const ort::Value* scales, const ort::Value* zero_points,
-                                const Parallel& parallel) const {
+NBitsSource NBitsProduct::weight(const ort::Value* codes, const ort::Value* scales,
+                                 const ort::Value* zero_points) const {
   const NBitsAttributes& a = attributes_;
   NBitsSource source;
   source.K = a.K;
@@ -51,7 +51,7 @@ PackedWeight NBitsProduct::pack(const ort::Value* codes, const ort::Value* scale
   } else if (zero_points != nullptr) {
     source.float_zero_points = checked(zero_points, "zero_points", {a.N, blocks});
   }
-  return onnxpress::pack(source, parallel);
+  return source;
 }
 
 // The shape in full, or flat.
@@ -70,8 +70,17 @@ const void* NBitsProduct::checked(const ort::Value* value, const char* name,
   return ort::data(api_, value);
 }
 
+const void* NBitsProduct::bias(const ort::Value* value) const {
+  if (value == nullptr) return nullptr;
+  const std::vector<std::int64_t> dims = ort::type_and_shape(api_, value).dims;
+  if (dims != std::vector<std::int64_t>{attributes_.N}) {
+    reject("input bias has shape " + ort::to_string(dims) + ", must be [N=" + std::to_string(attributes_.N) + "]");
+  }
+  return ort::data(api_, value);
+}
+
 void NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
-                           const ort::Value* bias, const Parallel& pool) const {
+                           const void* bias, const Parallel& pool) const {
   std::vector<std::int64_t> shape = ort::type_and_shape(api_, a).dims;
   if (shape.empty() || shape.back() != attributes_.K) {
     reject("input A has shape " + ort::to_string(shape) + ", its last size must be K=" + std::to_string(attributes_.K));
@@ -79,15 +88,10 @@ void NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, con
   shape.back() = attributes_.N;
   std::int64_t M = 1;
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) M *= shape[axis];
-  if (bias != nullptr && ort::type_and_shape(api_, bias).dims != std::vector<std::int64_t>{attributes_.N}) {
-    reject("input bias has shape " + ort::to_string(ort::type_and_shape(api_, bias).dims) +
-           ", must be [N=" + std::to_string(attributes_.N) + "]");
-  }
   ort::Value* y = nullptr;
   ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
   if (M == 0) return;
-  multiply(ort::data(api_, a), M, weight, bias != nullptr ? ort::data(api_, bias) : nullptr,
-           const_cast<void*>(ort::data(api_, y)), pool);
+  multiply(ort::data(api_, a), M, weight, bias, const_cast<void*>(ort::data(api_, y)), pool);
 }
 
 void NBitsProduct::multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,

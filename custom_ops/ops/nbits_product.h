@@ -24,12 +24,15 @@ class NBitsProduct {
   // `label` is what messages begin with: the op and the name of the node. Throws InvalidArgument.
   NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes, const NBitsTypes& types);
 
-  // Throws InvalidArgument where a size does not fit the attributes. `zero_points` may be null.
-  PackedWeight pack(const ort::Value* codes, const ort::Value* scales, const ort::Value* zero_points,
-                    const Parallel& parallel) const;
+  // The weight as it is stored, to be packed. Throws InvalidArgument where a size does not fit the attributes.
+  // `zero_points` may be null.
+  NBitsSource weight(const ort::Value* codes, const ort::Value* scales, const ort::Value* zero_points) const;
 
-  // The first output of the node. `bias` may be null.
-  void compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const ort::Value* bias,
+  // The values of a bias, null for none. Throws InvalidArgument where its size is not N.
+  const void* bias(const ort::Value* value) const;
+
+  // The first output of the node.
+  void compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const void* bias,
                const Parallel& pool) const;
 
   [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }

@@ -37,13 +37,7 @@ bool infers_shapes_safely(const ort::ApiBase& base) {
 extern "C" __attribute__((visibility("default"))) ort::Status* RegisterCustomOps(ort::SessionOptions* options,
                                                                                  const ort::ApiBase* base) {
   const ort::Api* api = base->GetApi(ort::kApiVersion);
-  if (api == nullptr) {
-    // Without a table there is no status to return; an older one can carry the message.
-    const ort::Api* older = base->GetApi(1);
-    const std::string message =
-        std::string("onnxpress needs ONNX Runtime 1.23 or newer, this is ") + base->GetVersionString();
-    return older != nullptr ? older->CreateStatus(ort::kFail, message.c_str()) : nullptr;
-  }
+  if (api == nullptr) return ort::too_old(*base);
   return ort::guarded(*api, [&] {
     chosen_isa();  // a wrong ONNXPRESS_ISA is an error here, not in the middle of a session
     ort::check(*api, api->AddCustomOpDomain(options, domain(*api, infers_shapes_safely(*base))));

@@ -24,6 +24,14 @@ struct SessionOptions;
 struct CustomOpDomain;
 struct CustomOp;
 struct Api;
+struct EpApi;
+struct Graph;
+struct Node;
+struct ValueInfo;
+struct TypeInfo;
+struct KeyValuePairs;
+struct HardwareDevice;
+struct Logger;
 
 struct ApiBase {
   const Api* (*GetApi)(std::uint32_t version);
@@ -36,6 +44,10 @@ enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, 
 
 enum AttrType : int { kAttrInt = 1 };
 
+enum HardwareType : int { kCpu = 0 };
+
+enum LogSeverity : int { kVerbose = 0, kInfo = 1, kWarning = 2 };
+
 enum Characteristic : int { kRequired = 0, kOptional = 1 };
 
 // X(slot, name, parameters); every function returns Status* but those of the second list.
@@ -44,6 +56,7 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(27, CustomOpDomain_Add, (CustomOpDomain * domain, const CustomOp* op))                                             \
   X(28, AddCustomOpDomain, (SessionOptions * options, CustomOpDomain * domain))                                        \
   X(51, GetTensorMutableData, (Value * value, void** out))                                                             \
+  X(55, CastTypeInfoToTensorInfo, (const TypeInfo* info, const TensorInfo** out))                                      \
   X(57, CreateTensorTypeAndShapeInfo, (TensorInfo * *out))                                                             \
   X(58, SetTensorElementType, (TensorInfo * info, ElementType type))                                                   \
   X(59, SetDimensions, (TensorInfo * info, const std::int64_t* dims, std::size_t count))                               \
@@ -59,6 +72,9 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
     (KernelContext * context, std::size_t index, const std::int64_t* dims, std::size_t count, Value** out))            \
   X(230, KernelInfo_GetInputCount, (const KernelInfo* info, std::size_t* out))                                         \
   X(244, KernelInfo_GetNodeName, (const KernelInfo* info, char* out, std::size_t* size))                               \
+  X(247, Logger_LogMessage,                                                                                            \
+    (const Logger* logger, LogSeverity severity, const char* message, const char* file, int line,                      \
+     const char* function))                                                                                            \
   X(249, KernelInfoGetConstantInput_tensor,                                                                            \
     (const KernelInfo* info, std::size_t index, int* is_constant, const Value** out))                                  \
   X(267, ShapeInferContext_GetInputCount, (const ShapeInferContext* context, std::size_t* out))                        \
@@ -70,14 +86,33 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(272, ReadOpAttr, (const OpAttr* attr, AttrType type, void* data, std::size_t bytes, std::size_t* out))             \
   X(274, KernelContext_ParallelFor,                                                                                    \
     (const KernelContext* context, void (*task)(void*, std::size_t), std::size_t count, std::size_t batches,           \
-     void* arg))
+     void* arg))                                                                                                       \
+  X(289, GetValueInfoName, (const ValueInfo* value, const char** out))                                                 \
+  X(290, GetValueInfoTypeInfo, (const ValueInfo* value, const TypeInfo** out))                                         \
+  X(326, ValueInfo_GetInitializerValue, (const ValueInfo* value, const Value** out))                                   \
+  X(331, ValueInfo_IsConstantInitializer, (const ValueInfo* value, bool* out))                                         \
+  X(332, ValueInfo_IsFromOuterScope, (const ValueInfo* value, bool* out))                                              \
+  X(344, Graph_GetNumNodes, (const Graph* graph, std::size_t* out))                                                    \
+  X(345, Graph_GetNodes, (const Graph* graph, const Node** nodes, std::size_t count))                                  \
+  X(349, Node_GetName, (const Node* node, const char** out))                                                           \
+  X(350, Node_GetOperatorType, (const Node* node, const char** out))                                                   \
+  X(351, Node_GetDomain, (const Node* node, const char** out))                                                         \
+  X(353, Node_GetNumInputs, (const Node* node, std::size_t* out))                                                      \
+  X(354, Node_GetInputs, (const Node* node, const ValueInfo** inputs, std::size_t count))                              \
+  X(361, Node_GetAttributeByName, (const Node* node, const char* name, const OpAttr** out))                            \
+  X(379, GetSessionOptionsConfigEntries, (const SessionOptions* options, KeyValuePairs** out))
 
-#define ONNXPRESS_ORT_API_OTHER(X)                                   \
-  X(0, CreateStatus, Status*, (ErrorCode code, const char* message)) \
-  X(2, GetErrorMessage, const char*, (const Status* status))         \
-  X(93, ReleaseStatus, void, (Status * status))                      \
-  X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo * info))    \
-  X(101, ReleaseCustomOpDomain, void, (CustomOpDomain * domain))
+#define ONNXPRESS_ORT_API_OTHER(X)                                                                          \
+  X(0, CreateStatus, Status*, (ErrorCode code, const char* message))                                        \
+  X(2, GetErrorMessage, const char*, (const Status* status))                                                \
+  X(93, ReleaseStatus, void, (Status * status))                                                             \
+  X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo * info))                                           \
+  X(101, ReleaseCustomOpDomain, void, (CustomOpDomain * domain))                                            \
+  X(298, GetKeyValuePairs, void,                                                                            \
+    (const KeyValuePairs* pairs, const char* const** keys, const char* const** values, std::size_t* count)) \
+  X(300, ReleaseKeyValuePairs, void, (KeyValuePairs * pairs))                                               \
+  X(307, HardwareDevice_Type, HardwareType, (const HardwareDevice* device))                                 \
+  X(317, GetEpApi, const EpApi*, ())
 
 #define ONNXPRESS_SLOT(number, name, parameters) inline constexpr std::size_t k##name = number;
 #define ONNXPRESS_SLOT_OTHER(number, name, result, parameters) inline constexpr std::size_t k##name = number;

@@ -24,6 +24,14 @@ inline void check(const Api& api, Status* status) {
   throw std::runtime_error(message);
 }
 
+// For a runtime without our version of the table: an older table can carry the message.
+inline Status* too_old(const ApiBase& base) {
+  const Api* older = base.GetApi(1);
+  const std::string message =
+      std::string("onnxpress needs ONNX Runtime 1.23 or newer, this is ") + base.GetVersionString();
+  return older != nullptr ? older->CreateStatus(kFail, message.c_str()) : nullptr;
+}
+
 // Runs `body`; no exception crosses the C boundary.
 template <class Body>
 Status* guarded(const Api& api, const Body& body) {

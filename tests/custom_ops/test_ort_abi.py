@@ -18,6 +18,9 @@ INCLUDES = [
 ]
 
 
+STRUCTS = [("CustomOp", 25, "api"), ("Ep", 12, "ep"), ("EpFactory", 13, "ep"), ("NodeComputeInfo", 3, "ep")]
+
+
 def header():
     for folder in filter(None, INCLUDES):
         path = Path(folder) / "onnxruntime_c_api.h"
@@ -33,17 +36,22 @@ def test_slots_and_structs_match_the_official_header(tmp_path):
     text = (SOURCES / "ort" / "abi.h").read_text()
     names = re.findall(r"X\((\d+), (\w+),", text)
     assert len(names) > 25
-    struct = re.search(r"struct CustomOp \{(.*?)\n\};", text, re.DOTALL).group(1)
-    members = re.findall(r"\(\*(\w+)\)\(", struct)
-    assert len(members) == 25
     official = path.read_text()
-    lines = [f'#include "{path}"', '#include "ort/abi.h"', "#include <cstddef>"]
+    ep_header = path.with_name("onnxruntime_ep_c_api.h")
+    lines = [f'#include "{path}"', '#include "ort/abi.h"', '#include "ort/ep_abi.h"', "#include <cstddef>"]
     lines += [f"static_assert(offsetof(OrtApi, {name}) == {slot} * sizeof(void*));" for slot, name in names]
-    lines += [
-        f"static_assert(offsetof(OrtCustomOp, {name}) == offsetof(onnxpress::ort::CustomOp, {name}));"
-        for name in ["version", *members]
-        if name in official  # an older header may end earlier
-    ]
+    for name, count, where in STRUCTS:
+        declared = text + (SOURCES / "ort" / "ep_abi.h").read_text()
+        body = re.search(rf"struct {name} \{{(.*?)\n\}};", declared, re.DOTALL).group(1)
+        members = re.findall(r"\(\*(\w+)\)\(", body)
+        assert len(members) == count
+        # An older header may end earlier.
+        known = official if where == "api" else ep_header.read_text() if ep_header.exists() else ""
+        lines += [
+            f"static_assert(offsetof(Ort{name}, {member}) == offsetof(onnxpress::ort::{name}, {member}));"
+            for member in members
+            if member in known
+        ]
     source = tmp_path / "slots.cc"
     source.write_text("\n".join(lines))
     subprocess.run(["g++", "-std=c++17", "-fsyntax-only", "-Wno-invalid-offsetof", f"-I{SOURCES}", source], check=True)
