@@ -71,7 +71,9 @@ def session(
     custom_ops.register(chosen)
     append(chosen, **options)
     chosen.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
-    return ort.InferenceSession(model if isinstance(model, bytes) else os.fspath(model), chosen)
+    # Without its fallback: ONNX Runtime 1.23 takes a wrong option as a reason to do without the provider.
+    source = model if isinstance(model, bytes) else os.fspath(model)
+    return ort.InferenceSession(source, chosen, enable_fallback=0)
 
 
 def assigned_nodes(session: ort.InferenceSession) -> dict[str, list[str]]:

@@ -1,7 +1,10 @@
 #include "nbits_node.h"
 
 #include <cstring>
+#include <memory>
 #include <vector>
+
+#include "shared_weights.h"
 
 namespace onnxpress {
 namespace {
@@ -165,7 +168,7 @@ std::size_t place_of(const ort::Api& api, const ort::Node* fused, const std::str
 struct CompiledNBits : ort::NodeComputeInfo {
   CompiledNBits(const ort::Api& api, const NBitsNode& node, const ort::Node* fused)
       : NodeComputeInfo{}, runtime(api), product(api, node.label, node.attributes, node.types) {
-    weight = pack(product.weight(node.codes, node.scales, node.zero_points), Sequential());
+    weight = share(pack(product.weight(node.codes, node.scales, node.zero_points), Sequential()));
     if (const void* values = product.bias(node.constant_bias)) {
       const std::size_t size = node.types.activation == ort::kFloat ? 4 : 2;
       constant_bias.resize(static_cast<std::size_t>(node.attributes.N) * size);
@@ -194,12 +197,12 @@ struct CompiledNBits : ort::NodeComputeInfo {
     };
     const void* bias = constant_bias.empty() ? nullptr : constant_bias.data();
     if (bias_place != kNone) bias = product.bias(input(bias_place));
-    product.compute(context, input(a_place), weight.view, bias, pool);
+    product.compute(context, input(a_place), weight->view, bias, pool);
   }
 
   const ort::Api& runtime;
   const NBitsProduct product;
-  PackedWeight weight;
+  std::shared_ptr<const PackedWeight> weight;
   std::vector<std::uint8_t> constant_bias;
   std::size_t a_place = 0, bias_place = kNone;
 };

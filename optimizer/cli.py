@@ -300,6 +300,7 @@ def bench(
     ort_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of ONNX Runtime's session configuration; repeatable.")
     ] = None,
+    ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
     plot: _Plot = None,
     json_: _Json = False,
 ) -> None:
@@ -310,7 +311,7 @@ def bench(
     with _progress(json_) as progress:
         result = run(
             model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
-            progress=progress,
+            provider=ep, progress=progress,
         )  # fmt: skip
     if plot:
         from .analysis.plots import plot_benchmark

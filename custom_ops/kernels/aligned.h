@@ -1,6 +1,8 @@
 // Memory for vector loads: zeroed, on a cache line.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -11,8 +13,19 @@ namespace onnxpress {
 
 inline constexpr std::size_t kCacheLine = 64;
 
+// From here on memory comes in pages of its own: they go back to the system when they are freed, where the heap would
+// keep them, and come zeroed.
+inline constexpr std::size_t kOwnPages = std::size_t{1} << 20;
+
 struct Free {
-  void operator()(void* pointer) const { std::free(pointer); }
+  std::size_t mapped = 0;  // bytes of a map, 0 for the heap
+  void operator()(void* pointer) const {
+    if (mapped != 0) {
+      munmap(pointer, mapped);
+    } else {
+      std::free(pointer);
+    }
+  }
 };
 
 template <class T>
@@ -23,10 +36,16 @@ template <class T>
 Aligned<T> make_aligned(std::size_t count) {
   if (count > (static_cast<std::size_t>(-1) - kCacheLine) / sizeof(T)) throw std::bad_alloc();
   const std::size_t bytes = (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+  if (bytes >= kOwnPages) {
+    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED) throw std::bad_alloc();
+    madvise(pages, bytes, MADV_HUGEPAGE);  // a hint: fewer page faults now, fewer misses of the TLB later
+    return Aligned<T>(static_cast<T*>(pages), Free{bytes});
+  }
   void* memory = std::aligned_alloc(kCacheLine, bytes != 0 ? bytes : kCacheLine);
   if (memory == nullptr) throw std::bad_alloc();
   std::memset(memory, 0, bytes);
-  return Aligned<T>(static_cast<T*>(memory));
+  return Aligned<T>(static_cast<T*>(memory), Free{});
 }
 
 }  // namespace onnxpress

@@ -56,6 +56,7 @@ struct NBitsWeight {
 struct PackedWeight {
   NBitsWeight view;
   Aligned<std::uint8_t> memory;
+  std::size_t bytes = 0;
 };
 
 // Throws std::bad_alloc. Sizes must have been checked.

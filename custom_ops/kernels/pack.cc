@@ -110,6 +110,7 @@ PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
 
   const Layout at = layout_of(source, w);
   packed.memory = make_aligned<std::uint8_t>(at.end);
+  packed.bytes = at.end;
   std::uint8_t* memory = packed.memory.get();
   // One scratch for each piece, allocated here: pieces must not throw.
   const std::int64_t pieces = w.tiles < 16 ? w.tiles : 16;

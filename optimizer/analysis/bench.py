@@ -39,7 +39,7 @@ class Timing:
 
     Attributes:
         model: What the user called it.
-        ours: Whether nodes of domain `onnxpress` run on our custom ops.
+        ours: Whether nodes run on our kernels, as custom ops or on the execution provider.
         runs: Counted runs.
         median: Seconds.
         low: Tenth percentile in seconds.
@@ -96,7 +96,7 @@ class Benchmark:
             )  # fmt: skip
         console.print(table)
         if any(t.ours for t in self.timings):
-            console.print("* with the custom ops of onnxpress")
+            console.print("* on the kernels of onnxpress")
 
 
 def _shapes(inputs: dict[str, list[int]]) -> str:
@@ -112,6 +112,7 @@ def bench(
     threads: int | None = None,
     rounds: int = 9,
     config: Mapping[str, str] | None = None,
+    provider: bool = False,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Benchmark:
     """Time models on the same random inputs.
@@ -122,6 +123,7 @@ def bench(
         threads: Intra-op threads; all cores by default.
         rounds: Turns of each model.
         config: Session configuration entries of ONNX Runtime for all models.
+        provider: Time each model a second time, on our execution provider.
         progress: Told how the work goes on.
 
     Raises:
@@ -129,28 +131,43 @@ def bench(
     """
     threads = threads or len(os.sched_getaffinity(0))
     config = dict(config or {})
-    paths = [storage.resolve(model) for model in models]
-    loads = [_probe_load(path, threads, dims, config) for path in paths]
-    loaded = [storage.load(path) for path in paths]
-    ours = [uses_our_ops(model) for model in loaded]
-    sizes = [storage.size_on_disk(path, model) for path, model in zip(paths, loaded, strict=True)]
-    del loaded
+    entries = [_entry(model, on_provider) for model in models for on_provider in (False, True)[: 1 + provider]]
+    loads = [_probe_load(entry, threads, dims, config) for entry in entries]
     runs, feeds = [], {}
-    for path, is_ours in zip(paths, ours, strict=True):
-        session = open_session(path, session_options(threads=threads, ours=is_ours, config=config))
+    for entry in entries:
+        options = session_options(threads=threads, ours=entry.ours, provider=entry.provider, config=config)
+        session = open_session(entry.path, options)
         feeds = random_feeds(session.get_inputs(), dims)
-        runs.append(_Run(path, session, feeds))
+        runs.append(_Run(entry.path, session, feeds))
     samples = take_turns(runs, rounds, progress)
     medians = [float(np.median(times)) for times in samples]
     timings = [
         Timing(
-            model, ours[i], len(samples[i]), medians[i], float(np.percentile(samples[i], 10)),
+            entry.name, entry.ours or entry.provider, len(samples[i]), medians[i], float(np.percentile(samples[i], 10)),
             float(np.percentile(samples[i], 90)), medians[0] / medians[i], loads[i]["load_seconds"],
-            int(loads[i]["memory"]), sizes[i],
+            int(loads[i]["memory"]), entry.size,
         )
-        for i, model in enumerate(models)
+        for i, entry in enumerate(entries)
     ]  # fmt: skip
     return Benchmark(timings, _machine(), _setup(threads, config), {k: list(v.shape) for k, v in feeds.items()})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A model in one way of running it."""
+
+    name: str
+    path: Path
+    ours: bool
+    provider: bool
+    size: int
+
+
+def _entry(model: str, provider: bool) -> _Entry:
+    path = storage.resolve(model)
+    loaded = storage.load(path)
+    name = f"{model} + ep" if provider else model
+    return _Entry(name, path, uses_our_ops(loaded), provider, storage.size_on_disk(path, loaded))
 
 
 class _Run:
@@ -191,11 +208,11 @@ def take_turns(
     return samples
 
 
-def _probe_load(path: Path, threads: int, dims: Mapping[str, int], config: Mapping[str, str]) -> dict[str, float]:
-    command = [sys.executable, "-m", f"{__package__}.load_probe", str(path), str(threads)]
-    done = subprocess.run(
-        [*command, json.dumps(dict(dims)), json.dumps(dict(config))], capture_output=True, text=True, check=False
-    )
+def _probe_load(entry: _Entry, threads: int, dims: Mapping[str, int], config: Mapping[str, str]) -> dict[str, float]:
+    path = entry.path
+    setup = {"threads": threads, "ours": entry.ours, "provider": entry.provider, "config": dict(config)}
+    command = [sys.executable, "-m", f"{__package__}.load_probe", str(path), json.dumps(setup), json.dumps(dict(dims))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["the process died"]
         message = lines[-1].split("Error: ", 1)[-1]

@@ -7,10 +7,10 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-from .. import storage
 from .feeds import random_feeds
-from .session import open_session, session_options, uses_our_ops
+from .session import open_session, session_options
 
 
 def resident() -> int:
@@ -19,9 +19,12 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def main(path: str, threads: int, dims: dict[str, int], config: dict[str, str]) -> None:
-    """Print {"load_seconds", "memory"}: memory is what the process gained by loading and one run."""
-    options = session_options(threads=threads, ours=uses_our_ops(storage.load(path)), config=config)
+def main(path: str, setup: dict[str, Any], dims: dict[str, int]) -> None:
+    """Print {"load_seconds", "memory"}: memory is what the process gained by loading and one run.
+
+    `setup` is what `session_options` takes.
+    """
+    options = session_options(**setup)
     before = resident()
     start = time.perf_counter()
     session = open_session(path, options)
@@ -31,4 +34,4 @@ def main(path: str, threads: int, dims: dict[str, int], config: dict[str, str]) 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), json.loads(sys.argv[4]))
+    main(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
-from onnxpress import custom_ops
+from onnxpress import custom_ops, ep
 
 from ..errors import OnnxpressError, UsageError
 
@@ -23,13 +23,14 @@ def uses_our_ops(model: ir.Model) -> bool:
 
 
 def session_options(
-    *, threads: int | None = None, ours: bool = False, config: Mapping[str, str] | None = None
+    *, threads: int | None = None, ours: bool = False, provider: bool = False, config: Mapping[str, str] | None = None
 ) -> ort.SessionOptions:
     """Options with our library registered where it is needed.
 
     Args:
         threads: Threads of the intra-op pool; None leaves the choice to ONNX Runtime.
         ours: Register the custom ops.
+        provider: Append our execution provider.
         config: Session configuration entries.
 
     Raises:
@@ -48,13 +49,15 @@ def session_options(
             raise UsageError(f"session option {key}={value}: {error}") from error
     if ours:
         custom_ops.register(options)
+    if provider:
+        ep.append(options)
     return options
 
 
 def open_session(
     model: str | Path | bytes, options: ort.SessionOptions, name: str | Path | None = None
 ) -> ort.InferenceSession:
-    """A session on the CPU.
+    """A session on the CPU, and on our execution provider where the options have it.
 
     Args:
         model: A path, or a serialized model.
@@ -69,7 +72,7 @@ def open_session(
     source = model if isinstance(model, bytes) else str(model)
     shown = name or ("model" if isinstance(model, bytes) else model)
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(source, options, None if options.has_providers() else ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         line = str(error).strip().splitlines()[0]
         raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {line}") from error

@@ -239,6 +239,32 @@ def test_parallel_execution_mode():
     np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
 
 
+def test_equal_weights_of_many_sessions_are_held_once(tmp_path):
+    done = script(
+        f"path = {str(tmp_path / 'model.onnx')!r}"
+        + """
+def held():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous")) / 1024
+b = graphs.Builder()
+codes = np.random.default_rng(0).integers(0, 256, (8192, 128, 16), dtype=np.uint8)  # 16 MiB
+inputs = b.input("A", ["m", 4096]), b.constant("B", codes), b.constant("scales", np.ones((8192, 128), np.float32))
+y = b.op("MatMulNBits", *inputs, domain="com.microsoft", K=4096, N=8192, bits=4, block_size=32)
+b.output(y, ["m", 8192])
+b.graph.opset_imports["com.microsoft"] = 1
+ir.save(b.model(10), path, external_data="data")  # mapped, so that what a session holds is what it packed
+sessions, before = [], held()
+for _ in range(4):
+    sessions.append(ep.session(path, options()))
+print(held() - before)
+A = np.ones((1, 4096), np.float32)
+assert all((s.run(None, {"A": A})[0] == sessions[0].run(None, {"A": A})[0]).all() for s in sessions)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 2 * 20  # MiB: one packed copy takes 20
+
+
 def script(code, isa=None):
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     prelude = f"import sys; sys.path[:0] = {folders!r}\nfrom test_matmul_nbits import *\n"

@@ -54,6 +54,13 @@ def test_benchmark_of_two_models(tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_each_model_on_the_execution_provider_too(tmp_path):
+    optimize(graphs.matmul_model(), Recipe(), tmp_path / "a.onnx")
+    result = bench([str(tmp_path / "a.onnx")], dims={"batch": 3}, threads=1, rounds=1, provider=True)
+    assert [t.model for t in result.timings] == [str(tmp_path / "a.onnx"), f"{tmp_path / 'a.onnx'} + ep"]
+    assert [t.ours for t in result.timings] == [False, True]
+
+
 def test_models_that_cannot_be_timed(tmp_path):
     broken = tmp_path / "broken.onnx"
     b = graphs.Builder()
