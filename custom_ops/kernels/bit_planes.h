@@ -25,8 +25,8 @@ inline std::int64_t packed_bytes(std::int64_t count, int bits) {
   return bytes;
 }
 
-// Adds a plane to `count` codes. The width is a constant so that the loop over whole bytes becomes vectors: this is most
-// of the time it takes to load a model.
+// Adds a plane to `count` codes. The width is a constant so that the loop over whole bytes becomes vectors: this is
+// most of the time it takes to load a model.
 template <int Width>
 void unpack_plane(const std::uint8_t* packed, std::int64_t count, int shift, std::uint8_t* codes) {
   constexpr int kPerByte = 8 / Width, kMask = (1 << Width) - 1;
