@@ -256,7 +256,7 @@ def inspect(
     from .analysis.inspect import inspect as run
     from .recipe import Recipe
 
-    result = run(model, Recipe.from_mapping({"scheme": scheme, "embeddings": True}, "command line"))
+    result = run(model, Recipe.from_mapping({"scheme": scheme}, "command line"))
     if json_:
         print(result.to_json())
     else:

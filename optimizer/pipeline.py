@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from . import storage
-from .errors import OnnxpressError
+from .errors import OnnxpressError, UsageError
 from .passes import CleanUp, Decision, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
 from .passes.lazy_weight import LazyWeight
 from .passes.quantize_matmul import needs_our_domain
@@ -63,6 +63,8 @@ def optimize(
     else:
         path = storage.resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
+        if target.exists() and target.samefile(path):
+            raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
         loaded = storage.load(path)
         size_before = storage.size_on_disk(path, loaded)
     external = storage.has_external_data(loaded)
@@ -95,6 +97,7 @@ def optimize(
         output=str(target) if target is not None else None,
         recipe=recipe.to_mapping(),
         rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
+        schemes=dict(Counter(d.reason for d in decisions if d.taken)),
         left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),
         weights=tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=_gain(lazy),

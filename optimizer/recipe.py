@@ -115,6 +115,15 @@ class Recipe:
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Check values that came straight from Python.
+
+        Raises:
+            UsageError: A value is of the wrong type or not among the choices.
+        """
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
+        _checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
         """Build a recipe from plain values, as TOML and JSON give them.

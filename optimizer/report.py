@@ -44,6 +44,7 @@ class Report:
         output: The model written, None when it was not saved.
         recipe: The recipe, as plain values.
         rewritten: Nodes rewritten, by operator.
+        schemes: Nodes rewritten, by scheme.
         left: Nodes left alone, by operator and reason.
         weights: The rounded weights.
         gain: What the scale search won over all weights, in dB.
@@ -58,6 +59,7 @@ class Report:
     output: str | None
     recipe: dict[str, Any]
     rewritten: dict[str, int]
+    schemes: dict[str, int]
     left: dict[str, int]
     weights: tuple[WeightReport, ...]
     gain: float
@@ -86,7 +88,9 @@ class Report:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         done = ", ".join(f"{count} {op}" for op, count in self.rewritten.items())
-        table.add_row("rewritten", f"{done} as {self.recipe['scheme']}")
+        one = len(self.schemes) == 1
+        schemes = ", ".join(scheme if one else f"{count} as {scheme}" for scheme, count in self.schemes.items())
+        table.add_row("rewritten", f"{done} as {schemes}" if one else f"{done}: {schemes}")
         for what, count in self.left.items():
             table.add_row("left", f"{count} {what}")
         table.add_row("size", f"{_megabytes(self.size_before)} -> {_megabytes(self.size_after)}"

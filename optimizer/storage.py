@@ -223,11 +223,13 @@ def check_target(path: str | Path) -> Path:
     """The output path, when a file can be written there.
 
     Raises:
-        UsageError: It is a folder, or its folder does not exist or cannot be written to.
+        UsageError: It is a folder or a device, or its folder does not exist or cannot be written to.
     """
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the output file")
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: is no regular file; name another output")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):

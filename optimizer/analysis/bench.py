@@ -22,7 +22,7 @@ import numpy as np
 
 from .. import storage
 from ..errors import OnnxpressError
-from .feeds import random_feeds
+from .feeds import random_feeds, symbolic_sizes
 from .session import open_session, session_options, uses_our_ops
 
 if TYPE_CHECKING:
@@ -132,13 +132,14 @@ def bench(
     threads = threads or len(os.sched_getaffinity(0))
     config = dict(config or {})
     entries = [_entry(model, on_provider) for model in models for on_provider in (False, True)[: 1 + provider]]
-    loads = [_probe_load(entry, threads, dims, config) for entry in entries]
     runs, feeds = [], {}
     for entry in entries:
         options = session_options(threads=threads, ours=entry.ours, provider=entry.provider, config=config)
         session = open_session(entry.path, options)
         feeds = random_feeds(session.get_inputs(), dims)
         runs.append(_Run(entry.path, session, feeds))
+        runs[-1]()  # what fails, fails here, with a message of our own
+    loads = [_probe_load(entry, threads, dims, config) for entry in entries]
     samples = take_turns(runs, rounds, progress)
     medians = [float(np.median(times)) for times in samples]
     timings = [
@@ -180,7 +181,9 @@ class _Run:
         try:
             self._session.run(None, self._feeds)
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-            raise OnnxpressError(f"{self._path}: cannot run: {str(error).splitlines()[0]}") from error
+            sizes = ", ".join(symbolic_sizes(self._session.get_inputs()))
+            hint = f" (sizes to choose with --dim NAME=SIZE: {sizes})" if sizes else ""
+            raise OnnxpressError(f"{self._path}: cannot run: {str(error).splitlines()[0]}{hint}") from error
 
 
 def take_turns(

@@ -28,6 +28,9 @@ _SIDE = 224  # of an image of unknown size
 _MOST_ELEMENTS = 1 << 30
 
 
+_WORDS = {"past": r"past", "batch": r"batch", "sequence": r"seq|length|token"}
+
+
 def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> Feeds:
     """Plausible inputs: masks of ones, positions that count up, small token ids, normal floats.
 
@@ -39,9 +42,21 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
 
     Raises:
         OnnxpressError: An input is of a type that cannot be made up, or absurdly large.
+        UsageError: No input has a size of that name.
     """
+    known = {*_WORDS, *symbolic_sizes(inputs)}
+    if unknown := sorted(set(dims) - known):
+        listed = ", ".join(symbolic_sizes(inputs)) or "none"
+        raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
     generator = np.random.default_rng(seed)
     return {node.name: _random(node, dims, generator) for node in inputs}
+
+
+def symbolic_sizes(inputs: list[Any]) -> list[str]:
+    """Names of the inputs' sizes that a caller may choose."""
+    names = [size for node in inputs for size in node.shape if isinstance(size, str)]
+    parts = [part.strip() for name in names for part in name.split("+")]
+    return list(dict.fromkeys([*names, *parts]))
 
 
 def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) -> np.ndarray:
@@ -80,7 +95,7 @@ def _size(name: str | None, dims: Mapping[str, int], default: int) -> int:
         return dims[name]
     if "+" in name:
         return sum(_size(part.strip(), dims, default) for part in name.split("+"))
-    for word, pattern in (("past", r"past"), ("batch", r"batch"), ("sequence", r"seq|length|token")):
+    for word, pattern in _WORDS.items():
         if re.search(pattern, name.lower()) and word in dims:
             return dims[word]
     return default
@@ -98,7 +113,10 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
         UsageError: A name, type or shape does not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it holds one array without a name; np.savez(file, input_name=array) makes an .npz")
+        with archive:
             arrays = dict(archive)
     except FileNotFoundError as error:
         raise OnnxpressError(f"{path}: no such file") from error

@@ -14,7 +14,7 @@ from ..errors import OnnxpressError, UsageError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors come as exceptions, which say the same
 
 
 def uses_our_ops(model: ir.Model) -> bool:
@@ -39,7 +39,7 @@ def session_options(
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     if threads is not None:
         options.intra_op_num_threads = threads
     for key, value in (config or {}).items():

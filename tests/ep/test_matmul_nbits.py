@@ -262,7 +262,7 @@ assert all((s.run(None, {"A": A})[0] == sessions[0].run(None, {"A": A})[0]).all(
 """
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 2 * 20  # MiB: one packed copy takes 20
+    assert float(done.stdout) < 3 * 20  # MiB: one packed copy takes 20, and four would take 80
 
 
 def script(code, isa=None):

@@ -199,14 +199,20 @@ def test_same_input_same_bytes(external, tmp_path):
 
 
 def test_output_over_the_input(external, tmp_path):
-    want_size = os.path.getsize(tmp_path / "in.data")
-    optimize(external[0], Recipe(), external[0])
-    assert outputs(external[0]).shape == (2, 128)
-    assert os.path.getsize(tmp_path / "in.data") == want_size  # another's file: not ours to delete
-    inline = tmp_path / "inline.onnx"
-    ir.save(graphs.matmul_model(256, 128), inline)
-    optimize(inline, Recipe(), inline)
-    assert outputs(inline).shape == (2, 128)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    link = tmp_path / "link.onnx"
+    os.link(external[0], link)
+    for same in (external[0], os.path.relpath(external[0]), link):
+        with pytest.raises(UsageError, match="is the model itself"):
+            optimize(external[0], Recipe(), same)
+    link.unlink()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_output_that_is_no_file(external, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is no regular file"):
+        optimize(external[0], Recipe(), tmp_path / "pipe")
 
 
 def test_old_data_goes_with_the_old_model(external, tmp_path):
