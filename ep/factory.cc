@@ -16,7 +16,7 @@ struct Factory : ort::EpFactory {
     GetName = [](const ort::EpFactory*) { return kEpName; };
     GetVendor = [](const ort::EpFactory*) { return "onnxpress"; };
     GetVendorId = [](const ort::EpFactory*) -> std::uint32_t { return 0; };
-    GetVersion = [](const ort::EpFactory*) { return "0.1.0"; };
+    GetVersion = [](const ort::EpFactory*) { return ONNXPRESS_VERSION; };
     GetSupportedDevices = [](ort::EpFactory* self, const ort::HardwareDevice* const* devices, std::size_t count,
                              ort::EpDevice** out, std::size_t most, std::size_t* found) {
       const ort::Api& ort_api = static_cast<Factory*>(self)->api;

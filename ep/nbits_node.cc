@@ -9,26 +9,28 @@
 namespace onnxpress {
 namespace {
 
-std::string text(const ort::Api& api, const ort::Node* node,
-                 ort::Status* (*get)(const ort::Api&, const ort::Node*, const char**)) {
+// What one of the C functions that hand out a string says.
+template <class Get>
+std::string text(const ort::Api& api, const Get& get) {
   const char* value = nullptr;
-  ort::check(api, get(api, node, &value));
+  ort::check(api, get(&value));
   return value != nullptr ? value : "";
 }
 
 std::string domain_of(const ort::Api& api, const ort::Node* node) {
-  return text(api, node,
-              [](const ort::Api& a, const ort::Node* n, const char** out) { return a.Node_GetDomain(n, out); });
+  return text(api, [&](const char** out) { return api.Node_GetDomain(node, out); });
 }
 
 std::string op_type_of(const ort::Api& api, const ort::Node* node) {
-  return text(api, node,
-              [](const ort::Api& a, const ort::Node* n, const char** out) { return a.Node_GetOperatorType(n, out); });
+  return text(api, [&](const char** out) { return api.Node_GetOperatorType(node, out); });
 }
 
 std::string name_of(const ort::Api& api, const ort::Node* node) {
-  return text(api, node,
-              [](const ort::Api& a, const ort::Node* n, const char** out) { return a.Node_GetName(n, out); });
+  return text(api, [&](const char** out) { return api.Node_GetName(node, out); });
+}
+
+std::string name_of(const ort::Api& api, const ort::ValueInfo* value) {
+  return text(api, [&](const char** out) { return api.GetValueInfoName(value, out); });
 }
 
 std::vector<const ort::ValueInfo*> inputs_of(const ort::Api& api, const ort::Node* node) {
@@ -37,12 +39,6 @@ std::vector<const ort::ValueInfo*> inputs_of(const ort::Api& api, const ort::Nod
   std::vector<const ort::ValueInfo*> inputs(count);
   ort::check(api, api.Node_GetInputs(node, inputs.data(), count));
   return inputs;
-}
-
-std::string name_of(const ort::Api& api, const ort::ValueInfo* value) {
-  const char* name = nullptr;
-  ort::check(api, api.GetValueInfoName(value, &name));
-  return name != nullptr ? name : "";
 }
 
 ort::ElementType type_of(const ort::Api& api, const ort::ValueInfo* value) {

@@ -43,13 +43,7 @@ void multiply_floats(const NBitsProblem& p, const float* panel, std::int64_t til
   constexpr int kTiles = S::kPanelTiles;
   const NBitsWeight& w = *p.weight;
   typename S::F32 y[Rows][kTiles];
-  unroll<Rows>(ONNXPRESS_EACH(i) {
-    unroll<kTiles>(ONNXPRESS_EACH(t) {
-      const std::int64_t column = (tile + t.value) * kTile;
-      y[i.value][t.value] =
-          k == 0 ? bias_of<S>(p, column) : S::load(p.Y + (row + i.value) * w.N + column, w.N - column);
-    });
-  });
+  load_sums<S>(p, tile, row, k, y);
   const float* a = p.A + row * w.K + k;
   for (std::int64_t i = 0; i < count; ++i, ++a, panel += kTiles * kTile) {
     typename S::F32 weights[kTiles];
@@ -59,12 +53,7 @@ void multiply_floats(const NBitsProblem& p, const float* panel, std::int64_t til
       unroll<kTiles>(ONNXPRESS_EACH(t) { y[r.value][t.value] = S::fma(x, weights[t.value], y[r.value][t.value]); });
     });
   }
-  unroll<Rows>(ONNXPRESS_EACH(i) {
-    unroll<kTiles>(ONNXPRESS_EACH(t) {
-      const std::int64_t column = (tile + t.value) * kTile;
-      S::store(p.Y + (row + i.value) * w.N + column, y[i.value][t.value], w.N - column);
-    });
-  });
+  store_sums<S>(p, tile, row, y);
 }
 
 template <class S, int Bits>

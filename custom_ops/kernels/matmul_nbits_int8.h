@@ -153,13 +153,7 @@ void multiply_panel(const NBitsProblem& p, const QuantizedRows& a, const Panel<S
   const bool centred = symmetric(w);
   const std::int32_t middle = centred ? 1 << (w.bits - 1) : 0;
   typename S::F32 y[Rows][kTiles];
-  unroll<Rows>(ONNXPRESS_EACH(i) {
-    unroll<kTiles>(ONNXPRESS_EACH(t) {
-      const std::int64_t column = (tile + t.value) * kTile;
-      y[i.value][t.value] =
-          k == 0 ? bias_of<S>(p, column) : S::load(p.Y + (row + i.value) * w.N + column, w.N - column);
-    });
-  });
+  load_sums<S>(p, tile, row, k, y);
 
   const std::uint8_t* codes = panel.codes;
   const std::int8_t* x = a.codes + row * w.padded_k + k;
@@ -222,12 +216,7 @@ void multiply_panel(const NBitsProblem& p, const QuantizedRows& a, const Panel<S
       finish();
     }
   }
-  unroll<Rows>(ONNXPRESS_EACH(i) {
-    unroll<kTiles>(ONNXPRESS_EACH(t) {
-      const std::int64_t column = (tile + t.value) * kTile;
-      S::store(p.Y + (row + i.value) * w.N + column, y[i.value][t.value], w.N - column);
-    });
-  });
+  store_sums<S>(p, tile, row, y);
 }
 
 template <class S, int Bits>

@@ -78,6 +78,31 @@ inline typename S::F32 bias_of(const NBitsProblem& p, std::int64_t column) {
   return p.bias != nullptr ? S::load(p.bias + column, p.weight->N - column) : S::zero();
 }
 
+// The sums of Rows x Tiles outputs before the stretch that begins at k: what they start from, or what is stored so far.
+template <class S, int Rows, int Tiles>
+__attribute__((always_inline)) inline void load_sums(const NBitsProblem& p, std::int64_t tile, std::int64_t row,
+                                                     std::int64_t k, typename S::F32 (&y)[Rows][Tiles]) {
+  const std::int64_t N = p.weight->N;
+  unroll<Rows>(ONNXPRESS_EACH(i) {
+    unroll<Tiles>(ONNXPRESS_EACH(t) {
+      const std::int64_t column = (tile + t.value) * kTile;
+      y[i.value][t.value] = k == 0 ? bias_of<S>(p, column) : S::load(p.Y + (row + i.value) * N + column, N - column);
+    });
+  });
+}
+
+template <class S, int Rows, int Tiles>
+__attribute__((always_inline)) inline void store_sums(const NBitsProblem& p, std::int64_t tile, std::int64_t row,
+                                                      const typename S::F32 (&y)[Rows][Tiles]) {
+  const std::int64_t N = p.weight->N;
+  unroll<Rows>(ONNXPRESS_EACH(i) {
+    unroll<Tiles>(ONNXPRESS_EACH(t) {
+      const std::int64_t column = (tile + t.value) * kTile;
+      S::store(p.Y + (row + i.value) * N + column, y[i.value][t.value], N - column);
+    });
+  });
+}
+
 // body(Index<Rows>, row) with Rows as near S::kRows as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
 template <int Rows, class F>
 __attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std::int64_t row, const F& body) {

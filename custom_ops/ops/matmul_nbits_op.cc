@@ -1,7 +1,6 @@
 #include "ops/matmul_nbits_op.h"
 
 #include <atomic>
-#include <memory>
 #include <string>
 
 #include "ops/nbits_product.h"

@@ -131,7 +131,7 @@ def bench(
     """
     threads = threads or len(os.sched_getaffinity(0))
     config = dict(config or {})
-    entries = [_entry(model, on_provider) for model in models for on_provider in (False, True)[: 1 + provider]]
+    entries = [entry for model in models for entry in _entries(model, provider)]
     runs, feeds = [], {}
     for entry in entries:
         options = session_options(threads=threads, ours=entry.ours, provider=entry.provider, config=config)
@@ -164,11 +164,12 @@ class _Entry:
     size: int
 
 
-def _entry(model: str, provider: bool) -> _Entry:
+def _entries(model: str, provider: bool) -> list[_Entry]:
+    """The model as it is, and where wanted on our execution provider."""
     path = storage.resolve(model)
     loaded = storage.load(path)
-    name = f"{model} + ep" if provider else model
-    return _Entry(name, path, uses_our_ops(loaded), provider, storage.size_on_disk(path, loaded))
+    plain = _Entry(model, path, uses_our_ops(loaded), False, storage.size_on_disk(path, loaded))
+    return [plain, dataclasses.replace(plain, name=f"{model} + ep", provider=True)] if provider else [plain]
 
 
 class _Run:
