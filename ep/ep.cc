@@ -1,65 +1,20 @@
 #include "ep.h"
 
-#include <optional>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "nbits_node.h"
+#include "graph.h"
 #include "ort/ort.h"
+#include "plan.h"
 
 namespace onnxpress {
 namespace {
 
-constexpr const char* kOptionPrefix = "ep.onnxpressexecutionprovider.";
-
-struct Options {
-  std::optional<std::int64_t> accuracy_level;  // instead of the nodes' own
-};
-
-Options read_options(const ort::Api& api, const ort::SessionOptions* session_options) {
-  ort::KeyValuePairs* pairs = nullptr;
-  ort::check(api, api.GetSessionOptionsConfigEntries(session_options, &pairs));
-  struct Release {
-    const ort::Api& api;
-    ort::KeyValuePairs* pairs;
-    ~Release() { api.ReleaseKeyValuePairs(pairs); }
-  } release{api, pairs};
-  const char* const* keys = nullptr;
-  const char* const* values = nullptr;
-  std::size_t count = 0;
-  api.GetKeyValuePairs(pairs, &keys, &values, &count);
-
-  Options options;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::string key = keys[i], value = values[i];
-    if (key == "ep.context_enable" && value == "1") {
-      throw ort::InvalidArgument(std::string(kEpName) + ": ep.context_enable is not supported");
-    }
-    if (key.rfind(kOptionPrefix, 0) != 0) continue;
-    const std::string name = key.substr(std::string(kOptionPrefix).size());
-    if (name != "accuracy_level") {
-      throw ort::InvalidArgument(std::string(kEpName) + ": unknown option '" + name + "'; there is accuracy_level");
-    }
-    if (value != "0" && value != "1" && value != "4") {
-      throw ort::InvalidArgument(std::string(kEpName) + ": accuracy_level is '" + value +
-                                 "', must be 0 or 1 (float32) or 4 (activations as int8)");
-    }
-    options.accuracy_level = std::stoi(value);
-  }
-  return options;
-}
-
-std::vector<const ort::Node*> nodes_of(const ort::Api& api, const ort::Graph* graph) {
-  std::size_t count = 0;
-  ort::check(api, api.Graph_GetNumNodes(graph, &count));
-  std::vector<const ort::Node*> nodes(count);
-  ort::check(api, api.Graph_GetNodes(graph, nodes.data(), count));
-  return nodes;
-}
-
 struct SessionEp : ort::Ep {
-  SessionEp(const ort::Api& ort_api, const Options& given, const ort::Logger* log)
-      : Ep{}, api(ort_api), options(given), logger(log) {
+  SessionEp(const ort::Api& ort_api, Options given, const ort::Logger* log)
+      : Ep{}, api(ort_api), options(std::move(given)), logger(log) {
     ort_version_supported = ort::kApiVersion;
     GetName = [](const ort::Ep*) { return kEpName; };
     GetCapability = [](ort::Ep* self, const ort::Graph* graph, ort::EpGraphSupportInfo* info) {
@@ -74,29 +29,43 @@ struct SessionEp : ort::Ep {
       });
     };
     ReleaseNodeComputeInfos = [](ort::Ep*, ort::NodeComputeInfo** infos, std::size_t count) {
-      for (std::size_t i = 0; i < count; ++i) release_nbits_node(infos[i]);
+      for (std::size_t i = 0; i < count; ++i) delete static_cast<CompiledNode*>(infos[i]);
     };
+  }
+
+  // The plan of the first family that takes the node; null, with the reason logged, where none does.
+  std::unique_ptr<Plan> plan(const Claims& claims, const ort::Node* node) const {
+    for (const Family& family : families()) {
+      if (!options.claims(family.name)) continue;
+      try {
+        if (std::unique_ptr<Plan> found = family.plan(claims, node)) return found;
+      } catch (const ort::InvalidArgument& reason) {
+        log(std::string("left to others: ") + reason.what());
+      }
+    }
+    return nullptr;
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
     // Packed weights are copies: ONNX Runtime need not keep its own.
     const ort::NodeFusionOptions fusion{ort::kApiVersion, true};
+    Claims claims{api, options, logger, {}};
     for (const ort::Node* node : nodes_of(api, graph)) {
-      if (!is_nbits_node(api, node)) continue;
-      try {
-        read_nbits_node(api, node);
-      } catch (const ort::InvalidArgument& reason) {
-        log(std::string("left to others: ") + reason.what());
-        continue;
-      }
-      ort::check(api, api.GetEpApi()->AddNodesToFuse(info, &node, 1, &fusion));
+      if (!claims.is_free(node)) continue;
+      const std::unique_ptr<Plan> found = plan(claims, node);
+      if (found == nullptr) continue;
+      ort::check(api, api.GetEpApi()->AddNodesToFuse(info, found->nodes.data(), found->nodes.size(), &fusion));
+      claims.taken.insert(claims.taken.end(), found->nodes.begin(), found->nodes.end());
     }
   }
 
-  ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* fused) const {
-    NBitsNode node = read_nbits_node(api, nodes_of(api, graph).at(0));
-    if (options.accuracy_level) node.attributes.accuracy_level = *options.accuracy_level;
-    return compile_nbits_node(api, node, fused);
+  // The graph holds the nodes of one plan.
+  ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
+    const Claims claims{api, options, logger, {}};
+    for (const ort::Node* node : nodes_of(api, graph)) {
+      if (const std::unique_ptr<Plan> found = plan(claims, node)) return found->compile(compiled).release();
+    }
+    throw std::runtime_error("onnxpress: the nodes of a compiled node are not those that were claimed");
   }
 
   void log(const std::string& message) const {
@@ -111,8 +80,8 @@ struct SessionEp : ort::Ep {
 
 }  // namespace
 
-ort::Ep* create_ep(const ort::Api& api, const ort::SessionOptions* options, const ort::Logger* logger) {
-  return new SessionEp(api, read_options(api, options), logger);
+ort::Ep* create_ep(const ort::Api& api, Options options, const ort::Logger* logger) {
+  return new SessionEp(api, std::move(options), logger);
 }
 
 void release_ep(ort::Ep* ep) { delete static_cast<SessionEp*>(ep); }

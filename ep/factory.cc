@@ -3,7 +3,6 @@
 #include <string>
 
 #include "ep.h"
-#include "kernels/cpu_isa.h"
 #include "ort/ort.h"
 
 namespace {
@@ -32,10 +31,7 @@ struct Factory : ort::EpFactory {
     CreateEp = [](ort::EpFactory* self, const ort::HardwareDevice* const*, const ort::KeyValuePairs* const*,
                   std::size_t, const ort::SessionOptions* options, const ort::Logger* logger, ort::Ep** out) {
       const ort::Api& ort_api = static_cast<Factory*>(self)->api;
-      return ort::guarded(ort_api, [&] {
-        chosen_isa();  // a wrong ONNXPRESS_ISA is an error here, not in the middle of a session
-        *out = create_ep(ort_api, options, logger);
-      });
+      return ort::guarded(ort_api, [&] { *out = create_ep(ort_api, read_options(ort_api, options), logger); });
     };
     ReleaseEp = [](ort::EpFactory*, ort::Ep* ep) { release_ep(ep); };
     IsStreamAware = [](const ort::EpFactory*) { return false; };

@@ -81,7 +81,7 @@ class Kernel {
  private:
   static NBitsProduct make_product(const ort::Api& api, const ort::KernelInfo* info, const NBitsTypes& types) {
     const std::string label = label_of(api, info);
-    return NBitsProduct(api, label, read_attributes(api, info, label), types);
+    return NBitsProduct(api, label, read_attributes(api, info, label), types, chosen_isa());
   }
 
   const ort::Api& api_;

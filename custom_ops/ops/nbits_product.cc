@@ -18,8 +18,8 @@ ScaleType scale_type(ort::ElementType type) {
 }  // namespace
 
 NBitsProduct::NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes,
-                           const NBitsTypes& types)
-    : api_(api), label_(std::move(label)), attributes_(attributes), types_(types), isa_(chosen_isa()) {
+                           const NBitsTypes& types, Isa isa)
+    : api_(api), label_(std::move(label)), attributes_(attributes), types_(types), isa_(isa) {
   const NBitsAttributes& a = attributes_;
   if (a.bits < 2 || a.bits > 8) reject("bits is " + std::to_string(a.bits) + ", must be 2 to 8");
   if (a.block_size < 16 || a.block_size > 256 || (a.block_size & (a.block_size - 1)) != 0) {
@@ -79,8 +79,16 @@ const void* NBitsProduct::bias(const ort::Value* value) const {
   return ort::data(api_, value);
 }
 
-void NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
-                           const void* bias, const Parallel& pool) const {
+bool NBitsProduct::is_bias(const ort::TypeAndShape& constant) const {
+  return constant.type == types_.activation && constant.dims == std::vector<std::int64_t>{attributes_.N};
+}
+
+std::size_t NBitsProduct::bias_bytes() const {
+  return static_cast<std::size_t>(attributes_.N) * (types_.activation == ort::kFloat ? 4 : 2);
+}
+
+NBitsOutput NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
+                                  const void* bias, const Parallel& pool) const {
   std::vector<std::int64_t> shape = ort::type_and_shape(api_, a).dims;
   if (shape.empty() || shape.back() != attributes_.K) {
     reject("input A has shape " + ort::to_string(shape) + ", its last size must be K=" + std::to_string(attributes_.K));
@@ -90,8 +98,9 @@ void NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, con
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) M *= shape[axis];
   ort::Value* y = nullptr;
   ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
-  if (M == 0) return;
-  multiply(ort::data(api_, a), M, weight, bias, const_cast<void*>(ort::data(api_, y)), pool);
+  void* values = const_cast<void*>(ort::data(api_, y));
+  if (M != 0) multiply(ort::data(api_, a), M, weight, bias, values, pool);
+  return {M, values};
 }
 
 void NBitsProduct::multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,

@@ -19,10 +19,20 @@ struct NBitsTypes {
   ort::ElementType activation, scale, zero_point;
 };
 
+// What `compute` wrote: [M, N].
+struct NBitsOutput {
+  std::int64_t M;
+  const void* values;
+};
+
 class NBitsProduct {
  public:
   // `label` is what messages begin with: the op and the name of the node. Throws InvalidArgument.
-  NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes, const NBitsTypes& types);
+  NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes, const NBitsTypes& types,
+               Isa isa);
+
+  const std::string& label() const { return label_; }
+  ort::ElementType activation() const { return types_.activation; }
 
   // The weight as it is stored, to be packed. Throws InvalidArgument where a size does not fit the attributes.
   // `zero_points` may be null.
@@ -31,9 +41,13 @@ class NBitsProduct {
   // The values of a bias, null for none. Throws InvalidArgument where its size is not N.
   const void* bias(const ort::Value* value) const;
 
+  // Whether a constant is a bias, and how long it is.
+  bool is_bias(const ort::TypeAndShape& constant) const;
+  std::size_t bias_bytes() const;
+
   // The first output of the node.
-  void compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const void* bias,
-               const Parallel& pool) const;
+  NBitsOutput compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const void* bias,
+                      const Parallel& pool) const;
 
   [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }
 
@@ -43,10 +57,10 @@ class NBitsProduct {
                 const Parallel& pool) const;
 
   const ort::Api& api_;
-  const std::string label_;
-  const NBitsAttributes attributes_;
-  const NBitsTypes types_;
-  const Isa isa_;
+  std::string label_;
+  NBitsAttributes attributes_;
+  NBitsTypes types_;
+  Isa isa_;
 };
 
 }  // namespace onnxpress

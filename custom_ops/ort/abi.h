@@ -40,9 +40,20 @@ struct ApiBase {
 
 enum ErrorCode { kFail = 1, kInvalidArgument = 2 };
 
-enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBFloat16 = 16 };
+enum ElementType : int {
+  kUndefined = 0,
+  kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kInt32 = 6,
+  kInt64 = 7,
+  kFloat16 = 10,
+  kBFloat16 = 16,
+  kUint4 = 21,
+  kInt4 = 22
+};
 
-enum AttrType : int { kAttrInt = 1 };
+enum AttrType : int { kAttrInt = 1, kAttrInts = 2, kAttrFloat = 3 };
 
 enum HardwareType : int { kCpu = 0 };
 
@@ -71,6 +82,8 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(91, KernelContext_GetOutput,                                                                                       \
     (KernelContext * context, std::size_t index, const std::int64_t* dims, std::size_t count, Value** out))            \
   X(230, KernelInfo_GetInputCount, (const KernelInfo* info, std::size_t* out))                                         \
+  X(237, HasSessionConfigEntry, (const SessionOptions* options, const char* key, int* out))                            \
+  X(238, GetSessionConfigEntry, (const SessionOptions* options, const char* key, char* value, std::size_t* size))      \
   X(244, KernelInfo_GetNodeName, (const KernelInfo* info, char* out, std::size_t* size))                               \
   X(247, Logger_LogMessage,                                                                                            \
     (const Logger* logger, LogSeverity severity, const char* message, const char* file, int line,                      \
@@ -89,7 +102,12 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
      void* arg))                                                                                                       \
   X(289, GetValueInfoName, (const ValueInfo* value, const char** out))                                                 \
   X(290, GetValueInfoTypeInfo, (const ValueInfo* value, const TypeInfo** out))                                         \
+  X(323, ValueInfo_GetValueProducer, (const ValueInfo* value, const Node** node, std::size_t* output))                 \
+  X(324, ValueInfo_GetValueNumConsumers, (const ValueInfo* value, std::size_t* out))                                   \
+  X(325, ValueInfo_GetValueConsumers,                                                                                  \
+    (const ValueInfo* value, const Node** nodes, std::int64_t* inputs, std::size_t count))                             \
   X(326, ValueInfo_GetInitializerValue, (const ValueInfo* value, const Value** out))                                   \
+  X(330, ValueInfo_IsGraphOutput, (const ValueInfo* value, bool* out))                                                 \
   X(331, ValueInfo_IsConstantInitializer, (const ValueInfo* value, bool* out))                                         \
   X(332, ValueInfo_IsFromOuterScope, (const ValueInfo* value, bool* out))                                              \
   X(344, Graph_GetNumNodes, (const Graph* graph, std::size_t* out))                                                    \
@@ -99,6 +117,8 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(351, Node_GetDomain, (const Node* node, const char** out))                                                         \
   X(353, Node_GetNumInputs, (const Node* node, std::size_t* out))                                                      \
   X(354, Node_GetInputs, (const Node* node, const ValueInfo** inputs, std::size_t count))                              \
+  X(355, Node_GetNumOutputs, (const Node* node, std::size_t* out))                                                     \
+  X(356, Node_GetOutputs, (const Node* node, const ValueInfo** outputs, std::size_t count))                            \
   X(361, Node_GetAttributeByName, (const Node* node, const char* name, const OpAttr** out))                            \
   X(379, GetSessionOptionsConfigEntries, (const SessionOptions* options, KeyValuePairs** out))
 

@@ -159,9 +159,12 @@ def test_accuracy_level_of_the_node_and_of_the_option():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"accuracy_levle": 4}, "unknown option 'accuracy_levle'; there is accuracy_level"),
+        ({"accuracy_levle": 4}, "unknown option 'accuracy_levle'; there are accuracy_level, claim, isa and verify"),
         ({"accuracy_level": 3}, "accuracy_level is '3', must be 0 or 1"),
         ({"accuracy_level": "x"}, "accuracy_level is 'x'"),
+        ({"claim": "matmul_nbits,gemm"}, "claim has 'gemm', there is matmul_nbits, "),
+        ({"isa": "avx9"}, "isa: .*avx9"),
+        ({"verify": "yes"}, "verify is 'yes', must be 0 or 1"),
     ],
 )
 def test_wrong_options(given, message):
@@ -287,6 +290,33 @@ def test_instruction_sets(isa):
         assert done.returncode == 0, done.stderr
     else:
         assert "this CPU lacks these instructions" in done.stderr
+
+
+@pytest.mark.parametrize("isa", _kernels.supported_isas())
+def test_instruction_set_of_a_session(isa):
+    model, W, *_ = make()
+    A = rows()
+    (got,) = ep.session(model, options(), isa=isa).run(None, {"A": A})
+    np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 does not tell who runs what")
+@pytest.mark.parametrize("size", [N, 1])
+def test_a_bias_that_follows(size):
+    """An Add of a constant of N values is taken along; of one value, it is left."""
+    proto = onnx.load_from_string(make()[0])
+    values = np.random.default_rng(1).standard_normal(size).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(values, "values"))
+    output = proto.graph.output[0].name
+    proto.graph.node[0].output[0] = "product"
+    proto.graph.node.append(onnx.helper.make_node("Add", ["values", "product"], [output], name="sum"))
+    proto.opset_import.append(onnx.helper.make_opsetid("", 21))
+    _, W, *_ = make()
+    session = ep.session(proto.SerializeToString(), options())
+    assert ("sum" in ep.assigned_nodes(session)[ep.NAME]) == (size == N)
+    A = rows()
+    (got,) = session.run(None, {"A": A})
+    np.testing.assert_allclose(got, A @ W + values, atol=1e-5 * np.abs(A @ W).max())
 
 
 def test_unregistering_with_a_live_session():

@@ -1,0 +1,168 @@
+#include "graph.h"
+
+namespace onnxpress {
+namespace {
+
+// What one of the C functions that hand out a string says.
+template <class Get>
+std::string text(const ort::Api& api, const Get& get) {
+  const char* value = nullptr;
+  ort::check(api, get(&value));
+  return value != nullptr ? value : "";
+}
+
+}  // namespace
+
+std::string GraphValue::name() const {
+  return text(*api_, [&](const char** out) { return api_->GetValueInfoName(info_, out); });
+}
+
+ValueType GraphValue::type() const {
+  ValueType result;
+  const ort::TypeInfo* info = nullptr;
+  ort::check(*api_, api_->GetValueInfoTypeInfo(info_, &info));
+  const ort::TensorInfo* tensor = nullptr;
+  ort::check(*api_, api_->CastTypeInfoToTensorInfo(info, &tensor));
+  if (tensor == nullptr) return result;
+  const ort::TypeAndShape read = ort::read(*api_, tensor);
+  result.element = read.type;
+  result.has_shape = !read.dims.empty();
+  std::vector<const char*> names(read.dims.size());
+  if (result.has_shape) ort::check(*api_, api_->GetSymbolicDimensions(tensor, names.data(), names.size()));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    result.dims.push_back({read.dims[i], names[i] != nullptr ? names[i] : ""});
+  }
+  return result;
+}
+
+const ort::Value* GraphValue::constant() const {
+  bool is_constant = false, is_outer = false;
+  ort::check(*api_, api_->ValueInfo_IsConstantInitializer(info_, &is_constant));
+  ort::check(*api_, api_->ValueInfo_IsFromOuterScope(info_, &is_outer));
+  if (!is_constant || is_outer) return nullptr;
+  const ort::Value* constant = nullptr;
+  ort::check(*api_, api_->ValueInfo_GetInitializerValue(info_, &constant));
+  return constant;
+}
+
+const ort::Node* GraphValue::producer() const {
+  const ort::Node* node = nullptr;
+  std::size_t output = 0;
+  ort::check(*api_, api_->ValueInfo_GetValueProducer(info_, &node, &output));
+  return node;
+}
+
+const ort::Node* GraphValue::only_reader() const {
+  bool is_output = false;
+  ort::check(*api_, api_->ValueInfo_IsGraphOutput(info_, &is_output));
+  std::size_t readers = 0;
+  ort::check(*api_, api_->ValueInfo_GetValueNumConsumers(info_, &readers));
+  if (is_output || readers != 1) return nullptr;
+  const ort::Node* node = nullptr;
+  std::int64_t input = -1;
+  ort::check(*api_, api_->ValueInfo_GetValueConsumers(info_, &node, &input, readers));
+  return input >= 0 ? node : nullptr;  // -1: read by a graph inside the node
+}
+
+GraphNode::GraphNode(const ort::Api& api, const ort::Node* node) : api_(api), node_(node) {
+  domain_ = text(api, [&](const char** out) { return api.Node_GetDomain(node, out); });
+  if (domain_ == "ai.onnx") domain_.clear();
+  op_type_ = text(api, [&](const char** out) { return api.Node_GetOperatorType(node, out); });
+  std::size_t count = 0;
+  ort::check(api, api.Node_GetNumInputs(node, &count));
+  inputs_.resize(count);
+  ort::check(api, api.Node_GetInputs(node, inputs_.data(), count));
+}
+
+std::string GraphNode::label() const {
+  const std::string name = text(api_, [&](const char** out) { return api_.Node_GetName(node_, out); });
+  return (domain_.empty() ? "" : domain_ + "::") + op_type_ + " node '" + name + "'";
+}
+
+std::optional<GraphValue> GraphNode::input(std::size_t index) const {
+  if (index >= inputs_.size() || inputs_[index] == nullptr) return std::nullopt;
+  GraphValue value(api_, inputs_[index]);
+  if (value.name().empty()) return std::nullopt;
+  return value;
+}
+
+GraphValue GraphNode::output() const {
+  std::size_t count = 0;
+  ort::check(api_, api_.Node_GetNumOutputs(node_, &count));
+  std::vector<const ort::ValueInfo*> outputs(count);
+  ort::check(api_, api_.Node_GetOutputs(node_, outputs.data(), count));
+  return GraphValue(api_, outputs.at(0));
+}
+
+const ort::OpAttr* GraphNode::find(const char* name) const {
+  const ort::OpAttr* attribute = nullptr;
+  if (ort::Status* status = api_.Node_GetAttributeByName(node_, name, &attribute)) api_.ReleaseStatus(status);
+  return attribute;
+}
+
+std::optional<std::int64_t> GraphNode::attribute(const char* name) const {
+  const ort::OpAttr* attribute = find(name);
+  if (attribute == nullptr) return std::nullopt;
+  std::int64_t value = 0;
+  std::size_t size = 0;
+  ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrInt, &value, sizeof value, &size));
+  return value;
+}
+
+std::int64_t GraphNode::attribute(const char* name, std::int64_t otherwise) const {
+  return attribute(name).value_or(otherwise);
+}
+
+float GraphNode::float_attribute(const char* name, float otherwise) const {
+  const ort::OpAttr* attribute = find(name);
+  if (attribute == nullptr) return otherwise;
+  float value = 0;
+  std::size_t size = 0;
+  ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrFloat, &value, sizeof value, &size));
+  return value;
+}
+
+std::vector<std::int64_t> GraphNode::attributes(const char* name) const {
+  const ort::OpAttr* attribute = find(name);
+  if (attribute == nullptr) return {};
+  std::size_t bytes = 0;
+  // The first call only asks for the size, which ONNX Runtime tells beside an error.
+  if (ort::Status* status =
+          api_.ReadOpAttr(attribute, ort::kAttrInts, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
+    api_.ReleaseStatus(status);
+  }
+  std::vector<std::int64_t> values(bytes / sizeof(std::int64_t));
+  if (!values.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrInts, values.data(), bytes, &bytes));
+  return values;
+}
+
+GraphValue GraphNode::required(std::size_t index, const char* name) const {
+  const std::optional<GraphValue> value = input(index);
+  if (!value) reject(std::string("input ") + name + " is missing");
+  return *value;
+}
+
+const ort::Value* GraphNode::required_constant(std::size_t index, const char* name) const {
+  const ort::Value* value = required(index, name).constant();
+  if (value == nullptr) reject(std::string("input ") + name + " is no constant of this graph");
+  return value;
+}
+
+std::vector<const ort::Node*> nodes_of(const ort::Api& api, const ort::Graph* graph) {
+  std::size_t count = 0;
+  ort::check(api, api.Graph_GetNumNodes(graph, &count));
+  std::vector<const ort::Node*> nodes(count);
+  ort::check(api, api.Graph_GetNodes(graph, nodes.data(), count));
+  return nodes;
+}
+
+std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value) {
+  const GraphNode node(api, compiled);
+  for (std::size_t i = 0; i < node.inputs(); ++i) {
+    const std::optional<GraphValue> input = node.input(i);
+    if (input && input->name() == value) return i;
+  }
+  throw std::runtime_error("onnxpress: the compiled node has no input " + value);
+}
+
+}  // namespace onnxpress

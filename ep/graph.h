@@ -1,0 +1,86 @@
+// ONNX Runtime's graph as the execution provider reads it.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ort/ep_abi.h"
+#include "ort/ort.h"
+
+namespace onnxpress {
+
+// A size is a number, or -1 with a name that equal sizes share, or -1 without a name.
+struct Dim {
+  std::int64_t size = -1;
+  std::string name;
+
+  bool equals(const Dim& other) const {  // for sure
+    return size >= 0 ? size == other.size : !name.empty() && name == other.name;
+  }
+};
+
+struct ValueType {
+  ort::ElementType element = ort::kUndefined;
+  bool has_shape = false;  // an unknown rank and a scalar look the same before ONNX Runtime 1.24: false for both
+  std::vector<Dim> dims;
+};
+
+class GraphValue {
+ public:
+  GraphValue(const ort::Api& api, const ort::ValueInfo* info) : api_(&api), info_(info) {}
+
+  std::string name() const;
+  ValueType type() const;
+  // The value of a constant of this graph, null for anything else.
+  const ort::Value* constant() const;
+  // The node that computes it, null for a graph's input or constant.
+  const ort::Node* producer() const;
+  // The node that reads it, where nothing else sees it: no second reader, no output of the graph.
+  const ort::Node* only_reader() const;
+
+ private:
+  const ort::Api* api_;
+  const ort::ValueInfo* info_;
+};
+
+class GraphNode {
+ public:
+  GraphNode(const ort::Api& api, const ort::Node* node);
+
+  const ort::Node* get() const { return node_; }
+  // Domain and operator, with "ai.onnx" for the standard domain.
+  bool is(const char* domain, const char* op_type) const { return domain_ == domain && op_type_ == op_type; }
+  bool is(const char* op_type) const { return is("", op_type); }
+  const std::string& domain() const { return domain_; }
+  // What messages begin with.
+  std::string label() const;
+  std::optional<GraphValue> input(std::size_t index) const;  // none where it is absent
+  std::size_t inputs() const { return inputs_.size(); }
+  GraphValue output() const;  // the first
+
+  std::int64_t attribute(const char* name, std::int64_t otherwise) const;
+  std::optional<std::int64_t> attribute(const char* name) const;
+  float float_attribute(const char* name, float otherwise) const;
+  std::vector<std::int64_t> attributes(const char* name) const;  // a list of integers, empty where it is absent
+
+  [[noreturn]] void reject(const std::string& reason) const { throw ort::InvalidArgument(label() + ": " + reason); }
+  GraphValue required(std::size_t index, const char* name) const;
+  const ort::Value* required_constant(std::size_t index, const char* name) const;
+
+ private:
+  const ort::OpAttr* find(const char* name) const;
+
+  const ort::Api& api_;
+  const ort::Node* node_;
+  std::string domain_, op_type_;
+  std::vector<const ort::ValueInfo*> inputs_;
+};
+
+std::vector<const ort::Node*> nodes_of(const ort::Api& api, const ort::Graph* graph);
+
+// At which place of a compiled node the value comes in.
+std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value);
+
+}  // namespace onnxpress

@@ -1,0 +1,96 @@
+#include "nbits_verifier.h"
+
+#include <algorithm>
+#include <cmath>
+#include <sstream>
+
+#include "kernels/bit_planes.h"
+#include "kernels/half.h"
+#include "options.h"
+
+namespace onnxpress {
+namespace {
+
+float number(const NBitsSource& source, const void* values, std::int64_t index) {
+  const auto* halves = static_cast<const std::uint16_t*>(values);
+  if (source.scale_type == ScaleType::kFloat16) return half_to_float(halves[index]);
+  if (source.scale_type == ScaleType::kBFloat16) return bfloat16_to_float(halves[index]);
+  return static_cast<const float*>(values)[index];
+}
+
+std::vector<float> dequantize(const NBitsSource& source) {
+  const std::int64_t blocks = source.blocks(), blob = source.block_size * source.bits / 8;
+  const std::int64_t zero_bytes = packed_bytes(blocks, source.bits);
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(source.block_size));
+  std::vector<std::uint8_t> zeros(static_cast<std::size_t>(blocks), static_cast<std::uint8_t>(1 << (source.bits - 1)));
+  std::vector<float> weight(static_cast<std::size_t>(source.N * source.K));
+  for (std::int64_t n = 0; n < source.N; ++n) {
+    if (source.zero_points != nullptr) {
+      unpack_planes(source.zero_points + n * zero_bytes, blocks, source.bits, zeros.data());
+    }
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      const std::int64_t at = n * blocks + block, k = block * source.block_size;
+      unpack_planes(source.codes + at * blob, source.block_size, source.bits, codes.data());
+      const float zero = source.float_zero_points != nullptr ? number(source, source.float_zero_points, at)
+                                                             : zeros[static_cast<std::size_t>(block)];
+      const float scale = number(source, source.scales, at);
+      for (std::int64_t i = 0; i < std::min(source.block_size, source.K - k); ++i) {
+        weight[static_cast<std::size_t>(n * source.K + k + i)] =
+            (static_cast<float>(codes[static_cast<std::size_t>(i)]) - zero) * scale;
+      }
+    }
+  }
+  return weight;
+}
+
+}  // namespace
+
+NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product,
+                             const NBitsSource& source)
+    : api_(api),
+      logger_(logger),
+      label_(product.label()),
+      halves_(product.activation() == ort::kFloat16),
+      K_(source.K),
+      N_(source.N),
+      weight_(dequantize(source)) {}
+
+NBitsVerifier::~NBitsVerifier() {
+  std::ostringstream text;
+  text << kEpName << ": verify: " << label_ << ": largest error " << largest_error_ << ", largest output "
+       << largest_output_ << (differs_in_nan_ ? ", NaN or infinity in one result only" : "") << ", in " << runs_
+       << " runs";
+  ort::Status* status =
+      api_.Logger_LogMessage(logger_, ort::kWarning, text.str().c_str(), __FILE__, __LINE__, __func__);
+  if (status != nullptr) api_.ReleaseStatus(status);
+}
+
+void NBitsVerifier::check(const void* a, std::int64_t M, const void* bias, const void* y) {
+  const auto at = [&](const void* values, std::int64_t index) {
+    return halves_ ? half_to_float(static_cast<const std::uint16_t*>(values)[index])
+                   : static_cast<const float*>(values)[index];
+  };
+  double error = 0, output = 0;
+  bool differs_in_nan = false;
+  for (std::int64_t m = 0; m < M; ++m) {
+    for (std::int64_t n = 0; n < N_; ++n) {
+      double sum = bias != nullptr ? at(bias, n) : 0;
+      const float* row = weight_.data() + n * K_;
+      for (std::int64_t k = 0; k < K_; ++k) sum += static_cast<double>(at(a, m * K_ + k)) * row[k];
+      const double got = at(y, m * N_ + n);
+      if (!std::isfinite(sum) || !std::isfinite(got)) {
+        differs_in_nan = differs_in_nan || std::isfinite(sum) != std::isfinite(got);
+        continue;
+      }
+      error = std::max(error, std::abs(got - sum));
+      output = std::max(output, std::abs(sum));
+    }
+  }
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++runs_;
+  largest_error_ = std::max(largest_error_, error);
+  largest_output_ = std::max(largest_output_, output);
+  differs_in_nan_ = differs_in_nan_ || differs_in_nan;
+}
+
+}  // namespace onnxpress

@@ -1,0 +1,37 @@
+#include "plan.h"
+
+#include <algorithm>
+
+#include "dequantized_matmul.h"
+#include "matmul_nbits.h"
+
+namespace onnxpress {
+
+CompiledNode::CompiledNode(const ort::Api& api) : NodeComputeInfo{}, api_(api) {
+  ort_version_supported = ort::kApiVersion;
+  CreateState = [](ort::NodeComputeInfo* self, ort::NodeComputeContext*, void** state) -> ort::Status* {
+    *state = self;  // all that a run needs is constant
+    return nullptr;
+  };
+  Compute = [](ort::NodeComputeInfo* self, void*, ort::KernelContext* context) {
+    const auto& compiled = *static_cast<const CompiledNode*>(self);
+    return ort::guarded(compiled.api_, [&] { compiled.run(context); });
+  };
+  ReleaseState = [](ort::NodeComputeInfo*, void*) {};
+}
+
+const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t place) const {
+  const ort::Value* value = nullptr;
+  ort::check(api_, api_.KernelContext_GetInput(context, place, &value));
+  return value;
+}
+
+bool Claims::is_free(const ort::Node* node) const { return std::find(taken.begin(), taken.end(), node) == taken.end(); }
+
+const std::vector<Family>& families() {
+  static const std::vector<Family>& all =
+      *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits}, {"dequantized_matmul", plan_dequantized_matmul}};
+  return all;
+}
+
+}  // namespace onnxpress

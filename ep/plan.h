@@ -1,0 +1,55 @@
+// How nodes of a graph become one compiled node.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "options.h"
+#include "ort/ep_abi.h"
+#include "ort/ort.h"
+
+namespace onnxpress {
+
+// What ONNX Runtime runs instead of the nodes.
+class CompiledNode : public ort::NodeComputeInfo {
+ public:
+  explicit CompiledNode(const ort::Api& api);
+  virtual ~CompiledNode() = default;
+  virtual void run(ort::KernelContext* context) const = 0;
+
+ protected:
+  const ort::Value* input(ort::KernelContext* context, std::size_t place) const;
+  const ort::Api& api_;
+};
+
+// Nodes that can be run as one, read and checked.
+class Plan {
+ public:
+  virtual ~Plan() = default;
+  // `compiled` tells at which place each input comes in.
+  virtual std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const = 0;
+
+  std::vector<const ort::Node*> nodes;
+};
+
+// Where plans are made: the session's settings, and the nodes that another plan has already.
+struct Claims {
+  const ort::Api& api;
+  const Options& options;
+  const ort::Logger* logger;
+  std::vector<const ort::Node*> taken;
+
+  bool is_free(const ort::Node* node) const;
+};
+
+// A kind of nodes, named in the option `claim`.
+struct Family {
+  const char* name;
+  // The plan around this node, null where it is not of the family. Throws InvalidArgument, with the reason, where it
+  // is but has to be left to others.
+  std::unique_ptr<Plan> (*plan)(const Claims& claims, const ort::Node* node);
+};
+
+const std::vector<Family>& families();
+
+}  // namespace onnxpress
