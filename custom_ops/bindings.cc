@@ -10,6 +10,7 @@
 
 #include "kernels/bit_planes.h"
 #include "kernels/cpu_isa.h"
+#include "kernels/limits.h"
 #include "kernels/matmul_nbits.h"
 #include "kernels/quantize_blocks.h"
 
@@ -156,6 +157,19 @@ std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& pac
   return {Y, ran};
 }
 
+double py_dot_rate(double seconds, const std::optional<std::string>& isa) {
+  const Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  return measure_dot_rate(chosen, seconds);
+}
+
+double py_read_rate(double seconds, std::int64_t size, const std::optional<std::string>& isa) {
+  require(size > 0, "size must be positive");
+  const Isa chosen = isa_of(isa);
+  py::gil_scoped_release release;
+  return measure_read_rate(chosen, size, seconds);
+}
+
 std::vector<std::string> py_supported_isas() {
   std::vector<std::string> names;
   for (Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
@@ -177,6 +191,10 @@ PYBIND11_MODULE(_kernels, m) {
         py::arg("bias"), py::kw_only(), py::arg("bits"), py::arg("block_size"), py::arg("K"),
         py::arg("accuracy_level") = 0, py::arg("isa") = py::none(),
         "Returns y and the name of the instruction set whose code ran.");
+  m.def("dot_rate", py_dot_rate, py::arg("seconds"), py::kw_only(), py::arg("isa") = py::none(),
+        "int8 multiply-adds a second of one thread, out of registers.");
+  m.def("read_rate", py_read_rate, py::arg("seconds"), py::arg("size"), py::kw_only(), py::arg("isa") = py::none(),
+        "Bytes a second that one thread reads.");
   m.def("supported_isas", py_supported_isas, "Instruction sets of this CPU that have kernels, slowest first.");
   m.def("chosen_isa", [] { return std::string(isa_name(chosen_isa())); }, "What ONNXPRESS_ISA or CPUID picks.");
 }

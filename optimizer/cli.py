@@ -321,3 +321,44 @@ def bench(
         print(result.to_json())
     else:
         result.print(_console())
+
+
+@app.command("bench-kernels")
+def bench_kernels(
+    shape: Annotated[list[str] | None, typer.Option(help="KxN of a weight; repeatable.")] = None,
+    rows: Annotated[list[int] | None, typer.Option("--rows", "-m", min=1, help="Rows M; repeatable.")] = None,
+    bits: Annotated[int, typer.Option(help="2, 4 or 8.")] = 4,
+    block_size: Annotated[int, typer.Option(help="A power of two from 16.")] = 32,
+    accuracy_level: Annotated[int, typer.Option(min=0, max=4, help="Of both sides.")] = 4,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="With zero points.")] = False,
+    cold: Annotated[int, typer.Option(min=0, help="MB of weights at least, so that they come from memory.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
+    plot: _Plot = None,
+    json_: _Json = False,
+) -> None:
+    """Time MatMulNBits of ONNX Runtime and ours, against what the machine could do."""
+    from .analysis import bench_kernels as kernels
+
+    shapes = [_shape(text) for text in shape] if shape else kernels.SHAPES
+    cases = [kernels.Case(m, k, n, bits, block_size) for k, n in shapes for m in rows or kernels.ROWS]
+    with _progress(json_) as progress:
+        result = kernels.bench_kernels(
+            cases, accuracy_level=accuracy_level, symmetric=not asymmetric, threads=threads, rounds=rounds,
+            cold=cold * 10**6, progress=progress,
+        )  # fmt: skip
+    if plot:
+        from .analysis.plots import plot_kernels
+
+        plot_kernels(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(_console())
+
+
+def _shape(text: str) -> tuple[int, int]:
+    sizes = text.lower().split("x")
+    if len(sizes) != 2 or not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):
+        raise UsageError(f"--shape {text}: expected KxN, such as 4096x14336")
+    return int(sizes[0]), int(sizes[1])

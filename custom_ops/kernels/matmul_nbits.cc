@@ -14,14 +14,8 @@ constexpr std::int64_t kWorthSplitting = 1 << 19;
 // A piece of work must be large against the cost of fetching it (0.2 us), and small enough to balance the threads.
 constexpr std::int64_t kPieceOfWork = 1 << 18;
 
-const NBitsKernels& kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
-  if (isa == Isa::kAvx2) return nbits_kernels_avx2();
-#endif
-  (void)isa;
-  return nbits_kernels_scalar();
-}
+// Up to so many rows it pays to unpack the weight in registers, for each group of rows anew, instead of into a panel.
+constexpr std::int64_t kFewRows = 15;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -97,9 +91,9 @@ void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Par
     const std::int64_t end = std::min(p.M, begin + rows_a_piece);
     for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
   });
-  if (p.M == 1) {
+  if (p.M <= kFewRows) {
     split_tiles(p, parallel,
-                [&](std::int64_t tile, std::int64_t tiles) { kernels.row_int8[w.bits](p, rows, tile, tiles); });
+                [&](std::int64_t tile, std::int64_t tiles) { kernels.stream_int8[w.bits](p, rows, tile, tiles); });
     return;
   }
   split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
@@ -109,8 +103,17 @@ void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Par
 
 }  // namespace
 
+const NBitsKernels& nbits_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
+  if (isa == Isa::kAvx2) return nbits_kernels_avx2();
+#endif
+  (void)isa;
+  return nbits_kernels_scalar();
+}
+
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
-  const NBitsKernels& kernels = kernels_of(isa);
+  const NBitsKernels& kernels = nbits_kernels(isa);
   const NBitsWeight& w = *p.weight;
   if (p.M == 0 || w.N == 0) return kernels.isa;
   const Sequential alone;
@@ -125,11 +128,11 @@ const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const 
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {
-  kernels_of(isa).to_float(halves, floats, count);
+  nbits_kernels(isa).to_float(halves, floats, count);
 }
 
 void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa) {
-  kernels_of(isa).to_half(floats, halves, count);
+  nbits_kernels(isa).to_half(floats, halves, count);
 }
 
 }  // namespace onnxpress

@@ -7,6 +7,7 @@
 #include "kernels/matmul_nbits_float.h"
 #include "kernels/matmul_nbits_int8.h"
 #include "kernels/matmul_nbits_kernels.h"
+#include "kernels/matmul_nbits_limits.h"
 
 namespace onnxpress {
 namespace {
@@ -29,8 +30,8 @@ template <class S>
 constexpr NBitsKernels make_kernels() {
   return {S::kName,
           quantize_row<S>,
-          {nullptr, nullptr, row_int8<S, 2>, row_int8<S, 3>, row_int8<S, 4>, row_int8<S, 5>, row_int8<S, 6>,
-           row_int8<S, 7>, row_int8<S, 8>},
+          {nullptr, nullptr, stream_int8<S, 2>, stream_int8<S, 3>, stream_int8<S, 4>, stream_int8<S, 5>,
+           stream_int8<S, 6>, stream_int8<S, 7>, stream_int8<S, 8>},
           {nullptr, nullptr, row_float<S, 2>, row_float<S, 3>, row_float<S, 4>, row_float<S, 5>, row_float<S, 6>,
            row_float<S, 7>, row_float<S, 8>},
           {nullptr, nullptr, panel_int8<S, 2>, panel_int8<S, 3>, panel_int8<S, 4>, panel_int8<S, 5>, panel_int8<S, 6>,
@@ -38,6 +39,8 @@ constexpr NBitsKernels make_kernels() {
           {nullptr, nullptr, panel_float<S, 2>, panel_float<S, 3>, panel_float<S, 4>, panel_float<S, 5>,
            panel_float<S, 6>, panel_float<S, 7>, panel_float<S, 8>},
           S::kPanelTiles,
+          spin_dots<S>,
+          read<S>,
           to_float<S>,
           to_half<S>};
 }

@@ -39,44 +39,61 @@ void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t 
   }
 }
 
-// One row: codes go from memory to the dot product without a stop.
-template <class S, int Bits, int Tiles>
-void row_int8_tiles(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t tile) {
+// A few rows times a few tiles: codes go from memory to the dot products without a stop.
+template <class S, int Bits, int Rows, int Tiles>
+void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t row, std::int64_t tile) {
   using Dot = typename S::template Dot<Bits>;
   const NBitsWeight& w = *p.weight;
   const bool centred = symmetric(w);
   const std::int32_t middle = centred ? 1 << (Bits - 1) : 0;
-  typename S::F32 y[Tiles];
-  unroll<Tiles>(ONNXPRESS_EACH(t) { y[t.value] = bias_of<S>(p, (tile + t.value) * kTile); });
-
-  Dot dot[Tiles];
-  const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
-    const auto scale_a = S::set1(rows.scales[block]);
-    const auto offset_a = S::set1(rows.scales[block] * static_cast<float>(rows.sums[block]));
-    unroll<Tiles>(ONNXPRESS_EACH(t) {
-      const auto scale = scale_of<S>(w, tile + t.value, block);
-      y[t.value] = S::fma(dot[t.value].value(), S::mul(scale, scale_a), y[t.value]);
-      if (!centred) {
-        y[t.value] = S::fnma(S::mul(scale, zero_point_of<S>(w, tile + t.value, block)), offset_a, y[t.value]);
-      }
-    });
-  };
-  const auto start = [&](std::int64_t block) __attribute__((always_inline)) {
-    unroll<Tiles>(ONNXPRESS_EACH(t) { dot[t.value].start(middle, rows.sums[block]); });
-  };
+  typename S::F32 y[Rows][Tiles];
+  load_sums<S>(p, tile, row, 0, y);
 
   const std::uint8_t* codes[Tiles];
   unroll<Tiles>(ONNXPRESS_EACH(t) { codes[t.value] = span_of(w, tile + t.value, 0); });
-  const std::int8_t* a = rows.codes;
+  // What the same tiles of the next group will read: too many short streams for the CPU to guess.
+  const std::int64_t ahead = Tiles * (w.padded_k / kSpan) * kLine * Bits;
+  const std::int8_t* x = a.codes + row * w.padded_k;
+  const float* scale_a = a.scales + row * w.blocks;
+  const std::int32_t* sum_a = a.sums + row * w.blocks;
+  Dot dot[Rows][Tiles];
+  const auto start = [&](std::int64_t block) __attribute__((always_inline)) {
+    unroll<Rows>(ONNXPRESS_EACH(i) {
+      unroll<Tiles>(ONNXPRESS_EACH(t) { dot[i.value][t.value].start(middle, sum_a[i.value * w.blocks + block]); });
+    });
+  };
+  const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
+    unroll<Tiles>(ONNXPRESS_EACH(t) {
+      const auto scale = scale_of<S>(w, tile + t.value, block);
+      unroll<Rows>(ONNXPRESS_EACH(i) {
+        const auto factor = S::mul(scale, S::set1(scale_a[i.value * w.blocks + block]));
+        y[i.value][t.value] = S::fma(dot[i.value][t.value].value(), factor, y[i.value][t.value]);
+      });
+      if (!centred) {
+        const auto offset = S::mul(scale, zero_point_of<S>(w, tile + t.value, block));
+        unroll<Rows>(ONNXPRESS_EACH(i) {
+          const std::int64_t at = i.value * w.blocks + block;
+          const auto sum = S::set1(scale_a[at] * static_cast<float>(sum_a[at]));
+          y[i.value][t.value] = S::fnma(offset, sum, y[i.value][t.value]);
+        });
+      }
+    });
+  };
   const auto add = [&](auto g, auto run) __attribute__((always_inline)) {
     constexpr int G = decltype(g)::value, Run = decltype(run)::value;
     unroll<Tiles>(ONNXPRESS_EACH(t) {
-      dot[t.value].template add<G % Run, Run>(load_group<S, Bits, G>(codes[t.value]), a + 4 * G);
+      const auto group = load_group<S, Bits, G>(codes[t.value]);
+      unroll<Rows>(ONNXPRESS_EACH(i) {
+        dot[i.value][t.value].template add<G % Run, Run>(group, x + i.value * w.padded_k + 4 * G);
+      });
     });
   };
   const auto next = [&]() __attribute__((always_inline)) {
-    unroll<Tiles>(ONNXPRESS_EACH(t) { codes[t.value] += kLine * Bits; });
-    a += kSpan;
+    unroll<Tiles>(ONNXPRESS_EACH(t) {
+      unroll<Bits>(ONNXPRESS_EACH(line) { __builtin_prefetch(codes[t.value] + ahead + kLine * line.value); });
+      codes[t.value] += kLine * Bits;
+    });
+    x += kSpan;
   };
   if (w.block_size == kTile) {
     for (std::int64_t block = 0; block < w.blocks; block += 2) {
@@ -98,18 +115,20 @@ void row_int8_tiles(const NBitsProblem& p, const QuantizedRows& rows, std::int64
       finish(block);
     }
   }
-  unroll<Tiles>(ONNXPRESS_EACH(t) {
-    const std::int64_t column = (tile + t.value) * kTile;
-    S::store(p.Y + column, y[t.value], w.N - column);
-  });
+  store_sums<S>(p, tile, row, y);
 }
 
+// All rows, in groups; the tiles stay in L2 from one group to the next.
 template <class S, int Bits>
-void row_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles) {
-  std::int64_t tile = first_tile;
+void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles) {
   const std::int64_t end = first_tile + tiles;
-  for (; tile + S::kRowTiles <= end; tile += S::kRowTiles) row_int8_tiles<S, Bits, S::kRowTiles>(p, rows, tile);
-  for (; tile < end; ++tile) row_int8_tiles<S, Bits, 1>(p, rows, tile);
+  for_each_group_of_rows<S>(0, p.M, [&](auto rows_at_once, std::int64_t row) __attribute__((always_inline)) {
+    constexpr int kRows = decltype(rows_at_once)::value;
+    constexpr int kTiles = S::template stream_tiles<kRows>();
+    std::int64_t tile = first_tile;
+    for (; tile + kTiles <= end; tile += kTiles) stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile);
+    for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile);
+  });
 }
 
 // A panel of columns, unpacked once for all rows.

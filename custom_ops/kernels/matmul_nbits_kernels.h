@@ -17,14 +17,17 @@ struct QuantizedRows {
 struct NBitsKernels {
   const char* isa;
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
-  // One row times `tiles` tiles, straight from the packed weight. Indexed by bits.
-  void (*row_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles);
+  // A few rows, or one, times `tiles` tiles, straight from the packed weight. Indexed by bits.
+  void (*stream_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles);
   void (*row_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
   // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
   void (*panel_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t begin,
                         std::int64_t end);
   void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
   std::int64_t panel_tiles;
+  // What limits the kernels: multiply-adds of `rounds` rounds of dot products out of registers, and reading memory.
+  std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
+  void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);
   void (*to_half)(const float*, std::uint16_t*, std::int64_t);
 };
@@ -34,5 +37,6 @@ const NBitsKernels& nbits_kernels_scalar();
 const NBitsKernels& nbits_kernels_avx2();
 const NBitsKernels& nbits_kernels_avx512vnni();
 #endif
+const NBitsKernels& nbits_kernels(Isa isa);
 
 }  // namespace onnxpress

@@ -16,7 +16,10 @@ struct Avx2 {
   // 16 registers: 3 rows x 2 halves of 16-bit and of float sums are 12, 2 weights and a broadcast make 15.
   static constexpr int kRows = 3;
   static constexpr int kPanelTiles = 1;
-  static constexpr int kRowTiles = 2;
+  template <int Rows>
+  static constexpr int stream_tiles() {
+    return Rows == 1 ? 2 : kPanelTiles;
+  }
 
   struct U8 {
     __m256i low, high;

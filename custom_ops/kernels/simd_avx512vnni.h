@@ -16,7 +16,11 @@ struct Avx512Vnni {
   // 32 registers: 6 rows x 2 tiles of int32 and of float sums are 24, 2 weights and a broadcast make 27.
   static constexpr int kRows = 6;
   static constexpr int kPanelTiles = 2;
-  static constexpr int kRowTiles = 4;  // as many chains as hide the latency of vpdpbusd, and four streams of memory
+  // Tiles of the streaming kernel: as many sums as hide the latency of vpdpbusd, within the registers.
+  template <int Rows>
+  static constexpr int stream_tiles() {
+    return Rows <= 2 ? 4 : kPanelTiles;
+  }
 
   using U8 = __m512i;
   using I32 = __m512i;

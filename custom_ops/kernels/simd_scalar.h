@@ -14,7 +14,10 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr int kRows = 2;
   static constexpr int kPanelTiles = 1;
-  static constexpr int kRowTiles = 1;
+  template <int Rows>
+  static constexpr int stream_tiles() {
+    return kPanelTiles;
+  }
 
   struct U8 {
     std::uint8_t v[64];

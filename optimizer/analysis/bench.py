@@ -150,7 +150,7 @@ def bench(
         )
         for i, entry in enumerate(entries)
     ]  # fmt: skip
-    return Benchmark(timings, _machine(), _setup(threads, config), {k: list(v.shape) for k, v in feeds.items()})
+    return Benchmark(timings, machine(), setup(threads, config), {k: list(v.shape) for k, v in feeds.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,8 @@ def _probe_load(entry: _Entry, threads: int, dims: Mapping[str, int], config: Ma
     return figures
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Processor, cores and the instruction set our kernels use."""
     from onnxpress.custom_ops import _kernels
 
     name = platform.processor() or platform.machine()
@@ -238,7 +239,8 @@ def _machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores, kernels for {_kernels.chosen_isa()}"
 
 
-def _setup(threads: int, config: Mapping[str, str]) -> str:
+def setup(threads: int, config: Mapping[str, str]) -> str:
+    """ONNX Runtime's version and configuration."""
     import onnxruntime
 
     extra = "".join(f", {key}={value}" for key, value in config.items())

@@ -10,6 +10,7 @@ from ..errors import OnnxpressError
 
 if TYPE_CHECKING:
     from .bench import Benchmark
+    from .bench_kernels import KernelBenchmark
     from .compare import Comparison
 
 _INK, _ACCENT = "#4a6fa5", "#c8553d"
@@ -41,6 +42,23 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
         axes.text(1e3 * timing.high + 0.015 * most, place, text, va="center", fontsize=9)
     axes.set_xlim(0, 1.35 * most)
     axes.set_xlabel("median latency in ms; whiskers from 10 % to 90 % of the runs")
+    axes.set_title(f"{benchmark.machine}\n{benchmark.setup}", fontsize=9, loc="left")
+    _save(figure, path)
+
+
+def plot_kernels(benchmark: KernelBenchmark, path: str | Path) -> None:
+    """How many times faster than ONNX Runtime, by rows, a line a shape."""
+    figure, axes = _figure(4.0)
+    cases = {(t.case.K, t.case.N): None for t in benchmark.timings}
+    for K, N in cases:
+        line = [(t.case.M, t.ratio) for t in benchmark.timings if (t.case.K, t.case.N) == (K, N)]
+        axes.plot(*zip(*line, strict=True), marker="o", label=f"{K} x {N}")
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("rows M")
+    axes.set_ylabel("times as fast as ONNX Runtime")
+    axes.legend(title="K x N", fontsize=8)
     axes.set_title(f"{benchmark.machine}\n{benchmark.setup}", fontsize=9, loc="left")
     _save(figure, path)
 

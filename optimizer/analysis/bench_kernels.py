@@ -1,0 +1,237 @@
+"""MatMulNBits of ONNX Runtime and on our execution provider side by side, against what the machine could do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from onnxpress.custom_ops import _kernels
+
+from ..errors import OnnxpressError, UsageError
+from .bench import machine, setup, take_turns
+from .session import open_session, session_options
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SHAPES = ((896, 4864), (4864, 896), (896, 151936), (4096, 14336))
+"""K x N of products in language models."""
+ROWS = (1, 2, 4, 8, 16, 32, 128, 512)
+
+_PROBE_SECONDS = 0.5
+_PROBE_BYTES = 512 << 20  # beyond any cache
+_CLOSE = 0.05  # relative error between two ways of rounding activations; a wrong product is far beyond
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One product: [M, K] x [K, N]."""
+
+    M: int
+    K: int
+    N: int
+    bits: int
+    block_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelTiming:
+    """Figures of one case, for one product.
+
+    Attributes:
+        case: The sizes.
+        stock: Median seconds in stock ONNX Runtime.
+        ours: Median seconds on our execution provider.
+        gops: 2 M N K operations over `ours`, in 1e9 a second.
+        peak_share: `gops` over the int8 rate of all threads out of registers.
+        read_share: Bytes of the weight over `ours`, over the rate at which all threads read memory. Beyond 1 where the
+            weight stays in a cache.
+        ratio: `stock` over `ours`.
+    """
+
+    case: Case
+    stock: float
+    ours: float
+    gops: float
+    peak_share: float
+    read_share: float
+    ratio: float
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelBenchmark:
+    """All figures of one run.
+
+    Attributes:
+        timings: In the order of the cases.
+        peak: int8 operations a second of all threads.
+        bandwidth: Bytes a second that all threads read.
+        machine: As in `Benchmark`.
+        setup: As in `Benchmark`.
+    """
+
+    timings: list[KernelTiming]
+    peak: float
+    bandwidth: float
+    machine: str
+    setup: str
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        limits = f"int8 peak {self.peak / 1e9:,.0f} GOPS, memory {self.bandwidth / 1e9:.1f} GB/s"
+        table = Table(title=f"{self.machine}\n{self.setup}\n{limits}", title_justify="left", box=None)
+        for column in ("K x N", "bits", "block", "M", "ORT ms", "ours ms", "GOPS", "of peak", "of memory", "ratio"):
+            table.add_column(column, justify="right")
+        for t in self.timings:
+            c = t.case
+            table.add_row(
+                f"{c.K} x {c.N}", str(c.bits), str(c.block_size), str(c.M), f"{1e3 * t.stock:.3f}",
+                f"{1e3 * t.ours:.3f}", f"{t.gops:,.0f}", f"{t.peak_share:.0%}", f"{t.read_share:.0%}",
+                f"{t.ratio:.2f}x",
+            )  # fmt: skip
+        console.print(table)
+        for label, chosen in (("M < 16", lambda m: m < 16), ("M >= 16", lambda m: m >= 16)):
+            ratios = [t.ratio for t in self.timings if chosen(t.case.M)]
+            if ratios:
+                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+                console.print(f"{label}: geometric mean {mean:.2f}x, least {min(ratios):.2f}x")
+
+
+def bench_kernels(
+    cases: Sequence[Case],
+    *,
+    accuracy_level: int = 4,
+    symmetric: bool = True,
+    threads: int | None = None,
+    rounds: int = 5,
+    cold: int = 0,
+    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
+) -> KernelBenchmark:
+    """Time products of random weights, in turns.
+
+    Args:
+        cases: What to time; cases that follow each other and differ only in M share a model.
+        accuracy_level: Of all nodes, for both.
+        symmetric: Without zero points.
+        threads: Intra-op threads; all cores by default.
+        rounds: Turns of each side.
+        cold: Bytes that the weights of a model take at least, so that they come from memory: as many nodes with
+            weights of their own as it takes. One node by default.
+        progress: Told how the work goes on.
+
+    Raises:
+        UsageError: Not a size that MatMulNBits has.
+        OnnxpressError: The results differ, or ONNX Runtime refuses the model.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    peak, bandwidth = _limits(threads)
+    timings: list[KernelTiming] = []
+    for group in _models_of(cases):
+        weight = _weight_bytes(group[0], symmetric)
+        nodes = max(1, -(-cold // weight))
+        model = _model(group[0], nodes, accuracy_level, symmetric)
+        stock = open_session(model, session_options(threads=threads))
+        ours = open_session(model, session_options(threads=threads, provider=True))
+        for case in group:
+            rng = np.random.default_rng(case.M)
+            feeds = {"A": rng.standard_normal((case.M, case.K), dtype=np.float32)}
+            _compare(case, stock.run(None, feeds), ours.run(None, feeds))
+            samples = take_turns([lambda: stock.run(None, feeds), lambda: ours.run(None, feeds)], rounds)  # noqa: B023
+            seconds = [float(np.median(times)) / nodes for times in samples]
+            operations = 2 * case.M * case.N * case.K
+            timings.append(
+                KernelTiming(
+                    case, seconds[0], seconds[1], operations / seconds[1] / 1e9, operations / seconds[1] / peak,
+                    weight / seconds[1] / bandwidth, seconds[0] / seconds[1],
+                )
+            )  # fmt: skip
+            progress("bench", len(timings), len(cases))
+    return KernelBenchmark(timings, peak, bandwidth, machine(), setup(threads, {}))
+
+
+def _limits(threads: int) -> tuple[float, float]:
+    """int8 operations and bytes a second of that many threads at once."""
+    with ThreadPoolExecutor(threads) as pool:
+        dots = sum(pool.map(_kernels.dot_rate, [_PROBE_SECONDS] * threads))
+        reads = sum(pool.map(lambda _: _kernels.read_rate(_PROBE_SECONDS, _PROBE_BYTES // threads), range(threads)))
+    return 2 * dots, reads
+
+
+def _models_of(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    group: list[Case] = []
+    for case in cases:
+        if group and dataclasses.replace(case, M=group[0].M) != group[0]:
+            yield group
+            group = []
+        group.append(case)
+    if group:
+        yield group
+
+
+def _blocks(case: Case) -> int:
+    return -(-case.K // case.block_size)
+
+
+def _weight_bytes(case: Case, symmetric: bool) -> int:
+    """Codes, float32 scales and zero points."""
+    codes = _blocks(case) * case.block_size * case.bits // 8
+    points = 0 if symmetric else (_blocks(case) * case.bits + 7) // 8
+    return case.N * (codes + 4 * _blocks(case) + points)
+
+
+def _model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes:
+    """Products of one input with weights that all differ: equal ones would be held once."""
+    if case.bits not in (2, 4, 8):
+        raise UsageError(f"bits {case.bits}: ONNX Runtime has MatMulNBits of 2, 4 and 8")
+    if case.block_size < 16 or case.block_size & (case.block_size - 1):
+        raise UsageError(f"block size {case.block_size}: must be a power of two from 16")
+    rng = np.random.default_rng(0)
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "com.microsoft": 1}, name="kernels")
+    a = ir.Value(name="A", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["m", case.K]))
+    graph.inputs.append(a)
+
+    def constant(name: str, array: np.ndarray) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        graph.register_initializer(value)
+        return value
+
+    for i in range(nodes):
+        blob = case.block_size * case.bits // 8
+        inputs = [
+            a,
+            constant(f"B{i}", rng.integers(0, 256, (case.N, _blocks(case), blob), dtype=np.uint8)),
+            constant(f"scales{i}", rng.uniform(0.5, 1, (case.N, _blocks(case))).astype(np.float32)),
+        ]
+        if not symmetric:
+            size = (case.N, (_blocks(case) * case.bits + 7) // 8)
+            inputs.append(constant(f"zero_points{i}", rng.integers(0, 256, size, dtype=np.uint8)))
+        attributes = {
+            "K": case.K, "N": case.N, "bits": case.bits, "block_size": case.block_size,
+            "accuracy_level": accuracy_level,
+        }  # fmt: skip
+        node = ir.node("MatMulNBits", inputs, attributes=attributes, domain="com.microsoft", name=f"product{i}")
+        node.outputs[0].name = f"Y{i}"
+        node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", case.N])
+        graph.append(node)
+        graph.outputs.append(node.outputs[0])
+    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+
+
+def _compare(case: Case, stock: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> None:
+    for want, got in zip(stock, ours, strict=True):
+        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        if not error < _CLOSE:
+            raise OnnxpressError(f"{case}: the results differ by {error:.1%} of their norm; nothing was timed")
