@@ -14,9 +14,6 @@ constexpr std::int64_t kWorthSplitting = 1 << 19;
 // A piece of work must be large against the cost of fetching it (0.2 us), and small enough to balance the threads.
 constexpr std::int64_t kPieceOfWork = 1 << 18;
 
-// Up to so many rows it pays to unpack the weight in registers, for each group of rows anew, instead of into a panel.
-constexpr std::int64_t kFewRows = 15;
-
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) {
@@ -42,42 +39,37 @@ QuantizedRows rows_buffer(const NBitsProblem& p) {
           reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float))};
 }
 
-// work(first_tile, tiles) for stretches of tiles.
-template <class Work>
-void split_tiles(const NBitsProblem& p, const Parallel& parallel, const Work& work) {
-  const NBitsWeight& w = *p.weight;
-  // Whole groups of tiles, so that every piece streams as many of them as the kernel can.
+// Whole groups of tiles, so that every piece streams as many of them as the kernel can; the codes of a piece stay in
+// L2.
+std::int64_t tiles_to_stream(const NBitsWeight& w) {
   const std::int64_t group = 4;
-  const std::int64_t tiles = clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
-  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t index) {
-    const std::int64_t first = static_cast<std::int64_t>(index) * tiles;
-    work(first, std::min(tiles, w.tiles - first));
-  });
+  return clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
 }
 
-// work(first_tile, begin, end) for panels of columns times stretches of rows.
+// work(first_tile, tiles, begin, end) for stretches of tiles times stretches of rows.
 template <class Work>
-void split_panels(const NBitsProblem& p, std::int64_t panel_tiles, const Parallel& parallel, const Work& work) {
+void split(const NBitsProblem& p, std::int64_t tiles, const Parallel& parallel, const Work& work) {
   const NBitsWeight& w = *p.weight;
-  const std::int64_t panels = ceil_div(w.tiles, panel_tiles);
-  // Rows are split only where panels are few: each piece unpacks its panel anew.
-  const std::int64_t wanted = panels >= 8 ? 1 : ceil_div(8, panels);
+  const std::int64_t columns = ceil_div(w.tiles, tiles);
+  // Rows are split only where there are few tiles: each piece unpacks its part of the weight anew.
+  const std::int64_t wanted = columns >= 8 ? 1 : ceil_div(8, columns);
   const std::int64_t rows = ceil_div(p.M, clamp(wanted, 1, ceil_div(p.M, 48)));
-  const std::int64_t pieces = ceil_div(p.M, rows);
-  parallel.for_each(static_cast<std::size_t>(panels * pieces), [&](std::size_t index) {
-    const std::int64_t panel = static_cast<std::int64_t>(index) / pieces;
-    const std::int64_t begin = static_cast<std::int64_t>(index) % pieces * rows;
-    work(panel * panel_tiles, begin, std::min(p.M, begin + rows));
+  const std::int64_t stretches = ceil_div(p.M, rows);
+  parallel.for_each(static_cast<std::size_t>(columns * stretches), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) / stretches * tiles;
+    const std::int64_t begin = static_cast<std::int64_t>(index) % stretches * rows;
+    work(first, std::min(tiles, w.tiles - first), begin, std::min(p.M, begin + rows));
   });
 }
 
 void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
   const int bits = p.weight->bits;
   if (p.M == 1) {
-    split_tiles(p, parallel, [&](std::int64_t tile, std::int64_t tiles) { kernels.row_float[bits](p, tile, tiles); });
+    split(p, tiles_to_stream(*p.weight), parallel,
+          [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row_float[bits](p, tile, tiles); });
     return;
   }
-  split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
+  split(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
     kernels.panel_float[bits](p, tile, begin, end);
   });
 }
@@ -91,14 +83,10 @@ void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Par
     const std::int64_t end = std::min(p.M, begin + rows_a_piece);
     for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
   });
-  if (p.M <= kFewRows) {
-    split_tiles(p, parallel,
-                [&](std::int64_t tile, std::int64_t tiles) { kernels.stream_int8[w.bits](p, rows, tile, tiles); });
-    return;
-  }
-  split_panels(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t begin, std::int64_t end) {
-    kernels.panel_int8[w.bits](p, rows, tile, begin, end);
-  });
+  split(p, tiles_to_stream(w), parallel,
+        [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+          kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
+        });
 }
 
 }  // namespace

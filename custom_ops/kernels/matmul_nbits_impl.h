@@ -34,8 +34,6 @@ constexpr NBitsKernels make_kernels() {
            stream_int8<S, 6>, stream_int8<S, 7>, stream_int8<S, 8>},
           {nullptr, nullptr, row_float<S, 2>, row_float<S, 3>, row_float<S, 4>, row_float<S, 5>, row_float<S, 6>,
            row_float<S, 7>, row_float<S, 8>},
-          {nullptr, nullptr, panel_int8<S, 2>, panel_int8<S, 3>, panel_int8<S, 4>, panel_int8<S, 5>, panel_int8<S, 6>,
-           panel_int8<S, 7>, panel_int8<S, 8>},
           {nullptr, nullptr, panel_float<S, 2>, panel_float<S, 3>, panel_float<S, 4>, panel_float<S, 5>,
            panel_float<S, 6>, panel_float<S, 7>, panel_float<S, 8>},
           S::kPanelTiles,

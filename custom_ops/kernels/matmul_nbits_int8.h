@@ -10,8 +10,6 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kPanelK = 4096;  // an unpacked panel of codes and its scales stays within 256 KiB of L2
-
 template <class S>
 void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t row) {
   const NBitsWeight& w = *p.weight;
@@ -39,7 +37,9 @@ void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t 
   }
 }
 
-// A few rows times a few tiles: codes go from memory to the dot products without a stop.
+// A few rows times a few tiles: codes go from memory to the dot products without a stop. Unpacking them anew for every
+// group of rows costs a shift and a mask for some six dot products; a panel of unpacked codes, four times their size
+// (or twice), was slower at every number of rows.
 template <class S, int Bits, int Rows, int Tiles>
 void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t row, std::int64_t tile) {
   using Dot = typename S::template Dot<Bits>;
@@ -118,143 +118,18 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
   store_sums<S>(p, tile, row, y);
 }
 
-// All rows, in groups; the tiles stay in L2 from one group to the next.
+// Rows [begin, end) in groups; the tiles stay in L2 from one group to the next.
 template <class S, int Bits>
-void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles) {
+void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles,
+                 std::int64_t begin, std::int64_t rows_end) {
   const std::int64_t end = first_tile + tiles;
-  for_each_group_of_rows<S>(0, p.M, [&](auto rows_at_once, std::int64_t row) __attribute__((always_inline)) {
+  for_each_group_of_rows<S>(begin, rows_end, [&](auto rows_at_once, std::int64_t row) __attribute__((always_inline)) {
     constexpr int kRows = decltype(rows_at_once)::value;
     constexpr int kTiles = S::template stream_tiles<kRows>();
     std::int64_t tile = first_tile;
     for (; tile + kTiles <= end; tile += kTiles) stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile);
     for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile);
   });
-}
-
-// A panel of columns, unpacked once for all rows.
-template <class S>
-struct Panel {
-  static constexpr int kTiles = S::kPanelTiles;
-  static constexpr std::int64_t kBlocks = kPanelK / kTile + 2;
-  alignas(64) std::uint8_t codes[kPanelK * kTile * kTiles];  // [group][tile][64]
-  alignas(64) float scales[kBlocks * kTile * kTiles];        // [block][tile][16]
-  alignas(64) float offsets[kBlocks * kTile * kTiles];       // zero_point * scale
-};
-
-template <class S, int Bits>
-void unpack(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::int64_t count, Panel<S>& panel) {
-  for (int t = 0; t < Panel<S>::kTiles; ++t) {
-    const std::int64_t from = tile + t < w.tiles ? tile + t : tile;  // beyond the last: computed, not stored
-    const std::uint8_t* span = span_of(w, from, k / kSpan);
-    std::uint8_t* out = panel.codes + t * kLine;
-    for (std::int64_t s = 0; s < count / kSpan; ++s, span += kLine * Bits) {
-      unroll<kGroups>(ONNXPRESS_EACH(g) {
-        S::store(out, load_group<S, Bits, decltype(g)::value>(span));
-        out += kLine * Panel<S>::kTiles;
-      });
-    }
-    for (std::int64_t b = 0; b < count / w.block_size; ++b) {
-      const std::int64_t block = k / w.block_size + b;
-      const std::int64_t at = (b * Panel<S>::kTiles + t) * kTile;
-      const auto scale = scale_of<S>(w, from, block);
-      S::store(panel.scales + at, scale);
-      if (!symmetric(w)) S::store(panel.offsets + at, S::mul(scale, zero_point_of<S>(w, from, block)));
-    }
-  }
-}
-
-// Rows x Panel::kTiles tiles over one stretch of k, all sums in registers.
-template <class S, class Dot, int Rows>
-void multiply_panel(const NBitsProblem& p, const QuantizedRows& a, const Panel<S>& panel, std::int64_t tile,
-                    std::int64_t row, std::int64_t k, std::int64_t count) {
-  constexpr int kTiles = Panel<S>::kTiles;
-  const NBitsWeight& w = *p.weight;
-  const bool centred = symmetric(w);
-  const std::int32_t middle = centred ? 1 << (w.bits - 1) : 0;
-  typename S::F32 y[Rows][kTiles];
-  load_sums<S>(p, tile, row, k, y);
-
-  const std::uint8_t* codes = panel.codes;
-  const std::int8_t* x = a.codes + row * w.padded_k + k;
-  const float* scale_a = a.scales + row * w.blocks + k / w.block_size;
-  const std::int32_t* sum_a = a.sums + row * w.blocks + k / w.block_size;
-  const float* scale = panel.scales;
-  const float* offset = panel.offsets;
-  Dot dot[Rows][kTiles];
-  const auto start = [&]() __attribute__((always_inline)) {
-    unroll<Rows>(ONNXPRESS_EACH(i) {
-      unroll<kTiles>(ONNXPRESS_EACH(t) { dot[i.value][t.value].start(middle, sum_a[i.value * w.blocks]); });
-    });
-  };
-  const auto add = [&](auto index, auto run) __attribute__((always_inline)) {
-    typename S::U8 group[kTiles];
-    unroll<kTiles>(ONNXPRESS_EACH(t) { group[t.value] = S::load(codes + t.value * kLine); });
-    unroll<Rows>(ONNXPRESS_EACH(i) {
-      unroll<kTiles>(ONNXPRESS_EACH(t) {
-        dot[i.value][t.value].template add<decltype(index)::value, decltype(run)::value>(group[t.value],
-                                                                                         x + i.value * w.padded_k);
-      });
-    });
-    codes += kLine * kTiles;
-    x += 4;
-  };
-  const auto finish = [&]() __attribute__((always_inline)) {
-    typename S::F32 scales[kTiles];
-    unroll<kTiles>(ONNXPRESS_EACH(t) { scales[t.value] = S::load(scale + t.value * kTile); });
-    unroll<Rows>(ONNXPRESS_EACH(i) {
-      const auto sa = S::set1(scale_a[i.value * w.blocks]);
-      unroll<kTiles>(ONNXPRESS_EACH(t) {
-        y[i.value][t.value] = S::fma(dot[i.value][t.value].value(), S::mul(scales[t.value], sa), y[i.value][t.value]);
-      });
-    });
-    if (!centred) {
-      unroll<Rows>(ONNXPRESS_EACH(i) {
-        const auto oa = S::set1(scale_a[i.value * w.blocks] * static_cast<float>(sum_a[i.value * w.blocks]));
-        unroll<kTiles>(ONNXPRESS_EACH(t) {
-          y[i.value][t.value] = S::fnma(S::load(offset + t.value * kTile), oa, y[i.value][t.value]);
-        });
-      });
-    }
-    scale += kTiles * kTile;
-    offset += kTiles * kTile;
-    ++scale_a;
-    ++sum_a;
-  };
-  if (w.block_size == kTile) {
-    for (std::int64_t block = 0; block < count / kTile; ++block) {
-      start();
-      unroll<4>(ONNXPRESS_EACH(g) { add(g, Index<4>{}); });
-      finish();
-    }
-  } else {
-    for (std::int64_t block = 0; block < count / w.block_size; ++block) {
-      start();
-      for (std::int64_t span = 0; span < w.block_size / kSpan; ++span) {
-        unroll<kGroups>(ONNXPRESS_EACH(g) { add(g, Index<kGroups>{}); });
-      }
-      finish();
-    }
-  }
-  store_sums<S>(p, tile, row, y);
-}
-
-template <class S, int Bits>
-void panel_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t begin,
-                std::int64_t end) {
-  static thread_local Panel<S> panel;
-  const NBitsWeight& w = *p.weight;
-  // As few stretches of k as fit the panel, of about the same length, each of whole blocks and spans.
-  const std::int64_t step = w.block_size > kSpan ? w.block_size : kSpan;
-  const std::int64_t stretches = (w.padded_k + kPanelK - 1) / kPanelK;
-  const std::int64_t length = ((w.padded_k + stretches - 1) / stretches + step - 1) / step * step;
-  for (std::int64_t k = 0; k < w.padded_k; k += length) {
-    const std::int64_t count = w.padded_k - k < length ? w.padded_k - k : length;
-    unpack<S, Bits>(w, first_tile, k, count, panel);
-    for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
-      multiply_panel<S, typename S::template Dot<Bits>, decltype(rows_at_once)::value>(p, rows, panel, first_tile, row,
-                                                                                       k, count);
-    });
-  }
 }
 
 }  // namespace

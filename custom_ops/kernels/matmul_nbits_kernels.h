@@ -17,12 +17,12 @@ struct QuantizedRows {
 struct NBitsKernels {
   const char* isa;
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
-  // A few rows, or one, times `tiles` tiles, straight from the packed weight. Indexed by bits.
-  void (*stream_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles);
+  // Rows [begin, end) times `tiles` tiles, straight from the packed weight. Indexed by bits.
+  void (*stream_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles,
+                         std::int64_t begin, std::int64_t end);
+  // The same of one row.
   void (*row_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
   // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
-  void (*panel_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t begin,
-                        std::int64_t end);
   void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
   std::int64_t panel_tiles;
   // What limits the kernels: multiply-adds of `rounds` rounds of dot products out of registers, and reading memory.

@@ -103,8 +103,9 @@ class KernelBenchmark:
                 f"{t.ratio:.2f}x",
             )  # fmt: skip
         console.print(table)
-        for label, chosen in (("M < 16", lambda m: m < 16), ("M >= 16", lambda m: m >= 16)):
-            ratios = [t.ratio for t in self.timings if chosen(t.case.M)]
+        few = [t.ratio for t in self.timings if t.case.M < 16]
+        many = [t.ratio for t in self.timings if t.case.M >= 16]
+        for label, ratios in (("M < 16", few), ("M >= 16", many)):
             if ratios:
                 mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
                 console.print(f"{label}: geometric mean {mean:.2f}x, least {min(ratios):.2f}x")
@@ -227,7 +228,8 @@ def _model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> byte
         node.outputs[0].type, node.outputs[0].shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", case.N])
         graph.append(node)
         graph.outputs.append(node.outputs[0])
-    return ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    serialized: bytes = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    return serialized
 
 
 def _compare(case: Case, stock: Sequence[np.ndarray], ours: Sequence[np.ndarray]) -> None:

@@ -1,0 +1,93 @@
+"""Kernels side by side: what is computed from the times, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from onnxpress.custom_ops import _kernels
+from onnxpress.optimizer.analysis import bench_kernels as kernels
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from typer.testing import CliRunner
+
+CASES = [kernels.Case(M, 64, 48, 4, 32) for M in (1, 3)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Two seconds for stock, one for ours; 1000 operations and 100 bytes a second at most."""
+    counted = []
+
+    def take_turns(runs, rounds):
+        counted.append((len(runs), rounds))
+        for run in runs:
+            run()
+        return [[2.0], [1.0]]
+
+    monkeypatch.setattr(kernels, "take_turns", take_turns)
+    monkeypatch.setattr(kernels, "_limits", lambda threads: (1000.0, 100.0))
+    return counted
+
+
+def test_figures(quick):
+    result = kernels.bench_kernels(CASES, threads=1, rounds=4)
+    assert quick == [(2, 4), (2, 4)]
+    for case, timing in zip(CASES, result.timings, strict=True):
+        operations = 2 * case.M * 64 * 48
+        assert timing.ratio == 2
+        assert timing.gops == operations / 1e9
+        assert timing.peak_share == operations / 1000
+        assert timing.read_share == 48 * (32 + 2 * 4) / 100  # codes, and two float32 scales a column
+
+
+def test_cold_weights_are_many_that_all_differ(quick):
+    weight = 48 * (32 + 2 * 4)
+    model = kernels._model(CASES[0], 3, 4, False)
+    names = [f"scales{i}".encode() for i in range(3)]
+    assert all(name in model for name in names)
+    assert b"scales3" not in model
+    result = kernels.bench_kernels(CASES[:1], threads=1, cold=3 * weight)
+    assert result.timings[0].ours == 1 / 3
+
+
+def test_results_that_differ_are_not_timed():
+    want, got = np.ones((2, 3)), np.ones((2, 3))
+    kernels._compare(CASES[0], [want], [got])
+    for wrong in (1.2, np.nan):
+        got[0, 0] = wrong
+        with pytest.raises(OnnxpressError, match="the results differ"):
+            kernels._compare(CASES[0], [want], [got])
+
+
+@pytest.mark.parametrize(("bits", "block_size"), [(3, 32), (4, 24), (4, 8)])
+def test_sizes_that_do_not_exist(quick, bits, block_size):
+    with pytest.raises(UsageError):
+        kernels.bench_kernels([kernels.Case(1, 64, 48, bits, block_size)], threads=1)
+
+
+@pytest.mark.parametrize("isa", _kernels.supported_isas())
+def test_limits_are_those_of_a_machine(isa):
+    """Between what any and what no CPU does: a loop that the compiler removed shows."""
+    assert 1e8 < _kernels.dot_rate(0.02, isa=isa) < 3e12
+    assert 1e8 < _kernels.read_rate(0.02, 1 << 22, isa=isa) < 1e12
+
+
+def test_command(quick, tmp_path):
+    from onnxpress.optimizer.cli import app
+
+    plot = tmp_path / "plot.png"
+    call = ["bench-kernels", "--shape", "64x48", "-m", "1", "-m", "2", "--asymmetric", "--plot", str(plot)]
+    done = CliRunner().invoke(app, [*call, "--json"])
+    assert done.exit_code == 0, done.output
+    assert [timing["case"]["M"] for timing in json.loads(done.stdout)["timings"]] == [1, 2]
+    assert plot.stat().st_size > 10_000
+    assert "M < 16: geometric mean 2.00x" in CliRunner().invoke(app, call).stdout
+
+
+@pytest.mark.parametrize("shape", ["64", "64x", "ax48", "0x48", "64x48x2"])
+def test_wrong_shapes(shape):
+    from onnxpress.optimizer.cli import app
+
+    done = CliRunner().invoke(app, ["bench-kernels", "--shape", shape])
+    assert isinstance(done.exception, UsageError)
