@@ -41,7 +41,7 @@ void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t 
 // group of rows costs a shift and a mask for some six dot products; a panel of unpacked codes, four times their size
 // (or twice), was slower at every number of rows.
 template <class S, int Bits, int Rows, int Tiles>
-void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t row, std::int64_t tile) {
+void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t row, std::int64_t tile, bool last) {
   using Dot = typename S::template Dot<Bits>;
   const NBitsWeight& w = *p.weight;
   const bool centred = symmetric(w);
@@ -51,8 +51,9 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
 
   const std::uint8_t* codes[Tiles];
   unroll<Tiles>(ONNXPRESS_EACH(t) { codes[t.value] = span_of(w, tile + t.value, 0); });
-  // What the same tiles of the next group will read: too many short streams for the CPU to guess.
-  const std::int64_t ahead = Tiles * (w.padded_k / kSpan) * kLine * Bits;
+  // What the same tiles of the next group will read: too many short streams for the CPU to guess. After the last group
+  // another thread may go on, so nothing new is fetched.
+  const std::int64_t ahead = last ? 0 : Tiles * (w.padded_k / kSpan) * kLine * Bits;
   const std::int8_t* x = a.codes + row * w.padded_k;
   const float* scale_a = a.scales + row * w.blocks;
   const std::int32_t* sum_a = a.sums + row * w.blocks;
@@ -127,8 +128,9 @@ void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t 
     constexpr int kRows = decltype(rows_at_once)::value;
     constexpr int kTiles = S::template stream_tiles<kRows>();
     std::int64_t tile = first_tile;
-    for (; tile + kTiles <= end; tile += kTiles) stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile);
-    for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile);
+    for (; tile + kTiles <= end; tile += kTiles)
+      stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile, tile + 2 * kTiles > end);
+    for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile, tile + 2 > end);
   });
 }
 
