@@ -11,13 +11,6 @@
 namespace onnxpress {
 namespace {
 
-float number(const NBitsSource& source, const void* values, std::int64_t index) {
-  const auto* halves = static_cast<const std::uint16_t*>(values);
-  if (source.scale_type == ScaleType::kFloat16) return half_to_float(halves[index]);
-  if (source.scale_type == ScaleType::kBFloat16) return bfloat16_to_float(halves[index]);
-  return static_cast<const float*>(values)[index];
-}
-
 std::vector<float> dequantize(const NBitsSource& source) {
   const std::int64_t blocks = source.blocks(), blob = source.block_size * source.bits / 8;
   const std::int64_t zero_bytes = packed_bytes(blocks, source.bits);
@@ -31,9 +24,9 @@ std::vector<float> dequantize(const NBitsSource& source) {
     for (std::int64_t block = 0; block < blocks; ++block) {
       const std::int64_t at = n * blocks + block, k = block * source.block_size;
       unpack_planes(source.codes + at * blob, source.block_size, source.bits, codes.data());
-      const float zero = source.float_zero_points != nullptr ? number(source, source.float_zero_points, at)
+      const float zero = source.float_zero_points != nullptr ? scale_at(source, source.float_zero_points, at)
                                                              : zeros[static_cast<std::size_t>(block)];
-      const float scale = number(source, source.scales, at);
+      const float scale = scale_at(source, source.scales, at);
       for (std::int64_t i = 0; i < std::min(source.block_size, source.K - k); ++i) {
         weight[static_cast<std::size_t>(n * source.K + k + i)] =
             (static_cast<float>(codes[static_cast<std::size_t>(i)]) - zero) * scale;

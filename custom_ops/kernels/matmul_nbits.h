@@ -35,6 +35,9 @@ struct NBitsSource {
   std::int64_t blocks() const { return (K + block_size - 1) / block_size; }
 };
 
+// Of `scales` or `float_zero_points`.
+float scale_at(const NBitsSource& source, const void* values, std::int64_t index);
+
 // A packed weight, as plain pointers: files compiled for one instruction set see no code of the standard library.
 struct NBitsWeight {
   std::int64_t K = 0;

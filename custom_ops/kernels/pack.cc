@@ -10,17 +10,6 @@ namespace {
 
 std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 
-float scale_at(const NBitsSource& source, const void* values, std::int64_t index) {
-  switch (source.scale_type) {
-    case ScaleType::kFloat16:
-      return half_to_float(static_cast<const std::uint16_t*>(values)[index]);
-    case ScaleType::kBFloat16:
-      return bfloat16_to_float(static_cast<const std::uint16_t*>(values)[index]);
-    default:
-      return static_cast<const float*>(values)[index];
-  }
-}
-
 // Where the parts of a packed weight lie in its memory.
 struct Layout {
   std::size_t codes, scales, zero_points, float_zero_points, end;
@@ -96,6 +85,17 @@ void pack_tile(const NBitsSource& source, const NBitsWeight& w, const Layout& at
 }
 
 }  // namespace
+
+float scale_at(const NBitsSource& source, const void* values, std::int64_t index) {
+  switch (source.scale_type) {
+    case ScaleType::kFloat16:
+      return half_to_float(static_cast<const std::uint16_t*>(values)[index]);
+    case ScaleType::kBFloat16:
+      return bfloat16_to_float(static_cast<const std::uint16_t*>(values)[index]);
+    default:
+      return static_cast<const float*>(values)[index];
+  }
+}
 
 PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
   PackedWeight packed;

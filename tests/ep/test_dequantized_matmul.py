@@ -9,18 +9,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxpress import ep
+from sessions import KNOWS_WHO_RUNS_WHAT, options
 
 K, N = 96, 37
-KNOWS_WHO_RUNS_WHAT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 RANGES = {"int4": (-8, 8), "uint4": (0, 16), "int8": (-128, 128), "uint8": (0, 256)}
-
-
-def options(**settings):
-    made = ort.SessionOptions()
-    made.log_severity_level = 4
-    for name, value in settings.items():
-        setattr(made, name, value)
-    return made
 
 
 def taken(session):

@@ -18,9 +18,9 @@ import onnxruntime as ort
 import pytest
 from onnxpress import custom_ops, ep
 from onnxpress.custom_ops import _kernels, reference
+from sessions import KNOWS_WHO_RUNS_WHAT, options
 
 K, N = 96, 37
-KNOWS_WHO_RUNS_WHAT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 
 
 def make(
@@ -66,14 +66,6 @@ def make(
         bits=bits, block_size=block_size, K=K,
     )  # fmt: skip
     return ir.to_proto(b.model(10)).SerializeToString(), W, values if bias else np.zeros(N, activation), arrays
-
-
-def options(**settings):
-    made = ort.SessionOptions()
-    made.log_severity_level = 4
-    for name, value in settings.items():
-        setattr(made, name, value)
-    return made
 
 
 def rows(M=5, dtype=np.float32, seed=0):
