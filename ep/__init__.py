@@ -46,8 +46,8 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             `claim`: which nodes to take, names separated by commas: "matmul_nbits" and "dequantized_matmul"
             (DequantizeLinear of a constant weight, then MatMul or Gemm); all of them by default.
             `isa`: "scalar", "avx2" or "avx512vnni", instead of what the CPU or ONNXPRESS_ISA says.
-            `verify`: 1 computes each product a second time, slowly and in double precision, and logs the largest error
-            when the session ends.
+            `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
+            whenever it is the largest so far.
 
     Raises:
         RuntimeError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.

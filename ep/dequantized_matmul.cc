@@ -151,8 +151,9 @@ std::optional<GraphNode> find_weight(const Claims& claims, const GraphNode& prod
                                      std::vector<const ort::Node*>& nodes, bool& transposed) {
   std::optional<GraphValue> value = product.input(1);
   while (value) {
-    const ort::Node* producer = value->producer();
-    if (producer == nullptr || value->only_reader() == nullptr || !claims.is_free(producer)) return std::nullopt;
+    const ort::Node* producer = claims.graph.producer(*value);
+    if (producer == nullptr || claims.graph.only_reader(*value) == nullptr || !claims.is_free(producer))
+      return std::nullopt;
     GraphNode node(claims.api, producer);
     nodes.insert(nodes.begin(), producer);
     if (node.is("DequantizeLinear")) return node;
@@ -171,7 +172,7 @@ bool is_plain_gemm(const GraphNode& node) {
 }
 
 bool is_dequantized(const Claims& claims, const GraphValue& value) {
-  const ort::Node* producer = value.producer();
+  const ort::Node* producer = claims.graph.producer(value);
   return producer != nullptr && GraphNode(claims.api, producer).is("DequantizeLinear");
 }
 

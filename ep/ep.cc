@@ -49,8 +49,8 @@ struct SessionEp : ort::Ep {
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
     // Packed weights are copies: ONNX Runtime need not keep its own.
     const ort::NodeFusionOptions fusion{ort::kApiVersion, true};
-    Claims claims{api, options, logger, {}};
-    for (const ort::Node* node : nodes_of(api, graph)) {
+    Claims claims{api, options, logger, GraphIndex(api, graph), {}};
+    for (const ort::Node* node : claims.graph.nodes()) {
       if (!claims.is_free(node)) continue;
       const std::unique_ptr<Plan> found = plan(claims, node);
       if (found == nullptr) continue;
@@ -61,8 +61,8 @@ struct SessionEp : ort::Ep {
 
   // The graph holds the nodes of one plan.
   ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
-    const Claims claims{api, options, logger, {}};
-    for (const ort::Node* node : nodes_of(api, graph)) {
+    const Claims claims{api, options, logger, GraphIndex(api, graph), {}};
+    for (const ort::Node* node : claims.graph.nodes()) {
       if (const std::unique_ptr<Plan> found = plan(claims, node)) return found->compile(compiled).release();
     }
     throw std::runtime_error("onnxpress: the nodes of a compiled node are not those that were claimed");

@@ -45,25 +45,6 @@ const ort::Value* GraphValue::constant() const {
   return constant;
 }
 
-const ort::Node* GraphValue::producer() const {
-  const ort::Node* node = nullptr;
-  std::size_t output = 0;
-  ort::check(*api_, api_->ValueInfo_GetValueProducer(info_, &node, &output));
-  return node;
-}
-
-const ort::Node* GraphValue::only_reader() const {
-  bool is_output = false;
-  ort::check(*api_, api_->ValueInfo_IsGraphOutput(info_, &is_output));
-  std::size_t readers = 0;
-  ort::check(*api_, api_->ValueInfo_GetValueNumConsumers(info_, &readers));
-  if (is_output || readers != 1) return nullptr;
-  const ort::Node* node = nullptr;
-  std::int64_t input = -1;
-  ort::check(*api_, api_->ValueInfo_GetValueConsumers(info_, &node, &input, readers));
-  return input >= 0 ? node : nullptr;  // -1: read by a graph inside the node
-}
-
 GraphNode::GraphNode(const ort::Api& api, const ort::Node* node) : api_(api), node_(node) {
   domain_ = text(api, [&](const char** out) { return api.Node_GetDomain(node, out); });
   if (domain_ == "ai.onnx") domain_.clear();
@@ -148,12 +129,49 @@ const ort::Value* GraphNode::required_constant(std::size_t index, const char* na
   return value;
 }
 
-std::vector<const ort::Node*> nodes_of(const ort::Api& api, const ort::Graph* graph) {
+GraphIndex::GraphIndex(const ort::Api& api, const ort::Graph* graph) {
   std::size_t count = 0;
   ort::check(api, api.Graph_GetNumNodes(graph, &count));
-  std::vector<const ort::Node*> nodes(count);
-  ort::check(api, api.Graph_GetNodes(graph, nodes.data(), count));
-  return nodes;
+  nodes_.resize(count);
+  ort::check(api, api.Graph_GetNodes(graph, nodes_.data(), count));
+  const auto see = [&](const ort::ValueInfo* value, const ort::Node* reader) {
+    if (value == nullptr) return;
+    const auto [at, first] = readers_.emplace(GraphValue(api, value).name(), reader);
+    if (!first) at->second = nullptr;
+  };
+  std::vector<const ort::ValueInfo*> values;
+  for (const ort::Node* node : nodes_) {
+    ort::check(api, api.Node_GetNumInputs(node, &count));
+    values.resize(count);
+    ort::check(api, api.Node_GetInputs(node, values.data(), count));
+    for (const ort::ValueInfo* value : values) see(value, node);
+
+    ort::check(api, api.Node_GetNumImplicitInputs(node, &count));
+    values.resize(count);
+    ort::check(api, api.Node_GetImplicitInputs(node, values.data(), count));
+    for (const ort::ValueInfo* value : values) see(value, nullptr);
+
+    ort::check(api, api.Node_GetNumOutputs(node, &count));
+    values.resize(count);
+    ort::check(api, api.Node_GetOutputs(node, values.data(), count));
+    for (const ort::ValueInfo* value : values) {
+      if (value != nullptr) producers_.emplace(GraphValue(api, value).name(), node);
+    }
+  }
+  ort::check(api, api.Graph_GetNumOutputs(graph, &count));
+  values.resize(count);
+  ort::check(api, api.Graph_GetOutputs(graph, values.data(), count));
+  for (const ort::ValueInfo* value : values) see(value, nullptr);
+}
+
+const ort::Node* GraphIndex::producer(const GraphValue& value) const {
+  const auto at = producers_.find(value.name());
+  return at != producers_.end() ? at->second : nullptr;
+}
+
+const ort::Node* GraphIndex::only_reader(const GraphValue& value) const {
+  const auto at = readers_.find(value.name());
+  return at != readers_.end() ? at->second : nullptr;
 }
 
 std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "ort/ep_abi.h"
@@ -35,10 +36,6 @@ class GraphValue {
   ValueType type() const;
   // The value of a constant of this graph, null for anything else.
   const ort::Value* constant() const;
-  // The node that computes it, null for a graph's input or constant.
-  const ort::Node* producer() const;
-  // The node that reads it, where nothing else sees it: no second reader, no output of the graph.
-  const ort::Node* only_reader() const;
 
  private:
   const ort::Api* api_;
@@ -78,7 +75,22 @@ class GraphNode {
   std::vector<const ort::ValueInfo*> inputs_;
 };
 
-std::vector<const ort::Node*> nodes_of(const ort::Api& api, const ort::Graph* graph);
+// Who computes and who reads the values of a graph. ONNX Runtime could be asked, but 1.23 aborts where a reader lies
+// outside of the nodes that are being compiled.
+class GraphIndex {
+ public:
+  GraphIndex(const ort::Api& api, const ort::Graph* graph);
+
+  const std::vector<const ort::Node*>& nodes() const { return nodes_; }
+  // The node that computes it, null for a graph's input or constant.
+  const ort::Node* producer(const GraphValue& value) const;
+  // The node that reads it, where nothing else sees it: no second reader, no graph inside a node, no output.
+  const ort::Node* only_reader(const GraphValue& value) const;
+
+ private:
+  std::vector<const ort::Node*> nodes_;
+  std::unordered_map<std::string, const ort::Node*> producers_, readers_;  // null: seen by several
+};
 
 // At which place of a compiled node the value comes in.
 std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value);

@@ -57,7 +57,7 @@ void NBitsPlan::set_bias(const ort::Value* constant) {
 }
 
 void NBitsPlan::extend(const Claims& claims, const GraphNode& node) {
-  const ort::Node* reader = node.output().only_reader();
+  const ort::Node* reader = claims.graph.only_reader(node.output());
   if (reader == nullptr || constant_bias_ != nullptr || !bias_.empty() || !claims.is_free(reader)) return;
   const GraphNode add(api_, reader);
   if (!add.is("Add")) return;

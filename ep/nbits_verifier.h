@@ -12,11 +12,11 @@ namespace onnxpress {
 class NBitsVerifier {
  public:
   NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, const NBitsSource& source);
-  ~NBitsVerifier();  // logs the largest error
   NBitsVerifier(const NBitsVerifier&) = delete;
   NBitsVerifier& operator=(const NBitsVerifier&) = delete;
 
-  // `a` [M, K], `bias` [N] or null and `y` [M, N] of the type of the product's activations.
+  // Logs the error where it is the largest so far. `a` [M, K], `bias` [N] or null and `y` [M, N] of the type of the
+  // product's activations.
   void check(const void* a, std::int64_t M, const void* bias, const void* y);
 
  private:
@@ -28,8 +28,7 @@ class NBitsVerifier {
   std::vector<float> weight_;  // [N, K]
   std::mutex mutex_;
   std::int64_t runs_ = 0;
-  double largest_error_ = 0, largest_output_ = 0;
-  bool differs_in_nan_ = false;
+  double largest_error_ = -1;
 };
 
 }  // namespace onnxpress

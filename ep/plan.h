@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "graph.h"
 #include "options.h"
 #include "ort/ep_abi.h"
 #include "ort/ort.h"
@@ -32,11 +33,12 @@ class Plan {
   std::vector<const ort::Node*> nodes;
 };
 
-// Where plans are made: the session's settings, and the nodes that another plan has already.
+// Where plans are made: the session's settings, the graph, and the nodes that another plan has already.
 struct Claims {
   const ort::Api& api;
   const Options& options;
   const ort::Logger* logger;
+  GraphIndex graph;
   std::vector<const ort::Node*> taken;
 
   bool is_free(const ort::Node* node) const;

@@ -102,14 +102,11 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
      void* arg))                                                                                                       \
   X(289, GetValueInfoName, (const ValueInfo* value, const char** out))                                                 \
   X(290, GetValueInfoTypeInfo, (const ValueInfo* value, const TypeInfo** out))                                         \
-  X(323, ValueInfo_GetValueProducer, (const ValueInfo* value, const Node** node, std::size_t* output))                 \
-  X(324, ValueInfo_GetValueNumConsumers, (const ValueInfo* value, std::size_t* out))                                   \
-  X(325, ValueInfo_GetValueConsumers,                                                                                  \
-    (const ValueInfo* value, const Node** nodes, std::int64_t* inputs, std::size_t count))                             \
   X(326, ValueInfo_GetInitializerValue, (const ValueInfo* value, const Value** out))                                   \
-  X(330, ValueInfo_IsGraphOutput, (const ValueInfo* value, bool* out))                                                 \
   X(331, ValueInfo_IsConstantInitializer, (const ValueInfo* value, bool* out))                                         \
   X(332, ValueInfo_IsFromOuterScope, (const ValueInfo* value, bool* out))                                              \
+  X(340, Graph_GetNumOutputs, (const Graph* graph, std::size_t* out))                                                  \
+  X(341, Graph_GetOutputs, (const Graph* graph, const ValueInfo** outputs, std::size_t count))                         \
   X(344, Graph_GetNumNodes, (const Graph* graph, std::size_t* out))                                                    \
   X(345, Graph_GetNodes, (const Graph* graph, const Node** nodes, std::size_t count))                                  \
   X(349, Node_GetName, (const Node* node, const char** out))                                                           \
@@ -119,6 +116,8 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(354, Node_GetInputs, (const Node* node, const ValueInfo** inputs, std::size_t count))                              \
   X(355, Node_GetNumOutputs, (const Node* node, std::size_t* out))                                                     \
   X(356, Node_GetOutputs, (const Node* node, const ValueInfo** outputs, std::size_t count))                            \
+  X(357, Node_GetNumImplicitInputs, (const Node* node, std::size_t* out))                                              \
+  X(358, Node_GetImplicitInputs, (const Node* node, const ValueInfo** inputs, std::size_t count))                      \
   X(361, Node_GetAttributeByName, (const Node* node, const char* name, const OpAttr** out))                            \
   X(379, GetSessionOptionsConfigEntries, (const SessionOptions* options, KeyValuePairs** out))
 
