@@ -208,7 +208,7 @@ def test_verify_reports_the_largest_error(capfd):
     session.run(None, {"A": A})
     err = capfd.readouterr().err
     (line,) = (line for line in err.splitlines() if "verify: Gemm node" in line)  # the second run brings no larger one
-    words = line.split("largest error ")[1].replace(",", "").split()
+    words = line.split("largest error ")[1].removesuffix("\x1b[m").replace(",", "").split()
     error, output, run = float(words[0]), float(words[3]), int(words[6])
     assert run == 1
     assert 1e-4 < error / output < 0.02  # what rounding activations to int8 costs
