@@ -272,6 +272,7 @@ def test_wrong_types_are_refused():
             session(make(function=False, **changes)[0])
 
 
+@pytest.mark.unsanitized
 def test_library_needs_nothing_but_the_c_and_cpp_runtime():
     done = subprocess.run(["ldd", library_path()], capture_output=True, text=True, check=True)
     names = {line.split()[0].split("/")[-1].split(".so")[0] for line in done.stdout.splitlines()}

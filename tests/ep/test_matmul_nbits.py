@@ -234,6 +234,7 @@ def test_parallel_execution_mode():
     np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
 
 
+@pytest.mark.unsanitized
 def test_equal_weights_of_many_sessions_are_held_once(tmp_path):
     done = script(
         f"path = {str(tmp_path / 'model.onnx')!r}"
