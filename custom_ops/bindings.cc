@@ -163,11 +163,12 @@ double py_dot_rate(double seconds, const std::optional<std::string>& isa) {
   return measure_dot_rate(chosen, seconds);
 }
 
-double py_read_rate(double seconds, std::int64_t size, const std::optional<std::string>& isa) {
-  require(size > 0, "size must be positive");
+void py_read(const Bytes& memory, const std::optional<std::string>& isa) {
   const Isa chosen = isa_of(isa);
+  const std::uint8_t* bytes = memory.data();
+  const std::int64_t count = memory.size();
   py::gil_scoped_release release;
-  return measure_read_rate(chosen, size, seconds);
+  read_memory(chosen, bytes, count);
 }
 
 std::vector<std::string> py_supported_isas() {
@@ -193,8 +194,8 @@ PYBIND11_MODULE(_kernels, m) {
         "Returns y and the name of the instruction set whose code ran.");
   m.def("dot_rate", py_dot_rate, py::arg("seconds"), py::kw_only(), py::arg("isa") = py::none(),
         "int8 multiply-adds a second of one thread, out of registers.");
-  m.def("read_rate", py_read_rate, py::arg("seconds"), py::arg("size"), py::kw_only(), py::arg("isa") = py::none(),
-        "Bytes a second that one thread reads.");
+  m.def("read", py_read, py::arg("memory").noconvert(), py::kw_only(), py::arg("isa") = py::none(),
+        "Reads an array of bytes as fast as one thread can, to be timed.");
   m.def("supported_isas", py_supported_isas, "Instruction sets of this CPU that have kernels, slowest first.");
   m.def("chosen_isa", [] { return std::string(isa_name(chosen_isa())); }, "What ONNXPRESS_ISA or CPUID picks.");
 }

@@ -2,50 +2,36 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
 #include "kernels/aligned.h"
 #include "kernels/matmul_nbits_kernels.h"
 
 namespace onnxpress {
-namespace {
 
-// The best rate that work(), which returns an amount, reaches in `seconds`: what disturbs it only lowers it.
-template <class Work>
-double best_rate(double seconds, const Work& work) {
+double measure_dot_rate(Isa isa, double seconds) {
   using Clock = std::chrono::steady_clock;
+  alignas(64) float sink[kTile];
+  alignas(64) const std::uint8_t lines[64 * 16] = {1};
+  const NBitsKernels& kernels = nbits_kernels(isa);
   const auto since = [](Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
-  double best = 0;
+  double best = 0;  // what disturbs it only lowers it
   for (const auto begin = Clock::now(); since(begin) < seconds;) {
     const auto start = Clock::now();
-    const double amount = work();
-    best = std::max(best, amount / since(start));
+    const auto dots = static_cast<double>(kernels.spin_dots(lines, 20000, sink));
+    best = std::max(best, dots / since(start));
   }
   return best;
 }
 
-}  // namespace
-
-double measure_dot_rate(Isa isa, double seconds) {
-  alignas(64) float sink[kTile];
-  alignas(64) const std::uint8_t lines[64 * 16] = {1};
-  const NBitsKernels& kernels = nbits_kernels(isa);
-  return best_rate(seconds, [&] { return static_cast<double>(kernels.spin_dots(lines, 20000, sink)); });
-}
-
-double measure_read_rate(Isa isa, std::int64_t bytes, double seconds) {
+void read_memory(Isa isa, const std::uint8_t* bytes, std::int64_t count) {
   constexpr std::int64_t kStep = 512;
-  const std::int64_t count = std::max<std::int64_t>(bytes / kStep, 1) * kStep;
   alignas(64) std::uint8_t sink[kStep];
-  const auto memory = make_aligned<std::uint8_t>(static_cast<std::size_t>(count));
-  std::memset(memory.get(), 1, static_cast<std::size_t>(count));
-  const NBitsKernels& kernels = nbits_kernels(isa);
-  return best_rate(seconds, [&] {
-    kernels.read(memory.get(), count, sink);
-    return static_cast<double>(count);
-  });
+  const auto address = reinterpret_cast<std::uintptr_t>(bytes);
+  const auto skipped = static_cast<std::int64_t>((kCacheLine - address % kCacheLine) % kCacheLine);
+  const std::int64_t whole = std::max<std::int64_t>(count - skipped, 0) / kStep * kStep;
+  if (whole != 0) nbits_kernels(isa).read(bytes + skipped, whole, sink);
 }
 
 }  // namespace onnxpress

@@ -10,7 +10,7 @@ namespace onnxpress {
 // int8 multiply-adds a second, for about `seconds`.
 double measure_dot_rate(Isa isa, double seconds);
 
-// Bytes a second read from a memory of `bytes` that is larger than the caches. Throws std::bad_alloc.
-double measure_read_rate(Isa isa, std::int64_t bytes, double seconds);
+// Reads these bytes, but for less than a kilobyte at the ends, and forgets them.
+void read_memory(Isa isa, const std::uint8_t* bytes, std::int64_t count);
 
 }  // namespace onnxpress

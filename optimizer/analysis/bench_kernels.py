@@ -26,7 +26,7 @@ SHAPES = ((896, 4864), (4864, 896), (896, 151936), (4096, 14336))
 ROWS = (1, 2, 4, 8, 16, 32, 128, 512)
 
 _PROBE_SECONDS = 0.5
-_PROBE_BYTES = 512 << 20  # beyond any cache
+_PROBE_BYTES = 256 << 20  # beyond any cache
 _CLOSE = 0.05  # relative error between two ways of rounding activations; a wrong product is far beyond
 
 
@@ -51,8 +51,8 @@ class KernelTiming:
         ours: Median seconds on our execution provider.
         gops: 2 M N K operations over `ours`, in 1e9 a second.
         peak_share: `gops` over the int8 rate of all threads out of registers.
-        read_share: Bytes of the weight over `ours`, over the rate at which all threads read memory. Beyond 1 where the
-            weight stays in a cache.
+        bandwidth: Bytes a second that all threads read from memory, timed in turns with the product: it drifts.
+        read_share: Bytes of the weight over `ours`, over `bandwidth`. Beyond 1 where the weight stays in a cache.
         ratio: `stock` over `ours`.
     """
 
@@ -61,6 +61,7 @@ class KernelTiming:
     ours: float
     gops: float
     peak_share: float
+    bandwidth: float
     read_share: float
     ratio: float
 
@@ -72,14 +73,12 @@ class KernelBenchmark:
     Attributes:
         timings: In the order of the cases.
         peak: int8 operations a second of all threads.
-        bandwidth: Bytes a second that all threads read.
         machine: As in `Benchmark`.
         setup: As in `Benchmark`.
     """
 
     timings: list[KernelTiming]
     peak: float
-    bandwidth: float
     machine: str
     setup: str
 
@@ -91,16 +90,28 @@ class KernelBenchmark:
         """A table for a person."""
         from rich.table import Table
 
-        limits = f"int8 peak {self.peak / 1e9:,.0f} GOPS, memory {self.bandwidth / 1e9:.1f} GB/s"
-        table = Table(title=f"{self.machine}\n{self.setup}\n{limits}", title_justify="left", box=None)
-        for column in ("K x N", "bits", "block", "M", "ORT ms", "ours ms", "GOPS", "of peak", "of memory", "ratio"):
+        peak = f"int8 peak {self.peak / 1e9:,.0f} GOPS"
+        table = Table(title=f"{self.machine}\n{self.setup}\n{peak}", title_justify="left", box=None)
+        for column in (
+            "K x N",
+            "bits",
+            "block",
+            "M",
+            "ORT ms",
+            "ours ms",
+            "GOPS",
+            "of peak",
+            "memory GB/s",
+            "of memory",
+            "ratio",
+        ):
             table.add_column(column, justify="right")
         for t in self.timings:
             c = t.case
             table.add_row(
                 f"{c.K} x {c.N}", str(c.bits), str(c.block_size), str(c.M), f"{1e3 * t.stock:.3f}",
-                f"{1e3 * t.ours:.3f}", f"{t.gops:,.0f}", f"{t.peak_share:.0%}", f"{t.read_share:.0%}",
-                f"{t.ratio:.2f}x",
+                f"{1e3 * t.ours:.3f}", f"{t.gops:,.0f}", f"{t.peak_share:.0%}",
+                f"{t.bandwidth / 1e9:.1f}", f"{t.read_share:.0%}", f"{t.ratio:.2f}x",
             )  # fmt: skip
         console.print(table)
         few = [t.ratio for t in self.timings if t.case.M < 16]
@@ -138,7 +149,8 @@ def bench_kernels(
         OnnxpressError: The results differ, or ONNX Runtime refuses the model.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    peak, bandwidth = _limits(threads)
+    probe = _Probe(threads)
+    peak = probe.dot_rate()
     timings: list[KernelTiming] = []
     for group in _models_of(cases):
         weight = _weight_bytes(group[0], symmetric)
@@ -150,25 +162,36 @@ def bench_kernels(
             rng = np.random.default_rng(case.M)
             feeds = {"A": rng.standard_normal((case.M, case.K), dtype=np.float32)}
             _compare(case, stock.run(None, feeds), ours.run(None, feeds))
-            samples = take_turns([lambda: stock.run(None, feeds), lambda: ours.run(None, feeds)], rounds)  # noqa: B023
-            seconds = [float(np.median(times)) / nodes for times in samples]
+            runs = [lambda: stock.run(None, feeds), lambda: ours.run(None, feeds), probe.read]  # noqa: B023
+            seconds = [float(np.median(times)) for times in take_turns(runs, rounds)]
+            bandwidth = probe.bytes / seconds.pop()
+            seconds = [each / nodes for each in seconds]
             operations = 2 * case.M * case.N * case.K
             timings.append(
                 KernelTiming(
                     case, seconds[0], seconds[1], operations / seconds[1] / 1e9, operations / seconds[1] / peak,
-                    weight / seconds[1] / bandwidth, seconds[0] / seconds[1],
+                    bandwidth, weight / seconds[1] / bandwidth, seconds[0] / seconds[1],
                 )
             )  # fmt: skip
             progress("bench", len(timings), len(cases))
-    return KernelBenchmark(timings, peak, bandwidth, machine(), setup(threads, {}))
+    return KernelBenchmark(timings, peak, machine(), setup(threads, {}))
 
 
-def _limits(threads: int) -> tuple[float, float]:
-    """int8 operations and bytes a second of that many threads at once."""
-    with ThreadPoolExecutor(threads) as pool:
-        dots = sum(pool.map(_kernels.dot_rate, [_PROBE_SECONDS] * threads))
-        reads = sum(pool.map(lambda _: _kernels.read_rate(_PROBE_SECONDS, _PROBE_BYTES // threads), range(threads)))
-    return 2 * dots, reads
+class _Probe:
+    """What the machine does at best, all threads at once."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+        self._memories = [np.ones(_PROBE_BYTES // threads, np.uint8) for _ in range(threads)]
+        self.bytes = sum(memory.nbytes for memory in self._memories)
+
+    def dot_rate(self) -> float:
+        """int8 operations a second."""
+        return 2 * sum(self._pool.map(lambda _: _kernels.dot_rate(_PROBE_SECONDS), self._memories))
+
+    def read(self) -> None:
+        """Read `bytes` from memory."""
+        list(self._pool.map(_kernels.read, self._memories))
 
 
 def _models_of(cases: Sequence[Case]) -> Iterator[list[Case]]:
