@@ -37,7 +37,7 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
     Args:
         inputs: A session's inputs.
         dims: Sizes of symbolic dimensions: by exact name, or "batch", "sequence" and "past" for all whose names
-            say so. A name such as "past + sequence" is the sum of its parts.
+            say so. A name such as "past + sequence" is the sum of its parts, and so is a total.
         seed: Of the generator.
 
     Raises:
@@ -95,6 +95,8 @@ def _size(name: str | None, dims: Mapping[str, int], default: int) -> int:
         return dims[name]
     if "+" in name:
         return sum(_size(part.strip(), dims, default) for part in name.split("+"))
+    if "total" in name.lower() and "sequence" in dims:
+        return dims.get("past", 0) + dims["sequence"]
     for word, pattern in _WORDS.items():
         if re.search(pattern, name.lower()) and word in dims:
             return dims[word]

@@ -87,6 +87,7 @@ def test_inputs_that_are_made_up():
         [
             Input("input_ids", "tensor(int64)", ["batch_size", "sequence_length"]),
             Input("attention_mask", "tensor(int64)", ["batch_size", "past_sequence_length + sequence_length"]),
+            Input("mask_of_a_total", "tensor(int64)", ["batch_size", "total_sequence_length"]),
             Input("position_ids", "tensor(int64)", ["batch_size", "sequence_length"]),
             Input("past.0", "tensor(float)", ["batch_size", 2, "past_sequence_length", 8]),
             Input("image", "tensor(float)", [None, 3, "h", None]),
@@ -97,6 +98,7 @@ def test_inputs_that_are_made_up():
     assert feeds["input_ids"].shape == (2, 5)
     assert feeds["attention_mask"].shape == (2, 12)
     assert feeds["attention_mask"].all()
+    assert feeds["mask_of_a_total"].shape == (2, 12)
     assert feeds["position_ids"][1].tolist() == [0, 1, 2, 3, 4]
     assert feeds["past.0"].shape == (2, 2, 7, 8)
     assert feeds["image"].shape == (1, 3, 48, 224)

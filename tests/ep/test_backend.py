@@ -1,0 +1,67 @@
+"""ONNX's own tests of nodes pass with the execution provider where they pass without."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+from onnx.backend.test.loader import load_model_tests
+from onnx.backend.test.runner import Runner
+from onnxpress import ep
+from sessions import options
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the cases, which divide by zero
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return load_model_tests(kind="node")
+
+
+def with_constants(case, inputs: list) -> onnx.ModelProto | None:
+    """All inputs but the first as initializers, as weights are."""
+    model = onnx.ModelProto()
+    model.CopyFrom(case.model)
+    declared = list(model.graph.input)
+    if len(declared) < 2 or not all(isinstance(value, np.ndarray) for value in inputs[1:]):
+        return None
+    del model.graph.input[1:]
+    for value, array in zip(declared[1:], inputs[1:], strict=False):
+        try:
+            model.graph.initializer.append(numpy_helper.from_array(array, value.name))
+        except Exception:
+            return None  # a type that NumPy lacks
+    return model
+
+
+def passes(model: onnx.ModelProto, inputs: list, expected: list, case, *, provider: bool) -> bool:
+    made = options(intra_op_num_threads=1)
+    if provider:
+        ep.append(made)
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), made)
+        outputs = session.run(
+            None, {value.name: array for value, array in zip(session.get_inputs(), inputs, strict=False)}
+        )
+        Runner.assert_similar_outputs(expected, outputs, rtol=case.rtol, atol=case.atol)
+    except Exception:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_nodes_pass_as_without(cases, constants):
+    passed, different = 0, []
+    for case in cases:
+        for inputs, expected in case.data_sets:
+            model = with_constants(case, inputs) if constants else case.model
+            if model is None:
+                continue
+            stock = passes(model, inputs, expected, case, provider=False)
+            passed += stock
+            if stock != passes(model, inputs, expected, case, provider=True):
+                different.append(case.name)
+    assert passed > 700
+    assert not different

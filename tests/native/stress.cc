@@ -1,0 +1,103 @@
+// Many threads that pack, share and multiply at once, to be built with a sanitizer: see .ci/sanitize.
+// Every result is compared with that of one thread alone.
+#include <atomic>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ep/shared_weights.h"
+#include "kernels/matmul_nbits.h"
+
+namespace onnxpress {
+namespace {
+
+constexpr int kThreads = 4;
+constexpr int kRounds = 12;
+
+// Two threads a call, which fetch the tasks from each other.
+class Pair final : public Parallel {
+ public:
+  void run(std::size_t count, void (*task)(void*, std::size_t), void* arg) const override {
+    std::atomic<std::size_t> next{0};
+    const auto work = [&] {
+      for (std::size_t index = next++; index < count; index = next++) task(arg, index);
+    };
+    std::thread other(work);
+    work();
+    other.join();
+  }
+};
+
+// A stored weight and one product with it.
+struct Product {
+  NBitsSource source;
+  std::int64_t M;
+  Compute compute;
+  std::vector<std::uint8_t> codes, zero_points;
+  std::vector<float> scales, A;
+
+  Product(std::uint32_t seed, int bits, std::int64_t rows, Compute how) : M(rows), compute(how) {
+    std::mt19937 random(seed);
+    source.K = 1000;
+    source.N = 600;
+    source.bits = bits;
+    source.block_size = 32;
+    const std::int64_t blocks = source.blocks();
+    codes.resize(static_cast<std::size_t>(source.N * blocks * 32 * bits / 8));
+    zero_points.resize(static_cast<std::size_t>(source.N * ((blocks * bits + 7) / 8)));
+    scales.resize(static_cast<std::size_t>(source.N * blocks));
+    A.resize(static_cast<std::size_t>(M * source.K));
+    for (auto& code : codes) code = static_cast<std::uint8_t>(random());
+    for (auto& point : zero_points) point = static_cast<std::uint8_t>(random());
+    for (auto& scale : scales) scale = std::uniform_real_distribution<float>(0.5f, 1.0f)(random);
+    for (auto& a : A) a = std::normal_distribution<float>()(random);
+    source.codes = codes.data();
+    source.scales = scales.data();
+    source.zero_points = zero_points.data();
+  }
+  Product(const Product&) = delete;
+
+  std::vector<float> multiply(const NBitsWeight& weight, Isa isa, const Parallel& parallel) const {
+    std::vector<float> Y(static_cast<std::size_t>(M * source.N));
+    matmul_nbits({A.data(), M, &weight, nullptr, Y.data()}, compute, isa, parallel);
+    return Y;
+  }
+};
+
+int wrong_results(Isa isa) {
+  const Product products[] = {
+      {1, 4, 1, Compute::kInt8}, {1, 4, 37, Compute::kInt8}, {2, 3, 5, Compute::kFloat32}, {3, 8, 2, Compute::kInt8}};
+  std::vector<std::vector<float>> expected;
+  for (const Product& product : products) {
+    expected.push_back(product.multiply(pack(product.source, Sequential()).view, isa, Sequential()));
+  }
+  std::atomic<int> wrong{0};
+  const auto work = [&](int thread) {
+    for (int round = 0; round < kRounds; ++round) {
+      // Each weight is packed anew, and dropped by some while others take it.
+      const auto which = static_cast<std::size_t>(thread + round) % std::size(products);
+      const auto weight = share(pack(products[which].source, Pair()));
+      if (products[which].multiply(weight->view, isa, Pair()) != expected[which]) ++wrong;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < kThreads; ++thread) threads.emplace_back(work, thread);
+  for (std::thread& thread : threads) thread.join();
+  return wrong;
+}
+
+}  // namespace
+}  // namespace onnxpress
+
+int main() {
+  int wrong = 0;
+  for (const onnxpress::Isa isa : onnxpress::supported_isas()) {
+    const int here = onnxpress::wrong_results(isa);
+    std::printf("%s: %d of %d results wrong\n", onnxpress::isa_name(isa), here,
+                onnxpress::kThreads * onnxpress::kRounds);
+    wrong += here;
+  }
+  return wrong == 0 ? 0 : 1;
+}
