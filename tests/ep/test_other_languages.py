@@ -1,0 +1,59 @@
+"""The library from C, without Python."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnxpress import custom_ops, ep, models
+from onnxpress.optimizer import Recipe, optimize
+from sessions import options
+
+SOURCE = Path(__file__).parent.parent / "native" / "encode.c"
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder") / "minilm.int4.onnx"
+    optimize(models.path("minilm"), Recipe(scheme="int4"), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    feeds = {
+        "input_ids": 1000 + np.arange(TOKENS, dtype=np.int64)[None],
+        "attention_mask": np.ones((1, TOKENS), np.int64),
+        "token_type_ids": np.zeros((1, TOKENS), np.int64),
+    }
+    stock, made = options(intra_op_num_threads=2), options(intra_op_num_threads=2)
+    ep.append(made)
+    ours, others = (ort.InferenceSession(model, each).run(["last_hidden_state"], feeds)[0] for each in (made, stock))
+    assert (ours != others).any()  # so that equal bits below mean our kernels
+    return ours
+
+
+@pytest.mark.real
+@pytest.mark.unsanitized  # the program is not
+def test_c(model, expected, tmp_path):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    program, output = tmp_path / "encode", tmp_path / "output"
+    subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", "-O1", SOURCE, "-ldl", "-o", program], check=True)
+    (runtime,) = Path(ort.__file__).parent.glob("capi/libonnxruntime.so*")
+    call = [program, runtime, custom_ops.library_path(), model, str(TOKENS), output]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ort.__version__ in done.stdout
+    np.testing.assert_array_equal(np.fromfile(output, np.float32).reshape(expected.shape), expected)
+
+    call[2] = runtime  # a library, but no execution provider
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("encode: ")
