@@ -1,4 +1,4 @@
-"""The library from C, without Python."""
+"""The library from C and from Node, without Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from onnxpress import custom_ops, ep, models
 from onnxpress.optimizer import Recipe, optimize
 from sessions import options
 
-SOURCE = Path(__file__).parent.parent / "native" / "encode.c"
+NATIVE = Path(__file__).parent.parent / "native"
 TOKENS = 40
 
 
@@ -45,7 +45,9 @@ def test_c(model, expected, tmp_path):
     if compiler is None:
         pytest.skip("no C compiler")
     program, output = tmp_path / "encode", tmp_path / "output"
-    subprocess.run([compiler, "-Wall", "-Wextra", "-Werror", "-O1", SOURCE, "-ldl", "-o", program], check=True)
+    subprocess.run(
+        [compiler, "-Wall", "-Wextra", "-Werror", "-O1", NATIVE / "encode.c", "-ldl", "-o", program], check=True
+    )
     (runtime,) = Path(ort.__file__).parent.glob("capi/libonnxruntime.so*")
     call = [program, runtime, custom_ops.library_path(), model, str(TOKENS), output]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -57,3 +59,18 @@ def test_c(model, expected, tmp_path):
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("encode: ")
+
+
+@pytest.mark.real
+@pytest.mark.unsanitized  # node is not
+def test_node(model, expected, tmp_path):
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        pytest.skip("no node or npm")
+    install = ["npm", "install", "--ignore-scripts", "--no-fund", "--no-audit", "onnxruntime-node", "koffi"]
+    if subprocess.run(install, cwd=tmp_path, capture_output=True, check=False).returncode != 0:
+        pytest.skip("npm cannot install onnxruntime-node and koffi")
+    output = tmp_path / "output"
+    call = ["node", NATIVE / "encode.mjs", custom_ops.library_path(), model, str(TOKENS), output]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.fromfile(output, np.float32).reshape(expected.shape), expected)
