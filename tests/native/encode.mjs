@@ -1,6 +1,6 @@
 // Runs a sentence encoder on our execution provider, with the ONNX Runtime that onnxruntime-node brings:
 //   node encode.mjs LIBRARY MODEL TOKENS OUTPUT
-// The token ids are 1000, 1001, ...; OUTPUT gets the first output as raw float32.
+// The token ids are 1000, 1001, ...; OUTPUT gets the first output as raw float32. A LIBRARY of - leaves all to ONNX Runtime.
 //
 // The JavaScript interface of onnxruntime-node (1.30) knows only the providers that it was built with, so this calls the
 // C interface of its shared object. Functions are slots of a table that never move.
@@ -51,13 +51,15 @@ const append = checked(
 const deviceName = slot(312, "const char *EpDevice_EpName(void *)");
 
 const env = made(createEnv, 2, "encode");
-register(env, "onnxpress", library);
-const list = [null], count = [0];
-listDevices(env, list, count);
-const devices = koffi.decode(list[0], "void *", Number(count[0]));
-const ours = devices.filter((device) => deviceName(device) === "OnnxpressExecutionProvider");
 const options = made(createOptions);
-append(options, env, ours, ours.length, null, null, 0);
+if (library !== "-") {
+  register(env, "onnxpress", library);
+  const list = [null], count = [0];
+  listDevices(env, list, count);
+  const devices = koffi.decode(list[0], "void *", Number(count[0]));
+  const ours = devices.filter((device) => deviceName(device) === "OnnxpressExecutionProvider");
+  append(options, env, ours, ours.length, null, null, 0);
+}
 const session = made(createSession, env, model, options);
 
 const n = Number(tokens);
