@@ -48,10 +48,8 @@ std::int64_t kernel_block_size(const DequantizedWeight& w) {
   return size;
 }
 
-std::int64_t count(const ort::TypeAndShape& tensor) {
-  std::int64_t elements = 1;
-  for (std::int64_t size : tensor.dims) elements *= size;
-  return elements;
+bool is_one_number(const ort::TypeAndShape& tensor) {
+  return tensor.dims.empty() || tensor.dims == std::vector<std::int64_t>{1};
 }
 
 DequantizedWeight read_weight(const ort::Api& api, const GraphNode& dequantize, bool transposed) {
@@ -74,10 +72,11 @@ DequantizedWeight read_weight(const ort::Api& api, const GraphNode& dequantize, 
   if (w.K < 1 || w.N < 1) dequantize.reject("x is empty");
 
   std::int64_t axis = dequantize.attribute("axis", 1);
+  if (axis < -2 || axis > 1) dequantize.reject("axis " + std::to_string(axis) + " is none of a matrix");
   if (axis < 0) axis += 2;
   const bool along_k = axis == (transposed ? 1 : 0);
   w.block_size = dequantize.attribute("block_size", 0);
-  if (count(scale) == 1 && w.block_size == 0) {
+  if (is_one_number(scale) && w.block_size == 0) {
     w.block_size = w.K;  // one scale for all
   } else if (w.block_size == 0 && !along_k && scale.dims == std::vector<std::int64_t>{w.N}) {
     w.block_size = w.K;  // one a column
@@ -98,7 +97,7 @@ DequantizedWeight read_weight(const ort::Api& api, const GraphNode& dequantize, 
   if (const std::optional<GraphValue> value = dequantize.input(2)) {
     const ort::Value* zero_points = dequantize.required_constant(2, "x_zero_point");
     const ort::TypeAndShape zero = ort::type_and_shape(api, zero_points);
-    if (zero.type != w.element || (zero.dims != scale.dims && count(zero) + count(scale) != 2)) {
+    if (zero.type != w.element || (zero.dims != scale.dims && !(is_one_number(zero) && is_one_number(scale)))) {
       dequantize.reject("x_zero_point has not the type of x and the shape of x_scale");
     }
     w.zero_points = static_cast<const std::uint8_t*>(ort::data(api, zero_points));
