@@ -145,6 +145,7 @@ def test_what_follows_beyond_a_bias_is_left():
     ("changes", "reason"),
     [
         ({"block_size": 24, "size": 96}, "block_size 24 is no multiple of 16"),
+        ({"per": "tensor", "axis": -3}, "axis -3 is none of a matrix"),
         ({"per": "column", "dtype": "int8", "size": N, "axis": 0}, "neither one for all, one a column nor in blocks"),
     ],
 )
