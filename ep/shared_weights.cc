@@ -31,11 +31,13 @@ std::shared_ptr<const PackedWeight> share(PackedWeight packed) {
   const auto* bytes = reinterpret_cast<const char*>(packed.memory.get());
   const std::size_t hash = std::hash<std::string_view>()({bytes, packed.bytes});
   const std::lock_guard<std::mutex> lock(table.mutex);
+  for (auto at = table.weights.begin(); at != table.weights.end();) {
+    at = at->second.expired() ? table.weights.erase(at) : std::next(at);
+  }
   const auto [begin, end] = table.weights.equal_range(hash);
-  for (auto at = begin; at != end;) {
+  for (auto at = begin; at != end; ++at) {
     const std::shared_ptr<const PackedWeight> known = at->second.lock();
     if (known != nullptr && same(*known, packed)) return known;
-    at = known == nullptr ? table.weights.erase(at) : std::next(at);
   }
   auto shared = std::make_shared<const PackedWeight>(std::move(packed));
   table.weights.emplace(hash, shared);
