@@ -18,10 +18,24 @@ def quantize_blocks(
 def unpack_codes(packed: npt.NDArray[np.uint8], bits: int, block_size: int, K: int) -> npt.NDArray[np.uint8]: ...
 def pack_zero_points(zero_points: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]: ...
 def all_finite(array: npt.NDArray[np.floating]) -> bool: ...
+
+class PackedWeight:
+    @property
+    def nbytes(self) -> int: ...
+
+def pack(
+    packed: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.generic],
+    zero_points: npt.NDArray[np.generic] | None,
+    *,
+    bits: int,
+    block_size: int,
+    K: int,
+) -> PackedWeight: ...
 def matmul_nbits(
     A: npt.NDArray[np.float32],
     packed: npt.NDArray[np.uint8],
-    scales: npt.NDArray[np.floating],
+    scales: npt.NDArray[np.generic],
     zero_points: npt.NDArray[np.generic] | None,
     bias: npt.NDArray[np.float32] | None,
     *,

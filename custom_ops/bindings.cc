@@ -22,6 +22,8 @@ using namespace onnxpress;
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
+constexpr std::int64_t kMostRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
+
 void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
@@ -118,38 +120,62 @@ bool py_all_finite(const py::array& array) {
   return all_finite(array.data(), half, array.size(), isa);
 }
 
+ScaleType scale_type_of(const py::array& array, const char* name) {
+  // A type of the package ml_dtypes, which NumPy knows by name only.
+  if (std::string(py::str(array.dtype())) == "bfloat16") {
+    require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
+    return ScaleType::kBFloat16;
+  }
+  return is_half(array, name) ? ScaleType::kFloat16 : ScaleType::kFloat32;
+}
+
+NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::optional<py::array>& zero_points,
+                      int bits, std::int64_t block_size, std::int64_t K) {
+  require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
+  require(K >= 1 && K < kMostRows, "K must be positive");
+  require(is_block_size(block_size, K) && block_size < kMostRows,
+          "block_size must be a multiple of 16, or K, got " + std::to_string(block_size));
+  require(packed.ndim() == 3, "packed must have three axes");
+  NBitsSource source;
+  source.K = K;
+  source.N = packed.shape(0);
+  source.bits = bits;
+  source.block_size = block_size;
+  const std::int64_t blocks = source.blocks();
+  check_shape(packed, "packed", {source.N, blocks, packed_bytes(block_size, bits)});
+  check_shape(scales, "scales", {source.N, blocks});
+  source.codes = packed.data();
+  source.scales = scales.data();
+  source.scale_type = scale_type_of(scales, "scales");
+  source.scale_per_block = 1;
+  source.scale_per_column = blocks;
+  if (zero_points && py::isinstance<Bytes>(*zero_points)) {
+    check_shape(*zero_points, "zero_points", {source.N, packed_bytes(blocks, bits)});
+    source.zero_points = static_cast<const std::uint8_t*>(zero_points->data());
+  } else if (zero_points) {
+    check_shape(*zero_points, "zero_points", {source.N, blocks});
+    require(scale_type_of(*zero_points, "zero_points") == source.scale_type,
+            "float zero_points must have the type of scales");
+    source.float_zero_points = zero_points->data();
+  }
+  return source;
+}
+
+PackedWeight py_pack(const Bytes& packed, const py::array& scales, const std::optional<py::array>& zero_points,
+                     int bits, std::int64_t block_size, std::int64_t K) {
+  return pack(source_of(packed, scales, zero_points, bits, block_size, K), Sequential());
+}
+
 std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& packed, const py::array& scales,
                                                const std::optional<py::array>& zero_points,
                                                const std::optional<Floats>& bias, int bits, std::int64_t block_size,
                                                std::int64_t K, int accuracy_level,
                                                const std::optional<std::string>& isa) {
-  check_scheme(bits, block_size);
-  require(block_size <= 256, "block_size must be at most 256");
-  require(packed.ndim() == 3 && A.ndim() == 2, "A must have two axes and packed three");
-  const std::int64_t N = packed.shape(0), blocks = packed.shape(1);
-  require(packed.shape(2) == block_size * bits / 8 && K >= 1 && (K + block_size - 1) / block_size == blocks,
-          "packed has the wrong shape");
+  const NBitsSource source = source_of(packed, scales, zero_points, bits, block_size, K);
+  require(A.ndim() == 2, "A must have two axes");
   check_shape(A, "A", {A.shape(0), K});
-  check_shape(scales, "scales", {N, blocks});
-  NBitsSource source;
-  source.K = K;
-  source.N = N;
-  source.bits = bits;
-  source.block_size = block_size;
-  source.codes = packed.data();
-  source.scales = scales.data();
-  source.scale_type = is_half(scales, "scales") ? ScaleType::kFloat16 : ScaleType::kFloat32;
-  if (zero_points && py::isinstance<Bytes>(*zero_points)) {
-    check_shape(*zero_points, "zero_points", {N, packed_bytes(blocks, bits)});
-    source.zero_points = static_cast<const std::uint8_t*>(zero_points->data());
-  } else if (zero_points) {
-    check_shape(*zero_points, "zero_points", {N, blocks});
-    require(is_half(*zero_points, "zero_points") == (source.scale_type == ScaleType::kFloat16),
-            "float zero_points must have the type of scales");
-    source.float_zero_points = zero_points->data();
-  }
-  if (bias) check_shape(*bias, "bias", {N});
-  Floats Y({A.shape(0), N});
+  if (bias) check_shape(*bias, "bias", {source.N});
+  Floats Y({A.shape(0), source.N});
   const Sequential alone;
   const PackedWeight weight = pack(source, alone);
   const NBitsProblem problem{A.data(), A.shape(0), &weight.view, bias ? bias->data() : nullptr, Y.mutable_data()};
@@ -188,6 +214,10 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("unpack_codes", py_unpack_codes, py::arg("packed"), py::arg("bits"), py::arg("block_size"), py::arg("K"));
   m.def("pack_zero_points", py_pack_zero_points, py::arg("zero_points"), py::arg("bits"));
   m.def("all_finite", py_all_finite, py::arg("array"));
+  py::class_<PackedWeight>(m, "PackedWeight", "A weight in the form that the kernels read.")
+      .def_readonly("nbytes", &PackedWeight::bytes);
+  m.def("pack", py_pack, py::arg("packed"), py::arg("scales"), py::arg("zero_points"), py::kw_only(), py::arg("bits"),
+        py::arg("block_size"), py::arg("K"));
   m.def("matmul_nbits", py_matmul_nbits, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("zero_points"),
         py::arg("bias"), py::kw_only(), py::arg("bits"), py::arg("block_size"), py::arg("K"),
         py::arg("accuracy_level") = 0, py::arg("isa") = py::none(),

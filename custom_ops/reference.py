@@ -141,6 +141,19 @@ def quantize_activations(A: Float32, block_size: int) -> tuple[npt.NDArray[np.in
     return codes.astype(np.int8), peak * np.float32(1 / 127)
 
 
+def activation_block(block_size: int, K: int) -> int:
+    """Values of a row that share a scale at accuracy_level 4: those of a block, or of an equal part of a long one.
+
+    The largest multiple of 32 up to 256 that divides the block, else 16, so that an outlier spoils few others.
+
+    Args:
+        block_size: Of the weight; from K on there is one block, of K values in whole 32s.
+        K: Length of the reduction.
+    """
+    own = -(-K // 32) * 32 if block_size >= K else block_size
+    return next((size for size in range(256, 0, -32) if own % size == 0), 16)
+
+
 def matmul_nbits(
     A: npt.NDArray[np.floating],
     packed: UInt8,
@@ -155,16 +168,17 @@ def matmul_nbits(
 ) -> npt.NDArray[np.float64]:
     """Op `onnxpress::MatMulNBits`: A @ dequantize(B) + bias.
 
-    At accuracy_level 4 the activations are first rounded by `quantize_activations`, as the kernels do.
+    At accuracy_level 4 the activations are first rounded by `quantize_activations` in blocks of `activation_block`,
+    as the kernels do.
 
     Args:
         A: float [..., K].
-        packed: uint8 [N, n_blocks, block_size * bits / 8].
+        packed: uint8 [N, n_blocks, bytes of block_size codes].
         scales: float [N, n_blocks].
         zero_points: As in `dequantize`.
         bias: float [N] or None.
         bits: 2 to 8.
-        block_size: Codes in a block.
+        block_size: Codes in a block: a multiple of 16, or not less than K.
         K: Length of the reduction.
         accuracy_level: 4 for int8 activations, anything else for exact ones.
 
@@ -173,7 +187,7 @@ def matmul_nbits(
     """
     rows: npt.NDArray[np.floating] = np.asarray(A, np.float32).reshape(-1, K)
     if accuracy_level == 4:
-        codes, scale = quantize_activations(np.asarray(rows, np.float32), block_size)
+        codes, scale = quantize_activations(np.asarray(rows, np.float32), activation_block(block_size, K))
         rows = (codes.astype(np.float64) * scale[:, :, None]).reshape(rows.shape[0], -1)[:, :K]
     weight = dequantize(packed, scales, zero_points, bits=bits, block_size=block_size, K=K)
     result = rows.astype(np.float64) @ weight.astype(np.float64)

@@ -47,6 +47,9 @@ std::unique_ptr<Plan> plan_matmul_nbits(const Claims& claims, const ort::Node* g
   if (!ours && node.input(4)) node.reject("g_idx is not supported");
   const std::size_t bias = ours ? 4 : 5;
   const NBitsAttributes attributes = read_attributes(node, ours, claims.options);
+  if (!ours && (attributes.block_size < 16 || (attributes.block_size & (attributes.block_size - 1)) != 0)) {
+    node.reject("block_size is " + std::to_string(attributes.block_size) + ", no power of two from 16");
+  }
   NBitsProduct product(claims.api, node.label(), attributes, read_types(node, bias), claims.options.isa);
   const ort::Value* codes = node.required_constant(1, "B");
   const ort::Value* scales = node.required_constant(2, "scales");
@@ -54,8 +57,7 @@ std::unique_ptr<Plan> plan_matmul_nbits(const Claims& claims, const ort::Node* g
   // What compiling would object to, found while the node can still be left to others.
   const NBitsSource source = product.weight(codes, scales, zero_points);
 
-  auto plan = std::make_unique<NBitsPlan>(
-      claims, std::move(product), [source] { return StoredWeight{source, {}, {}, {}}; }, node.required(0, "A").name());
+  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), source, node.required(0, "A").name());
   plan->nodes = {graph_node};
   if (const std::optional<GraphValue> value = node.input(bias)) {
     const ort::Value* constant = value->constant();

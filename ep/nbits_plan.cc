@@ -43,12 +43,12 @@ class CompiledNBits final : public CompiledNode {
 
 }  // namespace
 
-NBitsPlan::NBitsPlan(const Claims& claims, NBitsProduct product, std::function<StoredWeight()> store, std::string a)
+NBitsPlan::NBitsPlan(const Claims& claims, NBitsProduct product, const NBitsSource& weight, std::string a)
     : api_(claims.api),
       options_(claims.options),
       logger_(claims.logger),
       product_(std::move(product)),
-      store_(std::move(store)),
+      weight_(weight),
       a_(std::move(a)) {}
 
 void NBitsPlan::set_bias(const ort::Value* constant) {
@@ -75,15 +75,14 @@ void NBitsPlan::extend(const Claims& claims, const GraphNode& node) {
 }
 
 std::unique_ptr<CompiledNode> NBitsPlan::compile(const ort::Node* compiled) const {
-  StoredWeight stored = store_();
   std::vector<std::uint8_t> constant_bias;
   if (constant_bias_ != nullptr) {
     const auto* bytes = static_cast<const std::uint8_t*>(ort::data(api_, constant_bias_));
     constant_bias.assign(bytes, bytes + product_.bias_bytes());
   }
-  auto weight = share(pack(stored.source, Sequential()));
+  auto weight = share(pack(weight_, Sequential()));
   std::unique_ptr<NBitsVerifier> verifier;
-  if (options_.verify) verifier = std::make_unique<NBitsVerifier>(api_, logger_, product_, stored.source);
+  if (options_.verify) verifier = std::make_unique<NBitsVerifier>(api_, logger_, product_, weight_);
   return std::make_unique<CompiledNBits>(api_, product_, std::move(weight), std::move(constant_bias),
                                          place_of(api_, compiled, a_),
                                          bias_.empty() ? kNone : place_of(api_, compiled, bias_), std::move(verifier));

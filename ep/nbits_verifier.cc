@@ -4,7 +4,6 @@
 #include <cmath>
 #include <sstream>
 
-#include "kernels/bit_planes.h"
 #include "kernels/half.h"
 #include "options.h"
 
@@ -12,25 +11,14 @@ namespace onnxpress {
 namespace {
 
 std::vector<float> dequantize(const NBitsSource& source) {
-  const std::int64_t blocks = source.blocks(), blob = source.block_size * source.bits / 8;
-  const std::int64_t zero_bytes = packed_bytes(blocks, source.bits);
-  std::vector<std::uint8_t> codes(static_cast<std::size_t>(source.block_size));
-  std::vector<std::uint8_t> zeros(static_cast<std::size_t>(blocks), static_cast<std::uint8_t>(1 << (source.bits - 1)));
-  std::vector<float> weight(static_cast<std::size_t>(source.N * source.K));
+  std::vector<float> weight;
+  weight.reserve(static_cast<std::size_t>(source.N * source.K));
   for (std::int64_t n = 0; n < source.N; ++n) {
-    if (source.zero_points != nullptr) {
-      unpack_planes(source.zero_points + n * zero_bytes, blocks, source.bits, zeros.data());
-    }
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const std::int64_t at = n * blocks + block, k = block * source.block_size;
-      unpack_planes(source.codes + at * blob, source.block_size, source.bits, codes.data());
-      const float zero = source.float_zero_points != nullptr ? scale_at(source, source.float_zero_points, at)
-                                                             : zeros[static_cast<std::size_t>(block)];
-      const float scale = scale_at(source, source.scales, at);
-      for (std::int64_t i = 0; i < std::min(source.block_size, source.K - k); ++i) {
-        weight[static_cast<std::size_t>(n * source.K + k + i)] =
-            (static_cast<float>(codes[static_cast<std::size_t>(i)]) - zero) * scale;
-      }
+    for (std::int64_t k = 0; k < source.K; ++k) {
+      const std::int64_t block = k / source.block_size;
+      const float zero =
+          source.float_zero_points != nullptr ? source.float_zero_point(block, n) : source.zero_point(block, n);
+      weight.push_back((static_cast<float>(source.code(k, n)) - zero) * source.scale(block, n));
     }
   }
   return weight;

@@ -13,6 +13,7 @@ bool same(const PackedWeight& a, const PackedWeight& b) {
   const NBitsWeight &v = a.view, &w = b.view;
   const bool same_layout = v.K == w.K && v.N == w.N && v.bits == w.bits && v.block_size == w.block_size &&
                            (v.half_scales == nullptr) == (w.half_scales == nullptr) &&
+                           (v.bfloat16_scales == nullptr) == (w.bfloat16_scales == nullptr) &&
                            (v.zero_points == nullptr) == (w.zero_points == nullptr) &&
                            (v.float_zero_points == nullptr) == (w.float_zero_points == nullptr);
   return same_layout && a.bytes == b.bytes && std::memcmp(a.memory.get(), b.memory.get(), a.bytes) == 0;

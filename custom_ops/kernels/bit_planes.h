@@ -3,18 +3,23 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace onnxpress {
 
-// body(width, shift) for each plane of `bits`.
+// body(width, shift) for each plane of `bits`; the width is a constant of the type std::integral_constant.
 template <class Body>
 void for_each_plane(int bits, const Body& body) {
   int shift = 0;
-  for (int width : {8, 4, 2, 1}) {
-    if ((bits & width) == 0) continue;
+  const auto visit = [&](auto width) {
+    if ((bits & width) == 0) return;
     body(width, shift);
     shift += width;
-  }
+  };
+  visit(std::integral_constant<int, 8>());
+  visit(std::integral_constant<int, 4>());
+  visit(std::integral_constant<int, 2>());
+  visit(std::integral_constant<int, 1>());
 }
 
 inline std::int64_t plane_bytes(std::int64_t count, int width) { return (count * width + 7) / 8; }
@@ -25,34 +30,20 @@ inline std::int64_t packed_bytes(std::int64_t count, int bits) {
   return bytes;
 }
 
-// Adds a plane to `count` codes. The width is a constant so that the loop over whole bytes becomes vectors: this is
-// most of the time it takes to load a model.
-template <int Width>
-void unpack_plane(const std::uint8_t* packed, std::int64_t count, int shift, std::uint8_t* codes) {
-  constexpr int kPerByte = 8 / Width, kMask = (1 << Width) - 1;
-  const auto field = [&](std::int64_t byte, int j) { return (packed[byte] >> (j * Width) & kMask) << shift; };
-  const std::int64_t whole = count / kPerByte;
-  for (std::int64_t byte = 0; byte < whole; ++byte) {
-    for (int j = 0; j < kPerByte; ++j) {
-      std::uint8_t& code = codes[byte * kPerByte + j];
-      code = static_cast<std::uint8_t>(code | field(byte, j));
-    }
-  }
-  for (std::int64_t i = whole * kPerByte; i < count; ++i) {
-    codes[i] = static_cast<std::uint8_t>(codes[i] | field(whole, static_cast<int>(i % kPerByte)));
-  }
+// Code `index` of `count`.
+inline std::uint8_t unpack_one(const std::uint8_t* packed, std::int64_t count, int bits, std::int64_t index) {
+  int code = 0;
+  for_each_plane(bits, [&](int width, int shift) {
+    const int field = packed[index * width / 8] >> (index * width % 8) & ((1 << width) - 1);
+    code |= field << shift;
+    packed += plane_bytes(count, width);
+  });
+  return static_cast<std::uint8_t>(code);
 }
 
 // `count` codes, one a byte, out of packed_bytes(count, bits).
 inline void unpack_planes(const std::uint8_t* packed, std::int64_t count, int bits, std::uint8_t* codes) {
-  for (std::int64_t i = 0; i < count; ++i) codes[i] = 0;
-  for_each_plane(bits, [&](int width, int shift) {
-    if (width == 8) unpack_plane<8>(packed, count, shift, codes);
-    if (width == 4) unpack_plane<4>(packed, count, shift, codes);
-    if (width == 2) unpack_plane<2>(packed, count, shift, codes);
-    if (width == 1) unpack_plane<1>(packed, count, shift, codes);
-    packed += plane_bytes(count, width);
-  });
+  for (std::int64_t i = 0; i < count; ++i) codes[i] = unpack_one(packed, count, bits, i);
 }
 
 // The inverse of `unpack_planes`; bits past the last code are zero.

@@ -11,6 +11,7 @@
 
 #include "kernels/aligned.h"
 #include "kernels/cpu_isa.h"
+#include "kernels/nbits_source.h"
 #include "kernels/parallel.h"
 
 namespace onnxpress {
@@ -18,39 +19,20 @@ namespace onnxpress {
 inline constexpr std::int64_t kTile = 16;
 inline constexpr std::int64_t kSpan = 32;
 
-enum class ScaleType { kFloat32, kFloat16, kBFloat16 };
-
-// A weight as ONNX stores it: see `dequantize` in reference.py for the meaning.
-struct NBitsSource {
-  std::int64_t K = 0;
-  std::int64_t N = 0;
-  int bits = 0;
-  std::int64_t block_size = 0;
-  const std::uint8_t* codes = nullptr;  // [N, blocks, block_size * bits / 8]
-  const void* scales = nullptr;         // [N, blocks]
-  ScaleType scale_type = ScaleType::kFloat32;
-  const std::uint8_t* zero_points = nullptr;  // [N, bytes of blocks codes], or null
-  const void* float_zero_points = nullptr;    // [N, blocks] of scale_type, or null
-
-  std::int64_t blocks() const { return (K + block_size - 1) / block_size; }
-};
-
-// Of `scales` or `float_zero_points`.
-float scale_at(const NBitsSource& source, const void* values, std::int64_t index);
-
 // A packed weight, as plain pointers: files compiled for one instruction set see no code of the standard library.
 struct NBitsWeight {
   std::int64_t K = 0;
   std::int64_t N = 0;
-  std::int64_t block_size = 0;
+  std::int64_t block_size = 0;  // 16, or a multiple of 32 up to 256
   std::int64_t tiles = 0;
   std::int64_t padded_k = 0;  // whole blocks and whole spans
   std::int64_t blocks = 0;    // of padded_k; scales of the added ones are 0
   int bits = 0;
   const std::uint8_t* codes = nullptr;  // [tiles, padded_k / 32, 64 * bits]
-  // Scales keep the 16 bits they came with: at block 32 they are an eighth of a 4-bit weight's traffic.
-  const float* scales = nullptr;               // [tiles, blocks, 16], or
-  const std::uint16_t* half_scales = nullptr;  // the same as float16
+  // At block 32, scales of float32 are a fifth of a 4-bit weight's traffic, of 16 bits a ninth.
+  const float* scales = nullptr;                   // [tiles, blocks, 16], or
+  const std::uint16_t* half_scales = nullptr;      // the same as float16, or
+  const std::uint16_t* bfloat16_scales = nullptr;  // as bfloat16
   // Neither: 2^(bits - 1) everywhere.
   const std::uint8_t* zero_points = nullptr;  // [tiles, blocks, 16], or
   const float* float_zero_points = nullptr;   // the same as float32

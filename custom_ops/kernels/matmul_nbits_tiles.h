@@ -59,7 +59,9 @@ inline const std::uint8_t* span_of(const NBitsWeight& w, std::int64_t tile, std:
 template <class S>
 inline typename S::F32 scale_of(const NBitsWeight& w, std::int64_t tile, std::int64_t block) {
   const std::int64_t at = (tile * w.blocks + block) * kTile;
-  return w.half_scales != nullptr ? S::load_half(w.half_scales + at) : S::load(w.scales + at);
+  if (w.half_scales != nullptr) return S::load_half(w.half_scales + at);
+  if (w.bfloat16_scales != nullptr) return S::load_bfloat16(w.bfloat16_scales + at);
+  return S::load(w.scales + at);
 }
 
 template <class S>

@@ -1,5 +1,7 @@
-// From the ONNX layout, a row of blocks an output channel, to the tiles that the kernels read.
-#include <vector>
+// From the ONNX layouts to the tiles that the kernels read, at the speed of the memory nearly: it is most of the time
+// that it takes to load a model.
+#include <algorithm>
+#include <cstring>
 
 #include "kernels/bit_planes.h"
 #include "kernels/half.h"
@@ -8,94 +10,277 @@
 namespace onnxpress {
 namespace {
 
+constexpr int kGroups = 8;  // of 4 k in a span
+constexpr std::uint32_t kEachByte = 0x01010101u;
+
 std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 
-// Where the parts of a packed weight lie in its memory.
-struct Layout {
-  std::size_t codes, scales, zero_points, float_zero_points, end;
-};
-
-Layout layout_of(const NBitsSource& source, const NBitsWeight& w) {
-  const auto numbers = static_cast<std::size_t>(w.tiles * w.blocks * kTile);
-  const std::size_t scale_bytes = source.scale_type == ScaleType::kFloat16 ? 2 : 4;
-  const auto codes = static_cast<std::size_t>(w.tiles * w.padded_k * kTile / 8) * static_cast<std::size_t>(w.bits);
-  Layout at{};
-  at.scales = codes;
-  at.zero_points = at.scales + numbers * scale_bytes;
-  at.float_zero_points = at.zero_points + (source.zero_points != nullptr ? numbers : 0);
-  at.end = at.float_zero_points + (source.float_zero_points != nullptr ? numbers * sizeof(float) : 0);
-  return at;
+// Blocks of the packed form divide those of the source: short enough that activations, which are rounded block by
+// block, keep outliers to themselves, and that sums of int32 cannot overflow.
+std::int64_t packed_block_size(const NBitsSource& source) {
+  const std::int64_t own = source.block_size >= source.K ? round_up(source.K, kSpan) : source.block_size;
+  for (std::int64_t size = 256; size >= kSpan; size -= kSpan) {
+    if (own % size == 0) return size;
+  }
+  return kTile;
 }
 
-// The codes of span `span` of one tile, [column][32], into bit planes of lines.
-void pack_span(const std::uint8_t* codes, int bits, std::uint8_t* out) {
-  for_each_plane(bits, [&](int width, int shift) {
-    const int mask = (1 << width) - 1;
-    for (int k = 0; k < kSpan; ++k) {
-      const int group = k / 4;
-      std::uint8_t* line = out + 64 * (group % width) + k % 4;
-      const int bit = group / width * width;
-      for (int column = 0; column < kTile; ++column) {
-        const int field = codes[column * kSpan + k] >> shift & mask;
-        line[4 * column] = static_cast<std::uint8_t>(line[4 * column] | field << bit);
-      }
+// A word a column. Compilers split it into the vectors of the machine, which they do not do to loops over its words.
+using Words = std::uint32_t __attribute__((vector_size(4 * kTile)));
+
+// A span of a tile, one code a byte: group g has the codes of k = 4 g to 4 g + 3, the first in the lowest byte of a
+// word.
+struct Span {
+  Words groups[kGroups];
+};
+
+// Four fields of Width bits side by side in the low bits of each word, to one a byte.
+template <int Width>
+void spread(Words& words) {
+  constexpr std::uint32_t kField = (1u << Width) - 1;
+  constexpr std::uint32_t kPair = (1u << (2 * Width % 32)) - 1;
+  if constexpr (Width < 8) {
+    words &= (1u << (4 * Width % 32)) - 1;
+    words = (words | words << (16 - 2 * Width)) & (kPair | kPair << 16);
+    words = (words | words << (8 - Width)) & kField * kEachByte;
+  }
+}
+
+// One bit plane of a span: its bytes of the first 16 k, and of the others, in the first column. `left` codes are left.
+template <int Width>
+void add_plane(const std::uint8_t* first, const std::uint8_t* second, std::int64_t column_bytes, std::int64_t left,
+               int shift, Span& span) {
+  constexpr std::size_t kHalf = 2 * Width;
+  const auto bytes = [](std::int64_t codes) {
+    return static_cast<std::size_t>(plane_bytes(std::clamp<std::int64_t>(codes, 0, kTile), Width));
+  };
+  Words words[Width];
+  for (int c = 0; c < kTile; ++c, first += column_bytes, second += column_bytes) {
+    std::uint32_t column[Width];
+    auto* to = reinterpret_cast<std::uint8_t*>(column);
+    if (left >= kSpan) {
+      std::memcpy(to, first, kHalf);
+      std::memcpy(to + kHalf, second, kHalf);
+    } else {
+      std::memset(to, 0, sizeof column);
+      std::memcpy(to, first, bytes(left));
+      std::memcpy(to + kHalf, second, bytes(left - kTile));
     }
-    out += 64 * width;
+    for (int i = 0; i < Width; ++i) words[i][c] = column[i];
+  }
+  for (int g = 0; g < kGroups; ++g) {
+    Words fields = words[Width * g / 8] >> (4 * Width * g % 32);
+    spread<Width>(fields);
+    span.groups[g] = shift == 0 ? fields : span.groups[g] | fields << shift;
+  }
+}
+
+// Columns one after the other; kColumns is a single block of K codes.
+void read_columns(const NBitsSource& source, std::int64_t column, std::int64_t k, Span& span) {
+  const bool flat = source.layout == NBitsSource::Layout::kColumns;
+  const std::int64_t size = flat ? source.K : source.block_size;
+  const std::int64_t bytes = packed_bytes(size, source.bits);
+  const std::int64_t column_bytes = flat ? bytes : source.blocks() * bytes;
+  const std::int64_t left = source.K - k;
+  const std::uint8_t* plane = source.codes + column * column_bytes;
+  for_each_plane(source.bits, [&](auto width, int shift) {
+    constexpr int kWidth = decltype(width)::value;
+    const auto half = [&](std::int64_t at) { return plane + at / size * bytes + at % size * kWidth / 8; };
+    add_plane<kWidth>(half(k), half(left > kTile ? k + kTile : k), column_bytes, left, shift, span);
+    plane += plane_bytes(size, kWidth);
+  });
+  // Nothing of what may stand behind the last code.
+  for (std::int64_t i = std::max<std::int64_t>(left, 0); i < kSpan; ++i) span.groups[i / 4] &= ~(255u << (8 * (i % 4)));
+}
+
+// Rows one after the other, four at a time: a byte of each goes into the word of its column.
+template <int Bits>
+void read_rows(const NBitsSource& source, std::int64_t column, std::int64_t k, Span& span) {
+  using Bytes = std::uint8_t __attribute__((vector_size(kTile)));
+  using Pairs = std::uint16_t __attribute__((vector_size(2 * kTile)));
+  for (int g = 0; g < kGroups; ++g) {
+    Bytes rows[4] = {};
+    std::uint8_t packed[4][kTile * Bits / 8] = {};
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(4, source.K - k - 4 * g); ++i) {
+      std::memcpy(packed[i], source.codes + ((k + 4 * g + i) * source.N + column) * Bits / 8, sizeof packed[i]);
+    }
+    if constexpr (Bits == 4) {
+      Pairs fours;
+      std::memcpy(&fours, packed, sizeof fours);
+      auto codes = __builtin_convertvector(fours, Words);
+      spread<4>(codes);
+      std::memcpy(rows, &codes, sizeof rows);
+    } else {
+      std::memcpy(rows, packed, sizeof rows);
+    }
+    Pairs pairs[4];
+    for (int i = 0; i < 4; ++i) pairs[i] = __builtin_convertvector(rows[i], Pairs);
+    for (int i : {0, 2}) pairs[i] |= pairs[i + 1] << 8;
+    span.groups[g] = __builtin_convertvector(pairs[0], Words) | __builtin_convertvector(pairs[2], Words) << 16;
+  }
+}
+
+// Code by code: for the last columns of a weight, and for 4 bits where columns begin in the middle of a byte.
+void read_codes(const NBitsSource& source, std::int64_t column, std::int64_t k, Span& span) {
+  span = {};
+  for (std::int64_t i = 0; i < std::min(kSpan, source.K - k); ++i) {
+    for (std::int64_t c = 0; c < std::min(kTile, source.N - column); ++c) {
+      span.groups[i / 4][c] |= static_cast<std::uint32_t>(source.code(k + i, column + c)) << (8 * (i % 4));
+    }
+  }
+}
+
+// Codes of a tile as unsigned, zero beyond K and N.
+void read_span(const NBitsSource& source, std::int64_t tile, std::int64_t k, Span& span) {
+  const std::int64_t column = tile * kTile;
+  const bool in_rows = source.layout == NBitsSource::Layout::kRows;
+  const bool whole_bytes =
+      source.layout == NBitsSource::Layout::kBlocks || source.bits == 8 || (in_rows ? source.N : source.K) % 2 == 0;
+  if (source.N - column < kTile || !whole_bytes) return read_codes(source, column, k, span);
+  if (!in_rows) {
+    read_columns(source, column, k, span);
+  } else if (source.bits == 4) {
+    read_rows<4>(source, column, k, span);
+  } else {
+    read_rows<8>(source, column, k, span);
+  }
+  if (!source.is_signed) return;
+  for (std::int64_t i = 0; i < std::min(kSpan, source.K - k); ++i) {
+    span.groups[i / 4] ^= 1u << (source.bits - 1 + 8 * (i % 4));
+  }
+}
+
+// Into bit planes of lines.
+void write_span(const Span& span, int bits, std::uint8_t* out) {
+  for_each_plane(bits, [&](auto width, int shift) {
+    constexpr int kWidth = decltype(width)::value;
+    constexpr std::uint32_t kFields = ((1u << kWidth) - 1) * kEachByte;
+    Words lines[kWidth] = {};
+    for (int g = 0; g < kGroups; ++g) lines[g % kWidth] |= (span.groups[g] >> shift & kFields) << (g / kWidth * kWidth);
+    std::memcpy(out, lines, sizeof lines);
+    out += sizeof lines;
   });
 }
 
-void pack_tile(const NBitsSource& source, const NBitsWeight& w, const Layout& at, std::uint8_t* memory,
-               std::int64_t tile, std::uint8_t* scratch) {
-  const std::int64_t blocks = source.blocks();
-  const std::int64_t blob = source.block_size * source.bits / 8;
-  const std::int64_t zero_bytes = packed_bytes(blocks, source.bits);
-  std::uint8_t* codes = scratch;                     // [padded_k] of one column
-  std::uint8_t* lanes = scratch + w.padded_k;        // [padded_k / 32][16][32]
-  std::uint8_t* zeros = lanes + w.padded_k * kTile;  // [blocks] of one column
-  std::memset(scratch, 0, static_cast<std::size_t>(w.padded_k * (kTile + 1)));
-  for (std::int64_t column = 0; column < kTile; ++column) {
-    const std::int64_t n = tile * kTile + column;
-    if (n >= source.N) break;
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      unpack_planes(source.codes + (n * blocks + block) * blob, source.block_size, source.bits,
-                    codes + block * source.block_size);
-    }
-    for (std::int64_t k = 0; k < source.K; k += kSpan) {
-      std::memcpy(lanes + k * kTile + column * kSpan, codes + k,
-                  static_cast<std::size_t>(source.K - k < kSpan ? source.K - k : kSpan));
-    }
-    if (source.zero_points != nullptr) unpack_planes(source.zero_points + n * zero_bytes, blocks, source.bits, zeros);
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const auto to = static_cast<std::size_t>((tile * w.blocks + block) * kTile + column);
-      const std::int64_t from = n * blocks + block;
-      if (source.scale_type == ScaleType::kFloat16) {
-        reinterpret_cast<std::uint16_t*>(memory + at.scales)[to] =
-            static_cast<const std::uint16_t*>(source.scales)[from];
+// Tiles that are read together: rows give whole cache lines.
+std::int64_t tiles_at_once(const NBitsSource& source) {
+  return source.layout == NBitsSource::Layout::kRows ? 32 / source.bits : 1;
+}
+
+void pack_codes(const NBitsSource& source, const NBitsWeight& w, std::int64_t first, std::int64_t end,
+                std::uint8_t* memory) {
+  for (std::int64_t k = 0; k < w.padded_k; k += kSpan) {
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      Span span;
+      if (k < w.K) {
+        read_span(source, tile, k, span);
       } else {
-        reinterpret_cast<float*>(memory + at.scales)[to] = scale_at(source, source.scales, from);
+        span = {};
       }
-      if (source.zero_points != nullptr) memory[at.zero_points + to] = zeros[block];
-      if (source.float_zero_points != nullptr) {
-        reinterpret_cast<float*>(memory + at.float_zero_points)[to] = scale_at(source, source.float_zero_points, from);
-      }
+      write_span(span, w.bits, memory + (tile * w.padded_k + k) * kTile / 8 * w.bits);
     }
   }
-  std::uint8_t* out = memory + tile * w.padded_k * kTile / 8 * w.bits;
-  for (std::int64_t k = 0; k < w.padded_k; k += kSpan, out += 64 * w.bits) pack_span(lanes + k * kTile, w.bits, out);
+}
+
+// value(block of the source, column) for every packed block and column of a tile.
+template <class T, class Value>
+void pack_numbers(const NBitsSource& source, const NBitsWeight& w, std::int64_t tile, T* out, const Value& value) {
+  const std::int64_t first = tile * kTile, columns = std::min(kTile, w.N - first);
+  out += tile * w.blocks * kTile;
+  for (std::int64_t k = 0; k < w.K; k += w.block_size, out += kTile) {
+    const std::int64_t block = k / source.block_size;
+    for (std::int64_t c = 0; c < columns; ++c) out[c] = value(block, first + c);
+  }
+}
+
+// The upper half of a float, exact where the lower half is zero.
+std::uint16_t upper_half(float value) { return static_cast<std::uint16_t>(float_to_bits(value) >> 16); }
+
+// The zero points are a weight of one row a block.
+void pack_zero_points(const NBitsSource& source, const NBitsWeight& w, std::int64_t tile, std::uint8_t* out) {
+  if (source.blocks() == 1) {
+    return pack_numbers(source, w, tile, out, [&](auto... at) { return source.zero_point(at...); });
+  }
+  NBitsSource zeros = source;
+  zeros.codes = source.zero_points;
+  zeros.K = zeros.block_size = source.blocks();
+  Span span;
+  std::int64_t known = -1;
+  out += tile * w.blocks * kTile;
+  for (std::int64_t k = 0; k < w.K; k += w.block_size, out += kTile) {
+    const std::int64_t block = k / source.block_size;
+    if (block / kSpan != known) {
+      known = block / kSpan;
+      read_span(zeros, tile, known * kSpan, span);
+    }
+    const Words words = span.groups[block % kSpan / 4] >> (block % 4 * 8);
+    for (int c = 0; c < kTile; ++c) out[c] = static_cast<std::uint8_t>(words[c]);
+  }
+}
+
+bool is_bfloat16(float value) { return (float_to_bits(value) & 0xffffu) == 0; }
+
+// At most 11 significant bits, within the range, and whole steps of 2^-24: those of 0.5 + magnitude, where it counts.
+bool is_half(float value) {
+  const std::uint32_t bits = float_to_bits(value);
+  const float magnitude = bits_to_float(bits & 0x7fffffffu);
+  return static_cast<int>((bits & 0x1fffu) == 0) & static_cast<int>(magnitude <= 65504.0f) &
+         static_cast<int>((magnitude + 0.5f) - 0.5f == magnitude);
+}
+
+// Whether all scales are numbers of a shorter type; in stretches, which compilers turn into vectors.
+template <class Is>
+bool all_scales(const NBitsSource& source, const Is& is) {
+  const auto* scales = static_cast<const float*>(source.scales);
+  const std::int64_t count = source.scale_index(source.blocks() - 1, source.N - 1) + 1;
+  for (std::int64_t begin = 0; begin < count; begin += 1024) {
+    int all = 1;
+    for (std::int64_t i = begin; i < std::min(count, begin + 1024); ++i) all &= static_cast<int>(is(scales[i]));
+    if (all == 0) return false;
+  }
+  return true;
+}
+
+// Scales keep the 16 bits that they have, or that they had before they were widened.
+ScaleType packed_scale_type(const NBitsSource& source) {
+  if (source.scale_type != ScaleType::kFloat32) return source.scale_type;
+  if (all_scales(source, is_bfloat16)) return ScaleType::kBFloat16;
+  return all_scales(source, is_half) ? ScaleType::kFloat16 : ScaleType::kFloat32;
+}
+
+// Where the parts of a packed weight lie in its memory.
+struct Places {
+  std::size_t scales, zero_points, float_zero_points, end;
+};
+
+Places places_of(const NBitsSource& source, const NBitsWeight& w, ScaleType scale_type) {
+  const auto numbers = static_cast<std::size_t>(w.tiles * w.blocks * kTile);
+  const bool floats = source.float_zero_points != nullptr;
+  Places at{};
+  at.scales = static_cast<std::size_t>(w.tiles * w.padded_k * kTile / 8) * static_cast<std::size_t>(w.bits);
+  at.zero_points = at.scales + numbers * (scale_type == ScaleType::kFloat32 ? 4 : 2);
+  at.float_zero_points = at.zero_points + (floats || source.symmetric() ? 0 : numbers);
+  at.end = at.float_zero_points + (floats ? numbers * sizeof(float) : 0);
+  return at;
+}
+
+void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type, std::int64_t tile, void* out) {
+  const auto index = [&](std::int64_t block, std::int64_t n) { return source.scale_index(block, n); };
+  const auto* floats = static_cast<const float*>(source.scales);
+  const auto* shorts = static_cast<const std::uint16_t*>(source.scales);
+  auto* short_out = static_cast<std::uint16_t*>(out);
+  if (type == ScaleType::kFloat32) {
+    pack_numbers(source, w, tile, static_cast<float*>(out), [&](auto... at) { return floats[index(at...)]; });
+  } else if (source.scale_type != ScaleType::kFloat32) {
+    pack_numbers(source, w, tile, short_out, [&](auto... at) { return shorts[index(at...)]; });
+  } else if (type == ScaleType::kFloat16) {
+    pack_numbers(source, w, tile, short_out, [&](auto... at) { return float_to_half(floats[index(at...)]); });
+  } else {
+    pack_numbers(source, w, tile, short_out, [&](auto... at) { return upper_half(floats[index(at...)]); });
+  }
 }
 
 }  // namespace
-
-float scale_at(const NBitsSource& source, const void* values, std::int64_t index) {
-  switch (source.scale_type) {
-    case ScaleType::kFloat16:
-      return half_to_float(static_cast<const std::uint16_t*>(values)[index]);
-    case ScaleType::kBFloat16:
-      return bfloat16_to_float(static_cast<const std::uint16_t*>(values)[index]);
-    default:
-      return static_cast<const float*>(values)[index];
-  }
-}
 
 PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
   PackedWeight packed;
@@ -103,35 +288,43 @@ PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
   w.K = source.K;
   w.N = source.N;
   w.bits = source.bits;
-  w.block_size = source.block_size;
+  w.block_size = packed_block_size(source);
   w.tiles = round_up(w.N, kTile) / kTile;
   w.padded_k = round_up(round_up(w.K, w.block_size), kSpan);
   w.blocks = w.padded_k / w.block_size;
 
-  const Layout at = layout_of(source, w);
+  const ScaleType type = packed_scale_type(source);
+  const Places at = places_of(source, w, type);
   packed.memory = make_aligned<std::uint8_t>(at.end);
   packed.bytes = at.end;
   std::uint8_t* memory = packed.memory.get();
-  // One scratch for each piece, allocated here: pieces must not throw.
-  const std::int64_t pieces = w.tiles < 16 ? w.tiles : 16;
-  const auto scratch_bytes = static_cast<std::size_t>(w.padded_k * (kTile + 1) + w.blocks);
-  std::vector<std::uint8_t> scratch(scratch_bytes * static_cast<std::size_t>(pieces));
-  parallel.for_each(static_cast<std::size_t>(pieces), [&](std::size_t piece) {
-    for (auto tile = static_cast<std::int64_t>(piece); tile < w.tiles; tile += pieces) {
-      pack_tile(source, w, at, memory, tile, scratch.data() + piece * scratch_bytes);
+  auto* zero_points = at.zero_points != at.float_zero_points ? memory + at.zero_points : nullptr;
+  auto* float_zero_points = at.float_zero_points != at.end ? memory + at.float_zero_points : nullptr;
+  const std::int64_t stretch = tiles_at_once(source);
+  const std::int64_t stretches = round_up(w.tiles, stretch) / stretch;
+  parallel.for_each(static_cast<std::size_t>(stretches), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) * stretch;
+    const std::int64_t end = std::min(w.tiles, first + stretch);
+    pack_codes(source, w, first, end, memory);
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      pack_scales(source, w, type, tile, memory + at.scales);
+      if (source.zero_points != nullptr) pack_zero_points(source, w, tile, zero_points);
+      if (float_zero_points != nullptr) {
+        pack_numbers(source, w, tile, reinterpret_cast<float*>(float_zero_points),
+                     [&](auto... at) { return source.float_zero_point(at...); });
+      }
     }
   });
 
   w.codes = memory;
-  if (source.scale_type == ScaleType::kFloat16) {
-    w.half_scales = reinterpret_cast<const std::uint16_t*>(memory + at.scales);
-  } else {
+  if (type == ScaleType::kFloat32) {
     w.scales = reinterpret_cast<const float*>(memory + at.scales);
+  } else {
+    const auto* scales = reinterpret_cast<const std::uint16_t*>(memory + at.scales);
+    (type == ScaleType::kFloat16 ? w.half_scales : w.bfloat16_scales) = scales;
   }
-  if (source.zero_points != nullptr) w.zero_points = memory + at.zero_points;
-  if (source.float_zero_points != nullptr) {
-    w.float_zero_points = reinterpret_cast<const float*>(memory + at.float_zero_points);
-  }
+  w.zero_points = zero_points;
+  w.float_zero_points = reinterpret_cast<const float*>(float_zero_points);
   return packed;
 }
 

@@ -63,6 +63,13 @@ struct Avx2 {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))),
             _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
   }
+  static F32 load_bfloat16(const std::uint16_t* p) {
+    const auto half = [p](int at) {
+      const __m256i upper = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + at)));
+      return _mm256_castsi256_ps(_mm256_slli_epi32(upper, 16));
+    };
+    return {half(0), half(8)};
+  }
   static F32 load_bytes(const std::uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v)),

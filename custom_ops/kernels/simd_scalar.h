@@ -66,6 +66,9 @@ struct Scalar {
   static F32 load_half(const std::uint16_t* p) {
     return map([=](int i) { return half_to_float(p[i]); });
   }
+  static F32 load_bfloat16(const std::uint16_t* p) {
+    return map([=](int i) { return bfloat16_to_float(p[i]); });
+  }
   static F32 load_bytes(const std::uint8_t* p) {
     return map([=](int i) { return static_cast<float>(p[i]); });
   }

@@ -10,23 +10,23 @@ namespace {
 // Codes of a weight beyond this could overflow the sizes computed from them.
 constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
 
-ScaleType scale_type(ort::ElementType type) {
+}  // namespace
+
+ScaleType scale_type_of(ort::ElementType type) {
   if (type == ort::kFloat16) return ScaleType::kFloat16;
   return type == ort::kBFloat16 ? ScaleType::kBFloat16 : ScaleType::kFloat32;
 }
-
-}  // namespace
 
 NBitsProduct::NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes,
                            const NBitsTypes& types, Isa isa)
     : api_(api), label_(std::move(label)), attributes_(attributes), types_(types), isa_(isa) {
   const NBitsAttributes& a = attributes_;
   if (a.bits < 2 || a.bits > 8) reject("bits is " + std::to_string(a.bits) + ", must be 2 to 8");
-  if (a.block_size < 16 || a.block_size > 256 || (a.block_size & (a.block_size - 1)) != 0) {
-    reject("block_size is " + std::to_string(a.block_size) + ", must be a power of two from 16 to 256");
-  }
   if (a.K < 1 || a.N < 1 || a.K > kMostElements || a.N > kMostElements / a.K) {
     reject("K is " + std::to_string(a.K) + " and N is " + std::to_string(a.N) + ", must be positive sizes");
+  }
+  if (!is_block_size(a.block_size, a.K) || a.block_size > kMostElements / a.N) {
+    reject("block_size is " + std::to_string(a.block_size) + ", must be a multiple of 16, or K for one block");
   }
   if (a.accuracy_level < 0 || a.accuracy_level > 4) {
     reject("accuracy_level is " + std::to_string(a.accuracy_level) + ", must be 0 to 4");
@@ -41,9 +41,11 @@ NBitsSource NBitsProduct::weight(const ort::Value* codes, const ort::Value* scal
   source.N = a.N;
   source.bits = static_cast<int>(a.bits);
   source.block_size = a.block_size;
-  source.scale_type = scale_type(types_.scale);
-  const std::int64_t blocks = source.blocks();
-  source.codes = static_cast<const std::uint8_t*>(checked(codes, "B", {a.N, blocks, a.block_size * a.bits / 8}));
+  source.scale_type = scale_type_of(types_.scale);
+  const std::int64_t blocks = source.blocks(), block_bytes = packed_bytes(a.block_size, source.bits);
+  source.codes = static_cast<const std::uint8_t*>(checked(codes, "B", {a.N, blocks, block_bytes}));
+  source.scale_per_block = 1;
+  source.scale_per_column = blocks;
   source.scales = checked(scales, "scales", {a.N, blocks});
   if (zero_points != nullptr && types_.zero_point == ort::kUint8) {
     const std::int64_t bytes = packed_bytes(blocks, source.bits);

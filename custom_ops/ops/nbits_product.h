@@ -19,6 +19,9 @@ struct NBitsTypes {
   ort::ElementType activation, scale, zero_point;
 };
 
+// Of float32, float16 or bfloat16.
+ScaleType scale_type_of(ort::ElementType type);
+
 // What `compute` wrote: [M, N].
 struct NBitsOutput {
   std::int64_t M;

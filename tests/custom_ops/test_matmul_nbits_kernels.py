@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from onnxpress.custom_ops import _kernels, reference
 
 ISAS = _kernels.supported_isas()
 BITS = range(2, 9)
+SCALE_TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 # (M, K, N): odd N, K that is no multiple of a block or a span, single elements, rows that divide into no group.
 SHAPES = [
     (1, 1, 1),
@@ -74,6 +76,79 @@ def test_matches_reference(isa, bits, accuracy_level):
     # Rounding errors must cancel: a mean far from zero would be a bias of the kernel.
     everything = np.concatenate([e.ravel() for e in signed])
     assert abs(everything.mean()) < 0.02
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+def test_block_sizes(isa, bits, accuracy_level):
+    """Any multiple of 16, and one block for all of K, which then divides into nothing."""
+    rng = np.random.default_rng(bits)
+    sizes = [(48, 100), (96, 300), (160, 320), (512, 600), (1024, 1030), (4096, 70), (100, 100), (1, 1), (1290, 1290)]
+    for i, (block_size, K) in enumerate(sizes):
+        zero_points, scale_type = ((None, "packed", "float")[(i + bits) % 3], SCALE_TYPES[(i + bits // 3) % 3])
+        packed, scales, zeros = make_weight(rng, bits, block_size, K, 33, zero_points, scale_type)
+        A = rng.standard_normal((1 + i % 2 * 6, K)).astype(np.float32)
+        A[:, ::97] *= 30  # outliers, which a block should keep to itself
+        arguments = {"bits": bits, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
+        got, ran = _kernels.matmul_nbits(A, packed, scales, zeros, None, **arguments, isa=isa)
+        want = reference.matmul_nbits(A, packed, scales, zeros, **arguments)
+        assert ran == isa
+        assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, zeros, bits, block_size, K)), (block_size, K)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("scale_type", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("M", [1, 5])
+def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_type, M):
+    """Also those that come as float32, with the same results to the last bit; one scale that does not fit widens all.
+
+    float16 with its subnormals, its largest number and both zeros.
+    """
+    rng = np.random.default_rng(0)
+    arguments = {"bits": 4, "block_size": 32, "K": 96}
+    packed, scales, zeros = make_weight(rng, 4, 32, 96, 48, "packed", scale_type)
+    scales[0] = [0, -0.0, 3 * 2.0**-24 if scale_type == np.float16 else 2.0**-120]
+    scales[1] = [65504, 2.0**-14, -(2.0**-14) - 2.0**-24] if scale_type == np.float16 else [2.0**120, 2.0**-126, 1]
+    wide = scales.astype(np.float32)
+    spoiled = wide.copy()
+    spoiled[-1, -1] = np.float32(1 + 2.0**-12 if scale_type == np.float16 else 1 + 2.0**-11)
+    sizes = [_kernels.pack(packed, each, zeros, **arguments).nbytes for each in (scales, wide, spoiled)]
+    assert sizes[0] == sizes[1] == sizes[2] - 2 * wide.size
+    A = rng.standard_normal((M, 96)).astype(np.float32)
+    results = []
+    for each in (scales, wide, spoiled):
+        got, ran = _kernels.matmul_nbits(
+            A, packed, each, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
+        )
+        assert ran == isa
+        results.append(got)
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2][:, :-1], results[0][:, :-1])
+    want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=accuracy_level)
+    assert np.all(np.abs(results[0] - want) <= tolerance(A, packed, scales, zeros, 4, 32, 96))
+
+
+@pytest.mark.parametrize(
+    ("scale", "short"),
+    [
+        (1.5, True),
+        (65504, True),
+        (65536 + 64, False),
+        (1 + 2**-11, False),
+        (513 * 2**-24, True),
+        ((1 + 2**-8) * 2**-20, False),
+        (np.inf, True),
+        (np.nan, True),
+        (0.1, False),
+    ],
+)
+def test_which_scales_fit_16_bits(scale, short):
+    """float16 ends at 65504 and at steps of 2**-24; bfloat16 has 8 bits, infinity and NaN."""
+    packed, scales, _ = make_weight(np.random.default_rng(0), 4, 32, 32, 16, None)
+    scales[:] = scale
+    assert _kernels.pack(packed, scales, None, bits=4, block_size=32, K=32).nbytes == 256 + 16 * (2 if short else 4)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -176,8 +251,10 @@ def test_no_rows():
     [
         ({"bits": 1}, "bits must be 2 to 8"),
         ({"bits": 9}, "bits must be 2 to 8"),
-        ({"block_size": 48}, "power of two"),
-        ({"block_size": 8}, "power of two"),
+        ({"block_size": 24}, "multiple of 16, or K, got 24"),
+        ({"block_size": 0}, "multiple of 16, or K, got 0"),
+        ({"block_size": 48}, "packed has the wrong shape"),
+        ({"block_size": 2**62}, "multiple of 16"),
         ({"K": 65}, "packed has the wrong shape"),
         ({"isa": "sse9"}, "unknown instruction set"),
     ],

@@ -142,6 +142,17 @@ def test_shape_inference_in_cpp():
     assert session(proto.SerializeToString()).get_outputs()[0].shape == [3, 5, 37]
 
 
+@pytest.mark.parametrize("block_size", [48, 512, 100])
+@pytest.mark.parametrize("bits", [3, 4, 7])
+def test_block_sizes(block_size, bits):
+    """Longer than those of the kernels, and one for all of K = 100; the function body says the same."""
+    model, arrays = make(bits=bits, block_size=block_size, zero_points="packed", function=True)
+    A = RNG.standard_normal((2, 3, 100)).astype(np.float32)
+    want = expected(A, arrays, bits=bits, block_size=block_size)
+    for ours in (True, False):
+        np.testing.assert_allclose(session(model, ours).run(None, {"A": A})[0], want, atol=1e-5 * np.abs(want).max())
+
+
 def test_ranks_and_empty_rows():
     for lead in ((), (4,), (1, 2, 3), (0,), (2, 0)):
         model, arrays = make(function=False, lead=lead)
@@ -205,8 +216,9 @@ def test_registering_twice_is_harmless():
     ("changes", "message"),
     [
         ({"bits": 9, "B": np.zeros((37, 4, 36), np.uint8)}, "bits is 9, must be 2 to 8"),
-        ({"block_size": 48}, "block_size is 48, must be a power of two from 16 to 256"),
-        ({"block_size": 512}, "block_size is 512"),
+        ({"block_size": 24}, "block_size is 24, must be a multiple of 16, or K for one block"),
+        ({"block_size": 512}, "input B has shape [37, 4, 16], but K=100"),
+        ({"block_size": 2**62}, "block_size is 4611686018427387904"),
         ({"block_size": -32}, "block_size is -32"),
         ({"K": 0}, "K is 0"),
         ({"N": -5}, "N is -5"),

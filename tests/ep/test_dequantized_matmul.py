@@ -25,35 +25,38 @@ def taken(session):
 
 def make(
     *, dtype="int4", block_size=32, layout="plain", zero_points=False, per="block", op="MatMul", bias=None, then=(),
-    scale=np.float32, size=K, axis=None, rank=2,
+    scale=np.float32, size=K, columns=N, axis=None, rank=2,
+    activation=None,
 ):  # fmt: skip
     """A model of one product and its weight [K, N] in float32."""
     rng = np.random.default_rng(3)
     low, high = RANGES[dtype]
     kind = getattr(ml_dtypes, dtype) if dtype.endswith("4") else np.dtype(dtype)
-    codes = rng.integers(low, high, (size, N))
+    codes = rng.integers(low, high, (size, columns))
     rows = {"block": -(-size // block_size), "column": 1, "tensor": 1}[per]
-    shape = (rows, 1 if per == "tensor" else N)
+    shape = (rows, 1 if per == "tensor" else columns)
     scales = rng.uniform(0.01, 0.02, shape).astype(scale)
     points = rng.integers(low, high, shape)
     spread = {"block": block_size, "column": size, "tensor": size}[per]
 
     def whole(values):
-        return np.broadcast_to(np.repeat(values, spread, axis=0)[:size], (size, N))
+        return np.broadcast_to(np.repeat(values, spread, axis=0)[:size], (size, columns))
 
     W = ((codes - (whole(points) if zero_points else 0)) * whole(scales.astype(np.float32))).astype(np.float32)
     turned = layout != "plain"
     stored = [values.T if turned else values for values in (codes, scales, points)]
     if per != "block":
         stored[1:] = [values.reshape(-1) if per == "column" else values.reshape(()) for values in stored[1:]]
-    b = graphs.Builder(21)
-    activation = ir.DataType.from_numpy(np.dtype(scale))
-    x = b.input("A", ["m"] + [3] * (rank - 2) + [size], activation)
+    b = graphs.Builder(23 if activation else 21)
+    kind_of_a = ir.DataType.from_numpy(np.dtype(activation or scale))
+    x = b.input("A", ["m"] + [3] * (rank - 2) + [size], kind_of_a)
     attributes = {"axis": int(turned) if per == "block" else int(not turned)}
     if axis is not None:
         attributes["axis"] = axis
     if per == "block":
         attributes["block_size"] = block_size
+    if activation is not None:
+        attributes["output_dtype"] = int(kind_of_a)
     parts = [b.constant("codes", stored[0].astype(kind)), b.constant("scales", np.ascontiguousarray(stored[1]))]
     if zero_points:
         parts.append(b.constant("points", stored[2].astype(kind)))
@@ -62,13 +65,15 @@ def make(
         w = b.op("Transpose", w, perm=[1, 0])
     inputs = [x, w]
     if bias:
-        inputs.append(b.constant("bias", rng.standard_normal(N).astype(scale)))
+        inputs.append(b.constant("bias", rng.standard_normal(columns).astype(scale)))
     y = b.op(op, *inputs, **({"transB": 1} if layout == "transB" else {}))
     for name in then:
-        other = [b.constant(f"added{len(b.graph)}", rng.standard_normal(N).astype(scale))] if name == "Add" else []
+        other = (
+            [b.constant(f"added{len(b.graph)}", rng.standard_normal(columns).astype(scale))] if name == "Add" else []
+        )
         y = b.op(name, y, *other)
-    b.output(y, ["m"] + [3] * (rank - 2) + [N], activation)
-    return b.model(10), W
+    b.output(y, ["m"] + [3] * (rank - 2) + [columns], kind_of_a)
+    return b.model(11 if activation else 10), W
 
 
 def check(model, W, *, expected, dtype=np.float32, tolerance=1e-5, rank=2, **given):
@@ -92,10 +97,40 @@ BOTH = ["DequantizeLinear", "MatMul"]
 
 
 @pytest.mark.parametrize("dtype", list(RANGES))
-@pytest.mark.parametrize("block_size", [16, 32, 48, 96, 128])
+@pytest.mark.parametrize("block_size", [16, 32, 48, 80, 96, 128])
 @pytest.mark.parametrize("zero_points", [False, True])
 def test_blocks(dtype, block_size, zero_points):
     check(*make(dtype=dtype, block_size=block_size, zero_points=zero_points), expected=BOTH)
+
+
+@pytest.mark.parametrize("dtype", list(RANGES))
+@pytest.mark.parametrize("layout", ["plain", "Transpose"])
+@pytest.mark.parametrize(("size", "columns"), [(96, 48), (100, 50), (101, 33), (33, 16), (1056, 160)])
+def test_layouts(dtype, layout, size, columns):
+    """Whole tiles and spans, parts of them, and columns and rows of 4 bits that begin in the middle of a byte."""
+    model = make(dtype=dtype, layout=layout, size=size, columns=columns, zero_points=True)
+    check(*model, expected=BOTH if layout == "plain" else [*BOTH, "Transpose"])
+
+
+@pytest.mark.parametrize(
+    ("scale", "activation"),
+    [
+        (ml_dtypes.bfloat16, np.float32),
+        (np.float16, np.float32),
+        (np.float32, np.float16),
+        (ml_dtypes.bfloat16, np.float16),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["int4", "uint8"])
+def test_scales_of_another_type(scale, activation, dtype):
+    """Against NumPy: ONNX Runtime itself has no such DequantizeLinear or makes a wrong node of it."""
+    model, W = make(scale=scale, activation=activation, dtype=dtype, zero_points=True)
+    session = ep.session(ir.to_proto(model).SerializeToString(), options(), accuracy_level=0)
+    assert taken(session) in (BOTH, None)
+    A = np.random.default_rng(0).standard_normal((3, K)).astype(activation)
+    (got,) = session.run(None, {"A": A})
+    want = A.astype(np.float32) @ W
+    np.testing.assert_allclose(got, want, atol=(1e-5 if activation == np.float32 else 1e-3) * np.abs(want).max())
 
 
 @pytest.mark.parametrize("size", [512, 1536, 300])

@@ -118,6 +118,53 @@ def test_nodes_of_our_domain(bits):
     np.testing.assert_allclose(got, A @ W + values, atol=1e-5 * np.abs(A @ W).max())
 
 
+@pytest.mark.parametrize("domain", ["com.microsoft", "onnxpress"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("block_size", [512, 4096])
+@pytest.mark.parametrize("level", [0, 4])
+def test_long_blocks(domain, bits, block_size, level):
+    model, *_, arrays = make(domain=domain, bits=bits, block_size=block_size, zero_points="packed", level=level)
+    session = ep.session(model, options())
+    assert taken(session) in (True, None)
+    A = rows()
+    (got,) = session.run(None, {"A": A})
+    want = reference.matmul_nbits(
+        A, arrays["B"], arrays["scales"], arrays["zero_points"],
+        bits=bits, block_size=block_size, K=K, accuracy_level=level,
+    )  # fmt: skip
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.mark.skipif(ort.__version__.startswith("1.23."), reason="ONNX Runtime 1.23 gives NaN for blocks beyond 256")
+@pytest.mark.parametrize("block_size", [512, 2048])
+def test_long_blocks_round_no_more_than_onnx_runtime(block_size, monkeypatch):
+    """Activations with outliers, which spoil no more than 256 others each."""
+    monkeypatch.setitem(globals(), "K", 2048)
+    model, W, *_ = make(block_size=block_size, level=4)
+    A = rows(64)
+    A[:, 7] *= 50
+    stock = ort.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
+    ours, theirs = (np.linalg.norm(s.run(None, {"A": A})[0] - A @ W) for s in (ep.session(model, options()), stock))
+    assert ours < 1.001 * theirs
+
+
+def test_blocks_that_onnx_runtime_has_not_are_left(capfd):
+    model, *_ = make(block_size=48)
+    with pytest.raises(Exception, match="block_size"):
+        ep.session(model, options(log_severity_level=1)).run(None, {"A": rows()})
+    assert "block_size is 48, no power of two from 16" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("block_size", [48, K, 100])
+def test_blocks_of_our_domain(block_size):
+    model, W, *_ = make(block_size=block_size, domain="onnxpress", bits=3, zero_points="packed")
+    session = ep.session(model, options())
+    assert taken(session) in (True, None)
+    A = rows()
+    (got,) = session.run(None, {"A": A})
+    np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
+
+
 def test_flat_scales_and_zero_points():
     model, W, *_ = make(zero_points="packed", flat=True)
     A = rows()
