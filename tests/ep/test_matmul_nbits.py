@@ -165,6 +165,31 @@ def test_blocks_of_our_domain(block_size):
     np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
 
 
+@pytest.mark.parametrize("activation", [np.float32, np.float16])
+@pytest.mark.parametrize("scale", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
+@pytest.mark.parametrize(("bits", "bias"), [(3, "input"), (4, None), (5, "constant"), (6, "input"), (7, None)])
+def test_every_form_of_our_domain(activation, scale, zero_points, bits, bias):
+    """All types, from no rows to four axes."""
+    model, W, values, arrays = make(
+        bits=bits, domain="onnxpress", activation=activation, scale=scale, zero_points=zero_points, bias=bias
+    )
+    proto = onnx.load_from_string(model)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    session = ep.session(proto.SerializeToString(), options())
+    assert taken(session) in (True, None)
+    rng = np.random.default_rng(6)
+    for shape in ((K,), (0, K), (5, K), (2, 0, K), (2, 3, K), (2, 1, 3, K)):
+        A = rng.standard_normal(shape).astype(activation)
+        (got,) = session.run(None, feeds_of(session, A, values, arrays))
+        want = A.astype(np.float32) @ W + values.astype(np.float32)
+        assert got.dtype == activation
+        assert got.shape == want.shape
+        tolerance = 1e-5 if activation == np.float32 else 2e-3
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max(initial=1))
+
+
 def test_flat_scales_and_zero_points():
     model, W, *_ = make(zero_points="packed", flat=True)
     A = rows()
