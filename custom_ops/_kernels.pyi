@@ -45,6 +45,19 @@ def matmul_nbits(
     accuracy_level: int = 0,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.float32], str]: ...
+def matmul_int8(
+    A: npt.NDArray[np.float32] | npt.NDArray[np.int8] | npt.NDArray[np.uint8],
+    weight: npt.NDArray[np.int8] | npt.NDArray[np.uint8],
+    zero_points: npt.NDArray[np.int8] | npt.NDArray[np.uint8] | None,
+    scales: npt.NDArray[np.float32] | None,
+    bias: npt.NDArray[np.float32] | None,
+    *,
+    input: tuple[float, int, bool],
+    output: tuple[float, int, bool] | None = None,
+    transposed: bool = False,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.generic], str]: ...
+def dynamic_format(values: npt.NDArray[np.float32], *, isa: str | None = None) -> tuple[float, int]: ...
 def dot_rate(seconds: float, *, isa: str | None = None) -> float: ...
 def read(memory: npt.NDArray[np.uint8], *, isa: str | None = None) -> None: ...
 def supported_isas() -> list[str]: ...

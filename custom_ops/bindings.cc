@@ -11,6 +11,7 @@
 #include "kernels/bit_planes.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/limits.h"
+#include "kernels/matmul_int8.h"
 #include "kernels/matmul_nbits.h"
 #include "kernels/quantize_blocks.h"
 
@@ -183,6 +184,92 @@ std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& pac
   return {Y, ran};
 }
 
+// int8 or uint8, C-contiguous.
+bool is_int8(const py::array& array, const char* name) {
+  require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
+  const bool is_signed = py::isinstance<py::array_t<std::int8_t>>(array);
+  require(is_signed || py::isinstance<Bytes>(array), std::string(name) + " must be int8 or uint8");
+  return is_signed;
+}
+
+// (scale, zero point, whether codes are int8)
+using FormatTuple = std::tuple<float, std::int32_t, bool>;
+
+Int8Format format_of(const FormatTuple& tuple) {
+  const auto [scale, zero_point, is_signed] = tuple;
+  require(zero_point >= (is_signed ? -128 : 0) && zero_point <= (is_signed ? 127 : 255), "zero point out of range");
+  return {scale, zero_point, is_signed};
+}
+
+// One number for all or one a column.
+bool is_per_column(const py::array& array, const char* name, std::int64_t N) {
+  const bool one = array.ndim() == 0 || (array.ndim() == 1 && array.shape(0) == 1);
+  if (!one) check_shape(array, name, {N});
+  return !one;
+}
+
+Int8Source int8_source_of(const py::array& weight, const std::optional<py::array>& zero_points,
+                          const std::optional<Floats>& scales, bool transposed) {
+  require(weight.ndim() == 2, "weight must have two axes");
+  Int8Source source;
+  source.K = weight.shape(transposed ? 1 : 0);
+  source.N = weight.shape(transposed ? 0 : 1);
+  source.transposed = transposed;
+  source.is_signed = is_int8(weight, "weight");
+  source.codes = static_cast<const std::uint8_t*>(weight.data());
+  if (zero_points) {
+    require(is_int8(*zero_points, "zero_points") == source.is_signed, "zero_points must have the type of weight");
+    source.zero_points = static_cast<const std::uint8_t*>(zero_points->data());
+    source.zero_point_per_column = is_per_column(*zero_points, "zero_points", source.N);
+  }
+  if (scales) {
+    source.scales = scales->data();
+    source.scale_per_column = is_per_column(*scales, "scales", source.N);
+  }
+  return source;
+}
+
+std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::array& weight,
+                                                 const std::optional<py::array>& zero_points,
+                                                 const std::optional<Floats>& scales, const std::optional<Floats>& bias,
+                                                 const FormatTuple& input, const std::optional<FormatTuple>& output,
+                                                 bool transposed, const std::optional<std::string>& isa) {
+  const Int8Source source = int8_source_of(weight, zero_points, scales, transposed);
+  require(A.ndim() == 2, "A must have two axes");
+  check_shape(A, "A", {A.shape(0), source.K});
+  if (bias) check_shape(*bias, "bias", {source.N});
+  const Sequential alone;
+  const PackedInt8 packed = pack(source, alone);
+  Int8Problem problem;
+  problem.input = format_of(input);
+  if (py::isinstance<Floats>(A)) {
+    problem.floats = static_cast<const float*>(A.data());
+  } else {
+    require(is_int8(A, "A") == problem.input.is_signed, "A must be float32 or of the input's type");
+    problem.codes = static_cast<const std::uint8_t*>(A.data());
+  }
+  problem.M = A.shape(0);
+  problem.weight = &packed.view;
+  problem.bias = bias ? bias->data() : nullptr;
+  const std::vector<py::ssize_t> shape{A.shape(0), source.N};
+  py::array Y;
+  if (output) {
+    problem.output = format_of(*output);
+    Y = py::array(py::dtype(problem.output.is_signed ? "int8" : "uint8"), shape);
+    problem.codes_out = static_cast<std::uint8_t*>(Y.mutable_data());
+  } else {
+    Y = Floats(shape);
+    problem.floats_out = static_cast<float*>(Y.mutable_data());
+  }
+  const char* ran = matmul_int8(problem, isa_of(isa), alone);
+  return {Y, ran};
+}
+
+std::pair<float, std::int32_t> py_dynamic_format(const Floats& values, const std::optional<std::string>& isa) {
+  const Int8Format format = dynamic_format(values.data(), values.size(), isa_of(isa), Sequential());
+  return {format.scale, format.zero_point};
+}
+
 double py_dot_rate(double seconds, const std::optional<std::string>& isa) {
   const Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
@@ -222,6 +309,12 @@ PYBIND11_MODULE(_kernels, m) {
         py::arg("bias"), py::kw_only(), py::arg("bits"), py::arg("block_size"), py::arg("K"),
         py::arg("accuracy_level") = 0, py::arg("isa") = py::none(),
         "Returns y and the name of the instruction set whose code ran.");
+  m.def("matmul_int8", py_matmul_int8, py::arg("A"), py::arg("weight"), py::arg("zero_points"), py::arg("scales"),
+        py::arg("bias"), py::kw_only(), py::arg("input"), py::arg("output") = py::none(), py::arg("transposed") = false,
+        py::arg("isa") = py::none(),
+        "Formats are (scale, zero point, is signed). Returns y and the name of the instruction set whose code ran.");
+  m.def("dynamic_format", py_dynamic_format, py::arg("values"), py::kw_only(), py::arg("isa") = py::none(),
+        "Scale and zero point that DynamicQuantizeLinear chooses.");
   m.def("dot_rate", py_dot_rate, py::arg("seconds"), py::kw_only(), py::arg("isa") = py::none(),
         "int8 multiply-adds a second of one thread, out of registers.");
   m.def("read", py_read, py::arg("memory").noconvert(), py::kw_only(), py::arg("isa") = py::none(),

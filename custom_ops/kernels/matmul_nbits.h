@@ -13,10 +13,10 @@
 #include "kernels/cpu_isa.h"
 #include "kernels/nbits_source.h"
 #include "kernels/parallel.h"
+#include "kernels/tile.h"
 
 namespace onnxpress {
 
-inline constexpr std::int64_t kTile = 16;
 inline constexpr std::int64_t kSpan = 32;
 
 // A packed weight, as plain pointers: files compiled for one instruction set see no code of the standard library.

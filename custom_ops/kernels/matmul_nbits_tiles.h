@@ -1,4 +1,4 @@
-// What the kernels of MatMulNBits share: the packed weight as vectors, and groups of rows.
+// What the kernels of MatMulNBits share: the packed weight as vectors, and blocks of sums.
 //
 // Everything in the files that include this has internal linkage, and nothing comes from the standard library: the
 // linker keeps one copy of an inline function for all, and a copy compiled with AVX-512 must never serve a CPU without
@@ -8,27 +8,13 @@
 #include <cstdint>
 
 #include "kernels/matmul_nbits_kernels.h"
+#include "kernels/unroll.h"
 
 namespace onnxpress {
 namespace {
 
 constexpr int kGroups = 8;          // of 4 k in a span
 constexpr std::int64_t kLine = 64;  // bytes of a group: 16 columns x 4 k
-
-template <int I>
-struct Index {
-  static constexpr int value = I;
-};
-
-// body(Index<0>), body(Index<1>), ... body(Index<Count - 1>)
-template <int Count, int I = 0, class F>
-__attribute__((always_inline)) inline void unroll(const F& body) {
-  if constexpr (I < Count) {
-    body(Index<I>{});
-    unroll<Count, I + 1>(body);
-  }
-}
-#define ONNXPRESS_EACH(i) [&](auto i) __attribute__((always_inline))
 
 // Group G of a packed span: 64 unsigned codes.
 template <class S, int Bits, int G>
@@ -103,25 +89,6 @@ __attribute__((always_inline)) inline void store_sums(const NBitsProblem& p, std
       S::store(p.Y + (row + i.value) * N + column, y[i.value][t.value], N - column);
     });
   });
-}
-
-// body(Index<Rows>, row) with Rows as near S::kRows as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
-template <int Rows, class F>
-__attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std::int64_t row, const F& body) {
-  if constexpr (Rows > 1) {
-    if (rows < Rows) return call_with_rows<Rows - 1>(rows, row, body);
-  }
-  body(Index<Rows>{}, row);
-}
-
-template <class S, class F>
-void for_each_group_of_rows(std::int64_t begin, std::int64_t end, const F& body) {
-  std::int64_t groups = (end - begin + S::kRows - 1) / S::kRows;
-  for (std::int64_t row = begin; row < end; --groups) {
-    const std::int64_t rows = (end - row + groups - 1) / groups;
-    call_with_rows<S::kRows>(rows, row, body);
-    row += rows;
-  }
 }
 
 }  // namespace

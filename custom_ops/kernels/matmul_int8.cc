@@ -1,0 +1,81 @@
+#include "kernels/matmul_int8.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/matmul_int8_kernels.h"
+#include "kernels/pieces.h"
+
+namespace onnxpress {
+namespace {
+
+const Int8Kernels& kernels_of(Isa isa) {
+  (void)isa;
+  return int8_kernels_scalar();
+}
+
+// Room for the rows of one problem, kept by each calling thread.
+Int8Rows rows_buffer(const Int8Problem& p, std::int64_t row_step) {
+  static thread_local Aligned<std::uint8_t> memory;
+  static thread_local std::size_t capacity = 0;
+  Int8Rows rows{};
+  // An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
+  rows.stride = p.weight->padded_k / 64 % 2 != 0 ? p.weight->padded_k : p.weight->padded_k + 64;
+  const auto codes = static_cast<std::size_t>(ceil_div(p.M, row_step) * row_step * rows.stride);
+  const std::size_t bytes = codes + static_cast<std::size_t>(p.M) * sizeof(std::int32_t);
+  if (bytes > capacity) {
+    memory.reset();
+    capacity = 0;
+    memory = make_aligned<std::uint8_t>(bytes);
+    capacity = bytes;
+  }
+  rows.codes = memory.get();
+  rows.sums = reinterpret_cast<std::int32_t*>(memory.get() + codes);
+  rows.zero_point = p.input.zero_point + (p.input.is_signed ? 128 : 0);
+  return rows;
+}
+
+// Whole groups of tiles, so that every piece streams as many of them as the kernel can.
+std::int64_t tiles_a_piece(const Int8Problem& p) {
+  const std::int64_t group = 4;
+  const Int8Weight& w = *p.weight;
+  return clamp(ceil_div(kPieceOfWork, p.M * w.padded_k * kTile * group), 1, w.tiles) * group;
+}
+
+}  // namespace
+
+const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
+  const Int8Kernels& kernels = kernels_of(isa);
+  const Int8Weight& w = *p.weight;
+  if (p.M == 0 || w.N == 0) return kernels.isa;
+  const Sequential alone;
+  const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
+
+  const Int8Rows rows = rows_buffer(p, kernels.row_step);
+  for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
+  split(p.M, kernels.row_step, w.tiles, tiles_a_piece(p), parallel,
+        [&](auto... piece) { kernels.multiply(p, rows, piece...); });
+  return kernels.isa;
+}
+
+Int8Format dynamic_format(const float* values, std::int64_t count, Isa isa, const Parallel& pool) {
+  const Int8Kernels& kernels = kernels_of(isa);
+  constexpr std::int64_t kMostPieces = 64;
+  const std::int64_t size = std::max<std::int64_t>(ceil_div(count, kMostPieces), kPieceOfWork / 16);
+  Range ranges[kMostPieces] = {};
+  pool.for_each(static_cast<std::size_t>(ceil_div(count, size)), [&](std::size_t piece) {
+    const std::int64_t begin = static_cast<std::int64_t>(piece) * size;
+    ranges[piece] = kernels.range(values + begin, std::min(size, count - begin));
+  });
+  Range range{0, 0};
+  for (const Range& part : ranges) range = {std::min(range.low, part.low), std::max(range.high, part.high)};
+
+  Int8Format format;
+  if (range.high != range.low) format.scale = (range.high - range.low) / 255.0f;
+  // Written so that infinities give what ONNX Runtime gives.
+  const float zero_point = std::max(0.0f, std::min(255.0f, 0.0f - range.low / format.scale));
+  format.zero_point = static_cast<std::int32_t>(std::nearbyint(zero_point));
+  return format;
+}
+
+}  // namespace onnxpress

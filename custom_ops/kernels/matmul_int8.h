@@ -1,0 +1,73 @@
+// y = (a - zero_a) * (W - zero_w) * scale_a * scale_w + bias for activations and weights of 8 bits; the sums are exact.
+//
+// In detail: the sum over k is an int32 (modulo 2^32), its float32 is multiplied by the float32 scale_a * scale_w, and
+// the bias is added with a rounding of its own, so that every instruction set gives the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/aligned.h"
+#include "kernels/cpu_isa.h"
+#include "kernels/parallel.h"
+#include "kernels/tile.h"
+
+namespace onnxpress {
+
+// As ONNX stores it.
+struct Int8Source {
+  std::int64_t K = 0, N = 0;
+  const std::uint8_t* codes = nullptr;  // [K, N], or [N, K] if transposed
+  bool transposed = false;
+  bool is_signed = true;                      // codes and zero points are int8, else uint8
+  const std::uint8_t* zero_points = nullptr;  // one for all or one a column; null: 0
+  bool zero_point_per_column = false;
+  const float* scales = nullptr;  // one for all or one a column; null: 1
+  bool scale_per_column = false;
+};
+
+// Packed; plain pointers. Columns in tiles of 16, k in groups of 4: lines of 64 bytes, as MatMulNBits has them for 8
+// bits.
+struct Int8Weight {
+  std::int64_t K = 0, N = 0, tiles = 0, padded_k = 0;  // padded_k: a multiple of 64
+  const std::int8_t* codes = nullptr;                  // [tiles, padded_k / 4, 16, 4], as signed
+  const std::int32_t* sums = nullptr;                  // [tiles * 16]: over k, of the codes
+  const std::int32_t* zero_points = nullptr;           // [tiles * 16], of the signed codes; null where all are 0
+  const float* scales = nullptr;                       // [tiles * 16]
+};
+
+struct PackedInt8 {
+  Int8Weight view;
+  Aligned<std::uint8_t> memory;
+  std::size_t bytes = 0;
+};
+
+// Throws std::bad_alloc. Sizes must have been checked.
+PackedInt8 pack(const Int8Source& source, const Parallel& parallel);
+
+// 8-bit numbers: (code - zero_point) * scale
+struct Int8Format {
+  float scale = 1;
+  std::int32_t zero_point = 0;
+  bool is_signed = false;
+};
+
+struct Int8Problem {
+  const float* floats = nullptr;        // [M, K], rounded to `input` first, or
+  const std::uint8_t* codes = nullptr;  // [M, K], of `input`
+  Int8Format input;
+  std::int64_t M = 0;
+  const Int8Weight* weight = nullptr;
+  const float* bias = nullptr;        // [N] or null
+  float* floats_out = nullptr;        // [M, N], or
+  std::uint8_t* codes_out = nullptr;  // [M, N], rounded to `output`
+  Int8Format output;
+};
+
+// Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
+const char* matmul_int8(const Int8Problem& problem, Isa isa, const Parallel& parallel);
+
+// What DynamicQuantizeLinear chooses for these values: uint8 over [min(0, min), max(0, max)].
+Int8Format dynamic_format(const float* values, std::int64_t count, Isa isa, const Parallel& parallel);
+
+}  // namespace onnxpress

@@ -1,0 +1,43 @@
+// The table of functions that every instruction set fills for matmul_int8.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/matmul_int8.h"
+
+namespace onnxpress {
+
+// Rows of A as uint8 (int8 codes and their zero point are moved up by 128), with zeros behind K.
+struct Int8Rows {
+  std::uint8_t* codes;      // [M, stride]
+  std::int32_t* sums;       // [M]: over k, of code - zero point; unused where the weight has no zero points
+  std::int64_t stride;      // bytes from row to row
+  std::int32_t zero_point;  // of the codes as they are here
+};
+
+// From floats to codes: rint(value / scale) + zero_point, within [0, 255], then `flip` (128 for int8) on each.
+struct CodeFormat {
+  float scale;
+  std::int32_t zero_point;
+  std::uint8_t flip;
+};
+
+struct Range {
+  float low, high;
+};
+
+struct Int8Kernels {
+  const char* isa;
+  // Pieces of work begin at multiples of this many rows, and that many may be read where M ends.
+  std::int64_t row_step;
+  void (*load_row)(const Int8Problem&, const Int8Rows&, std::int64_t row);
+  // Rows [begin, end) times `tiles` tiles.
+  void (*multiply)(const Int8Problem&, const Int8Rows&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
+                   std::int64_t end);
+  // The least and the greatest of zero and the values.
+  Range (*range)(const float* values, std::int64_t count);
+};
+
+const Int8Kernels& int8_kernels_scalar();
+
+}  // namespace onnxpress

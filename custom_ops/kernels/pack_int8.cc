@@ -1,0 +1,143 @@
+// From the ONNX layouts to the lines that matmul_int8 reads.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/matmul_int8.h"
+#include "kernels/pieces.h"
+
+namespace onnxpress {
+namespace {
+
+// A word a column with the codes of four k, the first in the lowest byte. Compilers split it into the vectors of the
+// machine.
+using Words = std::uint32_t __attribute__((vector_size(4 * kTile)));
+using Ints = std::int32_t __attribute__((vector_size(4 * kTile)));
+
+// Code by code, at the edges of a weight: zero beyond.
+void read_codes(const Int8Source& source, std::int64_t column, std::int64_t k, std::uint8_t flip, Words& words) {
+  words = Words{};
+  for (std::int64_t i = 0; i < std::min<std::int64_t>(4, source.K - k); ++i) {
+    for (std::int64_t c = 0; c < std::min(kTile, source.N - column); ++c) {
+      const std::int64_t at = source.transposed ? (column + c) * source.K + k + i : (k + i) * source.N + column + c;
+      words[c] |= static_cast<std::uint32_t>(source.codes[at] ^ flip) << (8 * i);
+    }
+  }
+}
+
+// Four rows of 16 codes, transposed.
+void read_rows(const std::uint8_t* from, std::int64_t N, Words& words) {
+  using Bytes = std::uint8_t __attribute__((vector_size(kTile)));
+  using Pairs = std::uint16_t __attribute__((vector_size(2 * kTile)));
+  Pairs rows[4];
+  for (int i = 0; i < 4; ++i, from += N) {
+    Bytes row;
+    std::memcpy(&row, from, sizeof row);
+    rows[i] = __builtin_convertvector(row, Pairs);
+  }
+  const Pairs low = rows[0] | rows[1] << 8, high = rows[2] | rows[3] << 8;
+  words = __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
+}
+
+void read_columns(const std::uint8_t* from, std::int64_t K, Words& words) {
+  for (int c = 0; c < kTile; ++c, from += K) {
+    std::uint32_t four;
+    std::memcpy(&four, from, sizeof four);
+    words[c] = four;
+  }
+}
+
+// The signed codes of a tile.
+void read_group(const Int8Source& source, std::int64_t column, std::int64_t k, Words& words) {
+  const std::uint8_t flip = source.is_signed ? 0 : 128;
+  if (source.K - k < 4 || source.N - column < kTile) return read_codes(source, column, k, flip, words);
+  if (source.transposed) {
+    read_columns(source.codes + column * source.K + k, source.K, words);
+  } else {
+    read_rows(source.codes + k * source.N + column, source.N, words);
+  }
+  words ^= flip * 0x01010101u;
+}
+
+void add_bytes(const Words& words, std::int32_t* sums) {
+  Ints sum;
+  std::memcpy(&sum, sums, sizeof sum);
+  for (int shift : {0, 8, 16, 24}) sum += reinterpret_cast<Ints>(words << shift) >> 24;
+  std::memcpy(sums, &sum, sizeof sum);
+}
+
+std::int32_t signed_zero_point(const Int8Source& source, std::int64_t n) {
+  const std::uint8_t point =
+      source.zero_points == nullptr ? std::uint8_t{0} : source.zero_points[source.zero_point_per_column ? n : 0];
+  return source.is_signed ? static_cast<std::int8_t>(point) : point - 128;
+}
+
+bool has_zero_points(const Int8Source& source) {
+  for (std::int64_t n = 0; n < (source.zero_point_per_column ? source.N : 1); ++n) {
+    if (signed_zero_point(source, n) != 0) return true;
+  }
+  return false;
+}
+
+// Where the parts of a packed weight lie in its memory.
+struct Places {
+  std::size_t sums, zero_points, scales, end;
+};
+
+Places places_of(const Int8Weight& w, bool zero_points) {
+  const auto numbers = static_cast<std::size_t>(w.tiles * kTile) * sizeof(float);
+  Places at{};
+  at.sums = static_cast<std::size_t>(w.tiles * kTile * w.padded_k);
+  at.zero_points = at.sums + numbers;
+  at.scales = at.zero_points + (zero_points ? numbers : 0);
+  at.end = at.scales + numbers;
+  return at;
+}
+
+// Along the rows of a [K, N] weight, several tiles at a time: whole cache lines.
+void pack_codes(const Int8Source& source, const Int8Weight& w, std::int64_t first, std::int64_t end,
+                std::uint8_t* codes, std::int32_t* sums) {
+  for (std::int64_t k = 0; k < w.K; k += 4) {
+    for (std::int64_t tile = first; tile < end; ++tile) {
+      Words words;
+      read_group(source, tile * kTile, k, words);
+      std::memcpy(codes + (tile * w.padded_k + k) * kTile, &words, sizeof words);
+      add_bytes(words, sums + tile * kTile);
+    }
+  }
+}
+
+}  // namespace
+
+PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
+  PackedInt8 packed;
+  Int8Weight& w = packed.view;
+  w.K = source.K;
+  w.N = source.N;
+  w.tiles = ceil_div(w.N, kTile);
+  w.padded_k = std::max<std::int64_t>(ceil_div(w.K, 64), 1) * 64;
+  const bool zero_points = has_zero_points(source);
+  const Places at = places_of(w, zero_points);
+  packed.memory = make_aligned<std::uint8_t>(at.end);
+  packed.bytes = at.end;
+  std::uint8_t* memory = packed.memory.get();
+  auto* sums = reinterpret_cast<std::int32_t*>(memory + at.sums);
+  auto* points = reinterpret_cast<std::int32_t*>(memory + at.zero_points);
+  auto* scales = reinterpret_cast<float*>(memory + at.scales);
+  const std::int64_t stretch = source.transposed ? 1 : 4;
+  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, stretch)), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) * stretch;
+    const std::int64_t end = std::min(w.tiles, first + stretch);
+    pack_codes(source, w, first, end, memory, sums);
+    for (std::int64_t n = first * kTile; n < std::min(w.N, end * kTile); ++n) {
+      if (zero_points) points[n] = signed_zero_point(source, n);
+      scales[n] = source.scales == nullptr ? 1.0f : source.scales[source.scale_per_column ? n : 0];
+    }
+  });
+  w.codes = reinterpret_cast<const std::int8_t*>(memory);
+  w.sums = sums;
+  w.zero_points = zero_points ? points : nullptr;
+  w.scales = scales;
+  return packed;
+}
+
+}  // namespace onnxpress
