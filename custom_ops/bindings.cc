@@ -302,7 +302,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("pack_zero_points", py_pack_zero_points, py::arg("zero_points"), py::arg("bits"));
   m.def("all_finite", py_all_finite, py::arg("array"));
   py::class_<PackedWeight>(m, "PackedWeight", "A weight in the form that the kernels read.")
-      .def_readonly("nbytes", &PackedWeight::bytes);
+      .def_property_readonly("nbytes", [](const PackedWeight& weight) { return weight.memory.size; });
   m.def("pack", py_pack, py::arg("packed"), py::arg("scales"), py::arg("zero_points"), py::kw_only(), py::arg("bits"),
         py::arg("block_size"), py::arg("K"));
   m.def("matmul_nbits", py_matmul_nbits, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("zero_points"),

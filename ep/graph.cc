@@ -1,5 +1,7 @@
 #include "graph.h"
 
+#include <algorithm>
+
 namespace onnxpress {
 namespace {
 
@@ -135,9 +137,7 @@ GraphIndex::GraphIndex(const ort::Api& api, const ort::Graph* graph) {
   nodes_.resize(count);
   ort::check(api, api.Graph_GetNodes(graph, nodes_.data(), count));
   const auto see = [&](const ort::ValueInfo* value, const ort::Node* reader) {
-    if (value == nullptr) return;
-    const auto [at, first] = readers_.emplace(GraphValue(api, value).name(), reader);
-    if (!first) at->second = nullptr;
+    if (value != nullptr) readers_[GraphValue(api, value).name()].push_back(reader);
   };
   std::vector<const ort::ValueInfo*> values;
   for (const ort::Node* node : nodes_) {
@@ -169,9 +169,16 @@ const ort::Node* GraphIndex::producer(const GraphValue& value) const {
   return at != producers_.end() ? at->second : nullptr;
 }
 
-const ort::Node* GraphIndex::only_reader(const GraphValue& value) const {
+std::vector<const ort::Node*> GraphIndex::readers(const GraphValue& value) const {
   const auto at = readers_.find(value.name());
-  return at != readers_.end() ? at->second : nullptr;
+  if (at == readers_.end()) return {};
+  const bool escapes = std::find(at->second.begin(), at->second.end(), nullptr) != at->second.end();
+  return escapes ? std::vector<const ort::Node*>() : at->second;
+}
+
+const ort::Node* GraphIndex::only_reader(const GraphValue& value) const {
+  const std::vector<const ort::Node*> all = readers(value);
+  return all.size() == 1 ? all.front() : nullptr;
 }
 
 std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value) {

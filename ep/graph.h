@@ -84,12 +84,16 @@ class GraphIndex {
   const std::vector<const ort::Node*>& nodes() const { return nodes_; }
   // The node that computes it, null for a graph's input or constant.
   const ort::Node* producer(const GraphValue& value) const;
-  // The node that reads it, where nothing else sees it: no second reader, no graph inside a node, no output.
+  // The nodes that read it, one for each time, where nothing else sees it: no graph inside a node, no output. Else
+  // empty.
+  std::vector<const ort::Node*> readers(const GraphValue& value) const;
+  // The node that reads it where there is just one; null otherwise.
   const ort::Node* only_reader(const GraphValue& value) const;
 
  private:
   std::vector<const ort::Node*> nodes_;
-  std::unordered_map<std::string, const ort::Node*> producers_, readers_;  // null: seen by several
+  std::unordered_map<std::string, const ort::Node*> producers_;
+  std::unordered_map<std::string, std::vector<const ort::Node*>> readers_;  // null: what is no node of this graph
 };
 
 // At which place of a compiled node the value comes in.

@@ -13,9 +13,8 @@ constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
 class CompiledNBits final : public CompiledNode {
  public:
-  CompiledNBits(const ort::Api& api, NBitsProduct product, std::shared_ptr<const PackedWeight> weight,
-                std::vector<std::uint8_t> constant_bias, std::size_t a_place, std::size_t bias_place,
-                std::unique_ptr<NBitsVerifier> verifier)
+  CompiledNBits(const ort::Api& api, NBitsProduct product, PackedWeight weight, std::vector<std::uint8_t> constant_bias,
+                std::size_t a_place, std::size_t bias_place, std::unique_ptr<NBitsVerifier> verifier)
       : CompiledNode(api),
         product_(std::move(product)),
         weight_(std::move(weight)),
@@ -29,13 +28,13 @@ class CompiledNBits final : public CompiledNode {
     const void* bias = constant_bias_.empty() ? nullptr : constant_bias_.data();
     if (bias_place_ != kNone) bias = product_.bias(input(context, bias_place_));
     const ort::Value* a = input(context, a_place_);
-    const NBitsOutput y = product_.compute(context, a, weight_->view, bias, pool);
+    const NBitsOutput y = product_.compute(context, a, weight_.view, bias, pool);
     if (verifier_ != nullptr) verifier_->check(ort::data(api_, a), y.M, bias, y.values);
   }
 
  private:
   const NBitsProduct product_;
-  const std::shared_ptr<const PackedWeight> weight_;
+  const PackedWeight weight_;
   const std::vector<std::uint8_t> constant_bias_;
   const std::size_t a_place_, bias_place_;
   const std::unique_ptr<NBitsVerifier> verifier_;
@@ -80,7 +79,7 @@ std::unique_ptr<CompiledNode> NBitsPlan::compile(const ort::Node* compiled) cons
     const auto* bytes = static_cast<const std::uint8_t*>(ort::data(api_, constant_bias_));
     constant_bias.assign(bytes, bytes + product_.bias_bytes());
   }
-  auto weight = share(pack(weight_, Sequential()));
+  PackedWeight weight = share(pack(weight_, Sequential()));
   std::unique_ptr<NBitsVerifier> verifier;
   if (options_.verify) verifier = std::make_unique<NBitsVerifier>(api_, logger_, product_, weight_);
   return std::make_unique<CompiledNBits>(api_, product_, std::move(weight), std::move(constant_bias),

@@ -1,13 +1,20 @@
 // One packed copy of equal weights for all sessions of a process.
 #pragma once
 
-#include <memory>
+#include <utility>
 
-#include "kernels/matmul_nbits.h"
+#include "kernels/blob.h"
 
 namespace onnxpress {
 
-// `packed`, or the copy of the same bytes that another session holds. It lives as long as some session holds it.
-std::shared_ptr<const PackedWeight> share(PackedWeight packed);
+// `bytes`, or the same bytes that another session holds. They live as long as some session holds them.
+Blob share(Blob bytes);
+
+template <class Packed>
+Packed share(Packed packed) {
+  packed.memory = share(std::move(packed.memory));
+  packed.view = view(packed.layout, packed.memory.data());
+  return packed;
+}
 
 }  // namespace onnxpress

@@ -327,8 +327,9 @@ def bench(
 def bench_kernels(
     shape: Annotated[list[str] | None, typer.Option(help="KxN of a weight; repeatable.")] = None,
     rows: Annotated[list[int] | None, typer.Option("--rows", "-m", min=1, help="Rows M; repeatable.")] = None,
-    bits: Annotated[int, typer.Option(help="2, 4 or 8.")] = 4,
-    block_size: Annotated[int, typer.Option(help="A power of two from 16.")] = 32,
+    op: Annotated[str, typer.Option(help="matmul_nbits, qdq_matmul or dynamic_matmul.")] = "matmul_nbits",
+    bits: Annotated[int, typer.Option(help="2, 4 or 8, of matmul_nbits.")] = 4,
+    block_size: Annotated[int, typer.Option(help="A power of two from 16, of matmul_nbits.")] = 32,
     accuracy_level: Annotated[int, typer.Option(min=0, max=4, help="Of both sides.")] = 4,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="With zero points.")] = False,
     cold: Annotated[int, typer.Option(min=0, help="MB of weights at least, so that they come from memory.")] = 0,
@@ -337,11 +338,15 @@ def bench_kernels(
     plot: _Plot = None,
     json_: _Json = False,
 ) -> None:
-    """Time MatMulNBits of ONNX Runtime and ours, against what the machine could do."""
+    """Time products of ONNX Runtime and ours, against what the machine could do."""
     from .analysis import bench_kernels as kernels
+    from .analysis.kernel_models import OPS, Case
 
+    if op not in OPS:
+        raise UsageError(f'--op "{op}": there are {", ".join(OPS)}')
     shapes = [_shape(text) for text in shape] if shape else kernels.SHAPES
-    cases = [kernels.Case(m, k, n, bits, block_size) for k, n in shapes for m in rows or kernels.ROWS]
+    kind = (bits, block_size) if op == "matmul_nbits" else (8, 0)
+    cases = [Case(m, k, n, *kind, op) for k, n in shapes for m in rows or kernels.ROWS]
     with _progress(json_) as progress:
         result = kernels.bench_kernels(
             cases, accuracy_level=accuracy_level, symmetric=not asymmetric, threads=threads, rounds=rounds,

@@ -19,7 +19,8 @@ inline constexpr std::size_t kOwnPages = std::size_t{1} << 20;
 
 struct Free {
   std::size_t mapped = 0;  // bytes of a map, 0 for the heap
-  void operator()(void* pointer) const {
+  void operator()(const void* constant) const {
+    void* pointer = const_cast<void*>(constant);
     if (mapped != 0) {
       munmap(pointer, mapped);
     } else {

@@ -9,7 +9,7 @@
 
 #include <cstdint>
 
-#include "kernels/aligned.h"
+#include "kernels/blob.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/nbits_source.h"
 #include "kernels/parallel.h"
@@ -19,11 +19,23 @@ namespace onnxpress {
 
 inline constexpr std::int64_t kSpan = 32;
 
+// All that tells how the bytes of a packed weight are to be read.
+struct NBitsLayout {
+  enum class ZeroPoints { kNone, kBytes, kFloats };  // none: 2^(bits - 1) everywhere
+
+  std::int64_t K = 0;
+  std::int64_t N = 0;
+  std::int64_t block_size = 0;  // 16, or a multiple of 32 up to 256
+  int bits = 0;
+  ScaleType scale_type = ScaleType::kFloat32;
+  ZeroPoints zero_points = ZeroPoints::kNone;
+};
+
 // A packed weight, as plain pointers: files compiled for one instruction set see no code of the standard library.
 struct NBitsWeight {
   std::int64_t K = 0;
   std::int64_t N = 0;
-  std::int64_t block_size = 0;  // 16, or a multiple of 32 up to 256
+  std::int64_t block_size = 0;
   std::int64_t tiles = 0;
   std::int64_t padded_k = 0;  // whole blocks and whole spans
   std::int64_t blocks = 0;    // of padded_k; scales of the added ones are 0
@@ -38,10 +50,13 @@ struct NBitsWeight {
   const float* float_zero_points = nullptr;   // the same as float32
 };
 
+std::size_t packed_size(const NBitsLayout& layout);
+NBitsWeight view(const NBitsLayout& layout, const std::uint8_t* memory);
+
 struct PackedWeight {
-  NBitsWeight view;
-  Aligned<std::uint8_t> memory;
-  std::size_t bytes = 0;
+  NBitsLayout layout;
+  Blob memory;
+  NBitsWeight view;  // into the memory
 };
 
 // Throws std::bad_alloc. Sizes must have been checked.

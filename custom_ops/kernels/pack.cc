@@ -2,6 +2,7 @@
 // that it takes to load a model.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/bit_planes.h"
 #include "kernels/half.h"
@@ -250,18 +251,47 @@ ScaleType packed_scale_type(const NBitsSource& source) {
 
 // Where the parts of a packed weight lie in its memory.
 struct Places {
-  std::size_t scales, zero_points, float_zero_points, end;
+  std::size_t scales, zero_points, end;
 };
 
-Places places_of(const NBitsSource& source, const NBitsWeight& w, ScaleType scale_type) {
+Places places_of(const NBitsLayout& layout, const NBitsWeight& w) {
+  using ZeroPoints = NBitsLayout::ZeroPoints;
   const auto numbers = static_cast<std::size_t>(w.tiles * w.blocks * kTile);
-  const bool floats = source.float_zero_points != nullptr;
+  const std::size_t point = layout.zero_points == ZeroPoints::kNone    ? 0
+                            : layout.zero_points == ZeroPoints::kBytes ? 1
+                                                                       : sizeof(float);
   Places at{};
   at.scales = static_cast<std::size_t>(w.tiles * w.padded_k * kTile / 8) * static_cast<std::size_t>(w.bits);
-  at.zero_points = at.scales + numbers * (scale_type == ScaleType::kFloat32 ? 4 : 2);
-  at.float_zero_points = at.zero_points + (floats || source.symmetric() ? 0 : numbers);
-  at.end = at.float_zero_points + (floats ? numbers * sizeof(float) : 0);
+  at.zero_points = at.scales + numbers * (layout.scale_type == ScaleType::kFloat32 ? 4 : 2);
+  at.end = at.zero_points + numbers * point;
   return at;
+}
+
+NBitsWeight sizes_of(const NBitsLayout& layout) {
+  NBitsWeight w;
+  w.K = layout.K;
+  w.N = layout.N;
+  w.bits = layout.bits;
+  w.block_size = layout.block_size;
+  w.tiles = round_up(w.N, kTile) / kTile;
+  w.padded_k = round_up(round_up(w.K, w.block_size), kSpan);
+  w.blocks = w.padded_k / w.block_size;
+  return w;
+}
+
+NBitsLayout layout_of(const NBitsSource& source) {
+  NBitsLayout layout;
+  layout.K = source.K;
+  layout.N = source.N;
+  layout.block_size = packed_block_size(source);
+  layout.bits = source.bits;
+  layout.scale_type = packed_scale_type(source);
+  if (source.float_zero_points != nullptr) {
+    layout.zero_points = NBitsLayout::ZeroPoints::kFloats;
+  } else if (!source.symmetric()) {
+    layout.zero_points = NBitsLayout::ZeroPoints::kBytes;
+  }
+  return layout;
 }
 
 void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type, std::int64_t tile, void* out) {
@@ -282,24 +312,31 @@ void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type
 
 }  // namespace
 
-PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
-  PackedWeight packed;
-  NBitsWeight& w = packed.view;
-  w.K = source.K;
-  w.N = source.N;
-  w.bits = source.bits;
-  w.block_size = packed_block_size(source);
-  w.tiles = round_up(w.N, kTile) / kTile;
-  w.padded_k = round_up(round_up(w.K, w.block_size), kSpan);
-  w.blocks = w.padded_k / w.block_size;
+std::size_t packed_size(const NBitsLayout& layout) { return places_of(layout, sizes_of(layout)).end; }
 
-  const ScaleType type = packed_scale_type(source);
-  const Places at = places_of(source, w, type);
-  packed.memory = make_aligned<std::uint8_t>(at.end);
-  packed.bytes = at.end;
-  std::uint8_t* memory = packed.memory.get();
-  auto* zero_points = at.zero_points != at.float_zero_points ? memory + at.zero_points : nullptr;
-  auto* float_zero_points = at.float_zero_points != at.end ? memory + at.float_zero_points : nullptr;
+NBitsWeight view(const NBitsLayout& layout, const std::uint8_t* memory) {
+  NBitsWeight w = sizes_of(layout);
+  const Places at = places_of(layout, w);
+  w.codes = memory;
+  if (layout.scale_type == ScaleType::kFloat32) {
+    w.scales = reinterpret_cast<const float*>(memory + at.scales);
+  } else {
+    const auto* scales = reinterpret_cast<const std::uint16_t*>(memory + at.scales);
+    (layout.scale_type == ScaleType::kFloat16 ? w.half_scales : w.bfloat16_scales) = scales;
+  }
+  if (layout.zero_points == NBitsLayout::ZeroPoints::kBytes) w.zero_points = memory + at.zero_points;
+  if (layout.zero_points == NBitsLayout::ZeroPoints::kFloats) {
+    w.float_zero_points = reinterpret_cast<const float*>(memory + at.zero_points);
+  }
+  return w;
+}
+
+PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
+  const NBitsLayout layout = layout_of(source);
+  const NBitsWeight w = sizes_of(layout);
+  const Places at = places_of(layout, w);
+  auto allocated = make_aligned<std::uint8_t>(at.end);
+  std::uint8_t* memory = allocated.get();
   const std::int64_t stretch = tiles_at_once(source);
   const std::int64_t stretches = round_up(w.tiles, stretch) / stretch;
   parallel.for_each(static_cast<std::size_t>(stretches), [&](std::size_t index) {
@@ -307,25 +344,15 @@ PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
     const std::int64_t end = std::min(w.tiles, first + stretch);
     pack_codes(source, w, first, end, memory);
     for (std::int64_t tile = first; tile < end; ++tile) {
-      pack_scales(source, w, type, tile, memory + at.scales);
-      if (source.zero_points != nullptr) pack_zero_points(source, w, tile, zero_points);
-      if (float_zero_points != nullptr) {
-        pack_numbers(source, w, tile, reinterpret_cast<float*>(float_zero_points),
+      pack_scales(source, w, layout.scale_type, tile, memory + at.scales);
+      if (source.zero_points != nullptr) pack_zero_points(source, w, tile, memory + at.zero_points);
+      if (layout.zero_points == NBitsLayout::ZeroPoints::kFloats) {
+        pack_numbers(source, w, tile, reinterpret_cast<float*>(memory + at.zero_points),
                      [&](auto... at) { return source.float_zero_point(at...); });
       }
     }
   });
-
-  w.codes = memory;
-  if (type == ScaleType::kFloat32) {
-    w.scales = reinterpret_cast<const float*>(memory + at.scales);
-  } else {
-    const auto* scales = reinterpret_cast<const std::uint16_t*>(memory + at.scales);
-    (type == ScaleType::kFloat16 ? w.half_scales : w.bfloat16_scales) = scales;
-  }
-  w.zero_points = zero_points;
-  w.float_zero_points = reinterpret_cast<const float*>(float_zero_points);
-  return packed;
+  return {layout, make_blob(std::move(allocated), at.end), view(layout, memory)};
 }
 
 }  // namespace onnxpress

@@ -71,7 +71,7 @@ class Kernel {
     PackedWeight packed;
     const NBitsWeight* weight = &weight_.view;
     const ort::Value* zero_points = maybe_more_zero_points_ ? input(kZeroPoints) : nullptr;
-    if (weight_.memory == nullptr || zero_points != nullptr) {
+    if (weight_.memory.bytes == nullptr || zero_points != nullptr) {
       packed = pack(product_.weight(input(kB), input(kScales), input(kZeroPoints)), pool);
       weight = &packed.view;
     }

@@ -134,7 +134,9 @@ def bench(
     entries = [entry for model in models for entry in _entries(model, provider)]
     runs, feeds = [], {}
     for entry in entries:
-        options = session_options(threads=threads, ours=entry.ours, provider=entry.provider, config=config)
+        options = session_options(
+            threads=threads, ours=entry.ours, provider={} if entry.provider else None, config=config
+        )
         session = open_session(entry.path, options)
         feeds = random_feeds(session.get_inputs(), dims)
         runs.append(_Run(entry.path, session, feeds))

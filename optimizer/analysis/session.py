@@ -23,14 +23,18 @@ def uses_our_ops(model: ir.Model) -> bool:
 
 
 def session_options(
-    *, threads: int | None = None, ours: bool = False, provider: bool = False, config: Mapping[str, str] | None = None
+    *,
+    threads: int | None = None,
+    ours: bool = False,
+    provider: Mapping[str, str] | None = None,
+    config: Mapping[str, str] | None = None,
 ) -> ort.SessionOptions:
     """Options with our library registered where it is needed.
 
     Args:
         threads: Threads of the intra-op pool; None leaves the choice to ONNX Runtime.
         ours: Register the custom ops.
-        provider: Append our execution provider.
+        provider: Append our execution provider with these options.
         config: Session configuration entries.
 
     Raises:
@@ -49,8 +53,8 @@ def session_options(
             raise UsageError(f"session option {key}={value}: {error}") from error
     if ours:
         custom_ops.register(options)
-    if provider:
-        ep.append(options)
+    if provider is not None:
+        ep.append(options, **provider)
     return options
 
 

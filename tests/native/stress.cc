@@ -78,8 +78,8 @@ int wrong_results(Isa isa) {
     for (int round = 0; round < kRounds; ++round) {
       // Each weight is packed anew, and dropped by some while others take it.
       const auto which = static_cast<std::size_t>(thread + round) % std::size(products);
-      const auto weight = share(pack(products[which].source, Pair()));
-      if (products[which].multiply(weight->view, isa, Pair()) != expected[which]) ++wrong;
+      const PackedWeight weight = share(pack(products[which].source, Pair()));
+      if (products[which].multiply(weight.view, isa, Pair()) != expected[which]) ++wrong;
     }
   };
   std::vector<std::thread> threads;

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from onnxpress.custom_ops import _kernels
 from onnxpress.optimizer.analysis import bench_kernels as kernels
+from onnxpress.optimizer.analysis.kernel_models import OPS, Case, model
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from typer.testing import CliRunner
 
-CASES = [kernels.Case(M, 64, 48, 4, 32) for M in (1, 3)]
+CASES = [Case(M, 64, 48, 4, 32) for M in (1, 3)]
 
 
 @pytest.fixture
@@ -57,12 +58,20 @@ def test_figures(quick):
 
 def test_cold_weights_are_many_that_all_differ(quick):
     weight = 48 * (32 + 2 * 4)
-    model = kernels._model(CASES[0], 3, 4, False)
+    built = model(CASES[0], 3, 4, False)
     names = [f"scales{i}".encode() for i in range(3)]
-    assert all(name in model for name in names)
-    assert b"scales3" not in model
+    assert all(name in built for name in names)
+    assert b"scales3" not in built
     result = kernels.bench_kernels(CASES[:1], threads=1, cold=3 * weight)
     assert result.timings[0].ours == 1 / 3
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op(quick, op):
+    case = Case(3, 64, 48, 8, 32 if op == "matmul_nbits" else 0, op)
+    (timing,) = kernels.bench_kernels([case], threads=1).timings
+    assert timing.case == case
+    assert timing.read_share == 48 * (64 + 4 * (2 if case.block_size else 1)) / 100
 
 
 def test_results_that_differ_are_not_timed():
@@ -77,7 +86,7 @@ def test_results_that_differ_are_not_timed():
 @pytest.mark.parametrize(("bits", "block_size"), [(3, 32), (4, 24), (4, 8)])
 def test_sizes_that_do_not_exist(quick, bits, block_size):
     with pytest.raises(UsageError):
-        kernels.bench_kernels([kernels.Case(1, 64, 48, bits, block_size)], threads=1)
+        kernels.bench_kernels([Case(1, 64, 48, bits, block_size)], threads=1)
 
 
 @pytest.mark.parametrize("isa", _kernels.supported_isas())
@@ -100,6 +109,13 @@ def test_command(quick, tmp_path):
     assert [timing["case"]["M"] for timing in json.loads(done.stdout)["timings"]] == [1, 2]
     assert plot.stat().st_size > 10_000
     assert "M < 16: geometric mean 2.00x" in CliRunner().invoke(app, call).stdout
+
+
+def test_unknown_op():
+    from onnxpress.optimizer.cli import app
+
+    done = CliRunner().invoke(app, ["bench-kernels", "--op", "conv"])
+    assert isinstance(done.exception, UsageError)
 
 
 @pytest.mark.parametrize("shape", ["64", "64x", "ax48", "0x48", "64x48x2"])

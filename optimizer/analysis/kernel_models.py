@@ -1,0 +1,153 @@
+"""Models of nothing but equal products, to time their kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import UsageError
+
+_SCALE = np.float32(0.02)  # of activations: what a normal distribution needs
+_MIDDLE = np.uint8(128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One product: [M, K] x [K, N].
+
+    Attributes:
+        M: Rows.
+        K: Length of the reduction.
+        N: Output channels.
+        bits: Of the weight.
+        block_size: Weights along K that share a scale; 0 where a whole column does.
+        op: "matmul_nbits"; "qdq_matmul": 8-bit activations with constant scales between QuantizeLinear and
+            DequantizeLinear; "dynamic_matmul": DynamicQuantizeLinear, then MatMulInteger.
+    """
+
+    M: int
+    K: int
+    N: int
+    bits: int
+    block_size: int
+    op: str = "matmul_nbits"
+
+
+class _Graph:
+    """Appends products of one input."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.rng = np.random.default_rng(0)
+        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "com.microsoft": 1}, name="kernels")
+        self.a = ir.Value(name="A", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["m", case.K]))
+        self.graph.inputs.append(self.a)
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
+        self.graph.register_initializer(value)
+        return value
+
+    def op(self, op_type: str, *inputs: ir.Value, outputs: int = 1, **attributes: int | str) -> list[ir.Value]:
+        domain = str(attributes.pop("domain", ""))
+        name = f"{op_type}_{len(self.graph)}"
+        node = ir.node(op_type, list(inputs), attributes=attributes, domain=domain, name=name, num_outputs=outputs)
+        for index, value in enumerate(node.outputs):
+            value.name = f"{name}_{index}"
+        self.graph.append(node)
+        return list(node.outputs)
+
+    def output(self, value: ir.Value) -> None:
+        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", self.case.N])
+        self.graph.outputs.append(value)
+
+    def serialized(self) -> bytes:
+        data: bytes = ir.to_proto(ir.Model(self.graph, ir_version=10)).SerializeToString()
+        return data
+
+
+def weight_bytes(case: Case, symmetric: bool) -> int:
+    """What is read of one weight: codes, float32 scales and zero points."""
+    if case.block_size == 0:
+        return case.N * (case.K + 4)
+    blocks = -(-case.K // case.block_size)
+    points = 0 if symmetric else (blocks * case.bits + 7) // 8
+    return case.N * (blocks * case.block_size * case.bits // 8 + 4 * blocks + points)
+
+
+def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes:
+    """A serialized model of `nodes` products of one input with weights that all differ: equal ones would be held once.
+
+    Args:
+        case: The sizes; M is left open.
+        nodes: How many.
+        accuracy_level: Of MatMulNBits.
+        symmetric: MatMulNBits without zero points.
+
+    Raises:
+        UsageError: Not a size that the op has.
+    """
+    built = _Graph(case)
+    for index in range(nodes):
+        if case.op == "matmul_nbits":
+            built.output(_matmul_nbits(built, index, accuracy_level, symmetric))
+        else:
+            built.output(_INT8[case.op](built, index))
+    return built.serialized()
+
+
+def _matmul_nbits(g: _Graph, index: int, accuracy_level: int, symmetric: bool) -> ir.Value:
+    case = g.case
+    if case.bits not in (2, 4, 8):
+        raise UsageError(f"bits {case.bits}: ONNX Runtime has MatMulNBits of 2, 4 and 8")
+    if case.block_size < 16 or case.block_size & (case.block_size - 1):
+        raise UsageError(f"block size {case.block_size}: must be a power of two from 16")
+    blocks, blob = -(-case.K // case.block_size), case.block_size * case.bits // 8
+    inputs = [
+        g.a,
+        g.constant(f"B{index}", g.rng.integers(0, 256, (case.N, blocks, blob), dtype=np.uint8)),
+        g.constant(f"scales{index}", g.rng.uniform(0.5, 1, (case.N, blocks)).astype(np.float32)),
+    ]
+    if not symmetric:
+        size = (case.N, (blocks * case.bits + 7) // 8)
+        inputs.append(g.constant(f"zero_points{index}", g.rng.integers(0, 256, size, dtype=np.uint8)))
+    return g.op(
+        "MatMulNBits", *inputs, domain="com.microsoft", K=case.K, N=case.N, bits=case.bits,
+        block_size=case.block_size, accuracy_level=accuracy_level,
+    )[0]  # fmt: skip
+
+
+def _weight(g: _Graph, index: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Codes, scales and zero points of int8, a column at a time."""
+    K, N = g.case.K, g.case.N
+    return (
+        g.constant(f"W{index}", g.rng.integers(-127, 128, (K, N)).astype(np.int8)),
+        g.constant(f"scales{index}", g.rng.uniform(0.005, 0.01, N).astype(np.float32)),
+        g.constant(f"zero_points{index}", np.zeros(N, np.int8)),
+    )
+
+
+def _qdq_matmul(g: _Graph, index: int) -> ir.Value:
+    K = g.case.K
+    scales = [g.constant(f"{name}_scale{index}", s) for name, s in (("a", _SCALE), ("y", _SCALE * np.float32(K**0.5)))]
+    middle = g.constant(f"middle{index}", np.array(_MIDDLE))
+    a = g.op("DequantizeLinear", *g.op("QuantizeLinear", g.a, scales[0], middle), scales[0], middle)
+    w = g.op("DequantizeLinear", *_weight(g, index), axis=1)
+    y = g.op("MatMul", *a, *w)
+    return g.op("DequantizeLinear", *g.op("QuantizeLinear", *y, scales[1], middle), scales[1], middle)[0]
+
+
+def _dynamic_matmul(g: _Graph, index: int) -> ir.Value:
+    codes, scales, zero_points = _weight(g, index)
+    a, a_scale, a_zero_point = g.op("DynamicQuantizeLinear", g.a, outputs=3)
+    y = g.op("Cast", *g.op("MatMulInteger", a, codes, a_zero_point, zero_points), to=int(ir.DataType.FLOAT))
+    return g.op("Mul", *y, *g.op("Mul", a_scale, scales))[0]
+
+
+_INT8: dict[str, Callable[[_Graph, int], ir.Value]] = {"qdq_matmul": _qdq_matmul, "dynamic_matmul": _dynamic_matmul}
+
+OPS = ("matmul_nbits", *_INT8)
+"""Those of `Case`, named like the families of the execution provider."""
