@@ -33,7 +33,7 @@ struct SessionEp : ort::Ep {
     };
   }
 
-  // The plan of the first family that takes the node; null, with the reason logged, where none does.
+  // The plan of the family of the node; null, with the reason logged, where it has none or leaves it.
   std::unique_ptr<Plan> plan(const Claims& claims, const ort::Node* node) const {
     for (const Family& family : families()) {
       if (!options.claims(family.name)) continue;
@@ -41,6 +41,7 @@ struct SessionEp : ort::Ep {
         if (std::unique_ptr<Plan> found = family.plan(claims, node)) return found;
       } catch (const ort::InvalidArgument& reason) {
         log(std::string("left to others: ") + reason.what());
+        return nullptr;
       }
     }
     return nullptr;
@@ -61,7 +62,7 @@ struct SessionEp : ort::Ep {
 
   // The graph holds the nodes of one plan.
   ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
-    const Claims claims{api, options, logger, GraphIndex(api, graph), {}};
+    const Claims claims{api, options, logger, GraphIndex(api, graph), {}, true};
     for (const ort::Node* node : claims.graph.nodes()) {
       if (const std::unique_ptr<Plan> found = plan(claims, node)) return found->compile(compiled).release();
     }

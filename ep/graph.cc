@@ -37,11 +37,16 @@ ValueType GraphValue::type() const {
   return result;
 }
 
+bool GraphValue::is_constant() const {
+  bool result = false;
+  ort::check(*api_, api_->ValueInfo_IsConstantInitializer(info_, &result));
+  return result;
+}
+
 const ort::Value* GraphValue::constant() const {
-  bool is_constant = false, is_outer = false;
-  ort::check(*api_, api_->ValueInfo_IsConstantInitializer(info_, &is_constant));
+  bool is_outer = false;
   ort::check(*api_, api_->ValueInfo_IsFromOuterScope(info_, &is_outer));
-  if (!is_constant || is_outer) return nullptr;
+  if (!is_constant() || is_outer) return nullptr;
   const ort::Value* constant = nullptr;
   ort::check(*api_, api_->ValueInfo_GetInitializerValue(info_, &constant));
   return constant;
@@ -69,12 +74,12 @@ std::optional<GraphValue> GraphNode::input(std::size_t index) const {
   return value;
 }
 
-GraphValue GraphNode::output() const {
+GraphValue GraphNode::output(std::size_t index) const {
   std::size_t count = 0;
   ort::check(api_, api_.Node_GetNumOutputs(node_, &count));
   std::vector<const ort::ValueInfo*> outputs(count);
   ort::check(api_, api_.Node_GetOutputs(node_, outputs.data(), count));
-  return GraphValue(api_, outputs.at(0));
+  return GraphValue(api_, outputs.at(index));
 }
 
 const ort::OpAttr* GraphNode::find(const char* name) const {

@@ -34,6 +34,8 @@ class GraphValue {
 
   std::string name() const;
   ValueType type() const;
+  // Whether it is a constant, of this graph or of one around it.
+  bool is_constant() const;
   // The value of a constant of this graph, null for anything else.
   const ort::Value* constant() const;
 
@@ -55,7 +57,7 @@ class GraphNode {
   std::string label() const;
   std::optional<GraphValue> input(std::size_t index) const;  // none where it is absent
   std::size_t inputs() const { return inputs_.size(); }
-  GraphValue output() const;  // the first
+  GraphValue output(std::size_t index = 0) const;
 
   std::int64_t attribute(const char* name, std::int64_t otherwise) const;
   std::optional<std::int64_t> attribute(const char* name) const;

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "addend.h"
 #include "nbits_verifier.h"
 #include "shared_weights.h"
 
@@ -56,21 +57,13 @@ void NBitsPlan::set_bias(const ort::Value* constant) {
 }
 
 void NBitsPlan::extend(const Claims& claims, const GraphNode& node) {
-  const ort::Node* reader = claims.graph.only_reader(node.output());
-  if (reader == nullptr || constant_bias_ != nullptr || !bias_.empty() || !claims.is_free(reader)) return;
-  const GraphNode add(api_, reader);
-  if (!add.is("Add")) return;
-  const std::string product = node.output().name();
-  for (std::size_t i : {0u, 1u}) {
-    const std::optional<GraphValue> value = add.input(i);
-    if (!value || value->name() == product) continue;
-    const ort::Value* constant = value->constant();
-    // A constant of one axis cannot broadcast the product.
-    if (constant == nullptr || !product_.is_bias(ort::type_and_shape(api_, constant))) return;
-    constant_bias_ = constant;
-    nodes.push_back(reader);
-    return;
-  }
+  if (constant_bias_ != nullptr || !bias_.empty()) return;
+  const std::optional<Addend> addend = find_addend(claims, node.output());
+  const ort::Value* constant = addend ? addend->value.constant() : nullptr;
+  // A constant of one axis cannot broadcast the product.
+  if (constant == nullptr || !product_.is_bias(ort::type_and_shape(api_, constant))) return;
+  constant_bias_ = constant;
+  nodes.push_back(addend->add);
 }
 
 std::unique_ptr<CompiledNode> NBitsPlan::compile(const ort::Node* compiled) const {

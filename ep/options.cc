@@ -68,8 +68,10 @@ void set(Options& options, const std::string& name, const std::string& value) {
 
 }  // namespace
 
-bool Options::claims(const std::string& family) const {
-  return claim.empty() || std::find(claim.begin(), claim.end(), family) != claim.end();
+bool Options::claims(const std::string& family) const { return claim.empty() || names(family); }
+
+bool Options::names(const std::string& family) const {
+  return std::find(claim.begin(), claim.end(), family) != claim.end();
 }
 
 Options read_options(const ort::Api& api, const ort::SessionOptions* session_options) {

@@ -40,8 +40,11 @@ struct Claims {
   const ort::Logger* logger;
   GraphIndex graph;
   std::vector<const ort::Node*> taken;
+  bool compiling = false;  // the graph holds the nodes of one plan, which was made before in the graph around them
 
   bool is_free(const ort::Node* node) const;
+  // Whether nodes of a family are to be taken even where that may not be faster.
+  bool is_forced(const char* family) const { return compiling || options.names(family); }
 };
 
 // A kind of nodes, named in the option `claim`.
