@@ -1,12 +1,41 @@
 #include "kernels/cpu_isa.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 
 namespace onnxpress {
+namespace {
+
+#if defined(__x86_64__)
+// Tiles of int8: in the CPU, saved by the operating system, and granted to this process, which must ask once.
+bool ask_for_amx() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // bits of leaf 7
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+  constexpr unsigned kSaved = 3u << 17;  // the state of tiles in XCR0
+  constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
+  asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  return (a & kSaved) == kSaved && syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+}
+
+bool has_amx() {
+  static const bool granted = ask_for_amx();
+  return granted;
+}
+#endif
+
+}  // namespace
 
 const char* isa_name(Isa isa) {
   switch (isa) {
+    case Isa::kAmx:
+      return "amx";
     case Isa::kAvx512Vnni:
       return "avx512vnni";
     case Isa::kAvx2:
@@ -23,17 +52,17 @@ std::vector<Isa> supported_isas() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2) isas.push_back(Isa::kAvx2);
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vnni")) {
-    isas.push_back(Isa::kAvx512Vnni);
-  }
+  const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vnni");
+  if (avx512vnni) isas.push_back(Isa::kAvx512Vnni);
+  if (avx512vnni && has_amx()) isas.push_back(Isa::kAmx);
 #endif
   return isas;
 }
 
 Isa parse_isa(const std::string& name) {
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAmx}) {
     if (name != isa_name(isa)) continue;
     for (Isa have : supported_isas()) {
       if (have == isa) return isa;
@@ -41,7 +70,7 @@ Isa parse_isa(const std::string& name) {
     throw std::runtime_error("ONNXPRESS_ISA=" + name + ": this CPU lacks these instructions; best here is " +
                              isa_name(supported_isas().back()));
   }
-  throw std::runtime_error("ONNXPRESS_ISA=" + name + ": unknown instruction set; use scalar, avx2 or avx512vnni");
+  throw std::runtime_error("ONNXPRESS_ISA=" + name + ": unknown instruction set; use scalar, avx2, avx512vnni or amx");
 }
 
 Isa chosen_isa() {

@@ -9,8 +9,16 @@
 namespace onnxpress {
 namespace {
 
-const Int8Kernels& kernels_of(Isa isa) {
-  (void)isa;
+// Below, half of a tile of rows and more would be idle, and the weight comes in no faster.
+constexpr std::int64_t kRowsForTiles = 8;
+
+const Int8Kernels& kernels_of(Isa isa, std::int64_t rows) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAmx && rows >= kRowsForTiles) return int8_kernels_amx();
+  if (isa >= Isa::kAvx512Vnni) return int8_kernels_avx512vnni();
+  if (isa >= Isa::kAvx2) return int8_kernels_avx2();
+#endif
+  (void)isa, (void)rows;
   return int8_kernels_scalar();
 }
 
@@ -45,7 +53,7 @@ std::int64_t tiles_a_piece(const Int8Problem& p) {
 }  // namespace
 
 const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
-  const Int8Kernels& kernels = kernels_of(isa);
+  const Int8Kernels& kernels = kernels_of(isa, p.M);
   const Int8Weight& w = *p.weight;
   if (p.M == 0 || w.N == 0) return kernels.isa;
   const Sequential alone;
@@ -59,7 +67,7 @@ const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
 }
 
 Int8Format dynamic_format(const float* values, std::int64_t count, Isa isa, const Parallel& pool) {
-  const Int8Kernels& kernels = kernels_of(isa);
+  const Int8Kernels& kernels = kernels_of(isa, 0);
   constexpr std::int64_t kMostPieces = 64;
   const std::int64_t size = std::max<std::int64_t>(ceil_div(count, kMostPieces), kPieceOfWork / 16);
   Range ranges[kMostPieces] = {};

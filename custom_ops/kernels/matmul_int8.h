@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/aligned.h"
+#include "kernels/blob.h"
 #include "kernels/cpu_isa.h"
 #include "kernels/parallel.h"
 #include "kernels/tile.h"
@@ -26,6 +26,12 @@ struct Int8Source {
   bool scale_per_column = false;
 };
 
+// All that tells how the bytes of a packed weight are to be read.
+struct Int8Layout {
+  std::int64_t K = 0, N = 0;
+  bool zero_points = false;  // some zero point of the signed codes is not 0
+};
+
 // Packed; plain pointers. Columns in tiles of 16, k in groups of 4: lines of 64 bytes, as MatMulNBits has them for 8
 // bits.
 struct Int8Weight {
@@ -36,10 +42,13 @@ struct Int8Weight {
   const float* scales = nullptr;                       // [tiles * 16]
 };
 
+std::size_t packed_size(const Int8Layout& layout);
+Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory);
+
 struct PackedInt8 {
-  Int8Weight view;
-  Aligned<std::uint8_t> memory;
-  std::size_t bytes = 0;
+  Int8Layout layout;
+  Blob memory;
+  Int8Weight view;  // into the memory
 };
 
 // Throws std::bad_alloc. Sizes must have been checked.

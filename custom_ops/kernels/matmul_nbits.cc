@@ -61,8 +61,8 @@ void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Par
 
 const NBitsKernels& nbits_kernels(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
-  if (isa == Isa::kAvx2) return nbits_kernels_avx2();
+  if (isa >= Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
+  if (isa >= Isa::kAvx2) return nbits_kernels_avx2();
 #endif
   (void)isa;
   return nbits_kernels_scalar();

@@ -1,6 +1,7 @@
 // From the ONNX layouts to the lines that matmul_int8 reads.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kernels/matmul_int8.h"
 #include "kernels/pieces.h"
@@ -80,17 +81,26 @@ bool has_zero_points(const Int8Source& source) {
 
 // Where the parts of a packed weight lie in its memory.
 struct Places {
-  std::size_t sums, zero_points, scales, end;
+  std::size_t sums, scales, zero_points, end;
 };
 
-Places places_of(const Int8Weight& w, bool zero_points) {
+Places places_of(const Int8Layout& layout, const Int8Weight& w) {
   const auto numbers = static_cast<std::size_t>(w.tiles * kTile) * sizeof(float);
   Places at{};
   at.sums = static_cast<std::size_t>(w.tiles * kTile * w.padded_k);
-  at.zero_points = at.sums + numbers;
-  at.scales = at.zero_points + (zero_points ? numbers : 0);
-  at.end = at.scales + numbers;
+  at.scales = at.sums + numbers;
+  at.zero_points = at.scales + numbers;
+  at.end = at.zero_points + (layout.zero_points ? numbers : 0);
   return at;
+}
+
+Int8Weight sizes_of(const Int8Layout& layout) {
+  Int8Weight w;
+  w.K = layout.K;
+  w.N = layout.N;
+  w.tiles = ceil_div(w.N, kTile);
+  w.padded_k = std::max<std::int64_t>(ceil_div(w.K, 64), 1) * 64;
+  return w;
 }
 
 // Along the rows of a [K, N] weight, several tiles at a time: whole cache lines.
@@ -108,36 +118,38 @@ void pack_codes(const Int8Source& source, const Int8Weight& w, std::int64_t firs
 
 }  // namespace
 
+std::size_t packed_size(const Int8Layout& layout) { return places_of(layout, sizes_of(layout)).end; }
+
+Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory) {
+  Int8Weight w = sizes_of(layout);
+  const Places at = places_of(layout, w);
+  w.codes = reinterpret_cast<const std::int8_t*>(memory);
+  w.sums = reinterpret_cast<const std::int32_t*>(memory + at.sums);
+  w.scales = reinterpret_cast<const float*>(memory + at.scales);
+  if (layout.zero_points) w.zero_points = reinterpret_cast<const std::int32_t*>(memory + at.zero_points);
+  return w;
+}
+
 PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
-  PackedInt8 packed;
-  Int8Weight& w = packed.view;
-  w.K = source.K;
-  w.N = source.N;
-  w.tiles = ceil_div(w.N, kTile);
-  w.padded_k = std::max<std::int64_t>(ceil_div(w.K, 64), 1) * 64;
-  const bool zero_points = has_zero_points(source);
-  const Places at = places_of(w, zero_points);
-  packed.memory = make_aligned<std::uint8_t>(at.end);
-  packed.bytes = at.end;
-  std::uint8_t* memory = packed.memory.get();
+  const Int8Layout layout{source.K, source.N, has_zero_points(source)};
+  const Int8Weight w = sizes_of(layout);
+  const Places at = places_of(layout, w);
+  auto allocated = make_aligned<std::uint8_t>(at.end);
+  std::uint8_t* memory = allocated.get();
   auto* sums = reinterpret_cast<std::int32_t*>(memory + at.sums);
-  auto* points = reinterpret_cast<std::int32_t*>(memory + at.zero_points);
   auto* scales = reinterpret_cast<float*>(memory + at.scales);
+  auto* zero_points = reinterpret_cast<std::int32_t*>(memory + at.zero_points);
   const std::int64_t stretch = source.transposed ? 1 : 4;
   parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, stretch)), [&](std::size_t index) {
     const std::int64_t first = static_cast<std::int64_t>(index) * stretch;
     const std::int64_t end = std::min(w.tiles, first + stretch);
     pack_codes(source, w, first, end, memory, sums);
     for (std::int64_t n = first * kTile; n < std::min(w.N, end * kTile); ++n) {
-      if (zero_points) points[n] = signed_zero_point(source, n);
       scales[n] = source.scales == nullptr ? 1.0f : source.scales[source.scale_per_column ? n : 0];
+      if (layout.zero_points) zero_points[n] = signed_zero_point(source, n);
     }
   });
-  w.codes = reinterpret_cast<const std::int8_t*>(memory);
-  w.sums = sums;
-  w.zero_points = zero_points ? points : nullptr;
-  w.scales = scales;
-  return packed;
+  return {layout, make_blob(std::move(allocated), at.end), view(layout, memory)};
 }
 
 }  // namespace onnxpress

@@ -1,0 +1,124 @@
+// The product in AMX tiles. A tile of B is 16 lines of the packed weight as they lie: 64 k times 16 columns.
+#include "kernels/int8_avx512vnni.h"
+#include "kernels/matmul_int8_impl.h"
+
+namespace onnxpress {
+namespace {
+
+struct Int8Amx : Int8Avx512Vnni {
+  static constexpr const char* kName = "amx";
+};
+
+constexpr std::int64_t kTileRows = 16;
+constexpr std::int64_t kTileK = 64;
+constexpr std::int64_t kTileBytes = kTileRows * kTileK;
+
+// All tiles of 16 rows of 64 bytes: rows beyond the last are computed and dropped. Static, as the compiler does not
+// know that the instruction reads all of it.
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kConfig;
+
+struct Sums {
+  alignas(64) std::int32_t tiles[4][kTileRows * kTile];
+};
+
+const std::uint8_t* row_of(const Int8Rows& rows, std::int64_t row) { return rows.codes + row * rows.stride; }
+
+const std::int8_t* tile_of(const Int8Weight& w, std::int64_t tile) {
+  return w.codes + (tile < w.tiles ? tile : w.tiles - 1) * w.padded_k * kTile;
+}
+
+void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+void store_sums(Sums& sums) {
+  _tile_stored(0, sums.tiles[0], 64);
+  _tile_stored(1, sums.tiles[1], 64);
+  _tile_stored(2, sums.tiles[2], 64);
+  _tile_stored(3, sums.tiles[3], 64);
+}
+
+// 32 rows times 2 tiles: each tile that is loaded serves two products.
+void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile, Sums& sums) {
+  const Int8Weight& w = *p.weight;
+  const std::uint8_t *a0 = row_of(rows, row), *a1 = row_of(rows, row + kTileRows);
+  const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
+  clear_sums();
+  for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
+    _tile_loadd(4, a0 + k, rows.stride);
+    _tile_loadd(6, b0 + k * kTile, 64);
+    _tile_dpbusd(0, 4, 6);
+    _tile_loadd(7, b1 + k * kTile, 64);
+    _tile_dpbusd(1, 4, 7);
+    _tile_loadd(5, a1 + k, rows.stride);
+    _tile_dpbusd(2, 5, 6);
+    _tile_dpbusd(3, 5, 7);
+  }
+  store_sums(sums);
+}
+
+// 16 rows times 4 tiles.
+void multiply_one_by_four(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile, Sums& sums) {
+  const Int8Weight& w = *p.weight;
+  const std::uint8_t* a = row_of(rows, row);
+  const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
+  const std::int8_t *b2 = tile_of(w, tile + 2), *b3 = tile_of(w, tile + 3);
+  clear_sums();
+  for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
+    _tile_loadd(4, a + k, rows.stride);
+    _tile_loadd(5, b0 + k * kTile, 64);
+    _tile_dpbusd(0, 4, 5);
+    _tile_loadd(6, b1 + k * kTile, 64);
+    _tile_dpbusd(1, 4, 6);
+    _tile_loadd(7, b2 + k * kTile, 64);
+    _tile_dpbusd(2, 4, 7);
+    _tile_loadd(5, b3 + k * kTile, 64);
+    _tile_dpbusd(3, 4, 5);
+  }
+  store_sums(sums);
+}
+
+void finish_tile(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t end, std::int64_t tile,
+                 const std::int32_t* sums) {
+  const Finish<Int8Amx> finish(p, rows, tile);
+  for (std::int64_t i = 0; i < kTileRows && row + i < end; ++i) finish(row + i, Int8Amx::load(sums + i * kTile));
+}
+
+void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first_tile, std::int64_t tiles,
+                  std::int64_t begin, std::int64_t end) {
+  Sums sums;
+  const std::int64_t tiles_end = first_tile + tiles;
+  _tile_loadconfig(&kConfig);
+  std::int64_t row = begin;
+  for (; end - row > kTileRows; row += 2 * kTileRows) {
+    for (std::int64_t tile = first_tile; tile < tiles_end; tile += 2) {
+      multiply_two_by_two(p, rows, row, tile, sums);
+      for (int i = 0; i < 4; ++i) {
+        if (tile + i % 2 == tiles_end) continue;
+        finish_tile(p, rows, row + i / 2 * kTileRows, end, tile + i % 2, sums.tiles[i]);
+      }
+    }
+  }
+  for (std::int64_t tile = first_tile; row < end && tile < tiles_end; tile += 4) {
+    multiply_one_by_four(p, rows, row, tile, sums);
+    for (int i = 0; i < 4 && tile + i < tiles_end; ++i) finish_tile(p, rows, row, end, tile + i, sums.tiles[i]);
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+const Int8Kernels& int8_kernels_amx() {
+  static constexpr Int8Kernels kernels{Int8Amx::kName, 2 * kTileRows, load_row<Int8Amx>, multiply_amx, range<Int8Amx>};
+  return kernels;
+}
+
+}  // namespace onnxpress
