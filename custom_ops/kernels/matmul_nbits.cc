@@ -20,23 +20,42 @@ std::int64_t clamp(std::int64_t value, std::int64_t low, std::int64_t high) {
   return std::max(low, std::min(value, high));
 }
 
-// Room for the int8 rows of one problem, kept by each calling thread.
-QuantizedRows rows_buffer(const NBitsProblem& p) {
+// Room for the rounded rows of one problem, kept by each calling thread.
+std::uint8_t* rows_buffer(std::size_t bytes) {
   static thread_local Aligned<std::uint8_t> memory;
   static thread_local std::size_t capacity = 0;
-  const NBitsWeight& w = *p.weight;
-  const auto codes = static_cast<std::size_t>(p.M * w.padded_k);
-  const auto numbers = static_cast<std::size_t>(p.M * w.blocks);
-  const std::size_t bytes = codes + numbers * (sizeof(float) + sizeof(std::int32_t));
   if (bytes > capacity) {
     memory.reset();
     capacity = 0;
     memory = make_aligned<std::uint8_t>(bytes);
     capacity = bytes;
   }
-  std::uint8_t* at = memory.get();
+  return memory.get();
+}
+
+QuantizedRows quantized_rows(const NBitsProblem& p) {
+  const auto codes = static_cast<std::size_t>(p.M * p.weight->padded_k);
+  const auto numbers = static_cast<std::size_t>(p.M * p.weight->blocks);
+  std::uint8_t* at = rows_buffer(codes + numbers * (sizeof(float) + sizeof(std::int32_t)));
   return {reinterpret_cast<std::int8_t*>(at), reinterpret_cast<float*>(at + codes),
           reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float))};
+}
+
+BFloat16Rows bfloat16_rows(const NBitsProblem& p) {
+  const std::size_t values = static_cast<std::size_t>(p.M * p.weight->padded_k) * sizeof(std::uint16_t);
+  std::uint8_t* at = rows_buffer(values + static_cast<std::size_t>(p.M * p.weight->blocks) * sizeof(float));
+  return {reinterpret_cast<std::uint16_t*>(at), reinterpret_cast<float*>(at + values)};
+}
+
+// work(row) for all rows.
+template <class Work>
+void for_each_row(const NBitsProblem& p, const Parallel& parallel, const Work& work) {
+  const std::int64_t rows_a_piece = clamp(kPieceOfWork / 16 / p.weight->padded_k, 1, p.M);
+  parallel.for_each(static_cast<std::size_t>(ceil_div(p.M, rows_a_piece)), [&](std::size_t index) {
+    const std::int64_t begin = static_cast<std::int64_t>(index) * rows_a_piece;
+    const std::int64_t end = std::min(p.M, begin + rows_a_piece);
+    for (std::int64_t row = begin; row < end; ++row) work(row);
+  });
 }
 
 // Whole groups of tiles, so that every piece streams as many of them as the kernel can; the codes of a piece stay in
@@ -74,15 +93,24 @@ void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const P
   });
 }
 
+void multiply_bfloat16(const NBitsProblem& p, const BFloat16Kernels& kernels, const Parallel& parallel) {
+  const int bits = p.weight->bits;
+  const BFloat16Rows rows = bfloat16_rows(p);
+  for_each_row(p, parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
+  if (p.M == 1) {
+    split(p, tiles_to_stream(*p.weight), parallel,
+          [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, rows, tile, tiles); });
+    return;
+  }
+  split(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+    kernels.panel[bits](p, rows, tile, begin, end);
+  });
+}
+
 void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
   const NBitsWeight& w = *p.weight;
-  const QuantizedRows rows = rows_buffer(p);
-  const std::int64_t rows_a_piece = clamp(kPieceOfWork / 16 / w.padded_k, 1, p.M);
-  parallel.for_each(static_cast<std::size_t>(ceil_div(p.M, rows_a_piece)), [&](std::size_t index) {
-    const std::int64_t begin = static_cast<std::int64_t>(index) * rows_a_piece;
-    const std::int64_t end = std::min(p.M, begin + rows_a_piece);
-    for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
-  });
+  const QuantizedRows rows = quantized_rows(p);
+  for_each_row(p, parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
   split(p, tiles_to_stream(w), parallel,
         [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
           kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
@@ -93,26 +121,38 @@ void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Par
 
 const NBitsKernels& nbits_kernels(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
-  if (isa == Isa::kAvx2) return nbits_kernels_avx2();
+  if (isa >= Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
+  if (isa >= Isa::kAvx2) return nbits_kernels_avx2();
 #endif
   (void)isa;
   return nbits_kernels_scalar();
 }
 
+const BFloat16Kernels* bfloat16_kernels(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) return &bfloat16_kernels_avx512bf16();
+#endif
+  (void)isa;
+  return nullptr;
+}
+
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
   const NBitsKernels& kernels = nbits_kernels(isa);
+  const BFloat16Kernels* bfloat16 = compute == Compute::kBFloat16 ? bfloat16_kernels(isa) : nullptr;
+  const char* ran = bfloat16 != nullptr ? bfloat16->isa : kernels.isa;
   const NBitsWeight& w = *p.weight;
-  if (p.M == 0 || w.N == 0) return kernels.isa;
+  if (p.M == 0 || w.N == 0) return ran;
   const Sequential alone;
   const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
 
-  if (compute == Compute::kFloat32) {
-    multiply_floats(p, kernels, parallel);
-  } else {
+  if (compute == Compute::kInt8) {
     multiply_int8(p, kernels, parallel);
+  } else if (bfloat16 != nullptr) {
+    multiply_bfloat16(p, *bfloat16, parallel);
+  } else {
+    multiply_floats(p, kernels, parallel);
   }
-  return kernels.isa;
+  return ran;
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {

@@ -11,8 +11,8 @@ namespace {
 
 const QuantizeKernels& kernels_of(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Vnni) return quantize_kernels_avx512vnni();
-  if (isa == Isa::kAvx2) return quantize_kernels_avx2();
+  if (isa >= Isa::kAvx512Vnni) return quantize_kernels_avx512vnni();
+  if (isa >= Isa::kAvx2) return quantize_kernels_avx2();
 #endif
   (void)isa;
   return quantize_kernels_scalar();
