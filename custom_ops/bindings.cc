@@ -180,7 +180,7 @@ std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& pac
   const Sequential alone;
   const PackedWeight weight = pack(source, alone);
   const NBitsProblem problem{A.data(), A.shape(0), &weight.view, bias ? bias->data() : nullptr, Y.mutable_data()};
-  const char* ran = matmul_nbits(problem, accuracy_level == 4 ? Compute::kInt8 : Compute::kFloat32, isa_of(isa), alone);
+  const char* ran = matmul_nbits(problem, compute_of(accuracy_level), isa_of(isa), alone);
   return {Y, ran};
 }
 

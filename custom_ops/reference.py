@@ -141,6 +141,13 @@ def quantize_activations(A: Float32, block_size: int) -> tuple[npt.NDArray[np.in
     return codes.astype(np.int8), peak * np.float32(1 / 127)
 
 
+def round_to_bfloat16(A: Float32) -> Float32:
+    """The nearest numbers of 8 significant bits, halfway cases to even; float32 of the shape of A."""
+    bits = A.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(A), A, rounded.view(np.float32))
+
+
 def activation_block(block_size: int, K: int) -> int:
     """Values of a row that share a scale at accuracy_level 4: those of a block, or of an equal part of a long one.
 
@@ -169,7 +176,8 @@ def matmul_nbits(
     """Op `onnxpress::MatMulNBits`: A @ dequantize(B) + bias.
 
     At accuracy_level 4 the activations are first rounded by `quantize_activations` in blocks of `activation_block`,
-    as the kernels do.
+    as the kernels do; at level 3 to bfloat16, as the kernels do on instruction sets that multiply bfloat16. On others
+    they compute level 3 in float32.
 
     Args:
         A: float [..., K].
@@ -180,7 +188,7 @@ def matmul_nbits(
         bits: 2 to 8.
         block_size: Codes in a block: a multiple of 16, or not less than K.
         K: Length of the reduction.
-        accuracy_level: 4 for int8 activations, anything else for exact ones.
+        accuracy_level: 4 for int8 activations, 3 for bfloat16 ones, anything else for exact ones.
 
     Returns:
         float64 [..., N].
@@ -189,6 +197,8 @@ def matmul_nbits(
     if accuracy_level == 4:
         codes, scale = quantize_activations(np.asarray(rows, np.float32), activation_block(block_size, K))
         rows = (codes.astype(np.float64) * scale[:, :, None]).reshape(rows.shape[0], -1)[:, :K]
+    elif accuracy_level == 3:
+        rows = round_to_bfloat16(np.ascontiguousarray(rows))
     weight = dequantize(packed, scales, zero_points, bits=bits, block_size=block_size, K=K)
     result = rows.astype(np.float64) @ weight.astype(np.float64)
     if bias is not None:

@@ -107,7 +107,7 @@ NBitsOutput NBitsProduct::compute(ort::KernelContext* context, const ort::Value*
 
 void NBitsProduct::multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,
                             const Parallel& pool) const {
-  const Compute compute = attributes_.accuracy_level == 4 ? Compute::kInt8 : Compute::kFloat32;
+  const Compute compute = compute_of(attributes_.accuracy_level);
   if (types_.activation == ort::kFloat) {
     matmul_nbits({static_cast<const float*>(a), M, &weight, static_cast<const float*>(bias), static_cast<float*>(y)},
                  compute, isa_, pool);

@@ -220,11 +220,22 @@ def test_accuracy_level_of_the_node_and_of_the_option():
     assert np.abs(rounded - A @ W).max() > 10 * np.abs(exact - A @ W).max()
 
 
+@pytest.mark.skipif("avx512bf16" not in _kernels.supported_isas(), reason="this CPU does not multiply bfloat16")
+def test_accuracy_level_of_bfloat16():
+    """Of the node and of the option."""
+    W = make()[1]
+    A = rows()
+    want = A.astype(ml_dtypes.bfloat16).astype(np.float32) @ W
+    for level, given in ((3, {}), (4, {"accuracy_level": 3})):
+        (got,) = ep.session(make(level=level)[0], options(), isa="avx512bf16", **given).run(None, {"A": A})
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"accuracy_levle": 4}, "unknown option 'accuracy_levle'; there are accuracy_level, claim, isa and verify"),
-        ({"accuracy_level": 3}, "accuracy_level is '3', must be 0 or 1"),
+        ({"accuracy_level": 2}, "accuracy_level is '2', must be 0 or 1 .float32., 3 "),
         ({"accuracy_level": "x"}, "accuracy_level is 'x'"),
         ({"claim": "matmul_nbits,gemm"}, "claim has 'gemm', there is matmul_nbits, "),
         ({"isa": "avx9"}, "isa: .*avx9"),
@@ -348,7 +359,7 @@ np.testing.assert_allclose(got, A @ W, atol=0.03 * np.abs(A @ W).max())
 """
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512vnni"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512vnni", "avx512bf16"])
 def test_instruction_sets(isa):
     done = script(RUN, isa)
     if isa in _kernels.supported_isas():
