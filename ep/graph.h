@@ -34,6 +34,8 @@ class GraphValue {
 
   std::string name() const;
   ValueType type() const;
+  // Whether it is a constant, of this graph or of one around it.
+  bool is_constant() const;
   // The value of a constant of this graph, null for anything else.
   const ort::Value* constant() const;
 
@@ -60,6 +62,7 @@ class GraphNode {
   std::int64_t attribute(const char* name, std::int64_t otherwise) const;
   std::optional<std::int64_t> attribute(const char* name) const;
   float float_attribute(const char* name, float otherwise) const;
+  std::string text_attribute(const char* name, const std::string& otherwise) const;
   std::vector<std::int64_t> attributes(const char* name) const;  // a list of integers, empty where it is absent
 
   [[noreturn]] void reject(const std::string& reason) const { throw ort::InvalidArgument(label() + ": " + reason); }
@@ -68,6 +71,7 @@ class GraphNode {
 
  private:
   const ort::OpAttr* find(const char* name) const;
+  std::size_t bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const;
 
   const ort::Api& api_;
   const ort::Node* node_;

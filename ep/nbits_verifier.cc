@@ -24,6 +24,22 @@ std::vector<float> dequantize(const NBitsSource& source) {
   return weight;
 }
 
+double activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kGelu:
+      return x * std::erfc(-x * std::sqrt(0.5)) / 2;
+    case Activation::kGeluTanh:
+      return x * (1 + std::tanh(std::sqrt(8 / std::acos(-1.0)) / 2 * (x + 0.044715 * x * x * x))) / 2;
+  }
+  return x;
+}
+
 }  // namespace
 
 NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product,
@@ -36,7 +52,8 @@ NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, con
       N_(source.N),
       weight_(dequantize(source)) {}
 
-void NBitsVerifier::check(const void* a, std::int64_t M, const void* bias, const void* y) {
+void NBitsVerifier::check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y) {
+  const void* gate = epilogue.gate != nullptr ? ort::data(api_, epilogue.gate) : nullptr;
   const auto at = [&](const void* values, std::int64_t index) {
     return halves_ ? half_to_float(static_cast<const std::uint16_t*>(values)[index])
                    : static_cast<const float*>(values)[index];
@@ -45,16 +62,18 @@ void NBitsVerifier::check(const void* a, std::int64_t M, const void* bias, const
   bool differs_in_nan = false;
   for (std::int64_t m = 0; m < M; ++m) {
     for (std::int64_t n = 0; n < N_; ++n) {
-      double sum = bias != nullptr ? at(bias, n) : 0;
+      double sum = epilogue.bias != nullptr ? at(epilogue.bias, n) : 0;
       const float* row = weight_.data() + n * K_;
       for (std::int64_t k = 0; k < K_; ++k) sum += static_cast<double>(at(a, m * K_ + k)) * row[k];
+      double want = activate(epilogue.activation, sum);
+      if (gate != nullptr) want *= at(gate, m * N_ + n);
       const double got = at(y, m * N_ + n);
-      if (!std::isfinite(sum) || !std::isfinite(got)) {
-        differs_in_nan = differs_in_nan || std::isfinite(sum) != std::isfinite(got);
+      if (!std::isfinite(want) || !std::isfinite(got)) {
+        differs_in_nan = differs_in_nan || std::isfinite(want) != std::isfinite(got);
         continue;
       }
-      error = std::max(error, std::abs(got - sum));
-      output = std::max(output, std::abs(sum));
+      error = std::max(error, std::abs(got - want));
+      output = std::max(output, std::abs(want));
     }
   }
   const std::lock_guard<std::mutex> lock(mutex_);

@@ -15,9 +15,9 @@ class NBitsVerifier {
   NBitsVerifier(const NBitsVerifier&) = delete;
   NBitsVerifier& operator=(const NBitsVerifier&) = delete;
 
-  // Logs the error where it is the largest so far. `a` [M, K], `bias` [N] or null and `y` [M, N] of the type of the
-  // product's activations.
-  void check(const void* a, std::int64_t M, const void* bias, const void* y);
+  // Logs the error where it is the largest so far. `a` [M, K] and `y` [M, N] are of the type of the product's
+  // activations.
+  void check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y);
 
  private:
   const ort::Api& api_;

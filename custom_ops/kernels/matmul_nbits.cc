@@ -46,9 +46,11 @@ std::int64_t tiles_to_stream(const NBitsWeight& w) {
   return clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
 }
 
-// work(first_tile, tiles, begin, end) for stretches of tiles times stretches of rows.
+// work(first_tile, tiles, begin, end) for stretches of tiles times stretches of rows; what follows the sums is done
+// while they are in the cache.
 template <class Work>
-void split(const NBitsProblem& p, std::int64_t tiles, const Parallel& parallel, const Work& work) {
+void split(const NBitsProblem& p, const NBitsKernels& kernels, std::int64_t tiles, const Parallel& parallel,
+           const Work& work) {
   const NBitsWeight& w = *p.weight;
   const std::int64_t columns = ceil_div(w.tiles, tiles);
   // Rows are split only where there are few tiles: each piece unpacks its part of the weight anew.
@@ -57,21 +59,25 @@ void split(const NBitsProblem& p, std::int64_t tiles, const Parallel& parallel, 
   const std::int64_t stretches = ceil_div(p.M, rows);
   parallel.for_each(static_cast<std::size_t>(columns * stretches), [&](std::size_t index) {
     const std::int64_t first = static_cast<std::int64_t>(index) / stretches * tiles;
+    const std::int64_t count = std::min(tiles, w.tiles - first);
     const std::int64_t begin = static_cast<std::int64_t>(index) % stretches * rows;
-    work(first, std::min(tiles, w.tiles - first), begin, std::min(p.M, begin + rows));
+    const std::int64_t end = std::min(p.M, begin + rows);
+    work(first, count, begin, end);
+    if (p.activation != Activation::kNone || p.gate != nullptr) kernels.activate(p, first, count, begin, end);
   });
 }
 
 void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
   const int bits = p.weight->bits;
   if (p.M == 1) {
-    split(p, tiles_to_stream(*p.weight), parallel,
+    split(p, kernels, tiles_to_stream(*p.weight), parallel,
           [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row_float[bits](p, tile, tiles); });
     return;
   }
-  split(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-    kernels.panel_float[bits](p, tile, begin, end);
-  });
+  split(p, kernels, kernels.panel_tiles, parallel,
+        [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+          kernels.panel_float[bits](p, tile, begin, end);
+        });
 }
 
 void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
@@ -83,7 +89,7 @@ void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Par
     const std::int64_t end = std::min(p.M, begin + rows_a_piece);
     for (std::int64_t row = begin; row < end; ++row) kernels.quantize_row(p, rows, row);
   });
-  split(p, tiles_to_stream(w), parallel,
+  split(p, kernels, tiles_to_stream(w), parallel,
         [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
           kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
         });

@@ -64,12 +64,17 @@ PackedWeight pack(const NBitsSource& source, const Parallel& parallel);
 
 enum class Compute { kFloat32, kInt8 };
 
+enum class Activation { kNone, kRelu, kSilu, kGelu, kGeluTanh };
+
+// Y = activation(A * W + bias) * gate
 struct NBitsProblem {
   const float* A = nullptr;  // [M, K]
   std::int64_t M = 0;
   const NBitsWeight* weight = nullptr;
   const float* bias = nullptr;  // [N] or null
   float* Y = nullptr;           // [M, N]
+  Activation activation = Activation::kNone;
+  const float* gate = nullptr;  // [M, N] or null
 };
 
 // Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
