@@ -149,6 +149,12 @@ const ort::Value* GraphNode::required_constant(std::size_t index, const char* na
   return value;
 }
 
+std::string GraphNode::required_variable(std::size_t index, const char* name) const {
+  const GraphValue value = required(index, name);
+  if (value.is_constant()) reject(std::string("input ") + name + " is a constant");
+  return value.name();
+}
+
 GraphIndex::GraphIndex(const ort::Api& api, const ort::Graph* graph) {
   std::size_t count = 0;
   ort::check(api, api.Graph_GetNumNodes(graph, &count));

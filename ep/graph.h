@@ -68,6 +68,8 @@ class GraphNode {
   [[noreturn]] void reject(const std::string& reason) const { throw ort::InvalidArgument(label() + ": " + reason); }
   GraphValue required(std::size_t index, const char* name) const;
   const ort::Value* required_constant(std::size_t index, const char* name) const;
+  // A value that comes in at run time, by its name: constants, also of an outer graph, do not.
+  std::string required_variable(std::size_t index, const char* name) const;
 
  private:
   const ort::OpAttr* find(const char* name) const;
