@@ -64,7 +64,10 @@ struct SessionEp : ort::Ep {
   ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
     const Claims claims{api, options, logger, GraphIndex(api, graph), {}, true};
     for (const ort::Node* node : claims.graph.nodes()) {
-      if (const std::unique_ptr<Plan> found = plan(claims, node)) return found->compile(compiled).release();
+      const std::unique_ptr<Plan> found = plan(claims, node);
+      if (found == nullptr) continue;
+      if (found->nodes.size() != claims.graph.nodes().size()) break;
+      return found->compile(compiled).release();
     }
     throw std::runtime_error("onnxpress: the nodes of a compiled node are not those that were claimed");
   }

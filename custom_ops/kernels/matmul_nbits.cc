@@ -42,42 +42,55 @@ std::int64_t tiles_to_stream(const NBitsWeight& w) {
   return clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
 }
 
-void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
-  const int bits = p.weight->bits;
-  if (p.M == 1) {
-    split(p.M, 1, p.weight->tiles, tiles_to_stream(*p.weight), parallel,
-          [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row_float[bits](p, tile, tiles); });
-    return;
-  }
-  split(p.M, 1, p.weight->tiles, kernels.panel_tiles, parallel,
-        [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-          kernels.panel_float[bits](p, tile, begin, end);
+// work(first_tile, tiles, begin, end) for pieces of the product; what follows the sums is done while they are in the
+// cache.
+template <class Work>
+void for_each_piece(const NBitsProblem& p, const NBitsKernels& kernels, std::int64_t tiles, const Parallel& parallel,
+                    const Work& work) {
+  split(p.M, 1, p.weight->tiles, tiles, parallel,
+        [&](std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
+          work(first, count, begin, end);
+          if (p.activation != Activation::kNone || p.gate != nullptr) kernels.activate(p, first, count, begin, end);
         });
 }
 
-void multiply_bfloat16(const NBitsProblem& p, const BFloat16Kernels& kernels, const Parallel& parallel) {
+void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
   const int bits = p.weight->bits;
-  const BFloat16Rows rows = bfloat16_rows(p);
-  for_each_row(p.M, p.weight->padded_k, parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
   if (p.M == 1) {
-    split(p.M, 1, p.weight->tiles, tiles_to_stream(*p.weight), parallel,
-          [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, rows, tile, tiles); });
+    for_each_piece(p, kernels, tiles_to_stream(*p.weight), parallel,
+                   [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row_float[bits](p, tile, tiles); });
     return;
   }
-  split(p.M, 1, p.weight->tiles, kernels.panel_tiles, parallel,
-        [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-          kernels.panel[bits](p, rows, tile, begin, end);
-        });
+  for_each_piece(p, kernels, kernels.panel_tiles, parallel,
+                 [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+                   kernels.panel_float[bits](p, tile, begin, end);
+                 });
+}
+
+void multiply_bfloat16(const NBitsProblem& p, const BFloat16Kernels& bfloat16, const NBitsKernels& kernels,
+                       const Parallel& parallel) {
+  const int bits = p.weight->bits;
+  const BFloat16Rows rows = bfloat16_rows(p);
+  for_each_row(p.M, p.weight->padded_k, parallel, [&](std::int64_t row) { bfloat16.round_row(p, rows, row); });
+  if (p.M == 1) {
+    for_each_piece(p, kernels, tiles_to_stream(*p.weight), parallel,
+                   [&](std::int64_t tile, std::int64_t tiles, auto...) { bfloat16.row[bits](p, rows, tile, tiles); });
+    return;
+  }
+  for_each_piece(p, kernels, bfloat16.panel_tiles, parallel,
+                 [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+                   bfloat16.panel[bits](p, rows, tile, begin, end);
+                 });
 }
 
 void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
   const NBitsWeight& w = *p.weight;
   const QuantizedRows rows = quantized_rows(p);
   for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-  split(p.M, 1, w.tiles, tiles_to_stream(w), parallel,
-        [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
-          kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
-        });
+  for_each_piece(p, kernels, tiles_to_stream(w), parallel,
+                 [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+                   kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
+                 });
 }
 
 }  // namespace
@@ -111,7 +124,7 @@ const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const 
   if (compute == Compute::kInt8) {
     multiply_int8(p, kernels, parallel);
   } else if (bfloat16 != nullptr) {
-    multiply_bfloat16(p, *bfloat16, parallel);
+    multiply_bfloat16(p, *bfloat16, kernels, parallel);
   } else {
     multiply_floats(p, kernels, parallel);
   }

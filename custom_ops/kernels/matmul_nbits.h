@@ -65,12 +65,17 @@ PackedWeight pack(const NBitsSource& source, const Parallel& parallel);
 // What the activations are rounded to. Where nothing multiplies bfloat16, it is computed in float32.
 enum class Compute { kFloat32, kBFloat16, kInt8 };
 
+enum class Activation { kNone, kRelu, kSilu, kGelu, kGeluTanh };
+
+// Y = activation(A * W + bias) * gate
 struct NBitsProblem {
   const float* A = nullptr;  // [M, K]
   std::int64_t M = 0;
   const NBitsWeight* weight = nullptr;
   const float* bias = nullptr;  // [N] or null
   float* Y = nullptr;           // [M, N]
+  Activation activation = Activation::kNone;
+  const float* gate = nullptr;  // [M, N] or null
 };
 
 // Of an accuracy_level: 4 is int8, 3 bfloat16, anything else float32.

@@ -31,6 +31,9 @@ struct NBitsKernels {
   // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
   void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
   std::int64_t panel_tiles;
+  // What follows the sums of rows [begin, end) times `tiles` tiles.
+  void (*activate)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
+                   std::int64_t end);
   // What limits the kernels: multiply-adds of `rounds` rounds of dot products out of registers, and reading memory.
   std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);

@@ -293,6 +293,35 @@ def test_weights_of_an_outer_graph_are_left():
     np.testing.assert_allclose(got, A @ W, atol=1e-4 * np.abs(A @ W).max())
 
 
+@pytest.mark.parametrize("name", ["bias", "A"])
+def test_constants_that_are_no_part_of_the_weight(name):
+    """A bias of an outer graph, where the weight is in the branch, and a constant first input are left."""
+    model, W, values, arrays = make(bias="constant")
+    proto = onnx.load_from_string(model)
+    graph, A = proto.graph, rows()
+    if name == "A":
+        graph.initializer.append(onnx.numpy_helper.from_array(A, "A"))
+        del graph.input[:]
+    else:
+        branch = onnx.GraphProto.FromString(graph.SerializeToString())
+        branch.name = "branch"
+        del branch.input[:]
+        branch.output[0].name = branch.node[0].output[0] = "inner"
+        (bias,) = (each for each in branch.initializer if each.name == "bias")
+        branch.initializer.remove(bias)
+        del graph.node[:], graph.initializer[:]
+        graph.initializer.append(bias)
+        node = onnx.helper.make_node("If", ["c"], [graph.output[0].name], then_branch=branch, else_branch=branch)
+        graph.node.append(node)
+        graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+        proto.opset_import.append(onnx.helper.make_opsetid("", 21))
+    plain = options(graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    session = ep.session(proto.SerializeToString(), plain)
+    assert taken(session) in (False, None)
+    (got,) = session.run(None, {} if name == "A" else {"A": A, "c": np.array(True)})
+    np.testing.assert_allclose(got, A @ W + values, atol=1e-4 * np.abs(A @ W).max())
+
+
 def test_many_threads_and_sessions_at_once():
     model, *_ = make(level=4, zero_points="packed")
     alone = ep.session(model, options(intra_op_num_threads=1)).run(None, {"A": rows(70)})[0]
