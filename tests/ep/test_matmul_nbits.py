@@ -296,7 +296,7 @@ def test_weights_of_an_outer_graph_are_left():
 @pytest.mark.parametrize("name", ["bias", "A"])
 def test_constants_that_are_no_part_of_the_weight(name):
     """A bias of an outer graph, where the weight is in the branch, and a constant first input are left."""
-    model, W, values, arrays = make(bias="constant")
+    model, W, values, _ = make(bias="constant")
     proto = onnx.load_from_string(model)
     graph, A = proto.graph, rows()
     if name == "A":
