@@ -81,19 +81,19 @@ void split(const NBitsProblem& p, std::int64_t tiles, const Parallel& parallel, 
   });
 }
 
-void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
+void multiply_floats(const NBitsProblem& p, const NBitsFloatKernels& kernels, const Parallel& parallel) {
   const int bits = p.weight->bits;
   if (p.M == 1) {
     split(p, tiles_to_stream(*p.weight), parallel,
-          [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row_float[bits](p, tile, tiles); });
+          [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, tile, tiles); });
     return;
   }
   split(p, kernels.panel_tiles, parallel, [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-    kernels.panel_float[bits](p, tile, begin, end);
+    kernels.panel[bits](p, tile, begin, end);
   });
 }
 
-void multiply_bfloat16(const NBitsProblem& p, const BFloat16Kernels& kernels, const Parallel& parallel) {
+void multiply_bfloat16(const NBitsProblem& p, const NBitsBFloat16Kernels& kernels, const Parallel& parallel) {
   const int bits = p.weight->bits;
   const BFloat16Rows rows = bfloat16_rows(p);
   for_each_row(p, parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
@@ -107,60 +107,65 @@ void multiply_bfloat16(const NBitsProblem& p, const BFloat16Kernels& kernels, co
   });
 }
 
-void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
+void multiply_int8(const NBitsProblem& p, const NBitsInt8Kernels& kernels, const Parallel& parallel) {
   const NBitsWeight& w = *p.weight;
   const QuantizedRows rows = quantized_rows(p);
   for_each_row(p, parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
   split(p, tiles_to_stream(w), parallel,
         [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
-          kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
+          kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
         });
 }
 
 }  // namespace
 
-const NBitsKernels& nbits_kernels(Isa isa) {
+const NBitsInt8Kernels& nbits_int8(Isa isa) {
 #if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
-  if (isa >= Isa::kAvx2) return nbits_kernels_avx2();
+  if (isa >= Isa::kAvx512Vnni) return nbits_int8_avx512vnni();
+  if (isa >= Isa::kAvxVnni) return nbits_int8_avxvnni();
+  if (isa >= Isa::kAvx2) return nbits_int8_avx2();
 #endif
   (void)isa;
-  return nbits_kernels_scalar();
+  return nbits_int8_scalar();
 }
 
-const BFloat16Kernels* bfloat16_kernels(Isa isa) {
+const NBitsFloatKernels& nbits_float(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Bf16) return &bfloat16_kernels_avx512bf16();
+  if (isa >= Isa::kAvx512Vnni) return nbits_float_avx512vnni();
+  if (isa >= Isa::kAvx2) return nbits_float_avx2();
+#endif
+  (void)isa;
+  return nbits_float_scalar();
+}
+
+const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) return &nbits_bfloat16_avx512bf16();
 #endif
   (void)isa;
   return nullptr;
 }
 
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
-  const NBitsKernels& kernels = nbits_kernels(isa);
-  const BFloat16Kernels* bfloat16 = compute == Compute::kBFloat16 ? bfloat16_kernels(isa) : nullptr;
-  const char* ran = bfloat16 != nullptr ? bfloat16->isa : kernels.isa;
-  const NBitsWeight& w = *p.weight;
-  if (p.M == 0 || w.N == 0) return ran;
   const Sequential alone;
-  const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
-
-  if (compute == Compute::kInt8) {
-    multiply_int8(p, kernels, parallel);
-  } else if (bfloat16 != nullptr) {
-    multiply_bfloat16(p, *bfloat16, parallel);
-  } else {
-    multiply_floats(p, kernels, parallel);
-  }
-  return ran;
+  const bool small = p.M * p.weight->N * p.weight->K < kWorthSplitting;
+  const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
+  const auto run = [&](auto multiply, const auto& kernels) {
+    if (p.M != 0 && p.weight->N != 0) multiply(p, kernels, parallel);
+    return kernels.isa;
+  };
+  const NBitsBFloat16Kernels* bfloat16 = nbits_bfloat16(isa);
+  if (compute == Compute::kInt8) return run(multiply_int8, nbits_int8(isa));
+  if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
+  return run(multiply_floats, nbits_float(isa));
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {
-  nbits_kernels(isa).to_float(halves, floats, count);
+  nbits_float(isa).to_float(halves, floats, count);
 }
 
 void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa) {
-  nbits_kernels(isa).to_half(floats, halves, count);
+  nbits_float(isa).to_half(floats, halves, count);
 }
 
 }  // namespace onnxpress

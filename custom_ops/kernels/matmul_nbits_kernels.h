@@ -20,26 +20,31 @@ struct BFloat16Rows {
   float* sums;            // [M, blocks]
 };
 
-struct NBitsKernels {
+struct NBitsInt8Kernels {
   const char* isa;
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
   // Rows [begin, end) times `tiles` tiles, straight from the packed weight. Indexed by bits.
-  void (*stream_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles,
-                         std::int64_t begin, std::int64_t end);
-  // The same of one row.
-  void (*row_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
-  // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
-  void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
-  std::int64_t panel_tiles;
-  // What limits the kernels: multiply-adds of `rounds` rounds of dot products out of registers, and reading memory.
+  void (*stream[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles,
+                    std::int64_t begin, std::int64_t end);
+  // What limits them: multiply-adds of `rounds` rounds of dot products out of registers.
   std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
+};
+
+struct NBitsFloatKernels {
+  const char* isa;
+  // One row times `tiles` tiles, straight from the packed weight. Indexed by bits.
+  void (*row[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
+  // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
+  void (*panel[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
+  std::int64_t panel_tiles;
+  // Reads memory, which limits all.
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);
   void (*to_half)(const float*, std::uint16_t*, std::int64_t);
 };
 
 // The same for activations as bfloat16; few instruction sets have it.
-struct BFloat16Kernels {
+struct NBitsBFloat16Kernels {
   const char* isa;
   void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row);
   void (*row[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t tiles);
@@ -48,16 +53,22 @@ struct BFloat16Kernels {
   std::int64_t panel_tiles;
 };
 
-const NBitsKernels& nbits_kernels_scalar();
+// Each instruction set has those that gain by it.
+const NBitsInt8Kernels& nbits_int8_scalar();
+const NBitsFloatKernels& nbits_float_scalar();
 #if defined(__x86_64__)
-const NBitsKernels& nbits_kernels_avx2();
-const NBitsKernels& nbits_kernels_avx512vnni();
-const BFloat16Kernels& bfloat16_kernels_avx512bf16();
+const NBitsInt8Kernels& nbits_int8_avx2();
+const NBitsFloatKernels& nbits_float_avx2();
+const NBitsInt8Kernels& nbits_int8_avxvnni();
+const NBitsInt8Kernels& nbits_int8_avx512vnni();
+const NBitsFloatKernels& nbits_float_avx512vnni();
+const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
 #endif
 
 // The best not above `isa`.
-const NBitsKernels& nbits_kernels(Isa isa);
+const NBitsInt8Kernels& nbits_int8(Isa isa);
+const NBitsFloatKernels& nbits_float(Isa isa);
 // Null where there are none, or float32 is faster.
-const BFloat16Kernels* bfloat16_kernels(Isa isa);
+const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa);
 
 }  // namespace onnxpress

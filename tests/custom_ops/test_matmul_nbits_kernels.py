@@ -41,6 +41,8 @@ def make_weight(rng, bits, block_size, K, N, zero_points, scale_type=np.float32)
 
 def code_that_runs(isa, accuracy_level):
     """The instruction set whose code computes this level: `isa`, or the best below it that has such code."""
+    if isa == "avxvnni" and accuracy_level != 4:
+        return "avx2"
     return "avx512vnni" if isa == "avx512bf16" and accuracy_level != 3 else isa
 
 
