@@ -48,8 +48,8 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             (DequantizeLinear of a constant weight, then MatMul or Gemm), "qdq_matmul" (the same with activations of
             8 bits), "dynamic_matmul" (DynamicQuantizeLinear, then MatMulInteger) and "gather" (GatherBlockQuantized);
             by default all of them where they are faster than ONNX Runtime.
-            `isa`: "scalar", "avx2", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or ONNXPRESS_ISA
-            says.
+            `isa`: "scalar", "avx2", "avxvnni", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or
+            ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
             whenever it is the largest so far.
 
