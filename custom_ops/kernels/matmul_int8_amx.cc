@@ -11,7 +11,6 @@ struct Int8Amx : Int8Avx512Vnni {
 
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileK = 64;
-constexpr std::int64_t kTileBytes = kTileRows * kTileK;
 
 // All tiles of 16 rows of 64 bytes: rows beyond the last are computed and dropped. Static, as the compiler does not
 // know that the instruction reads all of it.
@@ -25,8 +24,6 @@ constexpr TileConfig kConfig;
 struct Sums {
   alignas(64) std::int32_t tiles[4][kTileRows * kTile];
 };
-
-const std::uint8_t* row_of(const Int8Rows& rows, std::int64_t row) { return rows.codes + row * rows.stride; }
 
 const std::int8_t* tile_of(const Int8Weight& w, std::int64_t tile) {
   return w.codes + (tile < w.tiles ? tile : w.tiles - 1) * w.padded_k * kTile;
@@ -46,19 +43,33 @@ void store_sums(Sums& sums) {
   _tile_stored(3, sums.tiles[3], 64);
 }
 
+// The outputs are on their way while the sums are computed: each row is a page of its own.
+void prefetch_outputs(const Int8Problem& p, std::int64_t row, std::int64_t rows, std::int64_t tile,
+                      std::int64_t tiles) {
+  const std::int64_t N = p.weight->N;
+  for (std::int64_t i = row; i < row + rows && i < p.M; ++i) {
+    if (p.floats_out == nullptr) {
+      __builtin_prefetch(p.codes_out + i * N + tile * kTile, 1);
+      continue;
+    }
+    for (std::int64_t t = tile; t < tile + tiles; ++t) __builtin_prefetch(p.floats_out + i * N + t * kTile, 1);
+  }
+}
+
 // 32 rows times 2 tiles: each tile that is loaded serves two products.
 void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile, Sums& sums) {
   const Int8Weight& w = *p.weight;
   const std::uint8_t *a0 = row_of(rows, row), *a1 = row_of(rows, row + kTileRows);
   const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
   clear_sums();
+  prefetch_outputs(p, row, 2 * kTileRows, tile, 2);
   for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
-    _tile_loadd(4, a0 + k, rows.stride);
+    _tile_loadd(4, a0 + k * kTileRows, 64);
     _tile_loadd(6, b0 + k * kTile, 64);
     _tile_dpbusd(0, 4, 6);
     _tile_loadd(7, b1 + k * kTile, 64);
     _tile_dpbusd(1, 4, 7);
-    _tile_loadd(5, a1 + k, rows.stride);
+    _tile_loadd(5, a1 + k * kTileRows, 64);
     _tile_dpbusd(2, 5, 6);
     _tile_dpbusd(3, 5, 7);
   }
@@ -72,8 +83,9 @@ void multiply_one_by_four(const Int8Problem& p, const Int8Rows& rows, std::int64
   const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
   const std::int8_t *b2 = tile_of(w, tile + 2), *b3 = tile_of(w, tile + 3);
   clear_sums();
+  prefetch_outputs(p, row, kTileRows, tile, 4);
   for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
-    _tile_loadd(4, a + k, rows.stride);
+    _tile_loadd(4, a + k * kTileRows, 64);
     _tile_loadd(5, b0 + k * kTile, 64);
     _tile_dpbusd(0, 4, 5);
     _tile_loadd(6, b1 + k * kTile, 64);
@@ -117,7 +129,8 @@ void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first
 }  // namespace
 
 const Int8Kernels& int8_kernels_amx() {
-  static constexpr Int8Kernels kernels{Int8Amx::kName, 2 * kTileRows, load_row<Int8Amx>, multiply_amx, range<Int8Amx>};
+  static constexpr Int8Kernels kernels{Int8Amx::kName,    2 * kTileRows, true,
+                                       load_row<Int8Amx>, multiply_amx,  range<Int8Amx>};
   return kernels;
 }
 
