@@ -337,10 +337,10 @@ def test_dequantized_matmul(child, product):
 @given(st.one_of(qdq(), dynamic()))
 def test_products_of_8_bits(child, product):
     model, feeds = product
-    got = child.run(model, feeds, provider=True)
     try:
         stock = child.run(model, feeds, provider=False)
-    except CrashError:
+    except CrashError:  # as it does without scales
         assume(False)
+    got = child.run(model, feeds, provider=True)
     assert isinstance(got, str) == isinstance(stock, str), (got, stock)
     assert isinstance(got, str) or all(close(a, b.astype(np.float64)) for a, b in zip(got, stock, strict=True))
