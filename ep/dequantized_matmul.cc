@@ -2,14 +2,11 @@
 
 #include <algorithm>
 
+#include "dequantize.h"
 #include "nbits_plan.h"
 
 namespace onnxpress {
 namespace {
-
-bool is_one_number(const ort::TypeAndShape& tensor) {
-  return tensor.dims.empty() || tensor.dims == std::vector<std::int64_t>{1};
-}
 
 // A weight [K, N], stored as [N, K] if `transposed`.
 NBitsSource read_weight(const ort::Api& api, const GraphNode& dequantize, bool transposed) {
@@ -69,36 +66,6 @@ NBitsSource read_weight(const ort::Api& api, const GraphNode& dequantize, bool t
   return w;
 }
 
-// The DequantizeLinear behind the second input of a product, through a Transpose, if nothing else reads them.
-std::optional<GraphNode> find_weight(const Claims& claims, const GraphNode& product,
-                                     std::vector<const ort::Node*>& nodes, bool& transposed) {
-  std::optional<GraphValue> value = product.input(1);
-  while (value) {
-    const ort::Node* producer = claims.graph.producer(*value);
-    if (producer == nullptr || claims.graph.only_reader(*value) == nullptr || !claims.is_free(producer))
-      return std::nullopt;
-    GraphNode node(claims.api, producer);
-    nodes.insert(nodes.begin(), producer);
-    if (node.is("DequantizeLinear")) return node;
-    const std::vector<std::int64_t> order = node.attributes("perm");
-    const bool swaps = order.empty() || order == std::vector<std::int64_t>{1, 0};
-    if (!node.is("Transpose") || !swaps) return std::nullopt;
-    transposed = !transposed;
-    value = node.input(0);
-  }
-  return std::nullopt;
-}
-
-bool is_plain_gemm(const GraphNode& node) {
-  return node.attribute("transA", 0) == 0 && node.float_attribute("alpha", 1) == 1.0f &&
-         (!node.input(2) || node.float_attribute("beta", 1) == 1.0f);
-}
-
-bool is_dequantized(const Claims& claims, const GraphValue& value) {
-  const ort::Node* producer = claims.graph.producer(value);
-  return producer != nullptr && GraphNode(claims.api, producer).is("DequantizeLinear");
-}
-
 }  // namespace
 
 std::unique_ptr<Plan> plan_dequantized_matmul(const Claims& claims, const ort::Node* graph_node) {
@@ -111,7 +78,7 @@ std::unique_ptr<Plan> plan_dequantized_matmul(const Claims& claims, const ort::N
   if (!dequantize) return nullptr;
   const NBitsSource weight = read_weight(claims.api, *dequantize, transposed);
   const GraphValue a = node.required(0, "A");
-  if (weight.bits == 8 && is_dequantized(claims, a)) node.reject("both inputs are quantized");
+  if (weight.bits == 8 && dequantized_by(claims, a)) node.reject("both inputs are quantized");
   if (gemm && !is_plain_gemm(node)) node.reject("transA, alpha or beta is not the default");
 
   const ort::ElementType activation = a.type().element;
@@ -122,7 +89,7 @@ std::unique_ptr<Plan> plan_dequantized_matmul(const Claims& claims, const ort::N
   const NBitsAttributes attributes{weight.K, weight.N, weight.bits, weight.block_size, level};
   NBitsProduct product(claims.api, node.label(), attributes, {activation, activation, ort::kUint8}, claims.options.isa);
 
-  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), weight, a.name());
+  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), weight, node.required_variable(0, "A"));
   plan->nodes = std::move(nodes);
   plan->nodes.push_back(graph_node);
   if (gemm && node.input(2)) plan->set_bias(node.required_constant(2, "C"));

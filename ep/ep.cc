@@ -33,7 +33,7 @@ struct SessionEp : ort::Ep {
     };
   }
 
-  // The plan of the first family that takes the node; null, with the reason logged, where none does.
+  // The plan of the family of the node; null, with the reason logged, where it has none or leaves it.
   std::unique_ptr<Plan> plan(const Claims& claims, const ort::Node* node) const {
     for (const Family& family : families()) {
       if (!options.claims(family.name)) continue;
@@ -41,19 +41,19 @@ struct SessionEp : ort::Ep {
         if (std::unique_ptr<Plan> found = family.plan(claims, node)) return found;
       } catch (const ort::InvalidArgument& reason) {
         log(std::string("left to others: ") + reason.what());
+        return nullptr;
       }
     }
     return nullptr;
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
-    // Packed weights are copies: ONNX Runtime need not keep its own.
-    const ort::NodeFusionOptions fusion{ort::kApiVersion, true};
     Claims claims{api, options, logger, GraphIndex(api, graph), {}};
     for (const ort::Node* node : claims.graph.nodes()) {
       if (!claims.is_free(node)) continue;
       const std::unique_ptr<Plan> found = plan(claims, node);
       if (found == nullptr) continue;
+      const ort::NodeFusionOptions fusion{ort::kApiVersion, found->drops_constants};
       ort::check(api, api.GetEpApi()->AddNodesToFuse(info, found->nodes.data(), found->nodes.size(), &fusion));
       claims.taken.insert(claims.taken.end(), found->nodes.begin(), found->nodes.end());
     }
@@ -61,9 +61,12 @@ struct SessionEp : ort::Ep {
 
   // The graph holds the nodes of one plan.
   ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
-    const Claims claims{api, options, logger, GraphIndex(api, graph), {}};
+    const Claims claims{api, options, logger, GraphIndex(api, graph), {}, true};
     for (const ort::Node* node : claims.graph.nodes()) {
-      if (const std::unique_ptr<Plan> found = plan(claims, node)) return found->compile(compiled).release();
+      const std::unique_ptr<Plan> found = plan(claims, node);
+      if (found == nullptr) continue;
+      if (found->nodes.size() != claims.graph.nodes().size()) break;
+      return found->compile(compiled).release();
     }
     throw std::runtime_error("onnxpress: the nodes of a compiled node are not those that were claimed");
   }

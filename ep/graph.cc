@@ -37,11 +37,16 @@ ValueType GraphValue::type() const {
   return result;
 }
 
+bool GraphValue::is_constant() const {
+  bool result = false;
+  ort::check(*api_, api_->ValueInfo_IsConstantInitializer(info_, &result));
+  return result;
+}
+
 const ort::Value* GraphValue::constant() const {
-  bool is_constant = false, is_outer = false;
-  ort::check(*api_, api_->ValueInfo_IsConstantInitializer(info_, &is_constant));
+  bool is_outer = false;
   ort::check(*api_, api_->ValueInfo_IsFromOuterScope(info_, &is_outer));
-  if (!is_constant || is_outer) return nullptr;
+  if (!is_constant() || is_outer) return nullptr;
   const ort::Value* constant = nullptr;
   ort::check(*api_, api_->ValueInfo_GetInitializerValue(info_, &constant));
   return constant;
@@ -69,12 +74,12 @@ std::optional<GraphValue> GraphNode::input(std::size_t index) const {
   return value;
 }
 
-GraphValue GraphNode::output() const {
+GraphValue GraphNode::output(std::size_t index) const {
   std::size_t count = 0;
   ort::check(api_, api_.Node_GetNumOutputs(node_, &count));
   std::vector<const ort::ValueInfo*> outputs(count);
   ort::check(api_, api_.Node_GetOutputs(node_, outputs.data(), count));
-  return GraphValue(api_, outputs.at(0));
+  return GraphValue(api_, outputs.at(index));
 }
 
 const ort::OpAttr* GraphNode::find(const char* name) const {
@@ -105,15 +110,28 @@ float GraphNode::float_attribute(const char* name, float otherwise) const {
   return value;
 }
 
+std::size_t GraphNode::bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const {
+  std::size_t bytes = 0;
+  // ONNX Runtime tells the size beside an error.
+  if (ort::Status* status = api_.ReadOpAttr(attribute, type, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
+    api_.ReleaseStatus(status);
+  }
+  return bytes;
+}
+
+std::string GraphNode::text_attribute(const char* name, const std::string& otherwise) const {
+  const ort::OpAttr* attribute = find(name);
+  if (attribute == nullptr) return otherwise;
+  std::size_t bytes = bytes_of(attribute, ort::kAttrString);
+  std::string value(bytes, '\0');
+  if (!value.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrString, value.data(), bytes, &bytes));
+  return value;
+}
+
 std::vector<std::int64_t> GraphNode::attributes(const char* name) const {
   const ort::OpAttr* attribute = find(name);
   if (attribute == nullptr) return {};
-  std::size_t bytes = 0;
-  // The first call only asks for the size, which ONNX Runtime tells beside an error.
-  if (ort::Status* status =
-          api_.ReadOpAttr(attribute, ort::kAttrInts, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
-    api_.ReleaseStatus(status);
-  }
+  std::size_t bytes = bytes_of(attribute, ort::kAttrInts);
   std::vector<std::int64_t> values(bytes / sizeof(std::int64_t));
   if (!values.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrInts, values.data(), bytes, &bytes));
   return values;
@@ -129,6 +147,12 @@ const ort::Value* GraphNode::required_constant(std::size_t index, const char* na
   const ort::Value* value = required(index, name).constant();
   if (value == nullptr) reject(std::string("input ") + name + " is no constant of this graph");
   return value;
+}
+
+std::string GraphNode::required_variable(std::size_t index, const char* name) const {
+  const GraphValue value = required(index, name);
+  if (value.is_constant()) reject(std::string("input ") + name + " is a constant");
+  return value.name();
 }
 
 GraphIndex::GraphIndex(const ort::Api& api, const ort::Graph* graph) {

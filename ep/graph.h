@@ -34,6 +34,8 @@ class GraphValue {
 
   std::string name() const;
   ValueType type() const;
+  // Whether it is a constant, of this graph or of one around it.
+  bool is_constant() const;
   // The value of a constant of this graph, null for anything else.
   const ort::Value* constant() const;
 
@@ -55,19 +57,23 @@ class GraphNode {
   std::string label() const;
   std::optional<GraphValue> input(std::size_t index) const;  // none where it is absent
   std::size_t inputs() const { return inputs_.size(); }
-  GraphValue output() const;  // the first
+  GraphValue output(std::size_t index = 0) const;
 
   std::int64_t attribute(const char* name, std::int64_t otherwise) const;
   std::optional<std::int64_t> attribute(const char* name) const;
   float float_attribute(const char* name, float otherwise) const;
+  std::string text_attribute(const char* name, const std::string& otherwise) const;
   std::vector<std::int64_t> attributes(const char* name) const;  // a list of integers, empty where it is absent
 
   [[noreturn]] void reject(const std::string& reason) const { throw ort::InvalidArgument(label() + ": " + reason); }
   GraphValue required(std::size_t index, const char* name) const;
   const ort::Value* required_constant(std::size_t index, const char* name) const;
+  // A value that comes in at run time, by its name: constants, also of an outer graph, do not.
+  std::string required_variable(std::size_t index, const char* name) const;
 
  private:
   const ort::OpAttr* find(const char* name) const;
+  std::size_t bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const;
 
   const ort::Api& api_;
   const ort::Node* node_;

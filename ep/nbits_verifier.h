@@ -1,9 +1,9 @@
 // The option `verify`: each product once more, slowly and in double precision, from the weight as the model stores it.
 #pragma once
 
-#include <mutex>
 #include <vector>
 
+#include "largest_error.h"
 #include "ops/nbits_product.h"
 #include "ort/ort.h"
 
@@ -12,23 +12,17 @@ namespace onnxpress {
 class NBitsVerifier {
  public:
   NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, const NBitsSource& source);
-  NBitsVerifier(const NBitsVerifier&) = delete;
-  NBitsVerifier& operator=(const NBitsVerifier&) = delete;
 
-  // Logs the error where it is the largest so far. `a` [M, K], `bias` [N] or null and `y` [M, N] of the type of the
-  // product's activations.
-  void check(const void* a, std::int64_t M, const void* bias, const void* y);
+  // Logs the error where it is the largest so far. `a` [M, K] and `y` [M, N] are of the type of the product's
+  // activations.
+  void check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y);
 
  private:
   const ort::Api& api_;
-  const ort::Logger* logger_;
-  const std::string label_;
   const bool halves_;
   const std::int64_t K_, N_;
   std::vector<float> weight_;  // [N, K]
-  std::mutex mutex_;
-  std::int64_t runs_ = 0;
-  double largest_error_ = -1;
+  LargestError largest_;
 };
 
 }  // namespace onnxpress

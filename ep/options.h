@@ -21,6 +21,7 @@ struct Options {
   bool verify = false;
 
   bool claims(const std::string& family) const;
+  bool names(const std::string& family) const;  // in `claim`
 };
 
 // Throws InvalidArgument for an option that is unknown or has a wrong value.

@@ -3,7 +3,10 @@
 #include <algorithm>
 
 #include "dequantized_matmul.h"
+#include "dynamic_matmul.h"
+#include "gather.h"
 #include "matmul_nbits.h"
+#include "qdq_matmul.h"
 
 namespace onnxpress {
 
@@ -29,8 +32,11 @@ const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t p
 bool Claims::is_free(const ort::Node* node) const { return std::find(taken.begin(), taken.end(), node) == taken.end(); }
 
 const std::vector<Family>& families() {
-  static const std::vector<Family>& all =
-      *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits}, {"dequantized_matmul", plan_dequantized_matmul}};
+  static const std::vector<Family>& all = *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits},
+                                                                   {"qdq_matmul", plan_qdq_matmul},
+                                                                   {"dequantized_matmul", plan_dequantized_matmul},
+                                                                   {"dynamic_matmul", plan_dynamic_matmul},
+                                                                   {"gather", plan_gather}};
   return all;
 }
 

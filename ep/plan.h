@@ -31,6 +31,9 @@ class Plan {
   virtual std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const = 0;
 
   std::vector<const ort::Node*> nodes;
+  // Whether constants are read when the plan is compiled, so that ONNX Runtime need not keep them. Else they come in at
+  // run time.
+  bool drops_constants = true;
 };
 
 // Where plans are made: the session's settings, the graph, and the nodes that another plan has already.
@@ -40,8 +43,11 @@ struct Claims {
   const ort::Logger* logger;
   GraphIndex graph;
   std::vector<const ort::Node*> taken;
+  bool compiling = false;  // the graph holds the nodes of one plan, which was made before in the graph around them
 
   bool is_free(const ort::Node* node) const;
+  // Whether nodes of a family are to be taken even where that may not be faster.
+  bool is_forced(const char* family) const { return compiling || options.names(family); }
 };
 
 // A kind of nodes, named in the option `claim`.

@@ -1,0 +1,190 @@
+#include "int8_plan.h"
+
+#include <utility>
+
+#include "addend.h"
+#include "dequantize.h"
+#include "int8_verifier.h"
+#include "shared_weights.h"
+
+namespace onnxpress {
+namespace {
+
+constexpr std::size_t kNone = static_cast<std::size_t>(-1);
+
+bool is_8_bits(ort::ElementType type) { return type == ort::kInt8 || type == ort::kUint8; }
+
+// All that a run needs but what comes in.
+struct Int8Node {
+  std::string label;
+  PackedInt8 weight;
+  std::vector<float> bias;
+  Int8Format format;  // of the activations
+  bool is_float, is_dynamic;
+  std::optional<Int8Format> output;
+  std::size_t a, scale, zero_point;  // places of the compiled node's inputs, or kNone
+  Isa isa;
+};
+
+class CompiledInt8 final : public CompiledNode {
+ public:
+  CompiledInt8(const ort::Api& api, Int8Node node, std::unique_ptr<Int8Verifier> verifier)
+      : CompiledNode(api), node_(std::move(node)), verifier_(std::move(verifier)) {}
+
+  void run(ort::KernelContext* context) const override {
+    const ort::IntraOpPool pool(api_, context);
+    const Int8Weight& weight = node_.weight.view;
+    const ort::Value* a = input(context, node_.a);
+    std::vector<std::int64_t> shape = ort::type_and_shape(api_, a).dims;
+    if (shape.empty() || shape.back() != weight.K) {
+      reject("input A has shape " + ort::to_string(shape) + ", its last size must be K=" + std::to_string(weight.K));
+    }
+    shape.back() = weight.N;
+    Int8Problem problem;
+    problem.M = 1;
+    for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) problem.M *= shape[axis];
+    ort::Value* y = nullptr;
+    ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
+    if (problem.M == 0) return;
+
+    problem.weight = &weight;
+    problem.bias = node_.bias.empty() ? nullptr : node_.bias.data();
+    const void* activations = ort::data(api_, a);
+    if (node_.is_float) {
+      problem.floats = static_cast<const float*>(activations);
+    } else {
+      problem.codes = static_cast<const std::uint8_t*>(activations);
+    }
+    problem.input = format(context, problem, pool);
+    void* results = const_cast<void*>(ort::data(api_, y));
+    if (node_.output) {
+      problem.codes_out = static_cast<std::uint8_t*>(results);
+      problem.output = *node_.output;
+    } else {
+      problem.floats_out = static_cast<float*>(results);
+    }
+    matmul_int8(problem, node_.isa, pool);
+    if (verifier_ != nullptr) verifier_->check(problem);
+  }
+
+ private:
+  Int8Format format(ort::KernelContext* context, const Int8Problem& problem, const Parallel& pool) const {
+    if (node_.is_dynamic) return dynamic_format(problem.floats, problem.M * node_.weight.view.K, node_.isa, pool);
+    Int8Format format = node_.format;
+    if (node_.scale != kNone) format.scale = *static_cast<const float*>(one_number(context, node_.scale, "scale"));
+    if (node_.zero_point != kNone) {
+      const auto* code = static_cast<const std::uint8_t*>(one_number(context, node_.zero_point, "zero point"));
+      format.zero_point = format.is_signed ? static_cast<std::int8_t>(*code) : *code;
+    }
+    return format;
+  }
+
+  const void* one_number(ort::KernelContext* context, std::size_t place, const char* name) const {
+    const ort::Value* value = input(context, place);
+    const ort::TypeAndShape type = ort::type_and_shape(api_, value);
+    if (!is_one_number(type)) {
+      reject(std::string("the ") + name + " of A has shape " + ort::to_string(type.dims) + ", must be one for all");
+    }
+    return ort::data(api_, value);
+  }
+
+  [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(node_.label + ": " + what); }
+
+  const Int8Node node_;
+  const std::unique_ptr<Int8Verifier> verifier_;
+};
+
+}  // namespace
+
+Int8Source read_int8_weight(const ort::Api& api, const GraphNode& node, const Int8Constants& constants) {
+  Int8Source w;
+  const ort::TypeAndShape codes = ort::type_and_shape(api, constants.codes);
+  if (!is_8_bits(codes.type)) node.reject("its weight is not of 8 bits");
+  if (codes.dims.size() != 2) node.reject("its weight has not two axes");
+  w.transposed = constants.transposed;
+  w.K = codes.dims[w.transposed ? 1 : 0];
+  w.N = codes.dims[w.transposed ? 0 : 1];
+  if (w.K < 1 || w.N < 1) node.reject("its weight is empty");
+  w.is_signed = codes.type == ort::kInt8;
+  w.codes = static_cast<const std::uint8_t*>(ort::data(api, constants.codes));
+
+  const auto is_per_column = [&](const ort::Value* value, ort::ElementType type, const char* name) {
+    const ort::TypeAndShape found = ort::type_and_shape(api, value);
+    const bool one = is_one_number(found);
+    if (found.type != type || (!one && found.dims != std::vector<std::int64_t>{w.N})) {
+      node.reject(std::string("its ") + name + " are neither one for all nor one a column, or of another type");
+    }
+    return !one;
+  };
+  if (constants.scales != nullptr) {
+    w.scale_per_column = is_per_column(constants.scales, ort::kFloat, "scales");
+    w.scales = static_cast<const float*>(ort::data(api, constants.scales));
+  }
+  if (constants.zero_points != nullptr) {
+    w.zero_point_per_column = is_per_column(constants.zero_points, codes.type, "zero points");
+    w.zero_points = static_cast<const std::uint8_t*>(ort::data(api, constants.zero_points));
+  }
+  return w;
+}
+
+Int8Plan::Int8Plan(const Claims& claims, const GraphNode& node, const Int8Input& input, const Int8Source& weight)
+    : api_(claims.api),
+      options_(claims.options),
+      logger_(claims.logger),
+      label_(node.label()),
+      input_(input),
+      weight_(weight) {
+  // ONNX Runtime drops the constants of compiled nodes.
+  const auto is_constant = [](const std::optional<GraphValue>& value) { return value && value->is_constant(); };
+  if (is_constant(input.a)) node.reject("its activations are constant");
+  if (is_constant(input.scale) || is_constant(input.zero_point)) {
+    node.reject("its activations have constants that are not one for all");
+  }
+  if (!input.is_float() && !is_8_bits(input.a.type().element)) {
+    node.reject("its activations are neither float32 nor of 8 bits");
+  }
+}
+
+GraphValue Int8Plan::take_bias(const Claims& claims, const GraphValue& product) {
+  const std::optional<Addend> addend = has_bias() ? std::nullopt : find_addend(claims, product);
+  // A bias has one axis: it cannot broadcast the product.
+  std::optional<std::vector<float>> bias;
+  if (addend) bias = read_bias(claims, addend->value, weight_.N, nodes);
+  if (!bias) return product;
+  bias_ = std::move(*bias);
+  nodes.push_back(addend->add);
+  return GraphNode(api_, addend->add).output();
+}
+
+std::unique_ptr<CompiledNode> Int8Plan::compile(const ort::Node* compiled) const {
+  const auto place = [&](const std::optional<GraphValue>& value) {
+    return value ? place_of(api_, compiled, value->name()) : kNone;
+  };
+  std::unique_ptr<Int8Verifier> verifier;
+  if (options_.verify) verifier = std::make_unique<Int8Verifier>(api_, logger_, label_, weight_);
+  Int8Node node{label_,
+                share(pack(weight_, Sequential())),
+                bias_,
+                input_.format,
+                input_.is_float(),
+                input_.is_dynamic,
+                output_,
+                place(input_.a),
+                place(input_.scale),
+                place(input_.zero_point),
+                options_.isa};
+  return std::make_unique<CompiledInt8>(api_, std::move(node), std::move(verifier));
+}
+
+std::int64_t rows_of(const GraphValue& a) {
+  const ValueType type = a.type();
+  if (!type.has_shape) return -1;
+  std::int64_t rows = 1;
+  for (std::size_t axis = 0; axis + 1 < type.dims.size(); ++axis) {
+    if (type.dims[axis].size < 0) return -1;
+    rows *= type.dims[axis].size;
+  }
+  return rows;
+}
+
+}  // namespace onnxpress
