@@ -43,6 +43,8 @@ def matmul_nbits(
     block_size: int,
     K: int,
     accuracy_level: int = 0,
+    activation: str | None = None,
+    gate: npt.NDArray[np.float32] | None = None,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.float32], str]: ...
 def matmul_int8(

@@ -167,20 +167,37 @@ PackedWeight py_pack(const Bytes& packed, const py::array& scales, const std::op
   return pack(source_of(packed, scales, zero_points, bits, block_size, K), Sequential());
 }
 
+Activation activation_of(const std::string& name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu") return Activation::kGelu;
+  require(name == "gelu_tanh", "activation must be relu, silu, gelu or gelu_tanh, got " + name);
+  return Activation::kGeluTanh;
+}
+
 std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& packed, const py::array& scales,
                                                const std::optional<py::array>& zero_points,
                                                const std::optional<Floats>& bias, int bits, std::int64_t block_size,
                                                std::int64_t K, int accuracy_level,
+                                               const std::optional<std::string>& activation,
+                                               const std::optional<Floats>& gate,
                                                const std::optional<std::string>& isa) {
   const NBitsSource source = source_of(packed, scales, zero_points, bits, block_size, K);
   require(A.ndim() == 2, "A must have two axes");
   check_shape(A, "A", {A.shape(0), K});
   if (bias) check_shape(*bias, "bias", {source.N});
+  if (gate) check_shape(*gate, "gate", {A.shape(0), source.N});
   Floats Y({A.shape(0), source.N});
   const Sequential alone;
   const PackedWeight weight = pack(source, alone);
-  const NBitsProblem problem{A.data(), A.shape(0), &weight.view, bias ? bias->data() : nullptr, Y.mutable_data()};
-  const char* ran = matmul_nbits(problem, accuracy_level == 4 ? Compute::kInt8 : Compute::kFloat32, isa_of(isa), alone);
+  const NBitsProblem problem{A.data(),
+                             A.shape(0),
+                             &weight.view,
+                             bias ? bias->data() : nullptr,
+                             Y.mutable_data(),
+                             activation ? activation_of(*activation) : Activation::kNone,
+                             gate ? gate->data() : nullptr};
+  const char* ran = matmul_nbits(problem, compute_of(accuracy_level), isa_of(isa), alone);
   return {Y, ran};
 }
 
@@ -307,8 +324,8 @@ PYBIND11_MODULE(_kernels, m) {
         py::arg("block_size"), py::arg("K"));
   m.def("matmul_nbits", py_matmul_nbits, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("zero_points"),
         py::arg("bias"), py::kw_only(), py::arg("bits"), py::arg("block_size"), py::arg("K"),
-        py::arg("accuracy_level") = 0, py::arg("isa") = py::none(),
-        "Returns y and the name of the instruction set whose code ran.");
+        py::arg("accuracy_level") = 0, py::arg("activation") = py::none(), py::arg("gate") = py::none(),
+        py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
   m.def("matmul_int8", py_matmul_int8, py::arg("A"), py::arg("weight"), py::arg("zero_points"), py::arg("scales"),
         py::arg("bias"), py::kw_only(), py::arg("a_format"), py::arg("y_format") = py::none(), py::arg("transposed") = false,
         py::arg("isa") = py::none(),

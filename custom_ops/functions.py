@@ -85,8 +85,8 @@ def matmul_nbits(
 ) -> ir.Function:
     """Body of `onnxpress::MatMulNBits`: the weight is dequantized to float32, then multiplied.
 
-    The body computes what accuracy_level 0 does; the kernel at level 4 differs from it by the rounding of the
-    activations to int8.
+    The body computes what accuracy_level 0 does; the kernel differs from it by the rounding of the activations, at
+    level 3 to bfloat16 and at level 4 to int8.
 
     Args:
         bits: 2 to 8.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -141,6 +143,13 @@ def quantize_activations(A: Float32, block_size: int) -> tuple[npt.NDArray[np.in
     return codes.astype(np.int8), peak * np.float32(1 / 127)
 
 
+def round_to_bfloat16(A: Float32) -> Float32:
+    """The nearest numbers of 8 significant bits, halfway cases to even; float32 of the shape of A."""
+    bits = A.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(A), A, rounded.view(np.float32))
+
+
 def activation_block(block_size: int, K: int) -> int:
     """Values of a row that share a scale at accuracy_level 4: those of a block, or of an equal part of a long one.
 
@@ -169,7 +178,8 @@ def matmul_nbits(
     """Op `onnxpress::MatMulNBits`: A @ dequantize(B) + bias.
 
     At accuracy_level 4 the activations are first rounded by `quantize_activations` in blocks of `activation_block`,
-    as the kernels do.
+    as the kernels do; at level 3 to bfloat16, as the kernels do on instruction sets that multiply bfloat16. On others
+    they compute level 3 in float32.
 
     Args:
         A: float [..., K].
@@ -180,7 +190,7 @@ def matmul_nbits(
         bits: 2 to 8.
         block_size: Codes in a block: a multiple of 16, or not less than K.
         K: Length of the reduction.
-        accuracy_level: 4 for int8 activations, anything else for exact ones.
+        accuracy_level: 4 for int8 activations, 3 for bfloat16 ones, anything else for exact ones.
 
     Returns:
         float64 [..., N].
@@ -189,11 +199,74 @@ def matmul_nbits(
     if accuracy_level == 4:
         codes, scale = quantize_activations(np.asarray(rows, np.float32), activation_block(block_size, K))
         rows = (codes.astype(np.float64) * scale[:, :, None]).reshape(rows.shape[0], -1)[:, :K]
+    elif accuracy_level == 3:
+        rows = round_to_bfloat16(np.ascontiguousarray(rows))
     weight = dequantize(packed, scales, zero_points, bits=bits, block_size=block_size, K=K)
     result = rows.astype(np.float64) @ weight.astype(np.float64)
     if bias is not None:
         result = result + np.asarray(bias, np.float64)
     return result.reshape(*A.shape[:-1], packed.shape[0])
+
+
+def activate(
+    x: npt.NDArray[np.floating], activation: str | None, gate: npt.NDArray[np.floating] | None = None
+) -> npt.NDArray[np.float64]:
+    """What may follow a product: activation(x) * gate.
+
+    Args:
+        x: float [...].
+        activation: None, "relu", "silu" (x * sigmoid(x)), "gelu" (x * (1 + erf(x / sqrt(2))) / 2) or "gelu_tanh"
+            (x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x**3))) / 2).
+        gate: float of the shape of x, or None.
+
+    Returns:
+        float64 of the shape of x.
+    """
+    y = np.asarray(x, np.float64)
+    if activation == "relu":
+        y = np.where(y < 0, 0.0, y)
+    elif activation == "silu":
+        y = y * _sigmoid(y)
+    elif activation == "gelu":
+        y = y * np.array([math.erfc(-each / math.sqrt(2)) / 2 for each in y.ravel().tolist()]).reshape(y.shape)
+    elif activation == "gelu_tanh":
+        y = y * _sigmoid(2 * math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))
+    return y if gate is None else y * np.asarray(gate, np.float64)
+
+
+def _sigmoid(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    with np.errstate(over="ignore"):
+        result: npt.NDArray[np.float64] = 1 / (1 + np.exp(-x))
+    return result
+
+
+def gather_rows(
+    codes: npt.NDArray[np.integer],
+    indices: npt.NDArray[np.integer],
+    scales: npt.NDArray[np.floating],
+    zero_points: npt.NDArray[np.integer],
+    block_size: int,
+) -> npt.NDArray[np.floating]:
+    """Op `com.microsoft::GatherBlockQuantized` of a matrix, by its rows.
+
+    Args:
+        codes: integer [rows, columns], unpacked.
+        indices: integer [...]; negative ones count from the end, those beyond the table give zeros.
+        scales: float [rows, n_blocks].
+        zero_points: integer [rows, n_blocks], unpacked.
+        block_size: Columns that share a scale.
+
+    Returns:
+        [..., columns] of the type of scales: (code - zero_point) * scale, computed in float32.
+    """
+    rows, columns = codes.shape
+    offsets = np.repeat(zero_points.astype(np.int32), block_size, axis=1)[:, :columns]
+    scale = np.repeat(scales.astype(np.float32), block_size, axis=1)[:, :columns]
+    table = ((codes.astype(np.int32) - offsets).astype(np.float32) * scale).astype(scales.dtype)
+    inside = (indices >= -rows) & (indices < rows)
+    taken: npt.NDArray[np.floating] = table[np.where(inside, indices, 0)]
+    taken[~inside] = 0
+    return taken
 
 
 def _round_scale(scale: Float32, scale_type: str) -> Float32:

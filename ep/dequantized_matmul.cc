@@ -89,7 +89,7 @@ std::unique_ptr<Plan> plan_dequantized_matmul(const Claims& claims, const ort::N
   const NBitsAttributes attributes{weight.K, weight.N, weight.bits, weight.block_size, level};
   NBitsProduct product(claims.api, node.label(), attributes, {activation, activation, ort::kUint8}, claims.options.isa);
 
-  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), weight, a.name());
+  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), weight, node.required_variable(0, "A"));
   plan->nodes = std::move(nodes);
   plan->nodes.push_back(graph_node);
   if (gemm && node.input(2)) plan->set_bias(node.required_constant(2, "C"));

@@ -48,13 +48,12 @@ struct SessionEp : ort::Ep {
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
-    // Packed weights are copies: ONNX Runtime need not keep its own.
-    const ort::NodeFusionOptions fusion{ort::kApiVersion, true};
     Claims claims{api, options, logger, GraphIndex(api, graph), {}};
     for (const ort::Node* node : claims.graph.nodes()) {
       if (!claims.is_free(node)) continue;
       const std::unique_ptr<Plan> found = plan(claims, node);
       if (found == nullptr) continue;
+      const ort::NodeFusionOptions fusion{ort::kApiVersion, found->drops_constants};
       ort::check(api, api.GetEpApi()->AddNodesToFuse(info, found->nodes.data(), found->nodes.size(), &fusion));
       claims.taken.insert(claims.taken.end(), found->nodes.begin(), found->nodes.end());
     }
@@ -64,7 +63,10 @@ struct SessionEp : ort::Ep {
   ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
     const Claims claims{api, options, logger, GraphIndex(api, graph), {}, true};
     for (const ort::Node* node : claims.graph.nodes()) {
-      if (const std::unique_ptr<Plan> found = plan(claims, node)) return found->compile(compiled).release();
+      const std::unique_ptr<Plan> found = plan(claims, node);
+      if (found == nullptr) continue;
+      if (found->nodes.size() != claims.graph.nodes().size()) break;
+      return found->compile(compiled).release();
     }
     throw std::runtime_error("onnxpress: the nodes of a compiled node are not those that were claimed");
   }

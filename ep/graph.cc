@@ -110,15 +110,28 @@ float GraphNode::float_attribute(const char* name, float otherwise) const {
   return value;
 }
 
+std::size_t GraphNode::bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const {
+  std::size_t bytes = 0;
+  // ONNX Runtime tells the size beside an error.
+  if (ort::Status* status = api_.ReadOpAttr(attribute, type, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
+    api_.ReleaseStatus(status);
+  }
+  return bytes;
+}
+
+std::string GraphNode::text_attribute(const char* name, const std::string& otherwise) const {
+  const ort::OpAttr* attribute = find(name);
+  if (attribute == nullptr) return otherwise;
+  std::size_t bytes = bytes_of(attribute, ort::kAttrString);
+  std::string value(bytes, '\0');
+  if (!value.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrString, value.data(), bytes, &bytes));
+  return value;
+}
+
 std::vector<std::int64_t> GraphNode::attributes(const char* name) const {
   const ort::OpAttr* attribute = find(name);
   if (attribute == nullptr) return {};
-  std::size_t bytes = 0;
-  // The first call only asks for the size, which ONNX Runtime tells beside an error.
-  if (ort::Status* status =
-          api_.ReadOpAttr(attribute, ort::kAttrInts, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
-    api_.ReleaseStatus(status);
-  }
+  std::size_t bytes = bytes_of(attribute, ort::kAttrInts);
   std::vector<std::int64_t> values(bytes / sizeof(std::int64_t));
   if (!values.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrInts, values.data(), bytes, &bytes));
   return values;
@@ -134,6 +147,12 @@ const ort::Value* GraphNode::required_constant(std::size_t index, const char* na
   const ort::Value* value = required(index, name).constant();
   if (value == nullptr) reject(std::string("input ") + name + " is no constant of this graph");
   return value;
+}
+
+std::string GraphNode::required_variable(std::size_t index, const char* name) const {
+  const GraphValue value = required(index, name);
+  if (value.is_constant()) reject(std::string("input ") + name + " is a constant");
+  return value.name();
 }
 
 GraphIndex::GraphIndex(const ort::Api& api, const ort::Graph* graph) {

@@ -62,14 +62,18 @@ class GraphNode {
   std::int64_t attribute(const char* name, std::int64_t otherwise) const;
   std::optional<std::int64_t> attribute(const char* name) const;
   float float_attribute(const char* name, float otherwise) const;
+  std::string text_attribute(const char* name, const std::string& otherwise) const;
   std::vector<std::int64_t> attributes(const char* name) const;  // a list of integers, empty where it is absent
 
   [[noreturn]] void reject(const std::string& reason) const { throw ort::InvalidArgument(label() + ": " + reason); }
   GraphValue required(std::size_t index, const char* name) const;
   const ort::Value* required_constant(std::size_t index, const char* name) const;
+  // A value that comes in at run time, by its name: constants, also of an outer graph, do not.
+  std::string required_variable(std::size_t index, const char* name) const;
 
  private:
   const ort::OpAttr* find(const char* name) const;
+  std::size_t bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const;
 
   const ort::Api& api_;
   const ort::Node* node_;

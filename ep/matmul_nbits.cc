@@ -57,14 +57,14 @@ std::unique_ptr<Plan> plan_matmul_nbits(const Claims& claims, const ort::Node* g
   // What compiling would object to, found while the node can still be left to others.
   const NBitsSource source = product.weight(codes, scales, zero_points);
 
-  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), source, node.required(0, "A").name());
+  auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), source, node.required_variable(0, "A"));
   plan->nodes = {graph_node};
   if (const std::optional<GraphValue> value = node.input(bias)) {
     const ort::Value* constant = value->constant();
     if (constant != nullptr) {
       plan->set_bias(constant);
     } else {
-      plan->set_bias(value->name());
+      plan->set_bias(node.required_variable(bias, "bias"));
     }
   }
   plan->extend(claims, node);

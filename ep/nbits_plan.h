@@ -19,19 +19,24 @@ class NBitsPlan : public Plan {
   void set_bias(const ort::Value* constant);
   void set_bias(std::string input) { bias_ = std::move(input); }
 
-  // Takes a bias that a following Add brings; `node` computes the product.
+  // Takes what follows the product, which `node` computes: a bias that an Add brings, an activation, and a gate.
   void extend(const Claims& claims, const GraphNode& node);
 
   std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const override;
 
  private:
+  // What is computed once the bias is added.
+  GraphValue take_bias(const Claims& claims, const GraphValue& product);
+  void take_activation(const Claims& claims, const GraphValue& value);
+
   const ort::Api& api_;
   const Options& options_;
   const ort::Logger* logger_;
   NBitsProduct product_;
   NBitsSource weight_;
-  std::string a_, bias_;
+  std::string a_, bias_, gate_;
   const ort::Value* constant_bias_ = nullptr;
+  Activation activation_ = Activation::kNone;
 };
 
 }  // namespace onnxpress

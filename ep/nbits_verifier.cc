@@ -1,5 +1,8 @@
 #include "nbits_verifier.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "kernels/half.h"
 
 namespace onnxpress {
@@ -19,17 +22,35 @@ std::vector<float> dequantize(const NBitsSource& source) {
   return weight;
 }
 
+double activate(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kNone:
+      break;
+    case Activation::kRelu:
+      return std::max(x, 0.0);
+    case Activation::kSilu:
+      return x / (1 + std::exp(-x));
+    case Activation::kGelu:
+      return x * std::erfc(-x * std::sqrt(0.5)) / 2;
+    case Activation::kGeluTanh:
+      return x * (1 + std::tanh(std::sqrt(8 / std::acos(-1.0)) / 2 * (x + 0.044715 * x * x * x))) / 2;
+  }
+  return x;
+}
+
 }  // namespace
 
 NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product,
                              const NBitsSource& source)
-    : halves_(product.activation() == ort::kFloat16),
+    : api_(api),
+      halves_(product.activation() == ort::kFloat16),
       K_(source.K),
       N_(source.N),
       weight_(dequantize(source)),
       largest_(api, logger, product.label()) {}
 
-void NBitsVerifier::check(const void* a, std::int64_t M, const void* bias, const void* y) {
+void NBitsVerifier::check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y) {
+  const void* gate = epilogue.gate != nullptr ? ort::data(api_, epilogue.gate) : nullptr;
   const auto at = [&](const void* values, std::int64_t index) {
     return halves_ ? half_to_float(static_cast<const std::uint16_t*>(values)[index])
                    : static_cast<const float*>(values)[index];
@@ -37,10 +58,12 @@ void NBitsVerifier::check(const void* a, std::int64_t M, const void* bias, const
   RunError run;
   for (std::int64_t m = 0; m < M; ++m) {
     for (std::int64_t n = 0; n < N_; ++n) {
-      double sum = bias != nullptr ? at(bias, n) : 0;
+      double sum = epilogue.bias != nullptr ? at(epilogue.bias, n) : 0;
       const float* row = weight_.data() + n * K_;
       for (std::int64_t k = 0; k < K_; ++k) sum += static_cast<double>(at(a, m * K_ + k)) * row[k];
-      run.add(at(y, m * N_ + n), sum);
+      double want = activate(epilogue.activation, sum);
+      if (gate != nullptr) want *= at(gate, m * N_ + n);
+      run.add(at(y, m * N_ + n), want);
     }
   }
   largest_.report(run);

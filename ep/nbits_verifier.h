@@ -13,11 +13,12 @@ class NBitsVerifier {
  public:
   NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, const NBitsSource& source);
 
-  // Logs the error where it is the largest so far. `a` [M, K], `bias` [N] or null and `y` [M, N] of the type of the
-  // product's activations.
-  void check(const void* a, std::int64_t M, const void* bias, const void* y);
+  // Logs the error where it is the largest so far. `a` [M, K] and `y` [M, N] are of the type of the product's
+  // activations.
+  void check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y);
 
  private:
+  const ort::Api& api_;
   const bool halves_;
   const std::int64_t K_, N_;
   std::vector<float> weight_;  // [N, K]

@@ -15,8 +15,9 @@ constexpr const char* kQdqAccuracyLevel = "session.qdq_matmulnbits_accuracy_leve
 [[noreturn]] void reject(const std::string& what) { throw ort::InvalidArgument(std::string(kEpName) + ": " + what); }
 
 std::int64_t accuracy_level(const std::string& value) {
-  if (value != "0" && value != "1" && value != "4") {
-    reject("accuracy_level is '" + value + "', must be 0 or 1 (float32) or 4 (activations as int8)");
+  if (value != "0" && value != "1" && value != "3" && value != "4") {
+    reject("accuracy_level is '" + value +
+           "', must be 0 or 1 (float32), 3 (activations as bfloat16) or 4 (activations as int8)");
   }
   return std::stoll(value);
 }

@@ -4,6 +4,7 @@
 
 #include "dequantized_matmul.h"
 #include "dynamic_matmul.h"
+#include "gather.h"
 #include "matmul_nbits.h"
 #include "qdq_matmul.h"
 
@@ -34,7 +35,8 @@ const std::vector<Family>& families() {
   static const std::vector<Family>& all = *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits},
                                                                    {"qdq_matmul", plan_qdq_matmul},
                                                                    {"dequantized_matmul", plan_dequantized_matmul},
-                                                                   {"dynamic_matmul", plan_dynamic_matmul}};
+                                                                   {"dynamic_matmul", plan_dynamic_matmul},
+                                                                   {"gather", plan_gather}};
   return all;
 }
 

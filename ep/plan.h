@@ -31,6 +31,9 @@ class Plan {
   virtual std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const = 0;
 
   std::vector<const ort::Node*> nodes;
+  // Whether constants are read when the plan is compiled, so that ONNX Runtime need not keep them. Else they come in at
+  // run time.
+  bool drops_constants = true;
 };
 
 // Where plans are made: the session's settings, the graph, and the nodes that another plan has already.

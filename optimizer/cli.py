@@ -126,7 +126,7 @@ def optimize(
     scale_type: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
     form: Annotated[str | None, typer.Option(help="qoperator (default), qdq or onnxpress.")] = None,
     accuracy_level: Annotated[
-        int | None, typer.Option(help="4: activations rounded to int8 (default); 0 or 1: float32.")
+        int | None, typer.Option(help="4: activations rounded to int8 (default); 3: to bfloat16; 0 or 1: float32.")
     ] = None,
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings/--no-embeddings", help="Quantize large Gather tables too.")

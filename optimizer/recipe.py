@@ -94,7 +94,8 @@ class Recipe:
         scale_type: float32 or float16.
         form: "qoperator" (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else
             onnxpress::MatMulNBits), "qdq" (blocked DequantizeLinear) or "onnxpress" (our op for all bits).
-        accuracy_level: Least precision of the computation: 4 rounds activations to int8, 0 and 1 are float32.
+        accuracy_level: Least precision of the computation: 4 rounds activations to int8, 3 to bfloat16, 0 to 2 are
+            float32.
         embeddings: Quantize large Gather tables too (4 and 8 bits).
         clean_up: Fold constants and fuse standard patterns first.
         include: Glob patterns on node names; empty means all.

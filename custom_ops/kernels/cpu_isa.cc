@@ -36,6 +36,8 @@ const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::kAmx:
       return "amx";
+    case Isa::kAvx512Bf16:
+      return "avx512bf16";
     case Isa::kAvx512Vnni:
       return "avx512vnni";
     case Isa::kAvx2:
@@ -56,13 +58,28 @@ std::vector<Isa> supported_isas() {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
   if (avx512vnni) isas.push_back(Isa::kAvx512Vnni);
+  if (avx512vnni && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
   if (avx512vnni && has_amx()) isas.push_back(Isa::kAmx);
 #endif
   return isas;
 }
 
+namespace {
+
+// Intel's cores (Sapphire Rapids) begin a dot product of bfloat16 every other cycle and two multiply-adds of float32
+// every cycle, which makes the latter the faster: what multiplies bfloat16 runs there only when it is asked for.
+Isa fastest_isa() {
+  const Isa best = supported_isas().back();
+#if defined(__x86_64__)
+  if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512Vnni;
+#endif
+  return best;
+}
+
+}  // namespace
+
 Isa parse_isa(const std::string& name) {
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAmx}) {
+  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     if (name != isa_name(isa)) continue;
     for (Isa have : supported_isas()) {
       if (have == isa) return isa;
@@ -70,12 +87,13 @@ Isa parse_isa(const std::string& name) {
     throw std::runtime_error("ONNXPRESS_ISA=" + name + ": this CPU lacks these instructions; best here is " +
                              isa_name(supported_isas().back()));
   }
-  throw std::runtime_error("ONNXPRESS_ISA=" + name + ": unknown instruction set; use scalar, avx2, avx512vnni or amx");
+  throw std::runtime_error("ONNXPRESS_ISA=" + name +
+                           ": unknown instruction set; use scalar, avx2, avx512vnni, avx512bf16 or amx");
 }
 
 Isa chosen_isa() {
   const char* asked = std::getenv("ONNXPRESS_ISA");
-  return asked != nullptr && *asked != '\0' ? parse_isa(asked) : supported_isas().back();
+  return asked != nullptr && *asked != '\0' ? parse_isa(asked) : fastest_isa();
 }
 
 }  // namespace onnxpress

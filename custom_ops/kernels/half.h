@@ -18,6 +18,9 @@ static inline std::uint32_t float_to_bits(float value) {
   return bits;
 }
 
+// 1.5 * 2^23 + 127. An integer from -127 to 128 that is added to it leaves the exponent of 2^n in the lowest bits.
+static constexpr float kExponent = 12583039.0f;
+
 static inline float bfloat16_to_float(std::uint16_t bits) {
   return bits_to_float(static_cast<std::uint32_t>(bits) << 16);
 }

@@ -35,6 +35,7 @@ struct Range {
 
 struct Int8Kernels {
   const char* isa;
+  std::int64_t piece;  // multiply-adds that are worth being a piece of work
   // Pieces of work begin at multiples of this many rows, and that many may be read where M ends.
   std::int64_t row_step;
   bool in_tiles;

@@ -62,15 +62,27 @@ struct PackedWeight {
 // Throws std::bad_alloc. Sizes must have been checked.
 PackedWeight pack(const NBitsSource& source, const Parallel& parallel);
 
-enum class Compute { kFloat32, kInt8 };
+// What the activations are rounded to. Where nothing multiplies bfloat16, it is computed in float32.
+enum class Compute { kFloat32, kBFloat16, kInt8 };
 
+enum class Activation { kNone, kRelu, kSilu, kGelu, kGeluTanh };
+
+// Y = activation(A * W + bias) * gate
 struct NBitsProblem {
   const float* A = nullptr;  // [M, K]
   std::int64_t M = 0;
   const NBitsWeight* weight = nullptr;
   const float* bias = nullptr;  // [N] or null
   float* Y = nullptr;           // [M, N]
+  Activation activation = Activation::kNone;
+  const float* gate = nullptr;  // [M, N] or null
 };
+
+// Of an accuracy_level: 4 is int8, 3 bfloat16, anything else float32.
+inline Compute compute_of(std::int64_t accuracy_level) {
+  if (accuracy_level == 4) return Compute::kInt8;
+  return accuracy_level == 3 ? Compute::kBFloat16 : Compute::kFloat32;
+}
 
 // Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
 const char* matmul_nbits(const NBitsProblem& problem, Compute compute, Isa isa, const Parallel& parallel);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/half.h"
+#include "kernels/matmul_nbits_activation.h"
 #include "kernels/matmul_nbits_float.h"
 #include "kernels/matmul_nbits_int8.h"
 #include "kernels/matmul_nbits_kernels.h"
@@ -37,6 +38,7 @@ constexpr NBitsKernels make_kernels() {
           {nullptr, nullptr, panel_float<S, 2>, panel_float<S, 3>, panel_float<S, 4>, panel_float<S, 5>,
            panel_float<S, 6>, panel_float<S, 7>, panel_float<S, 8>},
           S::kPanelTiles,
+          activate<S>,
           spin_dots<S>,
           read<S>,
           to_float<S>,

@@ -14,6 +14,12 @@ struct QuantizedRows {
   std::int32_t* sums;  // [M, blocks]
 };
 
+// Rows of A as bfloat16, and the sum of each block.
+struct BFloat16Rows {
+  std::uint16_t* values;  // [M, padded_k], each four of k in the order 0, 2, 1, 3
+  float* sums;            // [M, blocks]
+};
+
 struct NBitsKernels {
   const char* isa;
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
@@ -25,6 +31,9 @@ struct NBitsKernels {
   // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
   void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
   std::int64_t panel_tiles;
+  // What follows the sums of rows [begin, end) times `tiles` tiles.
+  void (*activate)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
+                   std::int64_t end);
   // What limits the kernels: multiply-adds of `rounds` rounds of dot products out of registers, and reading memory.
   std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
@@ -32,11 +41,26 @@ struct NBitsKernels {
   void (*to_half)(const float*, std::uint16_t*, std::int64_t);
 };
 
+// The same for activations as bfloat16; few instruction sets have it.
+struct BFloat16Kernels {
+  const char* isa;
+  void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row);
+  void (*row[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t tiles);
+  void (*panel[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t begin,
+                   std::int64_t end);
+  std::int64_t panel_tiles;
+};
+
 const NBitsKernels& nbits_kernels_scalar();
 #if defined(__x86_64__)
 const NBitsKernels& nbits_kernels_avx2();
 const NBitsKernels& nbits_kernels_avx512vnni();
+const BFloat16Kernels& bfloat16_kernels_avx512bf16();
 #endif
+
+// The best not above `isa`.
 const NBitsKernels& nbits_kernels(Isa isa);
+// Null where there are none, or float32 is faster.
+const BFloat16Kernels* bfloat16_kernels(Isa isa);
 
 }  // namespace onnxpress

@@ -104,6 +104,21 @@ struct Avx2 {
   static F32 fnma(F32 a, F32 b, F32 c) {
     return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
   }
+  static F32 div(F32 a, F32 b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+  // The second where one is NaN.
+  static F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+  static F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+  // 2^n for an integer from -126 to 127; 0 for -127 and infinity for 128.
+  static F32 pow2(F32 n) {
+    const auto half = [](__m256 part) {
+      const __m256 exponent = _mm256_add_ps(part, _mm256_set1_ps(kExponent));
+      return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(exponent), 23));
+    };
+    return {half(n.low), half(n.high)};
+  }
+  static F32 if_negative(F32 x, F32 then, F32 otherwise) {
+    return {_mm256_blendv_ps(otherwise.low, then.low, x.low), _mm256_blendv_ps(otherwise.high, then.high, x.high)};
+  }
   // Compared as integers, in whose order NaN is above infinity: a NaN is never lost.
   static float max_abs(const float* p, std::int64_t count) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);

@@ -78,6 +78,18 @@ struct Avx512Vnni {
   static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
   static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
   static F32 fnma(F32 a, F32 b, F32 c) { return _mm512_fnmadd_ps(a, b, c); }
+  static F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+  // The second where one is NaN.
+  static F32 min(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+  static F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+  // 2^n for an integer from -126 to 127; 0 for -127 and infinity for 128.
+  static F32 pow2(F32 n) {
+    const __m512i exponent = _mm512_castps_si512(_mm512_add_ps(n, _mm512_set1_ps(kExponent)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
+  }
+  static F32 if_negative(F32 x, F32 then, F32 otherwise) {
+    return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), otherwise, then);
+  }
   // Compared as integers, in whose order NaN is above infinity: a NaN is never lost.
   static float max_abs(const float* p, std::int64_t count) {
     __m512i peak = _mm512_setzero_si512();

@@ -98,6 +98,23 @@ struct Scalar {
   static F32 fnma(const F32& a, const F32& b, const F32& c) {
     return map([&](int i) { return c.v[i] - a.v[i] * b.v[i]; });
   }
+  static F32 div(const F32& a, const F32& b) {
+    return map([&](int i) { return a.v[i] / b.v[i]; });
+  }
+  // The second where one is NaN.
+  static F32 min(const F32& a, const F32& b) {
+    return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  static F32 max(const F32& a, const F32& b) {
+    return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+  }
+  // 2^n for an integer from -126 to 127; 0 for -127 and infinity for 128.
+  static F32 pow2(const F32& n) {
+    return map([&](int i) { return bits_to_float(float_to_bits(n.v[i] + kExponent) << 23); });
+  }
+  static F32 if_negative(const F32& x, const F32& then, const F32& otherwise) {
+    return map([&](int i) { return float_to_bits(x.v[i]) >> 31 != 0 ? then.v[i] : otherwise.v[i]; });
+  }
   // Compared as integers, in whose order NaN is above infinity: a NaN is never lost.
   static float max_abs(const float* p, std::int64_t count) {
     std::uint32_t peak = 0;

@@ -75,7 +75,7 @@ class Kernel {
       packed = pack(product_.weight(input(kB), input(kScales), input(kZeroPoints)), pool);
       weight = &packed.view;
     }
-    product_.compute(context, input(kA), *weight, product_.bias(input(kBias)), pool);
+    product_.compute(context, input(kA), *weight, {product_.bias(input(kBias))}, pool);
   }
 
  private:

@@ -89,38 +89,61 @@ std::size_t NBitsProduct::bias_bytes() const {
   return static_cast<std::size_t>(attributes_.N) * (types_.activation == ort::kFloat ? 4 : 2);
 }
 
+const float* NBitsProduct::gate(const ort::Value* value, const std::vector<std::int64_t>& shape) const {
+  if (value == nullptr) return nullptr;
+  const std::vector<std::int64_t> dims = ort::type_and_shape(api_, value).dims;
+  if (dims != shape) {
+    reject("its output of shape " + ort::to_string(shape) + " is multiplied by a tensor of shape " +
+           ort::to_string(dims) + ", where the model says that the two are equal");
+  }
+  return static_cast<const float*>(ort::data(api_, value));
+}
+
 NBitsOutput NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
-                                  const void* bias, const Parallel& pool) const {
+                                  const NBitsEpilogue& epilogue, const Parallel& pool) const {
   std::vector<std::int64_t> shape = ort::type_and_shape(api_, a).dims;
   if (shape.empty() || shape.back() != attributes_.K) {
     reject("input A has shape " + ort::to_string(shape) + ", its last size must be K=" + std::to_string(attributes_.K));
   }
   shape.back() = attributes_.N;
-  std::int64_t M = 1;
-  for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) M *= shape[axis];
+  NBitsProblem problem;
+  problem.M = 1;
+  for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) problem.M *= shape[axis];
+  problem.weight = &weight;
+  problem.activation = epilogue.activation;
+  problem.gate = gate(epilogue.gate, shape);
   ort::Value* y = nullptr;
   ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
   void* values = const_cast<void*>(ort::data(api_, y));
-  if (M != 0) multiply(ort::data(api_, a), M, weight, bias, values, pool);
-  return {M, values};
+  if (problem.M == 0) return {0, values};
+  if (types_.activation == ort::kFloat) {
+    problem.A = static_cast<const float*>(ort::data(api_, a));
+    problem.bias = static_cast<const float*>(epilogue.bias);
+    problem.Y = static_cast<float*>(values);
+    multiply(problem, pool);
+  } else {
+    multiply_halves(ort::data(api_, a), epilogue.bias, values, problem, pool);
+  }
+  return {problem.M, values};
 }
 
-void NBitsProduct::multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,
-                            const Parallel& pool) const {
-  const Compute compute = attributes_.accuracy_level == 4 ? Compute::kInt8 : Compute::kFloat32;
-  if (types_.activation == ort::kFloat) {
-    matmul_nbits({static_cast<const float*>(a), M, &weight, static_cast<const float*>(bias), static_cast<float*>(y)},
-                 compute, isa_, pool);
-    return;
-  }
-  // float16 is a format of storage here: sums are float32.
-  const std::int64_t in = M * weight.K, out = M * weight.N;
-  std::vector<float> floats(static_cast<std::size_t>(in + out + weight.N));
+void NBitsProduct::multiply(const NBitsProblem& problem, const Parallel& pool) const {
+  matmul_nbits(problem, compute_of(attributes_.accuracy_level), isa_, pool);
+}
+
+// float16 is a format of storage here: sums are float32.
+void NBitsProduct::multiply_halves(const void* a, const void* bias, void* y, NBitsProblem problem,
+                                   const Parallel& pool) const {
+  const std::int64_t N = attributes_.N, in = problem.M * attributes_.K, out = problem.M * N;
+  std::vector<float> floats(static_cast<std::size_t>(in + out + N));
   float* result = floats.data() + in;
   float* added = result + out;
   convert(static_cast<const std::uint16_t*>(a), floats.data(), in, isa_);
-  if (bias != nullptr) convert(static_cast<const std::uint16_t*>(bias), added, weight.N, isa_);
-  matmul_nbits({floats.data(), M, &weight, bias != nullptr ? added : nullptr, result}, compute, isa_, pool);
+  if (bias != nullptr) convert(static_cast<const std::uint16_t*>(bias), added, N, isa_);
+  problem.A = floats.data();
+  problem.bias = bias != nullptr ? added : nullptr;
+  problem.Y = result;
+  multiply(problem, pool);
   convert(result, static_cast<std::uint16_t*>(y), out, isa_);
 }
 

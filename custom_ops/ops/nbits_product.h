@@ -22,6 +22,13 @@ struct NBitsTypes {
 // Of float32, float16 or bfloat16.
 ScaleType scale_type_of(ort::ElementType type);
 
+// What follows the sums of a product.
+struct NBitsEpilogue {
+  const void* bias = nullptr;  // [N] of the type of A, or null
+  Activation activation = Activation::kNone;
+  const ort::Value* gate = nullptr;  // of the shape of the output and float32, or null
+};
+
 // What `compute` wrote: [M, N].
 struct NBitsOutput {
   std::int64_t M;
@@ -48,16 +55,17 @@ class NBitsProduct {
   bool is_bias(const ort::TypeAndShape& constant) const;
   std::size_t bias_bytes() const;
 
-  // The first output of the node.
-  NBitsOutput compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const void* bias,
-                      const Parallel& pool) const;
+  // The first output of the node. Throws InvalidArgument for wrong shapes.
+  NBitsOutput compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
+                      const NBitsEpilogue& epilogue, const Parallel& pool) const;
 
   [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }
 
  private:
   const void* checked(const ort::Value* value, const char* name, const std::vector<std::int64_t>& shape) const;
-  void multiply(const void* a, std::int64_t M, const NBitsWeight& weight, const void* bias, void* y,
-                const Parallel& pool) const;
+  const float* gate(const ort::Value* value, const std::vector<std::int64_t>& shape) const;
+  void multiply(const NBitsProblem& problem, const Parallel& pool) const;
+  void multiply_halves(const void* a, const void* bias, void* y, NBitsProblem problem, const Parallel& pool) const;
 
   const ort::Api& api_;
   std::string label_;

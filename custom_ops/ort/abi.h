@@ -53,7 +53,7 @@ enum ElementType : int {
   kInt4 = 22
 };
 
-enum AttrType : int { kAttrInt = 1, kAttrInts = 2, kAttrFloat = 3 };
+enum AttrType : int { kAttrInt = 1, kAttrInts = 2, kAttrFloat = 3, kAttrString = 5 };
 
 enum HardwareType : int { kCpu = 0 };
 

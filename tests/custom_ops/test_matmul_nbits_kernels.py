@@ -9,6 +9,7 @@ from onnxpress.custom_ops import _kernels, reference
 
 ISAS = _kernels.supported_isas()
 BITS = range(2, 9)
+LEVELS = (0, 3, 4)
 SCALE_TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 # (M, K, N): odd N, K that is no multiple of a block or a span, single elements, rows that divide into no group.
 SHAPES = [
@@ -38,6 +39,16 @@ def make_weight(rng, bits, block_size, K, N, zero_points, scale_type=np.float32)
     return packed, scales, zeros
 
 
+def code_that_runs(isa, accuracy_level):
+    """The instruction set whose code computes this level: `isa`, or the best below it that has such code."""
+    return "avx512vnni" if isa == "avx512bf16" and accuracy_level != 3 else isa
+
+
+def level_computed(isa, accuracy_level):
+    """Level 3 is float32 where there is no code for bfloat16."""
+    return 0 if accuracy_level == 3 and isa != "avx512bf16" else accuracy_level
+
+
 def tolerance(A, packed, scales, zeros, bits, block_size, K):
     """Bound on the rounding of a float32 sum: (number of additions) * epsilon * (sum of magnitudes)."""
     weight = np.abs(reference.dequantize(packed, scales, zeros, bits=bits, block_size=block_size, K=K))
@@ -49,7 +60,7 @@ def tolerance(A, packed, scales, zeros, bits, block_size, K):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("accuracy_level", LEVELS)
 def test_matches_reference(isa, bits, accuracy_level):
     rng = np.random.default_rng(bits)
     signed = []
@@ -66,9 +77,9 @@ def test_matches_reference(isa, bits, accuracy_level):
                 )  # fmt: skip
                 want = reference.matmul_nbits(
                     A, packed, scales, zeros, bias,
-                    bits=bits, block_size=block_size, K=K, accuracy_level=accuracy_level,
+                    bits=bits, block_size=block_size, K=K, accuracy_level=level_computed(isa, accuracy_level),
                 )  # fmt: skip
-                assert ran == isa
+                assert ran == code_that_runs(isa, accuracy_level)
                 bound = tolerance(A, packed, scales, zeros, bits, block_size, K)
                 error = got - want
                 assert np.all(np.abs(error) <= bound), (M, K, N, block_size, zero_points, np.abs(error).max())
@@ -80,7 +91,7 @@ def test_matches_reference(isa, bits, accuracy_level):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("accuracy_level", LEVELS)
 def test_block_sizes(isa, bits, accuracy_level):
     """Any multiple of 16, and one block for all of K, which then divides into nothing."""
     rng = np.random.default_rng(bits)
@@ -90,15 +101,18 @@ def test_block_sizes(isa, bits, accuracy_level):
         packed, scales, zeros = make_weight(rng, bits, block_size, K, 33, zero_points, scale_type)
         A = rng.standard_normal((1 + i % 2 * 6, K)).astype(np.float32)
         A[:, ::97] *= 30  # outliers, which a block should keep to itself
-        arguments = {"bits": bits, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
-        got, ran = _kernels.matmul_nbits(A, packed, scales, zeros, None, **arguments, isa=isa)
-        want = reference.matmul_nbits(A, packed, scales, zeros, **arguments)
-        assert ran == isa
+        arguments = {"bits": bits, "block_size": block_size, "K": K}
+        got, ran = _kernels.matmul_nbits(
+            A, packed, scales, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
+        )
+        level = level_computed(isa, accuracy_level)
+        want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
+        assert ran == code_that_runs(isa, accuracy_level)
         assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, zeros, bits, block_size, K)), (block_size, K)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("accuracy_level", LEVELS)
 @pytest.mark.parametrize("scale_type", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("M", [1, 5])
 def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_type, M):
@@ -122,11 +136,12 @@ def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_typ
         got, ran = _kernels.matmul_nbits(
             A, packed, each, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
         )
-        assert ran == isa
+        assert ran == code_that_runs(isa, accuracy_level)
         results.append(got)
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2][:, :-1], results[0][:, :-1])
-    want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=accuracy_level)
+    level = level_computed(isa, accuracy_level)
+    want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
     assert np.all(np.abs(results[0] - want) <= tolerance(A, packed, scales, zeros, 4, 32, 96))
 
 
@@ -154,7 +169,8 @@ def test_which_scales_fit_16_bits(scale, short):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("M", [1, 6])
-def test_integer_sums_are_exact(isa, bits, M):
+@pytest.mark.parametrize("accuracy_level", [3, 4])
+def test_integer_sums_are_exact(isa, bits, M, accuracy_level):
     """Activations on the int8 grid and scales of powers of two leave nothing to round: equal to the last bit."""
     rng = np.random.default_rng(bits)
     K, N, block_size = 4100, 35, 32
@@ -164,15 +180,34 @@ def test_integer_sums_are_exact(isa, bits, M):
     A[:, ::block_size] = 127  # so that the scale of each block is 1
     got, ran = _kernels.matmul_nbits(
         A[:, :1024], packed[:, :32], np.ascontiguousarray(scales[:, :32]), None, None,
-        bits=bits, block_size=block_size, K=1024, accuracy_level=4, isa=isa,
+        bits=bits, block_size=block_size, K=1024, accuracy_level=accuracy_level, isa=isa,
     )  # fmt: skip
     codes = reference.unpack_codes(packed[:, :32], bits, block_size, 1024).astype(np.int64) - 2 ** (bits - 1)
     exact = np.zeros((M, N))
     for b in range(32):
         part = slice(b * block_size, (b + 1) * block_size)
         exact += (A[:, part].astype(np.int64) @ codes[:, part].T) * scales[:, b].astype(np.float64)
-    assert ran == isa
+    assert ran == code_that_runs(isa, accuracy_level)
     np.testing.assert_array_equal(got, exact)
+
+
+@pytest.mark.skipif("avx512bf16" not in ISAS, reason="this CPU does not multiply bfloat16")
+@pytest.mark.parametrize("M", [1, 6])
+def test_activations_are_rounded_to_bfloat16(M):
+    """To nearest even, seen through a weight of one code a column that is not zero."""
+    K, N = 64, 64
+    codes = np.full((N, K), 8, np.uint8) + np.eye(N, K, dtype=np.uint8)
+    packed = reference.pack_codes(codes.reshape(N, 2, 32), 4)
+    steps = np.array([0, 1, 0.5, 1.5, 0.5 + 2.0**-16, 0.5 - 2.0**-16, 255.5, -0.5, -1.5, 3e38, 1e-37], np.float32)
+    A = np.resize(steps, (M, K)) * np.float32(2.0**-7) + np.float32(1)
+    A[:, 1::2] = np.random.default_rng(0).standard_normal((M, K // 2)) * 1e10
+    got, ran = _kernels.matmul_nbits(
+        A, packed, np.ones((N, 2), np.float32), None, None,
+        bits=4, block_size=32, K=K, accuracy_level=3, isa="avx512bf16",
+    )  # fmt: skip
+    assert ran == "avx512bf16"
+    np.testing.assert_array_equal(got, A.astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(reference.round_to_bfloat16(A), got)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -193,7 +228,7 @@ def test_extreme_codes_do_not_saturate(isa):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("M", [1, 4])
-@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize("accuracy_level", LEVELS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_poison_is_not_lost(isa, M, accuracy_level, poison):
     """A NaN or an infinity in a row spoils that row and no other."""
@@ -230,10 +265,13 @@ def test_long_reductions_come_in_stretches(isa):
     for block_size in (16, 256):
         packed, scales, zeros = make_weight(rng, 3, block_size, K, N, "packed")
         A = rng.standard_normal((4, K)).astype(np.float32)
-        for accuracy_level in (0, 4):
-            arguments = {"bits": 3, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
-            want = reference.matmul_nbits(A, packed, scales, zeros, **arguments)
-            got, _ = _kernels.matmul_nbits(A, packed, scales, zeros, None, **arguments, isa=isa)
+        for accuracy_level in LEVELS:
+            arguments = {"bits": 3, "block_size": block_size, "K": K}
+            level = level_computed(isa, accuracy_level)
+            want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
+            got, _ = _kernels.matmul_nbits(
+                A, packed, scales, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
+            )
             bound = tolerance(A, packed, scales, zeros, 3, block_size, K)
             assert np.all(np.abs(got - want) <= bound)
 

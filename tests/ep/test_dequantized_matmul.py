@@ -164,8 +164,8 @@ def test_a_bias_that_follows(rank):
     check(*make(then=("Add",), rank=rank), rank=rank, expected=expected)
 
 
-def test_what_follows_beyond_a_bias_is_left():
-    check(*make(then=("Add", "Relu", "Add"), rank=3), rank=3, expected=["Add", *BOTH])
+def test_what_follows_beyond_a_bias_and_an_activation_is_left():
+    check(*make(then=("Add", "Relu", "Add"), rank=3), rank=3, expected=["Add", *BOTH, "Relu"])
 
 
 @pytest.mark.parametrize(

@@ -220,11 +220,22 @@ def test_accuracy_level_of_the_node_and_of_the_option():
     assert np.abs(rounded - A @ W).max() > 10 * np.abs(exact - A @ W).max()
 
 
+@pytest.mark.skipif("avx512bf16" not in _kernels.supported_isas(), reason="this CPU does not multiply bfloat16")
+def test_accuracy_level_of_bfloat16():
+    """Of the node and of the option."""
+    W = make()[1]
+    A = rows()
+    want = A.astype(ml_dtypes.bfloat16).astype(np.float32) @ W
+    for level, given in ((3, {}), (4, {"accuracy_level": 3})):
+        (got,) = ep.session(make(level=level)[0], options(), isa="avx512bf16", **given).run(None, {"A": A})
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ({"accuracy_levle": 4}, "unknown option 'accuracy_levle'; there are accuracy_level, claim, isa and verify"),
-        ({"accuracy_level": 3}, "accuracy_level is '3', must be 0 or 1"),
+        ({"accuracy_level": 2}, "accuracy_level is '2', must be 0 or 1 .float32., 3 "),
         ({"accuracy_level": "x"}, "accuracy_level is 'x'"),
         ({"claim": "matmul_nbits,gemm"}, "claim has 'gemm', there is matmul_nbits, "),
         ({"isa": "avx9"}, "isa: .*avx9"),
@@ -280,6 +291,35 @@ def test_weights_of_an_outer_graph_are_left():
     A = rows()
     (got,) = ep.session(model.SerializeToString(), options()).run(None, {"A": A, "condition": np.array(True)})
     np.testing.assert_allclose(got, A @ W, atol=1e-4 * np.abs(A @ W).max())
+
+
+@pytest.mark.parametrize("name", ["bias", "A"])
+def test_constants_that_are_no_part_of_the_weight(name):
+    """A bias of an outer graph, where the weight is in the branch, and a constant first input are left."""
+    model, W, values, _ = make(bias="constant")
+    proto = onnx.load_from_string(model)
+    graph, A = proto.graph, rows()
+    if name == "A":
+        graph.initializer.append(onnx.numpy_helper.from_array(A, "A"))
+        del graph.input[:]
+    else:
+        branch = onnx.GraphProto.FromString(graph.SerializeToString())
+        branch.name = "branch"
+        del branch.input[:]
+        branch.output[0].name = branch.node[0].output[0] = "inner"
+        (bias,) = (each for each in branch.initializer if each.name == "bias")
+        branch.initializer.remove(bias)
+        del graph.node[:], graph.initializer[:]
+        graph.initializer.append(bias)
+        node = onnx.helper.make_node("If", ["c"], [graph.output[0].name], then_branch=branch, else_branch=branch)
+        graph.node.append(node)
+        graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
+        proto.opset_import.append(onnx.helper.make_opsetid("", 21))
+    plain = options(graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    session = ep.session(proto.SerializeToString(), plain)
+    assert taken(session) in (False, None)
+    (got,) = session.run(None, {} if name == "A" else {"A": A, "c": np.array(True)})
+    np.testing.assert_allclose(got, A @ W + values, atol=1e-4 * np.abs(A @ W).max())
 
 
 def test_many_threads_and_sessions_at_once():
@@ -348,7 +388,7 @@ np.testing.assert_allclose(got, A @ W, atol=0.03 * np.abs(A @ W).max())
 """
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512vnni"])
+@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512vnni", "avx512bf16"])
 def test_instruction_sets(isa):
     done = script(RUN, isa)
     if isa in _kernels.supported_isas():

@@ -1,0 +1,11 @@
+#include "kernels/matmul_nbits_bfloat16.h"
+#include "kernels/simd_avx512bf16.h"
+
+namespace onnxpress {
+
+const BFloat16Kernels& bfloat16_kernels_avx512bf16() {
+  static constexpr BFloat16Kernels kernels = make_bfloat16_kernels<Avx512Bf16>();
+  return kernels;
+}
+
+}  // namespace onnxpress

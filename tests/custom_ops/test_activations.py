@@ -1,0 +1,94 @@
+"""What follows the sums of a product: activations and gates against the NumPy reference, on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnxpress.custom_ops import _kernels, reference
+
+ISAS = _kernels.supported_isas()
+ACTIVATIONS = ["relu", "silu", "gelu", "gelu_tanh"]
+K = 32
+
+
+def activated(x, activation, isa, gate=None):
+    """The activation of given numbers: sums of nothing, to which they are added as a bias, in two equal rows."""
+    packed = np.zeros((x.size, 1, K // 2), np.uint8)
+    scales = np.zeros((x.size, 1), np.float32)
+    results = []
+    for M in (1, 2):
+        A = np.zeros((M, K), np.float32)
+        gates = None if gate is None else np.broadcast_to(gate, (M, x.size))
+        for accuracy_level in (0, 4):
+            got, ran = _kernels.matmul_nbits(
+                A, packed, scales, None, x, bits=4, block_size=K, K=K,
+                accuracy_level=accuracy_level, activation=activation, gate=gates, isa=isa,
+            )  # fmt: skip
+            assert ran == isa
+            results.extend(got)
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    return results[0]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_magnitude(isa, activation):
+    """Within a few units in the last place of what is multiplied; relu to the last bit."""
+    steps = np.linspace(-20, 20, 100_003)
+    magnitudes = np.logspace(-37, 37, 20_001)
+    x = np.concatenate([steps, magnitudes, -magnitudes]).astype(np.float32)
+    got = activated(x, activation, isa)
+    want = reference.activate(x, activation)
+    scale = np.maximum(1, np.abs(x))
+    error = np.abs(got - want)
+    assert np.all(error <= (0 if activation == "relu" else 1.5e-7) * scale)
+    # Also where the result is small, as near 0 or in the tail to the left.
+    usual = (x > -1) & (np.abs(x) > 1e-30)
+    assert np.all(error[usual] <= 4e-7 * np.abs(want[usual]))
+    assert abs(((got - want) / scale)[: steps.size].mean()) < 5e-9  # no bias of the kernel
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_special_values(isa, activation):
+    """As ONNX Runtime gives them: -inf is multiplied by 0 by all but relu."""
+    x = np.array([np.nan, np.inf, -np.inf, 0, -1e4, -3e38, 3e38, 1e-40, -1e-40] * 2, np.float32)
+    got = activated(x, activation, isa)[:9]
+    relu = activation == "relu"
+    half = np.float32(1e-40) if relu else np.float32(1e-40) / 2
+    want = [np.nan, np.inf, 0 if relu else np.nan, 0, 0, 0, 3e38, half, 0 if relu else -half]
+    np.testing.assert_array_equal(got, np.array(want, np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("accuracy_level", [0, 4])
+@pytest.mark.parametrize(("M", "N", "size"), [(1, 37, 64), (1, 200, 300), (5, 1, 64), (7, 100, 600), (70, 130, 64)])
+def test_products(isa, activation, accuracy_level, M, N, size):
+    """Once a sum, after all of K, at sizes that divide into nothing."""
+    rng = np.random.default_rng(N)
+    packed = rng.integers(0, 256, (N, -(-size // 32), 16), dtype=np.uint8)
+    scales = rng.uniform(0.01, 0.02, packed.shape[:2]).astype(np.float32)
+    A = rng.standard_normal((M, size)).astype(np.float32)
+    bias = rng.standard_normal(N).astype(np.float32)
+    arguments = {"bits": 4, "block_size": 32, "K": size, "accuracy_level": accuracy_level}
+    sums = reference.matmul_nbits(A, packed, scales, None, bias, **arguments)
+    for gate in (None, rng.standard_normal((M, N)).astype(np.float32)):
+        got, ran = _kernels.matmul_nbits(
+            A, packed, scales, None, bias, **arguments, activation=activation, gate=gate, isa=isa
+        )
+        assert ran == isa
+        want = reference.activate(sums, activation, gate)
+        scale = 1 if gate is None else np.abs(gate).max()
+        np.testing.assert_allclose(got, want, atol=2e-5 * scale * np.abs(sums).max())
+
+
+def test_wrong_arguments():
+    packed, scales, A = np.zeros((5, 1, 16), np.uint8), np.zeros((5, 1), np.float32), np.zeros((2, K), np.float32)
+    for changes, message in (
+        ({"activation": "selu"}, "activation must be relu, silu, gelu or gelu_tanh, got selu"),
+        ({"gate": np.zeros((1, 5), np.float32)}, "gate has the wrong shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _kernels.matmul_nbits(A, packed, scales, None, None, bits=4, block_size=K, K=K, **changes)
