@@ -54,8 +54,8 @@ def matmul_int8(
     scales: npt.NDArray[np.float32] | None,
     bias: npt.NDArray[np.float32] | None,
     *,
-    input: tuple[float, int, bool],
-    output: tuple[float, int, bool] | None = None,
+    a_format: tuple[float, int, bool],
+    y_format: tuple[float, int, bool] | None = None,
     transposed: bool = False,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.generic], str]: ...

@@ -249,7 +249,7 @@ Int8Source int8_source_of(const py::array& weight, const std::optional<py::array
 std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::array& weight,
                                                  const std::optional<py::array>& zero_points,
                                                  const std::optional<Floats>& scales, const std::optional<Floats>& bias,
-                                                 const FormatTuple& input, const std::optional<FormatTuple>& output,
+                                                 const FormatTuple& a_format, const std::optional<FormatTuple>& y_format,
                                                  bool transposed, const std::optional<std::string>& isa) {
   const Int8Source source = int8_source_of(weight, zero_points, scales, transposed);
   require(A.ndim() == 2, "A must have two axes");
@@ -258,11 +258,11 @@ std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::a
   const Sequential alone;
   const PackedInt8 packed = pack(source, alone);
   Int8Problem problem;
-  problem.input = format_of(input);
+  problem.input = format_of(a_format);
   if (py::isinstance<Floats>(A)) {
     problem.floats = static_cast<const float*>(A.data());
   } else {
-    require(is_int8(A, "A") == problem.input.is_signed, "A must be float32 or of the input's type");
+    require(is_int8(A, "A") == problem.input.is_signed, "A must be float32 or of the type of a_format");
     problem.codes = static_cast<const std::uint8_t*>(A.data());
   }
   problem.M = A.shape(0);
@@ -270,8 +270,8 @@ std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::a
   problem.bias = bias ? bias->data() : nullptr;
   const std::vector<py::ssize_t> shape{A.shape(0), source.N};
   py::array Y;
-  if (output) {
-    problem.output = format_of(*output);
+  if (y_format) {
+    problem.output = format_of(*y_format);
     Y = py::array(py::dtype(problem.output.is_signed ? "int8" : "uint8"), shape);
     problem.codes_out = static_cast<std::uint8_t*>(Y.mutable_data());
   } else {
@@ -327,7 +327,7 @@ PYBIND11_MODULE(_kernels, m) {
         py::arg("accuracy_level") = 0, py::arg("activation") = py::none(), py::arg("gate") = py::none(),
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
   m.def("matmul_int8", py_matmul_int8, py::arg("A"), py::arg("weight"), py::arg("zero_points"), py::arg("scales"),
-        py::arg("bias"), py::kw_only(), py::arg("input"), py::arg("output") = py::none(), py::arg("transposed") = false,
+        py::arg("bias"), py::kw_only(), py::arg("a_format"), py::arg("y_format") = py::none(), py::arg("transposed") = false,
         py::arg("isa") = py::none(),
         "Formats are (scale, zero point, is signed). Returns y and the name of the instruction set whose code ran.");
   m.def("dynamic_format", py_dynamic_format, py::arg("values"), py::kw_only(), py::arg("isa") = py::none(),

@@ -23,10 +23,10 @@ struct Int8Avx2 : Avx2 {
     return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
   }
-  static I32 subtract_product(I32 a, I32 b, I32 c) {
-    return {_mm256_sub_epi32(a.low, _mm256_mullo_epi32(b.low, c.low)),
-            _mm256_sub_epi32(a.high, _mm256_mullo_epi32(b.high, c.high))};
-  }
+  using Avx2::mul;
+  using Avx2::sub;
+  static I32 sub(I32 a, I32 b) { return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)}; }
+  static I32 mul(I32 a, I32 b) { return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)}; }
   static F32 to_float(I32 v) { return {_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
 
   struct Weights {
@@ -65,22 +65,21 @@ struct Int8Avx2 : Avx2 {
     _mm_store_si128(reinterpret_cast<__m128i*>(part), codes);
     if (count > 0) std::memcpy(p, part, static_cast<std::size_t>(count));
   }
-  static std::int32_t sum_bytes(const std::uint8_t* p, std::int64_t count) {
-    __m256i sum = _mm256_setzero_si256();
-    for (std::int64_t i = 0; i < count; i += 32) {
-      const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(p + i));
-      sum = _mm256_add_epi64(sum, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
-    }
-    return total({sum, _mm256_setzero_si256()});  // of 64-bit sums as 32-bit halves
+  static I32 add_line(I32 sum, const std::uint8_t* line) {
+    const U8 bytes = Avx2::load(line);
+    const __m256i zero = _mm256_setzero_si256();
+    return {_mm256_add_epi32(sum.low, _mm256_sad_epu8(bytes.low, zero)),
+            _mm256_add_epi32(sum.high, _mm256_sad_epu8(bytes.high, zero))};
   }
-  static void copy_flipped(const std::uint8_t* from, std::int64_t count, std::uint8_t flip, std::uint8_t* to) {
-    const __m256i flips = _mm256_set1_epi8(static_cast<char>(flip));
-    std::int64_t i = 0;
-    for (; i + 32 <= count; i += 32) {
-      const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_xor_si256(bytes, flips));
+  static void copy_line(const std::uint8_t* from, std::int64_t count, std::uint8_t flip, std::uint8_t* line) {
+    if (count >= 64) {
+      const __m256i flips = _mm256_set1_epi8(static_cast<char>(flip));
+      const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+      const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32));
+      store(line, U8{_mm256_xor_si256(low, flips), _mm256_xor_si256(high, flips)});
+    } else {
+      for (int i = 0; i < 64; ++i) line[i] = static_cast<std::uint8_t>(i < count ? from[i] ^ flip : 0);
     }
-    for (; i < count; ++i) to[i] = static_cast<std::uint8_t>(from[i] ^ flip);
   }
   static void extend(const float* p, std::int64_t count, float& low, float& high) {
     __m256 least = _mm256_set1_ps(low), most = _mm256_set1_ps(high);
@@ -100,11 +99,15 @@ struct Int8Avx2 : Avx2 {
 
  private:
   static __m256i codes_of(__m256 v, const CodeFormat& format) {
-    v = _mm256_div_ps(v, _mm256_set1_ps(format.scale));
+    __m256 quotient = _mm256_mul_ps(v, _mm256_set1_ps(format.inverse));
+    const __m256 rounded = _mm256_round_ps(quotient, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 distance = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_sub_ps(quotient, rounded));
+    const __m256 unsure = _mm256_cmp_ps(distance, _mm256_set1_ps(kSurelyRounded), _CMP_NLT_UQ);
+    if (_mm256_movemask_ps(unsure) != 0) quotient = _mm256_div_ps(v, _mm256_set1_ps(format.scale));
     // Of two operands of which one is NaN, these return the second.
-    v = _mm256_max_ps(v, _mm256_set1_ps(static_cast<float>(-format.zero_point)));
-    v = _mm256_min_ps(v, _mm256_set1_ps(static_cast<float>(255 - format.zero_point)));
-    return _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(format.zero_point));
+    quotient = _mm256_max_ps(quotient, _mm256_set1_ps(static_cast<float>(-format.zero_point)));
+    quotient = _mm256_min_ps(quotient, _mm256_set1_ps(static_cast<float>(255 - format.zero_point)));
+    return _mm256_add_epi32(_mm256_cvtps_epi32(quotient), _mm256_set1_epi32(format.zero_point));
   }
 };
 

@@ -10,17 +10,22 @@ namespace onnxpress {
 namespace {
 
 struct Int8Avx512Vnni : Avx512Vnni {
-  // 32 registers: 6 rows x 4 tiles of sums, 4 weights and a broadcast make 29. One row streams more tiles.
+  // 32 registers: 24 sums, at most 4 weights and a broadcast make 29. Many rows read the weight seldom. One row streams
+  // more tiles.
+  static constexpr int kRows = 12;
   template <int Rows>
   static constexpr int int8_tiles() {
-    return Rows == 1 ? 8 : 4;
+    return Rows == 1 ? 8 : Rows <= 6 ? 4 : 2;
   }
 
   using Avx512Vnni::load;
   using Avx512Vnni::set1;
   static I32 set1(std::int32_t v) { return _mm512_set1_epi32(v); }
   static I32 load(const std::int32_t* p) { return _mm512_loadu_si512(p); }
-  static I32 subtract_product(I32 a, I32 b, I32 c) { return _mm512_sub_epi32(a, _mm512_mullo_epi32(b, c)); }
+  using Avx512Vnni::mul;
+  using Avx512Vnni::sub;
+  static I32 sub(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
+  static I32 mul(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
   static F32 to_float(I32 v) { return _mm512_cvtepi32_ps(v); }
 
   using Weights = __m512i;
@@ -34,11 +39,15 @@ struct Int8Avx512Vnni : Avx512Vnni {
   static I32 dot(I32 sum, Activations x, Weights w) { return _mm512_dpbusd_epi32(sum, x, w); }
 
   static void store_codes(std::uint8_t* p, F32 v, const CodeFormat& format, std::int64_t count) {
-    v = _mm512_div_ps(v, set1(format.scale));
+    F32 quotient = mul(v, set1(format.inverse));
+    const F32 rounded = _mm512_roundscale_ps(quotient, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const F32 distance = _mm512_abs_ps(sub(quotient, rounded));
+    const __mmask16 unsure = _mm512_cmp_ps_mask(distance, set1(kSurelyRounded), _CMP_NLT_UQ);
+    if (unsure != 0) quotient = _mm512_div_ps(v, set1(format.scale));
     // Of two operands of which one is NaN, these return the second.
-    v = _mm512_max_ps(v, set1(static_cast<float>(-format.zero_point)));
-    v = _mm512_min_ps(v, set1(static_cast<float>(255 - format.zero_point)));
-    const I32 ints = _mm512_add_epi32(_mm512_cvtps_epi32(v), set1(format.zero_point));
+    quotient = _mm512_max_ps(quotient, set1(static_cast<float>(-format.zero_point)));
+    quotient = _mm512_min_ps(quotient, set1(static_cast<float>(255 - format.zero_point)));
+    const I32 ints = _mm512_add_epi32(_mm512_cvtps_epi32(quotient), set1(format.zero_point));
     const __m128i codes = _mm_xor_si128(_mm512_cvtepi32_epi8(ints), _mm_set1_epi8(static_cast<char>(format.flip)));
     if (count >= 16) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), codes);
@@ -46,20 +55,13 @@ struct Int8Avx512Vnni : Avx512Vnni {
       _mm_mask_storeu_epi8(p, static_cast<__mmask16>((1u << count) - 1u), codes);
     }
   }
-  static std::int32_t sum_bytes(const std::uint8_t* p, std::int64_t count) {
-    __m512i sum = _mm512_setzero_si512();
-    for (std::int64_t i = 0; i < count; i += 64) {
-      sum = _mm512_dpbusd_epi32(sum, _mm512_load_si512(p + i), _mm512_set1_epi8(1));
-    }
-    return total(sum);
+  static I32 add_line(I32 sum, const std::uint8_t* line) {
+    return _mm512_dpbusd_epi32(sum, _mm512_load_si512(line), _mm512_set1_epi8(1));
   }
-  static void copy_flipped(const std::uint8_t* from, std::int64_t count, std::uint8_t flip, std::uint8_t* to) {
-    const __m512i flips = _mm512_set1_epi8(static_cast<char>(flip));
-    for (std::int64_t i = 0; i < count; i += 64) {
-      const std::int64_t left = count - i;
-      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-      _mm512_mask_storeu_epi8(to + i, mask, _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, from + i), flips));
-    }
+  static void copy_line(const std::uint8_t* from, std::int64_t count, std::uint8_t flip, std::uint8_t* line) {
+    const __mmask64 mask = count >= 64 ? ~__mmask64{0} : (__mmask64{1} << count) - 1;
+    const __m512i bytes = _mm512_maskz_loadu_epi8(mask, from);
+    _mm512_store_si512(line, _mm512_xor_si512(bytes, _mm512_maskz_set1_epi8(mask, static_cast<char>(flip))));
   }
   static void extend(const float* p, std::int64_t count, float& low, float& high) {
     F32 least = set1(low), most = set1(high);

@@ -23,10 +23,15 @@ struct Int8Scalar : Scalar {
     return map([=](int i) { return p[i]; });
   }
   using Scalar::load;
+  using Scalar::mul;
   using Scalar::set1;
-  // a - b * c, modulo 2^32
-  static I32 subtract_product(const I32& a, const I32& b, const I32& c) {
-    return map([&](int i) { return wrap(unsigned_of(a.v[i]) - unsigned_of(b.v[i]) * unsigned_of(c.v[i])); });
+  using Scalar::sub;
+  // All integers are modulo 2^32.
+  static I32 sub(const I32& a, const I32& b) {
+    return map([&](int i) { return wrap(unsigned_of(a.v[i]) - unsigned_of(b.v[i])); });
+  }
+  static I32 mul(const I32& a, const I32& b) {
+    return map([&](int i) { return wrap(unsigned_of(a.v[i]) * unsigned_of(b.v[i])); });
   }
   static F32 to_float(const I32& a) {
     F32 r;
@@ -64,13 +69,16 @@ struct Int8Scalar : Scalar {
       p[i] = static_cast<std::uint8_t>(code ^ format.flip);
     }
   }
-  static std::int32_t sum_bytes(const std::uint8_t* p, std::int64_t count) {
-    std::uint32_t sum = 0;
-    for (std::int64_t i = 0; i < count; ++i) sum += p[i];
-    return wrap(sum);
+  // Adds the bytes of a line, some to each lane.
+  static I32 add_line(const I32& sum, const std::uint8_t* line) {
+    return map([&](int i) {
+      const std::int32_t four = line[4 * i] + line[4 * i + 1] + line[4 * i + 2] + line[4 * i + 3];
+      return wrap(unsigned_of(sum.v[i]) + unsigned_of(four));
+    });
   }
-  static void copy_flipped(const std::uint8_t* from, std::int64_t count, std::uint8_t flip, std::uint8_t* to) {
-    for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<std::uint8_t>(from[i] ^ flip);
+  // `count` codes as a line, zeros behind them.
+  static void copy_line(const std::uint8_t* from, std::int64_t count, std::uint8_t flip, std::uint8_t* line) {
+    for (int i = 0; i < 64; ++i) line[i] = static_cast<std::uint8_t>(i < count ? from[i] ^ flip : 0);
   }
   // A NaN among the values is passed over.
   static void extend(const float* p, std::int64_t count, float& low, float& high) {

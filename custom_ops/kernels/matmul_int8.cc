@@ -23,13 +23,13 @@ const Int8Kernels& kernels_of(Isa isa, std::int64_t rows) {
 }
 
 // Room for the rows of one problem, kept by each calling thread.
-Int8Rows rows_buffer(const Int8Problem& p, std::int64_t row_step) {
+Int8Rows rows_buffer(const Int8Problem& p, const Int8Kernels& kernels) {
   static thread_local Aligned<std::uint8_t> memory;
   static thread_local std::size_t capacity = 0;
-  Int8Rows rows{};
+  const std::int64_t padded_k = p.weight->padded_k;
   // An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
-  rows.stride = p.weight->padded_k / 64 % 2 != 0 ? p.weight->padded_k : p.weight->padded_k + 64;
-  const auto codes = static_cast<std::size_t>(ceil_div(p.M, row_step) * row_step * rows.stride);
+  const std::int64_t row_bytes = kernels.in_tiles || padded_k / 64 % 2 != 0 ? padded_k : padded_k + 64;
+  const auto codes = static_cast<std::size_t>(ceil_div(p.M, kernels.row_step) * kernels.row_step * row_bytes);
   const std::size_t bytes = codes + static_cast<std::size_t>(p.M) * sizeof(std::int32_t);
   if (bytes > capacity) {
     memory.reset();
@@ -37,10 +37,8 @@ Int8Rows rows_buffer(const Int8Problem& p, std::int64_t row_step) {
     memory = make_aligned<std::uint8_t>(bytes);
     capacity = bytes;
   }
-  rows.codes = memory.get();
-  rows.sums = reinterpret_cast<std::int32_t*>(memory.get() + codes);
-  rows.zero_point = p.input.zero_point + (p.input.is_signed ? 128 : 0);
-  return rows;
+  return {memory.get(),     reinterpret_cast<std::int32_t*>(memory.get() + codes), row_bytes, padded_k,
+          kernels.in_tiles, p.input.zero_point + (p.input.is_signed ? 128 : 0)};
 }
 
 // Whole groups of tiles, so that every piece streams as many of them as the kernel can.
@@ -59,7 +57,7 @@ const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
   const Sequential alone;
   const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
 
-  const Int8Rows rows = rows_buffer(p, kernels.row_step);
+  const Int8Rows rows = rows_buffer(p, kernels);
   for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
   split(p.M, kernels.row_step, w.tiles, tiles_a_piece(p), parallel,
         [&](auto... piece) { kernels.multiply(p, rows, piece...); });

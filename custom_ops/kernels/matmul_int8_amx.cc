@@ -11,15 +11,20 @@ struct Int8Amx : Int8Avx512Vnni {
 };
 
 constexpr std::int64_t kTileK = 64;
-constexpr std::int64_t kTileBytes = kTileRows * kTileK;
 
 constexpr TileConfig kConfig;
+
+// A strip of two tiles and this many k stays in L1 (32 of 48 KiB) while the rows of a chunk pass by, and a chunk of
+// rows in L2. Between strips the sums wait in memory.
+constexpr std::int64_t kStripK = 1024;
+constexpr std::int64_t kChunkRows = 128;
+
+// Multiply-adds of a piece of work: loading and releasing the configuration costs some 0.4 us.
+constexpr std::int64_t kPiece = 1 << 23;
 
 struct Sums {
   alignas(64) std::int32_t tiles[4][kTileRows * kTile];
 };
-
-const std::uint8_t* row_of(const Int8Rows& rows, std::int64_t row) { return rows.codes + row * rows.stride; }
 
 const std::int8_t* tile_of(const Int8Weight& w, std::int64_t tile) {
   return w.codes + (tile < w.tiles ? tile : w.tiles - 1) * w.padded_k * kTile;
@@ -32,6 +37,13 @@ void clear_sums() {
   _tile_zero(3);
 }
 
+void load_sums(const Sums& sums) {
+  _tile_loadd(0, sums.tiles[0], 64);
+  _tile_loadd(1, sums.tiles[1], 64);
+  _tile_loadd(2, sums.tiles[2], 64);
+  _tile_loadd(3, sums.tiles[3], 64);
+}
+
 void store_sums(Sums& sums) {
   _tile_stored(0, sums.tiles[0], 64);
   _tile_stored(1, sums.tiles[1], 64);
@@ -39,19 +51,37 @@ void store_sums(Sums& sums) {
   _tile_stored(3, sums.tiles[3], 64);
 }
 
-// 32 rows times 2 tiles: each tile that is loaded serves two products.
-void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile, Sums& sums) {
+// The outputs are on their way while the sums are computed: each row is a page of its own.
+void prefetch_outputs(const Int8Problem& p, std::int64_t row, std::int64_t rows, std::int64_t tile,
+                      std::int64_t tiles) {
+  const std::int64_t N = p.weight->N;
+  for (std::int64_t i = row; i < row + rows && i < p.M; ++i) {
+    if (p.floats_out == nullptr) {
+      __builtin_prefetch(p.codes_out + i * N + tile * kTile, 1);
+      continue;
+    }
+    for (std::int64_t t = tile; t < tile + tiles; ++t) __builtin_prefetch(p.floats_out + i * N + t * kTile, 1);
+  }
+}
+
+// 32 rows times 2 tiles times a stretch of K: each tile that is loaded serves two products.
+void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile,
+                         std::int64_t begin, std::int64_t end, Sums& sums) {
   const Int8Weight& w = *p.weight;
   const std::uint8_t *a0 = row_of(rows, row), *a1 = row_of(rows, row + kTileRows);
   const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
-  clear_sums();
-  for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
-    _tile_loadd(4, a0 + k, rows.stride);
+  if (begin == 0) {
+    clear_sums();
+  } else {
+    load_sums(sums);
+  }
+  for (std::int64_t k = begin; k < end; k += kTileK) {
+    _tile_loadd(4, a0 + k * kTileRows, 64);
     _tile_loadd(6, b0 + k * kTile, 64);
     _tile_dpbusd(0, 4, 6);
     _tile_loadd(7, b1 + k * kTile, 64);
     _tile_dpbusd(1, 4, 7);
-    _tile_loadd(5, a1 + k, rows.stride);
+    _tile_loadd(5, a1 + k * kTileRows, 64);
     _tile_dpbusd(2, 5, 6);
     _tile_dpbusd(3, 5, 7);
   }
@@ -65,8 +95,9 @@ void multiply_one_by_four(const Int8Problem& p, const Int8Rows& rows, std::int64
   const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
   const std::int8_t *b2 = tile_of(w, tile + 2), *b3 = tile_of(w, tile + 3);
   clear_sums();
+  prefetch_outputs(p, row, kTileRows, tile, 4);
   for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
-    _tile_loadd(4, a + k, rows.stride);
+    _tile_loadd(4, a + k * kTileRows, 64);
     _tile_loadd(5, b0 + k * kTile, 64);
     _tile_dpbusd(0, 4, 5);
     _tile_loadd(6, b1 + k * kTile, 64);
@@ -85,24 +116,43 @@ void finish_tile(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, s
   for (std::int64_t i = 0; i < kTileRows && row + i < end; ++i) finish(row + i, Int8Amx::load(sums + i * kTile));
 }
 
-void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first_tile, std::int64_t tiles,
-                  std::int64_t begin, std::int64_t end) {
-  Sums sums;
-  const std::int64_t tiles_end = first_tile + tiles;
-  _tile_loadconfig(&kConfig);
-  std::int64_t row = begin;
-  for (; end - row > kTileRows; row += 2 * kTileRows) {
-    for (std::int64_t tile = first_tile; tile < tiles_end; tile += 2) {
-      multiply_two_by_two(p, rows, row, tile, sums);
-      for (int i = 0; i < 4; ++i) {
+// Up to kChunkRows rows times two tiles, of which the second may not be there.
+void multiply_strips(const Int8Problem& p, const Int8Rows& rows, std::int64_t begin, std::int64_t end,
+                     std::int64_t tile, std::int64_t tiles_end, Sums* sums) {
+  const std::int64_t K = p.weight->padded_k;
+  for (std::int64_t k = 0; k < K; k += kStripK) {
+    const bool last = K - k <= kStripK;
+    for (std::int64_t row = begin; row < end; row += 2 * kTileRows) {
+      Sums& block = sums[K <= kStripK ? 0 : (row - begin) / (2 * kTileRows)];
+      if (last) prefetch_outputs(p, row, 2 * kTileRows, tile, 2);
+      multiply_two_by_two(p, rows, row, tile, k, last ? K : k + kStripK, block);
+      for (int i = 0; i < 4 && last; ++i) {
         if (tile + i % 2 == tiles_end) continue;
-        finish_tile(p, rows, row + i / 2 * kTileRows, end, tile + i % 2, sums.tiles[i]);
+        finish_tile(p, rows, row + i / 2 * kTileRows, end, tile + i % 2, block.tiles[i]);
       }
     }
   }
-  for (std::int64_t tile = first_tile; row < end && tile < tiles_end; tile += 4) {
-    multiply_one_by_four(p, rows, row, tile, sums);
-    for (int i = 0; i < 4 && tile + i < tiles_end; ++i) finish_tile(p, rows, row, end, tile + i, sums.tiles[i]);
+}
+
+void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first_tile, std::int64_t tiles,
+                  std::int64_t begin, std::int64_t end) {
+  Sums sums[kChunkRows / (2 * kTileRows)];
+  const std::int64_t tiles_end = first_tile + tiles;
+  // Rows of a last half of a block go by themselves.
+  const std::int64_t half = (end - begin) % (2 * kTileRows);
+  const std::int64_t blocks_end = half <= kTileRows ? end - half : end;
+  _tile_loadconfig(&kConfig);
+  for (std::int64_t row = begin; row < blocks_end; row += kChunkRows) {
+    const std::int64_t chunk_end = row + kChunkRows < blocks_end ? row + kChunkRows : blocks_end;
+    for (std::int64_t tile = first_tile; tile < tiles_end; tile += 2) {
+      multiply_strips(p, rows, row, chunk_end, tile, tiles_end, sums);
+    }
+  }
+  for (std::int64_t tile = first_tile; blocks_end < end && tile < tiles_end; tile += 4) {
+    multiply_one_by_four(p, rows, blocks_end, tile, sums[0]);
+    for (int i = 0; i < 4 && tile + i < tiles_end; ++i) {
+      finish_tile(p, rows, blocks_end, end, tile + i, sums[0].tiles[i]);
+    }
   }
   _tile_release();
 }
@@ -110,7 +160,8 @@ void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first
 }  // namespace
 
 const Int8Kernels& int8_kernels_amx() {
-  static constexpr Int8Kernels kernels{Int8Amx::kName, 2 * kTileRows, load_row<Int8Amx>, multiply_amx, range<Int8Amx>};
+  static constexpr Int8Kernels kernels{Int8Amx::kName,    kPiece,       2 * kTileRows, true,
+                                       load_row<Int8Amx>, multiply_amx, range<Int8Amx>};
   return kernels;
 }
 

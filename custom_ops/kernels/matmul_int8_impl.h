@@ -10,30 +10,40 @@
 namespace onnxpress {
 namespace {
 
+constexpr std::int64_t kLine = 64;  // bytes: 64 k of a row, or 4 k of 16 columns
+
 inline std::uint8_t flip_of(const Int8Format& format) { return format.is_signed ? 128 : 0; }
 
-inline std::int32_t unsigned_zero_point(const Int8Format& format) { return format.zero_point + flip_of(format); }
+inline std::uint8_t* row_of(const Int8Rows& rows, std::int64_t row) {
+  return rows.codes + (rows.in_tiles ? row / 16 * 16 * rows.padded_k + row % 16 * kLine : row * rows.row_bytes);
+}
+
+template <class S>
+void load_line(const float* values, std::int64_t count, const CodeFormat& format, std::uint8_t* line) {
+  if (count < kLine) memset(line, 0, kLine);
+  for (std::int64_t k = 0; k < kLine && k < count; k += kTile) {
+    S::store_codes(line + k, S::load(values + k, count - k), format, count - k);
+  }
+}
 
 template <class S>
 void load_row(const Int8Problem& p, const Int8Rows& rows, std::int64_t row) {
   const Int8Weight& w = *p.weight;
-  std::uint8_t* to = rows.codes + row * rows.stride;
-  if (p.floats != nullptr) {
-    const float* values = p.floats + row * w.K;
-    const CodeFormat format{p.input.scale, rows.zero_point, 0};
-    for (std::int64_t k = 0; k < w.K; k += kTile) {
-      S::store_codes(to + k, S::load(values + k, w.K - k), format, w.K - k);
+  const CodeFormat format{p.input.scale, 1.0f / p.input.scale, rows.zero_point, 0};
+  const std::int64_t step = rows.in_tiles ? 16 * kLine : kLine;
+  std::uint8_t* line = row_of(rows, row);
+  typename S::I32 sum = S::zero_int();
+  for (std::int64_t k = 0; k < w.padded_k; k += kLine, line += step) {
+    if (p.floats != nullptr) {
+      load_line<S>(p.floats + row * w.K + k, w.K - k, format, line);
+    } else {
+      S::copy_line(p.codes + row * w.K + k, w.K - k, flip_of(p.input), line);
     }
-  } else {
-    S::copy_flipped(p.codes + row * w.K, w.K, flip_of(p.input), to);
+    sum = S::add_line(sum, line);
   }
-  memset(to + w.K, 0, static_cast<std::size_t>(w.padded_k - w.K));
-  if (w.zero_points != nullptr) {
-    // Unsigned: modulo 2^32, as all of the sums.
-    const auto zero_points = static_cast<std::uint32_t>(w.K) * static_cast<std::uint32_t>(rows.zero_point);
-    const auto codes = static_cast<std::uint32_t>(S::sum_bytes(to, w.padded_k));
-    rows.sums[row] = static_cast<std::int32_t>(codes - zero_points);
-  }
+  // Unsigned: modulo 2^32, as all of the sums.
+  const auto zero_points = static_cast<std::uint32_t>(w.K) * static_cast<std::uint32_t>(rows.zero_point);
+  rows.sums[row] = static_cast<std::int32_t>(static_cast<std::uint32_t>(S::total(sum)) - zero_points);
 }
 
 // From the sums of products of the codes to the outputs of one tile.
@@ -41,53 +51,59 @@ template <class S>
 class Finish {
  public:
   Finish(const Int8Problem& p, const Int8Rows& rows, std::int64_t tile)
-      : p_(p), rows_(rows), column_(tile * kTile), left_(p.weight->N - column_) {
+      : N_(p.weight->N),
+        left_(N_ - tile * kTile),
+        row_sums_(p.weight->zero_points != nullptr ? rows.sums : nullptr),
+        has_bias_(p.bias != nullptr),
+        floats_(p.floats_out != nullptr ? p.floats_out + tile * kTile : nullptr),
+        codes_(p.floats_out != nullptr ? nullptr : p.codes_out + tile * kTile),
+        format_{p.output.scale, 1.0f / p.output.scale, p.output.zero_point + flip_of(p.output), flip_of(p.output)} {
     const Int8Weight& w = *p.weight;
-    weight_sums_ = S::load(w.sums + column_);
-    if (w.zero_points != nullptr) zero_points_ = S::load(w.zero_points + column_);
-    scale_ = S::mul(S::set1(p.input.scale), S::load(w.scales + column_));
-    if (p.bias != nullptr) bias_ = S::load(p.bias + column_, left_);
+    const std::int64_t column = tile * kTile;
+    offset_ = S::mul(S::load(w.sums + column), S::set1(rows.zero_point));
+    scale_ = S::mul(S::set1(p.input.scale), S::load(w.scales + column));
+    if (row_sums_ != nullptr) zero_points_ = S::load(w.zero_points + column);
+    if (has_bias_) bias_ = S::load(p.bias + column, left_);
   }
 
   __attribute__((always_inline)) void operator()(std::int64_t row, typename S::I32 sums) const {
-    const Int8Weight& w = *p_.weight;
-    sums = S::subtract_product(sums, weight_sums_, S::set1(rows_.zero_point));
-    if (w.zero_points != nullptr) sums = S::subtract_product(sums, zero_points_, S::set1(rows_.sums[row]));
+    sums = S::sub(sums, offset_);
+    if (row_sums_ != nullptr) sums = S::sub(sums, S::mul(zero_points_, S::set1(row_sums_[row])));
     auto y = S::mul(S::to_float(sums), scale_);
-    if (p_.bias != nullptr) y = S::add(y, bias_);
-    const std::int64_t at = row * w.N + column_;
-    if (p_.floats_out != nullptr) {
-      S::store(p_.floats_out + at, y, left_);
+    if (has_bias_) y = S::add(y, bias_);
+    if (floats_ != nullptr) {
+      S::store(floats_ + row * N_, y, left_);
     } else {
-      const CodeFormat format{p_.output.scale, unsigned_zero_point(p_.output), flip_of(p_.output)};
-      S::store_codes(p_.codes_out + at, y, format, left_);
+      S::store_codes(codes_ + row * N_, y, format_, left_);
     }
   }
 
  private:
-  const Int8Problem& p_;
-  const Int8Rows& rows_;
-  const std::int64_t column_, left_;
-  typename S::I32 weight_sums_{}, zero_points_{};
+  const std::int64_t N_, left_;
+  const std::int32_t* const row_sums_;
+  const bool has_bias_;
+  float* const floats_;
+  std::uint8_t* const codes_;
+  const CodeFormat format_;
+  typename S::I32 offset_{}, zero_points_{};
   typename S::F32 scale_{}, bias_{};
 };
 
 // A few rows times a few tiles, the sums in registers over all of K.
 template <class S, int Rows, int Tiles>
 void multiply_block(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile) {
-  constexpr std::int64_t kLine = 4 * kTile;
   const Int8Weight& w = *p.weight;
   typename S::I32 sums[Rows][Tiles];
   unroll<Rows>(ONNXPRESS_EACH(r) { unroll<Tiles>(ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::zero_int(); }); });
   const std::int8_t* codes = w.codes + tile * w.padded_k * kTile;
   const std::int64_t tile_bytes = w.padded_k * kTile;
-  const std::uint8_t* x = rows.codes + row * rows.stride;
+  const std::uint8_t* x = row_of(rows, row);
   for (std::int64_t k = 0; k < w.padded_k; k += 16) {
     unroll<4>(ONNXPRESS_EACH(g) {
       typename S::Weights line[Tiles];
       unroll<Tiles>(ONNXPRESS_EACH(t) { line[t.value] = S::weights(codes + t.value * tile_bytes + g.value * kLine); });
       unroll<Rows>(ONNXPRESS_EACH(r) {
-        const auto four = S::activations(x + r.value * rows.stride + 4 * g.value);
+        const auto four = S::activations(x + r.value * rows.row_bytes + 4 * g.value);
         unroll<Tiles>(
             ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::dot(sums[r.value][t.value], four, line[t.value]); });
       });
@@ -124,7 +140,7 @@ Range range(const float* values, std::int64_t count) {
 
 template <class S>
 constexpr Int8Kernels make_int8_kernels() {
-  return {S::kName, 1, load_row<S>, multiply<S>, range<S>};
+  return {S::kName, 1 << 18, 1, false, load_row<S>, multiply<S>, range<S>};
 }
 
 }  // namespace
