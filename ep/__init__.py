@@ -46,7 +46,7 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             nodes' own.
             `claim`: which nodes to take, names separated by commas: "matmul_nbits" and "dequantized_matmul"
             (DequantizeLinear of a constant weight, then MatMul or Gemm); all of them by default.
-            `isa`: "scalar", "avx2", "avxvnni", "avx512vnni" or "avx512bf16", instead of what the CPU or
+            `isa`: "scalar", "neon", "avx2", "avxvnni", "avx512vnni" or "avx512bf16", instead of what the CPU or
             ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
             whenever it is the largest so far.
