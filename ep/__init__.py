@@ -49,7 +49,7 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             DequantizeLinear of 8-bit activations), "dynamic_matmul" (MatMulInteger, scaled to float32) and "gather"
             (GatherBlockQuantized). By default those of all families on which the kernels are faster than ONNX
             Runtime's; of a family that is named, all.
-            `isa`: "scalar", "avx2", "avxvnni", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or
+            `isa`: "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or
             ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
             whenever it is the largest so far.

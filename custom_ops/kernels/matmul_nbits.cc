@@ -121,6 +121,8 @@ const NBitsInt8Kernels& nbits_int8(Isa isa) {
   if (isa >= Isa::kAvx512Vnni) return nbits_int8_avx512vnni();
   if (isa >= Isa::kAvxVnni) return nbits_int8_avxvnni();
   if (isa >= Isa::kAvx2) return nbits_int8_avx2();
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return nbits_int8_neon();
 #endif
   (void)isa;
   return nbits_int8_scalar();
@@ -130,6 +132,8 @@ const NBitsFloatKernels& nbits_float(Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAvx512Vnni) return nbits_float_avx512vnni();
   if (isa >= Isa::kAvx2) return nbits_float_avx2();
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return nbits_float_neon();
 #endif
   (void)isa;
   return nbits_float_scalar();

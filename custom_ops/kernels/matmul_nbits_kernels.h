@@ -70,6 +70,9 @@ const NBitsInt8Kernels& nbits_int8_avx512vnni();
 const NBitsInt8Kernels& nbits_int8_amx();
 const NBitsFloatKernels& nbits_float_avx512vnni();
 const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
+#elif defined(__aarch64__)
+const NBitsInt8Kernels& nbits_int8_neon();
+const NBitsFloatKernels& nbits_float_neon();
 #endif
 
 // The best not above `isa`.
