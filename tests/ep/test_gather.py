@@ -161,6 +161,16 @@ def test_a_table_of_an_outer_graph():
     np.testing.assert_array_equal(got, table.want(INDICES))
 
 
+def test_a_gather_that_nothing_reads():
+    table = Table()
+    model = onnx.load_from_string(table.model())
+    second = onnx.NodeProto.FromString(model.graph.node[0].SerializeToString())
+    second.name, second.output[0] = "unread", "unread"
+    model.graph.node.append(second)
+    (got,) = ep.session(model.SerializeToString(), options()).run(None, {"indices": INDICES})
+    np.testing.assert_array_equal(got, table.want(INDICES))
+
+
 def test_one_table_for_a_gather_and_a_product():
     """The product packs its weight and lets ONNX Runtime drop it, the gather reads on in the same constant."""
     K, rng = 64, np.random.default_rng(0)
