@@ -200,14 +200,17 @@ def followed(draw):
         name = f"up{len(b.graph.inputs)}"
         arrays[name] = rng.standard_normal(shape).astype(np.float32)
         values.insert(0, b.input(name, dims))
-    values.append(product("second") if draw(st.booleans()) else values[-1])
-    recent = st.integers(-4, -1).map(lambda back: max(back, -len(values)))
+    if draw(st.booleans()):
+        values.append(product("second"))
+    recent = st.sampled_from([-1, -1, -1, -1, -2, -3]).map(lambda back: max(back, -len(values)))
     for _ in range(draw(st.integers(1, 6))):
         x, y = values[draw(recent)], values[draw(recent)]
-        step = draw(st.sampled_from(["Relu", "Gelu", "Sigmoid", "Mul", "silu", "silu", "gelu", "Neg"]))
+        step = draw(st.sampled_from(["Relu", "Gelu", "Sigmoid", "Mul", "gate", "gate", "silu", "silu", "gelu"]))
         if step == "silu":
-            values += [b.op("Sigmoid", x), b.op("Mul", x, y)]
-            values.append(b.op("Mul", *draw(st.permutations([x, values[-2]]))))
+            sigmoid = b.op("Sigmoid", x)
+            values += [*draw(st.sampled_from([[], [], [sigmoid]])), b.op("Mul", *draw(st.permutations([x, sigmoid])))]
+        elif step == "gate":
+            values.append(b.op("Mul", *draw(st.permutations([x, values[0]]))))
         elif step == "gelu":
             root = b.constant(f"root{len(b.graph)}", np.float32(draw(st.sampled_from([2**0.5, 2**0.5, 1.5]))))
             one, half = (b.constant(f"{n}{len(b.graph)}", np.float32(n)) for n in (1, 0.5))
@@ -217,7 +220,7 @@ def followed(draw):
         else:
             values.append(b.op(step, *([x, y] if step == "Mul" else [x])))
     inner = [value for value in values if value.producer() is not None]
-    for value in {inner[-1], inner[draw(st.integers(0, len(inner) - 1))]}:
+    for value in {inner[-1], draw(st.sampled_from([*inner, *[inner[-1]] * 5]))}:
         b.output(value, [None, None])
     return ir.to_proto(b.model(10)).SerializeToString(), arrays
 
