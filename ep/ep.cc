@@ -60,7 +60,7 @@ struct SessionEp : ort::Ep {
 
   // The graph holds the nodes of one plan.
   ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
-    const Claims claims{api, options, logger, GraphIndex(api, graph), {}};
+    const Claims claims{api, options, logger, GraphIndex(api, graph), {}, true};
     for (const ort::Node* node : claims.graph.nodes()) {
       const std::unique_ptr<Plan> found = plan(claims, node);
       if (found == nullptr) continue;

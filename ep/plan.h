@@ -43,6 +43,7 @@ struct Claims {
   const ort::Logger* logger;
   GraphIndex graph;
   std::vector<const ort::Node*> taken;
+  bool compiling = false;  // the graph holds the nodes of one plan, and no others to tell what was certain of them
 
   bool is_free(const ort::Node* node) const;
 };
