@@ -94,6 +94,43 @@ std::optional<FoundActivation> find_gelu(const Claims& claims, const GraphValue&
   return std::nullopt;
 }
 
+// What a bias was added to, or the value itself.
+GraphValue before_bias(const Claims& claims, const GraphValue& value) {
+  const ort::Node* producer = claims.graph.producer(value);
+  if (producer == nullptr) return value;
+  const GraphNode add(claims.api, producer);
+  if (!add.is("Add")) return value;
+  for (const std::size_t bias : {0u, 1u}) {
+    const std::optional<GraphValue> added = add.input(bias), sum = add.input(1 - bias);
+    const ort::Value* constant = added ? added->constant() : nullptr;
+    if (constant != nullptr && sum && ort::type_and_shape(claims.api, constant).dims.size() <= 1) return *sum;
+  }
+  return value;
+}
+
+// Whether a value is what comes of multiplying `a` by a matrix, with a bias or without.
+bool is_product_of(const Claims& claims, const GraphValue& value, const std::string& a) {
+  const ort::Node* producer = claims.graph.producer(before_bias(claims, value));
+  if (producer == nullptr) return false;
+  const GraphNode node(claims.api, producer);
+  const std::optional<GraphValue> first = node.input(0), second = node.input(1);
+  if (!first || !second || first->name() != a) return false;
+  return node.is("com.microsoft", "MatMulNBits") || node.is("onnxpress", "MatMulNBits") ||
+         (node.is("MatMul") && second->type().dims.size() == 2);
+}
+
+// Whether two values have the same shape for certain. The first comes of multiplying `a` by a matrix: so may the
+// second, in models whose other sizes have no names.
+bool same_shape(const Claims& claims, const GraphValue& value, const GraphValue& other, const std::string& a) {
+  const ValueType one = value.type(), two = other.type();
+  if (!one.has_shape || one.dims.size() != two.dims.size() || !one.dims.back().equals(two.dims.back())) return false;
+  if (is_product_of(claims, other, a)) return true;
+  for (std::size_t axis = 0; axis + 1 < one.dims.size(); ++axis) {
+    if (!one.dims[axis].equals(two.dims[axis])) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 std::optional<FoundActivation> find_activation(const Claims& claims, const GraphValue& value) {
@@ -116,18 +153,13 @@ std::optional<FoundActivation> find_activation(const Claims& claims, const Graph
   return std::nullopt;
 }
 
-std::optional<FoundGate> find_gate(const Claims& claims, const GraphValue& value) {
+std::optional<FoundGate> find_gate(const Claims& claims, const GraphValue& value, const std::string& a) {
   const std::optional<GraphNode> multiply = next(claims, value, "Mul");
   if (!multiply) return std::nullopt;
   const std::optional<GraphValue> factor = multiply->input(reads(*multiply, 0, value) ? 1 : 0);
   // A constant would not be there at run time.
-  if (!factor || factor->is_constant()) return std::nullopt;
-  const ValueType own = value.type(), other = factor->type();
-  if (!own.has_shape || !other.has_shape || other.element != ort::kFloat) return std::nullopt;
-  if (own.dims.size() != other.dims.size()) return std::nullopt;
-  for (std::size_t axis = 0; axis < own.dims.size(); ++axis) {
-    if (!own.dims[axis].equals(other.dims[axis])) return std::nullopt;
-  }
+  if (!factor || factor->is_constant() || factor->type().element != ort::kFloat) return std::nullopt;
+  if (!claims.compiling && !same_shape(claims, value, *factor, a)) return std::nullopt;
   return FoundGate{multiply->get(), *factor};
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "graph.h"
@@ -20,11 +21,12 @@ struct FoundActivation {
 // The activation of `value`, if it has one.
 std::optional<FoundActivation> find_activation(const Claims& claims, const GraphValue& value);
 
-// The other factor, of the same shape for certain, where the only reader of a float32 value is a product of the two.
+// The other factor, of the same shape for certain, where the only reader of a float32 value is a Mul of the two.
 struct FoundGate {
   const ort::Node* node;
   GraphValue factor;
 };
-std::optional<FoundGate> find_gate(const Claims& claims, const GraphValue& value);
+// `a` names what was multiplied by a matrix to get the value.
+std::optional<FoundGate> find_gate(const Claims& claims, const GraphValue& value, const std::string& a);
 
 }  // namespace onnxpress

@@ -107,7 +107,7 @@ class CompiledGather final : public CompiledNode {
     type.dims.push_back(table.columns);
     ort::Value* y = nullptr;
     ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, type.dims.data(), type.dims.size(), &y));
-    if (count == 0) return;
+    if (y == nullptr || count == 0) return;  // null where nothing reads it
     void* out = const_cast<void*>(ort::data(api_, y));
     const ort::IntraOpPool pool(api_, context);
     const void* numbers = ort::data(api_, indices);

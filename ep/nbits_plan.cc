@@ -86,7 +86,7 @@ void NBitsPlan::take_activation(const Claims& claims, const GraphValue& value) {
   if (!found) return;
   activation_ = found->activation;
   nodes.insert(nodes.end(), found->nodes.begin(), found->nodes.end());
-  const std::optional<FoundGate> gate = find_gate(claims, found->last.output());
+  const std::optional<FoundGate> gate = find_gate(claims, found->last.output(), a_);
   if (!gate) return;
   gate_ = gate->factor.name();
   nodes.push_back(gate->node);

@@ -43,7 +43,7 @@ struct Claims {
   const ort::Logger* logger;
   GraphIndex graph;
   std::vector<const ort::Node*> taken;
-  bool compiling = false;  // the graph holds the nodes of one plan, which was made before in the graph around them
+  bool compiling = false;  // the graph holds the nodes of one plan, and no others to tell what was certain of them
 
   bool is_free(const ort::Node* node) const;
   // Whether nodes of a family are to be taken even where that may not be faster.

@@ -195,6 +195,27 @@ def test_gates_of_another_shape_or_of_one_that_is_not_known_are_left(shape, give
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(("bias", "expected"), [(None, True), ("Add", True), ("more axes", False), ("input", False)])
+def test_a_gate_that_is_a_product_of_the_same_input(bias, expected):
+    """Of the same shape also where sizes have no names, as behind a Reshape in real models."""
+    layer = Layer(rows=(None, None))
+    y, up = layer.silu(layer.product("gate_proj")), layer.product("up_proj", bias if bias == "Add" else None)
+    nodes = ["MatMulNBits", "Sigmoid", "Mul", "MatMulNBits", *(["Add"] if bias == "Add" else [])]
+    if bias == "more axes":
+        up = layer.b.op("Add", up, layer.b.constant("added", np.ones((1, 2, 1, N), np.float32)))
+    elif bias == "input":
+        up = layer.b.op("Add", up, layer.b.input("added", [None, 5, N]))
+    y = layer.b.op("Mul", y, up)
+    layer.b.output(y, [None] * (4 if bias == "more axes" else 3))
+    model = ir.to_proto(layer.b.model(10)).SerializeToString()
+    session = ep.session(model, options())
+    assert taken(session) in (None, sorted([*nodes, "Mul"] if expected else nodes))
+    stock = ort.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
+    more = [("added", (2, 5, N))] if bias == "input" else []
+    (got,), (want,) = (run(each, (2, 5), more=more) for each in (session, stock))
+    np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 def test_a_constant_gate_of_the_same_shape_is_left():
     layer = Layer(rows=(2, 5))
     up = layer.b.constant("up", np.random.default_rng(3).standard_normal((2, 5, N)).astype(np.float32))

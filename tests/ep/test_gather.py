@@ -9,11 +9,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from child import Child, CrashError
 from onnxpress import ep
 from onnxpress.custom_ops import reference
 from sessions import KNOWS_WHO_RUNS_WHAT, options
 
-ROWS, COLUMNS = 40, 80
+ROWS, COLUMNS = 40, 112
 OLD = ort.__version__.startswith("1.23.")
 
 
@@ -76,10 +77,13 @@ def check(table, indices, **changes):
     model = table.model(rank=indices.ndim, index=indices.dtype, **changes)
     session = ep.session(model, options())
     assert taken(session) in (True, None)
-    (got,), (want,) = (each.run(None, {"indices": indices}) for each in (session, stock(model)))
-    assert got.dtype == want.dtype == table.scales.dtype
-    np.testing.assert_array_equal(got, want)
+    (got,) = session.run(None, {"indices": indices})
+    assert got.dtype == table.scales.dtype
     np.testing.assert_array_equal(got, table.want(indices))
+    # ONNX Runtime 1.23 reads packed zero points as if rows did not begin at a byte.
+    packed = table.kind == "uint8" and table.bits == 4 and "zero_points" in table.arrays
+    if not (OLD and packed and table.scales.shape[1] % 2):
+        np.testing.assert_array_equal(got, stock(model).run(None, {"indices": indices})[0])
 
 
 INDICES = np.array([3, -1, 0, 3, ROWS - 1, -ROWS, 17], np.int64)
@@ -123,7 +127,7 @@ def test_axes_from_the_end(attributes):
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_indices_beyond_the_table_give_zeros(index):
-    """As the op says since ONNX Runtime 1.24; before, its kernel refuses them."""
+    """As ONNX Runtime 1.32 says of the op; the kernel of 1.23 refuses them."""
     table = Table()
     info = np.iinfo(index)
     indices = np.array([0, ROWS, -ROWS - 1, info.max, info.min, 5], index)
@@ -140,15 +144,30 @@ def test_a_table_of_an_outer_graph():
     table = Table()
     model = onnx.load_from_string(table.model())
     graph = model.graph
-    branch = onnx.helper.make_graph(list(graph.node), "branch", [], [graph.output[0]])
+    y = graph.output[0]
+    branch = onnx.helper.make_graph(list(graph.node), "branch", [], [y])
     branch.output[0].name = branch.node[0].output[0] = "inner"
-    node = onnx.helper.make_node("If", ["c"], [graph.output[0].name], then_branch=branch, else_branch=branch)
+    zero = onnx.helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0])
+    shape = onnx.helper.make_node("Constant", [], ["shape"], value_ints=[2, COLUMNS])
+    zeros = onnx.helper.make_node("ConstantOfShape", ["shape"], ["zeros"], value=zero)
+    other = onnx.helper.make_graph([shape, zeros], "other", [], [onnx.helper.make_value_info("zeros", y.type)])
+    node = onnx.helper.make_node("If", ["c"], [y.name], then_branch=branch, else_branch=other)
     del graph.node[:]
     graph.node.append(node)
     graph.input.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.BOOL, []))
     session = ep.session(model.SerializeToString(), options())
     assert taken(session) in (True, None)
     (got,) = session.run(None, {"indices": INDICES, "c": np.array(True)})
+    np.testing.assert_array_equal(got, table.want(INDICES))
+
+
+def test_a_gather_that_nothing_reads():
+    table = Table()
+    model = onnx.load_from_string(table.model())
+    second = onnx.NodeProto.FromString(model.graph.node[0].SerializeToString())
+    second.name, second.output[0] = "unread", "unread"
+    model.graph.node.append(second)
+    (got,) = ep.session(model.SerializeToString(), options()).run(None, {"indices": INDICES})
     np.testing.assert_array_equal(got, table.want(INDICES))
 
 
@@ -198,8 +217,8 @@ def test_what_is_left(what, capfd):
         table.arrays["scales"] = np.resize(table.scales, (2, table.codes.shape[1]))
         table.arrays["zero_points"] = np.resize(table.arrays["zero_points"], (2, table.codes.shape[1]))
     model = table.model(**changes)
-    if OLD and what == "2 bits":
-        pytest.skip("ONNX Runtime 1.23 has no 2 bits")
+    if OLD and what in ("2 bits", "three axes"):
+        pytest.skip("ONNX Runtime 1.23 has neither")
     feeds = {"indices": np.array([1, 0], np.int64)} | (
         {} if changes.get("constant", True) else {"data": table.arrays["data"]}
     )
@@ -234,22 +253,26 @@ HOSTILE = {
 }
 
 
+@pytest.fixture(scope="module")
+def child():
+    made = Child()
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("what", list(HOSTILE))
 @pytest.mark.parametrize("kind", ["uint8", "int4"])
-def test_hostile(what, kind):
+def test_hostile(child, what, kind):
     """Left to ONNX Runtime, which finds its own words for it or has an answer."""
     name, spoil, attributes = HOSTILE[what]
     table = Table(kind)
     table.arrays[name] = np.ascontiguousarray(spoil(table.arrays[name]))
-    model = table.model(**attributes)
-
-    def outcome(open_session):
-        try:
-            return open_session(model).run(None, {"indices": INDICES})[0]
-        except Exception as error:
-            return type(error).__name__
-
-    ours, theirs = outcome(lambda model: ep.session(model, options())), outcome(stock)
-    assert isinstance(ours, str) == isinstance(theirs, str)
+    model, feeds = table.model(**attributes), {"indices": INDICES}
+    try:
+        theirs = child.run(model, feeds, provider=False, ops=False)
+    except CrashError:
+        pytest.skip("ONNX Runtime itself crashes")
+    ours = child.run(model, feeds, provider=True)
+    assert isinstance(ours, str) == isinstance(theirs, str), (ours, theirs)
     if not isinstance(ours, str):
         np.testing.assert_array_equal(ours, theirs)

@@ -322,6 +322,16 @@ def test_constants_that_are_no_part_of_the_weight(name):
     np.testing.assert_allclose(got, A @ W + values, atol=1e-4 * np.abs(A @ W).max())
 
 
+def test_a_product_that_nothing_reads():
+    proto = onnx.load_from_string(make()[0])
+    second = onnx.NodeProto.FromString(proto.graph.node[0].SerializeToString())
+    second.name, second.output[0] = "unread", "unread"
+    proto.graph.node.append(second)
+    A, (_, W, *_) = rows(), make()
+    (got,) = ep.session(proto.SerializeToString(), options()).run(None, {"A": A})
+    np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
+
+
 def test_many_threads_and_sessions_at_once():
     model, *_ = make(level=4, zero_points="packed")
     alone = ep.session(model, options(intra_op_num_threads=1)).run(None, {"A": rows(70)})[0]
@@ -388,7 +398,7 @@ np.testing.assert_allclose(got, A @ W, atol=0.03 * np.abs(A @ W).max())
 """
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512bf16", "amx"])
 def test_instruction_sets(isa):
     done = script(RUN, isa)
     if isa in _kernels.supported_isas():
