@@ -12,13 +12,13 @@ def code_that_runs(isa: str, accuracy_level: int, M: int, block_size: int, K: in
     of_its_own = {
         "avxvnni": accuracy_level == 4,
         "avx512bf16": accuracy_level == 3,
-        "amx": accuracy_level == 4 and M >= 8 and reference.activation_block(block_size, K) % 32 == 0,
+        "amx": accuracy_level >= 3 and M >= 8 and reference.activation_block(block_size, K) % 32 == 0,
     }
     if of_its_own.get(isa, True):
         return isa
     return "avx2" if isa == "avxvnni" else "avx512vnni"
 
 
-def level_computed(isa: str, accuracy_level: int) -> int:
-    """Level 3 is float32 where there is no code for bfloat16."""
-    return 0 if accuracy_level == 3 and isa != "avx512bf16" else accuracy_level
+def level_computed(ran: str, accuracy_level: int) -> int:
+    """Level 3 is float32 where the code that ran has no products of bfloat16."""
+    return 0 if accuracy_level == 3 and ran not in ("avx512bf16", "amx") else accuracy_level

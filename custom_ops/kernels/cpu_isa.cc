@@ -16,11 +16,12 @@ namespace onnxpress {
 namespace {
 
 #if defined(__x86_64__)
-// Tiles of int8: in the CPU, saved by the operating system, and granted to this process, which must ask once.
+// Tiles of int8 and bfloat16: in the CPU, saved by the operating system, and granted to this process, which must ask
+// once.
 bool ask_for_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kTile = 1u << 24, kInt8 = 1u << 25;  // bits of leaf 7
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kTile) == 0 || (d & kInt8) == 0) return false;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bits of leaf 7: bfloat16, tiles, int8
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kNeeded) != kNeeded) return false;
   constexpr unsigned kSaved = 3u << 17;  // the state of tiles in XCR0
   constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
   asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));

@@ -23,21 +23,24 @@ std::uint8_t* rows_buffer(std::size_t bytes) {
   return memory.get();
 }
 
+// Bytes from a row to the next: an odd number of cache lines, as rows a power of two apart would meet in a few sets of
+// L1.
+std::int64_t row_bytes(std::int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64; }
+
 QuantizedRows quantized_rows(const NBitsProblem& p, std::int64_t row_step) {
-  // An odd number of cache lines a row: rows a power of two apart would meet in a few sets of L1.
-  const std::int64_t row_bytes = (ceil_div(p.weight->padded_k, 64) | 1) * 64;
-  const std::int64_t stride = p.M + row_step - 1;
-  const auto codes = static_cast<std::size_t>(stride * row_bytes);
-  const auto numbers = static_cast<std::size_t>(stride * p.weight->blocks);
+  const std::int64_t row = row_bytes(p.weight->padded_k), rows = p.M + row_step - 1;
+  const auto codes = static_cast<std::size_t>(rows * row);
+  const auto numbers = static_cast<std::size_t>(rows * p.weight->blocks);
   std::uint8_t* at = rows_buffer(codes + numbers * (sizeof(float) + sizeof(std::int32_t)));
   return {reinterpret_cast<std::int8_t*>(at), reinterpret_cast<float*>(at + codes),
-          reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float)), row_bytes, stride};
+          reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float)), row, rows};
 }
 
-BFloat16Rows bfloat16_rows(const NBitsProblem& p) {
-  const std::size_t values = static_cast<std::size_t>(p.M * p.weight->padded_k) * sizeof(std::uint16_t);
-  std::uint8_t* at = rows_buffer(values + static_cast<std::size_t>(p.M * p.weight->blocks) * sizeof(float));
-  return {reinterpret_cast<std::uint16_t*>(at), reinterpret_cast<float*>(at + values)};
+BFloat16Rows bfloat16_rows(const NBitsProblem& p, std::int64_t row_step) {
+  const std::int64_t row = row_bytes(p.weight->padded_k * 2), rows = p.M + row_step - 1;
+  const auto values = static_cast<std::size_t>(rows * row);
+  std::uint8_t* at = rows_buffer(values + static_cast<std::size_t>(rows * p.weight->blocks) * sizeof(float));
+  return {reinterpret_cast<std::uint16_t*>(at), reinterpret_cast<float*>(at + values), row / 2, rows};
 }
 
 // Whole groups of tiles, so that every piece streams as many of them as the kernel can; the codes of a piece stay in
@@ -83,14 +86,14 @@ void multiply_floats(const Job& job, const NBitsFloatKernels& kernels) {
 void multiply_bfloat16(const Job& job, const NBitsBFloat16Kernels& kernels) {
   const NBitsProblem& p = job.p;
   const int bits = p.weight->bits;
-  const BFloat16Rows rows = bfloat16_rows(p);
+  const BFloat16Rows rows = bfloat16_rows(p, kernels.row_step);
   for_each_row(p.M, p.weight->padded_k, job.parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
   if (p.M == 1) {
     for_each_piece(job, 1, tiles_to_stream(*p.weight),
                    [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, rows, tile, tiles); });
     return;
   }
-  for_each_piece(job, 1, kernels.panel_tiles,
+  for_each_piece(job, kernels.row_step, kernels.panel_tiles,
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
                    kernels.panel[bits](p, rows, tile, begin, end);
                  });
@@ -108,9 +111,9 @@ void multiply_int8(const Job& job, const NBitsInt8Kernels& kernels) {
 }
 
 // AMX multiplies 16 rows in the time of one, and blocks in whole spans.
-Isa int8_isa(const NBitsProblem& p, Isa isa) {
+Isa suited_isa(const NBitsProblem& p, Isa isa) {
   const bool suits = p.M >= kLeastRowsOfAmx && p.weight->block_size % kSpan == 0;
-  return suits ? isa : std::min(isa, Isa::kAvx512Bf16);
+  return isa == Isa::kAmx && !suits ? Isa::kAvx512Vnni : isa;
 }
 
 }  // namespace
@@ -141,13 +144,15 @@ const NBitsFloatKernels& nbits_float(Isa isa) {
 
 const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa) {
 #if defined(__x86_64__)
+  if (isa == Isa::kAmx) return &nbits_bfloat16_amx();
   if (isa == Isa::kAvx512Bf16) return &nbits_bfloat16_avx512bf16();
 #endif
   (void)isa;
   return nullptr;
 }
 
-const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
+const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa asked, const Parallel& pool) {
+  const Isa isa = suited_isa(p, asked);
   const Sequential alone;
   const bool small = p.M * p.weight->N * p.weight->K < kWorthSplitting;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
@@ -157,7 +162,7 @@ const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const 
     return kernels.isa;
   };
   const NBitsBFloat16Kernels* bfloat16 = nbits_bfloat16(isa);
-  if (compute == Compute::kInt8) return run(multiply_int8, nbits_int8(int8_isa(p, isa)));
+  if (compute == Compute::kInt8) return run(multiply_int8, nbits_int8(isa));
   if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
   return run(multiply_floats, job.floats);
 }

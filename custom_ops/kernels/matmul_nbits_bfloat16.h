@@ -16,13 +16,13 @@ template <class S>
 void round_row(const NBitsProblem& p, const BFloat16Rows& out, std::int64_t row) {
   const NBitsWeight& w = *p.weight;
   const float* values = p.A + row * w.K;
-  std::uint16_t* rounded = out.values + row * w.padded_k;
+  std::uint16_t* rounded = out.values + row * out.row_values;
   for (std::int64_t block = 0; block < w.blocks; ++block) {
     auto sum = S::zero();
     for (std::int64_t k = block * w.block_size; k < (block + 1) * w.block_size; k += kTile) {
       sum = S::add(sum, S::round(values + k, w.K - k, rounded + k));
     }
-    out.sums[row * w.blocks + block] = S::total(sum);
+    out.sums[block * out.stride + row] = S::total(sum);
   }
 }
 
@@ -58,8 +58,7 @@ void multiply_pairs(const NBitsProblem& p, const BFloat16Rows& a, const std::uin
   constexpr int kTiles = S::kPanelTiles;
   const NBitsWeight& w = *p.weight;
   const bool centred = symmetric(w);
-  const std::uint16_t* x = a.values + row * w.padded_k + first_block * w.block_size;
-  const float* sums = a.sums + row * w.blocks;
+  const std::uint16_t* x = a.values + row * a.row_values + first_block * w.block_size;
   typename S::F32 y[Rows][kTiles];
   load_sums<S>(p, tile, row, first_block, y);
   for (std::int64_t block = first_block; block < end_block; ++block) {
@@ -69,7 +68,7 @@ void multiply_pairs(const NBitsProblem& p, const BFloat16Rows& a, const std::uin
       typename S::Pairs weights[kTiles];
       unroll<kTiles>(ONNXPRESS_EACH(t) { weights[t.value] = S::load_pairs(panel + t.value * 2 * kTile); });
       unroll<Rows>(ONNXPRESS_EACH(r) {
-        const auto pair = S::broadcast_pair(x + r.value * w.padded_k);
+        const auto pair = S::broadcast_pair(x + r.value * a.row_values);
         unroll<kTiles>(
             ONNXPRESS_EACH(t) { dots[r.value][t.value] = S::dot(dots[r.value][t.value], weights[t.value], pair); });
       });
@@ -81,28 +80,36 @@ void multiply_pairs(const NBitsProblem& p, const BFloat16Rows& a, const std::uin
           ONNXPRESS_EACH(r) { y[r.value][t.value] = S::fma(dots[r.value][t.value], scale, y[r.value][t.value]); });
       if (centred) return;
       const auto offset = offset_of<S>(w, from, block, scale);
-      unroll<Rows>(ONNXPRESS_EACH(r) {
-        y[r.value][t.value] = S::fnma(offset, S::set1(sums[r.value * w.blocks + block]), y[r.value][t.value]);
-      });
+      const float* sums = a.sums + block * a.stride + row;
+      unroll<Rows>(
+          ONNXPRESS_EACH(r) { y[r.value][t.value] = S::fnma(offset, S::set1(sums[r.value]), y[r.value][t.value]); });
     });
   }
   store_sums<S>(p, tile, row, y);
 }
 
-template <class S, int Bits>
-void panel_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_tile, std::int64_t begin,
-                    std::int64_t end) {
+// work(panel, block, end_block) for all of K in stretches of whole blocks.
+template <class S, int Bits, class Work>
+void for_each_panel(const NBitsWeight& w, std::int64_t first_tile, const Work& work) {
   alignas(64) std::uint16_t panel[kPairsK * S::kPanelTiles * kTile];
-  const NBitsWeight& w = *p.weight;
   // Whole spans too: where blocks are of 16, all of K are.
   const std::int64_t stretch = kPairsK / w.block_size;
   for (std::int64_t block = 0; block < w.blocks; block += stretch) {
     const std::int64_t end_block = w.blocks - block < stretch ? w.blocks : block + stretch;
     unpack_pairs<S, Bits>(w, first_tile, block * w.block_size, (end_block - block) * w.block_size, panel);
-    for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
-      multiply_pairs<S, decltype(rows_at_once)::value>(p, a, panel, first_tile, row, block, end_block);
-    });
+    work(panel, block, end_block);
   }
+}
+
+template <class S, int Bits>
+void panel_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_tile, std::int64_t begin,
+                    std::int64_t end) {
+  for_each_panel<S, Bits>(
+      *p.weight, first_tile, [&](const std::uint16_t* panel, std::int64_t block, std::int64_t end_block) {
+        for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
+          multiply_pairs<S, decltype(rows_at_once)::value>(p, a, panel, first_tile, row, block, end_block);
+        });
+      });
 }
 
 // One row, straight from the packed weight: a panel would be written and read once each.
@@ -119,7 +126,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
     const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
       const auto scale = scale_of<S>(w, tile, block);
       y = S::fma(S::add(S::add(dots[0], dots[1]), S::add(dots[2], dots[3])), scale, y);
-      if (!centred) y = S::fnma(offset_of<S>(w, tile, block, scale), S::set1(a.sums[block]), y);
+      if (!centred) y = S::fnma(offset_of<S>(w, tile, block, scale), S::set1(a.sums[block * a.stride]), y);
       clear();
     };
     clear();
@@ -147,6 +154,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
 template <class S>
 constexpr NBitsBFloat16Kernels make_bfloat16_kernels() {
   return {S::kName,
+          1,
           round_row<S>,
           {nullptr, nullptr, row_bfloat16<S, 2>, row_bfloat16<S, 3>, row_bfloat16<S, 4>, row_bfloat16<S, 5>,
            row_bfloat16<S, 6>, row_bfloat16<S, 7>, row_bfloat16<S, 8>},

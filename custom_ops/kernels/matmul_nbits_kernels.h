@@ -18,8 +18,10 @@ struct QuantizedRows {
 
 // Rows of A as bfloat16, and the sum of each block.
 struct BFloat16Rows {
-  std::uint16_t* values;  // [M, padded_k], each four of k in the order 0, 2, 1, 3
-  float* sums;            // [M, blocks]
+  std::uint16_t* values;    // [M, row_values], each four of k in the order 0, 2, 1, 3
+  float* sums;              // [blocks, stride]
+  std::int64_t row_values;  // padded_k or more
+  std::int64_t stride;      // M or more
 };
 
 struct NBitsInt8Kernels {
@@ -52,6 +54,7 @@ struct NBitsFloatKernels {
 // The same for activations as bfloat16; few instruction sets have it.
 struct NBitsBFloat16Kernels {
   const char* isa;
+  std::int64_t row_step;  // as above
   void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row);
   void (*row[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t tiles);
   void (*panel[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t begin,
@@ -70,6 +73,7 @@ const NBitsInt8Kernels& nbits_int8_avx512vnni();
 const NBitsInt8Kernels& nbits_int8_amx();
 const NBitsFloatKernels& nbits_float_avx512vnni();
 const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
+const NBitsBFloat16Kernels& nbits_bfloat16_amx();
 #elif defined(__aarch64__)
 const NBitsInt8Kernels& nbits_int8_neon();
 const NBitsFloatKernels& nbits_float_neon();

@@ -67,7 +67,7 @@ def test_matches_reference(isa, bits, accuracy_level):
                 )  # fmt: skip
                 want = reference.matmul_nbits(
                     A, packed, scales, zeros, bias,
-                    bits=bits, block_size=block_size, K=K, accuracy_level=level_computed(isa, accuracy_level),
+                    bits=bits, block_size=block_size, K=K, accuracy_level=level_computed(ran, accuracy_level),
                 )  # fmt: skip
                 assert ran == code_that_runs(isa, accuracy_level, M, block_size, K)
                 bound = tolerance(A, packed, scales, zeros, bits, block_size, K)
@@ -95,7 +95,7 @@ def test_block_sizes(isa, bits, accuracy_level):
         got, ran = _kernels.matmul_nbits(
             A, packed, scales, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
         )
-        level = level_computed(isa, accuracy_level)
+        level = level_computed(ran, accuracy_level)
         want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
         assert ran == code_that_runs(isa, accuracy_level, len(A), block_size, K)
         assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, zeros, bits, block_size, K)), (block_size, K)
@@ -130,7 +130,7 @@ def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_typ
         results.append(got)
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2][:, :-1], results[0][:, :-1])
-    level = level_computed(isa, accuracy_level)
+    level = level_computed(ran, accuracy_level)
     want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
     assert np.all(np.abs(results[0] - want) <= tolerance(A, packed, scales, zeros, 4, 32, 96))
 
@@ -257,11 +257,11 @@ def test_long_reductions_come_in_stretches(isa):
         A = rng.standard_normal((19, K)).astype(np.float32)
         for accuracy_level in LEVELS:
             arguments = {"bits": 3, "block_size": block_size, "K": K}
-            level = level_computed(isa, accuracy_level)
-            want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
-            got, _ = _kernels.matmul_nbits(
+            got, ran = _kernels.matmul_nbits(
                 A, packed, scales, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
             )
+            level = level_computed(ran, accuracy_level)
+            want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
             bound = tolerance(A, packed, scales, zeros, 3, block_size, K)
             assert np.all(np.abs(got - want) <= bound)
 
