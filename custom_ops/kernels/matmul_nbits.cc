@@ -47,7 +47,7 @@ std::int64_t tiles_to_stream(const NBitsWeight& w) {
 template <class Work>
 void for_each_piece(const NBitsProblem& p, const NBitsKernels& kernels, std::int64_t tiles, const Parallel& parallel,
                     const Work& work) {
-  split(p.M, 1, p.weight->tiles, tiles, parallel,
+  split(p.M, p.weight->tiles, {tiles}, parallel,
         [&](std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
           work(first, count, begin, end);
           if (p.activation != Activation::kNone || p.gate != nullptr) kernels.activate(p, first, count, begin, end);
