@@ -45,11 +45,12 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
         options: `accuracy_level`: 0 or 1 (float32), 3 (activations rounded to bfloat16) or 4 (to int8) instead of the
             nodes' own.
             `claim`: which nodes to take, names separated by commas: "matmul_nbits", "dequantized_matmul"
-            (DequantizeLinear of a constant weight, then MatMul or Gemm), "qdq_matmul" (the same with activations of
-            8 bits), "dynamic_matmul" (DynamicQuantizeLinear, then MatMulInteger) and "gather" (GatherBlockQuantized);
-            by default all of them where they are faster than ONNX Runtime.
-            `isa`: "scalar", "avx2", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or ONNXPRESS_ISA
-            says.
+            (DequantizeLinear of a constant weight, then MatMul or Gemm), "qdq_matmul" (the same with
+            DequantizeLinear of 8-bit activations), "dynamic_matmul" (MatMulInteger, scaled to float32) and "gather"
+            (GatherBlockQuantized). By default those of all families on which the kernels are faster than ONNX
+            Runtime's; of a family that is named, all.
+            `isa`: "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or
+            ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
             whenever it is the largest so far.
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+_FAMILIES = "matmul_nbits,dequantized_matmul,qdq_matmul,dynamic_matmul"  # named, they are taken fast or not
+
 
 class CrashError(Exception):
     """The process died."""
@@ -58,7 +60,7 @@ def _serve() -> None:
         if ops:
             custom_ops.register(options)
         if provider:
-            ep.append(options)
+            ep.append(options, claim=_FAMILIES)
         answer: list[Any] | str
         try:
             answer = ort.InferenceSession(model, options).run(None, feeds)

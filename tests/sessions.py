@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import onnxruntime as ort
+from onnxpress import ep
 
 KNOWS_WHO_RUNS_WHAT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 """ONNX Runtime 1.23 does not."""
@@ -15,3 +16,11 @@ def options(**settings: object) -> ort.SessionOptions:
     for name, value in settings.items():
         setattr(made, name, value)
     return made
+
+
+def taken(session: ort.InferenceSession) -> list[str] | None:
+    """Operators on the execution provider, sorted; unknown, so None, before ONNX Runtime 1.24."""
+    if not KNOWS_WHO_RUNS_WHAT:
+        return None
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == ep.NAME]
+    return sorted(node.op_type for part in parts for node in part.get_nodes())

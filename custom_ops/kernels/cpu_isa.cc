@@ -4,6 +4,9 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <cstdlib>
@@ -40,6 +43,10 @@ const char* isa_name(Isa isa) {
       return "avx512bf16";
     case Isa::kAvx512Vnni:
       return "avx512vnni";
+    case Isa::kAvxVnni:
+      return "avxvnni";
+    case Isa::kNeon:
+      return "neon";
     case Isa::kAvx2:
       return "avx2";
     default:
@@ -54,12 +61,15 @@ std::vector<Isa> supported_isas() {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2) isas.push_back(Isa::kAvx2);
+  if (avx2 && __builtin_cpu_supports("avxvnni")) isas.push_back(Isa::kAvxVnni);
   const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
   if (avx512vnni) isas.push_back(Isa::kAvx512Vnni);
   if (avx512vnni && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
   if (avx512vnni && has_amx()) isas.push_back(Isa::kAmx);
+#elif defined(__aarch64__)
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) isas.push_back(Isa::kNeon);
 #endif
   return isas;
 }
@@ -79,7 +89,7 @@ Isa fastest_isa() {
 }  // namespace
 
 Isa parse_isa(const std::string& name) {
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
+  for (Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     if (name != isa_name(isa)) continue;
     for (Isa have : supported_isas()) {
       if (have == isa) return isa;
@@ -88,7 +98,7 @@ Isa parse_isa(const std::string& name) {
                              isa_name(supported_isas().back()));
   }
   throw std::runtime_error("ONNXPRESS_ISA=" + name +
-                           ": unknown instruction set; use scalar, avx2, avx512vnni, avx512bf16 or amx");
+                           ": unknown instruction set; use scalar, neon, avx2, avxvnni, avx512vnni, avx512bf16 or amx");
 }
 
 Isa chosen_isa() {

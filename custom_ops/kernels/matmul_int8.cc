@@ -16,6 +16,7 @@ const Int8Kernels& kernels_of(Isa isa, std::int64_t rows) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAmx && rows >= kRowsForTiles) return int8_kernels_amx();
   if (isa >= Isa::kAvx512Vnni) return int8_kernels_avx512vnni();
+  if (isa >= Isa::kAvxVnni) return int8_kernels_avxvnni();
   if (isa >= Isa::kAvx2) return int8_kernels_avx2();
 #endif
   (void)isa, (void)rows;

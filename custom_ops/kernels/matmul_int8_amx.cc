@@ -1,4 +1,5 @@
 // The product in AMX tiles. A tile of B is 16 lines of the packed weight as they lie: 64 k times 16 columns.
+#include "kernels/amx_tiles.h"
 #include "kernels/int8_avx512vnni.h"
 #include "kernels/matmul_int8_impl.h"
 
@@ -22,16 +23,8 @@ bool go_past_caches(const Int8Problem& p) {
          reinterpret_cast<std::uintptr_t>(p.floats_out) % 64 == 0;
 }
 
-constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileK = 64;
 
-// All tiles of 16 rows of 64 bytes: rows beyond the last are computed and dropped. Static, as the compiler does not
-// know that the instruction reads all of it.
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 constexpr TileConfig kConfig;
 
 // A strip of two tiles and this many k stays in L1 (32 of 48 KiB) while the rows of a chunk pass by, and a chunk of

@@ -8,6 +8,8 @@
 namespace onnxpress {
 namespace {
 
+constexpr std::int64_t kLeastRowsOfAmx = 8;  // below, its tiles are too empty to win against AVX-512 VNNI
+
 // Room for the rounded rows of one problem, kept by each calling thread.
 std::uint8_t* rows_buffer(std::size_t bytes) {
   static thread_local Aligned<std::uint8_t> memory;
@@ -21,12 +23,15 @@ std::uint8_t* rows_buffer(std::size_t bytes) {
   return memory.get();
 }
 
-QuantizedRows quantized_rows(const NBitsProblem& p) {
-  const auto codes = static_cast<std::size_t>(p.M * p.weight->padded_k);
-  const auto numbers = static_cast<std::size_t>(p.M * p.weight->blocks);
+QuantizedRows quantized_rows(const NBitsProblem& p, std::int64_t row_step) {
+  // An odd number of cache lines a row: rows a power of two apart would meet in a few sets of L1.
+  const std::int64_t row_bytes = (ceil_div(p.weight->padded_k, 64) | 1) * 64;
+  const std::int64_t stride = p.M + row_step - 1;
+  const auto codes = static_cast<std::size_t>(stride * row_bytes);
+  const auto numbers = static_cast<std::size_t>(stride * p.weight->blocks);
   std::uint8_t* at = rows_buffer(codes + numbers * (sizeof(float) + sizeof(std::int32_t)));
   return {reinterpret_cast<std::int8_t*>(at), reinterpret_cast<float*>(at + codes),
-          reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float))};
+          reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float)), row_bytes, stride};
 }
 
 BFloat16Rows bfloat16_rows(const NBitsProblem& p) {
@@ -42,101 +47,127 @@ std::int64_t tiles_to_stream(const NBitsWeight& w) {
   return clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
 }
 
+// One product on its way: `floats` are the kernels of the instruction set for what is no sum.
+struct Job {
+  const NBitsProblem& p;
+  const NBitsFloatKernels& floats;
+  const Parallel& parallel;
+};
+
 // work(first_tile, tiles, begin, end) for pieces of the product; what follows the sums is done while they are in the
 // cache.
 template <class Work>
-void for_each_piece(const NBitsProblem& p, const NBitsKernels& kernels, std::int64_t tiles, const Parallel& parallel,
-                    const Work& work) {
-  split(p.M, p.weight->tiles, {tiles}, parallel,
-        [&](std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end) {
-          work(first, count, begin, end);
-          if (p.activation != Activation::kNone || p.gate != nullptr) kernels.activate(p, first, count, begin, end);
+void for_each_piece(const Job& job, std::int64_t row_step, std::int64_t tiles_a_piece, const Work& work) {
+  const NBitsProblem& p = job.p;
+  split(p.M, p.weight->tiles, {tiles_a_piece, row_step}, job.parallel,
+        [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+          work(first, tiles, begin, end);
+          if (p.activation != Activation::kNone || p.gate != nullptr) job.floats.activate(p, first, tiles, begin, end);
         });
 }
 
-void multiply_floats(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
+void multiply_floats(const Job& job, const NBitsFloatKernels& kernels) {
+  const NBitsProblem& p = job.p;
   const int bits = p.weight->bits;
   if (p.M == 1) {
-    for_each_piece(p, kernels, tiles_to_stream(*p.weight), parallel,
-                   [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row_float[bits](p, tile, tiles); });
+    for_each_piece(job, 1, tiles_to_stream(*p.weight),
+                   [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, tile, tiles); });
     return;
   }
-  for_each_piece(p, kernels, kernels.panel_tiles, parallel,
+  for_each_piece(job, 1, kernels.panel_tiles,
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                   kernels.panel_float[bits](p, tile, begin, end);
+                   kernels.panel[bits](p, tile, begin, end);
                  });
 }
 
-void multiply_bfloat16(const NBitsProblem& p, const BFloat16Kernels& bfloat16, const NBitsKernels& kernels,
-                       const Parallel& parallel) {
+void multiply_bfloat16(const Job& job, const NBitsBFloat16Kernels& kernels) {
+  const NBitsProblem& p = job.p;
   const int bits = p.weight->bits;
   const BFloat16Rows rows = bfloat16_rows(p);
-  for_each_row(p.M, p.weight->padded_k, parallel, [&](std::int64_t row) { bfloat16.round_row(p, rows, row); });
+  for_each_row(p.M, p.weight->padded_k, job.parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
   if (p.M == 1) {
-    for_each_piece(p, kernels, tiles_to_stream(*p.weight), parallel,
-                   [&](std::int64_t tile, std::int64_t tiles, auto...) { bfloat16.row[bits](p, rows, tile, tiles); });
+    for_each_piece(job, 1, tiles_to_stream(*p.weight),
+                   [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, rows, tile, tiles); });
     return;
   }
-  for_each_piece(p, kernels, bfloat16.panel_tiles, parallel,
+  for_each_piece(job, 1, kernels.panel_tiles,
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                   bfloat16.panel[bits](p, rows, tile, begin, end);
+                   kernels.panel[bits](p, rows, tile, begin, end);
                  });
 }
 
-void multiply_int8(const NBitsProblem& p, const NBitsKernels& kernels, const Parallel& parallel) {
+void multiply_int8(const Job& job, const NBitsInt8Kernels& kernels) {
+  const NBitsProblem& p = job.p;
   const NBitsWeight& w = *p.weight;
-  const QuantizedRows rows = quantized_rows(p);
-  for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-  for_each_piece(p, kernels, tiles_to_stream(w), parallel,
+  const QuantizedRows rows = quantized_rows(p, kernels.row_step);
+  for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
+  for_each_piece(job, kernels.row_step, tiles_to_stream(w),
                  [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
-                   kernels.stream_int8[w.bits](p, rows, tile, tiles, begin, end);
+                   kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
                  });
+}
+
+// AMX multiplies 16 rows in the time of one, and blocks in whole spans.
+Isa int8_isa(const NBitsProblem& p, Isa isa) {
+  const bool suits = p.M >= kLeastRowsOfAmx && p.weight->block_size % kSpan == 0;
+  return suits ? isa : std::min(isa, Isa::kAvx512Bf16);
 }
 
 }  // namespace
 
-const NBitsKernels& nbits_kernels(Isa isa) {
+const NBitsInt8Kernels& nbits_int8(Isa isa) {
 #if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return nbits_kernels_avx512vnni();
-  if (isa >= Isa::kAvx2) return nbits_kernels_avx2();
+  if (isa >= Isa::kAmx) return nbits_int8_amx();
+  if (isa >= Isa::kAvx512Vnni) return nbits_int8_avx512vnni();
+  if (isa >= Isa::kAvxVnni) return nbits_int8_avxvnni();
+  if (isa >= Isa::kAvx2) return nbits_int8_avx2();
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return nbits_int8_neon();
 #endif
   (void)isa;
-  return nbits_kernels_scalar();
+  return nbits_int8_scalar();
 }
 
-const BFloat16Kernels* bfloat16_kernels(Isa isa) {
+const NBitsFloatKernels& nbits_float(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512Bf16) return &bfloat16_kernels_avx512bf16();
+  if (isa >= Isa::kAvx512Vnni) return nbits_float_avx512vnni();
+  if (isa >= Isa::kAvx2) return nbits_float_avx2();
+#elif defined(__aarch64__)
+  if (isa == Isa::kNeon) return nbits_float_neon();
+#endif
+  (void)isa;
+  return nbits_float_scalar();
+}
+
+const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa) {
+#if defined(__x86_64__)
+  if (isa == Isa::kAvx512Bf16) return &nbits_bfloat16_avx512bf16();
 #endif
   (void)isa;
   return nullptr;
 }
 
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
-  const NBitsKernels& kernels = nbits_kernels(isa);
-  const BFloat16Kernels* bfloat16 = compute == Compute::kBFloat16 ? bfloat16_kernels(isa) : nullptr;
-  const char* ran = bfloat16 != nullptr ? bfloat16->isa : kernels.isa;
-  const NBitsWeight& w = *p.weight;
-  if (p.M == 0 || w.N == 0) return ran;
   const Sequential alone;
-  const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
-
-  if (compute == Compute::kInt8) {
-    multiply_int8(p, kernels, parallel);
-  } else if (bfloat16 != nullptr) {
-    multiply_bfloat16(p, *bfloat16, kernels, parallel);
-  } else {
-    multiply_floats(p, kernels, parallel);
-  }
-  return ran;
+  const bool small = p.M * p.weight->N * p.weight->K < kWorthSplitting;
+  const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
+  const Job job{p, nbits_float(isa), parallel};
+  const auto run = [&](auto multiply, const auto& kernels) {
+    if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
+    return kernels.isa;
+  };
+  const NBitsBFloat16Kernels* bfloat16 = nbits_bfloat16(isa);
+  if (compute == Compute::kInt8) return run(multiply_int8, nbits_int8(int8_isa(p, isa)));
+  if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
+  return run(multiply_floats, job.floats);
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {
-  nbits_kernels(isa).to_float(halves, floats, count);
+  nbits_float(isa).to_float(halves, floats, count);
 }
 
 void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa) {
-  nbits_kernels(isa).to_half(floats, halves, count);
+  nbits_float(isa).to_half(floats, halves, count);
 }
 
 }  // namespace onnxpress

@@ -3,8 +3,13 @@
 
 namespace onnxpress {
 
-const NBitsKernels& nbits_kernels_avx2() {
-  static constexpr NBitsKernels kernels = make_kernels<Avx2>();
+const NBitsInt8Kernels& nbits_int8_avx2() {
+  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Avx2>();
+  return kernels;
+}
+
+const NBitsFloatKernels& nbits_float_avx2() {
+  static constexpr NBitsFloatKernels kernels = make_float_kernels<Avx2>();
   return kernels;
 }
 

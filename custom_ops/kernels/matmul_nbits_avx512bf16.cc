@@ -3,8 +3,8 @@
 
 namespace onnxpress {
 
-const BFloat16Kernels& bfloat16_kernels_avx512bf16() {
-  static constexpr BFloat16Kernels kernels = make_bfloat16_kernels<Avx512Bf16>();
+const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16() {
+  static constexpr NBitsBFloat16Kernels kernels = make_bfloat16_kernels<Avx512Bf16>();
   return kernels;
 }
 

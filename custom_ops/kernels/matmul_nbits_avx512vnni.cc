@@ -3,8 +3,13 @@
 
 namespace onnxpress {
 
-const NBitsKernels& nbits_kernels_avx512vnni() {
-  static constexpr NBitsKernels kernels = make_kernels<Avx512Vnni>();
+const NBitsInt8Kernels& nbits_int8_avx512vnni() {
+  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Avx512Vnni>();
+  return kernels;
+}
+
+const NBitsFloatKernels& nbits_float_avx512vnni() {
+  static constexpr NBitsFloatKernels kernels = make_float_kernels<Avx512Vnni>();
   return kernels;
 }
 

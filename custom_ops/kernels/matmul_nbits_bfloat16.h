@@ -145,7 +145,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
 }
 
 template <class S>
-constexpr BFloat16Kernels make_bfloat16_kernels() {
+constexpr NBitsBFloat16Kernels make_bfloat16_kernels() {
   return {S::kName,
           round_row<S>,
           {nullptr, nullptr, row_bfloat16<S, 2>, row_bfloat16<S, 3>, row_bfloat16<S, 4>, row_bfloat16<S, 5>,

@@ -28,18 +28,24 @@ void to_half(const float* floats, std::uint16_t* halves, std::int64_t count) {
 }
 
 template <class S>
-constexpr NBitsKernels make_kernels() {
+constexpr NBitsInt8Kernels make_int8_kernels() {
   return {S::kName,
+          1,
           quantize_row<S>,
           {nullptr, nullptr, stream_int8<S, 2>, stream_int8<S, 3>, stream_int8<S, 4>, stream_int8<S, 5>,
            stream_int8<S, 6>, stream_int8<S, 7>, stream_int8<S, 8>},
+          spin_dots<S>};
+}
+
+template <class S>
+constexpr NBitsFloatKernels make_float_kernels() {
+  return {S::kName,
           {nullptr, nullptr, row_float<S, 2>, row_float<S, 3>, row_float<S, 4>, row_float<S, 5>, row_float<S, 6>,
            row_float<S, 7>, row_float<S, 8>},
           {nullptr, nullptr, panel_float<S, 2>, panel_float<S, 3>, panel_float<S, 4>, panel_float<S, 5>,
            panel_float<S, 6>, panel_float<S, 7>, panel_float<S, 8>},
           S::kPanelTiles,
           activate<S>,
-          spin_dots<S>,
           read<S>,
           to_float<S>,
           to_half<S>};

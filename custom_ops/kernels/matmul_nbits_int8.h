@@ -17,10 +17,10 @@ void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t 
   for (std::int64_t block = 0; block < w.blocks; ++block) {
     const std::int64_t begin = block * w.block_size;
     const std::int64_t left = w.K - begin;
-    std::int8_t* codes = out.codes + row * w.padded_k + begin;
+    std::int8_t* codes = out.codes + row * out.row_bytes + begin;
     const std::int64_t count = left < w.block_size ? left : w.block_size;
     const float peak = S::max_abs(values + begin, count);
-    out.scales[row * w.blocks + block] = peak * (1.0f / 127.0f);
+    out.scales[block * out.stride + row] = peak * (1.0f / 127.0f);
     // A peak of NaN or infinity makes the scale, and so the result, the same; 127 / peak overflows for tiny ones.
     const float factor = peak <= FLT_MAX && peak > 127.0f / FLT_MAX ? 127.0f / peak : 0.0f;
     auto sum = S::zero_int();
@@ -33,7 +33,7 @@ void quantize_row(const NBitsProblem& p, const QuantizedRows& out, std::int64_t 
       memset(codes, 0, static_cast<std::size_t>(w.block_size));
       if (!(peak <= FLT_MAX)) codes[0] = 1;  // so that the result is not lost in a weight sum of zero codes
     }
-    out.sums[row * w.blocks + block] = factor != 0.0f ? S::total(sum) : codes[0];
+    out.sums[block * out.stride + row] = factor != 0.0f ? S::total(sum) : codes[0];
   }
 }
 
@@ -54,27 +54,27 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
   // What the same tiles of the next group will read: too many short streams for the CPU to guess. After the last group
   // another thread may go on, so nothing new is fetched.
   const std::int64_t ahead = last ? 0 : Tiles * (w.padded_k / kSpan) * kLine * Bits;
-  const std::int8_t* x = a.codes + row * w.padded_k;
-  const float* scale_a = a.scales + row * w.blocks;
-  const std::int32_t* sum_a = a.sums + row * w.blocks;
+  const std::int8_t* x = a.codes + row * a.row_bytes;
   Dot dot[Rows][Tiles];
   const auto start = [&](std::int64_t block) __attribute__((always_inline)) {
+    const std::int32_t* sum_a = a.sums + block * a.stride + row;
     unroll<Rows>(ONNXPRESS_EACH(i) {
-      unroll<Tiles>(ONNXPRESS_EACH(t) { dot[i.value][t.value].start(middle, sum_a[i.value * w.blocks + block]); });
+      unroll<Tiles>(ONNXPRESS_EACH(t) { dot[i.value][t.value].start(middle, sum_a[i.value]); });
     });
   };
   const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
+    const float* scale_a = a.scales + block * a.stride + row;
+    const std::int32_t* sum_a = a.sums + block * a.stride + row;
     unroll<Tiles>(ONNXPRESS_EACH(t) {
       const auto scale = scale_of<S>(w, tile + t.value, block);
       unroll<Rows>(ONNXPRESS_EACH(i) {
-        const auto factor = S::mul(scale, S::set1(scale_a[i.value * w.blocks + block]));
+        const auto factor = S::mul(scale, S::set1(scale_a[i.value]));
         y[i.value][t.value] = S::fma(dot[i.value][t.value].value(), factor, y[i.value][t.value]);
       });
       if (!centred) {
         const auto offset = S::mul(scale, zero_point_of<S>(w, tile + t.value, block));
         unroll<Rows>(ONNXPRESS_EACH(i) {
-          const std::int64_t at = i.value * w.blocks + block;
-          const auto sum = S::set1(scale_a[at] * static_cast<float>(sum_a[at]));
+          const auto sum = S::set1(scale_a[i.value] * static_cast<float>(sum_a[i.value]));
           y[i.value][t.value] = S::fnma(offset, sum, y[i.value][t.value]);
         });
       }
@@ -85,7 +85,7 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
     unroll<Tiles>(ONNXPRESS_EACH(t) {
       const auto group = load_group<S, Bits, G>(codes[t.value]);
       unroll<Rows>(ONNXPRESS_EACH(i) {
-        dot[i.value][t.value].template add<G % Run, Run>(group, x + i.value * w.padded_k + 4 * G);
+        dot[i.value][t.value].template add<G % Run, Run>(group, x + i.value * a.row_bytes + 4 * G);
       });
     });
   };

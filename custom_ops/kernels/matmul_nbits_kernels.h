@@ -9,9 +9,11 @@ namespace onnxpress {
 
 // Rows of A as int8 per row and block: value = code * scale, and the sum of each block's codes.
 struct QuantizedRows {
-  std::int8_t* codes;  // [M, padded_k]
-  float* scales;       // [M, blocks]
-  std::int32_t* sums;  // [M, blocks]
+  std::int8_t* codes;      // [M, row_bytes]
+  float* scales;           // [blocks, stride]
+  std::int32_t* sums;      // [blocks, stride]
+  std::int64_t row_bytes;  // padded_k or more
+  std::int64_t stride;     // M or more
 };
 
 // Rows of A as bfloat16, and the sum of each block.
@@ -20,29 +22,35 @@ struct BFloat16Rows {
   float* sums;            // [M, blocks]
 };
 
-struct NBitsKernels {
+struct NBitsInt8Kernels {
   const char* isa;
+  std::int64_t row_step;  // so many rows are read from any on, whether there are as many or not
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
   // Rows [begin, end) times `tiles` tiles, straight from the packed weight. Indexed by bits.
-  void (*stream_int8[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles,
-                         std::int64_t begin, std::int64_t end);
-  // The same of one row.
-  void (*row_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
+  void (*stream[9])(const NBitsProblem&, const QuantizedRows&, std::int64_t first_tile, std::int64_t tiles,
+                    std::int64_t begin, std::int64_t end);
+  // What limits them: multiply-adds of `rounds` rounds of dot products out of registers.
+  std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
+};
+
+struct NBitsFloatKernels {
+  const char* isa;
+  // One row times `tiles` tiles, straight from the packed weight. Indexed by bits.
+  void (*row[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
   // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
-  void (*panel_float[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
+  void (*panel[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
   std::int64_t panel_tiles;
   // What follows the sums of rows [begin, end) times `tiles` tiles.
   void (*activate)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
                    std::int64_t end);
-  // What limits the kernels: multiply-adds of `rounds` rounds of dot products out of registers, and reading memory.
-  std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
+  // Reads memory, which limits all.
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);
   void (*to_half)(const float*, std::uint16_t*, std::int64_t);
 };
 
 // The same for activations as bfloat16; few instruction sets have it.
-struct BFloat16Kernels {
+struct NBitsBFloat16Kernels {
   const char* isa;
   void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row);
   void (*row[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t tiles);
@@ -51,16 +59,26 @@ struct BFloat16Kernels {
   std::int64_t panel_tiles;
 };
 
-const NBitsKernels& nbits_kernels_scalar();
+// Each instruction set has those that gain by it.
+const NBitsInt8Kernels& nbits_int8_scalar();
+const NBitsFloatKernels& nbits_float_scalar();
 #if defined(__x86_64__)
-const NBitsKernels& nbits_kernels_avx2();
-const NBitsKernels& nbits_kernels_avx512vnni();
-const BFloat16Kernels& bfloat16_kernels_avx512bf16();
+const NBitsInt8Kernels& nbits_int8_avx2();
+const NBitsFloatKernels& nbits_float_avx2();
+const NBitsInt8Kernels& nbits_int8_avxvnni();
+const NBitsInt8Kernels& nbits_int8_avx512vnni();
+const NBitsInt8Kernels& nbits_int8_amx();
+const NBitsFloatKernels& nbits_float_avx512vnni();
+const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
+#elif defined(__aarch64__)
+const NBitsInt8Kernels& nbits_int8_neon();
+const NBitsFloatKernels& nbits_float_neon();
 #endif
 
 // The best not above `isa`.
-const NBitsKernels& nbits_kernels(Isa isa);
+const NBitsInt8Kernels& nbits_int8(Isa isa);
+const NBitsFloatKernels& nbits_float(Isa isa);
 // Null where there are none, or float32 is faster.
-const BFloat16Kernels* bfloat16_kernels(Isa isa);
+const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa);
 
 }  // namespace onnxpress

@@ -3,8 +3,13 @@
 
 namespace onnxpress {
 
-const NBitsKernels& nbits_kernels_scalar() {
-  static constexpr NBitsKernels kernels = make_kernels<Scalar>();
+const NBitsInt8Kernels& nbits_int8_scalar() {
+  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Scalar>();
+  return kernels;
+}
+
+const NBitsFloatKernels& nbits_float_scalar() {
+  static constexpr NBitsFloatKernels kernels = make_float_kernels<Scalar>();
   return kernels;
 }
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from isas import ISAS, code_that_runs, level_computed
 from onnxpress.custom_ops import _kernels, reference
 
-ISAS = _kernels.supported_isas()
 BITS = range(2, 9)
 LEVELS = (0, 3, 4)
 SCALE_TYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
@@ -37,16 +37,6 @@ def make_weight(rng, bits, block_size, K, N, zero_points, scale_type=np.float32)
     else:
         zeros = None
     return packed, scales, zeros
-
-
-def code_that_runs(isa, accuracy_level):
-    """The instruction set whose code computes this level: `isa`, or the best below it that has such code."""
-    return "avx512vnni" if isa == "avx512bf16" and accuracy_level != 3 else isa
-
-
-def level_computed(isa, accuracy_level):
-    """Level 3 is float32 where there is no code for bfloat16."""
-    return 0 if accuracy_level == 3 and isa != "avx512bf16" else accuracy_level
 
 
 def tolerance(A, packed, scales, zeros, bits, block_size, K):
@@ -79,7 +69,7 @@ def test_matches_reference(isa, bits, accuracy_level):
                     A, packed, scales, zeros, bias,
                     bits=bits, block_size=block_size, K=K, accuracy_level=level_computed(isa, accuracy_level),
                 )  # fmt: skip
-                assert ran == code_that_runs(isa, accuracy_level)
+                assert ran == code_that_runs(isa, accuracy_level, M, block_size, K)
                 bound = tolerance(A, packed, scales, zeros, bits, block_size, K)
                 error = got - want
                 assert np.all(np.abs(error) <= bound), (M, K, N, block_size, zero_points, np.abs(error).max())
@@ -99,7 +89,7 @@ def test_block_sizes(isa, bits, accuracy_level):
     for i, (block_size, K) in enumerate(sizes):
         zero_points, scale_type = ((None, "packed", "float")[(i + bits) % 3], SCALE_TYPES[(i + bits // 3) % 3])
         packed, scales, zeros = make_weight(rng, bits, block_size, K, 33, zero_points, scale_type)
-        A = rng.standard_normal((1 + i % 2 * 6, K)).astype(np.float32)
+        A = rng.standard_normal((1 + i % 3 * 8, K)).astype(np.float32)
         A[:, ::97] *= 30  # outliers, which a block should keep to itself
         arguments = {"bits": bits, "block_size": block_size, "K": K}
         got, ran = _kernels.matmul_nbits(
@@ -107,14 +97,14 @@ def test_block_sizes(isa, bits, accuracy_level):
         )
         level = level_computed(isa, accuracy_level)
         want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
-        assert ran == code_that_runs(isa, accuracy_level)
+        assert ran == code_that_runs(isa, accuracy_level, len(A), block_size, K)
         assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, zeros, bits, block_size, K)), (block_size, K)
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("accuracy_level", LEVELS)
 @pytest.mark.parametrize("scale_type", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("M", [1, 5])
+@pytest.mark.parametrize("M", [1, 5, 8])
 def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_type, M):
     """Also those that come as float32, with the same results to the last bit; one scale that does not fit widens all.
 
@@ -136,7 +126,7 @@ def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_typ
         got, ran = _kernels.matmul_nbits(
             A, packed, each, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
         )
-        assert ran == code_that_runs(isa, accuracy_level)
+        assert ran == code_that_runs(isa, accuracy_level, M, 32, 96)
         results.append(got)
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2][:, :-1], results[0][:, :-1])
@@ -168,7 +158,7 @@ def test_which_scales_fit_16_bits(scale, short):
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("M", [1, 6])
+@pytest.mark.parametrize("M", [1, 6, 17])
 @pytest.mark.parametrize("accuracy_level", [3, 4])
 def test_integer_sums_are_exact(isa, bits, M, accuracy_level):
     """Activations on the int8 grid and scales of powers of two leave nothing to round: equal to the last bit."""
@@ -187,7 +177,7 @@ def test_integer_sums_are_exact(isa, bits, M, accuracy_level):
     for b in range(32):
         part = slice(b * block_size, (b + 1) * block_size)
         exact += (A[:, part].astype(np.int64) @ codes[:, part].T) * scales[:, b].astype(np.float64)
-    assert ran == code_that_runs(isa, accuracy_level)
+    assert ran == code_that_runs(isa, accuracy_level, M, block_size, 1024)
     np.testing.assert_array_equal(got, exact)
 
 
@@ -218,7 +208,7 @@ def test_extreme_codes_do_not_saturate(isa):
             K, N = 512, 16
             packed = reference.pack_codes(np.full((N, K // 256, 256), code, np.uint8), bits)
             scales = np.ones((N, K // 256), np.float32)
-            for M in (1, 3):
+            for M in (1, 3, 16):
                 A = np.full((M, K), value, np.float32)
                 got, _ = _kernels.matmul_nbits(
                     A, packed, scales, None, None, bits=bits, block_size=256, K=K, accuracy_level=4, isa=isa
@@ -227,7 +217,7 @@ def test_extreme_codes_do_not_saturate(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("M", [1, 4])
+@pytest.mark.parametrize("M", [1, 4, 17])
 @pytest.mark.parametrize("accuracy_level", LEVELS)
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_poison_is_not_lost(isa, M, accuracy_level, poison):
@@ -264,7 +254,7 @@ def test_long_reductions_come_in_stretches(isa):
     K, N = 9000, 33
     for block_size in (16, 256):
         packed, scales, zeros = make_weight(rng, 3, block_size, K, N, "packed")
-        A = rng.standard_normal((4, K)).astype(np.float32)
+        A = rng.standard_normal((19, K)).astype(np.float32)
         for accuracy_level in LEVELS:
             arguments = {"bits": 3, "block_size": block_size, "K": K}
             level = level_computed(isa, accuracy_level)

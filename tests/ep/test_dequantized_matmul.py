@@ -9,18 +9,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxpress import ep
-from sessions import KNOWS_WHO_RUNS_WHAT, options
+from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
 
 K, N = 96, 37
 RANGES = {"int4": (-8, 8), "uint4": (0, 16), "int8": (-128, 128), "uint8": (0, 256)}
-
-
-def taken(session):
-    """Operators on the execution provider; unknown, so None, before ONNX Runtime 1.24."""
-    if not KNOWS_WHO_RUNS_WHAT:
-        return None
-    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == ep.NAME]
-    return sorted(node.op_type for part in parts for node in part.get_nodes())
 
 
 def make(

@@ -92,7 +92,7 @@ def test_sizes_that_do_not_exist(quick, bits, block_size):
 @pytest.mark.parametrize("isa", _kernels.supported_isas())
 def test_limits_are_those_of_a_machine(isa):
     """Between what any and what no CPU does: a loop that the compiler removed shows."""
-    assert 1e8 < _kernels.dot_rate(0.02, isa=isa) < 3e12
+    assert 1e8 < _kernels.dot_rate(0.02, isa=isa) < 1e13
     memory = np.ones(1 << 26, np.uint8)
     start = time.perf_counter()
     _kernels.read(memory, isa=isa)
