@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdlib>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -246,11 +248,20 @@ Int8Source int8_source_of(const py::array& weight, const std::optional<py::array
   return source;
 }
 
+// On a cache line, as ONNX Runtime has its tensors.
+Floats aligned_floats(const std::vector<py::ssize_t>& shape) {
+  const auto lines = static_cast<std::size_t>(shape[0] * shape[1]) * sizeof(float) / kCacheLine + 1;
+  void* memory = std::aligned_alloc(kCacheLine, lines * kCacheLine);
+  if (memory == nullptr) throw std::bad_alloc();
+  return Floats(shape, static_cast<float*>(memory), py::capsule(memory, std::free));
+}
+
 std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::array& weight,
                                                  const std::optional<py::array>& zero_points,
                                                  const std::optional<Floats>& scales, const std::optional<Floats>& bias,
-                                                 const FormatTuple& a_format, const std::optional<FormatTuple>& y_format,
-                                                 bool transposed, const std::optional<std::string>& isa) {
+                                                 const FormatTuple& a_format,
+                                                 const std::optional<FormatTuple>& y_format, bool transposed,
+                                                 const std::optional<std::string>& isa) {
   const Int8Source source = int8_source_of(weight, zero_points, scales, transposed);
   require(A.ndim() == 2, "A must have two axes");
   check_shape(A, "A", {A.shape(0), source.K});
@@ -275,7 +286,7 @@ std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::a
     Y = py::array(py::dtype(problem.output.is_signed ? "int8" : "uint8"), shape);
     problem.codes_out = static_cast<std::uint8_t*>(Y.mutable_data());
   } else {
-    Y = Floats(shape);
+    Y = aligned_floats(shape);
     problem.floats_out = static_cast<float*>(Y.mutable_data());
   }
   const char* ran = matmul_int8(problem, isa_of(isa), alone);
@@ -327,8 +338,8 @@ PYBIND11_MODULE(_kernels, m) {
         py::arg("accuracy_level") = 0, py::arg("activation") = py::none(), py::arg("gate") = py::none(),
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
   m.def("matmul_int8", py_matmul_int8, py::arg("A"), py::arg("weight"), py::arg("zero_points"), py::arg("scales"),
-        py::arg("bias"), py::kw_only(), py::arg("a_format"), py::arg("y_format") = py::none(), py::arg("transposed") = false,
-        py::arg("isa") = py::none(),
+        py::arg("bias"), py::kw_only(), py::arg("a_format"), py::arg("y_format") = py::none(),
+        py::arg("transposed") = false, py::arg("isa") = py::none(),
         "Formats are (scale, zero point, is signed). Returns y and the name of the instruction set whose code ran.");
   m.def("dynamic_format", py_dynamic_format, py::arg("values"), py::kw_only(), py::arg("isa") = py::none(),
         "Scale and zero point that DynamicQuantizeLinear chooses.");

@@ -410,7 +410,8 @@ def quantize_linear(x: Float32, scale: np.float32 | float, zero_point: np.uint8 
         value = x / np.float32(scale)
     lowest = np.float32(bounds.min) - offset
     value = np.clip(np.where(np.isnan(value), lowest, value), lowest, np.float32(bounds.max) - offset)
-    return (np.rint(value) + offset).astype(zero_point.dtype)
+    codes: npt.NDArray[np.generic] = (np.rint(value) + offset).astype(zero_point.dtype)
+    return codes
 
 
 def dynamic_quantize_linear(x: Float32) -> tuple[npt.NDArray[np.generic], np.float32, np.uint8]:

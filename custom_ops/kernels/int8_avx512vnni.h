@@ -10,12 +10,10 @@ namespace onnxpress {
 namespace {
 
 struct Int8Avx512Vnni : Avx512Vnni {
-  // 32 registers: 24 sums, at most 4 weights and a broadcast make 29. Many rows read the weight seldom. One row streams
-  // more tiles.
-  static constexpr int kRows = 12;
+  // 32 registers: 6 rows x 4 tiles of sums, 4 weights and a broadcast make 29. One row streams more tiles.
   template <int Rows>
   static constexpr int int8_tiles() {
-    return Rows == 1 ? 8 : Rows <= 6 ? 4 : 2;
+    return Rows == 1 ? 8 : 4;
   }
 
   using Avx512Vnni::load;

@@ -16,6 +16,7 @@ const Int8Kernels& kernels_of(Isa isa, std::int64_t rows) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAmx && rows >= kRowsForTiles) return int8_kernels_amx();
   if (isa >= Isa::kAvx512Vnni) return int8_kernels_avx512vnni();
+  if (isa >= Isa::kAvxVnni) return int8_kernels_avxvnni();
   if (isa >= Isa::kAvx2) return int8_kernels_avx2();
 #endif
   (void)isa, (void)rows;
@@ -41,11 +42,14 @@ Int8Rows rows_buffer(const Int8Problem& p, const Int8Kernels& kernels) {
           kernels.in_tiles, p.input.zero_point + (p.input.is_signed ? 128 : 0)};
 }
 
-// Whole groups of tiles, so that every piece streams as many of them as the kernel can.
-std::int64_t tiles_a_piece(const Int8Problem& p) {
-  const std::int64_t group = 4;
+// Rows that stay in L2 together with some tiles, and whole groups of tiles, as many as the kernel can stream.
+Piece piece_of(const Int8Problem& p, const Int8Kernels& kernels) {
+  constexpr std::int64_t kBytesOfRows = 1 << 19, kGroup = 4;
   const Int8Weight& w = *p.weight;
-  return clamp(ceil_div(kPieceOfWork, p.M * w.padded_k * kTile * group), 1, w.tiles) * group;
+  const std::int64_t steps = std::max<std::int64_t>(kBytesOfRows / (w.padded_k * kernels.row_step), 1);
+  const std::int64_t rows = steps * kernels.row_step;
+  const std::int64_t group = std::min(p.M, rows) * w.padded_k * kTile * kGroup;
+  return {clamp(ceil_div(kernels.piece, group), 1, w.tiles) * kGroup, kernels.row_step, rows};
 }
 
 }  // namespace
@@ -55,12 +59,11 @@ const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
   const Int8Weight& w = *p.weight;
   if (p.M == 0 || w.N == 0) return kernels.isa;
   const Sequential alone;
-  const Parallel& parallel = p.M * w.N * w.K < kWorthSplitting ? static_cast<const Parallel&>(alone) : pool;
+  const Parallel& parallel = p.M * w.N * w.K < 2 * kernels.piece ? static_cast<const Parallel&>(alone) : pool;
 
   const Int8Rows rows = rows_buffer(p, kernels);
   for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
-  split(p.M, kernels.row_step, w.tiles, tiles_a_piece(p), parallel,
-        [&](auto... piece) { kernels.multiply(p, rows, piece...); });
+  split(p.M, w.tiles, piece_of(p, kernels), parallel, [&](auto... piece) { kernels.multiply(p, rows, piece...); });
   return kernels.isa;
 }
 

@@ -10,6 +10,19 @@ struct Int8Amx : Int8Avx512Vnni {
   static constexpr const char* kName = "amx";
 };
 
+// Whole lines of outputs go past the caches, to save reading them first.
+struct Int8AmxPastCaches : Int8Amx {
+  static void store(float* p, F32 v, std::int64_t) { _mm512_stream_ps(p, v); }
+};
+
+// For outputs that would not stay in L2, and that lie in whole lines.
+bool go_past_caches(const Int8Problem& p) {
+  constexpr std::int64_t kMostInCache = 1 << 20;
+  const std::int64_t N = p.weight->N;
+  return p.floats_out != nullptr && p.M * N > kMostInCache && N % kTile == 0 &&
+         reinterpret_cast<std::uintptr_t>(p.floats_out) % 64 == 0;
+}
+
 constexpr std::int64_t kTileK = 64;
 
 constexpr TileConfig kConfig;
@@ -51,19 +64,6 @@ void store_sums(Sums& sums) {
   _tile_stored(3, sums.tiles[3], 64);
 }
 
-// The outputs are on their way while the sums are computed: each row is a page of its own.
-void prefetch_outputs(const Int8Problem& p, std::int64_t row, std::int64_t rows, std::int64_t tile,
-                      std::int64_t tiles) {
-  const std::int64_t N = p.weight->N;
-  for (std::int64_t i = row; i < row + rows && i < p.M; ++i) {
-    if (p.floats_out == nullptr) {
-      __builtin_prefetch(p.codes_out + i * N + tile * kTile, 1);
-      continue;
-    }
-    for (std::int64_t t = tile; t < tile + tiles; ++t) __builtin_prefetch(p.floats_out + i * N + t * kTile, 1);
-  }
-}
-
 // 32 rows times 2 tiles times a stretch of K: each tile that is loaded serves two products.
 void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile,
                          std::int64_t begin, std::int64_t end, Sums& sums) {
@@ -95,7 +95,6 @@ void multiply_one_by_four(const Int8Problem& p, const Int8Rows& rows, std::int64
   const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
   const std::int8_t *b2 = tile_of(w, tile + 2), *b3 = tile_of(w, tile + 3);
   clear_sums();
-  prefetch_outputs(p, row, kTileRows, tile, 4);
   for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
     _tile_loadd(4, a + k * kTileRows, 64);
     _tile_loadd(5, b0 + k * kTile, 64);
@@ -110,10 +109,20 @@ void multiply_one_by_four(const Int8Problem& p, const Int8Rows& rows, std::int64
   store_sums(sums);
 }
 
+template <class S>
+void finish_rows(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t end, std::int64_t tile,
+                 const std::int32_t* sums) {
+  const Finish<S> finish(p, rows, tile);
+  for (std::int64_t i = 0; i < kTileRows && row + i < end; ++i) finish(row + i, S::load(sums + i * kTile));
+}
+
 void finish_tile(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t end, std::int64_t tile,
                  const std::int32_t* sums) {
-  const Finish<Int8Amx> finish(p, rows, tile);
-  for (std::int64_t i = 0; i < kTileRows && row + i < end; ++i) finish(row + i, Int8Amx::load(sums + i * kTile));
+  if (go_past_caches(p)) {
+    finish_rows<Int8AmxPastCaches>(p, rows, row, end, tile, sums);
+  } else {
+    finish_rows<Int8Amx>(p, rows, row, end, tile, sums);
+  }
 }
 
 // Up to kChunkRows rows times two tiles, of which the second may not be there.
@@ -124,7 +133,6 @@ void multiply_strips(const Int8Problem& p, const Int8Rows& rows, std::int64_t be
     const bool last = K - k <= kStripK;
     for (std::int64_t row = begin; row < end; row += 2 * kTileRows) {
       Sums& block = sums[K <= kStripK ? 0 : (row - begin) / (2 * kTileRows)];
-      if (last) prefetch_outputs(p, row, 2 * kTileRows, tile, 2);
       multiply_two_by_two(p, rows, row, tile, k, last ? K : k + kStripK, block);
       for (int i = 0; i < 4 && last; ++i) {
         if (tile + i % 2 == tiles_end) continue;
@@ -155,6 +163,7 @@ void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first
     }
   }
   _tile_release();
+  _mm_sfence();  // what went past the caches is to be seen before the piece is done
 }
 
 }  // namespace

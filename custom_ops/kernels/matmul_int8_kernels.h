@@ -50,6 +50,7 @@ struct Int8Kernels {
 const Int8Kernels& int8_kernels_scalar();
 #if defined(__x86_64__)
 const Int8Kernels& int8_kernels_avx2();
+const Int8Kernels& int8_kernels_avxvnni();
 const Int8Kernels& int8_kernels_avx512vnni();
 const Int8Kernels& int8_kernels_amx();
 #endif

@@ -62,7 +62,7 @@ struct Job {
 template <class Work>
 void for_each_piece(const Job& job, std::int64_t row_step, std::int64_t tiles_a_piece, const Work& work) {
   const NBitsProblem& p = job.p;
-  split(p.M, row_step, p.weight->tiles, tiles_a_piece, job.parallel,
+  split(p.M, p.weight->tiles, {tiles_a_piece, row_step}, job.parallel,
         [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
           work(first, tiles, begin, end);
           if (p.activation != Activation::kNone || p.gate != nullptr) job.floats.activate(p, first, tiles, begin, end);

@@ -33,20 +33,26 @@ void for_each_row(std::int64_t rows, std::int64_t row_size, const Parallel& para
   });
 }
 
-// work(first_tile, tiles, begin, end) for stretches of `tiles_a_piece` tiles times stretches of rows, which are
-// multiples of row_step.
+// A piece of a product: tiles of columns, and rows from a multiple of `row_step` on, at most `most_rows` of them (a
+// multiple too).
+struct Piece {
+  std::int64_t tiles;
+  std::int64_t row_step = 1;
+  std::int64_t most_rows = std::int64_t{1} << 40;
+};
+
+// work(first_tile, tiles, begin, end) for all pieces, those of the same rows one after the other.
 template <class Work>
-void split(std::int64_t M, std::int64_t row_step, std::int64_t tiles, std::int64_t tiles_a_piece,
-           const Parallel& parallel, const Work& work) {
-  const std::int64_t columns = ceil_div(tiles, tiles_a_piece);
-  // Rows are split only where there are few tiles: each piece reads its part of the weight anew.
+void split(std::int64_t M, std::int64_t tiles, const Piece& piece, const Parallel& parallel, const Work& work) {
+  const std::int64_t columns = ceil_div(tiles, piece.tiles);
+  // Where there are few tiles, rows are split too: each piece reads its part of the weight anew.
   const std::int64_t wanted = columns >= 8 ? 1 : ceil_div(8, columns);
-  const std::int64_t rows = ceil_div(ceil_div(M, clamp(wanted, 1, ceil_div(M, 48))), row_step) * row_step;
-  const std::int64_t stretches = ceil_div(M, rows);
-  parallel.for_each(static_cast<std::size_t>(columns * stretches), [&](std::size_t index) {
-    const std::int64_t first = static_cast<std::int64_t>(index) / stretches * tiles_a_piece;
-    const std::int64_t begin = static_cast<std::int64_t>(index) % stretches * rows;
-    work(first, std::min(tiles_a_piece, tiles - first), begin, std::min(M, begin + rows));
+  const std::int64_t even = ceil_div(M, clamp(wanted, 1, ceil_div(M, 48)));
+  const std::int64_t rows = std::min(piece.most_rows, ceil_div(even, piece.row_step) * piece.row_step);
+  parallel.for_each(static_cast<std::size_t>(columns * ceil_div(M, rows)), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) % columns * piece.tiles;
+    const std::int64_t begin = static_cast<std::int64_t>(index) / columns * rows;
+    work(first, std::min(piece.tiles, tiles - first), begin, std::min(M, begin + rows));
   });
 }
 
