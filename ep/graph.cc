@@ -57,9 +57,12 @@ GraphNode::GraphNode(const ort::Api& api, const ort::Node* node) : api_(api), no
   ort::check(api, api.Node_GetInputs(node, inputs_.data(), count));
 }
 
+std::string GraphNode::name() const {
+  return text(api_, [&](const char** out) { return api_.Node_GetName(node_, out); });
+}
+
 std::string GraphNode::label() const {
-  const std::string name = text(api_, [&](const char** out) { return api_.Node_GetName(node_, out); });
-  return (domain_.empty() ? "" : domain_ + "::") + op_type_ + " node '" + name + "'";
+  return (domain_.empty() ? "" : domain_ + "::") + op_type_ + " node '" + name() + "'";
 }
 
 std::optional<GraphValue> GraphNode::input(std::size_t index) const {
@@ -69,12 +72,18 @@ std::optional<GraphValue> GraphNode::input(std::size_t index) const {
   return value;
 }
 
-GraphValue GraphNode::output() const {
+std::size_t GraphNode::outputs() const {
+  std::size_t count = 0;
+  ort::check(api_, api_.Node_GetNumOutputs(node_, &count));
+  return count;
+}
+
+GraphValue GraphNode::output(std::size_t index) const {
   std::size_t count = 0;
   ort::check(api_, api_.Node_GetNumOutputs(node_, &count));
   std::vector<const ort::ValueInfo*> outputs(count);
   ort::check(api_, api_.Node_GetOutputs(node_, outputs.data(), count));
-  return GraphValue(api_, outputs.at(0));
+  return GraphValue(api_, outputs.at(index));
 }
 
 const ort::OpAttr* GraphNode::find(const char* name) const {
@@ -105,15 +114,28 @@ float GraphNode::float_attribute(const char* name, float otherwise) const {
   return value;
 }
 
+std::size_t GraphNode::bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const {
+  std::size_t bytes = 0;
+  // ONNX Runtime tells the size beside an error.
+  if (ort::Status* status = api_.ReadOpAttr(attribute, type, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
+    api_.ReleaseStatus(status);
+  }
+  return bytes;
+}
+
+std::string GraphNode::text_attribute(const char* name, const std::string& otherwise) const {
+  const ort::OpAttr* attribute = find(name);
+  if (attribute == nullptr) return otherwise;
+  std::size_t bytes = bytes_of(attribute, ort::kAttrString);
+  std::string value(bytes, '\0');
+  if (!value.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrString, value.data(), bytes, &bytes));
+  return value;
+}
+
 std::vector<std::int64_t> GraphNode::attributes(const char* name) const {
   const ort::OpAttr* attribute = find(name);
   if (attribute == nullptr) return {};
-  std::size_t bytes = 0;
-  // The first call only asks for the size, which ONNX Runtime tells beside an error.
-  if (ort::Status* status =
-          api_.ReadOpAttr(attribute, ort::kAttrInts, static_cast<void*>(nullptr), std::size_t{0}, &bytes)) {
-    api_.ReleaseStatus(status);
-  }
+  std::size_t bytes = bytes_of(attribute, ort::kAttrInts);
   std::vector<std::int64_t> values(bytes / sizeof(std::int64_t));
   if (!values.empty()) ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrInts, values.data(), bytes, &bytes));
   return values;

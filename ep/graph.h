@@ -55,11 +55,14 @@ class GraphNode {
   std::string label() const;
   std::optional<GraphValue> input(std::size_t index) const;  // none where it is absent
   std::size_t inputs() const { return inputs_.size(); }
-  GraphValue output() const;  // the first
+  std::string name() const;
+  std::size_t outputs() const;
+  GraphValue output(std::size_t index = 0) const;
 
   std::int64_t attribute(const char* name, std::int64_t otherwise) const;
   std::optional<std::int64_t> attribute(const char* name) const;
   float float_attribute(const char* name, float otherwise) const;
+  std::string text_attribute(const char* name, const std::string& otherwise) const;
   std::vector<std::int64_t> attributes(const char* name) const;  // a list of integers, empty where it is absent
 
   [[noreturn]] void reject(const std::string& reason) const { throw ort::InvalidArgument(label() + ": " + reason); }
@@ -68,6 +71,7 @@ class GraphNode {
 
  private:
   const ort::OpAttr* find(const char* name) const;
+  std::size_t bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const;
 
   const ort::Api& api_;
   const ort::Node* node_;
@@ -95,6 +99,9 @@ class GraphIndex {
   std::unordered_map<std::string, const ort::Node*> producers_;
   std::unordered_map<std::string, std::vector<const ort::Node*>> readers_;  // null: what is no node of this graph
 };
+
+// The place of a value that does not come in.
+inline constexpr std::size_t kNowhere = static_cast<std::size_t>(-1);
 
 // At which place of a compiled node the value comes in.
 std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value);

@@ -34,4 +34,6 @@ class NBitsPlan : public Plan {
   const ort::Value* constant_bias_ = nullptr;
 };
 
+std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved);
+
 }  // namespace onnxpress

@@ -1,4 +1,5 @@
-// The option `verify`: each product once more, slowly and in double precision, from the weight as the model stores it.
+// The option `verify`: each product once more, slowly and in double precision, from the weight as the model stores
+// it.
 #pragma once
 
 #include <mutex>
@@ -12,6 +13,8 @@ namespace onnxpress {
 class NBitsVerifier {
  public:
   NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, const NBitsSource& source);
+  // Without what the model stored, from the packed weight.
+  NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, const NBitsWeight& packed);
   NBitsVerifier(const NBitsVerifier&) = delete;
   NBitsVerifier& operator=(const NBitsVerifier&) = delete;
 
@@ -20,6 +23,9 @@ class NBitsVerifier {
   void check(const void* a, std::int64_t M, const void* bias, const void* y);
 
  private:
+  NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, std::int64_t K,
+                std::int64_t N, std::vector<float> weight);
+
   const ort::Api& api_;
   const ort::Logger* logger_;
   const std::string label_;

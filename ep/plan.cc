@@ -4,6 +4,7 @@
 
 #include "dequantized_matmul.h"
 #include "matmul_nbits.h"
+#include "nbits_plan.h"
 
 namespace onnxpress {
 
@@ -29,8 +30,8 @@ const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t p
 bool Claims::is_free(const ort::Node* node) const { return std::find(taken.begin(), taken.end(), node) == taken.end(); }
 
 const std::vector<Family>& families() {
-  static const std::vector<Family>& all =
-      *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits}, {"dequantized_matmul", plan_dequantized_matmul}};
+  static const std::vector<Family>& all = *new std::vector<Family>{
+      {"matmul_nbits", plan_matmul_nbits, load_nbits}, {"dequantized_matmul", plan_dequantized_matmul, load_nbits}};
   return all;
 }
 
