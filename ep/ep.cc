@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "context_nodes.h"
 #include "graph.h"
 #include "ort/ort.h"
 #include "plan.h"
@@ -22,51 +23,88 @@ struct SessionEp : ort::Ep {
       return ort::guarded(ep.api, [&] { ep.claim(graph, info); });
     };
     Compile = [](ort::Ep* self, const ort::Graph** graphs, const ort::Node** fused, std::size_t count,
-                 ort::NodeComputeInfo** infos, ort::Node**) {
+                 ort::NodeComputeInfo** infos, ort::Node** context) {
       const auto& ep = *static_cast<const SessionEp*>(self);
-      return ort::guarded(ep.api, [&] {
-        for (std::size_t i = 0; i < count; ++i) infos[i] = ep.compile(graphs[i], fused[i]);
-      });
+      return ort::guarded(ep.api, [&] { ep.compile(graphs, fused, count, infos, context); });
     };
     ReleaseNodeComputeInfos = [](ort::Ep*, ort::NodeComputeInfo** infos, std::size_t count) {
       for (std::size_t i = 0; i < count; ++i) delete static_cast<CompiledNode*>(infos[i]);
     };
   }
 
+  struct Found {
+    std::unique_ptr<Plan> plan;  // or null
+    const Family* family = nullptr;
+  };
+
   // The plan of the family of the node; null, with the reason logged, where it has none or leaves it.
-  std::unique_ptr<Plan> plan(const Claims& claims, const ort::Node* node) const {
+  Found find_plan(const Claims& claims, const ort::Node* node) const {
     for (const Family& family : families()) {
-      if (!options.claims(family.name)) continue;
+      if (!options.claims(family.name) || (options.makes_context && family.load == nullptr)) continue;
       try {
-        if (std::unique_ptr<Plan> found = family.plan(claims, node)) return found;
+        if (std::unique_ptr<Plan> plan = family.plan(claims, node)) return {std::move(plan), &family};
       } catch (const ort::InvalidArgument& reason) {
         log(std::string("left to others: ") + reason.what());
-        return nullptr;
+        return {};
       }
     }
-    return nullptr;
+    return {};
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
     Claims claims{api, options, logger, GraphIndex(api, graph), {}};
     for (const ort::Node* node : claims.graph.nodes()) {
-      if (!claims.is_free(node)) continue;
-      const std::unique_ptr<Plan> found = plan(claims, node);
-      if (found == nullptr) continue;
-      const ort::NodeFusionOptions fusion{ort::kApiVersion, found->drops_constants};
-      ort::check(api, api.GetEpApi()->AddNodesToFuse(info, found->nodes.data(), found->nodes.size(), &fusion));
-      claims.taken.insert(claims.taken.end(), found->nodes.begin(), found->nodes.end());
+      if (is_saved(GraphNode(api, node))) {
+        // Nobody else can run it: what is wrong with it is found, and told, when it is compiled.
+        const ort::NodeFusionOptions as_it_is{ort::kApiVersion, false};
+        ort::check(api, api.GetEpApi()->AddNodesToFuse(info, &node, 1, &as_it_is));
+      } else if (claims.is_free(node) && !stays_in_context(graph)) {
+        const std::unique_ptr<Plan> found = find_plan(claims, node).plan;
+        if (found == nullptr) continue;
+        const ort::NodeFusionOptions fusion{ort::kApiVersion, found->drops_constants};
+        ort::check(api, api.GetEpApi()->AddNodesToFuse(info, found->nodes.data(), found->nodes.size(), &fusion));
+        claims.taken.insert(claims.taken.end(), found->nodes.begin(), found->nodes.end());
+      }
     }
   }
 
-  // The graph holds the nodes of one plan.
-  ort::NodeComputeInfo* compile(const ort::Graph* graph, const ort::Node* compiled) const {
+  // ONNX Runtime puts EPContext nodes into the main graph only.
+  bool stays_in_context(const ort::Graph* graph) const {
+    if (!options.makes_context) return false;
+    const ort::Node* parent = nullptr;
+    ort::check(api, api.Graph_GetParentNode(graph, &parent));
+    return parent != nullptr;
+  }
+
+  void compile(const ort::Graph** graphs, const ort::Node** fused, std::size_t count, ort::NodeComputeInfo** infos,
+               ort::Node** context) const {
+    std::vector<std::unique_ptr<CompiledNode>> made;
+    SavedNodes saved;
+    ContextWriter writer;
+    for (std::size_t i = 0; i < count; ++i) made.push_back(compile(graphs[i], fused[i], saved, writer));
+    if (options.makes_context) {
+      const ContextWriter::File file = writer.write(context_path(api, options, graphs[0]));
+      for (std::size_t i = 0; i < count; ++i) context[i] = make_context_node(api, fused[i], file, i);
+    }
+    for (std::size_t i = 0; i < count; ++i) infos[i] = made[i].release();
+  }
+
+  // The graph holds the nodes of one plan, or one that was saved.
+  std::unique_ptr<CompiledNode> compile(const ort::Graph* graph, const ort::Node* fused, SavedNodes& saved,
+                                        ContextWriter& writer) const {
     const Claims claims{api, options, logger, GraphIndex(api, graph), {}, true};
     for (const ort::Node* node : claims.graph.nodes()) {
-      const std::unique_ptr<Plan> found = plan(claims, node);
-      if (found == nullptr) continue;
-      if (found->nodes.size() != claims.graph.nodes().size()) break;
-      return found->compile(compiled).release();
+      const GraphNode read(api, node);
+      if (is_saved(read)) return saved.load(claims, graph, read, fused);
+      const Found found = find_plan(claims, node);
+      if (found.plan == nullptr) continue;
+      if (found.plan->nodes.size() != claims.graph.nodes().size()) break;
+      std::unique_ptr<CompiledNode> compiled = found.plan->compile(fused);
+      if (options.makes_context) {
+        writer.begin_node(found.family->name);
+        compiled->save(writer);
+      }
+      return compiled;
     }
     throw std::runtime_error("onnxpress: the nodes of a compiled node are not those that were claimed");
   }

@@ -62,9 +62,12 @@ GraphNode::GraphNode(const ort::Api& api, const ort::Node* node) : api_(api), no
   ort::check(api, api.Node_GetInputs(node, inputs_.data(), count));
 }
 
+std::string GraphNode::name() const {
+  return text(api_, [&](const char** out) { return api_.Node_GetName(node_, out); });
+}
+
 std::string GraphNode::label() const {
-  const std::string name = text(api_, [&](const char** out) { return api_.Node_GetName(node_, out); });
-  return (domain_.empty() ? "" : domain_ + "::") + op_type_ + " node '" + name + "'";
+  return (domain_.empty() ? "" : domain_ + "::") + op_type_ + " node '" + name() + "'";
 }
 
 std::optional<GraphValue> GraphNode::input(std::size_t index) const {
@@ -72,6 +75,12 @@ std::optional<GraphValue> GraphNode::input(std::size_t index) const {
   GraphValue value(api_, inputs_[index]);
   if (value.name().empty()) return std::nullopt;
   return value;
+}
+
+std::size_t GraphNode::outputs() const {
+  std::size_t count = 0;
+  ort::check(api_, api_.Node_GetNumOutputs(node_, &count));
+  return count;
 }
 
 GraphValue GraphNode::output(std::size_t index) const {

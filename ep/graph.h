@@ -57,6 +57,8 @@ class GraphNode {
   std::string label() const;
   std::optional<GraphValue> input(std::size_t index) const;  // none where it is absent
   std::size_t inputs() const { return inputs_.size(); }
+  std::string name() const;
+  std::size_t outputs() const;
   GraphValue output(std::size_t index = 0) const;
 
   std::int64_t attribute(const char* name, std::int64_t otherwise) const;
@@ -101,6 +103,9 @@ class GraphIndex {
   std::unordered_map<std::string, const ort::Node*> producers_;
   std::unordered_map<std::string, std::vector<const ort::Node*>> readers_;  // null: what is no node of this graph
 };
+
+// The place of a value that does not come in.
+inline constexpr std::size_t kNowhere = static_cast<std::size_t>(-1);
 
 // At which place of a compiled node the value comes in.
 std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value);

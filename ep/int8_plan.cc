@@ -3,14 +3,14 @@
 #include <utility>
 
 #include "addend.h"
+#include "context_nodes.h"
 #include "dequantize.h"
 #include "int8_verifier.h"
+#include "kernels/half.h"
 #include "shared_weights.h"
 
 namespace onnxpress {
 namespace {
-
-constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
 bool is_8_bits(ort::ElementType type) { return type == ort::kInt8 || type == ort::kUint8; }
 
@@ -18,11 +18,11 @@ bool is_8_bits(ort::ElementType type) { return type == ort::kInt8 || type == ort
 struct Int8Node {
   std::string label;
   PackedInt8 weight;
-  std::vector<float> bias;
+  Blob bias;          // [N] of float32, or empty
   Int8Format format;  // of the activations
   bool is_float, is_dynamic;
   std::optional<Int8Format> output;
-  std::size_t a, scale, zero_point;  // places of the compiled node's inputs, or kNone
+  std::size_t a, scale, zero_point;  // places of the compiled node's inputs, or kNowhere
   Isa isa;
 };
 
@@ -48,7 +48,7 @@ class CompiledInt8 final : public CompiledNode {
     if (problem.M == 0) return;
 
     problem.weight = &weight;
-    problem.bias = node_.bias.empty() ? nullptr : node_.bias.data();
+    problem.bias = reinterpret_cast<const float*>(node_.bias.data());
     const void* activations = ort::data(api_, a);
     if (node_.is_float) {
       problem.floats = static_cast<const float*>(activations);
@@ -67,12 +67,32 @@ class CompiledInt8 final : public CompiledNode {
     if (verifier_ != nullptr) verifier_->check(problem);
   }
 
+  void save(ContextWriter& context) const override {
+    const Int8Layout& layout = node_.weight.layout;
+    for (std::int64_t number : {layout.K, layout.N, std::int64_t{layout.zero_points}}) context.number(number);
+    context.blob(node_.weight.memory);
+    context.blob(node_.bias);
+    context.text(node_.label);
+    save_format(context, node_.format);
+    for (bool flag : {node_.is_float, node_.is_dynamic, node_.output.has_value()}) context.number(flag);
+    if (node_.output) save_format(context, *node_.output);
+    for (std::size_t place : {node_.a, node_.scale, node_.zero_point}) {
+      context.number(static_cast<std::int64_t>(place));
+    }
+  }
+
  private:
+  static void save_format(ContextWriter& context, const Int8Format& format) {
+    context.number(float_to_bits(format.scale));
+    context.number(format.zero_point);
+    context.number(format.is_signed);
+  }
+
   Int8Format format(ort::KernelContext* context, const Int8Problem& problem, const Parallel& pool) const {
     if (node_.is_dynamic) return dynamic_format(problem.floats, problem.M * node_.weight.view.K, node_.isa, pool);
     Int8Format format = node_.format;
-    if (node_.scale != kNone) format.scale = *static_cast<const float*>(one_number(context, node_.scale, "scale"));
-    if (node_.zero_point != kNone) {
+    if (node_.scale != kNowhere) format.scale = *static_cast<const float*>(one_number(context, node_.scale, "scale"));
+    if (node_.zero_point != kNowhere) {
       const auto* code = static_cast<const std::uint8_t*>(one_number(context, node_.zero_point, "zero point"));
       format.zero_point = format.is_signed ? static_cast<std::int8_t>(*code) : *code;
     }
@@ -94,7 +114,51 @@ class CompiledInt8 final : public CompiledNode {
   const std::unique_ptr<Int8Verifier> verifier_;
 };
 
+Int8Format load_format(ContextReader& record) {
+  Int8Format format;
+  format.scale = bits_to_float(static_cast<std::uint32_t>(record.number(0, 0xffffffff)));
+  format.zero_point = static_cast<std::int32_t>(record.number(-128, 255));
+  format.is_signed = record.number(0, 1) == 1;
+  return format;
+}
+
+ort::ElementType type_of(const Int8Format& format) { return format.is_signed ? ort::kInt8 : ort::kUint8; }
+
 }  // namespace
+
+std::unique_ptr<CompiledNode> load_int8(SavedNode& saved) {
+  ContextReader& record = saved.record;
+  Int8Layout layout;
+  layout.K = record.number();
+  layout.N = record.number();
+  layout.zero_points = record.number(0, 1) == 1;
+  if (!is_valid(layout)) record.reject("is damaged: it holds an impossible weight");
+  Int8Node node{};
+  node.isa = saved.options.isa;
+  node.weight = {layout, record.blob(), {}};
+  node.bias = record.blob();
+  const auto bias_size = static_cast<std::size_t>(layout.N) * sizeof(float);
+  if (node.weight.memory.size != packed_size(layout) || (node.bias.size != 0 && node.bias.size != bias_size)) {
+    record.reject("is damaged: it holds a weight or a bias of the wrong size");
+  }
+  if (node.bias.size == 0) node.bias = {};
+  node.weight.view = view(layout, node.weight.memory.data());
+  node.label = record.text();
+  node.format = load_format(record);
+  node.is_float = record.number(0, 1) == 1;
+  node.is_dynamic = record.number(0, 1) == 1;
+  if (record.number(0, 1) == 1) node.output = load_format(record);
+  node.a = saved.input(node.is_float ? ort::kFloat : type_of(node.format));
+  node.scale = saved.input(ort::kFloat);
+  node.zero_point = saved.input(type_of(node.format));
+  if (node.a == kNowhere || (node.is_dynamic && !node.is_float)) record.reject("is damaged: it holds no activations");
+  saved.check_output(node.output ? type_of(*node.output) : ort::kFloat);
+  std::unique_ptr<Int8Verifier> verifier;
+  if (saved.options.verify) {
+    verifier = std::make_unique<Int8Verifier>(saved.api, saved.logger, node.label, node.weight.view);
+  }
+  return std::make_unique<CompiledInt8>(saved.api, std::move(node), std::move(verifier));
+}
 
 Int8Source read_int8_weight(const ort::Api& api, const GraphNode& node, const Int8Constants& constants) {
   Int8Source w;
@@ -158,13 +222,13 @@ GraphValue Int8Plan::take_bias(const Claims& claims, const GraphValue& product) 
 
 std::unique_ptr<CompiledNode> Int8Plan::compile(const ort::Node* compiled) const {
   const auto place = [&](const std::optional<GraphValue>& value) {
-    return value ? place_of(api_, compiled, value->name()) : kNone;
+    return value ? place_of(api_, compiled, value->name()) : kNowhere;
   };
   std::unique_ptr<Int8Verifier> verifier;
   if (options_.verify) verifier = std::make_unique<Int8Verifier>(api_, logger_, label_, weight_);
   Int8Node node{label_,
                 share(pack(weight_, Sequential())),
-                bias_,
+                bias_.empty() ? Blob{} : copy(bias_.data(), bias_.size() * sizeof(float)),
                 input_.format,
                 input_.is_float(),
                 input_.is_dynamic,

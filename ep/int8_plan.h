@@ -59,6 +59,9 @@ class Int8Plan : public Plan {
   std::optional<Int8Format> output_;
 };
 
+class SavedNode;
+std::unique_ptr<CompiledNode> load_int8(SavedNode& saved);
+
 // Rows of activations, where the graph knows them; else -1.
 std::int64_t rows_of(const GraphValue& a);
 

@@ -32,6 +32,19 @@ std::vector<std::int16_t> numbers(const Int8Source& w) {
   return result;
 }
 
+std::vector<std::int16_t> numbers(const Int8Weight& w) {
+  std::vector<std::int16_t> result;
+  result.reserve(static_cast<std::size_t>(w.N * w.K));
+  for (std::int64_t n = 0; n < w.N; ++n) {
+    const std::int8_t* column = w.codes + n / kTile * w.padded_k * kTile + n % kTile * 4;
+    const std::int32_t zero = w.zero_points != nullptr ? w.zero_points[n] : 0;
+    for (std::int64_t k = 0; k < w.K; ++k) {
+      result.push_back(static_cast<std::int16_t>(column[k / 4 * 4 * kTile + k % 4] - zero));
+    }
+  }
+  return result;
+}
+
 std::vector<float> scales(const Int8Source& w) {
   std::vector<float> result(static_cast<std::size_t>(w.N), w.scales != nullptr ? w.scales[0] : 1.0f);
   if (w.scale_per_column) result.assign(w.scales, w.scales + w.N);
@@ -45,6 +58,13 @@ Int8Verifier::Int8Verifier(const ort::Api& api, const ort::Logger* logger, std::
       N_(source.N),
       weight_(numbers(source)),
       scales_(scales(source)),
+      largest_(api, logger, std::move(label)) {}
+
+Int8Verifier::Int8Verifier(const ort::Api& api, const ort::Logger* logger, std::string label, const Int8Weight& packed)
+    : K_(packed.K),
+      N_(packed.N),
+      weight_(numbers(packed)),
+      scales_(packed.scales, packed.scales + packed.N),
       largest_(api, logger, std::move(label)) {}
 
 void Int8Verifier::check(const Int8Problem& p) {

@@ -14,6 +14,8 @@ namespace onnxpress {
 class Int8Verifier {
  public:
   Int8Verifier(const ort::Api& api, const ort::Logger* logger, std::string label, const Int8Source& source);
+  // Without what the model stored, from the packed weight.
+  Int8Verifier(const ort::Api& api, const ort::Logger* logger, std::string label, const Int8Weight& packed);
 
   // Logs the error of a problem that was computed where it is the largest so far.
   void check(const Int8Problem& problem);

@@ -5,22 +5,21 @@
 
 #include "activations.h"
 #include "addend.h"
+#include "context_nodes.h"
 #include "nbits_verifier.h"
 #include "shared_weights.h"
 
 namespace onnxpress {
 namespace {
 
-constexpr std::size_t kNone = static_cast<std::size_t>(-1);
-
-// At which places of the compiled node its inputs come in.
+// At which places of the compiled node its inputs come in, or `kNowhere`.
 struct Places {
   std::size_t a, bias, gate;
 };
 
 class CompiledNBits final : public CompiledNode {
  public:
-  CompiledNBits(const ort::Api& api, NBitsProduct product, PackedWeight weight, std::vector<std::uint8_t> constant_bias,
+  CompiledNBits(const ort::Api& api, NBitsProduct product, PackedWeight weight, Blob constant_bias,
                 Activation activation, Places places, std::unique_ptr<NBitsVerifier> verifier)
       : CompiledNode(api),
         product_(std::move(product)),
@@ -32,24 +31,79 @@ class CompiledNBits final : public CompiledNode {
 
   void run(ort::KernelContext* context) const override {
     const ort::IntraOpPool pool(api_, context);
-    NBitsEpilogue epilogue{constant_bias_.empty() ? nullptr : constant_bias_.data(), activation_};
-    if (places_.bias != kNone) epilogue.bias = product_.bias(input(context, places_.bias));
-    if (places_.gate != kNone) epilogue.gate = input(context, places_.gate);
+    NBitsEpilogue epilogue{constant_bias_.size == 0 ? nullptr : constant_bias_.data(), activation_};
+    if (places_.bias != kNowhere) epilogue.bias = product_.bias(input(context, places_.bias));
+    if (places_.gate != kNowhere) epilogue.gate = input(context, places_.gate);
     const ort::Value* a = input(context, places_.a);
     const NBitsOutput y = product_.compute(context, a, weight_.view, epilogue, pool);
     if (verifier_ != nullptr) verifier_->check(ort::data(api_, a), y.M, epilogue, y.values);
   }
 
+  void save(ContextWriter& context) const override {
+    const NBitsLayout& layout = weight_.layout;
+    for (std::int64_t size : {layout.K, layout.N, layout.block_size}) context.number(size);
+    context.number(layout.bits);
+    context.number(static_cast<std::int64_t>(layout.scale_type));
+    context.number(static_cast<std::int64_t>(layout.zero_points));
+    context.blob(weight_.memory);
+    context.text(product_.label());
+    context.number(product_.activation());
+    context.number(product_.accuracy_level());
+    context.number(static_cast<std::int64_t>(activation_));
+    for (std::size_t place : {places_.a, places_.bias, places_.gate}) context.number(static_cast<std::int64_t>(place));
+    context.blob(constant_bias_);
+  }
+
  private:
   const NBitsProduct product_;
   const PackedWeight weight_;
-  const std::vector<std::uint8_t> constant_bias_;
+  const Blob constant_bias_;
   const Activation activation_;
   const Places places_;
   const std::unique_ptr<NBitsVerifier> verifier_;
 };
 
+PackedWeight load_weight(ContextReader& record) {
+  using ZeroPoints = NBitsLayout::ZeroPoints;
+  NBitsLayout layout;
+  for (std::int64_t* size : {&layout.K, &layout.N, &layout.block_size}) *size = record.number();
+  layout.bits = static_cast<int>(record.number(2, 8));
+  layout.scale_type = static_cast<ScaleType>(record.number(0, static_cast<int>(ScaleType::kBFloat16)));
+  layout.zero_points = static_cast<ZeroPoints>(record.number(0, static_cast<int>(ZeroPoints::kFloats)));
+  if (!is_valid(layout)) record.reject("is damaged: it holds an impossible weight");
+  Blob memory = record.blob();
+  if (memory.size != packed_size(layout)) record.reject("is damaged: it holds a weight of the wrong size");
+  const NBitsWeight weight = view(layout, memory.data());
+  return {layout, std::move(memory), weight};
+}
+
 }  // namespace
+
+std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {
+  ContextReader& record = saved.record;
+  PackedWeight weight = load_weight(record);
+  const std::string label = record.text();
+  const auto type = static_cast<ort::ElementType>(record.number());
+  if (type != ort::kFloat && type != ort::kFloat16) record.reject("is damaged: activations of no known type");
+  const std::int64_t level = saved.options.accuracy_level.value_or(record.number(0, 4));
+  const NBitsLayout& layout = weight.layout;
+  NBitsProduct product(saved.api, label, {layout.K, layout.N, layout.bits, layout.block_size, level},
+                       {type, type, ort::kUint8}, saved.options.isa);
+  const auto activation = static_cast<Activation>(record.number(0, static_cast<int>(Activation::kGeluTanh)));
+  const Places places{saved.input(type), saved.input(type), saved.input(type)};
+  if (type != ort::kFloat && (activation != Activation::kNone || places.gate != kNowhere)) {
+    record.reject("is damaged: an activation of float16");
+  }
+  Blob constant_bias = record.blob();
+  if (places.a == kNowhere || (constant_bias.size != 0 && constant_bias.size != product.bias_bytes())) {
+    record.reject("is damaged: it holds an input of the wrong size");
+  }
+  saved.check_output(type);
+  std::unique_ptr<NBitsVerifier> verifier;
+  if (saved.options.verify) verifier = std::make_unique<NBitsVerifier>(saved.api, saved.logger, product, weight.view);
+  return std::make_unique<CompiledNBits>(saved.api, std::move(product), std::move(weight), std::move(constant_bias),
+                                         activation, places, std::move(verifier));
+}
 
 NBitsPlan::NBitsPlan(const Claims& claims, NBitsProduct product, const NBitsSource& weight, std::string a)
     : api_(claims.api),
@@ -93,15 +147,12 @@ void NBitsPlan::take_activation(const Claims& claims, const GraphValue& value) {
 }
 
 std::unique_ptr<CompiledNode> NBitsPlan::compile(const ort::Node* compiled) const {
-  std::vector<std::uint8_t> constant_bias;
-  if (constant_bias_ != nullptr) {
-    const auto* bytes = static_cast<const std::uint8_t*>(ort::data(api_, constant_bias_));
-    constant_bias.assign(bytes, bytes + product_.bias_bytes());
-  }
+  Blob constant_bias;
+  if (constant_bias_ != nullptr) constant_bias = copy(ort::data(api_, constant_bias_), product_.bias_bytes());
   PackedWeight weight = share(pack(weight_, Sequential()));
   std::unique_ptr<NBitsVerifier> verifier;
   if (options_.verify) verifier = std::make_unique<NBitsVerifier>(api_, logger_, product_, weight_);
-  const auto place = [&](const std::string& name) { return name.empty() ? kNone : place_of(api_, compiled, name); };
+  const auto place = [&](const std::string& name) { return name.empty() ? kNowhere : place_of(api_, compiled, name); };
   return std::make_unique<CompiledNBits>(api_, product_, std::move(weight), std::move(constant_bias), activation_,
                                          Places{place(a_), place(bias_), place(gate_)}, std::move(verifier));
 }

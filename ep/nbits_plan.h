@@ -39,4 +39,6 @@ class NBitsPlan : public Plan {
   Activation activation_ = Activation::kNone;
 };
 
+std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved);
+
 }  // namespace onnxpress

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/half.h"
 
@@ -38,15 +39,32 @@ double activate(Activation activation, double x) {
   return x;
 }
 
+std::vector<float> dequantize(const NBitsWeight& packed) {
+  std::vector<float> weight;
+  weight.reserve(static_cast<std::size_t>(packed.N * packed.K));
+  for (std::int64_t n = 0; n < packed.N; ++n) {
+    for (std::int64_t k = 0; k < packed.K; ++k) weight.push_back(value_at(packed, k, n));
+  }
+  return weight;
+}
+
 }  // namespace
 
 NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product,
                              const NBitsSource& source)
+    : NBitsVerifier(api, logger, product, source.K, source.N, dequantize(source)) {}
+
+NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product,
+                             const NBitsWeight& packed)
+    : NBitsVerifier(api, logger, product, packed.K, packed.N, dequantize(packed)) {}
+
+NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product,
+                             std::int64_t K, std::int64_t N, std::vector<float> weight)
     : api_(api),
       halves_(product.activation() == ort::kFloat16),
-      K_(source.K),
-      N_(source.N),
-      weight_(dequantize(source)),
+      K_(K),
+      N_(N),
+      weight_(std::move(weight)),
       largest_(api, logger, product.label()) {}
 
 void NBitsVerifier::check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y) {

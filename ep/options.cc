@@ -89,12 +89,19 @@ Options read_options(const ort::Api& api, const ort::SessionOptions* session_opt
   api.GetKeyValuePairs(pairs, &keys, &values, &count);
 
   Options options;
+  bool embeds = false;
   options.isa = chosen_isa();  // a wrong ONNXPRESS_ISA is an error here, not in the middle of a session
   for (std::size_t i = 0; i < count; ++i) {
     const std::string key = keys[i], value = values[i];
-    if (key == "ep.context_enable" && value == "1") reject("ep.context_enable is not supported");
+    if (key == "ep.context_enable") options.makes_context = value == "1";
+    if (key == "ep.context_file_path") options.context_path = value;
+    if (key == "ep.context_embed_mode") embeds = value == "1";
+    if (key == "session.model_external_initializers_file_folder_path") options.data_folder = value;
     if (key == kQdqAccuracyLevel && (value == "0" || value == "1")) options.qdq_accuracy_level = 0;
     if (key.rfind(kPrefix, 0) == 0) set(options, key.substr(std::string(kPrefix).size()), value);
+  }
+  if (options.makes_context && embeds) {
+    reject("ep.context_embed_mode=1 is not supported: weights are mapped, from a file of their own");
   }
   return options;
 }

@@ -20,6 +20,10 @@ struct Options {
   std::vector<std::string> claim;  // families; empty: all
   bool verify = false;
 
+  bool makes_context = false;  // of the session: save compiled nodes
+  std::string context_path;    // the context model; empty: named after the model
+  std::string data_folder;     // of a model that is no file
+
   bool claims(const std::string& family) const;
   bool names(const std::string& family) const;  // in `claim`
 };

@@ -5,7 +5,9 @@
 #include "dequantized_matmul.h"
 #include "dynamic_matmul.h"
 #include "gather.h"
+#include "int8_plan.h"
 #include "matmul_nbits.h"
+#include "nbits_plan.h"
 #include "qdq_matmul.h"
 
 namespace onnxpress {
@@ -32,11 +34,12 @@ const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t p
 bool Claims::is_free(const ort::Node* node) const { return std::find(taken.begin(), taken.end(), node) == taken.end(); }
 
 const std::vector<Family>& families() {
-  static const std::vector<Family>& all = *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits},
-                                                                   {"qdq_matmul", plan_qdq_matmul},
-                                                                   {"dequantized_matmul", plan_dequantized_matmul},
-                                                                   {"dynamic_matmul", plan_dynamic_matmul},
-                                                                   {"gather", plan_gather}};
+  static const std::vector<Family>& all =
+      *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits, load_nbits},
+                               {"qdq_matmul", plan_qdq_matmul, load_int8},
+                               {"dequantized_matmul", plan_dequantized_matmul, load_nbits},
+                               {"dynamic_matmul", plan_dynamic_matmul, load_int8},
+                               {"gather", plan_gather, nullptr}};
   return all;
 }
 

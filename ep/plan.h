@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "context_writer.h"
 #include "graph.h"
 #include "options.h"
 #include "ort/ep_abi.h"
@@ -17,6 +18,8 @@ class CompiledNode : public ort::NodeComputeInfo {
   explicit CompiledNode(const ort::Api& api);
   virtual ~CompiledNode() = default;
   virtual void run(ort::KernelContext* context) const = 0;
+  // What the family needs to load it. Only asked where there is a loader.
+  virtual void save(ContextWriter&) const {}
 
  protected:
   const ort::Value* input(ort::KernelContext* context, std::size_t place) const;
@@ -50,12 +53,16 @@ struct Claims {
   bool is_forced(const char* family) const { return compiling || options.names(family); }
 };
 
+class SavedNode;
+
 // A kind of nodes, named in the option `claim`.
 struct Family {
   const char* name;
   // The plan around this node, null where it is not of the family. Throws InvalidArgument, with the reason, where it
   // is but has to be left to others.
   std::unique_ptr<Plan> (*plan)(const Claims& claims, const ort::Node* node);
+  // What `save` saved. Null where nothing is worth saving: in a context such nodes stay as they are.
+  std::unique_ptr<CompiledNode> (*load)(SavedNode& saved) = nullptr;
 };
 
 const std::vector<Family>& families();

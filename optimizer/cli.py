@@ -157,6 +157,29 @@ def optimize(
         report.print(_console())
 
 
+@app.command("compile")
+def compile_(
+    model: Annotated[str, typer.Argument(help="A file, a folder of an exported model, or a catalogue name.")],
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="File to write; NAME.ctx.onnx by default.")
+    ] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(help="4: activations rounded to int8; 0 or 1: float32; the nodes' own by default.")
+    ] = None,
+    claim: Annotated[str | None, typer.Option(help="Families of nodes to take, with commas; all by default.")] = None,
+    json_: _Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Pack the weights of a low-bit model for the execution provider once, so that sessions map them."""
+    from .compile_context import compile_context as run
+
+    report = run(model, output, accuracy_level=accuracy_level, claim=claim)
+    if json_:
+        print(report.to_json())
+    elif not quiet:
+        report.print(_console())
+
+
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="Print the path of this one, fetched if it is not yet.")] = None,

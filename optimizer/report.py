@@ -110,6 +110,54 @@ class Report:
         console.print(table)
 
 
+@dataclasses.dataclass(frozen=True)
+class ContextReport:
+    """What `compile_context` did.
+
+    Attributes:
+        source: The model read.
+        output: The model written.
+        weights: Name of the file of packed weights beside it.
+        compiled: Nodes in the output that stand for compiled ones.
+        left: Other nodes of its main graph, which ONNX Runtime runs.
+        size_before: Bytes of the model and its external data.
+        size_after: The same for the output, its packed weights included.
+        size_weights: Bytes of the packed weights.
+        seconds: Time of it all.
+        peak_memory: Largest resident set of the process so far, in bytes.
+    """
+
+    source: str
+    output: str
+    weights: str
+    compiled: int
+    left: int
+    size_before: int
+    size_after: int
+    size_weights: int
+    seconds: float
+    peak_memory: int
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row("compiled", f"{self.compiled} nodes")
+        table.add_row("left", f"{self.left} nodes for ONNX Runtime")
+        table.add_row("size", f"{_megabytes(self.size_before)} -> {_megabytes(self.size_after)}")
+        table.add_row("weights", f"{_megabytes(self.size_weights)} in {self.weights}")
+        table.add_row("time", f"{self.seconds:.1f} s")
+        table.add_row("peak memory", _megabytes(self.peak_memory))
+        console.print(table)
+
+
 def group_reasons(left: list[tuple[str, str]]) -> dict[str, int]:
     """Count (operator, reason) pairs, most frequent first."""
     counts = Counter(f"{op_type}: {reason}" for op_type, reason in left)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 # Protobuf ends at 2 GiB; beyond this, weights go into a file of their own.
 _MOST_INLINE = 1_500_000_000
-_LEAST_EXTERNAL = 1024  # smaller tensors stay in the model file
+LEAST_EXTERNAL = 1024
+"""Bytes of a tensor below which it stays in the model file."""
+
 _CHUNK = 1 << 24
 
 TensorDone = Callable[[int, int], None]
@@ -323,7 +325,7 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
             tensor = value.const_value
             assert tensor is not None
             size = _nbytes(tensor)
-            if size >= _LEAST_EXTERNAL and tensor.dtype != ir.DataType.STRING:
+            if size >= LEAST_EXTERNAL and tensor.dtype != ir.DataType.STRING:
                 offset = -(-file.tell() // _alignment(size)) * _alignment(size)
                 digest = _write_tensor(file, tensor, offset)
                 whole.update(digest)

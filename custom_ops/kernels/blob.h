@@ -3,7 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
+#include <utility>
 
 #include "kernels/aligned.h"
 
@@ -19,6 +21,12 @@ struct Blob {
 inline Blob make_blob(Aligned<std::uint8_t> memory, std::size_t size) {
   const Free free = memory.get_deleter();
   return {std::shared_ptr<const std::uint8_t>(memory.release(), free), size};
+}
+
+inline Blob copy(const void* bytes, std::size_t size) {
+  Aligned<std::uint8_t> memory = make_aligned<std::uint8_t>(size);
+  std::memcpy(memory.get(), bytes, size);
+  return make_blob(std::move(memory), size);
 }
 
 }  // namespace onnxpress

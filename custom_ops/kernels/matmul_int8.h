@@ -42,6 +42,8 @@ struct Int8Weight {
   const float* scales = nullptr;                       // [tiles * 16]
 };
 
+// Whether there can be such a weight: what reads a layout from a file asks.
+bool is_valid(const Int8Layout& layout);
 std::size_t packed_size(const Int8Layout& layout);
 Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory);
 

@@ -50,6 +50,8 @@ struct NBitsWeight {
   const float* float_zero_points = nullptr;   // the same as float32
 };
 
+// Whether `pack` could have made it. Only then may the others be called.
+bool is_valid(const NBitsLayout& layout);
 std::size_t packed_size(const NBitsLayout& layout);
 NBitsWeight view(const NBitsLayout& layout, const std::uint8_t* memory);
 
@@ -58,6 +60,9 @@ struct PackedWeight {
   Blob memory;
   NBitsWeight view;  // into the memory
 };
+
+// The weight at [k, n], slowly.
+float value_at(const NBitsWeight& weight, std::int64_t k, std::int64_t n);
 
 // Throws std::bad_alloc. Sizes must have been checked.
 PackedWeight pack(const NBitsSource& source, const Parallel& parallel);

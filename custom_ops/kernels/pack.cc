@@ -312,6 +312,15 @@ void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type
 
 }  // namespace
 
+bool is_valid(const NBitsLayout& layout) {
+  constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
+  const std::int64_t block_size = layout.block_size;
+  return layout.bits >= 2 && layout.bits <= 8 && layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 &&
+         layout.N <= kMostElements / layout.K &&
+         (block_size == kTile || (block_size >= kSpan && block_size <= 256 && block_size % kSpan == 0)) &&
+         block_size <= round_up(layout.K, kSpan);
+}
+
 std::size_t packed_size(const NBitsLayout& layout) { return places_of(layout, sizes_of(layout)).end; }
 
 NBitsWeight view(const NBitsLayout& layout, const std::uint8_t* memory) {

@@ -118,6 +118,11 @@ void pack_codes(const Int8Source& source, const Int8Weight& w, std::int64_t firs
 
 }  // namespace
 
+bool is_valid(const Int8Layout& layout) {
+  constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
+  return layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 && layout.N <= kMostElements / layout.K;
+}
+
 std::size_t packed_size(const Int8Layout& layout) { return places_of(layout, sizes_of(layout)).end; }
 
 Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory) {

@@ -43,6 +43,7 @@ class NBitsProduct {
 
   const std::string& label() const { return label_; }
   ort::ElementType activation() const { return types_.activation; }
+  std::int64_t accuracy_level() const { return attributes_.accuracy_level; }
 
   // The weight as it is stored, to be packed. Throws InvalidArgument where a size does not fit the attributes.
   // `zero_points` may be null.

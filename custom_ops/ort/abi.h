@@ -25,6 +25,7 @@ struct CustomOpDomain;
 struct CustomOp;
 struct Api;
 struct EpApi;
+struct ModelEditorApi;
 struct Graph;
 struct Node;
 struct ValueInfo;
@@ -81,6 +82,7 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(90, KernelContext_GetInput, (const KernelContext* context, std::size_t index, const Value** out))                  \
   X(91, KernelContext_GetOutput,                                                                                       \
     (KernelContext * context, std::size_t index, const std::int64_t* dims, std::size_t count, Value** out))            \
+  X(211, CreateOpAttr, (const char* name, const void* data, int count, AttrType type, OpAttr** out))                   \
   X(230, KernelInfo_GetInputCount, (const KernelInfo* info, std::size_t* out))                                         \
   X(237, HasSessionConfigEntry, (const SessionOptions* options, const char* key, int* out))                            \
   X(238, GetSessionConfigEntry, (const SessionOptions* options, const char* key, char* value, std::size_t* size))      \
@@ -105,10 +107,12 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(326, ValueInfo_GetInitializerValue, (const ValueInfo* value, const Value** out))                                   \
   X(331, ValueInfo_IsConstantInitializer, (const ValueInfo* value, bool* out))                                         \
   X(332, ValueInfo_IsFromOuterScope, (const ValueInfo* value, bool* out))                                              \
+  X(334, Graph_GetModelPath, (const Graph* graph, const char** out))                                                   \
   X(340, Graph_GetNumOutputs, (const Graph* graph, std::size_t* out))                                                  \
   X(341, Graph_GetOutputs, (const Graph* graph, const ValueInfo** outputs, std::size_t count))                         \
   X(344, Graph_GetNumNodes, (const Graph* graph, std::size_t* out))                                                    \
   X(345, Graph_GetNodes, (const Graph* graph, const Node** nodes, std::size_t count))                                  \
+  X(346, Graph_GetParentNode, (const Graph* graph, const Node** out))                                                  \
   X(349, Node_GetName, (const Node* node, const char** out))                                                           \
   X(350, Node_GetOperatorType, (const Node* node, const char** out))                                                   \
   X(351, Node_GetDomain, (const Node* node, const char** out))                                                         \
@@ -127,6 +131,9 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(93, ReleaseStatus, void, (Status * status))                                                             \
   X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo * info))                                           \
   X(101, ReleaseCustomOpDomain, void, (CustomOpDomain * domain))                                            \
+  X(212, ReleaseOpAttr, void, (OpAttr * attr))                                                              \
+  X(286, ReleaseNode, void, (Node * node))                                                                  \
+  X(291, GetModelEditorApi, const ModelEditorApi*, ())                                                      \
   X(298, GetKeyValuePairs, void,                                                                            \
     (const KeyValuePairs* pairs, const char* const** keys, const char* const** values, std::size_t* count)) \
   X(300, ReleaseKeyValuePairs, void, (KeyValuePairs * pairs))                                               \

@@ -65,8 +65,17 @@ struct EpFactory {
   Status* (*CreateSyncStreamForDevice)(EpFactory*, const MemoryDevice*, const KeyValuePairs*, SyncStreamImpl**);
 };
 
+// A table of functions, of which a few are in use.
+class Table {
+ protected:
+  template <class Function>
+  Function slot(std::size_t number) const {
+    return reinterpret_cast<Function>(const_cast<void*>(reinterpret_cast<const void* const*>(this)[number]));
+  }
+};
+
 // OrtEpApi, by its slots in use.
-struct EpApi {
+struct EpApi : Table {
   Status* CreateEpDevice(EpFactory* factory, const HardwareDevice* device, EpDevice** out) const {
     using Function =
         Status* (*)(EpFactory*, const HardwareDevice*, const KeyValuePairs*, const KeyValuePairs*, EpDevice**);
@@ -77,11 +86,18 @@ struct EpApi {
     using Function = Status* (*)(EpGraphSupportInfo*, const Node* const*, std::size_t, const NodeFusionOptions*);
     return slot<Function>(2)(info, nodes, count, options);
   }
+};
 
- private:
-  template <class Function>
-  Function slot(std::size_t number) const {
-    return reinterpret_cast<Function>(const_cast<void*>(reinterpret_cast<const void* const*>(this)[number]));
+// OrtModelEditorApi, by its slot in use.
+struct ModelEditorApi : Table {
+  // Takes the attributes, and sets the pointers to them to null.
+  Status* CreateNode(const char* op_type, const char* domain, const char* name, const char* const* inputs,
+                     std::size_t input_count, const char* const* outputs, std::size_t output_count, OpAttr** attributes,
+                     std::size_t attribute_count, Node** out) const {
+    using Function = Status* (*)(const char*, const char*, const char*, const char* const*, std::size_t,
+                                 const char* const*, std::size_t, OpAttr**, std::size_t, Node**);
+    return slot<Function>(6)(op_type, domain, name, inputs, input_count, outputs, output_count, attributes,
+                             attribute_count, out);
   }
 };
 

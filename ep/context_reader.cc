@@ -1,0 +1,158 @@
+#include "context_reader.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "context_format.h"
+#include "hash.h"
+#include "options.h"
+
+namespace onnxpress {
+namespace {
+
+class Descriptor {
+ public:
+  explicit Descriptor(int number) : number_(number) {}
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  ~Descriptor() {
+    if (number_ >= 0) close(number_);
+  }
+  operator int() const { return number_; }
+
+ private:
+  const int number_;
+};
+
+// Reads rather than maps, so that what was checked stays what it was.
+bool read_at(int file, std::uint64_t offset, void* bytes, std::size_t size) {
+  auto* at = static_cast<char*>(bytes);
+  while (size > 0) {
+    const ssize_t got = pread(file, at, size, static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    at += got;
+    offset += static_cast<std::uint64_t>(got);
+    size -= static_cast<std::size_t>(got);
+  }
+  return true;
+}
+
+bool is_plain_name(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+         name.find('\0') == std::string::npos;
+}
+
+// Links are not followed: they could lead anywhere. Nor does a pipe make it wait.
+int open_plain(const std::string& path) { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); }
+
+std::uint64_t number_at(const char* bytes) {
+  std::uint64_t value;
+  std::memcpy(&value, bytes, sizeof value);
+  return value;
+}
+
+}  // namespace
+
+void ContextFile::reject(const std::string& reason) const {
+  throw ort::InvalidArgument(std::string(kEpName) + ": " + path_ + ": " + reason);
+}
+
+ContextFile::ContextFile(const std::string& folder, const std::string& name, const std::string& identity, bool verify)
+    : path_(name), verify_(verify) {
+  if (!is_plain_name(name)) reject("the file of a context must be named without a folder, and lie beside the model");
+  path_ = folder + "/" + name;
+  const Descriptor file(open_plain(path_));
+  if (file < 0 && errno == ELOOP) reject("is a link, which could lead anywhere; copy the file itself (cp -L)");
+  if (file < 0) reject(std::string(std::strerror(errno)) + "; the model needs this file beside it");
+  struct stat status;
+  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) reject("is no regular file");
+
+  ContextHeader header;
+  if (!read_at(file, 0, &header, sizeof header) || header.magic != kContextMagic) reject("holds no context");
+  if (header.byte_order != kByteOrder) reject("was written with another byte order; compile the model here");
+  if (header.format != kContextFormat) {
+    reject("has version " + std::to_string(header.format) + " of the format, this library has version " +
+           std::to_string(kContextFormat) + "; compile the model again");
+  }
+  if (header.identity != hash_of(&header, kHashedHeader)) reject("is damaged: its header has another hash");
+  if (to_hex(header.identity) != identity) reject("is not the file that the model was saved with");
+  const auto size = static_cast<std::uint64_t>(status.st_size);
+  if (header.file_size != size) {
+    reject("is damaged: it has " + std::to_string(size) + " bytes of " + std::to_string(header.file_size));
+  }
+  if (header.index_offset > size || header.index_size != size - header.index_offset) reject("is damaged: no index");
+  std::string index(header.index_size, '\0');
+  if (!read_at(file, header.index_offset, index.data(), index.size()) ||
+      hash_of(index.data(), index.size()) != header.index_hash) {
+    reject("is damaged: its index has another hash");
+  }
+  for (std::size_t at = 0; at < index.size(); at += records_.back().size()) {
+    const std::size_t left = index.size() - at;
+    if (left < sizeof(std::uint64_t) || number_at(&index[at]) > left - sizeof(std::uint64_t)) {
+      reject("is damaged: a record ends behind the index");
+    }
+    const std::uint64_t bytes = number_at(&index[at]);
+    at += sizeof bytes;
+    records_.push_back(index.substr(at, bytes));
+  }
+  if (records_.size() != header.nodes) reject("is damaged: it has not as many nodes as it says");
+
+  void* bytes = mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
+  if (bytes == MAP_FAILED) reject(std::string("cannot map: ") + std::strerror(errno));
+  map_ = {std::shared_ptr<const std::uint8_t>(static_cast<const std::uint8_t*>(bytes), Free{size}), size};
+  madvise(bytes, size, MADV_WILLNEED);  // a hint: read ahead while the rest of the model is loaded
+}
+
+const std::string& ContextFile::record(std::size_t node) const {
+  if (node >= records_.size()) reject("has no node " + std::to_string(node));
+  return records_[node];
+}
+
+Blob ContextFile::blob(std::uint64_t offset, std::uint64_t size, std::uint64_t hash) const {
+  if (offset % kBlobAlignment != 0 || offset > map_.size || size > map_.size - offset) {
+    reject("is damaged: bytes " + std::to_string(offset) + " and following lie outside of it");
+  }
+  const Blob found{std::shared_ptr<const std::uint8_t>(map_.bytes, map_.data() + offset), size};
+  if (verify_ && hash_of(found.data(), size) != hash) {
+    reject("is damaged: the bytes from " + std::to_string(offset) + " on have another hash");
+  }
+  return found;
+}
+
+const char* ContextReader::take(std::uint64_t size) {
+  if (size > record_.size() - at_) reject("is damaged: a record is too short");
+  const char* taken = record_.data() + at_;
+  at_ += size;
+  return taken;
+}
+
+std::int64_t ContextReader::number() { return static_cast<std::int64_t>(number_at(take(sizeof(std::int64_t)))); }
+
+std::int64_t ContextReader::number(std::int64_t low, std::int64_t high) {
+  const std::int64_t value = number();
+  if (value < low || value > high) reject("is damaged: a record holds the impossible " + std::to_string(value));
+  return value;
+}
+
+std::string ContextReader::text() {
+  const auto size = static_cast<std::uint64_t>(number());
+  return std::string(take(size), size);
+}
+
+Blob ContextReader::blob() {
+  const auto offset = static_cast<std::uint64_t>(number()), size = static_cast<std::uint64_t>(number());
+  return file_.blob(offset, size, static_cast<std::uint64_t>(number()));
+}
+
+void ContextReader::end() const {
+  if (at_ != record_.size()) reject("is damaged: a record is too long");
+}
+
+}  // namespace onnxpress

@@ -1,0 +1,124 @@
+#include "context_writer.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <stdexcept>
+
+#include "hash.h"
+
+namespace onnxpress {
+namespace {
+
+std::string bytes_of(std::uint64_t value) { return std::string(reinterpret_cast<const char*>(&value), sizeof value); }
+
+std::uint64_t aligned(std::uint64_t offset) { return (offset + kBlobAlignment - 1) / kBlobAlignment * kBlobAlignment; }
+
+// A file that gets its name when it is whole, and leaves no trace otherwise.
+class NewFile {
+ public:
+  NewFile(const std::string& folder, const std::string& name) {
+    static std::atomic<unsigned> count{0};
+    do {
+      const std::string unique = std::to_string(getpid()) + "." + std::to_string(count++);
+      path_ = folder + "." + name + "." + unique + ".part";
+      descriptor_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    } while (descriptor_ < 0 && errno == EEXIST);
+    if (descriptor_ < 0) fail(path_);
+  }
+  NewFile(const NewFile&) = delete;
+  NewFile& operator=(const NewFile&) = delete;
+  ~NewFile() {
+    if (descriptor_ < 0) return;
+    close(descriptor_);
+    unlink(path_.c_str());
+  }
+
+  void write(const void* bytes, std::size_t size) {
+    const auto* at = static_cast<const char*>(bytes);
+    while (size > 0) {
+      const ssize_t written = ::write(descriptor_, at, size);
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) fail(path_);
+      at += written;
+      size -= static_cast<std::size_t>(written);
+    }
+  }
+
+  void finish(const std::string& path) {
+    if (std::rename(path_.c_str(), path.c_str()) != 0) fail(path);
+    close(descriptor_);
+    descriptor_ = -1;
+  }
+
+ private:
+  [[noreturn]] static void fail(const std::string& path) {
+    throw std::runtime_error("onnxpress: " + path + ": cannot write: " + std::strerror(errno));
+  }
+
+  std::string path_;
+  int descriptor_ = -1;
+};
+
+}  // namespace
+
+void ContextWriter::begin_node(const std::string& family) {
+  records_.emplace_back();
+  text(family);
+}
+
+void ContextWriter::number(std::int64_t value) { records_.back() += bytes_of(static_cast<std::uint64_t>(value)); }
+
+void ContextWriter::text(const std::string& value) { records_.back() += bytes_of(value.size()) + value; }
+
+void ContextWriter::blob(const Blob& value) {
+  const std::uint64_t hash = hash_of(value.data(), value.size);
+  records_.back() += bytes_of(store(value, hash)) + bytes_of(value.size) + bytes_of(hash);
+}
+
+std::uint64_t ContextWriter::store(const Blob& value, std::uint64_t hash) {
+  if (value.size == 0) return 0;
+  const auto [begin, end] = by_hash_.equal_range(hash);
+  for (auto at = begin; at != end; ++at) {
+    const Stored& known = blobs_[at->second];
+    const bool same = known.blob.size == value.size;
+    if (same && std::memcmp(known.blob.data(), value.data(), value.size) == 0) return known.offset;
+  }
+  by_hash_.emplace(hash, blobs_.size());
+  blobs_.push_back({value, end_});
+  end_ = aligned(end_ + value.size);
+  return blobs_.back().offset;
+}
+
+ContextWriter::File ContextWriter::write(const std::string& model_path) const {
+  std::string index;
+  for (const std::string& record : records_) index += bytes_of(record.size()) + record;
+  ContextHeader header;
+  header.file_size = end_ + index.size();
+  header.index_offset = end_;
+  header.index_size = index.size();
+  header.index_hash = hash_of(index.data(), index.size());
+  header.nodes = records_.size();
+  header.identity = hash_of(&header, kHashedHeader);
+
+  const std::size_t slash = model_path.rfind('/');
+  const std::size_t folder_size = slash == std::string::npos ? 0 : slash + 1;
+  const std::string folder = model_path.substr(0, folder_size), model = model_path.substr(folder_size);
+  const std::string identity = to_hex(header.identity), name = model + "." + identity + ".weights";
+  NewFile file(folder, name);
+  file.write(&header, sizeof header);
+  for (const Stored& stored : blobs_) {
+    static const char padding[kBlobAlignment] = {};
+    file.write(stored.blob.data(), stored.blob.size);
+    file.write(padding, aligned(stored.blob.size) - stored.blob.size);
+  }
+  file.write(index.data(), index.size());
+  file.finish(folder + name);
+  return {name, identity};
+}
+
+}  // namespace onnxpress

@@ -1,0 +1,163 @@
+"""Saving what the execution provider makes of a model, so that the next session need not make it again.
+
+ONNX Runtime writes the model with EPContext nodes in the place of what was compiled; our library writes the packed
+weights into one file. Both go into a temporary folder beside the target. The weights move first, under a name that
+carries a hash of them, and the model last: until it is replaced, the old model keeps finding its old weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+from onnxpress import ep
+
+from . import storage
+from .analysis.session import session_options
+from .errors import OnnxpressError, UsageError
+from .report import ContextReport
+
+
+def compile_context(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    accuracy_level: int | None = None,
+    claim: str | None = None,
+) -> ContextReport:
+    """Write a model whose weights are packed for the execution provider already.
+
+    It runs on the execution provider alone, and maps its weights when it is loaded.
+
+    Args:
+        model: A file, a folder of an exported model, or a name of the catalogue.
+        output: The file to write. By default "NAME.ctx.onnx" beside the model, for a name of the catalogue in the
+            current folder.
+        accuracy_level: As in `ep.append`; what a session says when it loads the output wins.
+        claim: As in `ep.append`.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: An option is wrong, or the output cannot be written where it is asked for.
+        OnnxpressError: The model cannot be read, or the execution provider takes nothing of it.
+    """
+    start = time.perf_counter()
+    path = storage.resolve(model)
+    target = storage.check_target(output or _default_output(model, path))
+    if target.exists() and target.samefile(path):
+        raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
+    source = storage.load(path)
+    if list(_context_nodes(source)):
+        raise OnnxpressError(f"{path}: the model is compiled already; start from the one that it was made of")
+    given = {"accuracy_level": accuracy_level, "claim": claim}
+    options = {name: value for name, value in given.items() if value is not None}
+    with _folder_beside(target) as folder:
+        made = folder / target.name
+        _make(path, made, external=storage.has_external_data(source), options=options)
+        if not made.exists():
+            raise OnnxpressError(f"{path}: nothing to compile, nothing written: the execution provider takes no node")
+        context = storage.load(made)
+        _tidy(context)
+        weights = _place_weights(folder, target, context)
+        replaced = _old_weights(target)
+        storage.save(context, target)
+    for old in replaced - {weights}:
+        with contextlib.suppress(OSError):
+            old.unlink()
+    compiled = len(list(_context_nodes(context)))
+    return ContextReport(
+        source=str(path),
+        output=str(target),
+        weights=weights.name,
+        compiled=compiled,
+        left=len(context.graph) - compiled,
+        size_before=storage.size_on_disk(path, source),
+        size_after=storage.size_on_disk(target, context) + weights.stat().st_size,
+        size_weights=weights.stat().st_size,
+        seconds=time.perf_counter() - start,
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def _default_output(model: str | Path, path: Path) -> Path:
+    return path.with_name(f"{path.stem}.ctx.onnx") if Path(model).exists() else Path(f"{model}.ctx.onnx")
+
+
+@contextlib.contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    try:
+        folder = tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise OnnxpressError(f"{target}: cannot write: {error.strerror}") from error
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make(path: Path, made: Path, *, external: bool, options: dict[str, object]) -> None:
+    """Have ONNX Runtime write the model and our library the weights; nothing is written where nothing is taken."""
+    config = {"ep.context_enable": "1", "ep.context_file_path": str(made)}
+    if external:  # beyond 2 GB nothing else works
+        config["ep.context_model_external_initializers_file_name"] = f"{made.name}.data"
+    try:
+        ep.session(path, session_options(config=config), **options)
+    except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+        line = str(error).strip().splitlines()[0]
+        wrong = any(f"{ep.NAME}: {name} " in line for name in options)
+        line = line[max(line.find(ep.NAME), 0) :]
+        raise (UsageError(line) if wrong else OnnxpressError(f"{path}: {line}")) from error
+
+
+def _tidy(model: ir.Model) -> None:
+    """Small constants move into the model, and the domains of ONNX Runtime's that no node uses go."""
+    for value in storage.initializers(model):
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes < storage.LEAST_EXTERNAL:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+    used = {node.domain for graph in storage.graphs(model) for node in graph} | {""}
+    for domain in set(model.graph.opset_imports) - used:
+        del model.graph.opset_imports[domain]
+
+
+def _context_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    for graph in storage.graphs(model):
+        for node in graph:
+            source = node.attributes.get("source")
+            if node.op_type == "EPContext" and source is not None and source.value == ep.NAME:
+                yield node
+
+
+def _weights_names(model: ir.Model) -> set[str]:
+    attributes = [node.attributes.get("ep_cache_context") for node in _context_nodes(model)]
+    return {attribute.as_string() for attribute in attributes if attribute is not None}
+
+
+def _place_weights(folder: Path, target: Path, model: ir.Model) -> Path:
+    names = _weights_names(model)
+    if len(names) != 1:
+        raise OnnxpressError(f"{target}: ONNX Runtime compiled the model in {len(names)} steps; nothing was written")
+    (name,) = names
+    weights = target.with_name(name)
+    os.replace(folder / name, weights)
+    return weights
+
+
+def _old_weights(target: Path) -> set[Path]:
+    """Files that the model at `target`, if any, refers to and that this module wrote for it."""
+    ours = re.compile(re.escape(target.name) + r"\.[0-9a-f]{16}\.weights")
+    try:
+        names = _weights_names(storage.load(target))
+    except OnnxpressError:
+        return set()
+    return {target.with_name(name) for name in names if ours.fullmatch(name)}
