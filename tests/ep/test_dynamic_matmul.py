@@ -269,6 +269,13 @@ def test_a_scale_with_several_values_at_run_time():
         session.run(None, feeds)
 
 
+def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
+    session = ep.session(Model().proto, options(log_severity_level=1), isa="scalar")
+    assert "MatMulInteger node 'product0': we are no faster here" in capfd.readouterr().err
+    assert taken(session) in ([], None)
+    assert taken(ep.session(Model().proto, options(), isa="scalar", claim="dynamic_matmul")) in (sorted(WHOLE), None)
+
+
 def test_verify_reports_the_largest_error(capfd):
     model = Model(bias="after")
     session = ep.session(model.proto, options(log_severity_level=2), claim="dynamic_matmul", verify=1)

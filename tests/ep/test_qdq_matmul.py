@@ -290,6 +290,13 @@ def test_a_rounding_that_is_left(key, value):
     assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
 
 
+def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
+    session = ep.session(make()[0], options(log_severity_level=1), isa="scalar")
+    assert "MatMul node 'product': we are no faster here" in capfd.readouterr().err
+    assert taken(session) in ([], None)
+    assert taken(ep.session(make()[0], options(), isa="scalar", claim="qdq_matmul")) in (GROUP, None)
+
+
 def test_verify_reports_the_largest_error(capfd):
     for output in (None, "uint8"):
         proto, *_ = make(zero_points=True, rounds=True, output=output)
