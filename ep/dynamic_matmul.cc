@@ -8,15 +8,9 @@
 namespace onnxpress {
 namespace {
 
-// Whether we beat ONNX Runtime, which computes such a product with an integer kernel of its own. M is -1 where it is
-// unknown. A first guess: its portable kernels are better than ours.
-bool is_faster(Isa isa, std::int64_t /*M*/, std::int64_t /*K*/, std::int64_t /*N*/) { return isa != Isa::kScalar; }
-
 std::unique_ptr<Int8Plan> make_plan(const Claims& claims, const GraphNode& node, const Int8Input& input,
                                     const Int8Source& weight, std::vector<const ort::Node*> nodes) {
-  if (!claims.is_forced("dynamic_matmul") && !is_faster(claims.options.isa, rows_of(input.a), weight.K, weight.N)) {
-    node.reject("we are no faster here");
-  }
+  if (!claims.is_forced("dynamic_matmul")) leave_if_slower(claims.options, node);
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
   plan->nodes = std::move(nodes);
   return plan;

@@ -240,15 +240,11 @@ std::unique_ptr<CompiledNode> Int8Plan::compile(const ort::Node* compiled) const
   return std::make_unique<CompiledInt8>(api_, std::move(node), std::move(verifier));
 }
 
-std::int64_t rows_of(const GraphValue& a) {
-  const ValueType type = a.type();
-  if (!type.has_shape) return -1;
-  std::int64_t rows = 1;
-  for (std::size_t axis = 0; axis + 1 < type.dims.size(); ++axis) {
-    if (type.dims[axis].size < 0) return -1;
-    rows *= type.dims[axis].size;
+void leave_if_slower(const Options& options, const GraphNode& node) {
+  // Without VNNI an exact product costs more than one whose sums of 16 bits may saturate, as ONNX Runtime's do there.
+  if (options.isa < Isa::kAvxVnni) {
+    node.reject(std::string("we are no faster on ") + isa_name(options.isa));
   }
-  return rows;
 }
 
 }  // namespace onnxpress

@@ -62,7 +62,7 @@ class Int8Plan : public Plan {
 class SavedNode;
 std::unique_ptr<CompiledNode> load_int8(SavedNode& saved);
 
-// Rows of activations, where the graph knows them; else -1.
-std::int64_t rows_of(const GraphValue& a);
+// Rejects the node where ONNX Runtime's own kernels are, or may be, the faster.
+void leave_if_slower(const Options& options, const GraphNode& node);
 
 }  // namespace onnxpress

@@ -8,10 +8,6 @@
 namespace onnxpress {
 namespace {
 
-// Whether we beat ONNX Runtime, which computes such a product with an integer kernel of its own. M is -1 where it is
-// unknown. A first guess: its portable kernels are better than ours.
-bool is_faster(Isa isa, std::int64_t /*M*/, std::int64_t /*K*/, std::int64_t /*N*/) { return isa != Isa::kScalar; }
-
 bool equal(const Int8Format& a, const Int8Format& b) {
   return a.scale == b.scale && a.zero_point == b.zero_point && a.is_signed == b.is_signed;
 }
@@ -86,9 +82,7 @@ std::unique_ptr<Plan> plan_qdq_matmul(const Claims& claims, const ort::Node* gra
   if (gemm && !is_plain_gemm(node)) node.reject("transA, alpha or beta is not the default");
 
   const Int8Input input = read_input(claims, *activations, nodes);
-  if (!claims.is_forced("qdq_matmul") && !is_faster(claims.options.isa, rows_of(input.a), weight.K, weight.N)) {
-    node.reject("we are no faster here");
-  }
+  if (!claims.is_forced("qdq_matmul")) leave_if_slower(claims.options, node);
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
   plan->nodes = std::move(nodes);
   plan->nodes.push_back(graph_node);

@@ -292,7 +292,7 @@ def test_a_rounding_that_is_left(key, value):
 
 def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
     session = ep.session(make()[0], options(log_severity_level=1), isa="scalar")
-    assert "MatMul node 'product': we are no faster here" in capfd.readouterr().err
+    assert "MatMul node 'product': we are no faster on scalar" in capfd.readouterr().err
     assert taken(session) in ([], None)
     assert taken(ep.session(make()[0], options(), isa="scalar", claim="qdq_matmul")) in (GROUP, None)
 
