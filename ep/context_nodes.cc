@@ -49,7 +49,7 @@ const Family& family(const ContextReader& record, const std::string& name) {
   for (const Family& family : families()) {
     if (name == family.name && family.load != nullptr) return family;
   }
-  record.reject("holds a node of the family '" + name + "', which this library cannot load");
+  record.reject("holds a node of a kind that this library cannot load");
 }
 
 // What CreateNode takes.
