@@ -44,10 +44,11 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
         session_options: Options of a session that is not created yet.
         options: `accuracy_level`: 0 or 1 (float32) or 4 (activations rounded to int8) instead of the nodes' own.
             `claim`: which nodes to take, names separated by commas: "matmul_nbits" and "dequantized_matmul"
-            (DequantizeLinear of a constant weight, then MatMul or Gemm); all of them by default.
+            (DequantizeLinear of a constant weight, then MatMul or Gemm); all of them by default. Those that
+            `onnxpress compile` saved are taken in any case.
             `isa`: "scalar", "avx2" or "avx512vnni", instead of what the CPU or ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
-            whenever it is the largest so far.
+            whenever it is the largest so far. Of weights that `onnxpress compile` saved it checks the hashes too.
 
     Raises:
         RuntimeError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.

@@ -20,8 +20,7 @@ import pytest
 from child import Child
 from onnxpress import ep
 from onnxpress.custom_ops import reference
-from onnxpress.optimizer.compile_context import compile_context
-from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer import OnnxpressError, compile_context
 from sessions import KNOWS_WHO_RUNS_WHAT, options
 
 HEADER = 64
