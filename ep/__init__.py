@@ -48,11 +48,12 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             (DequantizeLinear of a constant weight, then MatMul or Gemm), "qdq_matmul" (the same with
             DequantizeLinear of 8-bit activations), "dynamic_matmul" (MatMulInteger, scaled to float32) and "gather"
             (GatherBlockQuantized). By default those of all families on which the kernels are faster than ONNX
-            Runtime's; of a family that is named, all.
+            Runtime's; of a family that is named, all. Those that `onnxpress compile` saved are taken in any
+            case.
             `isa`: "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512bf16" or "amx", instead of what the CPU or
             ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
-            whenever it is the largest so far.
+            whenever it is the largest so far. Of weights that `onnxpress compile` saved it checks the hashes too.
 
     Raises:
         RuntimeError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.

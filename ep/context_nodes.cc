@@ -1,8 +1,7 @@
 #include "context_nodes.h"
 
 #include <algorithm>
-#include <array>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 namespace onnxpress {
@@ -49,7 +48,7 @@ const Family& family(const ContextReader& record, const std::string& name) {
   for (const Family& family : families()) {
     if (name == family.name && family.load != nullptr) return family;
   }
-  record.reject("holds a node of the family '" + name + "', which this library cannot load");
+  record.reject("holds a node of a kind that this library cannot load");
 }
 
 // What CreateNode takes.
@@ -113,10 +112,10 @@ std::unique_ptr<CompiledNode> SavedNodes::load(const Claims& claims, const ort::
   if (claims.options.makes_context) node.reject("the model is compiled already");
   if (node.attribute("embed_mode", 1) != 0) node.reject("embed_mode is not 0");
   const std::string name = node.text_attribute(kFile, ""), identity = node.text_attribute(kIdentity, "");
-  auto at = files_.find(name + "/" + identity);
+  auto at = files_.find({name, identity});
   if (at == files_.end()) {
     ContextFile file(data_folder(claims, graph, node), name, identity, claims.options.verify);
-    at = files_.emplace(name + "/" + identity, std::move(file)).first;
+    at = files_.emplace(std::pair(name, identity), std::move(file)).first;
   }
   SavedNode saved(claims, at->second, node, compiled);
   std::unique_ptr<CompiledNode> loaded = family(saved.record, saved.record.text()).load(saved);

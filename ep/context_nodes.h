@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "context_reader.h"
 #include "graph.h"
@@ -43,11 +44,10 @@ class SavedNodes {
                                      const ort::Node* compiled);
 
  private:
-  std::map<std::string, ContextFile> files_;
+  std::map<std::pair<std::string, std::string>, ContextFile> files_;  // by name and identity
 };
 
-// A node that takes the place of a compiled one, whose record in the file has this number. To be released by ONNX
-// Runtime.
+// A node that takes the place of a compiled one, whose record in the file has this number. ONNX Runtime releases it.
 ort::Node* make_context_node(const ort::Api& api, const ort::Node* compiled, const ContextWriter::File& file,
                              std::size_t number);
 

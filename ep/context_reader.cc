@@ -65,7 +65,7 @@ void ContextFile::reject(const std::string& reason) const {
 }
 
 ContextFile::ContextFile(const std::string& folder, const std::string& name, const std::string& identity, bool verify)
-    : path_(name), verify_(verify) {
+    : path_("ep_cache_context"), verify_(verify) {
   if (!is_plain_name(name)) reject("the file of a context must be named without a folder, and lie beside the model");
   path_ = folder + "/" + name;
   const Descriptor file(open_plain(path_));

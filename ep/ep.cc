@@ -52,13 +52,14 @@ struct SessionEp : ort::Ep {
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
+    const bool all_stay = options.makes_context && is_inner(graph);
     Claims claims{api, options, logger, GraphIndex(api, graph), {}};
     for (const ort::Node* node : claims.graph.nodes()) {
       if (is_saved(GraphNode(api, node))) {
         // Nobody else can run it: what is wrong with it is found, and told, when it is compiled.
         const ort::NodeFusionOptions as_it_is{ort::kApiVersion, false};
         ort::check(api, api.GetEpApi()->AddNodesToFuse(info, &node, 1, &as_it_is));
-      } else if (claims.is_free(node) && !stays_in_context(graph)) {
+      } else if (claims.is_free(node) && !all_stay) {
         const std::unique_ptr<Plan> found = find_plan(claims, node).plan;
         if (found == nullptr) continue;
         const ort::NodeFusionOptions fusion{ort::kApiVersion, found->drops_constants};
@@ -68,9 +69,8 @@ struct SessionEp : ort::Ep {
     }
   }
 
-  // ONNX Runtime puts EPContext nodes into the main graph only.
-  bool stays_in_context(const ort::Graph* graph) const {
-    if (!options.makes_context) return false;
+  // Whether the graph lies inside a node, where ONNX Runtime puts no EPContext nodes.
+  bool is_inner(const ort::Graph* graph) const {
     const ort::Node* parent = nullptr;
     ort::check(api, api.Graph_GetParentNode(graph, &parent));
     return parent != nullptr;

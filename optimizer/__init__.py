@@ -8,10 +8,13 @@ from .errors import OnnxpressError, UsageError
 from .recipe import Override, Recipe
 
 if TYPE_CHECKING:
+    from .context import compile_context
     from .pipeline import optimize
-    from .report import Report
+    from .report import ContextReport, Report
 
-__all__ = ["OnnxpressError", "Override", "Recipe", "Report", "UsageError", "optimize"]
+__all__ = [
+    "ContextReport", "OnnxpressError", "Override", "Recipe", "Report", "UsageError", "compile_context", "optimize",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -20,8 +23,12 @@ def __getattr__(name: str) -> Any:
         from .pipeline import optimize
 
         return optimize
-    if name == "Report":
-        from .report import Report
+    if name == "compile_context":
+        from .context import compile_context
 
-        return Report
+        return compile_context
+    if name in ("ContextReport", "Report"):
+        from . import report
+
+        return getattr(report, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -171,7 +171,7 @@ def compile_(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Pack the weights of a low-bit model for the execution provider once, so that sessions map them."""
-    from .compile_context import compile_context as run
+    from .context import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)
     if json_:

@@ -63,7 +63,7 @@ def _serve() -> None:
             ep.append(options, claim=_FAMILIES)
         answer: list[Any] | str
         try:
-            answer = ort.InferenceSession(model, options).run(None, feeds)
+            answer = ort.InferenceSession(model, options, enable_fallback=0).run(None, feeds)
         except Exception as error:
             answer = str(error) or type(error).__name__
         pickle.dump(answer, sys.stdout.buffer)

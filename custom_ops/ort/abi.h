@@ -132,7 +132,6 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(99, ReleaseTensorTypeAndShapeInfo, void, (TensorInfo * info))                                           \
   X(101, ReleaseCustomOpDomain, void, (CustomOpDomain * domain))                                            \
   X(212, ReleaseOpAttr, void, (OpAttr * attr))                                                              \
-  X(286, ReleaseNode, void, (Node * node))                                                                  \
   X(291, GetModelEditorApi, const ModelEditorApi*, ())                                                      \
   X(298, GetKeyValuePairs, void,                                                                            \
     (const KeyValuePairs* pairs, const char* const** keys, const char* const** values, std::size_t* count)) \

@@ -135,6 +135,57 @@ def test_errors_are_one_line_and_exit_codes_tell_their_kind(model, tmp_path, arg
     assert not (tmp_path / "model.int4.onnx").exists()
 
 
+@pytest.fixture
+def int4(model):
+    assert call(model, "-o", model.with_name("int4.onnx")).returncode == 0
+    return model.with_name("int4.onnx")
+
+
+def test_compile(int4, tmp_path):
+    done = call("compile", int4, entry="main")
+    assert done.returncode == 0, done.stderr
+    assert "1 nodes" in done.stdout
+    written = {path.name for path in tmp_path.iterdir()} - {"model.onnx", "int4.onnx"}
+    assert "int4.ctx.onnx" in written
+    (weights,) = written - {"int4.ctx.onnx"}
+    assert weights in done.stdout
+    done = call("compile", int4, "-o", tmp_path / "o.onnx", "--accuracy-level", 0, "--claim", "matmul_nbits", "--json",
+                entry="main")  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["compiled"] == 1
+    assert report["size_after"] == sum((tmp_path / name).stat().st_size for name in ("o.onnx", report["weights"]))
+    assert call("compile", int4, "--quiet", entry="main").stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["INT4", "-o", "INT4"], 2, "is the model itself"),
+        (["INT4", "-o", "nowhere/out.onnx"], 2, "does not exist"),
+        (["INT4", "--accuracy-level", "7"], 2, "accuracy_level is '7'"),
+        (["INT4", "--claim", "gemm"], 2, "claim has 'gemm'"),
+        (["INT4", "--claim", "dequantized_matmul"], 1, "nothing to compile, nothing written"),
+        (["MODEL"], 1, "nothing to compile, nothing written"),
+        (["gone.onnx"], 1, "gone.onnx: no such file"),
+    ],
+)
+def test_errors_of_compile(int4, model, tmp_path, arguments, code, message):
+    before = sorted(tmp_path.iterdir())
+    names = {"INT4": int4, "MODEL": model}
+    done = call("compile", *[names.get(a, a) for a in arguments], cwd=tmp_path, entry="main")
+    assert done.returncode == code
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_compiling_twice_is_refused(int4, tmp_path):
+    assert call("compile", int4, entry="main").returncode == 0
+    done = call("compile", tmp_path / "int4.ctx.onnx", entry="main")
+    assert done.returncode == 1
+    assert "is compiled already" in done.stderr
+
+
 def test_traceback_on_request(tmp_path):
     done = call(tmp_path / "gone.onnx", env={**os.environ, "ONNXPRESS_TRACEBACK": "1"})
     assert "Traceback" in done.stderr

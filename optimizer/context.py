@@ -8,6 +8,7 @@ carries a hash of them, and the model last: until it is replaced, the old model 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import resource
@@ -24,6 +25,11 @@ from . import storage
 from .analysis.session import session_options
 from .errors import OnnxpressError, UsageError
 from .report import ContextReport
+
+_INNER_GRAPHS = (
+    " (the model has graphs inside nodes, which ONNX Runtime 1.23 cannot save where the execution provider takes"
+    " nodes of them, and newer versions not where they hold constants of their own beyond 127 bytes)"
+)
 
 
 def compile_context(
@@ -60,20 +66,22 @@ def compile_context(
     if list(_context_nodes(source)):
         raise OnnxpressError(f"{path}: the model is compiled already; start from the one that it was made of")
     given = {"accuracy_level": accuracy_level, "claim": claim}
-    options = {name: value for name, value in given.items() if value is not None}
+    options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     with _folder_beside(target) as folder:
         made = folder / target.name
-        _make(path, made, external=storage.has_external_data(source), options=options)
+        _make(path, source, made, options)
         if not made.exists():
             raise OnnxpressError(f"{path}: nothing to compile, nothing written: the execution provider takes no node")
         context = storage.load(made)
         _tidy(context)
-        weights = _place_weights(folder, target, context)
-        replaced = _old_weights(target)
-        storage.save(context, target)
-    for old in replaced - {weights}:
-        with contextlib.suppress(OSError):
-            old.unlink()
+        with _alone_in(target.parent):
+            weights = _place_weights(folder, target, context)
+            size_weights = weights.stat().st_size
+            replaced = _old_weights(target)
+            storage.save(context, target)
+            for old in replaced - {weights}:
+                old.unlink(missing_ok=True)
+            size = storage.size_on_disk(target, context) + size_weights
     compiled = len(list(_context_nodes(context)))
     return ContextReport(
         source=str(path),
@@ -82,8 +90,8 @@ def compile_context(
         compiled=compiled,
         left=len(context.graph) - compiled,
         size_before=storage.size_on_disk(path, source),
-        size_after=storage.size_on_disk(target, context) + weights.stat().st_size,
-        size_weights=weights.stat().st_size,
+        size_after=size,
+        size_weights=size_weights,
         seconds=time.perf_counter() - start,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
@@ -105,18 +113,31 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _make(path: Path, made: Path, *, external: bool, options: dict[str, object]) -> None:
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else who asks for it: or they could remove, as replaced, weights that a model is about to name."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) -> None:
     """Have ONNX Runtime write the model and our library the weights; nothing is written where nothing is taken."""
     config = {"ep.context_enable": "1", "ep.context_file_path": str(made)}
-    if external:  # beyond 2 GB nothing else works
+    if storage.has_external_data(source):  # beyond 2 GB nothing else works
         config["ep.context_model_external_initializers_file_name"] = f"{made.name}.data"
     try:
         ep.session(path, session_options(config=config), **options)
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         line = str(error).strip().splitlines()[0]
         wrong = any(f"{ep.NAME}: {name} " in line for name in options)
-        line = line[max(line.find(ep.NAME), 0) :]
-        raise (UsageError(line) if wrong else OnnxpressError(f"{path}: {line}")) from error
+        if wrong:
+            raise UsageError(line[line.find(ep.NAME) :]) from error
+        inner = _INNER_GRAPHS if len(list(storage.graphs(source))) > 1 else ""
+        raise OnnxpressError(f"{path}: cannot compile: {line}{inner}") from error
 
 
 def _tidy(model: ir.Model) -> None:

@@ -1,0 +1,641 @@
+"""EPContext models: what is saved comes back bit for bit, and what is damaged or hostile is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import graphs
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from child import Child
+from onnxpress import ep
+from onnxpress.custom_ops import reference
+from onnxpress.optimizer import OnnxpressError, compile_context
+from sessions import KNOWS_WHO_RUNS_WHAT, options
+
+HEADER = 64
+OFFSETS = {"magic": 0, "byte_order": 8, "format": 12, "file_size": 16, "index_offset": 24, "index_size": 32}
+OFFSETS |= {"index_hash": 40, "nodes": 48, "identity": 56}
+WORD = (1 << 64) - 1
+ALL = "matmul_nbits,qdq_matmul,dynamic_matmul"  # also where we are no faster
+
+
+def hash_of(data):
+    """As ep/hash.cc has it."""
+
+    def mix(state, word):
+        state = (state ^ word) * 0x9E3779B97F4A7C15 & WORD
+        return state ^ state >> 32
+
+    lanes = [1, 2, 3, 4]
+    for at in range(0, len(data), 32):
+        words = struct.unpack("=4Q", data[at : at + 32].ljust(32, b"\0"))
+        lanes = [mix(lane, word) for lane, word in zip(lanes, words, strict=True)]
+    result = mix(0, len(data))
+    for lane in lanes:
+        result = mix(result, lane)
+    return mix(result, 0)
+
+
+def nbits_model(
+    bits=4, *, K=96, N=37, count=1, zero_points=None, bias=None, activation=np.float32, level=0, same=False
+):
+    """The sum of the Tanh of products of the same rows, with equal weights or with others."""
+    rng = np.random.default_rng(bits)
+    domain = "com.microsoft" if bits in (2, 4, 8) else "onnxpress"
+    b = graphs.Builder()
+    kind = ir.DataType.from_numpy(np.dtype(activation))
+    a, total, shape = b.input("A", ["m", K], kind), None, (N, K // 32)
+    for index in range(count):
+        rng = np.random.default_rng(bits) if same else rng
+        codes = reference.pack_codes(rng.integers(0, 2**bits, (*shape, 32), dtype=np.uint8), bits)
+        scales = rng.uniform(0.01, 0.02, shape).astype(activation)
+        inputs = [a, b.constant(f"B{index}", codes), b.constant(f"scales{index}", scales), None]
+        if zero_points == "packed":
+            points = reference.pack_zero_points(rng.integers(0, 2**bits, shape, dtype=np.uint8), bits)
+            inputs[3] = b.constant(f"zeros{index}", points)
+        elif zero_points == "float":
+            inputs[3] = b.constant(f"zeros{index}", rng.uniform(0, 2**bits, shape).astype(activation))
+        if domain == "com.microsoft":
+            inputs.append(None)
+        values = rng.standard_normal(N).astype(activation)
+        if bias == "constant":
+            inputs.append(b.constant(f"bias{index}", values))
+        elif bias == "input":
+            inputs.append(b.input(f"bias{index}", [N], kind))
+        while inputs[-1] is None:
+            inputs.pop()
+        settings = {"K": K, "N": N, "bits": bits, "block_size": 32, "accuracy_level": level}
+        y = b.op("Tanh", b.op("MatMulNBits", *inputs, name=f"product{index}", domain=domain, **settings))
+        total = y if total is None else b.op("Add", total, y)
+    b.output(total, ["m", N], kind)
+    b.graph.opset_imports[domain] = 1
+    return b.model(10)
+
+
+def dequantized_model(K=64, N=32):
+    b = graphs.Builder(21)
+    rng = np.random.default_rng(0)
+    codes = b.constant("codes", rng.integers(-128, 128, (K, N), dtype=np.int8))
+    scales = b.constant("scales", rng.uniform(0.01, 0.02, (K // 32, N)).astype(np.float32))
+    W = b.op("DequantizeLinear", codes, scales, axis=0, block_size=32)
+    y = b.op("Add", b.op("MatMul", b.input("A", ["m", K]), W), b.constant("bias", rng.standard_normal(N, np.float32)))
+    b.output(y, ["m", N])
+    return b.model(10)
+
+
+def gated_model(K=64, N=33):
+    """Two products of the same rows, SiLU of one times the other."""
+    b = graphs.Builder()
+    b.graph.opset_imports["com.microsoft"] = 1
+    rng, a = np.random.default_rng(0), b.input("A", ["m", K])
+
+    def product(name):
+        codes = b.constant(f"{name}.codes", rng.integers(0, 256, (N, K // 32, 16), dtype=np.uint8))
+        scales = b.constant(f"{name}.scales", rng.uniform(0.01, 0.1, (N, K // 32)).astype(np.float32))
+        return b.op("MatMulNBits", a, codes, scales, domain="com.microsoft", K=K, N=N, bits=4, block_size=32)
+
+    up, gate = product("up"), product("gate")
+    b.output(b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up), ["m", N])
+    return b.model(10)
+
+
+def int8_model(K=70, N=33):
+    """A QDQ group of codes in and out, then activations that are rounded at run time."""
+    b, rng = graphs.Builder(21), np.random.default_rng(0)
+    a_scale, y_scale = b.constant("a_scale", np.float32(0.02)), b.constant("y_scale", np.float32(0.2))
+    zero = b.constant("zero", np.uint8(120))
+
+    def weight(name, K, N):
+        codes = b.constant(f"{name}.codes", rng.integers(-127, 128, (K, N)).astype(np.int8))
+        scales = b.constant(f"{name}.scales", rng.uniform(0.001, 0.01, N).astype(np.float32))
+        return codes, scales, b.constant(f"{name}.zeros", rng.integers(-5, 5, N).astype(np.int8))
+
+    a = b.op("QuantizeLinear", b.input("A", ["m", K]), a_scale, zero)
+    w = b.op("DequantizeLinear", *weight("static", K, N), axis=1)
+    y = b.op("MatMul", b.op("DequantizeLinear", a, a_scale, zero), w)
+    y = b.op("Add", y, b.constant("bias", rng.standard_normal(N, np.float32)))
+    y = b.op("DequantizeLinear", b.op("QuantizeLinear", y, y_scale, zero), y_scale, zero)
+    codes, scales, zeros = weight("dynamic", N, 20)
+    rounded, scale, point = b.op("DynamicQuantizeLinear", b.op("Tanh", y), outputs=3)
+    y = b.op("Cast", b.op("MatMulInteger", rounded, codes, point, zeros), to=int(ir.DataType.FLOAT))
+    b.output(b.op("Mul", y, b.op("Mul", scale, scales)), ["m", 20])
+    return b.model(10)
+
+
+def feeds_of(session, M=5):
+    rng = np.random.default_rng(1)
+    kinds = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    return {
+        value.name: rng.standard_normal([M if isinstance(n, str) else n for n in value.shape]).astype(kinds[value.type])
+        for value in session.get_inputs()
+    }
+
+
+def compiled(folder, model, **given):
+    """A model on the disk, its context model, and the file of weights."""
+    path = folder / "model.onnx"
+    ir.save(model, path)
+    report = compile_context(path, **given)
+    return path, folder / "model.ctx.onnx", folder / report.weights
+
+
+def run(path, **given):
+    session = ep.session(path, options(), **given)
+    return session.run(None, feeds_of(session))[0]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
+@pytest.mark.parametrize(("bias", "activation"), [(None, np.float16), ("constant", np.float32), ("input", np.float32)])
+def test_round_trip(tmp_path, bits, zero_points, bias, activation):
+    model = nbits_model(bits, zero_points=zero_points, bias=bias, activation=activation, level=4)
+    path, context, _ = compiled(tmp_path, model)
+    np.testing.assert_array_equal(run(context), run(path))
+    np.testing.assert_array_equal(
+        run(context, accuracy_level=0, isa="scalar"), run(path, accuracy_level=0, isa="scalar")
+    )
+    assert sorted(tmp_path.iterdir()) == sorted(tmp_path.glob("model*"))  # no temporary files
+
+
+def test_several_nodes_among_others(tmp_path):
+    path, context, weights = compiled(tmp_path, nbits_model(count=3, bias="constant"))
+    proto = onnx.load(context)
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("EPContext") == 3
+    assert kinds.count("Tanh") == 3
+    assert not any("B" in tensor.name for tensor in proto.graph.initializer)
+    assert {entry.domain for entry in proto.opset_import} == {"", "com.microsoft"}
+    names = [
+        {a.name: a for a in n.attribute}["ep_cache_context"].s for n in proto.graph.node if n.op_type == "EPContext"
+    ]
+    assert names == [weights.name.encode()] * 3
+    np.testing.assert_array_equal(run(context), run(path))
+
+
+def test_weights_of_dequantized_products(tmp_path):
+    path, context, _ = compiled(tmp_path, dequantized_model())
+    np.testing.assert_array_equal(run(context), run(path))
+    if KNOWS_WHO_RUNS_WHAT:
+        assert set(ep.assigned_nodes(ep.session(context, options()))) == {ep.NAME}
+
+
+@pytest.mark.parametrize(("model", "nodes"), [(gated_model(), 2), (int8_model(), 2)], ids=["gate", "int8"])
+def test_every_kind_of_node(tmp_path, model, nodes):
+    path, context, _ = compiled(tmp_path, model, claim=ALL)
+    kinds = [node.op_type for node in onnx.load(context).graph.node]
+    assert kinds.count("EPContext") == nodes
+    np.testing.assert_array_equal(run(context), run(path, claim=ALL))
+    np.testing.assert_array_equal(run(context, verify=1), run(path, claim=ALL))
+
+
+def test_equal_weights_are_stored_once(tmp_path):
+    sizes = {}
+    for same in (False, True):
+        (tmp_path / str(same)).mkdir()
+        path, context, weights = compiled(tmp_path / str(same), nbits_model(K=512, N=512, count=3, same=same))
+        sizes[same] = weights.stat().st_size
+        np.testing.assert_array_equal(run(context), run(path))
+    assert sizes[True] < 0.4 * sizes[False]
+
+
+def with_branches(K, N):
+    """The product in both branches of an If, which hold its weight, and outside of it."""
+    model = ir.to_proto(nbits_model(K=K, N=N))
+    branch = onnx.helper.make_graph([*model.graph.node], "branch", [], [model.graph.output[0]], model.graph.initializer)
+    again = onnx.GraphProto.FromString(branch.SerializeToString())
+    node = onnx.helper.make_node(
+        "If", ["condition"], [model.graph.output[0].name], then_branch=branch, else_branch=again
+    )
+    outside = ir.to_proto(nbits_model(K=K, N=N)).graph
+    for item in (*outside.node, *outside.initializer):
+        item.name += "_outside"
+    outside.node[0].input[1:3] = [name + "_outside" for name in outside.node[0].input[1:3]]
+    outside.node[0].output[0] = outside.node[1].input[0] = "product_outside"
+    outside.node[1].output[0] = "outside"
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend([node, *outside.node])
+    model.graph.initializer.extend(outside.initializer)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("condition", onnx.TensorProto.BOOL, []))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("outside", onnx.TensorProto.FLOAT, ["m", N]))
+    return model
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
+def test_nodes_of_inner_graphs_stay(tmp_path):
+    onnx.save(with_branches(32, 4), tmp_path / "model.onnx")
+    compile_context(tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.ctx.onnx")
+    assert sorted(node.op_type for node in proto.graph.node) == ["EPContext", "If", "Tanh"]
+    feeds = {"A": np.random.default_rng(0).standard_normal((3, 32), np.float32), "condition": np.array(True)}
+    want, got = (ep.session(tmp_path / n, options()).run(None, feeds) for n in ("model.onnx", "model.ctx.onnx"))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_inner_graphs_that_onnx_runtime_cannot_save(tmp_path):
+    onnx.save(with_branches(96, 37), tmp_path / "model.onnx")
+    with pytest.raises(OnnxpressError, match=r"cannot compile: .*graphs inside nodes"):
+        compile_context(tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_options_at_load(tmp_path, capfd):
+    path, context, _ = compiled(tmp_path, nbits_model(bias="constant", level=4, zero_points="packed"), accuracy_level=0)
+    np.testing.assert_array_equal(run(context), run(path, accuracy_level=0))
+    np.testing.assert_array_equal(run(context, accuracy_level=4), run(path))
+    np.testing.assert_array_equal(run(context, claim="dequantized_matmul"), run(path, accuracy_level=0))
+    capfd.readouterr()
+    session = ep.session(context, options(log_severity_level=2), verify=1, accuracy_level=4)
+    session.run(None, feeds_of(session))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "verify: " in line]
+    error, largest = (float(line.split(f"largest {what} ")[1].split(",")[0]) for what in ("error", "output"))
+    assert "node 'product0'" in line
+    assert 0 < error < 0.03 * largest
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_verifying_reads_the_packed_weight(tmp_path, bits, capfd):
+    _, context, _ = compiled(tmp_path, nbits_model(bits, zero_points="float" if bits % 2 else "packed"))
+    session = ep.session(context, options(log_severity_level=2), verify=1)
+    session.run(None, feeds_of(session))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "verify: " in line]
+    assert float(line.split("largest error ")[1].split(",")[0]) < 1e-4
+
+
+def test_with_plain_onnx_runtime(tmp_path):
+    path, context, _ = compiled(tmp_path, nbits_model())
+    chosen = options()
+    ep.append(chosen)
+    session = ort.InferenceSession(context, chosen)
+    np.testing.assert_array_equal(session.run(None, feeds_of(session))[0], run(path))
+    with pytest.raises(Exception, match="EPContext"):
+        ort.InferenceSession(context, options(), providers=["CPUExecutionProvider"])
+
+
+def by_session(path, **entries):
+    chosen = options()
+    for key, value in {"enable": 1, **entries}.items():
+        chosen.add_session_config_entry(f"ep.context_{key}", str(value))
+    return ep.session(path, chosen)
+
+
+def test_by_a_session(tmp_path, monkeypatch):
+    """Without our command: ONNX Runtime's own entries, names and refusals."""
+    path = tmp_path / "model.onnx"
+    ir.save(nbits_model(), path)
+    session = by_session(path)
+    np.testing.assert_array_equal(session.run(None, feeds_of(session))[0], run(path))
+    np.testing.assert_array_equal(run(tmp_path / "model_ctx.onnx"), run(path))
+    monkeypatch.chdir(tmp_path)
+    by_session("model.onnx", file_path="named.onnx")
+    np.testing.assert_array_equal(run("named.onnx"), run(path))
+    with pytest.raises(Exception, match=r"ep\.context_embed_mode=1 is not supported"):
+        by_session(path, embed_mode=1)
+    with pytest.raises(
+        Exception, match=r"is no file, so ep\.context_file_path must say where|ep_context_path and model_path are empty"
+    ):
+        by_session(path.read_bytes())
+    with pytest.raises(Exception, match="compiled already"):
+        by_session("named.onnx", file_path="again.onnx")
+    with pytest.raises(Exception, match="cannot write: No such file or directory"):
+        by_session(path, file_path=tmp_path / "missing" / "x.onnx")
+
+
+def test_model_from_bytes(tmp_path):
+    path, context, _ = compiled(tmp_path, nbits_model())
+    with pytest.raises(Exception, match="nobody knows where its weights lie"):
+        ep.session(context.read_bytes(), options())
+    for key, value in (
+        ("session.model_external_initializers_file_folder_path", tmp_path),
+        ("ep.context_file_path", context),
+    ):
+        chosen = options()
+        chosen.add_session_config_entry(key, str(value))
+        session = ep.session(context.read_bytes(), chosen)
+        np.testing.assert_array_equal(session.run(None, feeds_of(session))[0], run(path))
+
+
+def test_the_bytes_of_this_version():
+    """Where this fails, files that users have would be misread: raise kContextFormat with it."""
+    import tempfile
+
+    digest = hashlib.sha256()
+    for bits in range(2, 9):
+        for zero_points in (None, "packed", "float"):
+            with tempfile.TemporaryDirectory() as folder:
+                model = nbits_model(bits, zero_points=zero_points, bias="constant", K=288)
+                digest.update(compiled(Path(folder), model)[2].read_bytes())
+    for model in (gated_model(), int8_model()):
+        with tempfile.TemporaryDirectory() as folder:
+            digest.update(compiled(Path(folder), model, claim=ALL)[2].read_bytes())
+    assert digest.hexdigest()[:16] == "c7acc9469e408254"
+
+
+SCRIPT = """
+import sys, time; sys.path[:0] = {folders!r}
+from test_context import *
+session = ep.session({path!r}, options())
+np.save({out!r}, session.run(None, feeds_of(session))[0])
+"""
+
+HOLD = """
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+PAGES = """
+found, wanted = {}, False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    first, *rest = line.split()
+    if not first.endswith(":"):
+        wanted = ".weights" in line
+    elif wanted and rest[-1] == "kB":
+        found[first] = found.get(first, 0) + int(rest[0])
+print(*(found[f"{kind}_Clean:"] + found[f"{kind}_Dirty:"] for kind in ("Shared", "Private")))
+"""
+
+
+def script(path, out, *more):
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    return [sys.executable, "-c", SCRIPT.format(folders=folders, path=str(path), out=str(out)) + "".join(more)]
+
+
+def test_another_process(tmp_path):
+    path, context, _ = compiled(tmp_path, nbits_model(level=4))
+    subprocess.run(script(context, tmp_path / "y.npy"), check=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), run(path))
+
+
+@pytest.mark.unsanitized
+def test_processes_share_their_pages(tmp_path):
+    _, context, _ = compiled(tmp_path, nbits_model(K=2048, N=4096))
+    first = subprocess.Popen(script(context, tmp_path / "1.npy", HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"ready\n"
+    done = subprocess.run(script(context, tmp_path / "2.npy", PAGES), capture_output=True, text=True, check=True)
+    first.communicate()
+    shared, own = map(int, done.stdout.split())
+    assert shared > 4096  # KiB: all that was read of 4 MiB of codes and their scales
+    assert own == 0
+
+
+def test_many_at_once(tmp_path):
+    """Two models of one name, many times: whichever comes last is whole."""
+    wanted = []
+    for bits in (4, 8):
+        ir.save(nbits_model(bits), tmp_path / f"{bits}.onnx")
+        wanted.append(run(tmp_path / f"{bits}.onnx"))
+    target = tmp_path / "out.ctx.onnx"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: compile_context(tmp_path / f"{4 + 4 * (i % 2)}.onnx", target), range(8)))
+    got = run(target)
+    assert any((got == want).all() for want in wanted)
+    assert not list(tmp_path.glob(".*"))
+    with ThreadPoolExecutor(4) as pool:
+        for each in pool.map(lambda _: run(target), range(8)):
+            np.testing.assert_array_equal(each, got)
+
+
+def test_compiling_again_removes_the_old_weights(tmp_path):
+    first = compiled(tmp_path, nbits_model(4))[2]
+    path, context, second = compiled(tmp_path, nbits_model(8))
+    assert not first.exists()
+    np.testing.assert_array_equal(run(context), run(path))
+    assert compiled(tmp_path, nbits_model(8))[2] == second
+    assert second.exists()
+
+
+# What follows is damaged or hostile.
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return compiled(tmp_path, nbits_model(bias="constant", zero_points="packed"))
+
+
+def refused(context, match, **given):
+    with pytest.raises(Exception, match=match):
+        ep.session(context, options(), **given)
+
+
+def signed(data, **changes):
+    """A file with other fields in its header, and hashes that fit."""
+    data = bytearray(data)
+    for name, value in changes.items():
+        struct.pack_into("=I" if name in ("byte_order", "format") else "=Q", data, OFFSETS[name], value)
+    if "index_hash" not in changes:
+        (offset,) = struct.unpack_from("=Q", data, OFFSETS["index_offset"])
+        struct.pack_into("=Q", data, OFFSETS["index_hash"], hash_of(bytes(data[offset:])))
+    struct.pack_into("=Q", data, OFFSETS["identity"], hash_of(bytes(data[: OFFSETS["identity"]])))
+    return bytes(data)
+
+
+def change(context, **attributes):
+    """Other attributes of the EPContext nodes."""
+    proto = onnx.load(context)
+    for node in proto.graph.node:
+        if node.op_type == "EPContext":
+            kept = [a for a in node.attribute if a.name not in attributes]
+            new = [onnx.helper.make_attribute(name, value) for name, value in attributes.items()]
+            del node.attribute[:]
+            node.attribute.extend(kept + new)
+    onnx.save(proto, context)
+
+
+def put(context, weights, data):
+    """A file of weights that the model expects."""
+    weights.write_bytes(data)
+    change(context, notes=struct.unpack_from("=Q", data, OFFSETS["identity"])[0].to_bytes(8, "big").hex())
+
+
+def test_signed_files_are_taken(saved):
+    path, context, weights = saved
+    put(context, weights, signed(weights.read_bytes()))
+    np.testing.assert_array_equal(run(context), run(path))
+
+
+def test_every_byte_of_header_and_index(saved):
+    _, context, weights = saved
+    data = weights.read_bytes()
+    (index,) = struct.unpack_from("=Q", data, OFFSETS["index_offset"])
+    for at in (*range(HEADER), *range(index, len(data))):
+        weights.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        refused(context, "holds no context|byte order|version|damaged")
+
+
+def test_every_byte_of_the_weights_when_asked(saved):
+    path, context, weights = saved
+    data = weights.read_bytes()
+    (index,) = struct.unpack_from("=Q", data, OFFSETS["index_offset"])
+    np.testing.assert_allclose(run(context, verify=1), run(path))
+    for at in range(HEADER, index, 97):
+        weights.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :])
+        refused(context, "damaged: the bytes from", verify=1)
+        run(context)  # and no harm otherwise
+
+
+def test_other_lengths(saved):
+    _, context, weights = saved
+    data = weights.read_bytes()
+    for size in (0, 1, HEADER - 1, HEADER, HEADER + 1, len(data) // 2, len(data) - 1):
+        weights.write_bytes(data[:size])
+        refused(context, "holds no context|damaged: it has")
+    weights.write_bytes(data + b"\0")
+    refused(context, "damaged: it has")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"format": 2}, "version 2 of the format, this library has version 1; compile the model again"),
+        ({"byte_order": 0x04030201}, "another byte order"),
+        ({"file_size": 1 << 60}, "damaged: it has"),
+        ({"index_offset": WORD}, "no index"),
+        ({"index_offset": 0}, "no index"),
+        ({"index_size": WORD}, "no index"),
+        ({"index_size": 0}, "no index"),
+        ({"index_hash": 5}, "its index has another hash"),
+        ({"nodes": 2}, "not as many nodes"),
+        ({"nodes": WORD}, "not as many nodes"),
+    ],
+)
+def test_impossible_headers(saved, changes, match):
+    _, context, weights = saved
+    offset = {"index_hash": 0} if "index_offset" in changes else {}
+    put(context, weights, signed(weights.read_bytes(), **changes, **offset))
+    refused(context, match)
+
+
+def test_the_file_of_another_model(saved, tmp_path):
+    _, context, weights = saved
+    (tmp_path / "other").mkdir()
+    other = compiled(tmp_path / "other", nbits_model(8))[2]
+    weights.write_bytes(other.read_bytes())
+    refused(context, "is not the file that the model was saved with")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../model.weights", "a/b", "", ".", "..", "x\0y"])
+def test_names_that_leave_the_folder(saved, name):
+    _, context, _ = saved
+    change(context, ep_cache_context=name.encode())
+    refused(context, "must be named without a folder")
+
+
+def test_what_is_no_file(saved, tmp_path):
+    _, context, weights = saved
+    data = weights.read_bytes()
+    weights.unlink()
+    refused(context, "No such file or directory; the model needs this file beside it")
+    weights.mkdir()
+    refused(context, "is no regular file")
+    weights.rmdir()
+    os.mkfifo(weights)
+    refused(context, "is no regular file")
+    weights.unlink()
+    (tmp_path / "elsewhere").write_bytes(data)
+    weights.symlink_to(tmp_path / "elsewhere")
+    refused(context, "is a link")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "match"),
+    [
+        ({"partition_name": "1"}, "has no node 1"),
+        ({"partition_name": "-1"}, "partition_name is '-1', no number"),
+        ({"partition_name": "9" * 30}, "no number"),
+        ({"notes": "0"}, "is not the file"),
+        ({"embed_mode": 1}, "embed_mode is not 0"),
+    ],
+)
+def test_other_attributes(saved, attributes, match):
+    _, context, _ = saved
+    change(context, **attributes)
+    refused(context, match)
+
+
+def test_values_of_other_types(saved):
+    _, context, _ = saved
+    original = onnx.load(context)
+    (node,) = [node for node in original.graph.node if node.op_type == "EPContext"]
+    for name, match in ((node.input[0], "input 0 has another type"), (node.output[0], "its output is not that saved")):
+        for kind in (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):
+            proto = onnx.ModelProto.FromString(original.SerializeToString())
+            del proto.graph.node[1:]
+            proto.graph.node[0].CopyFrom(node)
+            proto.graph.output[0].name = node.output[0]
+            for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+                if value.name == name:
+                    value.type.tensor_type.elem_type = kind
+            onnx.save(proto, context)
+            refused(context, match)
+    proto = onnx.ModelProto.FromString(original.SerializeToString())
+    next(node for node in proto.graph.node if node.op_type == "EPContext").output.append("another")
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("another", onnx.TensorProto.FLOAT, None))
+    onnx.save(proto, context)
+    refused(context, "its output is not that saved")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_records(saved, seed):
+    """Files whose hashes fit and whose contents do not: an error or an answer, and never a crash."""
+    _, context, weights = saved
+    data = weights.read_bytes()
+    (start,) = struct.unpack_from("=Q", data, OFFSETS["index_offset"])
+    chance = random.Random(seed)
+    numbers = [
+        0,
+        1,
+        2,
+        3,
+        15,
+        16,
+        17,
+        32,
+        37,
+        64,
+        96,
+        256,
+        1 << 20,
+        1 << 31,
+        1 << 40,
+        1 << 62,
+        1 << 63,
+        WORD,
+        len(data),
+    ]
+    child, answers = Child(), 0
+    feeds = {"A": np.ones((3, 96), np.float32)}
+    try:
+        for _ in range(150):
+            index = bytearray(data[start:])
+            for _ in range(chance.choice([1, 1, 2, 3])):
+                at = chance.randrange(0, len(index) - 8)
+                if chance.random() < 0.3:
+                    index[at] = chance.randrange(256)
+                else:
+                    struct.pack_into("=Q", index, at, chance.choice(numbers))
+            if chance.random() < 0.2:
+                del index[chance.randrange(len(index)) :]
+            changed = data[:start] + bytes(index)
+            put(context, weights, signed(changed, file_size=len(changed), index_size=len(index)))
+            answer = child.run(str(context), feeds, provider=True)
+            answers += isinstance(answer, list)
+            assert (
+                isinstance(answer, list)
+                or ep.NAME in answer
+                or "A for the following" in answer
+                or "has shape" in answer
+            )
+    finally:
+        child.close()
+    assert answers < 150
