@@ -234,7 +234,7 @@ def widen_activations(graph, _):
     ],
 )  # fmt: skip
 def test_what_is_left(proto, reason, capfd):
-    session = ep.session(proto, options(log_severity_level=1, graph_optimization_level=NONE))
+    session = ep.session(proto, options(log_severity_level=1, graph_optimization_level=NONE), claim="qdq_matmul")
     (line,) = (line for line in capfd.readouterr().err.splitlines() if "left to others" in line)
     assert reason in line
     assert taken(session) in ([], None)
