@@ -12,7 +12,7 @@ def code_that_runs(isa: str, accuracy_level: int, M: int, block_size: int, K: in
     of_its_own = {
         "avxvnni": accuracy_level == 4,
         "avx512bf16": accuracy_level == 3,
-        "amx": accuracy_level >= 3 and M >= 8 and reference.activation_block(block_size, K) % 32 == 0,
+        "amx": accuracy_level >= 3 and M >= 12 and reference.activation_block(block_size, K) % 32 == 0,
     }
     if of_its_own.get(isa, True):
         return isa

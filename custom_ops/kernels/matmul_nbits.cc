@@ -8,7 +8,7 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kLeastRowsOfAmx = 8;  // below, its tiles are too empty to win against AVX-512 VNNI
+constexpr std::int64_t kLeastRowsOfAmx = 12;  // below, its tiles are too empty to win against AVX-512 VNNI
 
 // Room for the rounded rows of one problem, kept by each calling thread.
 std::uint8_t* rows_buffer(std::size_t bytes) {
@@ -57,12 +57,18 @@ struct Job {
   const Parallel& parallel;
 };
 
+// Rows of so many bytes that stay in L2 while tile after tile of the weight meets them.
+std::int64_t rows_to_keep(std::int64_t row_bytes) {
+  constexpr std::int64_t kShareOfL2 = 1 << 19, kGroup = 48;  // a multiple of all groups of rows that kernels take
+  return std::max<std::int64_t>(kShareOfL2 / row_bytes / kGroup, 1) * kGroup;
+}
+
 // work(first_tile, tiles, begin, end) for pieces of the product; what follows the sums is done while they are in the
 // cache.
 template <class Work>
-void for_each_piece(const Job& job, std::int64_t row_step, std::int64_t tiles_a_piece, const Work& work) {
+void for_each_piece(const Job& job, const Piece& piece, const Work& work) {
   const NBitsProblem& p = job.p;
-  split(p.M, p.weight->tiles, {tiles_a_piece, row_step}, job.parallel,
+  split(p.M, p.weight->tiles, piece, job.parallel,
         [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
           work(first, tiles, begin, end);
           if (p.activation != Activation::kNone || p.gate != nullptr) job.floats.activate(p, first, tiles, begin, end);
@@ -73,11 +79,11 @@ void multiply_floats(const Job& job, const NBitsFloatKernels& kernels) {
   const NBitsProblem& p = job.p;
   const int bits = p.weight->bits;
   if (p.M == 1) {
-    for_each_piece(job, 1, tiles_to_stream(*p.weight),
+    for_each_piece(job, {tiles_to_stream(*p.weight)},
                    [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, tile, tiles); });
     return;
   }
-  for_each_piece(job, 1, kernels.panel_tiles,
+  for_each_piece(job, {kernels.panel_tiles, 1, rows_to_keep(p.weight->K * 4)},
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
                    kernels.panel[bits](p, tile, begin, end);
                  });
@@ -89,11 +95,11 @@ void multiply_bfloat16(const Job& job, const NBitsBFloat16Kernels& kernels) {
   const BFloat16Rows rows = bfloat16_rows(p, kernels.row_step);
   for_each_row(p.M, p.weight->padded_k, job.parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
   if (p.M == 1) {
-    for_each_piece(job, 1, tiles_to_stream(*p.weight),
+    for_each_piece(job, {tiles_to_stream(*p.weight)},
                    [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, rows, tile, tiles); });
     return;
   }
-  for_each_piece(job, kernels.row_step, kernels.panel_tiles,
+  for_each_piece(job, {kernels.panel_tiles, kernels.row_step, rows_to_keep(rows.row_values * 2)},
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
                    kernels.panel[bits](p, rows, tile, begin, end);
                  });
@@ -104,7 +110,7 @@ void multiply_int8(const Job& job, const NBitsInt8Kernels& kernels) {
   const NBitsWeight& w = *p.weight;
   const QuantizedRows rows = quantized_rows(p, kernels.row_step);
   for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-  for_each_piece(job, kernels.row_step, tiles_to_stream(w),
+  for_each_piece(job, {tiles_to_stream(w), kernels.row_step, rows_to_keep(rows.row_bytes)},
                  [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                    kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
                  });

@@ -9,7 +9,7 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kFloatK = 256;  // a panel of 32 float columns stays within 32 KiB of L1
+constexpr std::int64_t kFloatK = 128;  // a panel of 32 float columns takes 16 KiB of L1, whose ways rows of A need too
 
 // kFloatK rows of the weight as floats, for rank-1 updates.
 template <class S, int Bits>
