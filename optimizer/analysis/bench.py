@@ -134,9 +134,7 @@ def bench(
     entries = [entry for model in models for entry in _entries(model, provider)]
     runs, feeds = [], {}
     for entry in entries:
-        options = session_options(
-            threads=threads, ours=entry.ours, provider={} if entry.provider else None, config=config
-        )
+        options = session_options(threads=threads, ours=entry.ours, provider=entry.provider, config=config)
         session = open_session(entry.path, options)
         feeds = random_feeds(session.get_inputs(), dims)
         runs.append(_Run(entry.path, session, feeds))
@@ -146,7 +144,7 @@ def bench(
     medians = [float(np.median(times)) for times in samples]
     timings = [
         Timing(
-            entry.name, entry.ours or entry.provider, len(samples[i]), medians[i], float(np.percentile(samples[i], 10)),
+            entry.name, entry.ours or entry.provider is not None, len(samples[i]), medians[i], float(np.percentile(samples[i], 10)),
             float(np.percentile(samples[i], 90)), medians[0] / medians[i], loads[i]["load_seconds"],
             int(loads[i]["memory"]), entry.size,
         )
@@ -162,7 +160,7 @@ class _Entry:
     name: str
     path: Path
     ours: bool
-    provider: bool
+    provider: dict[str, str] | None  # options of ours, where it is appended
     size: int
 
 
@@ -170,8 +168,8 @@ def _entries(model: str, provider: bool) -> list[_Entry]:
     """The model as it is, and where wanted on our execution provider."""
     path = storage.resolve(model)
     loaded = storage.load(path)
-    plain = _Entry(model, path, uses_our_ops(loaded), False, storage.size_on_disk(path, loaded))
-    return [plain, dataclasses.replace(plain, name=f"{model} + ep", provider=True)] if provider else [plain]
+    plain = _Entry(model, path, uses_our_ops(loaded), None, storage.size_on_disk(path, loaded))
+    return [plain, dataclasses.replace(plain, name=f"{model} + ep", provider={})] if provider else [plain]
 
 
 class _Run:
