@@ -144,9 +144,9 @@ def bench(
     medians = [float(np.median(times)) for times in samples]
     timings = [
         Timing(
-            entry.name, entry.ours or entry.provider is not None, len(samples[i]), medians[i], float(np.percentile(samples[i], 10)),
-            float(np.percentile(samples[i], 90)), medians[0] / medians[i], loads[i]["load_seconds"],
-            int(loads[i]["memory"]), entry.size,
+            entry.name, entry.ours or entry.provider is not None, len(samples[i]), medians[i],
+            float(np.percentile(samples[i], 10)), float(np.percentile(samples[i], 90)),
+            medians[0] / medians[i], loads[i]["load_seconds"], int(loads[i]["memory"]), entry.size,
         )
         for i, entry in enumerate(entries)
     ]  # fmt: skip
