@@ -55,11 +55,15 @@ def plot_kernels(benchmark: KernelBenchmark, path: str | Path) -> None:
         axes.plot(*zip(*line, strict=True), marker="o", label=f"{K} x {N}")
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xscale("log", base=2)
+    rows = sorted({t.case.M for t in benchmark.timings})
+    axes.set_xticks(rows, [str(M) for M in rows])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("rows M")
     axes.set_ylabel("times as fast as ONNX Runtime")
     axes.legend(title="K x N", fontsize=8)
-    axes.set_title(f"{benchmark.machine}\n{benchmark.setup}", fontsize=9, loc="left")
+    case = benchmark.timings[0].case
+    what = f"{case.op}, {case.bits} bits" + (f", block {case.block_size}" if case.block_size else "")
+    axes.set_title(f"{what}\n{benchmark.machine}\n{benchmark.setup}", fontsize=9, loc="left")
     _save(figure, path)
 
 
