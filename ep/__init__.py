@@ -15,12 +15,13 @@ from onnxpress.custom_ops import library_path
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["NAME", "append", "assigned_nodes", "register", "session"]
+__all__ = ["NAME", "RECORD_ASSIGNMENT", "append", "assigned_nodes", "register", "session"]
 
 NAME = "OnnxpressExecutionProvider"
 """Name of the execution provider in ONNX Runtime."""
 
-_RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+"""Session configuration entry that `assigned_nodes` needs to be "1"."""
 
 
 def register() -> None:
@@ -59,7 +60,11 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
         RuntimeError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.
     """
     register()
-    session_options.add_provider_for_devices(_devices(), {key: str(value) for key, value in options.items()})
+    session_options.add_provider_for_devices(_devices(), {key: _text(value) for key, value in options.items()})
+
+
+def _text(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def session(
@@ -81,7 +86,7 @@ def session(
     chosen = session_options if session_options is not None else ort.SessionOptions()
     custom_ops.register(chosen)
     append(chosen, **options)
-    chosen.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
+    chosen.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     # Without its fallback: ONNX Runtime 1.23 takes a wrong option as a reason to do without the provider.
     source = model if isinstance(model, bytes) else os.fspath(model)
     return ort.InferenceSession(source, chosen, enable_fallback=0)

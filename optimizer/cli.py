@@ -39,6 +39,7 @@ def _run(entry: Callable[[], object]) -> None:
     """
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(_TERMINATED))
     try:
+        _check_isa()
         entry()
     except OnnxpressError as error:
         if os.environ.get("ONNXPRESS_TRACEBACK") == "1":
@@ -50,6 +51,16 @@ def _run(entry: Callable[[], object]) -> None:
         if code in (_INTERRUPTED, _TERMINATED):
             print("interrupted; nothing was written", file=sys.stderr)
         sys.exit(code)
+
+
+def _check_isa() -> None:
+    """A wrong setting is told at once and as such, and not by what happens to need it."""
+    from onnxpress.custom_ops import _kernels
+
+    try:
+        _kernels.chosen_isa()
+    except RuntimeError as error:
+        raise UsageError(str(error)) from error
 
 
 def main() -> None:

@@ -89,22 +89,22 @@ Isa fastest_isa() {
 
 }  // namespace
 
-Isa parse_isa(const std::string& name) {
+Isa parse_isa(const std::string& name, const std::string& setting) {
   for (Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
     if (name != isa_name(isa)) continue;
     for (Isa have : supported_isas()) {
       if (have == isa) return isa;
     }
-    throw std::runtime_error("ONNXPRESS_ISA=" + name + ": this CPU lacks these instructions; best here is " +
+    throw std::runtime_error(setting + name + ": this CPU lacks these instructions; best here is " +
                              isa_name(supported_isas().back()));
   }
-  throw std::runtime_error("ONNXPRESS_ISA=" + name +
+  throw std::runtime_error(setting + name +
                            ": unknown instruction set; use scalar, neon, avx2, avxvnni, avx512vnni, avx512bf16 or amx");
 }
 
 Isa chosen_isa() {
   const char* asked = std::getenv("ONNXPRESS_ISA");
-  return asked != nullptr && *asked != '\0' ? parse_isa(asked) : fastest_isa();
+  return asked != nullptr && *asked != '\0' ? parse_isa(asked, "ONNXPRESS_ISA=") : fastest_isa();
 }
 
 }  // namespace onnxpress

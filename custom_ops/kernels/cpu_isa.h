@@ -18,7 +18,7 @@ std::vector<Isa> supported_isas();
 // Throws std::runtime_error when that is no name of an instruction set or the CPU lacks it.
 Isa chosen_isa();
 
-// Throws std::runtime_error like `chosen_isa` when `name` cannot be run here.
-Isa parse_isa(const std::string& name);
+// Throws std::runtime_error like `chosen_isa` when `name` cannot be run here; the message begins with `setting`.
+Isa parse_isa(const std::string& name, const std::string& setting = "");
 
 }  // namespace onnxpress

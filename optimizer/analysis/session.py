@@ -55,6 +55,7 @@ def session_options(
         custom_ops.register(options)
     if provider is not None:
         ep.append(options, **provider)
+        options.add_session_config_entry(ep.RECORD_ASSIGNMENT, "1")
     return options
 
 
