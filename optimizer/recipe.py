@@ -16,6 +16,8 @@ from .quantization.schemes import SCALE_TYPES, SCHEMES, WeightScheme
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
+ACTIVATION_TYPES = ("uint8", "int8")
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "scheme": tuple(SCHEMES),
@@ -23,6 +25,8 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "scale_type": SCALE_TYPES,
     "form": FORMS,
     "accuracy_level": ACCURACY_LEVELS,
+    "range_method": RANGE_METHODS,
+    "activation_type": ACTIVATION_TYPES,
 }
 _TYPES: dict[str, type] = {
     "symmetric": bool,
@@ -30,9 +34,29 @@ _TYPES: dict[str, type] = {
     "embeddings": bool,
     "clean_up": bool,
     "keep_float": bool,
+    "per_channel": bool,
+    "reduce_range": bool,
+    "equalize": bool,
+    "smooth": bool,
+    "correct_bias": bool,
+    "restore_moments": bool,
+    "only_if_faster": bool,
+    "fuse": bool,
+    "metric": str,
     "match": str,
     "op_type": str,
 }
+_ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
+_READ = {
+    "weight-only": _ALWAYS
+    | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
+    "static": _ALWAYS
+    | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range", "equalize",
+       "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+    "dynamic": _ALWAYS | {"search", "reduce_range", "smooth", "fuse"},
+}  # fmt: skip
+"""The keys that each kind of scheme reads."""
+_NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +111,11 @@ class Recipe:
     """How to convert a model.
 
     Attributes:
-        scheme: int2, int3, int4, int5, int6 or int8: bits of a weight.
+        scheme: int2, int3, int4, int5, int6 or int8: bits of a weight. int8-static and int8-dynamic round activations
+            too, with scales from a calibration or from each tensor as it comes.
         block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256.
-        symmetric: One fixed zero point instead of one a block; None takes the scheme's default.
+        symmetric: One fixed zero point instead of one a block; None takes the scheme's default. Of activations where
+            the scheme rounds them: their weights always have it.
         search: Search each block's scale for the least squared error, instead of taking it from min and max.
         scale_type: float32 or float16.
         form: "qoperator" (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else
@@ -101,6 +127,20 @@ class Recipe:
         include: Glob patterns on node names; empty means all.
         exclude: Glob patterns on node names to keep in float.
         overrides: Settings for some nodes; the last match wins, key by key.
+        range_method: How int8-static gets the range of a tensor from what a calibration saw: "minmax",
+            "moving-average", "percentile", "entropy" or "mse".
+        percentile: Share of the values, in percent, that the method "percentile" keeps.
+        activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
+        per_channel: One scale an output channel of a weight rather than one in all.
+        reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks this machine.
+        equalize: Even out the channels of neighbouring layers first.
+        smooth: Move outliers of activations into the weights of the products that read them first.
+        correct_bias: Take the mean error of rounding out of the biases.
+        restore_moments: Give each channel of a Conv its mean and deviation back.
+        max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
+        metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
+        only_if_faster: Keep layers in float that this machine runs slower in int8.
+        fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
     """
 
     scheme: str = "int4"
@@ -115,6 +155,19 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
+    range_method: str = "mse"
+    percentile: float = 99.99
+    activation_type: str = "uint8"
+    per_channel: bool = True
+    reduce_range: bool | None = None
+    equalize: bool = True
+    smooth: bool = True
+    correct_bias: bool = True
+    restore_moments: bool = False
+    max_drop: float | None = None
+    metric: str | None = None
+    only_if_faster: bool = False
+    fuse: bool = True
 
     def __post_init__(self) -> None:
         """Check values that came straight from Python.
@@ -124,6 +177,11 @@ class Recipe:
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
         _checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
+
+    @property
+    def kind(self) -> str:
+        """Of the scheme, see `Preset`."""
+        return SCHEMES[self.scheme].kind
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
@@ -143,7 +201,12 @@ class Recipe:
             if override.match is None and override.op_type is None:
                 raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
             built.append(override)
-        return cls(**fields, overrides=tuple(built))
+            if override.scheme is not None and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind:
+                raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
+        recipe = cls(**fields, overrides=tuple(built))
+        if unread := sorted(fields.keys() - _READ[recipe.kind]):
+            raise UsageError(f"{source}: {', '.join(unread)}: not read by scheme {recipe.scheme}")
+        return recipe
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Recipe:
@@ -167,7 +230,8 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
-        values = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v != ()}
+        read = _READ[self.kind]
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}
             for o in values.get("overrides", ())
@@ -233,6 +297,11 @@ def _checked_value(key: str, value: object, source: str) -> object:
             hint = f'did you mean "{near[0]}"? ' if near else ""
             listed = ", ".join(str(c) for c in choices)
             raise UsageError(f"{source}: {key} is {value!r}; {hint}must be one of {listed}")
+    elif key in _NUMBERS:
+        low, high = _NUMBERS[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
+            raise UsageError(f"{source}: {key} is {value!r}, must be a number above {low} and up to {high}")
+        return float(value)
     elif key in _TYPES:
         if not isinstance(value, _TYPES[key]):
             expected = {bool: "true or false", str: "a string"}[_TYPES[key]]

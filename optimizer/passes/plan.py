@@ -111,7 +111,7 @@ def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[
     """
     finite: dict[int, bool] | None = {} if read_weights else None
     decisions = []
-    for path, node in _nodes(model.graph, ""):
+    for path, node in nested_nodes(model.graph, ""):
         decision = _decide(node, path, recipe, finite)
         if decision is not None:
             decisions.append(decision)
@@ -125,13 +125,14 @@ def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[
     return decisions
 
 
-def _nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
+def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
+    """All nodes of a graph and of graphs inside them, each with the names of the nodes around it."""
     for node in graph:
         yield path, node
         for attribute in node.attributes.values():
             if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
                 inner = f"{path}/{node.name}" if path else node.name or node.op_type
-                yield from _nodes(attribute.value, inner)
+                yield from nested_nodes(attribute.value, inner)
 
 
 def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:

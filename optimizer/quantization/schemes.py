@@ -9,10 +9,18 @@ SCALE_TYPES = ("float32", "float16")
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A named scheme: its bits and whether it defaults to one fixed zero point."""
+    """A named scheme.
+
+    Attributes:
+        bits: Of a weight.
+        symmetric: Whether it defaults to one fixed zero point, of weights in "weight-only", of activations else.
+        kind: "weight-only", "static" (activations too, with scales from a calibration) or "dynamic" (activations
+            too, with a scale from each tensor as it comes).
+    """
 
     bits: int
     symmetric: bool
+    kind: str = "weight-only"
 
 
 # Asymmetric blocks cost `bits` bits a block and win 0.4 to 2 dB at low widths; at 8 bits nothing is left to win.
@@ -23,6 +31,8 @@ SCHEMES = {
     "int5": Preset(5, False),
     "int6": Preset(6, False),
     "int8": Preset(8, True),
+    "int8-static": Preset(8, False, "static"),
+    "int8-dynamic": Preset(8, False, "dynamic"),
 }
 
 

@@ -1,0 +1,56 @@
+"""What ONNX Runtime makes of a QDQ model: which products really run on codes of 8 bits.
+
+Its optimizer turns `DequantizeLinear, op, QuantizeLinear` into one node where every condition of its rules holds, and
+else silently computes in float between two conversions. So the optimized graph is asked, not the rules.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .. import storage
+from .session import open_session, session_options
+
+INT8 = frozenset({
+    "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+    "QGemm", "QAttention", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearAveragePool",
+    "QLinearGlobalAveragePool", "QLinearLeakyRelu", "QLinearSigmoid", "QLinearSoftmax",
+})  # fmt: skip
+"""Operators on codes that ONNX Runtime's CPU has."""
+
+_TOKEN = "_token_"  # what ONNX Runtime adds to the name of a node that it made of several
+
+
+def optimized(model: ir.Model) -> ir.Model:
+    """The graph that ONNX Runtime runs, with its CPU's kernels.
+
+    Raises:
+        OnnxpressError: ONNX Runtime refuses the model.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
+        storage.save(ir.from_proto(ir.to_proto(model)), source)
+        options = session_options()
+        options.optimized_model_filepath = str(target)
+        open_session(source, options, model.graph.name)
+        return ir.load(target)
+
+
+def operators(model: ir.Model) -> dict[str, int]:
+    """Nodes of an optimized graph by operator, the most frequent first."""
+    return dict(Counter(node.op_type for node in model.graph).most_common())
+
+
+def fallbacks(model: ir.Model, names: Iterable[str]) -> dict[str, str]:
+    """Which of the nodes of these names an optimized graph does not compute on codes, and what it has instead."""
+    found: dict[str, str] = {}
+    for node in model.graph:
+        name = (node.name or "").split(_TOKEN)[0]
+        if node.op_type in INT8 or name not in found:
+            found[name] = node.op_type
+    return {name: found.get(name, "nothing of its name") for name in names if found.get(name) not in INT8}

@@ -1,0 +1,269 @@
+"""A float graph becomes a QDQ graph: QuantizeLinear and DequantizeLinear where a plan has codes of 8 bits.
+
+    x, W, b  ->  y = Conv(DQ(Q(x)), DQ(W8), DQ(b32)),  then Q(y)
+
+Activations have one scale a tensor, x = s (q - z), from the range that a calibration found. Weights have one scale a
+column or output channel and zero point 0, W = t W8, and the bias is in units of s t, so that sums of int32 need one
+factor a channel and no correction by the weight's zero point.
+
+Two kinds of operators vanish. Relu and Clip, because the codes behind them end where they cut. And a product by a
+positive constant c: its result has the codes of its input and the scale s c.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..quantization.affine import AffineParameters, QuantizedTensor, parameters_of_range, quantize_bias
+from .int8_operators import Operator, Role
+from .plan import constant_of, release
+from .plan_int8 import Int8Plan, is_bias
+from .rewriting import add_array
+
+Range = tuple[float, float]
+Floats = npt.NDArray[np.float32]
+RoundWeight = Callable[[str, Floats, "int | None"], QuantizedTensor]
+"""(name, weight, axis of its output channels, None for one scale) -> codes of int8."""
+BiasShift = Callable[[ir.Node, Floats, QuantizedTensor], "Floats | None"]
+"""(node, weight as a Conv or a matrix [K, N], its rounded form) -> what to add to the bias, one number a channel."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Codes:
+    """Codes of a tensor and what they mean."""
+
+    value: ir.Value
+    parameters: AffineParameters
+
+
+class PlaceQdq:
+    """Carry out a plan.
+
+    Cases: Conv, Gemm and MatMul with a constant weight; MatMul of two activations; operators that move codes; Add and
+    Mul, also with a constant; Concat, Split, pools, LeakyRelu, Sigmoid; products by a constant; Relu and Clip.
+
+    Args:
+        ranges: Lowest and highest value of each tensor that the plan rounds, by name.
+        round_weight: How weights are rounded.
+        dtype: uint8 or int8, of activations.
+        symmetric: Zero points of activations in the middle of the codes, but where a Relu or Clip vanishes.
+        shift: Correction of biases.
+    """
+
+    def __init__(
+        self,
+        ranges: Mapping[str, Range],
+        round_weight: RoundWeight,
+        *,
+        dtype: npt.DTypeLike = np.uint8,
+        symmetric: bool = False,
+        shift: BiasShift = lambda _node, _weight, _rounded: None,
+    ) -> None:
+        self._ranges = ranges
+        self._round_weight = round_weight
+        self._dtype = np.dtype(dtype)
+        self._symmetric = symmetric
+        self._shift = shift
+
+    def __call__(self, model: ir.Model, plan: Int8Plan) -> bool:
+        """Rewrite the graph; whether anything changed."""
+        self._graph, self._plan = model.graph, plan
+        self._codes: dict[ir.Value, _Codes] = {}
+        self._constants: dict[str, ir.Value] = {}
+        # What a node reads and makes is looked up before anything is rewired.
+        steps = [(operator, plan.inputs(operator), plan.outputs(operator)) for operator in plan.operators.values()]
+        for operator, reads, makes in steps:
+            for value in reads:
+                if value not in self._codes:
+                    self._encode_input(value)
+            inputs = [self._codes[value] for value in reads]
+            if operator.role is Role.SCALE:
+                self._rescale(operator, inputs[0], makes[0])
+                continue
+            self._round_constants(operator, inputs[0].parameters)
+            for value in makes:
+                same = operator.role in (Role.MOVE, Role.SPLIT)
+                self._encode_output(value, inputs[0].parameters if same else self._parameters(value))
+        return bool(steps)
+
+    def _parameters(self, value: ir.Value) -> AffineParameters:
+        low, high = self._ranges[value.name or ""]
+        producer = value.producer()
+        clamp = self._plan.replaced.get(producer) if producer is not None else None
+        if clamp is None:
+            return parameters_of_range(low, high, self._dtype, self._symmetric)
+        low, high = max(low, clamp.bounds[0]), min(high, clamp.bounds[1])
+        return parameters_of_range(low, high, self._dtype, symmetric=False)
+
+    def _encode_input(self, value: ir.Value) -> None:
+        """Codes of a value of float: those who compute in float go on reading it."""
+        readers = [
+            (node, index)
+            for node, index in value.uses()
+            if (operator := self._plan.operators.get(node)) is not None and index in operator.inputs
+        ]
+        decoded = self._decode(value, self._encode(value, value, self._parameters(value)))
+        for node, index in readers:
+            node.replace_input_with(index, decoded)
+
+    def _encode_output(self, value: ir.Value, parameters: AffineParameters) -> None:
+        """Codes of a result: all read them, or else ONNX Runtime would not make one node of the group."""
+        result = value
+        while (node := result.producer()) is not None and node in self._plan.replaced:
+            result = _required(node.inputs[0])
+        readers = list(value.uses())
+        decoded = self._decode(value, self._encode(value, result, parameters))
+        self._hand_over(value, decoded, readers)
+
+    def _rescale(self, operator: Operator, codes: _Codes, value: ir.Value) -> None:
+        """The codes of the input stand for the result, with another scale."""
+        scaled = dataclasses.replace(
+            codes.parameters, scale=(codes.parameters.scale * operator.factor).astype(np.float32)
+        )
+        self._codes[value] = renamed = _Codes(codes.value, scaled)
+        self._hand_over(value, self._decode(value, renamed), list(value.uses()))
+
+    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: list[ir.Usage]) -> None:
+        """Let readers, and the graph where it is an output, have the decoded value."""
+        for node, index in readers:
+            node.replace_input_with(index, decoded)
+        if value.is_graph_output():
+            for index, output in enumerate(self._graph.outputs):
+                if output is value:
+                    self._graph.outputs[index] = decoded
+            value.name, decoded.name = f"{value.name}_float", value.name
+
+    def _encode(self, value: ir.Value, result: ir.Value, parameters: AffineParameters) -> _Codes:
+        """Codes of `result`, which stand for `value`."""
+        node = ir.node("QuantizeLinear", [result, *self._operands(value, parameters)], name=f"{value.name}_quantize")
+        output = node.outputs[0]
+        output.name = f"{value.name}_quantized"
+        output.shape, output.type = value.shape, ir.TensorType(ir.DataType.from_numpy(self._dtype))
+        self._insert_behind(result, node)
+        self._codes[value] = codes = _Codes(output, parameters)
+        return codes
+
+    def _decode(self, value: ir.Value, codes: _Codes) -> ir.Value:
+        node = ir.node("DequantizeLinear", [codes.value, *self._operands(value, codes.parameters)],
+                       name=f"{value.name}_dequantize")  # fmt: skip
+        output = node.outputs[0]
+        output.name = f"{value.name}_dequantized"
+        output.shape, output.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+        self._insert_behind(codes.value, node)
+        return output
+
+    def _operands(self, value: ir.Value, parameters: AffineParameters) -> list[ir.Value]:
+        return [
+            self._constant(f"{value.name}_scale", parameters.scale),
+            self._constant(f"{value.name}_zero_point", parameters.zero_point),
+        ]
+
+    def _constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        if name not in self._constants:
+            self._constants[name] = add_array(self._graph, name, np.asarray(array))
+        return self._constants[name]
+
+    def _insert_behind(self, value: ir.Value, node: ir.Node) -> None:
+        producer = value.producer()
+        if producer is not None:
+            self._graph.insert_after(producer, node)
+        else:
+            self._graph.insert_before(self._graph[0], node)
+
+    def _round_constants(self, operator: Operator, x: AffineParameters) -> None:
+        """Weights, biases and constant operands."""
+        if operator.constant is None:
+            return
+        node = operator.node
+        value = _required(node.inputs[operator.constant])
+        array = _read(value)
+        name = value.name or f"{node.name}_weight"
+        if operator.role is Role.BINARY:
+            parameters = parameters_of_range(float(array.min(initial=0)), float(array.max(initial=0)), self._dtype)
+            codes = parameters.quantize(array)
+            self._replace_constant(node, operator.constant, f"{name}_{node.name}", codes, parameters, None)
+            return
+        if operator.role is Role.GEMM:
+            array = self._as_matrix(node, array)
+        axis = 0 if operator.role is Role.CONV else 1
+        rounded = self._round_weight(name, array, axis)
+        parameters = AffineParameters(rounded.scale, rounded.zero_point)
+        self._replace_constant(node, operator.constant, name, rounded.codes, parameters, axis)
+        self._round_bias(operator, x, rounded, self._shift(node, array, rounded))
+
+    @staticmethod
+    def _as_matrix(node: ir.Node, array: Floats) -> Floats:
+        """The weight of a Gemm as [K, N], its attributes worked in."""
+        if node.attributes.get_int("transB", 0):
+            array = array.T
+        array = array * np.float32(node.attributes.get_float("alpha", 1.0))
+        node.attributes["transB"] = ir.AttrInt64("transB", 0)
+        node.attributes["alpha"] = ir.AttrFloat32("alpha", 1.0)
+        return np.ascontiguousarray(array)
+
+    def _replace_constant(
+        self, node: ir.Node, index: int, name: str, codes: npt.NDArray[np.generic], parameters: AffineParameters,
+        axis: int | None,
+    ) -> None:  # fmt: skip
+        operands = [
+            self._constant(f"{name}_quantized", codes),
+            self._constant(f"{name}_scale", parameters.scale),
+            self._constant(f"{name}_zero_point", parameters.zero_point),
+        ]
+        attributes = {} if axis is None else {"axis": axis}
+        decode = ir.node("DequantizeLinear", operands, attributes=attributes, name=f"{node.name}_{index}_dequantize")
+        output = decode.outputs[0]
+        output.name = f"{node.name}_{index}_dequantized"
+        output.shape, output.type = ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)
+        self._graph.insert_before(node, decode)
+        node.replace_input_with(index, output)
+
+    def _round_bias(
+        self, operator: Operator, x: AffineParameters, rounded: QuantizedTensor, shift: Floats | None
+    ) -> None:
+        node = operator.node
+        if operator.role is Role.MATMUL:
+            self._shift_added_bias(node, shift)
+            return
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        if given is None and shift is None:
+            return
+        bias = np.zeros(len(rounded.scale), np.float32)
+        if given is not None:
+            beta = node.attributes.get_float("beta", 1.0) if operator.role is Role.GEMM else 1.0
+            bias = bias + np.float32(beta) * _read(given).reshape(-1)
+        if shift is not None:
+            bias = bias + shift
+        if operator.role is Role.GEMM:
+            node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        codes, scale = quantize_bias(bias, x.scale, rounded.scale)
+        parameters = AffineParameters(scale, np.zeros(len(scale), np.int32))
+        node.resize_inputs(3)
+        self._replace_constant(node, 2, f"{node.name}_bias", codes, parameters, 0)
+
+    def _shift_added_bias(self, node: ir.Node, shift: Floats | None) -> None:
+        """The bias of a MatMul is an Add behind it, in float."""
+        readers = node.outputs[0].uses()
+        if shift is None or len(readers) != 1 or not is_bias(add := readers[0].node, node.outputs[0]):
+            return
+        index = 1 - readers[0].idx
+        bias = _read(_required(add.inputs[index])) + shift
+        add.replace_input_with(index, self._constant(f"{add.name}_bias_shifted", bias.astype(np.float32)))
+
+
+def _required(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value
+
+
+def _read(value: ir.Value) -> Floats:
+    tensor = constant_of(value)
+    assert tensor is not None
+    array: Floats = np.array(tensor.numpy(), np.float32)
+    release(tensor)
+    return array
