@@ -13,7 +13,7 @@ positive constant c: its result has the codes of its input and the scale s c.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +128,7 @@ class PlaceQdq:
         self._codes[value] = renamed = _Codes(codes.value, scaled)
         self._hand_over(value, self._decode(value, renamed), list(value.uses()))
 
-    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: list[tuple[ir.Node, int]]) -> None:
+    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
         """Let readers, and the graph where it is an output, have the decoded value."""
         for node, index in readers:
             node.replace_input_with(index, decoded)

@@ -12,7 +12,7 @@ class AffineParameters:
     scale: np.ndarray
     zero_point: np.ndarray
 
-    def quantize(self, x):
+    def quantize(self, x: np.ndarray) -> np.ndarray:
         i = np.iinfo(self.zero_point.dtype)
         return np.clip(np.rint(x / self.scale) + self.zero_point, i.min, i.max).astype(self.zero_point.dtype)
 
@@ -25,7 +25,7 @@ class QuantizedTensor:
     error: float = 0
 
 
-def parameters_of_range(low, high, dtype, symmetric=False, reduce_range=False):
+def parameters_of_range(low: float, high: float, dtype: object, symmetric: bool = False) -> AffineParameters:
     low, high = min(low, 0.0), max(high, 0.0)
     i = np.iinfo(dtype)
     if symmetric:
@@ -47,6 +47,6 @@ def quantize_weight(w, axis, search=True, reduce_range=False):
     return QuantizedTensor(c, s, np.zeros(len(s), np.int8))
 
 
-def quantize_bias(b, sx, sw):
+def quantize_bias(b: np.ndarray, sx: np.ndarray, sw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     s = (sx * sw).astype(np.float32)
     return np.clip(np.rint(b / s), -(2**31) + 1, 2**31 - 1).astype(np.int32), s
