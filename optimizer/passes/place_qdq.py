@@ -13,7 +13,7 @@ positive constant c: its result has the codes of its input and the scale s c.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +128,7 @@ class PlaceQdq:
         self._codes[value] = renamed = _Codes(codes.value, scaled)
         self._hand_over(value, self._decode(value, renamed), list(value.uses()))
 
-    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: list[ir.Usage]) -> None:
+    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
         """Let readers, and the graph where it is an output, have the decoded value."""
         for node, index in readers:
             node.replace_input_with(index, decoded)
@@ -248,10 +248,10 @@ class PlaceQdq:
 
     def _shift_added_bias(self, node: ir.Node, shift: Floats | None) -> None:
         """The bias of a MatMul is an Add behind it, in float."""
-        readers = node.outputs[0].uses()
-        if shift is None or len(readers) != 1 or not is_bias(add := readers[0].node, node.outputs[0]):
+        readers = list(node.outputs[0].uses())
+        if shift is None or len(readers) != 1 or not is_bias(add := readers[0][0], node.outputs[0]):
             return
-        index = 1 - readers[0].idx
+        index = 1 - readers[0][1]
         bias = _read(_required(add.inputs[index])) + shift
         add.replace_input_with(index, self._constant(f"{add.name}_bias_shifted", bias.astype(np.float32)))
 
