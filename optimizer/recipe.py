@@ -201,7 +201,10 @@ class Recipe:
             if override.match is None and override.op_type is None:
                 raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
             built.append(override)
-            if override.scheme is not None and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind:
+            if (
+                override.scheme is not None
+                and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind
+            ):
                 raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):
