@@ -51,8 +51,8 @@ _READ = {
     "weight-only": _ALWAYS
     | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
-    | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range", "equalize",
-       "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+    | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
+       "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "smooth", "fuse"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""

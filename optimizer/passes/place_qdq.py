@@ -13,7 +13,7 @@ positive constant c: its result has the codes of its input and the scale s c.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -134,7 +134,7 @@ class PlaceQdq:
         self._codes[value] = renamed = _Codes(codes.value, scaled)
         self._hand_over(value, self._decode(value, renamed), list(value.uses()))
 
-    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: list[tuple[ir.Node, int]]) -> None:
+    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
         """Let readers, and the graph where it is an output, have the decoded value."""
         for node, index in readers:
             node.replace_input_with(index, decoded)
@@ -194,6 +194,8 @@ class PlaceQdq:
             codes = parameters.quantize(array)
             self._replace_constant(node, operator.constant, f"{name}_{node.name}", codes, parameters, None)
             return
+        if len(value.uses()) > 1:  # the others have attributes and a bias of their own
+            name = f"{name}_{node.name}"
         if operator.role is Role.GEMM:
             array = self._as_matrix(node, array)
         axis = 0 if operator.role is Role.CONV else 1
