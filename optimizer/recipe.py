@@ -51,8 +51,8 @@ _READ = {
     "weight-only": _ALWAYS
     | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
-    | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range", "equalize",
-       "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+    | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
+       "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "smooth", "fuse"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
@@ -201,7 +201,10 @@ class Recipe:
             if override.match is None and override.op_type is None:
                 raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
             built.append(override)
-            if override.scheme is not None and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind:
+            if (
+                override.scheme is not None
+                and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind
+            ):
                 raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):

@@ -13,13 +13,19 @@ positive constant c: its result has the codes of its input and the scale s c.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..quantization.affine import AffineParameters, QuantizedTensor, parameters_of_range, quantize_bias
+from ..quantization.affine import (
+    AffineParameters,
+    QuantizedTensor,
+    least_weight_scale,
+    parameters_of_range,
+    quantize_bias,
+)
 from .int8_operators import Operator, Role
 from .plan import constant_of, release
 from .plan_int8 import Int8Plan, is_bias
@@ -27,8 +33,8 @@ from .rewriting import add_array
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]
-RoundWeight = Callable[[str, Floats, "int | None"], QuantizedTensor]
-"""(name, weight, axis of its output channels, None for one scale) -> codes of int8."""
+RoundWeight = Callable[[str, Floats, int, "Floats | None"], QuantizedTensor]
+"""(name, weight, axis of its output channels, least scales that its bias allows) -> codes of int8."""
 BiasShift = Callable[[ir.Node, Floats, QuantizedTensor], "Floats | None"]
 """(node, weight as a Conv or a matrix [K, N], its rounded form) -> what to add to the bias, one number a channel."""
 
@@ -128,7 +134,7 @@ class PlaceQdq:
         self._codes[value] = renamed = _Codes(codes.value, scaled)
         self._hand_over(value, self._decode(value, renamed), list(value.uses()))
 
-    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: list[ir.Usage]) -> None:
+    def _hand_over(self, value: ir.Value, decoded: ir.Value, readers: Sequence[tuple[ir.Node, int]]) -> None:
         """Let readers, and the graph where it is an output, have the decoded value."""
         for node, index in readers:
             node.replace_input_with(index, decoded)
@@ -188,13 +194,22 @@ class PlaceQdq:
             codes = parameters.quantize(array)
             self._replace_constant(node, operator.constant, f"{name}_{node.name}", codes, parameters, None)
             return
+        if len(value.uses()) > 1:  # the others have attributes and a bias of their own
+            name = f"{name}_{node.name}"
         if operator.role is Role.GEMM:
             array = self._as_matrix(node, array)
         axis = 0 if operator.role is Role.CONV else 1
-        rounded = self._round_weight(name, array, axis)
+        bias = None if operator.role is Role.MATMUL else self._bias(operator, array.shape[axis])
+        least = None if bias is None else least_weight_scale(bias, x.scale)
+        rounded = self._round_weight(name, array, axis, least)
         parameters = AffineParameters(rounded.scale, rounded.zero_point)
         self._replace_constant(node, operator.constant, name, rounded.codes, parameters, axis)
-        self._round_bias(operator, x, rounded, self._shift(node, array, rounded))
+        shift = self._shift(node, array, rounded)
+        if operator.role is Role.MATMUL:
+            self._shift_added_bias(node, shift)
+        elif bias is not None or shift is not None:
+            parts = [part for part in (bias, shift) if part is not None]
+            self._round_bias(node, x, rounded, np.sum(parts, axis=0))
 
     @staticmethod
     def _as_matrix(node: ir.Node, array: Floats) -> Floats:
@@ -223,35 +238,32 @@ class PlaceQdq:
         self._graph.insert_before(node, decode)
         node.replace_input_with(index, output)
 
-    def _round_bias(
-        self, operator: Operator, x: AffineParameters, rounded: QuantizedTensor, shift: Floats | None
-    ) -> None:
+    @staticmethod
+    def _bias(operator: Operator, channels: int) -> Floats | None:
+        """The bias of a Conv or Gemm, one number a channel, its attribute worked in."""
         node = operator.node
-        if operator.role is Role.MATMUL:
-            self._shift_added_bias(node, shift)
-            return
         given = node.inputs[2] if len(node.inputs) > 2 else None
-        if given is None and shift is None:
-            return
-        bias = np.zeros(len(rounded.scale), np.float32)
-        if given is not None:
-            beta = node.attributes.get_float("beta", 1.0) if operator.role is Role.GEMM else 1.0
-            bias = bias + np.float32(beta) * _read(given).reshape(-1)
-        if shift is not None:
-            bias = bias + shift
+        if given is None:
+            return None
+        beta = np.float32(1)
         if operator.role is Role.GEMM:
+            beta = np.float32(node.attributes.get_float("beta", 1.0))
             node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        bias: Floats = np.zeros(channels, np.float32) + beta * _read(given).reshape(-1)
+        return bias
+
+    def _round_bias(self, node: ir.Node, x: AffineParameters, rounded: QuantizedTensor, bias: Floats) -> None:
         codes, scale = quantize_bias(bias, x.scale, rounded.scale)
-        parameters = AffineParameters(scale, np.zeros(len(scale), np.int32))
+        parameters = AffineParameters(scale, np.zeros(scale.shape, np.int32))
         node.resize_inputs(3)
         self._replace_constant(node, 2, f"{node.name}_bias", codes, parameters, 0)
 
     def _shift_added_bias(self, node: ir.Node, shift: Floats | None) -> None:
         """The bias of a MatMul is an Add behind it, in float."""
-        readers = node.outputs[0].uses()
-        if shift is None or len(readers) != 1 or not is_bias(add := readers[0].node, node.outputs[0]):
+        readers = list(node.outputs[0].uses())
+        if shift is None or len(readers) != 1 or not is_bias(add := readers[0][0], node.outputs[0]):
             return
-        index = 1 - readers[0].idx
+        index = 1 - readers[0][1]
         bias = _read(_required(add.inputs[index])) + shift
         add.replace_input_with(index, self._constant(f"{add.name}_bias_shifted", bias.astype(np.float32)))
 

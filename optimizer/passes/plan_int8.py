@@ -159,8 +159,8 @@ def is_bias(node: ir.Node, value: ir.Value) -> bool:
 
 def _only_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value, where nobody else does."""
-    uses = value.uses()
-    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+    uses = list(value.uses())
+    return uses[0][0] if len(uses) == 1 and not value.is_graph_output() else None
 
 
 def _decisions(model: ir.Model, plan: Int8Plan, reasons: Mapping[ir.Node, str]) -> Iterator[Decision]:

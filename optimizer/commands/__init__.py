@@ -1,0 +1,1 @@
+"""Commands, a group a file: parse, call, print. No logic lives here."""

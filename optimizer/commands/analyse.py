@@ -1,0 +1,151 @@
+"""Commands that look at models and time them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .terminal import Json, console, progress_bar
+
+_Dims = Annotated[list[str] | None, typer.Option("--dim", help="NAME=SIZE of a symbolic dimension; repeatable.")]
+_Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
+
+
+def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
+    pairs = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f'{option} "{item}": write NAME=VALUE')
+        pairs[key] = value
+    return pairs
+
+
+def _sizes(items: list[str] | None) -> dict[str, int]:
+    pairs = _pairs(items, "--dim")
+    for name, value in pairs.items():
+        if not value.isdecimal():
+            raise UsageError(f'--dim "{name}={value}": the size must be a whole number')
+    return {name: int(value) for name, value in pairs.items()}
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A file, a folder or a catalogue name.")],
+    scheme: Annotated[str, typer.Option(help="The scheme to ask about.")] = "int4",
+    nodes: Annotated[bool, typer.Option("--nodes", help="List every node rather than counts.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show what is in a model, and what a scheme would take of it."""
+    from ..analysis.inspect import inspect as run
+    from ..recipe import Recipe
+
+    result = run(model, Recipe.from_mapping({"scheme": scheme}, "command line"))
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console(), nodes=nodes)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="The reference: a file, a folder or a catalogue name.")],
+    second: Annotated[str, typer.Argument(help="The model to judge.")],
+    data: Annotated[str, typer.Option(help="An .npz file of inputs, or random.")] = "random",
+    dim: _Dims = None,
+    top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
+    plot: _Plot = None,
+    json_: Json = False,
+) -> None:
+    """Compare two models tensor by tensor, to find the layer that hurts."""
+    from ..analysis.compare import compare as run
+
+    with progress_bar(json_) as progress:
+        result = run(first, second, data=None if data == "random" else data, dims=_sizes(dim), progress=progress)
+    if plot:
+        from ..analysis.plots import plot_comparison
+
+        plot_comparison(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console(), top)
+
+
+def bench(
+    model: Annotated[list[str], typer.Argument(help="Files, folders or catalogue names; the first is the base.")],
+    batch: Annotated[int, typer.Option(min=1, help="Size of dimensions named batch.")] = 1,
+    seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
+    past: Annotated[int, typer.Option(min=0, help="Size of dimensions named past.")] = 0,
+    dim: _Dims = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 9,
+    ort_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of ONNX Runtime's session configuration; repeatable.")
+    ] = None,
+    ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
+    plot: _Plot = None,
+    json_: Json = False,
+) -> None:
+    """Time models side by side in ONNX Runtime."""
+    from ..analysis.bench import bench as run
+
+    dims = {"batch": batch, "sequence": seq, "past": past, **_sizes(dim)}
+    with progress_bar(json_) as progress:
+        result = run(
+            model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
+            provider=ep, progress=progress,
+        )  # fmt: skip
+    if plot:
+        from ..analysis.plots import plot_benchmark
+
+        plot_benchmark(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console())
+
+
+def bench_kernels(
+    shape: Annotated[list[str] | None, typer.Option(help="KxN of a weight; repeatable.")] = None,
+    rows: Annotated[list[int] | None, typer.Option("--rows", "-m", min=1, help="Rows M; repeatable.")] = None,
+    op: Annotated[str, typer.Option(help="matmul_nbits, qdq_matmul or dynamic_matmul.")] = "matmul_nbits",
+    bits: Annotated[int, typer.Option(help="2, 4 or 8, of matmul_nbits.")] = 4,
+    block_size: Annotated[int, typer.Option(help="A power of two from 16, of matmul_nbits.")] = 32,
+    accuracy_level: Annotated[int, typer.Option(min=0, max=4, help="Of both sides.")] = 4,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="With zero points.")] = False,
+    cold: Annotated[int, typer.Option(min=0, help="MB of weights at least, so that they come from memory.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
+    plot: _Plot = None,
+    json_: Json = False,
+) -> None:
+    """Time products of ONNX Runtime and ours, against what the machine could do."""
+    from ..analysis import bench_kernels as kernels
+    from ..analysis.kernel_models import OPS, Case
+
+    if op not in OPS:
+        raise UsageError(f'--op "{op}": there are {", ".join(OPS)}')
+    shapes = [_shape(text) for text in shape] if shape else kernels.SHAPES
+    kind = (bits, block_size) if op == "matmul_nbits" else (8, 0)
+    cases = [Case(m, k, n, *kind, op) for k, n in shapes for m in rows or kernels.ROWS]
+    with progress_bar(json_) as progress:
+        result = kernels.bench_kernels(
+            cases, accuracy_level=accuracy_level, symmetric=not asymmetric, threads=threads, rounds=rounds,
+            cold=cold * 10**6, progress=progress,
+        )  # fmt: skip
+    if plot:
+        from ..analysis.plots import plot_kernels
+
+        plot_kernels(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console())
+
+
+def _shape(text: str) -> tuple[int, int]:
+    sizes = text.lower().split("x")
+    if len(sizes) != 2 or not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):
+        raise UsageError(f"--shape {text}: expected KxN, such as 4096x14336")
+    return int(sizes[0]), int(sizes[1])

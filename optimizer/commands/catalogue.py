@@ -1,0 +1,60 @@
+"""Commands on the catalogue: its models and its tasks."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .terminal import Json, console
+
+
+def models(
+    name: Annotated[str | None, typer.Argument(help="Print the path of this one, fetched if it is not yet.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the models that can be named instead of a file."""
+    import json
+
+    from onnxpress.models import catalogue
+    from rich.table import Table
+
+    if name is not None:
+        path = str(catalogue.path(name))
+        print(json.dumps({"name": name, "path": path}) if json_ else path)
+        return
+    entries = [catalogue.entry(known) for known in catalogue.names()]
+    if json_:
+        print(json.dumps([e.to_mapping() for e in entries], indent=2))
+        return
+    table = Table("name", "cached", "download", "licence", "task", "what it is", box=None)
+    for e in entries:
+        cached = "yes" if e.is_cached else "no"
+        table.add_row(e.name, cached, f"{e.package.megabytes} MB", e.package.licence, e.task or "", e.description)
+    console().print(table)
+
+
+def evaluate(
+    model: Annotated[list[str], typer.Argument(help="Files or catalogue names, judged side by side.")],
+    task: Annotated[str | None, typer.Option(help="lee, wordsim353, simlex999 or reading; guessed by default.")] = None,
+    json_: Json = False,
+) -> None:
+    """Judge models by a task with labels; the first is what the others are compared with."""
+    import dataclasses
+    import json
+
+    from onnxpress.models.evaluate import evaluate as run
+    from rich.table import Table
+
+    results = [run(name, task) for name in model]
+    if json_:
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+        return
+    table = Table("model", "task", "metric", "value", "change", "also", box=None)
+    for result in results:
+        same = result is not results[0] and result.task == results[0].task
+        change = f"{result.value - results[0].value:+.4f}" if same else ""
+        others = {name: value for name, value in result.details.items() if name != result.metric.lower()}
+        also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in others.items())
+        table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}", change, also)
+    console().print(table)
