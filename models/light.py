@@ -90,7 +90,8 @@ def _feeds(node: ir.Node, op_type: str) -> bool:
 
 def _kernel(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
     scale = np.float32(math.sqrt(2 / math.prod(shape[1:])))
-    return generator.standard_normal(shape, np.float32) * scale
+    kernel: Array = generator.standard_normal(shape, np.float32) * scale
+    return kernel
 
 
 def _offset(shape: tuple[int, ...], generator: np.random.Generator) -> Array:
