@@ -17,13 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
+from .analysis.machine import products_saturate
 from .analysis.metrics import Metric, choose_metric
 from .analysis.profile import slower_in_int8
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted, activation_range, collect, unusable
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
-from .passes import RaiseOpset
+from .passes import FoldAffine, RaiseOpset, RecogniseActivations
 from .passes.equalize_channels import EqualizeChannels
 from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.int8_operators import Role
@@ -61,7 +62,7 @@ class Calibrated:
 
 def prepare(model: ir.Model) -> None:
     """The rewrites of floats that INT8 starts from; tensors have the names that statistics know them by."""
-    for step in (RaiseOpset(_OPSET), ExpandHardActivations()):
+    for step in (RecogniseActivations(), FoldAffine(), RaiseOpset(_OPSET), ExpandHardActivations()):
         step(model)
 
 
@@ -141,6 +142,7 @@ class Builder:
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._ranges: dict[str, Range] = {}
         self._moments: Statistics | None = None
+        self._reduce_range = products_saturate() if recipe.reduce_range is None else recipe.reduce_range
         self.weights: dict[str, QuantizedTensor] = {}
 
     def plan(self, model: ir.Model, kept: Mapping[str, str]) -> Int8Plan:
@@ -209,7 +211,7 @@ class Builder:
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
             self._rounded[key] = quantize_weight(
-                weight, channels, reduce_range=bool(self.recipe.reduce_range), search=self.recipe.search,
+                weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
                 least_scale=least,
             )  # fmt: skip
         self.weights[name] = self._rounded[key]
