@@ -212,8 +212,12 @@ class Recipe:
         return recipe
 
     @classmethod
-    def from_toml(cls, path: str | Path) -> Recipe:
+    def from_toml(cls, path: str | Path, given: Mapping[str, Any] | None = None) -> Recipe:
         """Read a recipe file.
+
+        Args:
+            path: The file.
+            given: Values that take the place of the file's.
 
         Raises:
             UsageError: The file is not valid TOML or not a valid recipe.
@@ -229,7 +233,7 @@ class Recipe:
             raise OnnxpressError(f"{path}: cannot read the recipe: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: not valid TOML: {error}") from error
-        return cls.from_mapping(values, str(path))
+        return cls.from_mapping({**values, **(given or {})}, str(path))
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""

@@ -230,7 +230,7 @@ class PlaceQdq:
             self._constant(f"{name}_scale", parameters.scale),
             self._constant(f"{name}_zero_point", parameters.zero_point),
         ]
-        attributes = {} if axis is None else {"axis": axis}
+        attributes = {"axis": axis} if axis is not None and parameters.scale.ndim else {}
         decode = ir.node("DequantizeLinear", operands, attributes=attributes, name=f"{node.name}_{index}_dequantize")
         output = decode.outputs[0]
         output.name = f"{node.name}_{index}_dequantized"
@@ -242,13 +242,13 @@ class PlaceQdq:
     def _bias(operator: Operator, channels: int) -> Floats | None:
         """The bias of a Conv or Gemm, one number a channel, its attribute worked in."""
         node = operator.node
-        given = node.inputs[2] if len(node.inputs) > 2 else None
-        if given is None:
-            return None
         beta = np.float32(1)
         if operator.role is Role.GEMM:
             beta = np.float32(node.attributes.get_float("beta", 1.0))
             node.attributes["beta"] = ir.AttrFloat32("beta", 1.0)
+        given = node.inputs[2] if len(node.inputs) > 2 else None
+        if given is None:
+            return None
         bias: Floats = np.zeros(channels, np.float32) + beta * _read(given).reshape(-1)
         return bias
 

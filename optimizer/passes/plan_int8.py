@@ -67,13 +67,16 @@ _SAME_CODES = (Role.MOVE, Role.SPLIT, Role.SCALE)
 _FLOAT_RESULTS = (Role.GEMM, Role.MATMUL, Role.MATMUL_OF_TWO)
 
 
-def plan_int8(model: ir.Model, recipe: Recipe, unusable: Mapping[str, str] | None = None) -> Int8Plan:
+def plan_int8(
+    model: ir.Model, recipe: Recipe, unusable: Mapping[str, str] | None = None, kept: Mapping[str, str] | None = None
+) -> Int8Plan:
     """Decide on every node of the main graph.
 
     Args:
         model: A float model; its values carry no codes yet.
         recipe: What is asked for; its patterns keep products in float.
         unusable: Tensors that cannot be rounded, by name, and why: what a calibration found.
+        kept: Nodes to leave in float, by name, and why: what measurements found.
 
     Returns:
         The plan. Nodes of graphs inside nodes are left: what flows there cannot be observed.
@@ -82,7 +85,7 @@ def plan_int8(model: ir.Model, recipe: Recipe, unusable: Mapping[str, str] | Non
     clamps: dict[ir.Node, Operator] = {}
     reasons: dict[ir.Node, str] = {}
     for node in model.graph:
-        operator = _wish(node, recipe)
+        operator = (kept or {}).get(node.name or "") or _wish(node, recipe)
         if isinstance(operator, str):
             reasons[node] = operator
         elif operator is not None:

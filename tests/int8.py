@@ -1,0 +1,59 @@
+"""INT8 models of small graphs: ranges observed on one set of inputs, and both forms through ONNX Runtime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import onnxruntime as ort
+from onnxpress.optimizer.analysis.int8_kernels import optimized
+from onnxpress.optimizer.passes.place_qdq import PlaceQdq
+from onnxpress.optimizer.passes.plan_int8 import Int8Plan, plan_int8
+from onnxpress.optimizer.quantization.affine import quantize_weight
+from onnxpress.optimizer.recipe import Recipe
+
+STATIC = Recipe(scheme="int8-static")
+
+
+def run(model: ir.Model, feeds: dict[str, np.ndarray], level: str = "ALL", names: list[str] | None = None):
+    """Outputs, or these tensors, with the optimizations of a level."""
+    proto = ir.to_proto(model)
+    if names is not None:
+        del proto.graph.output[:]
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, f"ORT_{'ENABLE' if level == 'ALL' else 'DISABLE'}_ALL"
+    )
+    return ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"]).run(None, feeds)
+
+
+def observed(model: ir.Model, plan: Int8Plan, feeds: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
+    """Lowest and highest value of each tensor of a plan."""
+    inner = [v.name for v in plan.tensors() if not v.is_graph_input()]
+    values = dict(zip(inner, run(model, feeds, "NONE", inner), strict=True)) if inner else {}
+    values |= {name: array for name, array in feeds.items() if name in {v.name for v in plan.tensors()}}
+    return {name: (float(array.min()), float(array.max())) for name, array in values.items()}
+
+
+def converted(model: ir.Model, feeds: dict[str, np.ndarray], recipe: Recipe = STATIC, **settings):
+    """An INT8 form of a model, its plan, and the graph that ONNX Runtime makes of it."""
+    changed = model.clone()
+    plan = plan_int8(changed, recipe)
+    place = PlaceQdq(
+        observed(model, plan, feeds),
+        lambda _name, w, axis, least: quantize_weight(w, axis, least_scale=least),
+        **settings,
+    )
+    place(changed, plan)
+    common.RemoveUnusedNodesPass()(changed)
+    onnx.checker.check_model(ir.to_proto(changed), full_check=True)
+    return changed, plan, optimized(changed)
+
+
+def decibels(reference: np.ndarray, other: np.ndarray) -> float:
+    """Signal to noise."""
+    noise = np.square(reference.astype(np.float64) - other).sum()
+    return float(10 * np.log10(np.square(reference.astype(np.float64)).sum() / max(noise, 1e-30)))

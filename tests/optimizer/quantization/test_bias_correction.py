@@ -1,0 +1,60 @@
+"""Mean errors of rounded weights, against the products themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnxpress.optimizer.quantization.affine import AffineParameters, quantize_weight
+from onnxpress.optimizer.quantization.bias_correction import bias_shift
+from onnxpress.optimizer.quantization.moments import Moments, restoring_map
+
+
+def rounded(weight):
+    codes = quantize_weight(weight, 0)
+    return AffineParameters(codes.scale, codes.zero_point).dequantize(codes.codes, 0)
+
+
+def test_a_matrix():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((7, 33)).astype(np.float32)
+    x = rng.standard_normal((500, 33)) * 0.3 + rng.uniform(1, 3, 33)
+    back = rounded(weight)
+    shift = bias_shift(weight, back, x.mean(axis=0))
+    error = x @ back.T - x @ weight.T
+    np.testing.assert_allclose(shift, error.mean(axis=0), rtol=1e-4, atol=1e-7)
+
+
+def test_a_conv_of_groups():
+    """Channels that are constant over space, so that the sum over the kernel is that of a matrix."""
+    rng = np.random.default_rng(1)
+    groups, weight = 3, rng.standard_normal((6, 2, 3, 3)).astype(np.float32)
+    means = rng.standard_normal(6)
+    back = rounded(weight)
+    wrong = (back - weight).sum(axis=(2, 3))
+    want = [sum(wrong[n, c] * means[(n // 2) * 2 + c] for c in range(2)) for n in range(6)]
+    np.testing.assert_allclose(bias_shift(weight, back, means, groups), want, rtol=1e-4, atol=1e-7)
+
+
+def test_shapes_that_do_not_belong_together():
+    with pytest.raises(ValueError, match="means of shape"):
+        bias_shift(np.ones((2, 3)), np.ones((2, 3)), np.ones(4))
+    with pytest.raises(ValueError, match="weights of shapes"):
+        bias_shift(np.ones((2, 3)), np.ones((3, 2)), np.ones(3))
+
+
+def test_the_map_restores_moments():
+    rng = np.random.default_rng(2)
+    want, have = rng.standard_normal((50, 4)) * [1, 2, 3, 4] + 1, rng.standard_normal((60, 4)) * [1.2, 1.9, 3, 4.5]
+    factor, offset = restoring_map(Moments.of(want, 1), Moments.of(have, 1))
+    mended = Moments.of(have * factor + offset, 1)
+    np.testing.assert_allclose(mended.channel_mean, want.mean(axis=0))
+    np.testing.assert_allclose(mended.channel_std, want.std(axis=0))
+
+
+def test_channels_without_a_sound_deviation_get_their_mean():
+    want, have = Moments(np.array([1.0, 2, 3]), np.array([1.0, 5, 1])), Moments(np.zeros(3), np.array([0.0, 1, 1]))
+    factor, offset = restoring_map(want, have)
+    assert factor.tolist() == [1, 1, 1]
+    assert offset.tolist() == [1, 2, 3]
+    assert restoring_map(want, Moments(np.array([np.nan, 0, 0]), np.ones(3))) is None
+    assert restoring_map(want, Moments(np.zeros(2), np.ones(2))) is None
