@@ -1,17 +1,18 @@
 """Which product of a model the nodes that ONNX Runtime runs in its place belong to.
 
 Its optimizer fuses nodes, changes layouts and lets operators on codes take the place of groups. What is left of the
-model are names: a node keeps its own, perhaps with `_token_N` behind it, or is named after the tensor that it makes, as
-`NAME_nchwc` is; and most tensors between nodes keep theirs. A product that was fused with what follows makes the last
-tensor of all, from which the way back through the model leads to the product.
+model are names: a node keeps its own, perhaps with `_token_N` or `/MatMulAddFusion` behind it, or is named after the
+tensor that it makes, as `NAME_nchwc` is; and most tensors between nodes keep theirs. A product that was fused with what
+follows makes the last tensor of all, from which the way back through the model leads to the product.
 
-All other nodes hang on products. What the model has is counted with the nearest product before it, what was inserted
-(a `QuantizeLinear`, a change of layout) with the nearest behind it, for whose sake it is there; several that are as
-near share it.
+All other nodes hang on products. What the model has is counted with the nearest product before it, of several that are
+as near with the last, as an Add is fused into the last product where it can be. What was inserted (a `QuantizeLinear`,
+a change of layout) is counted with the nearest product behind it, for whose sake it is there; several share it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
@@ -21,7 +22,7 @@ _RUN_AS = _PRODUCTS | {
     "FusedConv", "NhwcFusedConv", "FusedGemm", "FusedMatMul", "QLinearConv", "ConvInteger", "QGemm", "QLinearMatMul",
     "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
 }  # fmt: skip
-_TOKEN = "_token_"  # what ONNX Runtime adds to a name to make it unique
+_ADDED = re.compile(r"(/\w+Fusion/?|_token_\d+)+$")  # to a name, by a fusion and to make it unique
 _BLOCKED = "_nchwc"  # and to the tensor that a node of blocked channels makes
 
 Shares = dict[str, float]
@@ -58,10 +59,11 @@ class Attribution:
         return set(self._products.values())
 
     def work(self, node: ir.Node) -> tuple[str, str, str] | None:
-        """What tells a node of the same operator on the same tensor of another form of the model."""
-        if node in self._products or self._origins[node] is None:
+        """Operator and origin: what the other form of a model does alike; None of products and what was inserted."""
+        origin = self._origins[node]
+        if node in self._products or origin is None:
             return None
-        return node.domain, node.op_type, self._made(node) or node.name or ""
+        return node.domain, node.op_type, origin.name or ""
 
     def shares(self, node: ir.Node) -> Shares:
         """The products that a node of the optimized graph is counted with; empty where it hangs on none."""
@@ -71,7 +73,10 @@ class Attribution:
         if self._is_inserted_for_readers(node):
             directions.reverse()
         for direction in directions:
-            if near := self._nearest(node, direction):
+            near = self._nearest(node, direction)
+            if direction is _before:
+                near = sorted(near, key=lambda name: self._order[self._nodes[name]])[-1:]
+            if near:
                 return {name: near.count(name) / len(near) for name in near}
         return {}
 
@@ -98,8 +103,10 @@ class Attribution:
 
     def _find_origin(self, node: ir.Node) -> ir.Node | None:
         name = node.name or ""
-        # Those that are inserted are called Transpose_token_N, whatever the model calls Transpose.
-        found = self._nodes.get(name if node.op_type == "Transpose" else name.split(_TOKEN)[0])
+        found = self._nodes.get(name)
+        # A Transpose that was inserted is Transpose_token_N, whatever the model calls Transpose.
+        if found is None and node.op_type != "Transpose":
+            found = self._nodes.get(_ADDED.sub("", name))
         if found is None and (made := self._made(node)) is not None:
             found = self._makers[made]
         if found is not None and node.op_type in _RUN_AS and found.op_type not in _PRODUCTS:
