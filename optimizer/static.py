@@ -21,7 +21,9 @@ from .analysis.machine import products_saturate
 from .analysis.metrics import Metric, choose_metric
 from .analysis.profile import slower_in_int8
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
-from .calibration import Data, Statistics, Wanted, activation_range, collect, unusable
+from .calibration import Data, Statistics, Wanted
+from .calibration.collect import collect
+from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
 from .passes import FoldAffine, RaiseOpset, RecogniseActivations
