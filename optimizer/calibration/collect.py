@@ -1,0 +1,120 @@
+"""Statistics of a model's tensors, from one pass of the data through ONNX Runtime.
+
+Tensors that together would take more than a bound of memory are observed in groups, each with a pass over the data of
+its own on the part of the model that it needs. How large tensors are is asked of the model, with the largest of the
+samples: the data is gone through once before, without the model, which also finds a bad sample before hours of work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..analysis.feeds import Feeds
+from ..errors import OnnxpressError, UsageError
+from .data import is_float
+from .observe import Observer, check_names
+from .statistics import Statistics, TensorStatistics, Wanted, fingerprint
+
+MEMORY = 256_000_000
+"""Bytes of observed values that one run may make, by default."""
+_MOST_BYTES = 4  # of an element
+
+Progress = Callable[[str, int, int], None]
+
+
+def collect(
+    model: ir.Model,
+    data: Iterable[Feeds],
+    wanted: Mapping[str, Wanted],
+    *,
+    progress: Progress = lambda _stage, _done, _total: None,
+    memory: int = MEMORY,
+) -> Statistics:
+    """Run a model on data and keep statistics of its tensors.
+
+    Args:
+        model: The model, which is not changed.
+        data: Batches of inputs, which can be gone through several times.
+        wanted: What to keep of which tensors: inputs of the main graph, or outputs of its nodes.
+        progress: Told how the work goes on.
+        memory: Bytes of observed tensors that one run may make. One tensor alone may take more.
+
+    Raises:
+        OnnxpressError: A tensor cannot be observed, or the model cannot be run.
+        UsageError: The data does not fit.
+    """
+    check_names(model, list(wanted))
+    found = {name: TensorStatistics(settings) for name, settings in wanted.items()}
+    total, largest = _survey(data, progress)
+    inputs = {value.name for value in model.graph.inputs} & wanted.keys()
+    inner = [name for name in _in_order(model) if name in wanted and name not in inputs]
+    groups = _groups(inner, _bytes(model, inner, largest), memory) if inner else [[]]
+    name = getattr(data, "name", "calibration data")
+    for index, group in enumerate(groups):
+        observer = Observer(model, group) if group else None
+        for batch, feeds in enumerate(data):
+            progress("calibrate", index * total + batch, len(groups) * total)
+            if index == 0:
+                _see(found, {key: feeds[key] for key in inputs if key in feeds})
+            if observer is not None:
+                try:
+                    values = observer.run(feeds)
+                except OnnxpressError as error:
+                    raise OnnxpressError(f"{name}: batch {batch}: {error}") from error
+                _see(found, dict(zip(group, values, strict=True)))
+    progress("calibrate", len(groups) * total, len(groups) * total)
+    return Statistics(fingerprint(model, wanted), found)
+
+
+def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:
+    """How many batches there are, and the largest of them."""
+    count, most, largest = 0, -1, {}
+    for count, feeds in enumerate(data, 1):
+        size = sum(array.nbytes for array in feeds.values())
+        if size > most:
+            most, largest = size, feeds
+        progress("check data", count, count)
+    if count == 0:
+        raise UsageError("the calibration data holds no samples")
+    return count, largest
+
+
+def _in_order(model: ir.Model) -> list[str]:
+    return [value.name for node in model.graph for value in node.outputs if value.name]
+
+
+def _bytes(model: ir.Model, names: list[str], feeds: Feeds) -> list[int]:
+    return [_MOST_BYTES * int(size) for size in Observer(model, names, sizes=True).run(feeds)]
+
+
+def _groups(names: list[str], sizes: list[int], memory: int) -> list[list[str]]:
+    """Runs of names, each of which fits into memory or is one alone."""
+    groups: list[list[str]] = []
+    used = 0
+    for name, size in zip(names, sizes, strict=True):
+        if not groups or used + size > memory:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def _see(found: Mapping[str, TensorStatistics], values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        try:
+            found[name].update(_floats(value))
+        except ValueError as error:
+            raise OnnxpressError(f"tensor '{name}': {error}") from error
+
+
+def _floats(value: Any) -> npt.NDArray[np.float32]:
+    if not isinstance(value, np.ndarray) or not (is_float(value.dtype) or value.dtype.kind in "iub"):
+        raise ValueError("is no tensor of numbers")
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told as such
+        return value.astype(np.float32, copy=False)

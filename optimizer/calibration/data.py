@@ -1,0 +1,219 @@
+"""Calibration data: from wherever it comes, one checked set of inputs at a time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..analysis.feeds import Feeds
+from ..errors import OnnxpressError, UsageError
+from ..imports import is_reference, load_function
+from .inputs import Input
+
+if TYPE_CHECKING:
+    from .images import ImageRecipe
+
+Source = str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
+_MOST_LENGTH = 1 << 20
+
+
+class Data:
+    """Sets of inputs that can be gone through again and again.
+
+    Attributes:
+        name: What messages call the source.
+        samples: How many samples there are, or None where that is only known after going through them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Input],
+        begin: Callable[[], Iterable[Any]],
+        samples: int | None = None,
+        batch: int = 1,
+    ) -> None:
+        """Wrap a source.
+
+        Args:
+            name: As the attribute.
+            inputs: What the model takes.
+            begin: Starts going through the samples: mappings of arrays by input, or arrays where there is one input.
+            samples: The most samples to take.
+            batch: Samples that are given to the model together.
+        """
+        self.name, self.samples, self.batch = name, samples, batch
+        self._inputs, self._begin = tuple(inputs), begin
+
+    def __iter__(self) -> Iterator[Feeds]:
+        """The batches.
+
+        Raises:
+            UsageError: A sample does not fit the inputs, samples cannot be put together, or there are none.
+            OnnxpressError: The source cannot be read.
+        """
+        batch: list[Feeds] = []
+        count = 0
+        for count, sample in enumerate(itertools.islice(self._begin(), self.samples), 1):
+            batch.append(self._checked(sample, count - 1))
+            if len(batch) == self.batch:
+                yield self._together(batch, count - len(batch))
+                batch = []
+        if batch:
+            yield self._together(batch, count - len(batch))
+        if count == 0:
+            raise UsageError(f"{self.name}: holds no samples; a calibration needs some")
+
+    def _checked(self, sample: Any, index: int) -> Feeds:
+        where = f"{self.name}: sample {index}"
+        if not isinstance(sample, Mapping):
+            if len(self._inputs) != 1 or isinstance(sample, tuple | list):
+                names = ", ".join(entry.name for entry in self._inputs)
+                raise UsageError(f"{where}: is a {type(sample).__name__}; give a dict of arrays by input: {names}")
+            sample = {self._inputs[0].name: sample}
+        expected = [entry.name for entry in self._inputs]
+        if missing := [name for name in expected if name not in sample]:
+            raise UsageError(f"{where}: lacks input '{missing[0]}'; it has {', '.join(map(str, sample)) or 'nothing'}")
+        if unknown := [str(name) for name in sample if name not in expected]:
+            raise UsageError(f"{where}: '{unknown[0]}' is no input of the model, which takes {', '.join(expected)}")
+        feeds = {entry.name: np.asarray(sample[entry.name]) for entry in self._inputs}
+        for entry in self._inputs:
+            check(feeds[entry.name], entry, f"{where}: input '{entry.name}'")
+        return feeds
+
+    def _together(self, batch: list[Feeds], first: int) -> Feeds:
+        if self.batch == 1:
+            return batch[0]
+        return {
+            entry.name: self._joined([feeds[entry.name] for feeds in batch], entry, first) for entry in self._inputs
+        }
+
+    def _joined(self, arrays: list[np.ndarray], entry: Input, first: int) -> np.ndarray:
+        where = f"{self.name}: input '{entry.name}'"
+        if not entry.shape:
+            for index, array in enumerate(arrays):
+                if array != arrays[0]:
+                    raise UsageError(f"{where}: samples {first} and {first + index} differ; use a batch of 1")
+            return arrays[0]
+        if not entry.has_free_batch:
+            raise UsageError(f"{where}: its leading size is fixed at {entry.shape[0]}; use a batch of 1")
+        for index, array in enumerate(arrays):
+            if array.shape[1:] != arrays[0].shape[1:]:
+                raise UsageError(
+                    f"{where}: samples {first} and {first + index} have the shapes {list(arrays[0].shape)} and "
+                    f"{list(array.shape)}, which make no batch; use a batch of 1, or pad them"
+                )
+        return np.concatenate(arrays)
+
+
+def check(array: np.ndarray, entry: Input, where: str) -> None:
+    """Refuse an array that an input does not take.
+
+    Raises:
+        UsageError: Type, rank or a fixed size is another, or it holds NaN or infinity.
+    """
+    if array.dtype != entry.dtype and not (entry.dtype == object and array.dtype.kind in "US"):
+        raise UsageError(f"{where}: is {array.dtype}, the model takes {entry.dtype}")
+    fits = array.ndim == len(entry.shape) and all(
+        not isinstance(size, int) or size == have for size, have in zip(entry.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise UsageError(f"{where}: has shape {list(array.shape)}, the model takes {list(entry.shape)}")
+    if is_float(array.dtype) and not np.isfinite(array).all():
+        raise UsageError(f"{where}: holds NaN or infinity; remove the sample")
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether elements are floats, those of 8 and 16 bits that NumPy itself does not know included."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+
+
+def open_data(
+    source: Source,
+    inputs: Sequence[Input],
+    *,
+    samples: int | None = None,
+    batch: int = 1,
+    images: str | Path | ImageRecipe | None = None,
+    tokenizer: str | Path | None = None,
+    length: int = 128,
+) -> Data:
+    """Calibration data from any of the sources there are.
+
+    Args:
+        source: An .npz or .npy file or a folder of them (see `arrays.py`), a folder of images, a text file with a
+            sample a line, "module:function", a function without arguments that returns an iterable, or an iterable of
+            samples: dicts of arrays by input, or arrays where the model has one input. An iterator, which can be gone
+            through only once, is read into memory, `samples` of it where that is given.
+        inputs: What the model takes, from `inputs_of`.
+        samples: The most samples to take; all by default. Images are taken evenly from the sorted files, whose
+            folders are often classes, all else from the beginning.
+        batch: Samples that are given to the model together; their leading axes are joined.
+        images: How images become inputs: a preset's name, a TOML file or an `ImageRecipe`.
+        tokenizer: The tokenizer.json for lines of text.
+        length: Tokens of each line of text, padded or cut; the model's where that is fixed.
+
+    Raises:
+        UsageError: The source is of no known kind, lacks what it needs, or a number makes no sense.
+        OnnxpressError: There is no such file, or it cannot be read.
+    """
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples is {samples}, must be at least 1")
+    if batch < 1:
+        raise UsageError(f"batch is {batch}, must be at least 1")
+    if not 1 <= length <= _MOST_LENGTH:
+        raise UsageError(f"length is {length}, must be from 1 to {_MOST_LENGTH}")
+    if not isinstance(source, str | Path):
+        return _of_objects(source, inputs, samples, batch)
+    path = Path(source)
+    if not path.exists():
+        if is_reference(str(source)):
+            function = load_function(str(source))
+            return Data(str(source), inputs, _called(function, str(source)), samples, batch)
+        raise OnnxpressError(f"{source}: no such file or folder, and no module:function")
+    if images is not None:
+        from .images import image_samples
+
+        begin, count = image_samples(path, inputs, images, samples)
+        return Data(str(source), inputs, begin, count, batch)
+    if tokenizer is not None:
+        from .text import line_samples
+
+        return Data(str(source), inputs, line_samples(path, inputs, tokenizer, length), samples, batch)
+    from .arrays import array_samples
+
+    return Data(str(source), inputs, array_samples(path, inputs), samples, batch)
+
+
+def _of_objects(source: Any, inputs: Sequence[Input], samples: int | None, batch: int) -> Data:
+    if callable(source) and not isinstance(source, Iterable):
+        name = getattr(source, "__name__", type(source).__name__)
+        return Data(name, inputs, _called(source, name), samples, batch)
+    if not isinstance(source, Iterable) or isinstance(source, Mapping):
+        raise UsageError(f"calibration data is a {type(source).__name__}; give an iterable of samples, or a path")
+    if isinstance(source, Iterator):
+        source = list(itertools.islice(source, samples))
+    known = len(source) if hasattr(source, "__len__") else None
+    if known is not None:
+        samples = min(known, samples or known)
+    return Data("calibration data", inputs, lambda: source, samples, batch)
+
+
+def _called(function: Callable[[], Iterable[Any]], name: str) -> Callable[[], Iterable[Any]]:
+    def begin() -> Iterator[Any]:
+        try:
+            found = function()
+            if not isinstance(found, Iterable) or isinstance(found, Mapping):
+                raise UsageError(f"{name}: returned a {type(found).__name__}, not an iterable of samples")
+            yield from found
+        except (OnnxpressError, MemoryError):
+            raise
+        except Exception as error:  # the user's code
+            text = str(error).strip().splitlines()
+            raise OnnxpressError(f"{name}: failed: {type(error).__name__}: {text[0] if text else ''}") from error
+
+    return begin

@@ -1,0 +1,142 @@
+"""Running a model with inner tensors as outputs.
+
+The copy that runs has the wanted tensors as its only outputs, and only the nodes that they need. Weights are not
+copied: the session reads the arrays that the model holds or maps. Being outputs keeps the tensors through the
+runtime's own fusions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..analysis.feeds import Feeds
+from ..analysis.session import open_session, session_options, uses_our_ops
+from ..errors import OnnxpressError
+from ..storage import LEAST_EXTERNAL, graphs
+
+_SIZE_SUFFIX = "/onnxpress_size"
+
+
+_SHARED = frozenset({
+    ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.INT64, ir.DataType.INT32,
+    ir.DataType.INT8, ir.DataType.UINT8,
+})  # fmt: skip
+"""Types whose arrays the runtime takes as they are."""
+
+
+class Observer:
+    """A session on part of a model that gives the values of some of its tensors."""
+
+    def __init__(self, model: ir.Model, names: Sequence[str], *, sizes: bool = False) -> None:
+        """Open the session.
+
+        Args:
+            model: The model, which is not changed.
+            names: Tensors that nodes of the main graph make.
+            sizes: Give how many elements they have instead of their values.
+
+        Raises:
+            OnnxpressError: The runtime refuses the model.
+        """
+        import onnxruntime as ort
+
+        copy = model.clone()  # nodes and values anew, tensors shared
+        values = _values(copy)
+        outputs = [values[name] for name in names]
+        copy.graph.outputs[:] = [_size_of(copy, value) for value in outputs] if sizes else outputs
+        _prune(copy)
+        self._names = [value.name for value in copy.graph.outputs]
+        self._arrays = _take_weights(copy)
+        options = session_options(ours=uses_our_ops(model))
+        options.enable_cpu_mem_arena = False  # it would keep the largest outputs, and grow by powers of two
+        self._weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays.values()]
+        if self._weights:
+            options.add_external_initializers(list(self._arrays), self._weights)
+        proto = ir.to_proto(copy).SerializeToString()
+        self._session = open_session(proto, options, model.graph.name or "model")
+
+    def run(self, feeds: Feeds) -> list[Any]:
+        """What the tensors hold.
+
+        Raises:
+            OnnxpressError: The runtime fails.
+        """
+        try:
+            found: list[Any] = self._session.run(self._names, feeds)
+        except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+            raise OnnxpressError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
+        return found
+
+
+def check_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Refuse names of what cannot be observed.
+
+    Raises:
+        OnnxpressError: A tensor lies in a graph inside a node, or there is none of this name.
+    """
+    known = {*_values(model), *(value.name for value in model.graph.inputs)}
+    if not (unknown := [name for name in names if name not in known]):
+        return
+    inner = {value.name for graph in model.graph.subgraphs() for node in graph for value in node.outputs}
+    if nested := [name for name in unknown if name in inner]:
+        raise OnnxpressError(f"tensors of graphs inside nodes cannot be observed: {', '.join(nested)}")
+    raise OnnxpressError(f"the model has no tensor named {', '.join(unknown)}")
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    return {value.name: value for node in model.graph for value in node.outputs if value.name}
+
+
+def _size_of(model: ir.Model, value: ir.Value) -> ir.Value:
+    node = ir.node("Size", [value])
+    size = node.outputs[0]
+    size.name, size.type, size.shape = f"{value.name}{_SIZE_SUFFIX}", ir.TensorType(ir.DataType.INT64), ir.Shape([])
+    model.graph.append(node)
+    return size
+
+
+def _prune(model: ir.Model) -> None:
+    import onnx_ir.passes.common as common
+
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+
+
+def _take_weights(model: ir.Model) -> dict[str, np.ndarray]:
+    """Larger initializers of the main graph, which become references that the session resolves."""
+    _embed(model)
+    taken = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or tensor.dtype not in _SHARED:
+            continue
+        if tensor.nbytes < LEAST_EXTERNAL:
+            if isinstance(tensor, ir.ExternalTensor):
+                value.const_value = _inline(tensor)
+            continue
+        taken[name] = np.ascontiguousarray(tensor.numpy())
+        value.const_value = ir.ExternalTensor(
+            "weights", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
+        )
+    return taken
+
+
+def _embed(model: ir.Model) -> None:
+    """External data that no session can be handed moves into the copy: that of inner graphs and of rare types."""
+    for graph in graphs(model):
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and (graph is not model.graph or tensor.dtype not in _SHARED):
+                value.const_value = _inline(tensor)
+        for node in graph:
+            for name, attribute in node.attributes.items():
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, _inline(attribute.value))
+
+
+def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)

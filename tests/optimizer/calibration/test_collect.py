@@ -1,0 +1,209 @@
+"""Collecting: one pass, groups, halves that add up, and models that are not changed."""
+
+from __future__ import annotations
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxpress.optimizer import storage
+from onnxpress.optimizer.calibration import observe
+from onnxpress.optimizer.calibration.collect import collect
+from onnxpress.optimizer.calibration.data import open_data
+from onnxpress.optimizer.calibration.inputs import inputs_of
+from onnxpress.optimizer.calibration.statistics import Statistics, Wanted, fingerprint
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
+
+EVERYTHING = Wanted(channel_axis=-1, gram=True)
+WANTED = {"x": EVERYTHING, "first_out": EVERYTHING, "relu_out": EVERYTHING, "second_out": EVERYTHING}
+
+
+def chain() -> ir.Model:
+    """Two products with a Relu between them."""
+    b = graphs.Builder()
+    y = b.op("MatMul", b.input("x", ["batch", 24]), b.constant("W", graphs.weight(24, 32)), name="first")
+    y = b.op("MatMul", b.op("Relu", y, name="relu"), b.constant("V", graphs.weight(32, 8, 1)), name="second")
+    b.output(y, ["batch", 8])
+    return b.model()
+
+
+def samples(count=12, scale=1.0) -> np.ndarray:
+    return (np.random.default_rng(count).standard_normal((count, 24)) * scale).astype(np.float32)
+
+
+def values(x: np.ndarray) -> dict[str, np.ndarray]:
+    first = x @ graphs.weight(24, 32)
+    relu = np.maximum(first, 0)
+    return {"x": x, "first_out": first, "relu_out": relu, "second_out": relu @ graphs.weight(32, 8, 1)}
+
+
+def collected(x, wanted=WANTED, model=None, batch=1, **options) -> Statistics:
+    model = model or chain()
+    return collect(model, open_data(list(x[:, np.newaxis]), inputs_of(model), batch=batch), wanted, **options)
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_statistics_are_those_of_the_values(batch):
+    x = samples()
+    found = collected(x, batch=batch)
+    for name, expected in values(x).items():
+        tensor, exact = found[name], expected.astype(np.float64)
+        # Products of 32 terms differ between NumPy and ORT by roundings of float32.
+        close = {"rtol": 1e-5, "atol": 1e-5}
+        assert tensor.count == expected.size
+        np.testing.assert_allclose([tensor.low, tensor.high], [expected.min(), expected.max()], **close)
+        np.testing.assert_allclose(tensor.channel_absmax, np.abs(exact).max(axis=0), **close)
+        np.testing.assert_allclose(tensor.channel_mean, exact.mean(axis=0), **close)
+        np.testing.assert_allclose(tensor.channel_std, exact.std(axis=0), **close)
+        np.testing.assert_allclose(tensor.gram, exact.T @ exact, **close)
+        assert tensor.rows == len(x)
+        assert tensor.finite
+        assert tensor.histogram.counts.sum() == expected.size
+    assert found["relu_out"].histogram.zeros == (values(x)["relu_out"] == 0).sum()
+
+
+def test_halves_add_up_to_the_whole():
+    x = np.concatenate([samples(7), samples(9, 30.0)])  # the second half needs wider bins
+    whole = collected(x)
+    for first, second in ((x[:7], x[7:]), (x[7:], x[:7])):
+        merged = collected(first).merge(collected(second))
+        assert merged.model == whole.model
+        for name, tensor in whole.items():
+            other = merged[name]
+            assert (other.count, other.low, other.high, other.rows) == (tensor.count, tensor.low, tensor.high, 16)
+            assert (other.histogram.exponent, other.histogram.zeros) == (
+                tensor.histogram.exponent, tensor.histogram.zeros,
+            )  # fmt: skip
+            np.testing.assert_array_equal(other.histogram.counts, tensor.histogram.counts)
+            np.testing.assert_array_equal(other.channel_absmax, tensor.channel_absmax)
+            np.testing.assert_allclose(other.channel_mean, tensor.channel_mean, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(other.channel_std, tensor.channel_std, rtol=1e-12, atol=1e-12)
+            np.testing.assert_allclose(other.gram, tensor.gram, rtol=1e-12, atol=1e-10)
+
+
+def test_groups_give_the_same(monkeypatch):
+    opened = []
+
+    class Counted(observe.Observer):
+        def __init__(self, model, names, **options):
+            opened.append(list(names))
+            super().__init__(model, names, **options)
+
+    monkeypatch.setattr("onnxpress.optimizer.calibration.collect.Observer", Counted)
+    x = samples()
+    whole = collected(x)
+    assert opened == [["first_out", "relu_out", "second_out"]] * 2
+    opened.clear()
+    split = collected(x, memory=4 * 40)
+    assert opened == [["first_out", "relu_out", "second_out"], ["first_out"], ["relu_out", "second_out"]]
+    for name in WANTED:
+        np.testing.assert_array_equal(split[name].histogram.counts, whole[name].histogram.counts)
+        assert split[name].count == whole[name].count
+
+
+def test_the_model_stays_as_it_is_and_external_data_where_it_is(tmp_path):
+    path = tmp_path / "m.onnx"
+    ir.save(chain(), path, external_data="m.data")
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir())
+    model = storage.load(path)
+    text = ir.to_proto(model).SerializeToString(deterministic=True)
+    found = collected(samples(), model=model)
+    assert found["second_out"].high == collected(samples())["second_out"].high
+    assert ir.to_proto(model).SerializeToString(deterministic=True) == text
+    assert all(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in tmp_path.iterdir()) == before
+
+
+def branches() -> ir.Model:
+    b = graphs.Builder()
+    x = b.input("x", ["batch", 4])
+    flag = b.op("Greater", b.op("ReduceSum", x, keepdims=0), b.constant("zero", np.float32(0)))
+    y = ir.node("Relu", [x], name="inner")
+    y.outputs[0].name = "inner_out"
+    z = ir.node("Neg", [x], name="other")
+    z.outputs[0].name = "other_out"
+    graph = [ir.Graph([], list(node.outputs), nodes=[node], name=node.name) for node in (y, z)]
+    b.output(b.op("If", flag, then_branch=graph[0], else_branch=graph[1], name="choice"), ["batch", 4])
+    return b.model()
+
+
+def test_tensors_that_cannot_be_observed():
+    with pytest.raises(OnnxpressError, match="inside nodes cannot be observed: inner_out, other_out"):
+        collect(branches(), [], {"inner_out": Wanted(), "choice_out": Wanted(), "other_out": Wanted()})
+    with pytest.raises(OnnxpressError, match="no tensor named gone"):
+        collect(chain(), [], {"gone": Wanted()})
+
+
+def test_around_a_subgraph():
+    model = branches()
+    x = np.array([[1, 2, 3, -4], [-1, -2, -3, 5]], np.float32)
+    found = collect(model, open_data([x[:1], x[1:]], inputs_of(model)), {"choice_out": Wanted(), "x": Wanted()})
+    assert (found["choice_out"].low, found["choice_out"].high) == (-5.0, 3.0)
+    assert (found["x"].low, found["x"].high) == (-4.0, 5.0)
+
+
+def test_nan_and_infinity_within_the_model():
+    b = graphs.Builder()
+    x = b.input("x", ["batch", 2])
+    b.output(b.op("Log", x, name="log"), ["batch", 2])
+    model = b.model()
+    data = [np.array([[1, np.e]], np.float32), np.array([[-1, 0]], np.float32)]
+    found = collect(model, data_of(model, data), {"log_out": Wanted(channel_axis=-1, gram=True)})["log_out"]
+    assert not found.finite
+    assert found.count == 4
+    assert (found.low, found.high) == (0.0, pytest.approx(1.0))
+    assert np.isfinite(found.gram).all()
+    assert np.isfinite(found.channel_std).all()
+
+
+def data_of(model, arrays):
+    return open_data(arrays, inputs_of(model))
+
+
+def test_a_run_that_fails_names_the_batch():
+    b = graphs.Builder()
+    x = b.input("x", ["batch", 4])
+    y = b.op("Add", x, b.constant("three", np.ones((3, 4), np.float32)))
+    b.output(y, ["batch", 4])
+    model = b.model()
+    data = data_of(model, [np.zeros((3, 4), np.float32), np.zeros((2, 4), np.float32)])
+    with pytest.raises(OnnxpressError, match=r"calibration data: batch 1: ONNX Runtime cannot run it"):
+        collect(model, data, {y.name: Wanted()})
+
+
+def test_no_data():
+    with pytest.raises(UsageError, match="holds no samples"):
+        collect(chain(), [], {"x": Wanted()})
+
+
+def test_an_axis_that_is_not_there():
+    with pytest.raises(OnnxpressError, match=r"tensor 'relu_out': it has no axis 2: its shape is \[1, 32\]"):
+        collected(samples(), {"relu_out": Wanted(channel_axis=2)})
+
+
+def test_progress_ends_at_the_whole():
+    seen = []
+    collected(samples(), progress=lambda *step: seen.append(step), memory=1)
+    assert seen[-1] == ("calibrate", 36, 36)
+    assert [step[1] for step in seen if step[0] == "calibrate"] == list(range(37))
+
+
+def test_fingerprint_tells_models_apart():
+    names = list(WANTED)
+    assert fingerprint(chain(), names) == fingerprint(chain(), reversed(names))
+    other = chain()
+    other.graph.inputs[0].shape = ir.Shape(["batch", 25])
+    assert fingerprint(other, names) != fingerprint(chain(), names)
+    found = collected(samples())
+    found.check(chain())
+    with pytest.raises(UsageError, match="another model"):
+        found.check(other)
+    with pytest.raises(UsageError, match="another model"):
+        found.check(graphs.matmul_model(24, 8))
+
+
+def test_statistics_of_different_things_do_not_merge():
+    with pytest.raises(UsageError, match="different models"):
+        collected(samples()).merge(collected(samples(), {"x": EVERYTHING}))
+    with pytest.raises(UsageError, match="'x' cannot be merged: different statistics"):
+        collected(samples(), {"x": EVERYTHING}).merge(collected(samples(), {"x": Wanted()}))
