@@ -79,7 +79,12 @@ class Histogram:
             np.floor(floats, out=floats)  # a cast alone would round towards zero
             np.copyto(places, floats, casting="unsafe")
             places += SIDE
-            self.counts += np.bincount(places, minlength=2 * SIDE)
+            counts = np.bincount(places, minlength=2 * SIDE)
+            # Beside large values, tiny negative ones are scaled to -0, and land in the bin above theirs.
+            lost = int(np.count_nonzero(piece < 0)) - int(counts[:SIDE].sum())
+            counts[SIDE] -= lost
+            counts[SIDE - 1] += lost
+            self.counts += counts
         self.zeros += flat.size - int(np.count_nonzero(flat))
 
     def merge(self, other: Histogram) -> Histogram:
