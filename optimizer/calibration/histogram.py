@@ -100,7 +100,8 @@ class Histogram:
         """Bins for magnitudes below 2^exponent."""
         if exponent <= self.exponent:
             return
-        halvings = min(exponent - self.exponent, _BITS + 1)  # after which all lies in the two middle bins
+        # Nothing counted, nothing to move; and after some halvings all lies in the two middle bins.
+        halvings = min(exponent - self.exponent, _BITS + 1) if self.counts.any() else 0
         counts = self.counts
         for _ in range(halvings):
             quarter = counts.reshape(-1, 2).sum(axis=1)
