@@ -189,7 +189,7 @@ def _is_transposed(node: ir.Node) -> bool:
 def _elementwise(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
     constants = [index for index in (0, 1) if own_constant(node.inputs[index]) is not None]
     if len(constants) != 1:
-        return f"{node.op_type} of two tensors cannot take a scale"
+        return _product_of_two(node, channels, trailing)
     index, other = constants[0], node.inputs[1 - constants[0]]
     array = own_constant(node.inputs[index])
     assert other is not None
@@ -200,6 +200,15 @@ def _elementwise(node: ir.Node, channels: int, trailing: int) -> list[Operand] |
     # A number stays one: as a vector it would no longer be a mere change of scale.
     before = find_makers(other, {node}, channels, trailing)
     return before if isinstance(before, str) or node.op_type == "Mul" else [*before, operand]
+
+
+def _product_of_two(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
+    """One factor of a Mul takes the scale, such as the ungated half of a gated layer, if it has the channels."""
+    for value in node.inputs if node.op_type == "Mul" else ():
+        makers = "none" if value is None else find_makers(value, {node}, channels, trailing)
+        if not isinstance(makers, str):
+            return makers
+    return f"{node.op_type} of two tensors cannot take a scale"
 
 
 def _linear(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:

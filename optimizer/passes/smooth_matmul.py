@@ -25,6 +25,7 @@ import onnx_ir as ir
 from ..quantization.affine import AffineParameters, quantize_weight
 from .absorb_scale import Doubles, Operand, Reader, find_makers
 from .equalize_channels import balanced
+from .int8_operators import Operator, understand
 from .rewriting import add_array, insert_before
 
 _ALPHAS = tuple(round(0.1 * step, 1) for step in range(1, 10))
@@ -34,7 +35,6 @@ _WORTH = 0.9
 """An error that is not below this share of the old one is no reason to touch weights,"""
 _WORTH_A_NODE = 0.6
 """and this one none to spend a Mul."""
-_ON_CODES = {"MatMul", "Gemm", "Conv", "Reshape", "Transpose", "Concat", "Slice", "Gather", "Squeeze", "Unsqueeze"}
 
 
 class ChannelStatistics(Protocol):
@@ -128,8 +128,8 @@ class SmoothMatMul:
             if not self._insert:
                 return makers
             producer = value.producer()
-            if producer is not None and producer.op_type in _ON_CODES:
-                return "its input comes in codes, which a Mul would round again"
+            if producer is not None and isinstance(understand(producer), Operator):
+                return "its input may come in codes, which a Mul would round again"
         alpha, scale, error = _Model(statistics, readers).best()
         if error > (_WORTH_A_NODE if isinstance(makers, str) else _WORTH):
             return "little to gain"

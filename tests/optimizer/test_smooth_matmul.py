@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from graphs import Builder
 from onnxpress.optimizer.analysis.session import open_session, session_options
+from onnxpress.optimizer.calibration.statistics import TensorStatistics, Wanted
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.plan_int8 import plan_int8
 from onnxpress.optimizer.passes.smooth_matmul import SmoothMatMul
@@ -24,23 +23,9 @@ RNG = np.random.default_rng(5)
 FEEDS = {"x": RNG.standard_normal((6, 10, K)).astype(np.float32)}
 
 
-@dataclasses.dataclass
-class Statistics:
-    low: float
-    high: float
-    channel_absmax: np.ndarray | None
-    channel_mean: np.ndarray | None = None
-    channel_std: np.ndarray | None = None
-    gram: np.ndarray | None = None
-    rows: int = 0
-
-
 def observe(x, gram=True):
-    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    made = Statistics(float(x.min()), float(x.max()), np.abs(flat).max(axis=0))
-    made.channel_mean, made.channel_std = flat.mean(axis=0), flat.std(axis=0)
-    if gram:
-        made.gram, made.rows = flat.T @ flat, len(flat)
+    made = TensorStatistics(Wanted(histogram=False, channel_axis=-1, gram=gram))
+    made.update(np.asarray(x, np.float32))
     return made
 
 
@@ -157,21 +142,40 @@ def test_a_gemm_and_a_linear_maker():
     np.testing.assert_allclose(values()[0], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
+def test_a_gated_layer():
+    """up(x) Sigmoid(gate(x)): the half that is linear takes the scale."""
+    b = Builder()
+    x = b.input("x", [8, 12])
+    gate = b.op("Sigmoid", b.op("MatMul", x, b.constant("wg", weight(12, K)), name="gate"), name="s")
+    up = b.op("MatMul", x, b.constant("wu", weight(12, K) * outliers()), name="up")
+    y = b.op("Mul", gate, up, name="gated")
+    b.output(b.op("MatMul", y, b.constant("wd", weight(K, 9)), name="down"), [8, 9])
+    model, feeds = b.model(), {"x": RNG.standard_normal((8, 12)).astype(np.float32)}
+    proto = ir.to_proto(model)
+    proto.graph.output.append(onnx.ValueInfoProto(name="gated_out"))
+    want, inner = open_session(proto.SerializeToString(), session_options()).run(None, feeds)
+    smooth = SmoothMatMul({"gated_out": observe(inner)})
+    assert smooth(model)
+    assert not smooth.smoothed["gated_out"].inserted
+    got = open_session(ir.to_proto(model).SerializeToString(), session_options()).run(None, feeds)[0]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
+
+
 def test_what_is_left_and_why():
     model = encoder(residual=True)
     smooth, changed = smoothed(model)
     assert not changed
     assert set(smooth.left.values()) == {"others read the tensor too"}
-    good = Statistics(-1, 1, np.ones(K))
-    for statistics, reason in [
-        ({}, "no statistics of its input"),
-        ({"n_out": Statistics(0, 1, None)}, "no statistics of its input"),
-        ({"n_out": Statistics(0, 1, np.ones(3))}, "the statistics of its input are not finite numbers, one a channel"),
-        ({"n_out": Statistics(0, 1, np.full(K, np.nan))},
-         "the statistics of its input are not finite numbers, one a channel"),
-        ({"n_out": good}, "little to gain"),
-        ({"n_out": Statistics(0, 0, np.zeros(K))}, "little to gain"),
-    ]:  # fmt: skip
+    even = RNG.uniform(-1, 1, (500, K))
+    for seen, reason in [
+        (None, "no statistics of its input"),
+        (TensorStatistics(), "no statistics of its input"),
+        (observe(np.ones((2, 3))), "the statistics of its input are not finite numbers, one a channel"),
+        (observe(even), "little to gain"),
+        (observe(np.zeros((2, K))), "little to gain"),
+        (observe(np.zeros((0, K))), "no statistics of its input"),
+    ]:
+        statistics = {} if seen is None else {"n_out": seen}
         smooth = SmoothMatMul(statistics)
         assert not smooth(encoder(residual=False))
         assert smooth.left == {"q": reason, "k": reason}
@@ -185,4 +189,4 @@ def test_no_mul_behind_codes():
     b.output(b.op("MatMul", y, b.constant("w2", weight(K, 8)), name="m2"), [10, 6, 8])
     smooth = SmoothMatMul({"t_out": observe(RNG.standard_normal((5, K)) * outliers())}, insert=True)
     assert not smooth(b.model())
-    assert smooth.left["m2"] == "its input comes in codes, which a Mul would round again"
+    assert smooth.left["m2"] == "its input may come in codes, which a Mul would round again"
