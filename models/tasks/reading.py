@@ -17,6 +17,7 @@ from .task import Score, Task
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+    from PIL import ImageFont
 
 _LINES = 200
 _HEIGHT = 48  # of the recogniser's input
@@ -69,6 +70,15 @@ def compose(generator: np.random.Generator) -> str:
     return " ".join([*words, str(generator.integers(10, 10_000))])
 
 
+def font(generator: np.random.Generator, least: int, most: int) -> ImageFont.FreeTypeFont:
+    """One of the fonts, in a size of so many pixels."""
+    import matplotlib
+    from PIL import ImageFont
+
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{generator.choice(_FONTS)}.ttf"
+    return ImageFont.truetype(str(file), int(generator.integers(least, most + 1)))
+
+
 def render(text: str, generator: np.random.Generator) -> npt.NDArray[np.float32]:
     """The image of a line, float32 [1, 3, 48, width] in [-1, 1].
 
@@ -76,18 +86,15 @@ def render(text: str, generator: np.random.Generator) -> npt.NDArray[np.float32]
         OnnxpressError: The extra "models" is not installed.
     """
     try:
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
     except ImportError as error:
         raise OnnxpressError('this task needs pillow: pip install "onnxpress[models]"') from error
-    import matplotlib
-
-    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{generator.choice(_FONTS)}.ttf"
-    font = ImageFont.truetype(str(file), int(generator.integers(14, 41)))
-    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    face = font(generator, 14, 40)
+    left, top, right, bottom = (int(edge) for edge in face.getbbox(text))
     margin = int(generator.integers(3, 9))
     size = (right - left + 2 * margin, bottom - top + 2 * margin)
     image = Image.new("L", size, int(generator.integers(180, 256)))
-    ImageDraw.Draw(image).text((margin - left, margin - top), text, font=font, fill=int(generator.integers(0, 100)))
+    ImageDraw.Draw(image).text((margin - left, margin - top), text, font=face, fill=int(generator.integers(0, 100)))
     width = max(1, round(size[0] * _HEIGHT / size[1]))
     pixels = np.asarray(image.resize((width, _HEIGHT), Image.Resampling.BILINEAR), np.float32)
     noisy = pixels + generator.normal(0, generator.uniform(0, 16), pixels.shape)

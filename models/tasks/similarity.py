@@ -75,6 +75,25 @@ def fits(session: ort.InferenceSession) -> bool:
     return {"input_ids", "attention_mask"} <= inputs <= _INPUTS and shape is not None and len(shape) == 3
 
 
+def load_tokenizer(file: Path, most_tokens: int) -> Any:
+    """The tokenizer of a file, `tokenizers.Tokenizer`, which cuts texts to so many tokens and does not pad.
+
+    Raises:
+        OnnxpressError: The extra "models" is not installed, or the file cannot be read.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise OnnxpressError('texts need tokenizers: pip install "onnxpress[models]"') from error
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise OnnxpressError(f"{file}: not a tokenizer: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(most_tokens)
+    return tokenizer
+
+
 class Embedder:
     """Texts -> embeddings of length one, by a text encoder.
 
@@ -88,18 +107,10 @@ class Embedder:
     """
 
     def __init__(self, session: ort.InferenceSession, model: Path) -> None:
-        try:
-            from tokenizers import Tokenizer
-        except ImportError as error:
-            raise OnnxpressError('this task needs tokenizers: pip install "onnxpress[models]"') from error
         file, self.tokenizer_name = model.parent / "tokenizer.json", "beside the model"
         if not file.is_file():
             file, self.tokenizer_name = provide(catalogue.entry("minilm")) / "tokenizer.json", "minilm"
-        try:
-            self._tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exceptions
-            raise OnnxpressError(f"{file}: not a tokenizer: {error}") from error
-        self._tokenizer.enable_truncation(_MOST_TOKENS)
+        self._tokenizer = load_tokenizer(file, _MOST_TOKENS)
         self._tokenizer.enable_padding()
         self._session = session
         self._inputs = {node.name for node in session.get_inputs()}

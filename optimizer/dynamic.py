@@ -1,0 +1,66 @@
+"""Dynamic INT8: weights rounded once, activations as they come. The order of its passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from .analysis.machine import products_saturate
+from .outcome import Outcome
+from .passes.fuse_attention import FuseAttention
+from .passes.plan_dynamic import plan_attention, plan_dynamic
+from .passes.quantize_dynamic import QuantizeDynamic
+from .passes.raise_opset import RaiseOpset
+from .passes.separate_layer_norm import SeparateLayerNorm
+from .recipe import Recipe
+from .report import group_reasons
+
+_OPSET = 11  # the first with DynamicQuantizeLinear
+
+
+def convert(
+    model: ir.Model, recipe: Recipe, progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None
+) -> Outcome:
+    """Rewrite a cleaned-up float model in place.
+
+    An attention is fused where the recipe takes all three of its projections; their decisions stand for it.
+
+    Args:
+        model: The model.
+        recipe: Of a dynamic scheme.
+        progress: Told the stage, what is done of it, and the whole.
+
+    Returns:
+        What became of each node; weights are rounded when the model is written.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    import onnx_ir.passes.common as common
+
+    progress("rewrite", 0, 1)
+    RaiseOpset(_OPSET)(model)
+    decisions = plan_dynamic(model, recipe)
+    reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
+    fuse = FuseAttention(reasons.get)
+    if recipe.fuse and any(decision.taken for decision in decisions):
+        fuse(model)
+    attention = plan_attention(model, recipe, fuse.fused)
+    quantize = QuantizeDynamic(
+        products_saturate() if recipe.reduce_range is None else recipe.reduce_range, recipe.search
+    )
+    if quantize(model, [*decisions, *attention]):
+        SeparateLayerNorm()(model)
+        common.RemoveUnusedNodesPass()(model)
+    progress("rewrite", 1, 1)
+    # The two products within a fused attention are no longer there to be told of.
+    decisions = [decision for decision in decisions if decision.taken or decision.node.graph is not None]
+    left = group_reasons([("attention", reason) for reason in fuse.left.values()])
+    return Outcome(
+        decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
+        weights=quantize.weights,
+        gain=quantize.gain,
+        details={"attention": {"fused": len(fuse.fused), "left": left}},
+        rows=[("attention", f"{len(fuse.fused)} fused"), *(("", f"{n} left: {what}") for what, n in left.items())],
+    )

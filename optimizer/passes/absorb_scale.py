@@ -1,0 +1,224 @@
+"""Channels of a tensor divided by numbers without another node: the constants that make the tensor take it.
+
+    x = W a + b            ->  x / s = (W / s) a + b / s             MatMul, Gemm, Conv, each along its output channels
+    x = g norm(a) + b      ->  x / s = (g / s) norm(a) + b / s       LayerNormalization, Mul and Add by a vector
+    x = f(y), s > 0        ->  x / s = f(y / s)                      Relu, LeakyRelu, Clip between 0 and infinity, pools
+
+and the products that read it take it back: W (x) = (W s) (x / s).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from .int8_operators import Operator, understand
+from .plan import constant_of, release
+from .rewriting import add_array
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+
+_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
+_HOMOGENEOUS = {"Relu", "LeakyRelu"}
+_POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """A constant that a node reads.
+
+    Attributes:
+        node: The node.
+        index: Of its input.
+        shape: That a vector of channels gets to be spread over it.
+    """
+
+    node: ir.Node
+    index: int
+    shape: tuple[int, ...]
+
+    def multiply(self, scale: Doubles) -> None:
+        """Let the node read the constant times a vector of channels; other readers keep what they have."""
+        value = self.node.inputs[self.index]
+        array = own_constant(value)
+        assert value is not None
+        assert array is not None
+        product = (array * scale.reshape(self.shape)).astype(np.float32)
+        if value.is_initializer() and len(value.uses()) == 1 and product.shape == array.shape:
+            value.const_value = ir.tensor(product, name=value.name)
+            return
+        graph = self.node.graph
+        assert isinstance(graph, ir.Graph)
+        self.node.replace_input_with(self.index, add_array(graph, f"{value.name}_scaled", product))
+        if value.is_initializer() and not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(value.name or "", None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A product with a constant weight that reads a tensor.
+
+    Attributes:
+        node: MatMul, Gemm or Conv.
+        weight: float32.
+        axis: Of the weight's output channels.
+        groups: Of a Conv, else 1.
+    """
+
+    node: ir.Node
+    weight: Floats
+    axis: int
+    groups: int
+
+    @classmethod
+    def read(cls, node: ir.Node) -> Reader | None:
+        """The product that a node is, where its weight is a constant that no caller can override."""
+        operator = understand(node)
+        if not isinstance(operator, Operator) or operator.constant != 1 or not operator.is_product:
+            return None
+        weight = own_constant(node.inputs[1])
+        if weight is None:
+            return None
+        if node.op_type == "Conv":
+            return cls(node, weight, 0, node.attributes.get_int("group", 1))
+        return cls(node, weight, 0 if _is_transposed(node) else 1, 1)
+
+    @property
+    def channels(self) -> int:
+        """Of the tensor it reads."""
+        inner: int = self.weight.shape[1 - self.axis]
+        return inner * self.groups
+
+    @property
+    def trailing(self) -> int:
+        """Axes of that tensor behind its channels."""
+        return self.weight.ndim - 2
+
+    def input_ranges(self, relative: bool = False) -> Doubles:
+        """[channels]: largest magnitude of the weights that each channel meets.
+
+        Args:
+            relative: Each as a share of the largest of its output channel, which is what its scale comes from.
+        """
+        rows = np.abs(np.moveaxis(self.weight, self.axis, 0))
+        if relative:
+            most = rows.max(axis=tuple(range(1, rows.ndim)), keepdims=True)
+            rows = np.divide(rows, most, out=np.zeros_like(rows), where=most > 0)
+        rows = rows.reshape(self.groups, -1, *rows.shape[1:])
+        ranges: Doubles = rows.max(axis=(1, *range(3, rows.ndim))).reshape(-1).astype(np.float64)
+        return ranges
+
+    def is_depthwise(self) -> bool:
+        """Whether each output channel reads one input channel, whose scale the weight's own then absorbs."""
+        return self.groups > 1 and self.weight.shape[1] == 1
+
+    def multiply(self, scale: Doubles) -> None:
+        """Take a scale a channel of the tensor into the weight."""
+        if self.axis == 1:
+            spread, shape = scale, (-1, 1)
+        elif self.node.op_type == "Gemm":
+            spread, shape = scale, (1, -1)
+        else:
+            N, inner = self.weight.shape[:2]
+            spread = np.repeat(scale.reshape(self.groups, inner), N // self.groups, axis=0)
+            shape = (N, inner, *[1] * self.trailing)
+        Operand(self.node, 1, shape).multiply(spread)
+
+
+def own_constant(value: ir.Value | None) -> Floats | None:
+    """A constant of float32 that no caller can override."""
+    if value is None or (value.is_initializer() and value.is_graph_input()):
+        return None
+    tensor = constant_of(value)
+    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
+        return None
+    array: Floats = np.array(tensor.numpy())
+    release(tensor)
+    return array
+
+
+def find_makers(value: ir.Value, readers: Collection[ir.Node], channels: int, trailing: int = 0) -> list[Operand] | str:
+    """The constants that divide a tensor when they are divided.
+
+    Args:
+        value: The tensor.
+        readers: The nodes that may see it divided.
+        channels: Its size along the axis of the scale.
+        trailing: Axes behind that one.
+
+    Returns:
+        Constants, or why there are none: another node reads the tensor, or what makes it cannot take a scale.
+    """
+    if value.is_graph_output():
+        return "the tensor is an output of the graph"
+    if any(node not in readers for node, _ in value.uses()):
+        return "others read the tensor too"
+    node = value.producer()
+    if node is None:
+        return "the tensor is no result of a node"
+    if node.domain not in ("", "ai.onnx"):
+        return f"{node.op_type} cannot take a scale"
+    if node.op_type in _HOMOGENEOUS or (node.op_type in _POOLS and trailing and len(node.outputs) == 1):
+        return find_makers(_first(node), {node}, channels, trailing)
+    if node.op_type == "Clip":
+        operator = understand(node)
+        if not isinstance(operator, Operator) or any(bound != 0 and math.isfinite(bound) for bound in operator.bounds):
+            return "a Clip to other bounds than 0 cannot take a scale"
+        return find_makers(_first(node), {node}, channels, trailing)
+    if node.op_type in ("Add", "Mul"):
+        return _elementwise(node, channels, trailing)
+    return _linear(node, channels, trailing)
+
+
+def _first(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+
+
+def _elementwise(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
+    constants = [index for index in (0, 1) if own_constant(node.inputs[index]) is not None]
+    if len(constants) != 1:
+        return f"{node.op_type} of two tensors cannot take a scale"
+    index, other = constants[0], node.inputs[1 - constants[0]]
+    array = own_constant(node.inputs[index])
+    assert other is not None
+    assert array is not None
+    operand = Operand(node, index, (channels, *[1] * trailing))
+    if node.op_type == "Mul" and array.size > 1:
+        return [operand]
+    # A number stays one: as a vector it would no longer be a mere change of scale.
+    before = find_makers(other, {node}, channels, trailing)
+    return before if isinstance(before, str) or node.op_type == "Mul" else [*before, operand]
+
+
+def _linear(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
+    """MatMul, Gemm, Conv and norms: the constant that channels come from, and the one that is added."""
+    weight = own_constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    shapes: dict[str, tuple[int, ...]] = {
+        "MatMul": (1, channels),
+        "Gemm": (channels, 1) if _is_transposed(node) else (1, channels),
+        "Conv": (channels, 1, *[1] * trailing),
+        **dict.fromkeys(_NORMS, (channels,)),
+    }
+    shape = shapes.get(node.op_type)
+    if weight is None or shape is None or (trailing > 0) != (node.op_type == "Conv"):
+        return f"{node.op_type} cannot take a scale"
+    if weight.ndim != len(shape) or any(size not in (1, have) for size, have in zip(shape, weight.shape, strict=True)):
+        return f"{node.op_type} has other channels"
+    operands = [Operand(node, 1, shape)]
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        if own_constant(node.inputs[2]) is None:
+            return f"the bias of {node.op_type} is no constant"
+        operands.append(Operand(node, 2, (channels,)))
+    return operands

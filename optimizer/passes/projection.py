@@ -1,0 +1,281 @@
+"""The parts of an attention: a projection that is split into heads, and heads that are merged again.
+
+    x [batch, sequence, K]  ->  x W + b  ->  Reshape [batch, sequence, heads, width]  ->  Transpose
+
+Shapes are constants, or put together from sizes of tensors; then each size must be one that is known to be the batch
+or the sequence of x, by the tensor it comes from or by the name of its dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from .int8_operators import scalar
+from .plan import constant_of, release
+
+_STANDARD = ("", "ai.onnx")
+_DEEPEST = 16
+_UNREAD = "heads are split or merged by a shape that tells too little"
+Size = int | tuple[ir.Value, int]
+"""A number, or the size of a tensor along an axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """How many, and how wide each."""
+
+    count: int
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Projection:
+    """factor (x W + b), split into heads.
+
+    Attributes:
+        x: [batch, sequence, K].
+        product: The MatMul.
+        weight: Constant [K, heads * width], or transposed.
+        transposed: Whether it is.
+        bias: Constant of one axis, None where nothing is added.
+        factor: What the result is multiplied by.
+        heads: How it is split.
+    """
+
+    x: ir.Value
+    product: ir.Node
+    weight: ir.TensorProtocol
+    transposed: bool
+    bias: ir.TensorProtocol | None
+    factor: float
+    heads: Heads
+
+    @property
+    def K(self) -> int:
+        """Length of the reduction."""
+        return int(self.weight.shape.numpy()[1 if self.transposed else 0])
+
+    def weight_array(self) -> np.ndarray:
+        """float32 [K, heads * width]."""
+        array = self.weight.numpy()
+        array = np.array(array.T if self.transposed else array)
+        release(self.weight)
+        return array
+
+    def bias_array(self) -> np.ndarray:
+        """float32 [heads * width]."""
+        columns = self.heads.count * self.heads.width
+        return np.zeros(columns, np.float32) if self.bias is None else np.broadcast_to(self.bias.numpy(), columns)
+
+
+def read_projection(value: ir.Value, perm: tuple[int, ...]) -> Projection | str:
+    """The projection whose heads a product reads, transposed by `perm`; why it is none otherwise."""
+    turned: tuple[int, ...] = (0, 1, 2, 3)
+    factor = 1.0
+    while True:
+        step, value = without_factors(value)
+        factor *= step
+        node = value.producer()
+        if node is None or node.domain not in _STANDARD or not is_private(value):
+            return "no projection, or others read it"
+        if node.op_type != "Transpose":
+            break
+        order = tuple(node.attributes.get_ints("perm", (3, 2, 1, 0)))
+        if sorted(order) != [0, 1, 2, 3]:
+            return "no transposed heads"
+        turned = tuple(order[axis] for axis in turned)
+        value = required(node.inputs[0])
+    if node.op_type != "Reshape" or turned != perm:
+        return "heads are not split by Reshape and Transpose"
+    step, projected = without_factors(required(node.inputs[0]))
+    return _read_product(node, projected, factor * step)
+
+
+def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Projection | str:
+    bias, sums = None, projected
+    node = sums.producer()
+    if node is not None and node.op_type == "Add" and node.domain in _STANDARD:
+        for index in (0, 1):
+            constant = _constant(node.inputs[index])
+            if constant is not None and len(constant.shape) <= 1:
+                bias, sums = constant, required(node.inputs[1 - index])
+                break
+        node = sums.producer()
+    if node is None or node.op_type != "MatMul" or node.domain not in _STANDARD or not is_private(sums):
+        return "no product with a constant"
+    weight, transposed = _weight(node.inputs[1])
+    if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
+        return "no product with a constant matrix of float32"
+    if bias is not None and bias.dtype != ir.DataType.FLOAT:
+        return "a bias of another type than float32"
+    x, columns = required(node.inputs[0]), int(weight.shape.numpy()[0 if transposed else 1])
+    if bias is not None and bias.size not in (1, columns):
+        return "a bias that widens the product"
+    sources = dict.fromkeys((x, sums, projected, required(split.inputs[0])), "bs")
+    heads = _split_heads(split, x, columns, sources)
+    if heads is None:
+        return _UNREAD
+    return Projection(x, node, weight, transposed, bias, factor, heads)
+
+
+def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:
+    """The Reshape that makes [batch, sequence, heads * width] of a product [batch, heads, sequence, width]."""
+    turn = reader(context)
+    if turn is None or turn.op_type != "Transpose" or list(turn.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
+        return "heads are not merged by Transpose and Reshape"
+    merge = reader(turn.outputs[0])
+    if merge is None or merge.op_type != "Reshape" or merge.inputs[0] is not turn.outputs[0]:
+        return "heads are not merged by Transpose and Reshape"
+    columns = heads.count * heads.width
+    sources = {context: "bns", turn.outputs[0]: "bs"}
+    sizes = _sizes(required(merge.inputs[1]), 0) or _output_sizes(merge)
+    free = _free(sizes[:2], x, sources) if sizes is not None and len(sizes) == 3 else None
+    if sizes is None or free is None or not (sizes[2] == columns or (sizes[2] == -1 and not free)):
+        return _UNREAD
+    return merge
+
+
+def _split_heads(split: ir.Node, x: ir.Value, columns: int, sources: Mapping[ir.Value, str]) -> Heads | None:
+    for sizes in (_sizes(required(split.inputs[1]), 0), _output_sizes(split)):
+        if sizes is None or len(sizes) != 4 or split.attributes.get_int("allowzero", 0) == 1:
+            continue
+        free = _free(sizes[:2], x, sources)
+        count, width = sizes[2:]
+        if free is None or not isinstance(count, int) or not isinstance(width, int):
+            continue
+        if not free and count == -1 and width > 0:
+            count = columns // width
+        if not free and width == -1 and count > 0:
+            width = columns // count
+        if count > 0 and width > 0 and count * width == columns:
+            return Heads(count, width)
+    return None
+
+
+def _free(sizes: Sequence[Size], x: ir.Value, sources: Mapping[ir.Value, str]) -> int | None:
+    """How many of batch and sequence are left open by -1, where everything else is them; None where it is not."""
+    free = 0
+    for axis, (size, letter) in enumerate(zip(sizes, "bs", strict=True)):
+        if size == -1:
+            free += 1
+        elif size != 0 and not _is_size(size, axis, letter, x, sources):
+            return None
+    return free if free <= 1 else None
+
+
+def _is_size(size: Size, axis: int, letter: str, x: ir.Value, sources: Mapping[ir.Value, str]) -> bool:
+    dim = x.shape[axis] if x.shape is not None and len(x.shape) == 3 else None
+    if isinstance(size, int):
+        return dim == size
+    source, at = size
+    letters = "bs" if source is x else sources.get(source, "")
+    if 0 <= at < len(letters):
+        return letters[at] == letter
+    other = source.shape[at] if source.shape is not None and -len(source.shape) <= at < len(source.shape) else None
+    named = isinstance(other, int) or (isinstance(other, ir.SymbolicDim) and other.value is not None)
+    return named and other == dim
+
+
+def _sizes(value: ir.Value, depth: int) -> list[Size] | None:
+    """The elements of a shape."""
+    tensor = _constant(value)
+    if tensor is not None:
+        few = tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and tensor.size <= 8
+        return [int(size) for size in tensor.numpy().reshape(-1)] if few else None
+    node = value.producer()
+    if node is None or node.domain not in _STANDARD or depth > _DEEPEST:
+        return None
+    if node.op_type == "Shape":
+        source = required(node.inputs[0])
+        if source.shape is None:
+            return None
+        axes = range(len(source.shape))
+        return [(source, axis) for axis in axes[node.attributes.get_int("start", 0) : _end(node)]]
+    parts = [_sizes(part, depth + 1) for part in node.inputs if part is not None]
+    if not parts or any(part is None for part in parts):
+        return None
+    known = [part for part in parts if part is not None]
+    if node.op_type == "Concat":
+        return [size for part in known for size in part]
+    if node.op_type in ("Unsqueeze", "Squeeze", "Identity", "Cast", "Reshape"):
+        return known[0]
+    return _picked(node, known)
+
+
+def _picked(node: ir.Node, parts: list[list[Size]]) -> list[Size] | None:
+    """Gather and Slice with constant positions."""
+    where = [[at for at in part if isinstance(at, int)] for part in parts[1:]]
+    if node.op_type == "Gather" and all(-len(parts[0]) <= at < len(parts[0]) for at in where[0]):
+        return [parts[0][at] for at in where[0]]
+    if node.op_type == "Slice" and len(where) >= 2 and all(len(at) == 1 for at in where) and where[3:] in ([], [[1]]):
+        return parts[0][where[0][0] : where[1][0]]
+    return None
+
+
+def _end(node: ir.Node) -> int | None:
+    return node.attributes.get_int("end") if "end" in node.attributes else None
+
+
+def _output_sizes(node: ir.Node) -> list[Size] | None:
+    """The shape that inference found, names of dimensions as sizes of the node's own output."""
+    shape = node.outputs[0].shape
+    if shape is None:
+        return None
+    return [dim if isinstance(dim, int) else (node.outputs[0], axis) for axis, dim in enumerate(shape)]
+
+
+def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, bool]:
+    """A constant, perhaps behind a Transpose of its two axes."""
+    node = value.producer() if value is not None else None
+    if node is not None and node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]:
+        return _constant(node.inputs[0]), True
+    return _constant(value), False
+
+
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return constant_of(value) if value is not None and not value.is_graph_input() else None
+
+
+def without_factors(value: ir.Value) -> tuple[float, ir.Value]:
+    """The number a value is multiplied by, and the value without."""
+    factor = 1.0
+    while (node := value.producer()) is not None and node.op_type in ("Mul", "Div") and is_private(value):
+        read = _factor(node)
+        if read is None:
+            break
+        factor, value = factor * read[0], read[1]
+    return factor, value
+
+
+def _factor(node: ir.Node) -> tuple[float, ir.Value] | None:
+    for index in (0, 1):
+        number = scalar(node.inputs[1 - index])
+        if number is None or not math.isfinite(number):
+            continue
+        if node.op_type == "Mul":
+            return number, required(node.inputs[index])
+        if index == 0 and number != 0:
+            return 1 / number, required(node.inputs[0])
+    return None
+
+
+def reader(value: ir.Value) -> ir.Node | None:
+    """The one node that reads a value, those apart that only ask its shape."""
+    nodes = [node for node, _ in value.uses() if node.op_type != "Shape"]
+    return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def is_private(value: ir.Value) -> bool:
+    """Whether one node reads a value, and nobody else."""
+    return reader(value) is not None
+
+
+def required(value: ir.Value | None) -> ir.Value:
+    """An input that the operator always has."""
+    assert value is not None
+    return value

@@ -1,0 +1,154 @@
+"""Products with constant weights compute on codes of 8 bits; activations are rounded as they come.
+
+    x -> q, s, z          DynamicQuantizeLinear: x = s (q - z), q in uint8, from the least and largest of x
+    W  = W8 t             int8, zero point 0, one scale t a column
+    x W = s t ((q - z) W8)
+
+spelled as MatMulInteger, Cast, Mul by the product of the scales: ONNX Runtime makes one node of it, with the bias that
+is added behind, and packs W8. Products of the same x share its codes. An Attention becomes a QAttention, which does the
+same with its three projections.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ..quantization.rtn import decibels
+from ..report import WeightReport
+from .lazy_int8 import LazyInt8
+from .plan import Decision, constant_of
+from .plan_dynamic import MICROSOFT
+from .rewriting import add_array, add_initializer, insert_before, replace
+from .sharing import insert_behind
+
+Codes = tuple[ir.Value, ir.Value, ir.Value]
+"""Codes, scale and zero point of an activation."""
+
+
+class QuantizeDynamic:
+    """Rewrite the products that a plan takes.
+
+    Cases: MatMul; Gemm with transA, transB, alpha (goes into the scales) and any C (added behind); Attention; weights
+    that several nodes read (rounded once).
+
+    Args:
+        reduce_range: Weights of 7 bits, for machines whose products saturate.
+        search: Search the scale of least squared error of each column.
+    """
+
+    def __init__(self, reduce_range: bool = False, search: bool = True) -> None:
+        self._reduce_range = reduce_range
+        self._search = search
+        self._weights: dict[tuple[int, bool, float], LazyInt8] = {}
+
+    def __call__(self, model: ir.Model, decisions: Sequence[Decision]) -> bool:
+        """Rewrite; whether anything changed. Taken nodes that are in no graph any more are passed over."""
+        self._model = model
+        self._codes: dict[tuple[int, ir.Value], Codes] = {}
+        self._values: dict[tuple[int, str], ir.Value] = {}
+        taken = [d for d in decisions if d.taken and d.node.graph is not None]
+        for decision in taken:
+            if decision.op_type == "Attention":
+                self._rewrite_attention(decision)
+            else:
+                self._rewrite_product(decision)
+        return bool(taken)
+
+    def weights(self) -> tuple[WeightReport, ...]:
+        """The weights that were rounded so far; they are when the model is written."""
+        return tuple(report for weight in self._weights.values() if (report := weight.report()) is not None)
+
+    def gain(self) -> float:
+        """What the search for scales won over all weights, in dB."""
+        errors = [weight.errors for weight in self._weights.values()]
+        return decibels(math.fsum(b for _, b in errors), math.fsum(e for e, _ in errors)) if errors else 0.0
+
+    def _rewrite_product(self, decision: Decision) -> None:
+        node = decision.node
+        gemm = node.op_type == "Gemm"
+        a = _required(node.inputs[0])
+        if gemm and node.attributes.get_int("transA", 0) == 1:
+            a = insert_before(node, "Transpose", [a], None, suffix="_A", attributes={"perm": [1, 0]})
+        q, scale, zero_point = self._rounded(a, node)
+        weight = self._weight(decision, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
+        codes, scales = self._constants(weight)
+        y = insert_before(node, "MatMulInteger", [q, codes, zero_point], None, suffix="_sums")
+        product = y.producer()
+        assert product is not None
+        product.name = node.name
+        y = insert_before(node, "Cast", [y], None, suffix="_float", attributes={"to": int(ir.DataType.FLOAT)})
+        factors = insert_before(node, "Mul", [scale, scales], None, suffix="_factors")
+        y = insert_before(node, "Mul", [y, factors], node.outputs[0], suffix="_product")
+        c = node.inputs[2] if gemm and len(node.inputs) > 2 else None
+        beta = node.attributes.get_float("beta", 1.0)
+        if c is not None and beta != 0.0:
+            y = insert_before(node, "Add", [y, self._scaled(node, c, beta)], node.outputs[0], suffix="_added")
+        replace(node, y)
+
+    def _scaled(self, node: ir.Node, c: ir.Value, beta: float) -> ir.Value:
+        if beta == 1.0:
+            return c
+        tensor = constant_of(c)
+        if tensor is not None and not c.is_graph_input():
+            return add_array(self._model.graph, f"{node.name}_beta_C", tensor.numpy() * np.float32(beta))
+        factor = add_array(self._model.graph, f"{node.name}_beta", np.array(beta, np.float32))
+        return insert_before(node, "Mul", [c, factor], None, suffix="_beta_C")
+
+    def _rewrite_attention(self, decision: Decision) -> None:
+        node = decision.node
+        q, scale, zero_point = self._rounded(_required(node.inputs[0]), node)
+        codes, scales = self._constants(self._weight(decision, 1.0))
+        mask = node.inputs[3] if len(node.inputs) > 3 else None
+        inputs = [q, codes, node.inputs[2], scale, scales, mask, zero_point]
+        y = insert_before(node, "QAttention", inputs, node.outputs[0], domain=MICROSOFT, suffix="_int8")
+        new = y.producer()
+        assert new is not None
+        new.name = node.name
+        for name in ("num_heads", "unidirectional", "mask_filter_value"):
+            if name in node.attributes:
+                new.attributes[name] = node.attributes[name]
+        self._model.graph.opset_imports.setdefault(MICROSOFT, 1)
+        replace(node, y)
+
+    def _rounded(self, x: ir.Value, reader: ir.Node) -> Codes:
+        """The codes of an activation, made once for all readers in a graph."""
+        graph = reader.graph
+        assert isinstance(graph, ir.Graph)
+        key = (id(graph), x)
+        if key not in self._codes:
+            node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=f"{x.name}_round")
+            for value, part in zip(node.outputs, ("codes", "scale", "zero_point"), strict=True):
+                value.name = f"{x.name}_{part}"
+            insert_behind(x, graph, node)
+            self._codes[key] = (node.outputs[0], node.outputs[1], node.outputs[2])
+        return self._codes[key]
+
+    def _weight(self, decision: Decision, factor: float) -> LazyInt8:
+        weight, settings = decision.weight, decision.settings
+        assert weight is not None
+        assert settings is not None
+        key = (id(weight.tensor), weight.transposed, factor)
+        if key not in self._weights:
+            self._weights[key] = LazyInt8(
+                weight.value.name or "weight", weight, factor=factor, reduce_range=self._reduce_range,
+                search=self._search and settings.weight.search,
+            )  # fmt: skip
+        self._weights[key].nodes.append(decision.node.name or "")
+        return self._weights[key]
+
+    def _constants(self, weight: LazyInt8) -> tuple[ir.Value, ir.Value]:
+        """Codes and scales, in the outermost graph, which those inside see."""
+        for part, tensor in (("codes", weight.codes), ("scales", weight.scales)):
+            if (id(weight), part) not in self._values:
+                value = add_initializer(self._model.graph, f"{weight.name}_int8_{part}", tensor())
+                self._values[id(weight), part] = value
+        return self._values[id(weight), "codes"], self._values[id(weight), "scales"]
+
+
+def _required(value: ir.Value | None) -> ir.Value:
+    assert value is not None
+    return value

@@ -1,0 +1,47 @@
+"""The residual sum before a LayerNormalization is written as Sum.
+
+ONNX Runtime fuses Add and LayerNormalization to SkipLayerNormalization, whose CPU kernel is slower than the two. Its
+rule looks for Add alone, and Sum of two tensors is the same number.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .plan import constant_of
+from .rewriting import insert_before, replace
+
+_STANDARD = ("", "ai.onnx")
+
+
+class SeparateLayerNorm:
+    """Write Add as Sum where a LayerNormalization reads it.
+
+    Cases: LayerNormalization as a node; the same spelled out, as exports below opset 17 have it, which begins with the
+    mean (ReduceMean) and the difference from it (Sub) of one value. An Add of a constant is a bias and stays.
+    """
+
+    def __call__(self, model: ir.Model) -> bool:
+        """Rewrite the main graph; whether anything changed."""
+        found = [node for node in model.graph if _is_residual(node) and _is_normalized(node.outputs[0])]
+        for node in found:
+            total = insert_before(node, "Sum", list(node.inputs), node.outputs[0], suffix="")
+            producer = total.producer()
+            assert producer is not None
+            producer.name = node.name
+            replace(node, total)
+        return bool(found)
+
+
+def _is_residual(node: ir.Node) -> bool:
+    return (
+        node.op_type == "Add"
+        and node.domain in _STANDARD
+        and len(node.inputs) == 2
+        and all(value is not None and constant_of(value) is None for value in node.inputs)
+    )
+
+
+def _is_normalized(value: ir.Value) -> bool:
+    readers = {node.op_type for node, index in value.uses() if index == 0 and node.domain in _STANDARD}
+    return "LayerNormalization" in readers or {"ReduceMean", "Sub"} <= readers

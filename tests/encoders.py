@@ -1,0 +1,120 @@
+"""Self-attention as exporters write it, in its variants."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from graphs import Builder, weight
+
+BATCH, SEQUENCE, HEADS, WIDTH = 3, 7, 4, 8
+HIDDEN = HEADS * WIDTH
+LOWEST = float(np.finfo(np.float32).min)
+
+
+class Encoder:
+    """One attention with a residual, and how its graph is spelled.
+
+    Args:
+        mask: "added", "lowest" (added, as newer exports have it), "where", "none", "causal" or "scores" (added as is).
+        scale: Where the factor stands: "div", "mul", "query" or "both" (query and key).
+        shapes: "constant" or "computed".
+        key: "once" or "twice" transposed.
+        keep_keys: Whether the keys are an output, too.
+        other: Whether keys and values are of another tensor.
+    """
+
+    def __init__(self, mask="added", scale="div", shapes="constant", key="once", keep_keys=False, other=False) -> None:
+        self.b = b = Builder(18)
+        self.mask, self.shapes = mask, shapes
+        x = b.input("x", ["batch", "sequence", HIDDEN])
+        if mask == "scores":
+            self.m = b.input("bias", ["batch", 1, "sequence", "sequence"])
+        elif mask != "none":
+            self.m = b.input("attention_mask", ["batch", "sequence"], ir.DataType.INT64)
+        memory = b.input("memory", ["batch", "sequence", HIDDEN]) if other else x
+        q, k, v = self.heads("query", x), self.heads("key", memory), self.heads("value", memory)
+        factor = 1 / math.sqrt(WIDTH)
+        if scale in ("query", "both"):
+            root = factor if scale == "query" else math.sqrt(factor)
+            q = b.op("Mul", q, self.number(root), name="scale_q")
+            k = b.op("Mul", k, self.number(root), name="scale_k") if scale == "both" else k
+        if key == "once":
+            k = b.op("Transpose", k, perm=[0, 2, 3, 1], name="turn_k")
+        else:
+            k = b.op("Transpose", b.op("Transpose", k, perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2], name="turn_k")
+        q, v = (b.op("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))
+        scores = b.op("MatMul", q, k, name="scores")
+        if scale == "div":
+            scores = b.op("Div", scores, self.number(math.sqrt(WIDTH)))
+        elif scale == "mul":
+            scores = b.op("Mul", self.number(factor), scores)
+        context = b.op("MatMul", b.op("Softmax", self.masked(scores), axis=-1, name="softmax"), v, name="context")
+        y = self.reshape(b.op("Transpose", context, perm=[0, 2, 1, 3]), [HIDDEN])
+        y = b.op("Add", b.op("MatMul", y, b.constant("Wo", weight(HIDDEN, HIDDEN, 9)), name="out/MatMul"), x)
+        norm = b.constant("gamma", np.ones(HIDDEN, np.float32)), b.constant("beta", np.zeros(HIDDEN, np.float32))
+        b.output(b.op("LayerNormalization", y, *norm, axis=-1), ["batch", "sequence", HIDDEN])
+        if keep_keys:
+            b.output(k, ["batch", HEADS, WIDTH, "sequence"])
+        self.model = b.model()
+
+    def number(self, value: float) -> ir.Value:
+        return self.b.constant(f"number_{len(self.b.graph.initializers)}", np.array(value, np.float32))
+
+    def whole(self, *values: int) -> ir.Value:
+        return self.b.constant(f"whole_{len(self.b.graph.initializers)}", np.array(values, np.int64))
+
+    def heads(self, name: str, x: ir.Value) -> ir.Value:
+        seed = len(name)
+        y = self.b.op(
+            "MatMul", x, self.b.constant(f"{name}.W", weight(HIDDEN, HIDDEN, seed) * 4), name=f"{name}/MatMul"
+        )
+        bias = self.b.constant(f"{name}.b", weight(1, HIDDEN, seed)[0])
+        return self.reshape(self.b.op("Add", bias, y, name=f"{name}/Add"), [HEADS, WIDTH])
+
+    def reshape(self, y: ir.Value, tail: list[int]) -> ir.Value:
+        b = self.b
+        if self.shapes == "constant":
+            return b.op("Reshape", y, self.whole(0, 0, *tail))
+        sizes = b.op("Shape", y)
+        at = [b.constant(f"axis{axis}_{len(b.graph)}", np.array(axis, np.int64)) for axis in (0, 1)]
+        first = [b.op("Unsqueeze", b.op("Gather", sizes, axis), self.whole(0)) for axis in at]
+        return b.op("Reshape", y, b.op("Concat", *first, self.whole(-1), *map(self.whole, tail[1:]), axis=0))
+
+    def masked(self, scores: ir.Value) -> ir.Value:
+        b = self.b
+        if self.mask == "none":
+            return scores
+        if self.mask == "scores":
+            return b.op("Add", scores, self.m)
+        if self.mask == "where":
+            padding = b.op("Equal", self.m, self.whole(0))
+            padding.type, padding.shape = ir.TensorType(ir.DataType.BOOL), self.m.shape
+            padding = b.op("Unsqueeze", padding, self.whole(1, 2))
+            return b.op("Where", b.op("Expand", padding, b.op("Shape", scores)), self.number(-np.inf), scores)
+        wide = b.op("Cast", b.op("Unsqueeze", self.m, self.whole(1, 2)), to=int(ir.DataType.FLOAT))
+        if self.mask == "causal":
+            full = b.op(
+                "Add", wide, b.constant("triangle", np.triu(np.full((1, 1, SEQUENCE, SEQUENCE), -1e4, np.float32), 1))
+            )
+            return b.op("Add", scores, full)
+        out = b.op("Sub", self.number(1.0), wide)
+        if self.mask == "added":
+            return b.op("Add", b.op("Mul", out, self.number(-10000.0)), scores)
+        out = b.op("Expand", out, self.whole(1, 1, SEQUENCE, 1))
+        lowest = b.op("Where", b.op("Cast", out, to=int(ir.DataType.BOOL)), self.number(LOWEST), out)
+        return b.op("Add", scores, lowest)
+
+
+def feeds(names: list[str], seed: int = 0, sequence: int = SEQUENCE) -> dict[str, np.ndarray]:
+    """Batch entries of different lengths, the last one all padding."""
+    rng = np.random.default_rng(seed)
+    lengths = np.array([[sequence], [max(1, sequence // 2)], [0]])
+    made = {
+        "x": rng.standard_normal((BATCH, sequence, HIDDEN)).astype(np.float32),
+        "memory": rng.standard_normal((BATCH, sequence, HIDDEN)).astype(np.float32),
+        "attention_mask": (np.arange(sequence) < lengths).astype(np.int64),
+        "bias": rng.standard_normal((BATCH, 1, sequence, sequence)).astype(np.float32),
+    }
+    return {name: made[name] for name in names}
