@@ -1,20 +1,28 @@
 """Graph rewrites, one a file. Each says what it changed and gives a reason for what it left alone."""
 
 from .clean_up import CleanUp
+from .factor_gates import FactorGates
 from .fold_affine import FoldAffine
+from .matmul_to_gemm import MatMulToGemm
 from .plan import Decision, plan
+from .push_transpose import PushTranspose
 from .quantize_gather import QuantizeGather
 from .quantize_matmul import QuantizeMatMul
 from .raise_opset import RaiseOpset
 from .recognise_activations import RecogniseActivations
+from .split_conv_transpose import SplitConvTranspose
 
 __all__ = [
     "CleanUp",
     "Decision",
+    "FactorGates",
     "FoldAffine",
+    "MatMulToGemm",
+    "PushTranspose",
     "QuantizeGather",
     "QuantizeMatMul",
     "RaiseOpset",
     "RecogniseActivations",
+    "SplitConvTranspose",
     "plan",
 ]
