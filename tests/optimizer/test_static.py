@@ -18,8 +18,9 @@ from onnxpress.optimizer.calibration.collect import collect
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.passes import CleanUp
 from onnxpress.optimizer.pipeline import optimize
+from onnxpress.optimizer.preparation import prepare
 from onnxpress.optimizer.recipe import Recipe
-from onnxpress.optimizer.static import prepare, wanted
+from onnxpress.optimizer.static import wanted
 
 SIZE = 12
 STATIC = Recipe(scheme="int8-static", range_method="minmax")
