@@ -27,7 +27,8 @@ MICROSOFT = "com.microsoft"
 _STANDARD = ("", "ai.onnx")
 _INPUTS = {
     "Add": 2, "Cast": 1, "Div": 2, "Expand": 2, "Gather": 2, "Identity": 1, "MatMul": 2, "Mul": 2, "Not": 1,
-    "Reshape": 2, "Shape": 1, "Slice": 1, "Softmax": 1, "Squeeze": 1, "Sub": 2, "Transpose": 1, "Unsqueeze": 1, "Where": 3,
+    "Reshape": 2, "Shape": 1, "Slice": 1, "Softmax": 1, "Squeeze": 1, "Sub": 2, "Transpose": 1, "Unsqueeze": 1,
+    "Where": 3,
 }  # fmt: skip
 _SPLIT = (0, 2, 1, 3)
 _SPLIT_AND_TURNED = (0, 2, 3, 1)
