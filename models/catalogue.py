@@ -103,6 +103,7 @@ _ENTRIES = (
         {"rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx": _MODEL},
         _MODEL,
         "PP-OCRv4 detector: finds text in an image, convolutions only",
+        task="detection",
     ),
     Entry(
         "resnet-nsfw",

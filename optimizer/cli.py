@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .commands import analyse, catalogue, convert
+from .commands import analyse, calibrate, catalogue, convert
 from .errors import OnnxpressError, UsageError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
 )
 for _command in (
     convert.optimize, convert.compile, catalogue.models, catalogue.evaluate, convert.export,
-    analyse.inspect, analyse.compare, analyse.bench, analyse.bench_kernels,
+    calibrate.calibrate, analyse.inspect, analyse.compare, analyse.bench, analyse.bench_kernels,
 ):  # fmt: skip
     app.command(_command.__name__.replace("_", "-"))(_command)
 

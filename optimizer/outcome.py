@@ -9,6 +9,9 @@ from typing import Any
 from .passes import Decision
 from .report import WeightReport
 
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, what is done of it, and the whole."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

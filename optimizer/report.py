@@ -53,6 +53,8 @@ class Report:
         seconds: Time of each stage.
         peak_memory: Largest resident set of the process so far, in bytes.
         warnings: What the user should know.
+        details: Other findings of the way it was converted, by name.
+        rows: The same for a person: a label and a line each.
     """
 
     source: str
@@ -68,6 +70,8 @@ class Report:
     seconds: dict[str, float]
     peak_memory: int
     warnings: tuple[str, ...] = ()
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: tuple[tuple[str, str], ...] = ()
 
     @property
     def worst(self) -> list[WeightReport]:
@@ -77,6 +81,7 @@ class Report:
     def to_json(self) -> str:
         """The report as JSON; infinite decibels become null."""
         values = dataclasses.asdict(self)
+        del values["rows"]
         values["worst"] = [weight.nodes[0] for weight in self.worst]
         return json.dumps(_finite(values), indent=2)
 
@@ -98,7 +103,9 @@ class Report:
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         table.add_row("time", f"{sum(self.seconds.values()):.1f} s ({stages})")
         table.add_row("peak memory", _megabytes(self.peak_memory))
-        if self.recipe.get("search"):
+        for label, line in self.rows:
+            table.add_row(label, line)
+        if self.gain:
             table.add_row("scale search", f"{self.gain:+.2f} dB against plain min/max")
         for index, weight in enumerate(self.worst):
             label = "largest error" if index == 0 else ""

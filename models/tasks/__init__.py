@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onnxpress.optimizer.errors import UsageError
 
-from . import agreement, reading, similarity, speech
+from . import agreement, detection, reading, sentiment, similarity, speech
 from .task import Score, Task
 
 if TYPE_CHECKING:
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "Score", "Task", "choose"]
 
-TASKS = {task.name: task for task in (*similarity.TASKS, reading.TASK, agreement.TASK, speech.TASK)}
+TASKS = {
+    task.name: task
+    for task in (*similarity.TASKS, sentiment.TASK, reading.TASK, detection.TASK, agreement.TASK, speech.TASK)
+}
 """All tasks by name; of those that fit a model, the first is its default."""
 
 

@@ -10,8 +10,8 @@ of the metric, so their number is bounded:
    halves, and so on while trials are left for it.
 3. K is as many of the most sensitive layers as it takes: a binary search over that number. It supposes that more layers
    in float do no harm. Where that fails, so that even all but one are too few, every number is tried from the smallest.
-4. Each layer of K, the least sensitive first, goes back to int8 where the bound still holds. This is repeated until no
-   layer can go back alone, or no trial is left.
+4. Layers of K, the least sensitive first, go back to int8 where the bound still holds: in groups as large as the trials
+   that are left demand, then in smaller ones, and one by one until none can go back alone or no trial is left.
 
 Were drops to add up, step 3 would give the fewest layers there can be; step 4 mends what does not add up. Whatever is
 supposed, the answer was measured: it is the trial of fewest layers in float among those within the bound.
@@ -30,6 +30,7 @@ M = TypeVar("M")
 
 Layers = frozenset[str]
 
+_RESERVE = 5  # the part of the trials that step 4 has for certain
 _STAGE = "mixed precision"
 
 
@@ -43,7 +44,7 @@ class Trial:
         drop: Relative to the float model; infinite where the value is NaN.
         accepted: Whether the drop is within the bound.
         step: What it was for: "all" in int8, sensitivity of those "alone" in int8, the "prefix" of the ranking in
-            float, or the "release" of one layer.
+            float, or the "release" of some of these.
     """
 
     kept: tuple[str, ...]
@@ -178,7 +179,7 @@ class _Search(Generic[M]):
     def _rank(self) -> None:
         """Step 2. Enough trials are left over for the steps behind it."""
         steps = math.ceil(math.log2(len(self._free))) + 1
-        left = self._budget - len(self.trials) - steps - self._budget // 8
+        left = self._budget - len(self.trials) - steps - self._budget // _RESERVE
         shares = dict.fromkeys(self._free, 0.0)
         groups: dict[tuple[str, ...], float] = {}
         for group in self._first_groups(left):
@@ -232,13 +233,24 @@ class _Search(Generic[M]):
     def _release(self) -> None:
         """Step 4."""
         best = self._best()
-        kept = frozenset(best.kept) if best is not None else self._always
-        changed = best is not None
-        while changed:
-            changed = False
-            for name in reversed(self._order):
-                if name in kept and self._try(kept - {name}, "release").accepted:
-                    kept, changed = kept - {name}, True
+        if best is None:
+            return
+        kept = frozenset(best.kept)
+        size = math.ceil(len(kept - self._always) / max(1, self._budget - len(self.trials)))
+        while True:
+            smaller = self._release_groups(kept, size)
+            if size == 1 and smaller == kept:
+                return
+            kept, size = smaller, max(1, size // 2)
+
+    def _release_groups(self, kept: Layers, size: int) -> Layers:
+        """What is left of `kept` when each group of this size was tried."""
+        names = [name for name in reversed(self._order) if name in kept]
+        for begin in range(0, len(names), size):
+            fewer = kept.difference(names[begin : begin + size])
+            if self._try(fewer, "release").accepted:
+                kept = fewer
+        return kept
 
 
 def _worst(groups: dict[tuple[str, ...], float]) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +40,7 @@ def save(statistics: Statistics, path: str | Path) -> None:
         OnnxpressError: The disk is full or another error of the operating system.
     """
     path = check_target(path)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     entries = []
     for index, (name, tensor) in enumerate(statistics.items()):
         entry, kept = _encode(tensor)
@@ -51,7 +51,7 @@ def save(statistics: Statistics, path: str | Path) -> None:
         handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, header=np.frombuffer(header.encode(), np.uint8), **arrays)
+                _write(file, {"header": np.frombuffer(header.encode(), np.uint8), **arrays})
             os.chmod(part, 0o666 & ~_umask())
             os.replace(part, path)
         except BaseException:
@@ -60,6 +60,16 @@ def save(statistics: Statistics, path: str | Path) -> None:
             raise
     except OSError as error:
         raise OnnxpressError(f"{path}: cannot write: {error.strerror}; the old file is untouched") from error
+
+
+def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """The arrays as an .npz; only those of whole numbers, histograms most of all, are worth compressing."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")
+            member.compress_type = zipfile.ZIP_STORED if array.dtype.kind == "f" else zipfile.ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as target:
+                np.lib.format.write_array(target, np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _umask() -> int:

@@ -143,8 +143,9 @@ class _Reader:
         self.count = shape[0] if joined or len(shape) == rank + 1 else None
         self._shape = (1, *shape[1:]) if joined else shape[1:] if self.count is not None else shape
         self._bytes = math.prod(self._shape) * self._dtype.itemsize
-        if self._bytes * (self.count if self.count is not None else 1) > size:
-            raise OnnxpressError(f"{self._where}: is cut off: {size} bytes do not hold an array of shape {list(shape)}")
+        left = size - stream.tell()
+        if self._bytes * (self.count if self.count is not None else 1) > left:
+            raise OnnxpressError(f"{self._where}: is cut off: {left} bytes do not hold an array of shape {list(shape)}")
         self._whole = self._read_columns(shape) if fortran and len(shape) > 1 else None
 
     def _read_columns(self, shape: tuple[int, ...]) -> np.ndarray:

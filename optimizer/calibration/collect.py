@@ -68,7 +68,7 @@ def collect(
                     raise OnnxpressError(f"{name}: batch {batch}: {error}") from error
                 _see(found, dict(zip(group, values, strict=True)))
     progress("calibrate", len(groups) * total, len(groups) * total)
-    return Statistics(fingerprint(model, wanted), found)
+    return Statistics(fingerprint(model), found)
 
 
 def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:

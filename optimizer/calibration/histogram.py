@@ -79,7 +79,12 @@ class Histogram:
             np.floor(floats, out=floats)  # a cast alone would round towards zero
             np.copyto(places, floats, casting="unsafe")
             places += SIDE
-            self.counts += np.bincount(places, minlength=2 * SIDE)
+            counts = np.bincount(places, minlength=2 * SIDE)
+            # Beside large values, tiny negative ones are scaled to -0, and land in the bin above theirs.
+            lost = int(np.count_nonzero(piece < 0)) - int(counts[:SIDE].sum())
+            counts[SIDE] -= lost
+            counts[SIDE - 1] += lost
+            self.counts += counts
         self.zeros += flat.size - int(np.count_nonzero(flat))
 
     def merge(self, other: Histogram) -> Histogram:
@@ -95,7 +100,8 @@ class Histogram:
         """Bins for magnitudes below 2^exponent."""
         if exponent <= self.exponent:
             return
-        halvings = min(exponent - self.exponent, _BITS + 1)  # after which all lies in the two middle bins
+        # Nothing counted, nothing to move; and after some halvings all lies in the two middle bins.
+        halvings = min(exponent - self.exponent, _BITS + 1) if self.counts.any() else 0
         counts = self.counts
         for _ in range(halvings):
             quarter = counts.reshape(-1, 2).sum(axis=1)

@@ -51,7 +51,9 @@ class Observer:
         _prune(copy)
         self._names = [value.name for value in copy.graph.outputs]
         self._arrays = _take_weights(copy)
-        options = session_options(ours=uses_our_ops(model))
+        # Packed weights are a copy, which one run does not repay.
+        config = {"session.disable_prepacking": "1"} if sizes else {}
+        options = session_options(ours=uses_our_ops(model), config=config)
         options.enable_cpu_mem_arena = False  # it would keep the largest outputs, and grow by powers of two
         self._weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays.values()]
         if self._weights:

@@ -13,8 +13,8 @@ r = c - rint(c), the integral of the squared error from zero, in t, is
 
     s^3 (rint(c) / 12 + r^3 / 3 + (t - c)^3 / 3),
 
-whose differences over the edges of the bins, times counts, give the sum at once; exact zeros add nothing.
-Low and high are searched in turn.
+whose differences over the edges of the bins, times counts, give the sum at once; exact zeros add nothing. Low and
+high are searched together first, then in turn.
 
 "entropy": the least Kullback-Leibler divergence of the values from their codes (S. Migacz, "8-bit inference with
 TensorRT", GTC 2017), see `entropy.py`.
@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from ..errors import UsageError
 from .entropy import least_divergence
-from .histogram import Histogram, occupied
+from .histogram import SIDE, Histogram, occupied
 from .statistics import TensorStatistics
 
 METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
@@ -107,12 +107,13 @@ def _within(found: Range, seen: Range) -> Range:
 
 
 def _percentile(histogram: Histogram, share: float, symmetric: bool) -> Range:
-    edges, counts = histogram.edges, histogram.counts
+    # Exact zeros get a bin without width.
+    edges, counts = histogram.edges[SIDE:], histogram.nonzero
+    above, below, zeros = counts[SIDE:], counts[:SIDE], [histogram.zeros]
     if symmetric:
-        side = len(counts) // 2
-        magnitudes = counts[side:] + counts[:side][::-1]
-        largest = _quantile(edges[side:], magnitudes, share)
+        largest = _quantile(np.concatenate([[0.0], edges]), np.concatenate([zeros, above + below[::-1]]), share)
         return -largest, largest
+    edges, counts = np.concatenate([-edges[::-1], edges]), np.concatenate([below, zeros, above])
     cut = (1 - share) / 2
     return _quantile(edges, counts, cut), _quantile(edges, counts, 1 - cut)
 
@@ -132,32 +133,28 @@ def _least_squares(histogram: Histogram, seen: Range, symmetric: bool, levels: i
     def error(low: float, high: float) -> float:
         return squared_error(edges, counts, (low, high), levels)
 
+    both = _search(lambda share: error(seen[0] * share, seen[1] * share))
+    found = low, high = seen[0] * both, seen[1] * both
     if symmetric:
-        largest = _search(seen[1], lambda m: error(-m, m))
-        return -largest, largest
-    low, high = seen
-    best = error(low, high)
+        return found
+    best = error(*found)
     for _ in range(_ROUNDS):
-        if high > 0:
-            high = _search(high, lambda bound, low=low: error(low, bound))  # type: ignore[misc]
-        if low < 0:
-            low = _search(low, lambda bound, high=high: error(bound, high))  # type: ignore[misc]
+        if seen[1] > 0:
+            high = seen[1] * _search(lambda share, low=low: error(low, seen[1] * share))  # type: ignore[misc]
+        if seen[0] < 0:
+            low = seen[0] * _search(lambda share, high=high: error(seen[0] * share, high))  # type: ignore[misc]
         if (now := error(low, high)) >= best:
             break
-        best = now
-    return low, high
+        best, found = now, (low, high)
+    return found
 
 
-def _search(bound: float, error: Callable[[float], float]) -> float:
+def _search(error: Callable[[float], float]) -> float:
     """The share of a bound with the least error: coarsely first, then around the best."""
-
-    def shrunk(step: float) -> float:
-        return bound * math.pow(_SHRINK, step)
-
     steps = math.ceil(math.log(_LEAST_SHARE) / math.log(_SHRINK))
-    coarse = min(range(steps), key=lambda step: error(shrunk(step)))
+    coarse = min(range(steps), key=lambda step: error(math.pow(_SHRINK, step)))
     fine = [coarse + step / _REFINED for step in range(-_REFINED + 1, _REFINED)]
-    return shrunk(min((step for step in fine if step >= 0), key=lambda step: error(shrunk(step))))
+    return math.pow(_SHRINK, min((step for step in fine if step >= 0), key=lambda step: error(math.pow(_SHRINK, step))))
 
 
 def squared_error(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64], bounds: Range, levels: int) -> float:
@@ -177,6 +174,10 @@ def squared_error(edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64],
     scaled = edges / step
     clipped = np.clip(scaled, -zero, levels - 1 - zero)
     nearest = np.rint(clipped)
-    integral = nearest / 12 + (clipped - nearest) ** 3 / 3 + (scaled - clipped) ** 3 / 3
+    integral = nearest / 12 + (_cube(clipped - nearest) + _cube(scaled - clipped)) / 3
     width = float(edges[1] - edges[0]) / step
     return float(counts @ np.diff(integral)) / width * step * step
+
+
+def _cube(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return x * x * x  # a power of an array is many times slower

@@ -255,14 +255,21 @@ class Statistics(Mapping[str, TensorStatistics]):
                 raise UsageError(f"tensor '{name}' cannot be merged: {error}") from error
         return Statistics(self.model, merged)
 
-    def check(self, model: ir.Model) -> None:
-        """Refuse a model that these are not of.
+    def check(self, model: ir.Model, names: Iterable[str] = ()) -> None:
+        """Refuse a model that these are not of; it may have been rewritten since.
+
+        Args:
+            model: The model.
+            names: Tensors of it whose statistics are needed.
 
         Raises:
-            UsageError: Its inputs are others, or it lacks tensors.
+            UsageError: Its inputs, outputs or channels are others, or some of the tensors were not observed.
         """
-        if fingerprint(model, self) != self.model:
-            raise UsageError("the statistics were collected on another model: its inputs or tensors are others")
+        shapes = {value.name: value.shape for node in model.graph for value in (*node.inputs, *node.outputs) if value}
+        if fingerprint(model) != self.model or any(_differ(self[name], shapes.get(name)) for name in self):
+            raise UsageError("the statistics were collected on another model: its inputs, outputs or shapes differ")
+        if missing := [name for name in names if name not in self]:
+            raise UsageError(f"the statistics lack tensor '{missing[0]}', which this needs; calibrate anew")
 
     def save(self, path: str | Path) -> None:
         """Write an .npz file, wholly or not at all.
@@ -287,17 +294,22 @@ class Statistics(Mapping[str, TensorStatistics]):
         return load(path)
 
 
-def fingerprint(model: ir.Model, names: Iterable[str]) -> str:
-    """What tells a model from others: its inputs with types and shapes, and the tensors of these names that it has.
-
-    Shapes of inner tensors are left out: they are known or not, as shapes were inferred or not.
-    """
+def fingerprint(model: ir.Model) -> str:
+    """What tells a model from others and stays when passes rewrite it: inputs, with types and shapes, and outputs."""
     graph = model.graph
-    known = {value.name for value in graph.inputs} | {value.name for node in graph for value in node.outputs}
     inputs = [
         [value.name, str(value.dtype), [str(size) for size in value.shape or ()]]
         for value in graph.inputs
         if value.name not in graph.initializers
     ]
-    text = json.dumps([inputs, sorted(name for name in names if name in known)])
+    text = json.dumps([inputs, [value.name for value in graph.outputs]])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _differ(tensor: TensorStatistics, shape: ir.Shape | None) -> bool:
+    """Whether a tensor of this shape has another number of channels than was seen."""
+    axis = tensor.wanted.channel_axis
+    if tensor.channels is None or axis is None or shape is None:
+        return False
+    fits = -len(shape) <= axis < len(shape)
+    return not fits or (isinstance(shape[axis], int) and shape[axis] != tensor.channels.absmax.size)

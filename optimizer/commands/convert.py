@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
 
+from ..errors import UsageError
 from .terminal import Json, Quiet, console, progress_bar
+
+_STATIC = "int8-static"
 
 
 def optimize(
     model: Annotated[str, typer.Argument(help="A file, a folder of an exported model, or a catalogue name.")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="int2, int3, int4 (default), int5, int6 or int8.")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="int2, int3, int4 (default), int5, int6, int8, int8-static or int8-dynamic.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256.")] = None,
     symmetric: Annotated[
-        bool | None, typer.Option("--symmetric/--asymmetric", help="One fixed zero point, or one a block.")
+        bool | None, typer.Option("--symmetric/--asymmetric", help="One fixed zero point, or one a block or tensor.")
     ] = None,
     search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
     scale_type: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
@@ -30,27 +36,124 @@ def optimize(
     clean_up: Annotated[bool | None, typer.Option("--clean-up/--no-clean-up", help="Fold and fuse first.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only nodes whose name matches; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not nodes whose name matches; repeatable.")] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Data of int8-static: .npz, a folder of .npy or of images, lines of text, or module:function.",
+            rich_help_panel=_STATIC,
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples to take of it; 128.", rich_help_panel=_STATIC)
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples a run; 1.", rich_help_panel=_STATIC)] = None,
+    images: Annotated[
+        str | None, typer.Option(help="How images become inputs: a name, or a TOML file.", rich_help_panel=_STATIC)
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json for lines of text.", rich_help_panel=_STATIC)
+    ] = None,
+    statistics: Annotated[
+        str | None, typer.Option(help="What `onnxpress calibrate` wrote, in place of data.", rich_help_panel=_STATIC)
+    ] = None,
+    range_method: Annotated[
+        str | None,
+        typer.Option(help="minmax, moving-average, percentile, entropy or mse (default).", rich_help_panel=_STATIC),
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option(help="Share in percent that the method percentile keeps.", rich_help_panel=_STATIC)
+    ] = None,
+    activation_type: Annotated[
+        str | None,
+        typer.Option(help="uint8 (default) or int8, which stock x86 computes in float.", rich_help_panel=_STATIC),
+    ] = None,
+    per_channel: Annotated[
+        bool | None, typer.Option("--per-channel/--per-tensor", help="Scales of weights.", rich_help_panel=_STATIC)
+    ] = None,
+    reduce_range: Annotated[
+        bool | None,
+        typer.Option(
+            "--reduce-range/--full-range", help="Weights of 7 bits; asks the machine.", rich_help_panel=_STATIC
+        ),
+    ] = None,
+    equalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--equalize/--no-equalize", help="Even out channels of neighbouring layers.", rich_help_panel=_STATIC
+        ),
+    ] = None,
+    smooth: Annotated[
+        bool | None,
+        typer.Option("--smooth/--no-smooth", help="Move outliers into weights of MatMul.", rich_help_panel=_STATIC),
+    ] = None,
+    correct_bias: Annotated[
+        bool | None,
+        typer.Option("--correct-bias/--no-correct-bias", help="Mean error of weights.", rich_help_panel=_STATIC),
+    ] = None,
+    restore_moments: Annotated[
+        bool | None,
+        typer.Option(
+            "--restore-moments/--no-restore-moments", help="Mean and deviation of channels.", rich_help_panel=_STATIC
+        ),
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option(
+            help="Bound on the metric's drop, such as 1%; some layers stay in float for it.", rich_help_panel=_STATIC
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="A task, or module:function of a session; the outputs' cosine by default.", rich_help_panel=_STATIC
+        ),
+    ] = None,
+    only_if_faster: Annotated[
+        bool | None,
+        typer.Option(
+            "--only-if-faster/--always", help="Layers measured slower in int8 stay in float.", rich_help_panel=_STATIC
+        ),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a model to low-bit weights."""
+    """Convert a model to low-bit forms."""
+    from ..calibration import Calibration
     from ..pipeline import optimize as run
     from ..recipe import Recipe
 
-    values = Recipe.from_toml(recipe).to_mapping() if recipe else {}
     given = {
         "scheme": scheme, "block_size": block_size, "symmetric": symmetric, "search": search,
         "scale_type": scale_type, "form": form, "accuracy_level": accuracy_level, "embeddings": embeddings,
-        "clean_up": clean_up, "include": include or None, "exclude": exclude or None,
+        "clean_up": clean_up, "include": include or None, "exclude": exclude or None, "range_method": range_method,
+        "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
+        "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
+        "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
+        "only_if_faster": only_if_faster,
     }  # fmt: skip
-    values.update({key: value for key, value in given.items() if value is not None})
-    chosen = Recipe.from_mapping(values, "command line")
+    given = {key: value for key, value in given.items() if value is not None}
+    chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")
+    data = Calibration(calibration, statistics, samples=samples, batch=batch, images=images, tokenizer=tokenizer)
     with progress_bar(quiet or json_) as progress:
-        report = run(model, chosen, output, progress=progress)
+        report = run(model, chosen, output, calibration=data, progress=progress)
     if json_:
         print(report.to_json())
     elif not quiet:
         report.print(console())
+
+
+def _share(text: str | None) -> float | None:
+    """A share as a number, or in percent."""
+    if text is None:
+        return None
+    number, percent, rest = text.partition("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = math.nan
+    if rest or not 0 < share <= 1:
+        raise UsageError(f'--max-drop "{text}": write a share such as 1% or 0.01')
+    return share
 
 
 def compile(  # noqa: A001

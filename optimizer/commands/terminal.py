@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..pipeline import Progress
+    from ..outcome import Progress
 
 _FILE_WIDTH = 160
 

@@ -5,6 +5,7 @@ from .factor_gates import FactorGates
 from .fold_affine import FoldAffine
 from .matmul_to_gemm import MatMulToGemm
 from .plan import Decision, plan
+from .push_transpose import PushTranspose
 from .quantize_gather import QuantizeGather
 from .quantize_matmul import QuantizeMatMul
 from .raise_opset import RaiseOpset
@@ -17,6 +18,7 @@ __all__ = [
     "FactorGates",
     "FoldAffine",
     "MatMulToGemm",
+    "PushTranspose",
     "QuantizeGather",
     "QuantizeMatMul",
     "RaiseOpset",

@@ -10,6 +10,7 @@ s and t are kept in double precision, with axes that broadcast like those of the
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -105,7 +106,7 @@ def _normalization(node: ir.Node) -> Link | None:
     if node.attributes.get_int("training_mode", 0) or not node.attributes.get_int("spatial", 1):
         return None
     parts = [fixed(value) for value in node.inputs[1:]]
-    if any(part is None or part.ndim != 1 for part in parts):
+    if any(part is None or part.ndim != 1 or part.shape != parts[0].shape for part in parts):  # type: ignore[union-attr]
         return None
     gamma, beta, mean, variance = (np.asarray(part, np.float64) for part in parts)
     scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
@@ -118,6 +119,8 @@ def chain_behind(value: ir.Value) -> list[Link]:
     """The links that follow a value, each the only reader of the one before it."""
     chain: list[Link] = []
     while (node := sole_reader(value)) is not None and (link := read_link(node)) is not None:
+        if not _agree([*chain, link]):
+            break
         chain.append(link)
         value = link.output
     return chain
@@ -128,11 +131,21 @@ def chain_before(value: ir.Value) -> list[Link]:
     chain: list[Link] = []
     node = value.producer()
     while node is not None and (link := read_link(node)) is not None:
-        if chain and sole_reader(link.output) is None:
+        if (chain and sole_reader(link.output) is None) or not _agree([link, *chain]):
             break
         chain.insert(0, link)
         node = link.x.producer()
     return chain
+
+
+def _agree(chain: list[Link]) -> bool:
+    """Whether constants broadcast to each other and the numbers of their map are no more than those of one of them."""
+    shapes = [link.map.shape for link in chain]
+    try:
+        shape = np.broadcast_shapes(*shapes)
+    except ValueError:
+        return False
+    return math.prod(shape) == max(math.prod(each) for each in shapes)
 
 
 def composed(chain: list[Link]) -> Affine:

@@ -21,20 +21,22 @@ class FactorGates:
 
     def __call__(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
-        found = [(node, *parts) for node in model.graph if (parts := _gate(node)) is not None]
-        for node, x, gate in found:
+        changed = False
+        for node in list(model.graph):
+            parts = _gate(node)
+            if parts is None:
+                continue
+            x, gate, scaled = parts
             one = add_array(model.graph, f"{node.outputs[0].name}_one", np.array(1, np.float32))
             more = insert_before(node, "Add", [gate, one], gate, suffix="_gate")
-            product = insert_before(node, "Mul", [x, more], node.outputs[0], suffix="_product")
-            maker = next(value.producer() for value in node.inputs if value is not None and value is not x)
-            replace(node, product)
-            assert maker is not None
-            model.graph.remove(maker, safe=True)
-        return bool(found)
+            replace(node, insert_before(node, "Mul", [x, more], node.outputs[0], suffix="_product"))
+            model.graph.remove(scaled, safe=True)
+            changed = True
+        return changed
 
 
-def _gate(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
-    """The x and g of x + x g."""
+def _gate(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Node] | None:
+    """The x, g and product of x + x g."""
     if not is_standard(node, "Add") or node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
         return None
     for x, product in (node.inputs, node.inputs[::-1]):
@@ -44,7 +46,7 @@ def _gate(node: ir.Node) -> tuple[ir.Value, ir.Value] | None:
         if is_standard(maker, "Mul") and x in maker.inputs:
             gate = maker.inputs[1 if maker.inputs[0] is x else 0]
             if gate is not None and gate is not x and x.dtype == ir.DataType.FLOAT and _is_smaller(gate, x):
-                return x, gate
+                return x, gate, maker
     return None
 
 

@@ -25,6 +25,11 @@ from .sharing import insert_behind
 
 MICROSOFT = "com.microsoft"
 _STANDARD = ("", "ai.onnx")
+_INPUTS = {
+    "Add": 2, "Cast": 1, "Div": 2, "Expand": 2, "Gather": 2, "Identity": 1, "MatMul": 2, "Mul": 2, "Not": 1,
+    "Reshape": 2, "Shape": 1, "Slice": 1, "Softmax": 1, "Squeeze": 1, "Sub": 2, "Transpose": 1, "Unsqueeze": 1,
+    "Where": 3,
+}  # fmt: skip
 _SPLIT = (0, 2, 1, 3)
 _SPLIT_AND_TURNED = (0, 2, 3, 1)
 
@@ -70,6 +75,8 @@ class FuseAttention:
         """Fuse; whether anything changed."""
         import onnx_ir.passes.common as common
 
+        if any(not _is_whole(node) for node in model.graph):
+            return False
         self._graph = model.graph
         self._softmax_axis = -1 if model.graph.opset_imports.get("", 0) >= 13 else 1
         self._masks: dict[tuple[ir.Value, int], ir.Value] = {}
@@ -126,6 +133,8 @@ class FuseAttention:
             return "query, key and value differ in heads or width"
         if v.factor != 1.0:
             return "a factor behind the values"
+        if mask is not None and _is_one_for_all(mask.root, q.x):
+            return NOT_PADDING
         last = merged_heads(product.outputs[0], heads, q.x)
         if isinstance(last, str):
             return last
@@ -187,6 +196,12 @@ class FuseAttention:
         return insert_behind(value, self._graph, node).outputs[0]
 
 
+def _is_whole(node: ir.Node) -> bool:
+    """Whether a node has the inputs that its operator always has; models may be anything."""
+    least = _INPUTS.get(node.op_type, 0) if node.domain in _STANDARD else 0
+    return len(node.inputs) >= least and all(value is not None for value in node.inputs[:least])
+
+
 def _without_mask(scores: ir.Value) -> tuple[ir.Value, PaddingMask | str | None]:
     """The scores before their mask, and the mask; `NOT_PADDING` where it is of another kind."""
     node = scores.producer()
@@ -210,6 +225,12 @@ def _without_mask(scores: ir.Value) -> tuple[ir.Value, PaddingMask | str | None]
 def _is_product(value: ir.Value) -> bool:
     node = without_factors(value)[1].producer()
     return node is not None and node.op_type == "MatMul"
+
+
+def _is_one_for_all(mask: ir.Value, x: ir.Value) -> bool:
+    """Whether a mask of one entry serves a batch of several, which the node does not do."""
+    batch = x.shape[0] if x.shape is not None and len(x.shape) else None
+    return mask.shape is not None and mask.shape[0] == 1 and batch != 1
 
 
 def _merged(found: _Found, scale: float) -> ir.LazyTensor:

@@ -19,6 +19,7 @@ from .plan import constant_of
 
 _STANDARD = ("", "ai.onnx")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+_NUMBERS = {*map(int, (*_INTEGERS, ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16))}
 _DEEPEST = 32
 _LARGE = 1e4
 """exp(-1e4) is 0 next to any score that float32 products give."""
@@ -133,10 +134,10 @@ def _widen(node: ir.Node, depth: int) -> _Mapped | None:
         whole = len(inner.axes) + len(at)
         places = {axis % whole for axis in at}
         rest = iter(inner.axes)
-        return dataclasses.replace(inner, axes=tuple("" if i in places else next(rest) for i in range(whole)))
+        return dataclasses.replace(inner, axes=tuple("" if i in places else next(rest, "") for i in range(whole)))
     if node.op_type == "Expand":
         sizes = node.inputs[1].shape if node.inputs[1] is not None else None
-        rank: object = len(shape) if shape is not None else sizes[0] if sizes is not None else None
+        rank: object = len(shape) if shape is not None else sizes[0] if sizes is not None and len(sizes) == 1 else None
         if not isinstance(rank, int):
             return None
         return dataclasses.replace(inner, axes=("",) * (rank - len(inner.axes)) + inner.axes)
@@ -148,7 +149,9 @@ def _widen(node: ir.Node, depth: int) -> _Mapped | None:
 def _axes(node: ir.Node) -> list[int] | None:
     if len(node.inputs) > 1 and node.inputs[1] is not None:
         tensor = constant_of(node.inputs[1])
-        return [int(i) for i in tensor.numpy().reshape(-1)] if tensor is not None else None
+        if tensor is None or tensor.dtype != ir.DataType.INT64:
+            return None
+        return [int(i) for i in tensor.numpy().reshape(-1)]
     return list(node.attributes.get_ints("axes", [])) or None
 
 
@@ -168,8 +171,10 @@ def _map(node: ir.Node, depth: int) -> _Mapped | None:
 
 
 def _cast(node: ir.Node, x: float) -> float:
-    to = ir.DataType(node.attributes.get_int("to", 1))
-    return float(np.asarray(x).astype(to.numpy()))
+    to = node.attributes.get_int("to", 0)
+    if to not in _NUMBERS:
+        return float("nan")
+    return float(np.asarray(x).astype(ir.DataType(to).numpy()))
 
 
 _WIDENINGS = {"Identity", "Unsqueeze", "Expand", "Reshape"}

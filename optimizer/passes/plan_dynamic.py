@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 import onnx_ir as ir
 
+from ..quantization.rtn import is_finite
 from ..recipe import Recipe
 from .plan import Decision, Weight, constant_of, nested_nodes, plan
 
@@ -54,6 +55,8 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, fused: Collection[ir.Node]
         return Decision(node, path, False, weight)
     if node in fused:
         recipe = dataclasses.replace(recipe, include=(), exclude=(), overrides=())
+    elif not is_finite(weight.tensor.numpy()):
+        return Decision(node, path, False, "the weight holds NaN or infinity", weight.tensor.size)
     settings = recipe.settings(node.name or "", node.op_type)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, weight.tensor.size)

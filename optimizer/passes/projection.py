@@ -86,7 +86,7 @@ def read_projection(value: ir.Value, perm: tuple[int, ...]) -> Projection | str:
         if node.op_type != "Transpose":
             break
         order = tuple(node.attributes.get_ints("perm", (3, 2, 1, 0)))
-        if len(order) != 4:
+        if sorted(order) != [0, 1, 2, 3]:
             return "no transposed heads"
         turned = tuple(order[axis] for axis in turned)
         value = required(node.inputs[0])
@@ -185,7 +185,8 @@ def _sizes(value: ir.Value, depth: int) -> list[Size] | None:
     """The elements of a shape."""
     tensor = _constant(value)
     if tensor is not None:
-        return [int(size) for size in tensor.numpy().reshape(-1)] if tensor.size <= 8 else None
+        few = tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and tensor.size <= 8
+        return [int(size) for size in tensor.numpy().reshape(-1)] if few else None
     node = value.producer()
     if node is None or node.domain not in _STANDARD or depth > _DEEPEST:
         return None

@@ -30,6 +30,7 @@ FEEDS = {
         "sr": np.array(16000, np.int64),
     },
 }
+QUICK = [name for name in models.names() if name != "light-vgg19"]  # which has 570 MB
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -89,7 +90,7 @@ def test_classifier_knows_what_is_on_photographs():
         assert int(scores.argmax()) in classes, name
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", QUICK)
 def test_calibration_data_is_what_the_model_takes(name):
     feeds = list(models.calibration(name, 2))
     assert len(feeds) == 2
@@ -98,7 +99,14 @@ def test_calibration_data_is_what_the_model_takes(name):
         assert all(np.isfinite(output).all() for output in session.run(None, feed))
 
 
-@pytest.mark.parametrize("name", models.names())
+def test_detector_finds_lines():
+    result = evaluate("ppocr-det")
+    assert result.task == "detection"
+    assert result.value > 0.9
+    assert result.details["recall"] > 0.95
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_default_task_is_the_one_that_the_catalogue_names(name):
     from onnxpress.models.tasks import TASKS
 

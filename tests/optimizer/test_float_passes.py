@@ -363,6 +363,30 @@ def test_a_normalization_between_activations_becomes_mul_and_add():
     assert rewritten(b.model(), FoldAffine(), X, depth=16) == ["Relu", "Mul", "Add", "Relu"]
 
 
+def test_constants_that_together_are_larger_than_each_stay_apart():
+    b = graphs.Builder(13)
+    x = b.op("Relu", b.input("x", SHAPE))
+    shapes = ((6, 1), (5,), (6, 1))
+    for index, shape in enumerate(shapes):
+        x = b.op(("Mul", "Add", "Mul")[index], x, b.constant(f"c{index}", array(*shape)))
+    b.output(x, SHAPE)
+    rewritten(b.model(), FoldAffine(), X, depth=16, changes=False)
+
+
+def test_damaged_constants_are_left():
+    b = graphs.Builder(13)
+    x = b.input("x", SHAPE)
+    parts = [b.constant(f"p{size}{i}", np.abs(array(size))) for i, size in enumerate((4, 4, 3, 4))]
+    y = b.op("BatchNormalization", b.op("Conv", x, b.constant("W", array(4, 4, 1, 1))), *parts)
+    for index, shape in enumerate(((5,), (7,), (0,))):
+        y = b.op("Mul", y, b.constant(f"c{index}", array(*shape)))
+    y = b.op("Conv", y, b.constant("V", array()), b.constant("u", array()))
+    b.output(b.op("Add", y, b.constant("nan", np.float32(np.nan))), SHAPE)
+    model = b.model()
+    assert FoldAffine()(model) is False
+    assert RecogniseActivations()(model) is False
+
+
 def test_a_normalization_in_training_is_left():
     b = graphs.Builder(15)
     parts = [b.constant(f"p{i}", np.abs(array(4))) for i in range(4)]

@@ -107,6 +107,18 @@ def test_gates_are_factored(form):
     assert FactorGates()(model) is False
 
 
+def test_gates_behind_each_other():
+    b = graphs.Builder(13)
+    y = b.input("x", ["n", 4, "h", "w"])
+    for _ in range(3):
+        y = b.op("Relu", b.op("Add", b.op("Mul", b.op("GlobalAveragePool", y), y), y))
+    b.output(y, ["n", 4, "h", "w"])
+    model = b.model()
+    CleanUp()(model)  # for the shapes
+    types = rewritten(model, FactorGates(), X, depth=64)
+    assert types == ["GlobalAveragePool", "Add", "Mul", "Relu"] * 3
+
+
 @pytest.mark.parametrize("case", [{"gate_shape": (2, 4, 6, 5)}, {"read": True}])
 def test_gates_that_gain_nothing_are_left(case):
     model, feeds = gated(0, **case)

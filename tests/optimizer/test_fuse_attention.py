@@ -80,6 +80,14 @@ def test_left_with_the_reason(settings, reason):
     assert operators(encoder.model) == before
 
 
+def test_mask_of_one_entry_for_the_whole_batch_is_left():
+    encoder = Encoder()
+    encoder.m.shape = ir.Shape([1, "sequence"])
+    fuse = FuseAttention()
+    assert not fuse(encoder.model)
+    assert "not one of padding" in fuse.left["softmax"]
+
+
 def test_refused_products_stay():
     encoder = Encoder()
     fuse = FuseAttention(lambda node: "wanted in float" if node.name == "key/MatMul" else None)
@@ -107,6 +115,16 @@ def test_heads_split_along_the_wrong_axis_are_no_heads():
     fuse = FuseAttention()
     assert not fuse(encoder.model)
     assert "tells too little" in fuse.left["softmax"]
+
+
+def test_nodes_without_their_inputs_are_passed_over():
+    for op_type in ("MatMul", "Add", "Reshape", "Transpose"):
+        encoder = Encoder()
+        for node in encoder.model.graph:
+            if node.op_type == op_type:
+                node.replace_input_with(0, None)
+                break
+        assert not FuseAttention()(encoder.model)
 
 
 def test_residual_sum_is_kept_from_the_fused_normalization():

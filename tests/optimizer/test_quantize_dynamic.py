@@ -233,6 +233,15 @@ def test_attention_that_was_fused_before():
     assert (got[:2] * want[:2]).sum() / np.linalg.norm(got[:2]) / np.linalg.norm(want[:2]) > 0.999
 
 
+def test_attention_of_nan_is_left():
+    encoder = Encoder()
+    FuseAttention()(encoder.model)
+    (node,) = [node for node in encoder.model.graph if node.op_type == "Attention"]
+    node.inputs[1].const_value = ir.tensor(np.full((HIDDEN, 3 * HIDDEN), np.nan, np.float32), name=node.inputs[1].name)
+    reasons = {d.op_type: d.reason for d in converted(encoder.model).decisions if not d.taken}
+    assert reasons == {"Attention": "the weight holds NaN or infinity"}
+
+
 def test_optimized_graph_runs_on_codes():
     encoder = Encoder()
     converted(encoder.model)

@@ -11,9 +11,11 @@ import onnx_ir as ir
 import pytest
 from graphs import Builder
 from int8 import converted
+from onnxpress.optimizer import storage
 from onnxpress.optimizer.analysis import profile as profiling
 from onnxpress.optimizer.analysis.profile import profiles, seconds_by_node, seconds_of_products, slower_in_int8
 from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.passes import CleanUp, RaiseOpset
 
 
 @pytest.fixture(autouse=True)
@@ -176,3 +178,23 @@ def test_a_model_that_does_not_run():
     model, _ = residual()
     with pytest.raises(OnnxpressError, match=r"test: cannot run: .*[Ii]nvalid"):
         seconds_by_node(model, {"x": np.zeros((1, 8, 12), np.float32)})
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(("name", "shape"), [("resnet-nsfw", (1, 224, 224, 3)), ("ppocr-det", (1, 3, 64, 96))])
+def test_real_models_are_understood_wholly(name, shape):
+    """Every product has its seconds in both forms, and every node hangs on one."""
+    model = storage.load(storage.resolve(name))
+    CleanUp()(model)
+    RaiseOpset(17)(model)
+    feeds = {model.graph.inputs[0].name: np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)}
+    changed, plan, _ = converted(model, feeds)
+    products = {operator.node.name for operator in plan.operators.values() if operator.is_product}
+    assert len(products) > 50
+    forms = profiles([model, changed], feeds, rounds=1)
+    for form in forms:
+        assert products <= form.attribution.products()
+        assert all(sum(form.attribution.shares(node).values()) == pytest.approx(1) for node in form.graph)
+    pairs = seconds_of_products(*forms)
+    assert products <= pairs.keys()
+    assert all(first > 0 and second > 0 for first, second in pairs.values())

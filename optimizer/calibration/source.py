@@ -1,0 +1,72 @@
+"""Where calibration data or statistics come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..errors import UsageError
+from .data import Data, open_data
+from .inputs import inputs_of
+from .statistics import Statistics
+
+_SAMPLES = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What a conversion learns the ranges of tensors from.
+
+    Attributes:
+        data: As `open_data` takes it: a file, a folder, an iterable, a callable or "module:function".
+        statistics: In place of data, what a calibration collected before, or its file.
+        samples: Most samples to take; 128 by default.
+        batch: Samples a run, where the data has them one by one.
+        images: How images become inputs.
+        tokenizer: tokenizer.json for lines of text.
+    """
+
+    data: str | Path | Iterable[Any] | Callable[[], Iterable[Any]] | None = None
+    statistics: str | Path | Statistics | None = None
+    samples: int | None = None
+    batch: int | None = None
+    images: str | Path | Any = None
+    tokenizer: str | Path | None = None
+
+    def open(self, model: ir.Model, name: str | None = None) -> Data | Statistics:
+        """The data, or the statistics.
+
+        Args:
+            model: Whose inputs the data has to fit.
+            name: Of a model of the catalogue, which has data of its own.
+
+        Raises:
+            UsageError: Nothing is given, or both.
+            OnnxpressError: It cannot be read.
+        """
+        if self.statistics is not None:
+            if self.data is not None:
+                raise UsageError("give calibration data or statistics, not both")
+            return self.statistics if isinstance(self.statistics, Statistics) else Statistics.load(self.statistics)
+        samples, batch = self.samples or _SAMPLES, self.batch or 1
+        data: Any = self.data
+        if data is None:
+            data = _own_data(name, samples)
+        return open_data(
+            data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=self.tokenizer
+        )
+
+
+def _own_data(name: str | None, samples: int) -> Callable[[], Iterable[Any]]:
+    if name is None:
+        raise UsageError(
+            "int8-static has to see data: give --calibration (an .npz file, a folder of .npy files or of images, lines "
+            "of text with --tokenizer, or module:function), or --statistics"
+        )
+    from onnxpress.models import calibration
+
+    return lambda: calibration(name, samples)

@@ -1,0 +1,55 @@
+"""The command that observes a model on data."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..errors import UsageError
+from .terminal import Json, Quiet, console, progress_bar
+
+
+def calibrate(
+    model: Annotated[list[str], typer.Argument(help="A file, a folder or a catalogue name; with --merge, files.")],
+    output: Annotated[str, typer.Option("-o", "--output", help=".npz file of statistics to write.")],
+    data: Annotated[
+        str | None, typer.Option(help=".npz or .npy file, folder of them or of images, text file, or module:function.")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Take so many at most; all by default.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples a run.")] = 1,
+    images: Annotated[
+        str | None, typer.Option(help="How images become inputs: imagenet, caffe, tensorflow, unit, bytes, or a TOML.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json for text; the one beside the model by default.")
+    ] = None,
+    length: Annotated[int, typer.Option(min=1, help="Tokens of each line of text.")] = 128,
+    gram: Annotated[bool, typer.Option("--gram", help="Keep X'X of the inputs of products, too.")] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Merge files of statistics instead of running a model.")
+    ] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Observe what a model's tensors hold on some data, for int8-static."""
+    from ..calibration import calibrate as calibration
+
+    if merge:
+        if data is not None:
+            raise UsageError("--merge: reads files of statistics only; leave --data out")
+        result = calibration.merge(model, output)
+    elif len(model) != 1:
+        raise UsageError(f"{len(model)} models given; name one, or give --merge for files of statistics")
+    elif data is None:
+        raise UsageError("--data is missing: say what to run the model on")
+    else:
+        with progress_bar(quiet or json_) as progress:
+            result = calibration.calibrate(
+                model[0], data, output, samples=samples, batch=batch, images=images, tokenizer=tokenizer,
+                length=length, gram=gram, progress=progress,
+            )  # fmt: skip
+    if json_:
+        print(result.to_json())
+    elif not quiet:
+        result.print(console())

@@ -1,0 +1,309 @@
+"""Calibrated INT8: which passes run in which order, and what is measured between them.
+
+    prepare: float rewrites -> collect: what tensors hold -> plan -> place QDQ -> restore moments
+          -> ask ONNX Runtime what it made of it -> leave in float what it would, what hurts and what is slower
+
+Everything that is tried is built from the same float graph, which is changed in place only when all is decided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from .analysis.int8_kernels import fallbacks, operators, optimized
+from .analysis.machine import products_saturate
+from .analysis.metrics import Metric, choose_metric
+from .analysis.profile import slower_in_int8
+from .analysis.sensitivity import MixedPrecision, search_mixed_precision
+from .calibration import Data, Statistics, Wanted
+from .calibration.collect import collect
+from .calibration.ranges import activation_range, unusable
+from .errors import OnnxpressError, UsageError
+from .outcome import Outcome, Progress
+from .passes import FoldAffine, RaiseOpset, RecogniseActivations
+from .passes.equalize_channels import EqualizeChannels
+from .passes.expand_hard_activations import ExpandHardActivations
+from .passes.int8_operators import Role
+from .passes.place_qdq import Floats, PlaceQdq, Range
+from .passes.plan_int8 import Int8Plan, plan_int8
+from .passes.restore_moments import restore_in_order
+from .passes.smooth_matmul import SmoothMatMul
+from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
+from .quantization.bias_correction import bias_shift
+from .quantization.rtn import decibels
+from .recipe import Recipe
+from .report import WeightReport
+
+_OPSET = 13  # scales a channel
+_MEASURED = 16  # batches on which models are compared and moments restored
+_ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
+_FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
+_HISTOGRAMS = ("percentile", "entropy", "mse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """A float graph and what is known of its tensors.
+
+    Attributes:
+        model: After `prepare`, and after scales were moved between its channels.
+        statistics: Of each tensor that may be rounded.
+        feeds: Some of the calibration data, to measure with; empty where only statistics were given.
+    """
+
+    model: ir.Model
+    statistics: Statistics
+    feeds: list[Any]
+
+
+def prepare(model: ir.Model) -> None:
+    """The rewrites of floats that INT8 starts from; tensors have the names that statistics know them by."""
+    for step in (RecogniseActivations(), FoldAffine(), RaiseOpset(_OPSET), ExpandHardActivations()):
+        step(model)
+
+
+def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
+    """What to collect of a prepared model, by tensor."""
+    plan = plan_int8(model, recipe)
+    histogram = recipe.range_method in _HISTOGRAMS
+    found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
+    for operator in plan.operators.values():
+        if not operator.is_product or operator.constant is None:
+            continue
+        name = operator.node.inputs[0].name or ""  # type: ignore[union-attr]
+        axis = 1 if operator.role is Role.CONV else -1
+        gram = recipe.smooth and operator.role is Role.MATMUL
+        found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram or found[name].gram)
+        if operator.role is Role.CONV and recipe.equalize:
+            result = operator.node.outputs[0].name or ""
+            found[result] = dataclasses.replace(found.get(result, Wanted(histogram=False)), channel_axis=1)
+    return found
+
+
+def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> Calibrated:
+    """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that."""
+    if isinstance(data, Statistics):
+        data.check(model)
+        return Calibrated(model, data, [])
+    statistics = collect(model, data, wanted(model, recipe), progress=progress)
+    moved = False
+    if recipe.equalize:
+        moved |= EqualizeChannels(statistics)(model)
+    if recipe.smooth:
+        moved |= SmoothMatMul(statistics)(model)
+    if moved:
+        statistics = collect(model, data, wanted(model, recipe), progress=progress)
+    return Calibrated(model, statistics, list(islice(data, _MEASURED)))
+
+
+def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> Outcome:
+    """Convert a model, which CleanUp went over, in place.
+
+    Args:
+        model: The float model.
+        recipe: Of kind "static".
+        data: What to calibrate with.
+        progress: Told how the work goes on.
+
+    Raises:
+        OnnxpressError: ONNX Runtime cannot run the model, or a metric fails.
+    """
+    prepare(model)
+    decisions = plan_int8(model, recipe).decisions
+    if not any(decision.taken for decision in decisions):
+        return Outcome(decisions, tuple)
+    builder = Builder(calibrate(model, recipe, data, progress), recipe)
+    kept = _kept_by_runtime(builder)
+    if recipe.only_if_faster:
+        kept |= _kept_by_speed(builder, kept)
+    metric = choose_metric(recipe.metric, builder.model, builder.feeds) if builder.feeds else None
+    search = None
+    if recipe.max_drop is not None:
+        search = _search(builder, kept, metric, recipe.max_drop, progress)
+        kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
+    plan = builder.place(model, kept)
+    builder.restore(model)
+    return _outcome(builder, model, plan, metric, search)
+
+
+class Builder:
+    """INT8 models of one float model."""
+
+    def __init__(self, calibrated: Calibrated, recipe: Recipe) -> None:
+        self.model, self.feeds, self.recipe = calibrated.model.clone(), calibrated.feeds, recipe
+        self._statistics = calibrated.statistics
+        self._unusable = {
+            name: reason for name, tensor in self._statistics.items() if (reason := unusable(tensor)) is not None
+        }
+        self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
+        self._ranges: dict[str, Range] = {}
+        self._moments: Statistics | None = None
+        self._reduce_range = products_saturate() if recipe.reduce_range is None else recipe.reduce_range
+        self.weights: dict[str, QuantizedTensor] = {}
+
+    def plan(self, model: ir.Model, kept: Mapping[str, str]) -> Int8Plan:
+        """What becomes of the model with nodes of these names in float."""
+        plan = plan_int8(model, self.recipe, self._unusable, kept)
+        lacking = [value.name or "" for value in plan.tensors() if value.name not in self._statistics]
+        if lacking:
+            raise OnnxpressError(
+                f"the calibration knows nothing of {', '.join(lacking[:3])}; calibrate this model, with the same recipe"
+            )
+        return plan
+
+    def place(self, model: ir.Model, kept: Mapping[str, str]) -> Int8Plan:
+        """Make the model an INT8 one."""
+        import onnx_ir.passes.common as common
+
+        plan = self.plan(model, kept)
+        self.weights.clear()
+        place = PlaceQdq(
+            {value.name or "": self._range(value.name or "") for value in plan.tensors()},
+            self._round,
+            dtype=np.dtype(self.recipe.activation_type),
+            symmetric=self._is_symmetric,
+            shift=self._shift,
+        )
+        place(model, plan)
+        common.RemoveUnusedNodesPass()(model)
+        return plan
+
+    def build(self, kept: Mapping[str, str]) -> ir.Model:
+        """An INT8 model of its own, with all corrections; weights that stay in float are shared."""
+        model = self.model.clone()
+        self.place(model, kept)
+        self.restore(model)
+        return model
+
+    def restore(self, model: ir.Model) -> None:
+        """Give channels their moments back, if that is asked for."""
+        if not (self.recipe.restore_moments and self.feeds):
+            return
+        wanted = Wanted(histogram=False, channel_axis=1)
+        names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
+        if self._moments is None:
+            self._moments = collect(self.model, self.feeds, dict.fromkeys(names, wanted))
+        restore_in_order(
+            model, self._moments, lambda changed, names: collect(changed, self.feeds, dict.fromkeys(names, wanted))
+        )
+
+    @property
+    def _is_symmetric(self) -> bool:
+        return bool(self.recipe.symmetric)
+
+    def _range(self, name: str) -> Range:
+        if name not in self._ranges:
+            self._ranges[name] = activation_range(
+                self._statistics[name], self.recipe.range_method,
+                percentile=self.recipe.percentile, symmetric=self._is_symmetric,
+            )  # fmt: skip
+        return self._ranges[name]
+
+    def _round(self, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedTensor:
+        """A weight's codes; the search for its scales is not repeated while its bias asks for the same."""
+        channels = axis if self.recipe.per_channel else None
+        if channels is None and least is not None:
+            least = least.max(initial=0)
+        key = name, b"" if least is None else least.tobytes()
+        if key not in self._rounded:
+            self._rounded[key] = quantize_weight(
+                weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
+                least_scale=least,
+            )  # fmt: skip
+        self.weights[name] = self._rounded[key]
+        return self._rounded[key]
+
+    def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
+        if not self.recipe.correct_bias:
+            return None
+        # By now the input is decoded from codes; these still bear the name of what was observed.
+        mean = self._statistics[_observed(node)].channel_mean
+        if mean is None:
+            return None
+        is_conv = node.op_type == "Conv"
+        axis = 0 if is_conv else 1
+        decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
+        groups = node.attributes.get_int("group", 1)
+        return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
+
+
+def _observed(node: ir.Node) -> str:
+    """The name under which the input of a placed product was observed."""
+    decoder = node.inputs[0].producer()  # type: ignore[union-attr]
+    assert decoder is not None
+    return (decoder.name or "").removesuffix("_dequantize")
+
+
+def _kept_by_runtime(builder: Builder) -> dict[str, str]:
+    """Products that ONNX Runtime would compute in float between two conversions."""
+    kept: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        model = builder.model.clone()
+        products = _products(builder.place(model, kept))
+        found = fallbacks(optimized(model), products)
+        if not found:
+            break
+        kept |= {name: f"ONNX Runtime makes {ran} of its int8 form" for name, ran in found.items()}
+    return kept
+
+
+def _products(plan: Int8Plan) -> list[str]:
+    return [operator.node.name or "" for operator in plan.operators.values() if operator.is_product]
+
+
+def _kept_by_speed(builder: Builder, kept: Mapping[str, str]) -> dict[str, str]:
+    """Products whose int8 form this machine runs slower."""
+    if not builder.feeds:
+        raise UsageError(
+            "only_if_faster measures on calibration data; statistics alone are too little: give --calibration"
+        )
+    model = builder.model.clone()
+    products = _products(builder.place(model, kept))
+    slower = slower_in_int8(builder.model, model, products, builder.feeds[0])
+    return {
+        name: f"slower in int8: {1e6 * int8:.0f} us against {1e6 * float32:.0f}"
+        for name, (float32, int8) in slower.items()
+    }
+
+
+def _search(
+    builder: Builder, kept: Mapping[str, str], metric: Metric | None, max_drop: float, progress: Progress
+) -> MixedPrecision:
+    """The fewest products in float with which the metric is within the bound."""
+    if metric is None:
+        raise UsageError("max_drop measures on calibration data; statistics alone are too little: give --calibration")
+    nodes = _products(builder.plan(builder.model.clone(), kept))
+    return search_mixed_precision(
+        lambda chosen: builder.build({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept}), metric, nodes,
+        reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
+    )  # fmt: skip
+
+
+def _outcome(
+    builder: Builder, model: ir.Model, plan: Int8Plan, metric: Metric | None, search: MixedPrecision | None
+) -> Outcome:
+    kernels = operators(optimized(model))
+    details: dict[str, Any] = {"kernels": kernels}
+    rows = [("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items()))]
+    warnings = []
+    if metric is not None:
+        value = metric(model) if search is None else search.best
+        details["metric"] = {"name": metric.name, "float32": metric.reference, "int8": value}
+        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
+    if search is not None:
+        details["mixed_precision"] = dataclasses.asdict(search)
+        rows.append(("tried", f"{len(search.trials)} mixtures, {len(search.kept)} products stay in float"))
+        if not search.met:
+            warnings.append("the bound on the metric's drop was not met; this is the best mixture that was tried")
+    weights = tuple(
+        WeightReport(name, (name,), "int8", rounded.codes.size,
+                     decibels(rounded.energy, rounded.error), 0.0)
+        for name, rounded in builder.weights.items()
+    )  # fmt: skip
+    return Outcome(plan.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)

@@ -1,0 +1,76 @@
+"""Weights of 2 to 8 bits, activations as they are: which passes run in which order."""
+
+from __future__ import annotations
+
+import math
+
+import onnx_ir as ir
+from onnxpress.custom_ops import functions
+
+from . import storage
+from .outcome import Outcome
+from .passes import Decision, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
+from .passes.lazy_weight import LazyWeight
+from .passes.quantize_matmul import needs_our_domain
+from .quantization.rtn import decibels
+from .recipe import Recipe
+from .report import WeightReport
+
+_BLOCKED_DEQUANTIZE_OPSET = 21
+_OVERLOAD_IR_VERSION = 10
+
+
+def convert(model: ir.Model, recipe: Recipe) -> Outcome:
+    """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
+    decisions = plan(model, recipe)
+    if RaiseOpset(_opset_needed(recipe, decisions))(model):
+        decisions = plan(model, recipe)
+    product, gather = QuantizeMatMul(recipe), QuantizeGather()
+    product(model, decisions)
+    gather(model, decisions)
+    _finish(model)
+    lazy = [*product.weights, *gather.weights]
+    return Outcome(
+        decisions,
+        weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
+        gain=lambda: _gain(lazy),
+        warnings=[*_doubled(model, decisions), *product.warnings],
+    )
+
+
+def _opset_needed(recipe: Recipe, decisions: list[Decision]) -> int:
+    if not any(decision.taken for decision in decisions):
+        return 1
+    if recipe.form == "qdq":
+        return _BLOCKED_DEQUANTIZE_OPSET
+    ours = any(d.settings is not None and needs_our_domain(recipe, d.settings.weight.bits) for d in decisions)
+    return functions.MIN_OPSET if ours else 1
+
+
+def _finish(model: ir.Model) -> None:
+    """Remove what nobody uses any more, and declare what is new."""
+    import onnx_ir.passes.common as common
+
+    common.RemoveUnusedNodesPass()(model)
+    if any(function.domain == functions.DOMAIN for function in model.functions.values()):
+        model.graph.opset_imports[functions.DOMAIN] = functions.OPSET
+        model.ir_version = max(model.ir_version, _OVERLOAD_IR_VERSION)
+
+
+def _weight_report(weight: LazyWeight) -> WeightReport:
+    assert weight.error is not None
+    return WeightReport(
+        weight.name, tuple(weight.nodes), f"int{weight.scheme.bits}", weight.weight.tensor.size,
+        weight.error.sqnr, weight.error.gain,
+    )  # fmt: skip
+
+
+def _gain(weights: list[LazyWeight]) -> float:
+    errors = [weight.error for weight in weights if weight.error is not None]
+    return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.error for e in errors)) if errors else 0.0
+
+
+def _doubled(model: ir.Model, decisions: list[Decision]) -> list[str]:
+    kept = {value.name for value in storage.initializers(model)}
+    doubled = {d.weight.value.name for d in decisions if d.taken and d.weight and d.weight.value.name in kept}
+    return [f"{name} also stays in float: another node reads it" for name in sorted(filter(None, doubled))]
