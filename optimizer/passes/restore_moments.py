@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..quantization.affine import least_weight_scale, quantize_bias
+from ..quantization.affine import LEAST_SCALE, quantize_bias
 from ..quantization.moments import ChannelMoments, restoring_map
 from .plan import constant_of, release
 from .rewriting import add_array
@@ -90,13 +90,11 @@ class RestoreMoments:
         want, have = self._reference.get(self._name(output)), measured.get(output.name or "")
         if want is None or have is None:
             return "no moments"
-        for mean_alone in (False, True) if product.has_channels else (True,):
-            found = restoring_map(want, have, mean_alone=mean_alone)
-            if found is None or len(found[0]) != product.channels:
-                return "the moments are not finite numbers, one a channel"
-            if product.apply(graph, *found):
-                return None
-        return "the bias would not fit int32"
+        maps = [restoring_map(want, have, mean_alone=alone) for alone in (True, False)[: 1 + product.has_channels]]
+        sound = [found for found in maps if found is not None and len(found[0]) == product.channels]
+        if not sound:
+            return "the moments are not finite numbers, one a channel"
+        return product.apply(graph, sound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +107,7 @@ class _Product:
         axis: Of the weight's output channels.
         x_scale: Scale of its input.
         scale: float32 [N] or of one element, of its weight.
+        magnitude: float64 [N], sums of the magnitudes of its codes.
         bias: float64 [N].
     """
 
@@ -117,6 +116,7 @@ class _Product:
     axis: int
     x_scale: np.float32
     scale: Floats
+    magnitude: Doubles
     bias: Doubles
 
     @property
@@ -149,20 +149,33 @@ class _Product:
         bias = _read_bias(node, codes.shape[axis])
         if bias is None:
             return "the bias is no constant"
-        return cls(node, weight, axis, np.float32(x_scale.reshape(-1)[0]), scale, bias)
+        rows = np.moveaxis(codes, axis, 0).reshape(codes.shape[axis], -1)
+        magnitude = np.abs(rows.astype(np.int16)).sum(axis=1, dtype=np.float64)
+        return cls(node, weight, axis, np.float32(x_scale.reshape(-1)[0]), scale, magnitude, bias)
 
-    def apply(self, graph: ir.Graph, factor: Doubles, offset: Doubles) -> bool:
-        """Let the node give factor y + offset in place of y; False, and no change, where the bias would not fit."""
+    def apply(self, graph: ir.Graph, maps: Sequence[tuple[Doubles, Doubles]]) -> str | None:
+        """Let each channel give factor y + offset in place of y, by the last map with which its bias fits int32."""
+        factor, offset, mended = np.ones(self.channels), np.zeros(self.channels), False
+        for tried, moved in maps:
+            fits = self._fits(self.scale * tried, tried * self.bias + moved)
+            factor, offset = np.where(fits, tried, factor), np.where(fits, moved, offset)
+            mended = mended or bool(fits.any())
+        if not mended:
+            return "the bias would not fit int32"
         bias = factor * self.bias + offset
         scale = (self.scale * factor).astype(np.float32) if self.has_channels else self.scale
-        if (scale < least_weight_scale(bias, self.x_scale)).any():
-            return False
         codes, bias_scale = quantize_bias(bias, self.x_scale, scale)
         if self.has_channels:
             self._decode(graph, 1, self.decode.inputs[0], scale, np.int8, self.axis)
         self.node.resize_inputs(3)
         self._decode(graph, 2, add_array(graph, f"{self.node.name}_bias_restored", codes), bias_scale, np.int32, 0)
-        return True
+        return None
+
+    def _fits(self, scale: Doubles, bias: Doubles) -> npt.NDArray[np.bool_]:
+        """Where the code of a bias and the largest sum of products beside it fit int32, in units of whole steps."""
+        room = (2**31 - 1) / 1.001 - 255 * self.magnitude
+        fits: npt.NDArray[np.bool_] = (np.abs(bias) <= room * scale * float(self.x_scale)) & (scale >= LEAST_SCALE)
+        return fits
 
     def _decode(
         self, graph: ir.Graph, index: int, codes: ir.Value | None, scale: Floats, dtype: npt.DTypeLike, axis: int

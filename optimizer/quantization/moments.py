@@ -2,8 +2,8 @@
 
     y' = f (y - m) + m0,   f = d0 / d
 
-has mean m0 and deviation d0 where y has m and d. It is what a BatchNormalization with statistics measured anew would
-do (Sun et al. 2019, "Hybrid 8-bit floating point", section 3.3, re-estimate them so for a rounded network).
+has mean m0 and deviation d0 where y has m and d; of few values f is drawn towards 1, or it would fit their noise. It
+is what a BatchNormalization with statistics measured anew on the rounded network would do.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ import numpy.typing as npt
 
 Doubles = npt.NDArray[np.float64]
 
+_TRUSTED = 500
+"""Values of a channel at which half of a change in its deviation is believed.
+
+The ratio of two deviations from n values is off by some 1 / sqrt(n), and correlation of neighbouring positions makes
+that worse; rounding to 8 bits changes it by a few percent. Of EfficientNet-Lite0 with 8 images, whose last layers have
+392 values a channel, this halves the noise on other images; with 24 it does nothing."""
 _MOST = 2.0
 """A channel whose deviation changed by more than this factor is broken or nearly constant: its mean alone is mended."""
 
 
 class ChannelMoments(Protocol):
     """What is read of the statistics of a tensor: arrays [C], or None where they were not collected."""
+
+    @property
+    def count(self) -> int: ...  # noqa: D102
 
     @property
     def channel_mean(self) -> npt.NDArray[Any] | None: ...  # noqa: D102
@@ -37,22 +46,24 @@ class Moments:
     Attributes:
         channel_mean: float64 [C].
         channel_std: float64 [C], population deviation.
+        count: Values in all channels together.
     """
 
     channel_mean: Doubles
     channel_std: Doubles
+    count: int
 
     @classmethod
     def of(cls, x: npt.NDArray[np.floating], axis: int) -> Moments:
         """Those of an array along all axes but one."""
         rows = np.moveaxis(x.astype(np.float64), axis, 0).reshape(x.shape[axis], -1)
-        return cls(rows.mean(axis=1), rows.std(axis=1))
+        return cls(rows.mean(axis=1), rows.std(axis=1), x.size)
 
 
 def restoring_map(
     reference: ChannelMoments, measured: ChannelMoments, *, mean_alone: bool = False
 ) -> tuple[Doubles, Doubles] | None:
-    """Factor and offset that give a channel the moments of the reference: y' = factor y + offset.
+    """Factor and offset that give a channel the moments of the reference, or near: y' = factor y + offset.
 
     Args:
         reference: What they shall be.
@@ -70,5 +81,6 @@ def restoring_map(
         return None
     factor = np.divide(std0, std, out=np.ones_like(std), where=std > 0)
     sound = (factor <= _MOST) & (factor >= 1 / _MOST) & (not mean_alone)
-    factor = np.where(sound, factor, 1.0)
+    values = measured.count / len(mean)
+    factor = 1 + (np.where(sound, factor, 1.0) - 1) * (values / (values + _TRUSTED))
     return factor, mean0 - factor * mean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -53,7 +55,8 @@ def values(model, names, feeds, level=LEVELS[0]):
 
 
 def moments(found):
-    return {name: Moments.of(array, 1) for name, array in found.items()}
+    """As if of so many values that their deviations are believed."""
+    return {name: dataclasses.replace(Moments.of(array, 1), count=10**9) for name, array in found.items()}
 
 
 RESULTS = ["c1_out", "c2_out", "c3_out", "g_out"]
@@ -146,14 +149,20 @@ def test_what_is_left_and_why():
     float_model, model = network(), rounded(network())
     found = {node.name: node for node in model.graph}
     c1, c2 = found["c1"], found["c2"]
-    good = Moments(np.zeros(8), np.ones(8))
-    restore = RestoreMoments({"c1_out": good, "c2_out": Moments(np.full(8, 1e30), np.ones(8))})
+    good = Moments(np.zeros(8), np.ones(8), 800)
+    restore = RestoreMoments({"c1_out": good, "c2_out": Moments(np.full(8, 1e30), np.ones(8), 800)})
     assert not restore(model, {}, [c1])
     assert restore.left == {"c1": "no moments"}
-    assert not restore(model, {"c1_out": Moments(np.zeros(3), np.ones(3))}, [c1])
+    assert not restore(model, {"c1_out": Moments(np.zeros(3), np.ones(3), 300)}, [c1])
     assert restore.left["c1"] == "the moments are not finite numbers, one a channel"
     assert not restore(model, {"c2_out": good}, [c2])
     assert restore.left["c2"] == "the bias would not fit int32"
+    one = Moments(np.append(np.full(7, 0.5), 1e30), np.ones(8), 800)
+    codes = c2.inputs[1].producer().inputs[0]
+    assert RestoreMoments({"c2_out": one})(model, {"c2_out": good}, [c2])  # the other channels are mended
+    assert c2.inputs[1].producer().inputs[0] is codes
+    bias = c2.inputs[2].producer().inputs[0].const_value.numpy()
+    assert bias[7] == 0
     assert not restore(model, {}, [found["pool"]])
     assert restore.left["pool"] == "neither Conv nor Gemm"
     assert RestoreMoments({"c1_out": good}).find(float_model) == []

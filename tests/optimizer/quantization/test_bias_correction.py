@@ -44,17 +44,31 @@ def test_shapes_that_do_not_belong_together():
 
 def test_the_map_restores_moments():
     rng = np.random.default_rng(2)
-    want, have = rng.standard_normal((50, 4)) * [1, 2, 3, 4] + 1, rng.standard_normal((60, 4)) * [1.2, 1.9, 3, 4.5]
-    factor, offset = restoring_map(Moments.of(want, 1), Moments.of(have, 1))
+    want, have = (
+        rng.standard_normal((n, 4)) * sizes for n, sizes in ((10**6, [1, 2, 3, 4]), (10**6, [1.2, 1.9, 3, 5]))
+    )
+    factor, offset = restoring_map(Moments.of(want + 1, 1), Moments.of(have, 1))
     mended = Moments.of(have * factor + offset, 1)
-    np.testing.assert_allclose(mended.channel_mean, want.mean(axis=0))
-    np.testing.assert_allclose(mended.channel_std, want.std(axis=0))
+    np.testing.assert_allclose(mended.channel_mean, np.mean(want + 1, axis=0))
+    np.testing.assert_allclose(mended.channel_std, want.std(axis=0), rtol=1e-3)  # all but 500 parts of 10^6
+
+
+def test_few_values_are_not_believed():
+    """Two samples of one distribution: to give one the deviations of the other fits noise."""
+    rng = np.random.default_rng(3)
+    want, have = (Moments.of(rng.standard_normal((100, 50)), 1) for _ in range(2))
+    factor, offset = restoring_map(want, have)
+    noise = want.channel_std / have.channel_std - 1
+    np.testing.assert_allclose(factor - 1, noise / 6)
+    np.testing.assert_allclose(offset, want.channel_mean - factor * have.channel_mean)
+    alone, _ = restoring_map(want, have, mean_alone=True)
+    assert (alone == 1).all()
 
 
 def test_channels_without_a_sound_deviation_get_their_mean():
-    want, have = Moments(np.array([1.0, 2, 3]), np.array([1.0, 5, 1])), Moments(np.zeros(3), np.array([0.0, 1, 1]))
-    factor, offset = restoring_map(want, have)
+    want = Moments(np.array([1.0, 2, 3]), np.array([1.0, 5, 1]), 3000)
+    factor, offset = restoring_map(want, Moments(np.zeros(3), np.array([0.0, 1, 1]), 3000))
     assert factor.tolist() == [1, 1, 1]
     assert offset.tolist() == [1, 2, 3]
-    assert restoring_map(want, Moments(np.array([np.nan, 0, 0]), np.ones(3))) is None
-    assert restoring_map(want, Moments(np.zeros(2), np.ones(2))) is None
+    assert restoring_map(want, Moments(np.array([np.nan, 0, 0]), np.ones(3), 3000)) is None
+    assert restoring_map(want, Moments(np.zeros(2), np.ones(2), 3000)) is None
