@@ -26,7 +26,7 @@ def prepare(model: ir.Model) -> None:
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
-        PushTranspose(), RecogniseActivations(), FactorGates(), FoldAffine(), MatMulToGemm(), SplitConvTranspose(),
+        PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(), MatMulToGemm(),
         ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
     ):  # fmt: skip
         step(model)
