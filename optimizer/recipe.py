@@ -160,7 +160,7 @@ class Recipe:
     activation_type: str = "uint8"
     per_channel: bool = True
     reduce_range: bool | None = None
-    equalize: bool = True
+    equalize: bool = False
     smooth: bool = True
     correct_bias: bool = True
     restore_moments: bool = False
