@@ -133,7 +133,7 @@ def _refuse_nothing_to_do(source: str, decisions: list[Decision]) -> None:
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     if any(d.reason == "already quantized" for d in decisions):
         raise OnnxpressError(f"{source}: the model is already quantized; start from the float model")
-    listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no MatMul, Gemm or Gather"
+    listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
     raise OnnxpressError(f"{source}: nothing to quantize, nothing written ({listed})")
 
 

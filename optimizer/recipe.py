@@ -53,7 +53,7 @@ _READ = {
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
        "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
-    "dynamic": _ALWAYS | {"search", "reduce_range", "smooth", "fuse"},
+    "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
 _NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}

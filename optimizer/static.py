@@ -26,21 +26,19 @@ from .calibration.collect import collect
 from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
-from .passes import FoldAffine, RaiseOpset, RecogniseActivations
 from .passes.equalize_channels import EqualizeChannels
-from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.int8_operators import Role
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
 from .passes.restore_moments import restore_in_order
 from .passes.smooth_matmul import SmoothMatMul
+from .preparation import prepare
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
 
-_OPSET = 13  # scales a channel
 _MEASURED = 16  # batches on which models are compared and moments restored
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
@@ -60,12 +58,6 @@ class Calibrated:
     model: ir.Model
     statistics: Statistics
     feeds: list[Any]
-
-
-def prepare(model: ir.Model) -> None:
-    """The rewrites of floats that INT8 starts from; tensors have the names that statistics know them by."""
-    for step in (RecogniseActivations(), FoldAffine(), RaiseOpset(_OPSET), ExpandHardActivations()):
-        step(model)
 
 
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:

@@ -6,15 +6,14 @@ else silently computes in float between two conversions. So the optimized graph 
 
 from __future__ import annotations
 
-import tempfile
+import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import onnx_ir as ir
 
-from .. import storage
 from .session import open_session, session_options
+from .temporary import written
 
 INT8 = frozenset({
     "QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
@@ -23,7 +22,7 @@ INT8 = frozenset({
 })  # fmt: skip
 """Operators on codes that ONNX Runtime's CPU has."""
 
-_TOKEN = "_token_"  # what ONNX Runtime adds to the name of a node that it made of several
+_MADE = re.compile(r"_token_\d+$|/MatMulAddFusion$")  # what ONNX Runtime adds to the name of a node that it made
 
 
 def optimized(model: ir.Model) -> ir.Model:
@@ -32,9 +31,8 @@ def optimized(model: ir.Model) -> ir.Model:
     Raises:
         OnnxpressError: ONNX Runtime refuses the model.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "model.onnx", Path(folder) / "optimized.onnx"
-        storage.save(ir.from_proto(ir.to_proto(model)), source)
+    with written(model) as source:
+        target = source.with_name("optimized.onnx")
         options = session_options()
         options.optimized_model_filepath = str(target)
         open_session(source, options, model.graph.name)
@@ -50,7 +48,7 @@ def fallbacks(model: ir.Model, names: Iterable[str]) -> dict[str, str]:
     """Which of the nodes of these names an optimized graph does not compute on codes, and what it has instead."""
     found: dict[str, str] = {}
     for node in model.graph:
-        name = (node.name or "").split(_TOKEN)[0]
+        name = _MADE.sub("", node.name or "")
         if node.op_type in INT8 or name not in found:
             found[name] = node.op_type
     return {name: found.get(name, "nothing of its name") for name in names if found.get(name) not in INT8}

@@ -17,6 +17,7 @@ from .. import storage
 from ..errors import UsageError
 from ..passes import CleanUp
 from ..passes.plan import constant_of
+from ..preparation import prepare
 from .collect import Progress, collect
 from .data import Source, open_data
 from .images import ImageRecipe
@@ -34,7 +35,7 @@ _SHOWN = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibration:
+class CalibrationReport:
     """What a calibration saw.
 
     Attributes:
@@ -81,7 +82,7 @@ def calibrate(
     length: int = 128,
     gram: bool = False,
     progress: Progress = lambda _stage, _done, _total: None,
-) -> Calibration:
+) -> CalibrationReport:
     """Collect statistics of all activations of a model and write them to a file.
 
     Args:
@@ -111,11 +112,12 @@ def calibrate(
         data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length
     )
     CleanUp()(loaded)
+    prepare(loaded)
     found = collect(loaded, opened, activations(loaded, gram=gram), progress=progress)
     return _finish(found, str(path), target, begin)
 
 
-def merge(files: Sequence[str | Path], output: str | Path) -> Calibration:
+def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:
     """Merge files of statistics, as if all their data had been collected at once.
 
     Args:
@@ -134,12 +136,12 @@ def merge(files: Sequence[str | Path], output: str | Path) -> Calibration:
     return _finish(found, ", ".join(map(str, files)), target, begin)
 
 
-def _finish(found: Statistics, source: str, target: Path, begin: float) -> Calibration:
+def _finish(found: Statistics, source: str, target: Path, begin: float) -> CalibrationReport:
     found.save(target)
     reasons = {name: reason for name, tensor in found.items() if (reason := unusable(tensor)) is not None}
     batches = max((tensor.batches for tensor in found.values()), default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Calibration(source, str(target), len(found), batches, reasons, time.perf_counter() - begin, peak)
+    return CalibrationReport(source, str(target), len(found), batches, reasons, time.perf_counter() - begin, peak)
 
 
 def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:

@@ -1,5 +1,6 @@
 """Graph rewrites, one a file. Each says what it changed and gives a reason for what it left alone."""
 
+from .clamp_before_move import ClampBeforeMove
 from .clean_up import CleanUp
 from .factor_gates import FactorGates
 from .fold_affine import FoldAffine
@@ -13,6 +14,7 @@ from .recognise_activations import RecogniseActivations
 from .split_conv_transpose import SplitConvTranspose
 
 __all__ = [
+    "ClampBeforeMove",
     "CleanUp",
     "Decision",
     "FactorGates",

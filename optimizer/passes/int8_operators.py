@@ -38,6 +38,7 @@ PRODUCTS = (Role.CONV, Role.GEMM, Role.MATMUL, Role.MATMUL_OF_TWO)
 
 _MOVES = {
     "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile", "MaxPool", "Resize",
+    "DepthToSpace",
 }  # fmt: skip
 _MAPS = {"AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid"}
 _KNOWN = {

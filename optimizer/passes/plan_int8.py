@@ -139,7 +139,7 @@ def _follow(operators: dict[ir.Node, Operator], clamps: Mapping[ir.Node, Operato
 def _reason_to_drop(plan: Int8Plan, operator: Operator, made: set[ir.Value], unusable: Mapping[str, str]) -> str | None:
     for value in (*plan.inputs(operator), *plan.outputs(operator)):
         if (reason := unusable.get(value.name or "")) is not None:
-            return f"{value.name} {reason}"
+            return f"{value.name}: {reason}"
     if operator.is_product:
         return None
     if not any(plan.is_wanted(value) for value in plan.outputs(operator)):

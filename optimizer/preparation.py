@@ -1,0 +1,32 @@
+"""The rewrites of floats that calibrated INT8 starts from, in order."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .passes import (
+    ClampBeforeMove,
+    FactorGates,
+    FoldAffine,
+    MatMulToGemm,
+    PushTranspose,
+    RaiseOpset,
+    RecogniseActivations,
+    SplitConvTranspose,
+)
+from .passes.expand_hard_activations import ExpandHardActivations
+
+_OPSET = 13  # DequantizeLinear has scales a channel
+
+
+def prepare(model: ir.Model) -> None:
+    """Rewrite a model that CleanUp went over; its tensors then have the names that statistics know them by.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    for step in (
+        PushTranspose(), RecogniseActivations(), FactorGates(), FoldAffine(), MatMulToGemm(), SplitConvTranspose(),
+        ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
+    ):  # fmt: skip
+        step(model)

@@ -1,0 +1,233 @@
+"""int8-static from end to end: a model and data in, a QDQ model and a report out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from graphs import Builder
+from onnxpress.optimizer import static, storage
+from onnxpress.optimizer.calibration import Calibration
+from onnxpress.optimizer.calibration.collect import collect
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.passes import CleanUp
+from onnxpress.optimizer.pipeline import optimize
+from onnxpress.optimizer.preparation import prepare
+from onnxpress.optimizer.recipe import Recipe
+from onnxpress.optimizer.static import wanted
+
+SIZE = 12
+STATIC = Recipe(scheme="int8-static", range_method="minmax")
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def images(count: int = 6) -> list[dict[str, np.ndarray]]:
+    return [{"x": noise(1, 8, SIZE, SIZE, seed=i)} for i in range(count)]
+
+
+def cnn(layers: int = 3) -> ir.Model:
+    b = Builder(17)
+    y = b.input("x", ["batch", 8, SIZE, SIZE])
+    for i in range(layers):
+        y = b.op(
+            "Conv", y, b.constant(f"w{i}", noise(8, 8, 3, 3, seed=i) / 8), b.constant(f"b{i}", noise(8, seed=i)),
+            name=f"conv{i}", pads=[1, 1, 1, 1],
+        )  # fmt: skip
+        y = b.op("Relu", y, name=f"relu{i}")
+    y = b.op("Flatten", b.op("GlobalAveragePool", y))
+    b.output(b.op("Gemm", y, b.constant("head", noise(8, 5)), name="head"), ["batch", 5])
+    return b.model()
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "cnn.onnx"
+    storage.save(cnn(), file)
+    return file
+
+
+def outputs(path, feeds) -> np.ndarray:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
+
+
+def test_conversion_and_report(path):
+    report = optimize(path, STATIC, calibration=Calibration(images()))
+    onnx.checker.check_model(report.output, full_check=True)
+    assert report.output.endswith("cnn.int8-static.onnx")
+    assert report.rewritten["Conv"] == 3
+    assert report.details["kernels"]["QLinearConv"] == 3
+    assert report.details["kernels"]["QGemm"] == 1
+    metric = report.details["metric"]
+    assert 0.99 < metric["int8"] <= metric["float32"] == pytest.approx(1)
+    a, b = outputs(path, images(20)[6:]), outputs(report.output, images(20)[6:])
+    assert 0 < np.square(a - b).sum() < 1e-3 * np.square(a).sum()
+    json.loads(report.to_json())
+
+
+@pytest.mark.parametrize("method", ["minmax", "moving-average", "percentile", "entropy", "mse"])
+def test_range_methods(path, tmp_path, method):
+    recipe = Recipe(scheme="int8-static", range_method=method)
+    report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images()))
+    assert report.details["metric"]["int8"] > 0.99
+
+
+@pytest.mark.parametrize("settings", [
+    {"per_channel": False}, {"reduce_range": True}, {"activation_type": "int8", "symmetric": True},
+    {"restore_moments": True}, {"correct_bias": False, "equalize": False, "smooth": False},
+])  # fmt: skip
+def test_settings(path, tmp_path, settings):
+    report = optimize(
+        path, Recipe(scheme="int8-static", range_method="minmax", **settings), tmp_path / "out.onnx",
+        calibration=Calibration(images()),
+    )  # fmt: skip
+    onnx.checker.check_model(report.output, full_check=True)
+    a, b = outputs(path, images()), outputs(report.output, images())
+    assert np.square(a - b).sum() < 5e-3 * np.square(a).sum()
+    for value in onnx.load(report.output).graph.initializer:
+        codes = onnx.numpy_helper.to_array(value)
+        if settings.get("reduce_range") and codes.dtype == np.int8 and codes.ndim > 1:
+            assert np.abs(codes).max() <= 63
+
+
+def test_restored_moments_are_nearer(path, tmp_path):
+    results = {}
+    for restore in (False, True):
+        recipe = Recipe(scheme="int8-static", range_method="minmax", per_channel=False, restore_moments=restore)
+        report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images(16)))
+        a, b = outputs(path, images(40)[16:]), outputs(report.output, images(40)[16:])
+        results[restore] = np.square(a - b).sum()
+    assert results[True] < results[False]
+
+
+def test_same_data_give_the_same_file(path, tmp_path):
+    for name in "ab":
+        optimize(path, STATIC, tmp_path / f"{name}.onnx", calibration=Calibration(images()))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_statistics_in_place_of_data(path, tmp_path):
+    recipe = Recipe(scheme="int8-static", range_method="minmax", equalize=False, smooth=False)
+    model = storage.load(path)
+    CleanUp()(model)
+    prepare(model)
+    collect(model, images(), wanted(model, recipe)).save(tmp_path / "stats.npz")
+    optimize(path, recipe, tmp_path / "a.onnx", calibration=Calibration(statistics=tmp_path / "stats.npz"))
+    optimize(path, recipe, tmp_path / "b.onnx", calibration=Calibration(images()))
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_statistics_of_another_model(path, tmp_path):
+    other = cnn(2)
+    statistics = collect(other, images(), wanted(other, STATIC))
+    with pytest.raises(OnnxpressError):
+        optimize(path, STATIC, tmp_path / "out.onnx", calibration=Calibration(statistics=statistics))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def mean_square(session: ort.InferenceSession) -> float:
+    """One less the share of noise in the outputs."""
+    reference = outputs_of(cnn())
+    got = np.concatenate([session.run(None, feed)[0] for feed in images()])
+    return 1 - float(np.square(got - reference).sum() / np.square(reference).sum())
+
+
+def outputs_of(model: ir.Model) -> np.ndarray:
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, feed)[0] for feed in images()])
+
+
+def test_bound_on_the_drop(path, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(mean_square=mean_square))
+    found = {}
+    for bound in (0.5, 1e-6):
+        recipe = Recipe(scheme="int8-static", range_method="minmax", max_drop=bound, metric="judge:mean_square")
+        found[bound] = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images())).details
+    loose, tight = (found[bound]["mixed_precision"] for bound in found)
+    assert (loose["kept"], len(loose["trials"]), loose["met"]) == ((), 1, True)
+    assert len(tight["kept"]) > 0
+    assert len(tight["trials"]) > 1
+
+
+def test_only_if_faster(path, tmp_path, monkeypatch):
+    recipe = Recipe(scheme="int8-static", range_method="minmax", only_if_faster=True)
+    monkeypatch.setattr(static, "slower_in_int8", lambda *_models_nodes_feeds: {"conv1": (1e-6, 2e-6)})
+    report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images()))
+    assert report.rewritten["Conv"] == 2
+    assert report.left["Conv: slower in int8: 2 us against 1"] == 1
+
+
+def test_no_data(path):
+    with pytest.raises(UsageError, match="--calibration"):
+        optimize(path, STATIC)
+
+
+def test_data_for_a_scheme_without(path):
+    with pytest.raises(UsageError, match="int4 reads no calibration data"):
+        optimize(path, Recipe(), calibration=Calibration(images()))
+
+
+@pytest.mark.parametrize(("feed", "text"), [
+    ({"x": np.full((1, 8, SIZE, SIZE), np.nan, np.float32)}, "x"),
+    ({"y": noise(1, 8, SIZE, SIZE)}, "x"),
+    ({"x": noise(1, 8, SIZE)}, "x"),
+    ({"x": noise(1, 8, SIZE, SIZE).astype(np.float64)}, "float64"),
+])  # fmt: skip
+def test_data_that_does_not_fit(path, tmp_path, feed, text):
+    with pytest.raises(OnnxpressError, match=text):
+        optimize(path, STATIC, tmp_path / "out.onnx", calibration=Calibration([feed]))
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_no_samples(path):
+    with pytest.raises(OnnxpressError):
+        optimize(path, STATIC, calibration=Calibration([]))
+
+
+def test_huge_range(path):
+    data = [{"x": noise(1, 8, SIZE, SIZE) * np.float32(1e30)}]
+    with pytest.raises(OnnxpressError, match="x: its values reach"):
+        optimize(path, STATIC, calibration=Calibration(data))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e10])
+def test_strange_ranges(tmp_path, scale):
+    """Tensors of zeros, of numbers that vanish and of large ones."""
+    storage.save(cnn(), tmp_path / "cnn.onnx")
+    data = [{"x": noise(1, 8, SIZE, SIZE) * np.float32(scale)}]
+    report = optimize(tmp_path / "cnn.onnx", STATIC, calibration=Calibration(data))
+    assert np.isfinite(outputs(report.output, data)).all()
+    for value in onnx.load(report.output).graph.initializer:
+        array = onnx.numpy_helper.to_array(value)
+        assert np.isfinite(array).all()
+        if "_scale" in value.name:
+            assert (array >= np.finfo(np.float32).tiny).all()
+
+
+def test_nothing_to_quantize(tmp_path):
+    b = Builder(17)
+    b.output(b.op("Relu", b.input("x", [1, 4])), [1, 4])
+    storage.save(b.model(), tmp_path / "relu.onnx")
+    with pytest.raises(OnnxpressError, match="nothing to quantize"):
+        optimize(tmp_path / "relu.onnx", STATIC, calibration=Calibration([{"x": noise(1, 4)}]))
+
+
+def test_dead_branch(tmp_path):
+    model = cnn()
+    dead = ir.node("Conv", [model.graph.inputs[0], model.graph.initializers["w0"]], name="dead")
+    dead.outputs[0].name = "dead_out"
+    model.graph.append(dead)
+    storage.save(model, tmp_path / "cnn.onnx")
+    for clean in (True, False):
+        recipe = Recipe(scheme="int8-static", clean_up=clean)
+        report = optimize(tmp_path / "cnn.onnx", recipe, calibration=Calibration(images()))
+        assert np.isfinite(outputs(report.output, images())).all()
