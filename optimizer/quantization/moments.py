@@ -20,8 +20,8 @@ _TRUSTED = 500
 """Values of a channel at which half of a change in its deviation is believed.
 
 The ratio of two deviations from n values is off by some 1 / sqrt(n), and correlation of neighbouring positions makes
-that worse; rounding to 8 bits changes it by a few percent. Of EfficientNet-Lite0 with 8 images, whose last layers have
-392 values a channel, this halves the noise on other images; with 24 it does nothing."""
+that worse; rounding to 8 bits changes it by a few percent. On EfficientNet-Lite0 with 8 images, whose last layers have
+392 values a channel, this brings the noise on other images from 0.56 % to 0.32 %; with 24 it changes little."""
 _MOST = 2.0
 """A channel whose deviation changed by more than this factor is broken or nearly constant: its mean alone is mended."""
 

@@ -59,6 +59,7 @@ def moments(found):
     return {name: dataclasses.replace(Moments.of(array, 1), count=10**9) for name, array in found.items()}
 
 
+RNG = np.random.default_rng(4)
 RESULTS = ["c1_out", "c2_out", "c3_out", "g_out"]
 FEEDS = {"x": np.random.default_rng(9).normal(1, 1, (16, 3, 12, 12)).astype(np.float32)}
 
@@ -166,3 +167,18 @@ def test_what_is_left_and_why():
     assert not restore(model, {}, [found["pool"]])
     assert restore.left["pool"] == "neither Conv nor Gemm"
     assert RestoreMoments({"c1_out": good}).find(float_model) == []
+
+
+def test_a_result_that_is_an_output_is_found_under_its_old_name():
+    b = Builder(18)
+    y = b.op("Conv", b.input("x", [16, 3, 12, 12]), b.constant("w1", RNG.standard_normal((4, 3, 3, 3), np.float32)),
+             name="c1")  # fmt: skip
+    b.output(y, [16, 4, 10, 10])
+    model = b.model()
+    reference = measure(model, ["c1_out"])
+    rounded(model)
+    (conv,) = RestoreMoments(reference).find(model)
+    assert conv.outputs[0].name == "c1_out_float"
+    assert restore_in_order(model, reference, measure).left == {}
+    mended = measure(model, ["c1_out_float"])["c1_out_float"]
+    np.testing.assert_allclose(mended.channel_std, reference["c1_out"].channel_std, rtol=1e-3)
