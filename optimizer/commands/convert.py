@@ -58,10 +58,11 @@ def optimize(
     ] = None,
     range_method: Annotated[
         str | None,
-        typer.Option(help="minmax, moving-average, percentile, entropy or mse (default).", rich_help_panel=_STATIC),
+        typer.Option(help="minmax, moving-average, percentile (default), entropy or mse.", rich_help_panel=_STATIC),
     ] = None,
     percentile: Annotated[
-        float | None, typer.Option(help="Share in percent that the method percentile keeps.", rich_help_panel=_STATIC)
+        float | None,
+        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_STATIC),
     ] = None,
     activation_type: Annotated[
         str | None,
@@ -79,7 +80,9 @@ def optimize(
     equalize: Annotated[
         bool | None,
         typer.Option(
-            "--equalize/--no-equalize", help="Even out channels of neighbouring layers.", rich_help_panel=_STATIC
+            "--equalize/--no-equalize",
+            help="Even out channels of neighbouring layers; not by default.",
+            rich_help_panel=_STATIC,
         ),
     ] = None,
     smooth: Annotated[
