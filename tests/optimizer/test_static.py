@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -83,7 +84,7 @@ def test_range_methods(path, tmp_path, method):
 
 @pytest.mark.parametrize("settings", [
     {"per_channel": False}, {"reduce_range": True}, {"activation_type": "int8", "symmetric": True},
-    {"restore_moments": True}, {"correct_bias": False, "equalize": False, "smooth": False},
+    {"equalize": True}, {"correct_bias": False, "restore_moments": False, "smooth": False},
 ])  # fmt: skip
 def test_settings(path, tmp_path, settings):
     report = optimize(
@@ -102,11 +103,11 @@ def test_settings(path, tmp_path, settings):
 def test_restored_moments_are_nearer(path, tmp_path):
     results = {}
     for restore in (False, True):
-        recipe = Recipe(scheme="int8-static", range_method="minmax", per_channel=False, restore_moments=restore)
+        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, restore_moments=restore)
         report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images(16)))
         a, b = outputs(path, images(40)[16:]), outputs(report.output, images(40)[16:])
         results[restore] = np.square(a - b).sum()
-    assert results[True] < results[False]
+    assert results[True] < results[False] / 3
 
 
 def test_same_data_give_the_same_file(path, tmp_path):
@@ -116,7 +117,7 @@ def test_same_data_give_the_same_file(path, tmp_path):
 
 
 def test_statistics_in_place_of_data(path, tmp_path):
-    recipe = Recipe(scheme="int8-static", range_method="minmax", equalize=False, smooth=False)
+    recipe = dataclasses.replace(STATIC, restore_moments=False)
     model = storage.load(path)
     CleanUp()(model)
     prepare(model)
