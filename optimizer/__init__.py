@@ -8,12 +8,14 @@ from .errors import OnnxpressError, UsageError
 from .recipe import Override, Recipe
 
 if TYPE_CHECKING:
+    from .calibration import Calibration
     from .context import compile_context
     from .pipeline import optimize
     from .report import ContextReport, Report
 
 __all__ = [
-    "ContextReport", "OnnxpressError", "Override", "Recipe", "Report", "UsageError", "compile_context", "optimize",
+    "Calibration", "ContextReport", "OnnxpressError", "Override", "Recipe", "Report", "UsageError", "compile_context",
+    "optimize",
 ]  # fmt: skip
 
 
@@ -23,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from .pipeline import optimize
 
         return optimize
+    if name == "Calibration":
+        from .calibration import Calibration
+
+        return Calibration
     if name == "compile_context":
         from .context import compile_context
 
