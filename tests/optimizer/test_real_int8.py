@@ -46,7 +46,7 @@ def test_recogniser_reads_as_well(tmp_path):
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])
 def test_branches_are_refused_node_by_node(scheme, tmp_path):
     """All of silero-vad lies inside an If: the reasons are told, and nothing is written."""
-    with pytest.raises(OnnxpressError, match="12 Conv: .*2 LSTM: "):
+    with pytest.raises(OnnxpressError, match=r"12 Conv: .*2 LSTM: "):
         optimize("silero-vad", Recipe(scheme=scheme), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
