@@ -13,6 +13,7 @@ from .passes import (
     RaiseOpset,
     RecogniseActivations,
     SplitConvTranspose,
+    SumToAdd,
 )
 from .passes.expand_hard_activations import ExpandHardActivations
 
@@ -26,7 +27,7 @@ def prepare(model: ir.Model) -> None:
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
-        PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(), MatMulToGemm(),
-        ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
+        SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(),
+        MatMulToGemm(), ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
     ):  # fmt: skip
         step(model)

@@ -12,6 +12,7 @@ from .quantize_matmul import QuantizeMatMul
 from .raise_opset import RaiseOpset
 from .recognise_activations import RecogniseActivations
 from .split_conv_transpose import SplitConvTranspose
+from .sum_to_add import SumToAdd
 
 __all__ = [
     "ClampBeforeMove",
@@ -26,5 +27,6 @@ __all__ = [
     "RaiseOpset",
     "RecogniseActivations",
     "SplitConvTranspose",
+    "SumToAdd",
     "plan",
 ]
