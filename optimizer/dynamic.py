@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import onnx_ir as ir
 
 from .analysis.machine import products_saturate
-from .outcome import Outcome
+from .outcome import Outcome, Progress
 from .passes.fuse_attention import FuseAttention
 from .passes.plan_dynamic import plan_attention, plan_dynamic
 from .passes.quantize_dynamic import QuantizeDynamic
@@ -19,9 +17,7 @@ from .report import group_reasons
 _OPSET = 11  # the first with DynamicQuantizeLinear
 
 
-def convert(
-    model: ir.Model, recipe: Recipe, progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None
-) -> Outcome:
+def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage, _done, _total: None) -> Outcome:
     """Rewrite a cleaned-up float model in place.
 
     An attention is fused where the recipe takes all three of its projections; their decisions stand for it.

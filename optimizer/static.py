@@ -104,8 +104,14 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
         progress: Told how the work goes on.
 
     Raises:
+        UsageError: The recipe measures, and there are only statistics.
         OnnxpressError: ONNX Runtime cannot run the model, or a metric fails.
     """
+    if isinstance(data, Statistics) and (recipe.only_if_faster or recipe.max_drop is not None):
+        raise UsageError(
+            "only_if_faster and max_drop measure on calibration data; statistics alone are too little: "
+            "give --calibration"
+        )
     prepare(model)
     decisions = plan_int8(model, recipe).decisions
     if not any(decision.taken for decision in decisions):
@@ -116,7 +122,7 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
         kept |= _kept_by_speed(builder, kept)
     metric = choose_metric(recipe.metric, builder.model, builder.feeds) if builder.feeds else None
     search = None
-    if recipe.max_drop is not None:
+    if metric is not None and recipe.max_drop is not None:
         search = _search(builder, kept, metric, recipe.max_drop, progress)
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     plan = builder.place(model, kept)
@@ -159,7 +165,7 @@ class Builder:
             {value.name or "": self._range(value.name or "") for value in plan.tensors()},
             self._round,
             dtype=np.dtype(self.recipe.activation_type),
-            symmetric=self._is_symmetric,
+            symmetric=bool(self.recipe.symmetric),
             shift=self._shift,
         )
         place(model, plan)
@@ -185,15 +191,11 @@ class Builder:
             model, self._moments, lambda changed, names: collect(changed, self.feeds, dict.fromkeys(names, wanted))
         )
 
-    @property
-    def _is_symmetric(self) -> bool:
-        return bool(self.recipe.symmetric)
-
     def _range(self, name: str) -> Range:
         if name not in self._ranges:
             self._ranges[name] = activation_range(
                 self._statistics[name], self.recipe.range_method,
-                percentile=self.recipe.percentile, symmetric=self._is_symmetric,
+                percentile=self.recipe.percentile, symmetric=bool(self.recipe.symmetric),
             )  # fmt: skip
         return self._ranges[name]
 
@@ -251,10 +253,6 @@ def _products(plan: Int8Plan) -> list[str]:
 
 def _kept_by_speed(builder: Builder, kept: Mapping[str, str]) -> dict[str, str]:
     """Products whose int8 form this machine runs slower."""
-    if not builder.feeds:
-        raise UsageError(
-            "only_if_faster measures on calibration data; statistics alone are too little: give --calibration"
-        )
     model = builder.model.clone()
     products = _products(builder.place(model, kept))
     slower = slower_in_int8(builder.model, model, products, builder.feeds[0])
@@ -265,11 +263,9 @@ def _kept_by_speed(builder: Builder, kept: Mapping[str, str]) -> dict[str, str]:
 
 
 def _search(
-    builder: Builder, kept: Mapping[str, str], metric: Metric | None, max_drop: float, progress: Progress
+    builder: Builder, kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
 ) -> MixedPrecision:
     """The fewest products in float with which the metric is within the bound."""
-    if metric is None:
-        raise UsageError("max_drop measures on calibration data; statistics alone are too little: give --calibration")
     nodes = _products(builder.plan(builder.model.clone(), kept))
     return search_mixed_precision(
         lambda chosen: builder.build({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept}), metric, nodes,

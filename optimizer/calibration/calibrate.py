@@ -15,10 +15,11 @@ import onnx_ir as ir
 
 from .. import storage
 from ..errors import UsageError
+from ..outcome import Progress
 from ..passes import CleanUp
 from ..passes.plan import constant_of
 from ..preparation import prepare
-from .collect import Progress, collect
+from .collect import collect
 from .data import Source, open_data
 from .images import ImageRecipe
 from .inputs import inputs_of

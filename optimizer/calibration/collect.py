@@ -7,7 +7,7 @@ samples: the data is gone through once before, without the model, which also fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ..analysis.feeds import Feeds
 from ..errors import OnnxpressError, UsageError
+from ..outcome import Progress
 from .data import is_float
 from .observe import Observer, check_names
 from .statistics import Statistics, TensorStatistics, Wanted, fingerprint
@@ -23,8 +24,6 @@ from .statistics import Statistics, TensorStatistics, Wanted, fingerprint
 MEMORY = 256_000_000
 """Bytes of observed values that one run may make, by default."""
 _MOST_BYTES = 4  # of an element
-
-Progress = Callable[[str, int, int], None]
 
 
 def collect(

@@ -30,6 +30,7 @@ from .int8_operators import Operator, Role
 from .plan import constant_of, release
 from .plan_int8 import Int8Plan, is_bias
 from .rewriting import add_array
+from .sharing import insert_behind
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]
@@ -150,7 +151,7 @@ class PlaceQdq:
         output = node.outputs[0]
         output.name = f"{value.name}_quantized"
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.from_numpy(self._dtype))
-        self._insert_behind(result, node)
+        insert_behind(result, self._graph, node)
         self._codes[value] = codes = _Codes(output, parameters)
         return codes
 
@@ -160,7 +161,7 @@ class PlaceQdq:
         output = node.outputs[0]
         output.name = f"{value.name}_dequantized"
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
-        self._insert_behind(codes.value, node)
+        insert_behind(codes.value, self._graph, node)
         return output
 
     def _operands(self, value: ir.Value, parameters: AffineParameters) -> list[ir.Value]:
@@ -173,13 +174,6 @@ class PlaceQdq:
         if name not in self._constants:
             self._constants[name] = add_array(self._graph, name, np.asarray(array))
         return self._constants[name]
-
-    def _insert_behind(self, value: ir.Value, node: ir.Node) -> None:
-        producer = value.producer()
-        if producer is not None:
-            self._graph.insert_after(producer, node)
-        else:
-            self._graph.insert_before(self._graph[0], node)
 
     def _round_constants(self, operator: Operator, x: AffineParameters) -> None:
         """Weights, biases and constant operands."""

@@ -127,6 +127,14 @@ def test_statistics_in_place_of_data(path, tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("measures", [{"max_drop": 0.1}, {"only_if_faster": True}])
+def test_statistics_alone_cannot_measure(path, measures):
+    model = cnn()
+    statistics = collect(model, images(), wanted(model, STATIC))
+    with pytest.raises(UsageError, match="give --calibration"):
+        optimize(path, dataclasses.replace(STATIC, **measures), calibration=Calibration(statistics=statistics))
+
+
 def test_statistics_of_another_model(path, tmp_path):
     other = cnn(2)
     statistics = collect(other, images(), wanted(other, STATIC))
