@@ -162,5 +162,11 @@ def block_sparse_matmul(
     parts = [f"k{K}", f"n{N}", f"block{block_k}x{block_n}", values.name.lower(), f"a_{a.name.lower()}"]
     parts += [activation] * bool(activation) + ["bias"] * bias + ["static"] * static
     parts += ["quantized_output"] * quantized_output
-    attributes = {"K": K, "N": N, "block_k": block_k, "block_n": block_n, "activation": activation}
+    attributes: dict[str, int | str] = {
+        "K": K,
+        "N": N,
+        "block_k": block_k,
+        "block_n": block_n,
+        "activation": activation,
+    }
     return function("BlockSparseMatMul", "_".join(parts), body, inputs, y, attributes, opset)

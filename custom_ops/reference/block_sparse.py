@@ -106,11 +106,12 @@ def block_sparse_matmul(
     y: npt.NDArray[np.floating]
     if values.dtype == np.int8:
         assert scales is not None
+        codes: npt.NDArray[np.generic]
         if a_scale is None:
             codes, scale = quantize_rows(np.asarray(rows, np.float32))
             zero_point = 0
         else:
-            zero_point, scale = int(a_zero_point or 0), np.float32([a_scale])
+            zero_point, scale = int(a_zero_point or 0), np.array([a_scale], np.float32)
             point = np.uint8(zero_point)
             codes = rows if rows.dtype == np.uint8 else quantize_linear(np.asarray(rows, np.float32), a_scale, point)
         # Sums of products below 2**53 are exact in float64, in any order; int32 counts modulo 2**32.
