@@ -1,0 +1,36 @@
+"""What every op and kernel of this package means, in NumPy: slow, plain, and the oracle of all tests."""
+
+from __future__ import annotations
+
+from .activations import activate
+from .block_sparse import block_sparse_matmul, decode_blocks, quantize_rows
+from .codes import PLANES, pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
+from .gather import gather_rows
+from .int8 import dynamic_quantize_linear, matmul_int8, quantize_linear
+from .nbits import activation_block, dequantize, matmul_nbits, quantize_activations, round_to_bfloat16
+from .rounding import SHRINKS, all_finite, quantize_block, quantize_blocks
+
+__all__ = [
+    "PLANES",
+    "SHRINKS",
+    "activate",
+    "activation_block",
+    "all_finite",
+    "block_sparse_matmul",
+    "decode_blocks",
+    "dequantize",
+    "dynamic_quantize_linear",
+    "gather_rows",
+    "matmul_int8",
+    "matmul_nbits",
+    "pack_codes",
+    "pack_zero_points",
+    "quantize_activations",
+    "quantize_block",
+    "quantize_blocks",
+    "quantize_linear",
+    "quantize_rows",
+    "round_to_bfloat16",
+    "unpack_codes",
+    "unpack_zero_points",
+]
