@@ -144,6 +144,7 @@ class Builder:
         self._moments: Statistics | None = None
         self._reduce_range = products_saturate() if recipe.reduce_range is None else recipe.reduce_range
         self.weights: dict[str, QuantizedTensor] = {}
+        self.readers: dict[str, tuple[str, ...]] = {}
 
     def plan(self, model: ir.Model, kept: Mapping[str, str]) -> Int8Plan:
         """What becomes of the model with nodes of these names in float."""
@@ -169,6 +170,7 @@ class Builder:
             shift=self._shift,
         )
         place(model, plan)
+        self.readers = {name: place.readers(name) for name in self.weights}
         common.RemoveUnusedNodesPass()(model)
         return plan
 
@@ -290,8 +292,9 @@ def _outcome(
         if not search.met:
             warnings.append("the bound on the metric's drop was not met; this is the best mixture that was tried")
     weights = tuple(
-        WeightReport(name, (name,), "int8", rounded.codes.size,
-                     decibels(rounded.energy, rounded.error), 0.0)
+        WeightReport(
+            name, builder.readers[name], "int8", rounded.codes.size, decibels(rounded.energy, rounded.error), 0.0
+        )
         for name, rounded in builder.weights.items()
-    )  # fmt: skip
+    )
     return Outcome(plan.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
+
+Thing = TypeVar("Thing")
+
+
+def required(thing: Thing | None) -> Thing:
+    """What is known to be there; optional inputs and constants are None where they are not."""
+    assert thing is not None
+    return thing
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

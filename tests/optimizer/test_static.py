@@ -72,7 +72,17 @@ def test_conversion_and_report(path):
     assert 0.99 < metric["int8"] <= metric["float32"] == pytest.approx(1)
     a, b = outputs(path, images(20)[6:]), outputs(report.output, images(20)[6:])
     assert 0 < np.square(a - b).sum() < 1e-3 * np.square(a).sum()
-    json.loads(report.to_json())
+    assert {weight.name: weight.nodes for weight in report.weights}["w1"] == ("conv1",)
+    assert set(json.loads(report.to_json())["worst"]) <= {"conv0", "conv1", "conv2", "head"}
+
+
+def test_report_of_a_weight_that_two_nodes_read(tmp_path):
+    model = cnn()
+    conv = next(node for node in model.graph if node.name == "conv1")
+    conv.replace_input_with(1, model.graph.initializers["w0"])
+    storage.save(model, tmp_path / "cnn.onnx")
+    report = optimize(tmp_path / "cnn.onnx", STATIC, calibration=Calibration(images()))
+    assert sorted(weight.nodes for weight in report.weights) == [("conv0",), ("conv1",), ("conv2",), ("head",)]
 
 
 @pytest.mark.parametrize("method", ["minmax", "moving-average", "percentile", "entropy", "mse"])
