@@ -9,7 +9,6 @@ from typing import Any
 
 from .errors import UsageError
 from .quantization.schemes import SCALE_TYPES, SCHEMES
-from .sparsity import Block
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
@@ -85,6 +84,8 @@ def _checked_value(key: str, value: object, source: str) -> object:
             raise UsageError(f"{source}: sparsity is {value!r}, must be a number from 0 up to but not 1, such as 0.8")
         return float(value)
     elif key == "block":
+        from .sparsity.blocks import Block
+
         try:
             return str(Block.parse(value if isinstance(value, str) else ""))
         except UsageError as error:
