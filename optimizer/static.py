@@ -31,7 +31,7 @@ from .passes.int8_operators import Role
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
 from .passes.restore_moments import restore_in_order
-from .passes.smooth_matmul import SmoothMatMul
+from .passes.smooth_matmul import SmoothMatMul, smoothable
 from .preparation import prepare
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
@@ -65,6 +65,7 @@ class Calibrated:
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     """What to collect of a prepared model, by tensor."""
     plan = plan_int8(model, recipe)
+    smoothed = set() if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
     histogram = recipe.range_method in _HISTOGRAMS
     found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
     for operator in plan.operators.values():
@@ -72,8 +73,8 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
             continue
         name = operator.node.inputs[0].name or ""  # type: ignore[union-attr]
         axis = 1 if operator.role is Role.CONV else -1
-        gram = recipe.smooth is not False and operator.role is Role.MATMUL
-        found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram or found[name].gram)
+        gram = found[name].gram or (operator.role is Role.MATMUL and name in smoothed)
+        found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram)
         if operator.role is Role.CONV and recipe.equalize:
             result = operator.node.outputs[0].name or ""
             found[result] = dataclasses.replace(found.get(result, Wanted(histogram=False)), channel_axis=1)
@@ -90,9 +91,10 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     if recipe.equalize:
         moved |= EqualizeChannels(statistics)(model)
     if recipe.smooth is not False:
-        moved |= SmoothMatMul(statistics, insert=True)(model)
+        moved |= SmoothMatMul(statistics, insert=recipe.smooth is True)(model)
     if moved:
-        statistics = collect(model, data, wanted(model, recipe), progress=progress)
+        again = {name: dataclasses.replace(what, gram=False) for name, what in wanted(model, recipe).items()}
+        statistics = collect(model, data, again, progress=progress)
     return Calibrated(model, statistics, list(islice(data, _MEASURED)))
 
 

@@ -110,6 +110,34 @@ def test_settings(path, tmp_path, settings):
             assert np.abs(codes).max() <= 63
 
 
+def encoder() -> ir.Model:
+    """A norm with two channels of outliers that a product and a residual read."""
+    b = Builder(17)
+    gain = np.ones(64, np.float32)
+    gain[[3, 40]] = 60
+    x = b.op("LayerNormalization", b.input("x", ["n", 64]), b.constant("gain", gain), name="norm")
+    y = b.op("MatMul", x, b.constant("w", noise(64, 64) / 8 / gain[:, None]), name="product")
+    b.output(b.op("Add", x, y), ["n", 64])
+    b.output(y, ["n", 64])
+    return b.model()
+
+
+def test_a_mul_smooths_where_it_is_asked_for(tmp_path):
+    storage.save(encoder(), tmp_path / "encoder.onnx")
+    data = [{"x": noise(32, 64, seed=i)} for i in range(4)]
+    float32 = ort.InferenceSession(str(tmp_path / "encoder.onnx"))
+    noises, muls = {}, {}
+    for smooth in (None, True, False):
+        recipe = dataclasses.replace(STATIC, smooth=smooth)
+        report = optimize(tmp_path / "encoder.onnx", recipe, tmp_path / "out.onnx", calibration=Calibration(data))
+        int8 = ort.InferenceSession(report.output)
+        noises[smooth] = np.mean([np.square(int8.run(None, x)[1] - float32.run(None, x)[1]).mean() for x in data])
+        muls[smooth] = sum(node.op_type == "Mul" for node in onnx.load(report.output).graph.node)
+    assert muls == {None: 0, True: 1, False: 0}
+    assert noises[True] < noises[None] / 10
+    assert noises[None] == noises[False]
+
+
 def test_restored_moments_are_nearer(path, tmp_path):
     results = {}
     for restore in (False, True):
