@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -44,7 +44,7 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: dict[str, int | list[int]] | None = None,
+    attributes: Mapping[str, int | str | list[int]] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`."""
     new = ir.node(op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=f"{node.name}{suffix}")
