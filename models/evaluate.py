@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from onnxpress import custom_ops
 from onnxpress.optimizer import storage
+from onnxpress.optimizer.analysis import openvino
 from onnxpress.optimizer.analysis import session as sessions
 from onnxpress.optimizer.errors import OnnxpressError
 
@@ -16,6 +18,7 @@ from .tasks import choose
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+    from onnxpress.optimizer.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ class TaskResult:
 
 
 def evaluate(
-    model: str | Path, task: str | None = None, session_options: ort.SessionOptions | None = None
+    model: str | Path,
+    task: str | None = None,
+    session_options: ort.SessionOptions | None = None,
+    session: Any = None,
 ) -> TaskResult:
     """Run a task on a model.
 
@@ -46,17 +52,18 @@ def evaluate(
         model: A file, a folder or a name of the catalogue.
         task: A name of `tasks.TASKS`; None takes the first that fits the model.
         session_options: For ONNX Runtime. The custom ops are registered with them where the model uses them.
+        session: Judged in place of ONNX Runtime's: an `OpenVinoSession` of the model, or of what became of it.
 
     Raises:
         UsageError: There is no such task, or none fits.
         OnnxpressError: The model or the task's data cannot be had, or the model does not run.
     """
     path = storage.resolve(model)
-    ours = sessions.uses_our_ops(storage.load(path))
-    options = session_options or sessions.session_options()
-    if ours:
-        custom_ops.register(options)
-    session = sessions.open_session(path, options)
+    if session is None:
+        options = session_options or sessions.session_options()
+        if sessions.uses_our_ops(storage.load(path)):
+            custom_ops.register(options)
+        session = sessions.open_session(path, options)
     chosen = choose(session, task, str(model))
     try:
         score = chosen.evaluate(session, path)
@@ -68,3 +75,29 @@ def evaluate(
             raise
         raise OnnxpressError(f"{model}: fails in the task '{chosen.name}': {str(error).splitlines()[0]}") from error
     return TaskResult(str(model), chosen.name, chosen.metric, score.value, score.details)
+
+
+def evaluate_in_openvino(
+    models: Sequence[str], task: str | None = None, nncf: tuple[str, Calibration] | None = None
+) -> list[TaskResult]:
+    """Run a task on models in OpenVINO.
+
+    Args:
+        models: Files, folders or names of the catalogue.
+        task: As `evaluate` takes it.
+        nncf: A model and data, from which NNCF makes one more.
+
+    Raises:
+        UsageError: There is no such task, none fits, or OpenVINO or NNCF is not installed.
+        OnnxpressError: A model cannot be had, rounded, compiled or run.
+    """
+    results = []
+    for name in models:
+        session = openvino.OpenVinoSession(storage.resolve(name))
+        results.append(replace(evaluate(name, task, session=session), model=f"{name} in OpenVINO"))
+    if nncf is not None:
+        name, data = nncf
+        with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+            session = openvino.OpenVinoSession(openvino.quantize(name, data, Path(folder)), onnx=storage.resolve(name))
+            results.append(replace(evaluate(name, task, session=session), model=f"{name} by NNCF in OpenVINO"))
+    return results

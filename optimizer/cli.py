@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for _command in (
-    convert.optimize, convert.compile, catalogue.models, catalogue.evaluate, convert.export,
+    convert.optimize, convert.compile, convert.export_mask, catalogue.models, catalogue.evaluate, convert.export,
     calibrate.calibrate, analyse.inspect, analyse.compare, analyse.bench, analyse.bench_kernels,
 ):  # fmt: skip
     app.command(_command.__name__.replace("_", "-"))(_command)

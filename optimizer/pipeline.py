@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from . import dynamic, static, storage, weight_only
+from . import dynamic, sparse, static, storage, weight_only
 from .calibration import Calibration
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
@@ -37,7 +37,7 @@ def optimize(
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
-        calibration: What int8-static learns the ranges of tensors from; a model of the catalogue has its own.
+        calibration: What int8-static and sparse learn about tensors from; a model of the catalogue has its own.
         progress: Told how the work goes on.
 
     Returns:
@@ -104,8 +104,11 @@ def _convert(
 ) -> Outcome:
     if recipe.kind == "static":
         return static.convert(model, recipe, calibration.open(model, name), progress)
+    if recipe.kind == "sparse":
+        given = calibration.is_there(name)
+        return sparse.convert(model, recipe, (lambda: calibration.open(model, name)) if given else None, progress)
     if calibration != Calibration():
-        raise UsageError(f"scheme {recipe.scheme} reads no calibration data; int8-static does")
+        raise UsageError(f"scheme {recipe.scheme} reads no calibration data; int8-static and sparse do")
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
 
 

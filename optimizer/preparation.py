@@ -1,4 +1,4 @@
-"""The rewrites of floats that calibrated INT8 starts from, in order."""
+"""The rewrites of floats that calibrated INT8 and sparse products start from, in order."""
 
 from __future__ import annotations
 
@@ -20,14 +20,19 @@ from .passes.expand_hard_activations import ExpandHardActivations
 _OPSET = 13  # DequantizeLinear has scales a channel
 
 
-def prepare(model: ir.Model) -> None:
+def prepare(model: ir.Model, *, gemm: bool = True) -> None:
     """Rewrite a model that CleanUp went over; its tensors then have the names that statistics know them by.
+
+    Args:
+        model: The model, changed in place.
+        gemm: Write MatMul with a bias as Gemm, which takes the name of the Add.
 
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
         SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(),
-        MatMulToGemm(), ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
+        MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
     ):  # fmt: skip
-        step(model)
+        if step is not None:
+            step(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import fnmatch
 import sys
 from collections.abc import Mapping
@@ -11,41 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OnnxpressError, UsageError
-from .quantization.schemes import SCALE_TYPES, SCHEMES, WeightScheme
+from .quantization.schemes import SCHEMES, WeightScheme
+from .recipe_values import checked
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
-FORMS = ("qoperator", "qdq", "onnxpress")
-ACCURACY_LEVELS = (0, 1, 2, 3, 4)
-RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
-ACTIVATION_TYPES = ("uint8", "int8")
-
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "scheme": tuple(SCHEMES),
-    "block_size": BLOCK_SIZES,
-    "scale_type": SCALE_TYPES,
-    "form": FORMS,
-    "accuracy_level": ACCURACY_LEVELS,
-    "range_method": RANGE_METHODS,
-    "activation_type": ACTIVATION_TYPES,
-}
-_TYPES: dict[str, type] = {
-    "symmetric": bool,
-    "search": bool,
-    "embeddings": bool,
-    "clean_up": bool,
-    "keep_float": bool,
-    "per_channel": bool,
-    "reduce_range": bool,
-    "equalize": bool,
-    "smooth": bool,
-    "correct_bias": bool,
-    "restore_moments": bool,
-    "only_if_faster": bool,
-    "fuse": bool,
-    "metric": str,
-    "match": str,
-    "op_type": str,
-}
 _ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
 _READ = {
     "weight-only": _ALWAYS
@@ -54,9 +21,11 @@ _READ = {
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
        "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
+    "sparse": _ALWAYS
+    | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "prune", "mask",
+       "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
-_NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +42,7 @@ class Override:
         search: As in `Recipe`.
         scale_type: As in `Recipe`.
         accuracy_level: As in `Recipe`.
+        sparsity: As in `Recipe`.
     """
 
     match: str | None = None
@@ -84,6 +54,7 @@ class Override:
     search: bool | None = None
     scale_type: str | None = None
     accuracy_level: int | None = None
+    sparsity: float | None = None
 
     def applies(self, name: str, op_type: str) -> bool:
         """Whether the node of this name and type is meant."""
@@ -104,6 +75,7 @@ class NodeSettings:
 
     weight: WeightScheme
     accuracy_level: int
+    sparsity: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +106,25 @@ class Recipe:
         per_channel: One scale an output channel of a weight rather than one in all.
         reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks this machine.
         equalize: Even out the channels of neighbouring layers first.
-        smooth: Move outliers of activations into the weights of the products that read them first.
+        smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
+            Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
         correct_bias: Take the mean error of rounding out of the biases.
-        restore_moments: Give each channel of a Conv its mean and deviation back.
+        restore_moments: Give each channel of a Conv its mean and deviation back; None where there is data.
         max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
-        only_if_faster: Keep layers in float that this machine runs slower in int8.
+        only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
+            faster than float32.
         fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
+        sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1.
+        block: Inputs x outputs of a block, such as "4x4", "4x1" or "1x16"; None takes 4x4, or finds it in weights that
+            are sparse already.
+        dtype: Of the weights that are kept: "int8" or "float32".
+        criterion: Which blocks go: "magnitude", "wanda" or "obs"; None takes "obs" where there is calibration data, and
+            else "magnitude".
+        allocation: "uniform", or "sensitivity": the same sparsity in all, more where it does less harm.
+        activations: Codes of int8 "dynamic", with a scale a row, or "static", with one from a calibration.
+        prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
+        mask: .npz file of what to keep, by weight, in place of choosing blocks.
     """
 
     scheme: str = "int4"
@@ -161,13 +145,21 @@ class Recipe:
     per_channel: bool = True
     reduce_range: bool | None = None
     equalize: bool = False
-    smooth: bool = True
+    smooth: bool | None = None
     correct_bias: bool = True
-    restore_moments: bool = True
+    restore_moments: bool | None = None
     max_drop: float | None = None
     metric: str | None = None
     only_if_faster: bool = False
     fuse: bool = True
+    sparsity: float = 0.8
+    block: str | None = None
+    dtype: str = "int8"
+    criterion: str | None = None
+    allocation: str = "uniform"
+    activations: str = "dynamic"
+    prune: bool = True
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         """Check values that came straight from Python.
@@ -176,7 +168,7 @@ class Recipe:
             UsageError: A value is of the wrong type or not among the choices.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
-        _checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
+        checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
 
     @property
     def kind(self) -> str:
@@ -190,14 +182,14 @@ class Recipe:
         Raises:
             UsageError: An unknown key, or a value of the wrong type or not among the choices.
         """
-        fields = _checked(cls, values, source)
+        fields = checked(cls, values, source)
         overrides = fields.pop("overrides", ())
         if not isinstance(overrides, list | tuple) or not all(isinstance(o, Mapping) for o in overrides):
             raise UsageError(f"{source}: overrides must be a list of tables, written as [[overrides]]")
         built = []
         for index, table in enumerate(overrides):
             where = f"{source}: overrides[{index}]"
-            override = Override(**_checked(Override, table, where))
+            override = Override(**checked(Override, table, where))
             if override.match is None and override.op_type is None:
                 raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
             built.append(override)
@@ -253,7 +245,7 @@ class Recipe:
             return "excluded by the recipe"
         values: dict[str, Any] = {
             key: getattr(self, key)
-            for key in ("scheme", "block_size", "symmetric", "search", "scale_type", "accuracy_level")
+            for key in ("scheme", "block_size", "symmetric", "search", "scale_type", "accuracy_level", "sparsity")
         }
         keep = False
         for override in self.overrides:
@@ -265,7 +257,7 @@ class Recipe:
         preset = SCHEMES[values["scheme"]]
         symmetric = preset.symmetric if values["symmetric"] is None else values["symmetric"]
         weight = WeightScheme(preset.bits, values["block_size"], symmetric, values["search"], values["scale_type"])
-        return NodeSettings(weight, values["accuracy_level"])
+        return NodeSettings(weight, values["accuracy_level"], values["sparsity"])
 
     def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:
         """Patterns that match none of the (name, op_type) pairs: most likely typing errors."""
@@ -281,40 +273,3 @@ class Recipe:
             if not any(override.applies(name, op_type) for name, op_type in nodes)
         ]
         return unused
-
-
-def _checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values with every key known and every value of its type; lists become tuples."""
-    known = [field.name for field in dataclasses.fields(kind)]
-    result = {}
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(known)}"
-            raise UsageError(f'{source}: unknown key "{key}"{hint}')
-        result[key] = _checked_value(key, value, source)
-    return result
-
-
-def _checked_value(key: str, value: object, source: str) -> object:
-    if key in _CHOICES:
-        choices = _CHOICES[key]
-        if isinstance(value, bool) or value not in choices:
-            near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-            hint = f'did you mean "{near[0]}"? ' if near else ""
-            listed = ", ".join(str(c) for c in choices)
-            raise UsageError(f"{source}: {key} is {value!r}; {hint}must be one of {listed}")
-    elif key in _NUMBERS:
-        low, high = _NUMBERS[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
-            raise UsageError(f"{source}: {key} is {value!r}, must be a number above {low} and up to {high}")
-        return float(value)
-    elif key in _TYPES:
-        if not isinstance(value, _TYPES[key]):
-            expected = {bool: "true or false", str: "a string"}[_TYPES[key]]
-            raise UsageError(f"{source}: {key} is {value!r}, must be {expected}")
-    elif key in ("include", "exclude"):
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{source}: {key} is {value!r}, must be a list of strings")
-        return tuple(value)
-    return value

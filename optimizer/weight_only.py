@@ -10,6 +10,7 @@ from onnxpress.custom_ops import functions
 from . import storage
 from .outcome import Outcome
 from .passes import Decision, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
+from .passes.declare_functions import declare_functions
 from .passes.lazy_weight import LazyWeight
 from .passes.quantize_matmul import needs_our_domain
 from .quantization.rtn import decibels
@@ -17,7 +18,6 @@ from .recipe import Recipe
 from .report import WeightReport
 
 _BLOCKED_DEQUANTIZE_OPSET = 21
-_OVERLOAD_IR_VERSION = 10
 
 
 def convert(model: ir.Model, recipe: Recipe) -> Outcome:
@@ -28,7 +28,7 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     product, gather = QuantizeMatMul(recipe), QuantizeGather()
     product(model, decisions)
     gather(model, decisions)
-    _finish(model)
+    declare_functions(model)
     lazy = [*product.weights, *gather.weights]
     return Outcome(
         decisions,
@@ -45,16 +45,6 @@ def _opset_needed(recipe: Recipe, decisions: list[Decision]) -> int:
         return _BLOCKED_DEQUANTIZE_OPSET
     ours = any(d.settings is not None and needs_our_domain(recipe, d.settings.weight.bits) for d in decisions)
     return functions.MIN_OPSET if ours else 1
-
-
-def _finish(model: ir.Model) -> None:
-    """Remove what nobody uses any more, and declare what is new."""
-    import onnx_ir.passes.common as common
-
-    common.RemoveUnusedNodesPass()(model)
-    if any(function.domain == functions.DOMAIN for function in model.functions.values()):
-        model.graph.opset_imports[functions.DOMAIN] = functions.OPSET
-        model.ir_version = max(model.ir_version, _OVERLOAD_IR_VERSION)
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:

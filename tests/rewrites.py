@@ -18,6 +18,11 @@ def run(model, feeds, level=LEVELS[0]):
     return open_session(source, options).run(None, feeds)
 
 
+def number(b, name, value, shape=()):
+    """A constant of one number, or of this shape full of it."""
+    return b.constant(name, np.full(shape, value, np.float32))
+
+
 def op_types(model):
     return [node.op_type for node in model.graph if node.op_type != "Constant"]
 

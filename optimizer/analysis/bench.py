@@ -2,7 +2,8 @@
 
 All models are timed in one process, in turns, the order changing every round, so that a machine whose speed drifts is
 fair to all. ONNX Runtime's threads go on spinning for some 20 ms after a run; another session's run beside them was
-seen to take twice its time. So each turn begins with a pause and an uncounted run.
+seen to take twice its time. So each turn begins with a pause and an uncounted run. OpenVINO's threads, which do the
+same, are no different: neither runtime was measured slower beside the other than alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,12 +24,15 @@ import numpy as np
 from onnxpress import ep
 
 from .. import storage
-from ..errors import OnnxpressError
+from ..errors import OnnxpressError, UsageError
+from . import openvino as peers
 from .feeds import random_feeds, symbolic_sizes
-from .session import open_session, session_options, uses_our_ops
+from .session import uses_our_ops
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..calibration import Calibration
 
 _PAUSE = 0.06  # seconds, three times what the threads were seen to spin
 _TURN = 0.15  # seconds of counted runs in a turn
@@ -72,12 +77,14 @@ class Benchmark:
         machine: Processor, cores and the instruction set our kernels use.
         setup: ONNX Runtime's version and configuration.
         inputs: Shape of each input.
+        left: What was not timed, and why.
     """
 
     timings: list[Timing]
     machine: str
     setup: str
     inputs: dict[str, list[int]]
+    left: list[str] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> str:
         """Everything as JSON."""
@@ -98,6 +105,8 @@ class Benchmark:
         console.print(table)
         if any(t.ours for t in self.timings):
             console.print("* on the kernels of onnxpress")
+        for line in self.left:
+            console.print(f"not timed: {line}")
 
 
 def _shapes(inputs: dict[str, list[int]]) -> str:
@@ -114,6 +123,9 @@ def bench(
     rounds: int = 9,
     config: Mapping[str, str] | None = None,
     provider: bool = False,
+    openvino: bool = False,
+    nncf: Calibration | None = None,
+    openvino_config: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Benchmark:
     """Time models on the same random inputs.
@@ -125,33 +137,31 @@ def bench(
         rounds: Turns of each model.
         config: Session configuration entries of ONNX Runtime for all models.
         provider: Time each model a second time, on our execution provider.
+        openvino: Time each model in OpenVINO too, compiled for the shapes of the inputs.
+        nncf: Time in OpenVINO what NNCF makes of the first model with this data.
+        openvino_config: Properties of OpenVINO's CPU plugin.
         progress: Told how the work goes on.
 
     Raises:
-        OnnxpressError: A model cannot be loaded or run.
+        UsageError: OpenVINO or NNCF is asked for and not installed.
+        OnnxpressError: A model cannot be loaded or run in ONNX Runtime.
     """
-    threads = threads or len(os.sched_getaffinity(0))
-    config = dict(config or {})
-    entries = [entry for model in models for entry in _entries(model, provider)]
-    runs, feeds = [], {}
-    for entry in entries:
-        options = session_options(threads=threads, ours=entry.ours, provider=entry.provider, config=config)
-        session = open_session(entry.path, options)
-        feeds = random_feeds(session.get_inputs(), dims)
-        runs.append(_Run(entry.path, session, feeds))
-        runs[-1]()  # what fails, fails here, with a message of our own
-    loads = [_probe_load(entry, threads, dims, config) for entry in entries]
-    samples = take_turns(runs, rounds, progress)
-    medians = [float(np.median(times)) for times in samples]
-    timings = [
-        Timing(
-            entry.name, entry.ours or runs[i].is_ours(), len(samples[i]), medians[i],
-            float(np.percentile(samples[i], 10)), float(np.percentile(samples[i], 90)),
-            medians[0] / medians[i], loads[i]["load_seconds"], int(loads[i]["memory"]), entry.size,
-        )
-        for i, entry in enumerate(entries)
-    ]  # fmt: skip
-    return Benchmark(timings, machine(), setup(threads, config), {k: list(v.shape) for k, v in feeds.items()})
+    common = _Common(threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}))
+    with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+        entries = [entry for model in models for entry in _entries(model, provider, openvino)]
+        if nncf is not None:
+            entries.append(_rounded_by_nncf(models[0], nncf, Path(folder)))
+        return _bench(entries, common, rounds, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Common:
+    """What is the same for all."""
+
+    threads: int
+    dims: Mapping[str, int]
+    config: Mapping[str, str]
+    openvino_config: Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,27 +170,83 @@ class _Entry:
 
     name: str
     path: Path
-    ours: bool
-    provider: dict[str, str] | None  # options of ours, where it is appended
     size: int
+    ours: bool = False
+    provider: Mapping[str, str] | None = None  # options of ours, where it is appended
+    onnx: Path | None = None  # in OpenVINO: the file that tells the inputs
+
+    def options(self, common: _Common) -> dict[str, Any]:
+        """What `open_any` takes beside the path."""
+        if self.onnx is not None:
+            return {"onnx": str(self.onnx), "threads": common.threads, "dims": dict(common.dims),
+                    "config": dict(common.openvino_config)}  # fmt: skip
+        return {"threads": common.threads, "ours": self.ours, "provider": self.provider, "config": dict(common.config)}
 
 
-def _entries(model: str, provider: bool) -> list[_Entry]:
-    """The model as it is, and where wanted on our execution provider."""
+def _entries(model: str, provider: bool, openvino: bool) -> list[_Entry]:
+    """The model as it is, and where wanted on our execution provider and in OpenVINO."""
     path = storage.resolve(model)
     loaded = storage.load(path)
-    plain = _Entry(model, path, uses_our_ops(loaded), None, storage.size_on_disk(path, loaded))
-    return [plain, dataclasses.replace(plain, name=f"{model} + ep", provider={})] if provider else [plain]
+    plain = _Entry(model, path, storage.size_on_disk(path, loaded), uses_our_ops(loaded))
+    entries = [plain]
+    if provider:
+        entries.append(dataclasses.replace(plain, name=f"{model} + ep", provider={}))
+    if openvino:
+        entries.append(_Entry(f"{model} in OpenVINO", path, plain.size, onnx=path))
+    return entries
+
+
+def _rounded_by_nncf(model: str, calibration: Calibration, folder: Path) -> _Entry:
+    onnx = storage.resolve(model)
+    made = peers.quantize(model, calibration, folder)
+    size = sum(file.stat().st_size for file in (made, made.with_suffix(".bin")))
+    return _Entry(f"{model} by NNCF in OpenVINO", made, size, onnx=onnx)
+
+
+def _bench(
+    entries: Sequence[_Entry], common: _Common, rounds: int, progress: Callable[[str, int, int], None]
+) -> Benchmark:  # fmt: skip
+    runs, loads, left = [], [], []
+    for entry in entries:
+        try:
+            run = _Run(entry, common)
+            run()  # what fails, fails here, with a message of our own
+            loads.append(_probe_load(entry, common))
+            runs.append(run)
+        except OnnxpressError as error:
+            if entry.onnx is None or isinstance(error, UsageError):
+                raise
+            left.append(f"{entry.name}: {error}")
+    samples = take_turns(runs, rounds, progress)
+    medians = [float(np.median(times)) for times in samples]
+    timings = [
+        Timing(
+            run.entry.name, run.is_ours(), len(times), median, float(np.percentile(times, 10)),
+            float(np.percentile(times, 90)), medians[0] / median, load["load_seconds"], int(load["memory"]),
+            run.entry.size,
+        )
+        for run, times, median, load in zip(runs, samples, medians, loads, strict=True)
+    ]  # fmt: skip
+    runtimes = setup(common.threads, common.config)
+    if any(entry.onnx is not None for entry in entries):
+        runtimes += f"\n{peers.setup(common.openvino_config)}"
+    return Benchmark(timings, machine(), runtimes, {k: list(v.shape) for k, v in runs[0].feeds.items()}, left)
 
 
 class _Run:
     """A call that runs a model once."""
 
-    def __init__(self, path: Path, session: Any, feeds: dict[str, np.ndarray]) -> None:
-        self._path, self._session, self._feeds = path, session, feeds
+    def __init__(self, entry: _Entry, common: _Common) -> None:
+        self.entry, self._session = entry, peers.open_any(entry.path, entry.options(common))
+        self.feeds = random_feeds(self._session.get_inputs(), common.dims)
 
     def is_ours(self) -> bool:
-        """Whether our execution provider takes any node; ONNX Runtime before 1.24 tells that it is there only."""
+        """Whether there are custom ops of ours, or our execution provider takes any node.
+
+        ONNX Runtime before 1.24 tells that it is there only.
+        """
+        if self.entry.ours or self.entry.provider is None:
+            return self.entry.ours
         if ep.NAME not in self._session.get_providers():
             return False
         return not hasattr(self._session, "get_provider_graph_assignment_info") or bool(
@@ -189,11 +255,13 @@ class _Run:
 
     def __call__(self) -> None:
         try:
-            self._session.run(None, self._feeds)
+            self._session.run(None, self.feeds)
+        except OnnxpressError:
+            raise
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             sizes = ", ".join(symbolic_sizes(self._session.get_inputs()))
             hint = f" (sizes to choose with --dim NAME=SIZE: {sizes})" if sizes else ""
-            raise OnnxpressError(f"{self._path}: cannot run: {str(error).splitlines()[0]}{hint}") from error
+            raise OnnxpressError(f"{self.entry.path}: cannot run: {str(error).splitlines()[0]}{hint}") from error
 
 
 def take_turns(
@@ -221,15 +289,15 @@ def take_turns(
     return samples
 
 
-def _probe_load(entry: _Entry, threads: int, dims: Mapping[str, int], config: Mapping[str, str]) -> dict[str, float]:
-    path = entry.path
-    setup = {"threads": threads, "ours": entry.ours, "provider": entry.provider, "config": dict(config)}
-    command = [sys.executable, "-m", f"{__package__}.load_probe", str(path), json.dumps(setup), json.dumps(dict(dims))]
+def _probe_load(entry: _Entry, common: _Common) -> dict[str, float]:
+    path = str(entry.path)
+    given = [json.dumps(options) for options in (entry.options(common), dict(common.dims))]
+    command = [sys.executable, "-m", f"{__package__}.load_probe", path, *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["the process died"]
         message = lines[-1].split("Error: ", 1)[-1]
-        raise OnnxpressError(message if str(path) in message else f"{path}: {message}")
+        raise OnnxpressError(message if path in message else f"{path}: {message}")
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
 

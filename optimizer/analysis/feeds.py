@@ -59,6 +59,11 @@ def symbolic_sizes(inputs: list[Any]) -> list[str]:
     return list(dict.fromkeys([*names, *parts]))
 
 
+def type_name(dtype: np.dtype) -> str:
+    """What ONNX Runtime calls a tensor of such elements."""
+    return next((name for name, known in _TYPES.items() if known == dtype), f"tensor({dtype})")
+
+
 def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) -> np.ndarray:
     if node.type not in _TYPES:
         raise OnnxpressError(f"input {node.name} of type {node.type}: give --data, it cannot be made up")

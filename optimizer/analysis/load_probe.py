@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .feeds import random_feeds
-from .session import open_session, session_options
+from .openvino import import_peer, open_any
 
 
 def resident() -> int:
@@ -19,15 +19,15 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def main(path: str, setup: dict[str, Any], dims: dict[str, int]) -> None:
+def main(path: str, options: dict[str, Any], dims: dict[str, int]) -> None:
     """Print {"load_seconds", "memory"}: memory is what the process gained by loading and one run.
 
-    `setup` is what `session_options` takes.
+    `options` is what `open_any` takes.
     """
-    options = session_options(**setup)
+    import_peer("openvino" if "onnx" in options else "onnxruntime")
     before = resident()
     start = time.perf_counter()
-    session = open_session(path, options)
+    session = open_any(Path(path), options)
     seconds = time.perf_counter() - start
     session.run(None, random_feeds(session.get_inputs(), dims))
     print(json.dumps({"load_seconds": seconds, "memory": resident() - before}))

@@ -39,7 +39,6 @@ def save(statistics: Statistics, path: str | Path) -> None:
         UsageError: Nothing can be written there.
         OnnxpressError: The disk is full or another error of the operating system.
     """
-    path = check_target(path)
     arrays: dict[str, npt.NDArray[Any]] = {}
     entries = []
     for index, (name, tensor) in enumerate(statistics.items()):
@@ -47,11 +46,22 @@ def save(statistics: Statistics, path: str | Path) -> None:
         entries.append({"name": name, **entry})
         arrays.update({f"{index}.{key}": array for key, array in kept.items()})
     header = json.dumps({"version": _VERSION, "model": statistics.model, "tensors": entries})
+    write_npz(path, {"header": np.frombuffer(header.encode(), np.uint8), **arrays})
+
+
+def write_npz(path: str | Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write arrays by name; `path` is the old file or the whole new one.
+
+    Raises:
+        UsageError: Nothing can be written there.
+        OnnxpressError: The disk is full or another error of the operating system.
+    """
+    path = check_target(path)
     try:
         handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                _write(file, {"header": np.frombuffer(header.encode(), np.uint8), **arrays})
+                _write(file, arrays)
             os.chmod(part, 0o666 & ~_umask())
             os.replace(part, path)
         except BaseException:

@@ -48,7 +48,7 @@ def collect(
         UsageError: The data does not fit.
     """
     check_names(model, list(wanted))
-    found = {name: TensorStatistics(settings) for name, settings in wanted.items()}
+    see = _Eyes({name: TensorStatistics(settings) for name, settings in wanted.items()})
     total, largest = _survey(data, progress)
     inputs = {value.name for value in model.graph.inputs} & wanted.keys()
     inner = [name for name in _in_order(model) if name in wanted and name not in inputs]
@@ -59,15 +59,16 @@ def collect(
         for batch, feeds in enumerate(data):
             progress("calibrate", index * total + batch, len(groups) * total)
             if index == 0:
-                _see(found, {key: feeds[key] for key in inputs if key in feeds})
+                see({key: feeds[key] for key in inputs if key in feeds})
             if observer is not None:
                 try:
                     values = observer.run(feeds)
                 except OnnxpressError as error:
                     raise OnnxpressError(f"{name}: batch {batch}: {error}") from error
-                _see(found, dict(zip(group, values, strict=True)))
+                see(dict(zip(group, values, strict=True)))
+    see.finish()
     progress("calibrate", len(groups) * total, len(groups) * total)
-    return Statistics(fingerprint(model), found)
+    return Statistics(fingerprint(model), see.found)
 
 
 def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:
@@ -104,12 +105,42 @@ def _groups(names: list[str], sizes: list[int], memory: int) -> list[list[str]]:
     return groups
 
 
-def _see(found: Mapping[str, TensorStatistics], values: Mapping[str, Any]) -> None:
-    for name, value in values.items():
-        try:
-            found[name].update(_floats(value))
-        except ValueError as error:
-            raise OnnxpressError(f"tensor '{name}': {error}") from error
+class _Eyes:
+    """Statistics that see values.
+
+    Rows of X'X wait until they are as many as there are channels: the product of few costs as much as that of many.
+
+    Attributes:
+        found: The statistics.
+    """
+
+    def __init__(self, found: Mapping[str, TensorStatistics]) -> None:
+        self.found = found
+        self._waiting: dict[str, list[npt.NDArray[np.float32]]] = {}
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        """See one batch of values of some tensors."""
+        for name, value in values.items():
+            try:
+                rows = self.found[name].update(_floats(value), gram=False)
+                if rows is not None:
+                    self._wait(name, rows)
+            except ValueError as error:
+                raise OnnxpressError(f"tensor '{name}': {error}") from error
+
+    def finish(self) -> None:
+        """Multiply what still waits."""
+        for name in list(self._waiting):
+            self._multiply(name)
+
+    def _wait(self, name: str, rows: npt.NDArray[np.float32]) -> None:
+        waiting = self._waiting.setdefault(name, [])
+        waiting.append(rows.copy())
+        if sum(map(len, waiting)) >= rows.shape[1]:
+            self._multiply(name)
+
+    def _multiply(self, name: str) -> None:
+        self.found[name].add_products(np.concatenate(self._waiting.pop(name)))
 
 
 def _floats(value: Any) -> npt.NDArray[np.float32]:

@@ -37,6 +37,10 @@ class Calibration:
     images: str | Path | Any = None
     tokenizer: str | Path | None = None
 
+    def is_there(self, name: str | None) -> bool:
+        """Whether there is something to open, for a model of this name in the catalogue or of none."""
+        return self.data is not None or self.statistics is not None or name is not None
+
     def open(self, model: ir.Model, name: str | None = None) -> Data | Statistics:
         """The data, or the statistics.
 
@@ -64,7 +68,7 @@ class Calibration:
 def _own_data(name: str | None, samples: int) -> Callable[[], Iterable[Any]]:
     if name is None:
         raise UsageError(
-            "int8-static has to see data: give --calibration (an .npz file, a folder of .npy files or of images, lines "
+            "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, lines "
             "of text with --tokenizer, or module:function), or --statistics"
         )
     from onnxpress.models import calibration

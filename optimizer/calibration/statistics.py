@@ -135,18 +135,22 @@ class TensorStatistics:
         variance = self.channels.squares / count - np.square(self.channels.total / count)
         return np.sqrt(np.maximum(variance, 0))
 
-    def update(self, values: npt.NDArray[np.float32]) -> None:
+    def update(self, values: npt.NDArray[np.float32], *, gram: bool = True) -> npt.NDArray[np.float32] | None:
         """See one batch of values.
 
         Args:
             values: float32 of any shape with the axes that are wanted; the number of channels is that of the batches
                 before.
+            gram: Add to X'X, where that is wanted.
+
+        Returns:
+            The rows [count, C] that `add_products` is then to see, where X'X is wanted and was not added to.
 
         Raises:
             ValueError: The axis or the number of channels is another.
         """
         if values.size == 0:
-            return
+            return None
         low, high = float(values.min()), float(values.max())  # NaN goes through both
         if not (math.isfinite(low) and math.isfinite(high)):
             self.finite = False
@@ -158,7 +162,26 @@ class TensorStatistics:
             self.histogram = self.histogram or Histogram()
             self.histogram.update(values, max(abs(low), abs(high)))
         if self.wanted.channel_axis is not None or self.wanted.gram:
-            self._see_rows(_rows(values, -1 if self.wanted.channel_axis is None else self.wanted.channel_axis))
+            rows = _rows(values, -1 if self.wanted.channel_axis is None else self.wanted.channel_axis)
+            self._see_rows(rows)
+            if self.wanted.gram and gram:
+                self.add_products(rows)
+            elif self.wanted.gram:
+                return rows
+        return None
+
+    def add_products(self, rows: npt.NDArray[np.float32]) -> None:
+        """Add the products of rows [count, C] to X'X.
+
+        Raises:
+            ValueError: The number of channels is another than before.
+        """
+        if self.gram is not None and len(self.gram) != rows.shape[1]:
+            raise ValueError(f"it has {rows.shape[1]} channels, and had {len(self.gram)} before")
+        exact = rows.astype(np.float64)
+        product = exact.T @ exact
+        self.gram = product if self.gram is None else np.add(self.gram, product, out=self.gram)
+        self.rows += len(rows)
 
     def _see_range(self, low: float, high: float) -> None:
         old = _MOMENTUM if self.batches else 0.0
@@ -174,11 +197,6 @@ class TensorStatistics:
         if self.wanted.channel_axis is not None:
             seen = Channels.of(rows)
             self.channels = self.channels.merge(seen) if self.channels else seen
-        if self.wanted.gram:
-            exact = rows.astype(np.float64)
-            product = exact.T @ exact
-            self.gram = product if self.gram is None else np.add(self.gram, product, out=self.gram)
-            self.rows += len(rows)
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:
         """What seeing the values of both gives.

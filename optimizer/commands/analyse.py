@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .terminal import Json, console, progress_bar
 
 _Dims = Annotated[list[str] | None, typer.Option("--dim", help="NAME=SIZE of a symbolic dimension; repeatable.")]
@@ -84,17 +85,27 @@ def bench(
         list[str] | None, typer.Option(help="KEY=VALUE of ONNX Runtime's session configuration; repeatable.")
     ] = None,
     ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
+    openvino: OpenVino = False,
+    nncf: Nncf = False,
+    openvino_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE of OpenVINO's CPU plugin; repeatable.", rich_help_panel=PEERS)
+    ] = None,
+    calibration: NncfData = None,
+    samples: NncfSamples = None,
+    images: NncfImages = None,
+    tokenizer: NncfTokenizer = None,
     plot: _Plot = None,
     json_: Json = False,
 ) -> None:
-    """Time models side by side in ONNX Runtime."""
+    """Time models side by side in ONNX Runtime, and in OpenVINO where that is asked for."""
     from ..analysis.bench import bench as run
 
     dims = {"batch": batch, "sequence": seq, "past": past, **_sizes(dim)}
     with progress_bar(json_) as progress:
         result = run(
             model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
-            provider=ep, progress=progress,
+            provider=ep, openvino=openvino, nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
+            openvino_config=_pairs(openvino_option, "--openvino-option"), progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_benchmark

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .peers import Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .terminal import Json, console
 
 
@@ -37,6 +38,12 @@ def models(
 def evaluate(
     model: Annotated[list[str], typer.Argument(help="Files or catalogue names, judged side by side.")],
     task: Annotated[str | None, typer.Option(help="lee, wordsim353, simlex999 or reading; guessed by default.")] = None,
+    openvino: OpenVino = False,
+    nncf: Nncf = False,
+    calibration: NncfData = None,
+    samples: NncfSamples = None,
+    images: NncfImages = None,
+    tokenizer: NncfTokenizer = None,
     json_: Json = False,
 ) -> None:
     """Judge models by a task with labels; the first is what the others are compared with."""
@@ -46,7 +53,12 @@ def evaluate(
     from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
 
+    data = nncf_data(nncf, calibration, samples, images, tokenizer)
     results = [run(name, task) for name in model]
+    if openvino or data is not None:
+        from onnxpress.models.evaluate import evaluate_in_openvino
+
+        results += evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
     if json_:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
         return

@@ -10,14 +10,15 @@ import typer
 from ..errors import UsageError
 from .terminal import Json, Quiet, console, progress_bar
 
-_STATIC = "int8-static"
+_STATIC, _SPARSE = "int8-static", "sparse"
 
 
 def optimize(
     model: Annotated[str, typer.Argument(help="A file, a folder of an exported model, or a catalogue name.")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
     scheme: Annotated[
-        str | None, typer.Option(help="int2, int3, int4 (default), int5, int6, int8, int8-static or int8-dynamic.")
+        str | None,
+        typer.Option(help="int2, int3, int4 (default), int5, int6, int8, int8-static, int8-dynamic or sparse."),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256.")] = None,
@@ -39,7 +40,7 @@ def optimize(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Data of int8-static: .npz, a folder of .npy or of images, lines of text, or module:function.",
+            help="Data of int8-static and sparse: .npz, a folder of .npy or images, lines of text, or module:function.",
             rich_help_panel=_STATIC,
         ),
     ] = None,
@@ -87,7 +88,11 @@ def optimize(
     ] = None,
     smooth: Annotated[
         bool | None,
-        typer.Option("--smooth/--no-smooth", help="Move outliers into weights of MatMul.", rich_help_panel=_STATIC),
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Outliers into weights of MatMul; --smooth: also by a Mul.",
+            rich_help_panel=_STATIC,
+        ),
     ] = None,
     correct_bias: Annotated[
         bool | None,
@@ -117,10 +122,41 @@ def optimize(
             "--only-if-faster/--always", help="Layers measured slower in int8 stay in float.", rich_help_panel=_STATIC
         ),
     ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of blocks to remove; 0.8.", rich_help_panel=_SPARSE)
+    ] = None,
+    block: Annotated[
+        str | None,
+        typer.Option(help="Inputs x outputs: 4x4 (default), 4x1, 1x4, 1x16 or others.", rich_help_panel=_SPARSE),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of what is kept: int8 (default) or float32.", rich_help_panel=_SPARSE)
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            help="magnitude, wanda or obs, which also moves what is kept; obs where there is data.",
+            rich_help_panel=_SPARSE,
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="uniform (default), or sensitivity: more where it harms less.", rich_help_panel=_SPARSE),
+    ] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="dynamic (default) or static, of int8.", rich_help_panel=_SPARSE)
+    ] = None,
+    prune: Annotated[
+        bool | None,
+        typer.Option("--prune/--no-prune", help="Or leave out zeros that are there, exactly.", rich_help_panel=_SPARSE),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help=".npz of what to keep, as export-mask writes it.", rich_help_panel=_SPARSE)
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a model to low-bit forms."""
+    """Convert a model to low-bit or sparse forms."""
     from ..calibration import Calibration
     from ..pipeline import optimize as run
     from ..recipe import Recipe
@@ -132,7 +168,8 @@ def optimize(
         "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
         "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
         "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
-        "only_if_faster": only_if_faster,
+        "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
+        "criterion": criterion, "allocation": allocation, "activations": activations, "prune": prune, "mask": mask,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
     chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")
@@ -157,6 +194,22 @@ def _share(text: str | None) -> float | None:
     if rest or not 0 < share <= 1:
         raise UsageError(f'--max-drop "{text}": write a share such as 1% or 0.01')
     return share
+
+
+def export_mask(
+    model: Annotated[str, typer.Argument(help="A file, a folder or a catalogue name, with zeros in its weights.")],
+    output: Annotated[str, typer.Option("-o", "--output", help=".npz file of masks to write.")],
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write which weights a model keeps, for its trainer."""
+    from ..masks import export_mask as run
+
+    report = run(model, output)
+    if json_:
+        print(report.to_json())
+    elif not quiet:
+        report.print(console())
 
 
 def compile(  # noqa: A001

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .int8_operators import Operator, understand
-from .plan import constant_of, release
-from .rewriting import add_array
+from .matching import fixed
+from .rewriting import add_array, required
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -46,9 +46,8 @@ class Operand:
     def multiply(self, scale: Doubles) -> None:
         """Let the node read the constant times a vector of channels; other readers keep what they have."""
         value = self.node.inputs[self.index]
-        array = own_constant(value)
+        array = required(fixed(value))
         assert value is not None
-        assert array is not None
         product = (array * scale.reshape(self.shape)).astype(np.float32)
         if value.is_initializer() and len(value.uses()) == 1 and product.shape == array.shape:
             value.const_value = ir.tensor(product, name=value.name)
@@ -82,7 +81,7 @@ class Reader:
         operator = understand(node)
         if not isinstance(operator, Operator) or operator.constant != 1 or not operator.is_product:
             return None
-        weight = own_constant(node.inputs[1])
+        weight = fixed(node.inputs[1])
         if weight is None:
             return None
         if node.op_type == "Conv":
@@ -131,18 +130,6 @@ class Reader:
         Operand(self.node, 1, shape).multiply(spread)
 
 
-def own_constant(value: ir.Value | None) -> Floats | None:
-    """A constant of float32 that no caller can override."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return None
-    tensor = constant_of(value)
-    if tensor is None or tensor.dtype != ir.DataType.FLOAT:
-        return None
-    array: Floats = np.array(tensor.numpy())
-    release(tensor)
-    return array
-
-
 def find_makers(value: ir.Value, readers: Collection[ir.Node], channels: int, trailing: int = 0) -> list[Operand] | str:
     """The constants that divide a tensor when they are divided.
 
@@ -165,21 +152,15 @@ def find_makers(value: ir.Value, readers: Collection[ir.Node], channels: int, tr
     if node.domain not in ("", "ai.onnx"):
         return f"{node.op_type} cannot take a scale"
     if node.op_type in _HOMOGENEOUS or (node.op_type in _POOLS and trailing and len(node.outputs) == 1):
-        return find_makers(_first(node), {node}, channels, trailing)
+        return find_makers(required(node.inputs[0]), {node}, channels, trailing)
     if node.op_type == "Clip":
         operator = understand(node)
         if not isinstance(operator, Operator) or any(bound != 0 and math.isfinite(bound) for bound in operator.bounds):
             return "a Clip to other bounds than 0 cannot take a scale"
-        return find_makers(_first(node), {node}, channels, trailing)
+        return find_makers(required(node.inputs[0]), {node}, channels, trailing)
     if node.op_type in ("Add", "Mul"):
         return _elementwise(node, channels, trailing)
     return _linear(node, channels, trailing)
-
-
-def _first(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
 
 
 def _is_transposed(node: ir.Node) -> bool:
@@ -187,13 +168,11 @@ def _is_transposed(node: ir.Node) -> bool:
 
 
 def _elementwise(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
-    constants = [index for index in (0, 1) if own_constant(node.inputs[index]) is not None]
+    constants = [index for index in (0, 1) if fixed(node.inputs[index]) is not None]
     if len(constants) != 1:
         return _product_of_two(node, channels, trailing)
-    index, other = constants[0], node.inputs[1 - constants[0]]
-    array = own_constant(node.inputs[index])
-    assert other is not None
-    assert array is not None
+    index, other = constants[0], required(node.inputs[1 - constants[0]])
+    array = required(fixed(node.inputs[index]))
     operand = Operand(node, index, (channels, *[1] * trailing))
     if node.op_type == "Mul" and array.size > 1:
         return [operand]
@@ -213,7 +192,7 @@ def _product_of_two(node: ir.Node, channels: int, trailing: int) -> list[Operand
 
 def _linear(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
     """MatMul, Gemm, Conv and norms: the constant that channels come from, and the one that is added."""
-    weight = own_constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    weight = fixed(node.inputs[1]) if len(node.inputs) > 1 else None
     shapes: dict[str, tuple[int, ...]] = {
         "MatMul": (1, channels),
         "Gemm": (channels, 1) if _is_transposed(node) else (1, channels),
@@ -227,7 +206,7 @@ def _linear(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
         return f"{node.op_type} has other channels"
     operands = [Operand(node, 1, shape)]
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        if own_constant(node.inputs[2]) is None:
+        if fixed(node.inputs[2]) is None:
             return f"the bias of {node.op_type} is no constant"
         operands.append(Operand(node, 2, (channels,)))
     return operands

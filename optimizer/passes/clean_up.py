@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
+from .fold_reshape import FoldReshape
+
 # onnxscript's default rules but two kinds. Its rule for Slices that make a Split has two outputs, and the matcher
 # walks the whole graph for each candidate of such a rule: minutes for a language model. And MatMul + Add stays as it
 # is: ONNX Runtime decides better when it sees the shapes.
@@ -61,6 +63,7 @@ class CleanUp:
 
         modified = common.InlinePass()(model).modified
         modified |= fold_constants(model, onnx_shape_inference=True).modified
+        modified |= FoldReshape()(model)
         # Rules come and go with versions of onnxscript.
         known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
         # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.

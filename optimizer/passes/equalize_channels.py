@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .absorb_scale import Doubles, Operand, Reader, find_makers, own_constant
+from .absorb_scale import Doubles, Operand, Reader, find_makers
+from .matching import fixed
 
 _SWEEPS = 10
 _SETTLED = 0.01
@@ -116,7 +117,7 @@ class EqualizeChannels:
         statistics = self._statistics.get(value.name or "")
         if statistics is not None and statistics.channel_absmax is not None:
             return np.asarray(statistics.channel_absmax, np.float64) / done
-        weight = own_constant(maker.node.inputs[1])
+        weight = fixed(maker.node.inputs[1])
         assert weight is not None
         axes = tuple(axis for axis, size in enumerate(maker.shape) if size == 1)
         ranges: Doubles = np.abs(weight).max(axis=axes).reshape(-1).astype(np.float64)

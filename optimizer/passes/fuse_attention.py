@@ -19,8 +19,8 @@ import onnx_ir as ir
 
 from .int8_operators import scalar
 from .padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
-from .projection import Projection, is_private, merged_heads, read_projection, reader, required, without_factors
-from .rewriting import add_array, add_initializer, insert_before, replace
+from .projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
+from .rewriting import add_array, add_initializer, insert_before, replace, required
 from .sharing import insert_behind
 
 MICROSOFT = "com.microsoft"

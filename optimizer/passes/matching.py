@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .plan import constant_of, release
+from .plan import array_of, constant_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,13 +43,7 @@ def is_fixed(value: ir.Value | None) -> bool:
 
 def fixed(value: ir.Value | None) -> Floats | None:
     """The numbers of a constant of float32 that no caller can override."""
-    if value is None or not is_fixed(value):
-        return None
-    tensor = constant_of(value)
-    assert tensor is not None
-    array: Floats = np.array(tensor.numpy(), np.float32)
-    release(tensor)
-    return array
+    return array_of(value) if is_fixed(value) else None
 
 
 def number(value: ir.Value | None, beside: ir.Value | None = None) -> float | None:

@@ -27,9 +27,9 @@ from ..quantization.affine import (
     quantize_bias,
 )
 from .int8_operators import Operator, Role
-from .plan import constant_of, release
+from .plan import array_of
 from .plan_int8 import Int8Plan, is_bias
-from .rewriting import add_array
+from .rewriting import add_array, required
 from .sharing import insert_behind
 
 Range = tuple[float, float]
@@ -38,6 +38,9 @@ RoundWeight = Callable[[str, Floats, int, "Floats | None"], QuantizedTensor]
 """(name, weight, axis of its output channels, least scales that its bias allows) -> codes of int8."""
 BiasShift = Callable[[ir.Node, Floats, QuantizedTensor], "Floats | None"]
 """(node, weight as a Conv or a matrix [K, N], its rounded form) -> what to add to the bias, one number a channel."""
+
+_CODES = "_quantized"
+"""What the codes of a constant are called, behind its name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,11 @@ class PlaceQdq:
                 self._encode_output(value, inputs[0].parameters if same else self._parameters(value))
         return bool(steps)
 
+    def readers(self, name: str) -> tuple[str, ...]:
+        """Names of the nodes that read a weight, by the name under which it was rounded."""
+        decoders = [node for node, _ in self._constants[name + _CODES].uses()]
+        return tuple(reader.name or "" for node in decoders for reader, _ in node.outputs[0].uses())
+
     def _parameters(self, value: ir.Value) -> AffineParameters:
         low, high = self._ranges[value.name or ""]
         producer = value.producer()
@@ -122,7 +130,7 @@ class PlaceQdq:
         """Codes of a result: all read them, or else ONNX Runtime would not make one node of the group."""
         result = value
         while (node := result.producer()) is not None and node in self._plan.replaced:
-            result = _required(node.inputs[0])
+            result = required(node.inputs[0])
         readers = list(value.uses())
         decoded = self._decode(value, self._encode(value, result, parameters))
         self._hand_over(value, decoded, readers)
@@ -180,7 +188,7 @@ class PlaceQdq:
         if operator.constant is None:
             return
         node = operator.node
-        value = _required(node.inputs[operator.constant])
+        value = required(node.inputs[operator.constant])
         array = _read(value)
         name = value.name or f"{node.name}_weight"
         if operator.role is Role.BINARY:
@@ -220,7 +228,7 @@ class PlaceQdq:
         axis: int | None,
     ) -> None:  # fmt: skip
         operands = [
-            self._constant(f"{name}_quantized", codes),
+            self._constant(f"{name}{_CODES}", codes),
             self._constant(f"{name}_scale", parameters.scale),
             self._constant(f"{name}_zero_point", parameters.zero_point),
         ]
@@ -258,18 +266,9 @@ class PlaceQdq:
         if shift is None or len(readers) != 1 or not is_bias(add := readers[0][0], node.outputs[0]):
             return
         index = 1 - readers[0][1]
-        bias = _read(_required(add.inputs[index])) + shift
+        bias = _read(add.inputs[index]) + shift
         add.replace_input_with(index, self._constant(f"{add.name}_bias_shifted", bias.astype(np.float32)))
 
 
-def _required(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value
-
-
-def _read(value: ir.Value) -> Floats:
-    tensor = constant_of(value)
-    assert tensor is not None
-    array: Floats = np.array(tensor.numpy(), np.float32)
-    release(tensor)
-    return array
+def _read(value: ir.Value | None) -> Floats:
+    return required(array_of(value)).astype(np.float32, copy=False)

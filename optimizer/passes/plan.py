@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
@@ -240,6 +243,19 @@ def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
         if attribute is not None and isinstance(attribute, ir.Attr):
             return attribute.as_tensor()
     return None
+
+
+def array_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """A copy of the numbers that a constant holds; None where the value is none."""
+    tensor = constant_of(value) if value is not None else None
+    return None if tensor is None else copy_of(tensor)
+
+
+def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
+    """The numbers of a tensor, which is unmapped again."""
+    array = np.array(tensor.numpy())
+    release(tensor)
+    return array
 
 
 def _refuse(weight: Weight) -> str | None:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from .int8_operators import scalar
 from .plan import constant_of, release
+from .rewriting import required
 
 _STANDARD = ("", "ai.onnx")
 _DEEPEST = 16
@@ -273,9 +274,3 @@ def reader(value: ir.Value) -> ir.Node | None:
 def is_private(value: ir.Value) -> bool:
     """Whether one node reads a value, and nobody else."""
     return reader(value) is not None
-
-
-def required(value: ir.Value | None) -> ir.Value:
-    """An input that the operator always has."""
-    assert value is not None
-    return value

@@ -22,7 +22,7 @@ from ..report import WeightReport
 from .lazy_int8 import LazyInt8
 from .plan import Decision, constant_of
 from .plan_dynamic import MICROSOFT
-from .rewriting import add_array, add_initializer, insert_before, replace
+from .rewriting import add_array, add_initializer, insert_before, replace, required
 from .sharing import insert_behind
 
 Codes = tuple[ir.Value, ir.Value, ir.Value]
@@ -70,7 +70,7 @@ class QuantizeDynamic:
     def _rewrite_product(self, decision: Decision) -> None:
         node = decision.node
         gemm = node.op_type == "Gemm"
-        a = _required(node.inputs[0])
+        a = required(node.inputs[0])
         if gemm and node.attributes.get_int("transA", 0) == 1:
             a = insert_before(node, "Transpose", [a], None, suffix="_A", attributes={"perm": [1, 0]})
         q, scale, zero_point = self._rounded(a, node)
@@ -100,7 +100,7 @@ class QuantizeDynamic:
 
     def _rewrite_attention(self, decision: Decision) -> None:
         node = decision.node
-        q, scale, zero_point = self._rounded(_required(node.inputs[0]), node)
+        q, scale, zero_point = self._rounded(required(node.inputs[0]), node)
         codes, scales = self._constants(self._weight(decision, 1.0))
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         inputs = [q, codes, node.inputs[2], scale, scales, mask, zero_point]
@@ -147,8 +147,3 @@ class QuantizeDynamic:
                 value = add_initializer(self._model.graph, f"{weight.name}_int8_{part}", tensor())
                 self._values[id(weight), part] = value
         return self._values[id(weight), "codes"], self._values[id(weight), "scales"]
-
-
-def _required(value: ir.Value | None) -> ir.Value:
-    assert value is not None
-    return value

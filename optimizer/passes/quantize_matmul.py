@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from ..quantization.schemes import WeightScheme
 from ..recipe import Recipe
 from .lazy_weight import LazyWeight
-from .plan import Decision, constant_of
-from .rewriting import add_array, add_initializer, insert_before, replace
+from .plan import Decision
+from .product_bias import add_scaled, find_bias
+from .rewriting import add_initializer, insert_before, replace
 
 MICROSOFT = "com.microsoft"
 _MICROSOFT_BITS = (2, 4, 8)
@@ -116,7 +116,7 @@ class QuantizeMatMul:
         packed = self._part(lazy, "packed", suffix="_codes")
         scales = self._scales(node, lazy, "scales")
         zero_points = None if scheme.symmetric else self._part(lazy, "zero_points")
-        last, bias, added = self._find_bias(node, weight.N)
+        last, bias, added = find_bias(self._graph, node, weight.N)
 
         inputs = [a, packed, scales, zero_points, *([] if ours else [None]), bias]
         while inputs[-1] is None:
@@ -142,7 +142,7 @@ class QuantizeMatMul:
         model.graph.opset_imports.setdefault(product.domain, 1)
         if added is not None:
             y.name = f"{last.outputs[0].name}_product"
-            y = self._add_scaled(node, y, added)
+            y = add_scaled(self._graph, node, y, added)
         replace(last, y)
         if last is not node:
             assert node.graph is not None
@@ -158,53 +158,6 @@ class QuantizeMatMul:
             zero_points=not scheme.symmetric, bias=bias, opset=model.graph.opset_imports[""],
         )  # fmt: skip
         return model.functions.setdefault(function.identifier(), function)
-
-    def _find_bias(self, node: ir.Node, N: int) -> tuple[ir.Node, ir.Value | None, ir.Value | None]:
-        """The last node of the product, the bias it can take, and a C that must be added apart."""
-        if node.op_type == "Gemm":
-            c = node.inputs[2] if len(node.inputs) > 2 else None
-            beta = node.attributes.get_float("beta", 1.0)
-            if c is None or beta == 0.0:
-                return node, None, None
-            bias = self._as_bias(node, c, N, beta)
-            return (node, bias, None) if bias is not None else (node, None, c)
-        output = node.outputs[0]
-        uses = list(output.uses())
-        if len(uses) != 1 or output.is_graph_output():
-            return node, None, None
-        add = uses[0].node
-        if add.op_type != "Add" or add.domain not in ("", "ai.onnx") or add.graph is not node.graph:
-            return node, None, None
-        other = add.inputs[1 - uses[0].idx]
-        bias = self._as_bias(node, other, N, 1.0) if other is not None else None
-        return (add, bias, None) if bias is not None else (node, None, None)
-
-    def _as_bias(self, node: ir.Node, c: ir.Value, N: int, beta: float) -> ir.Value | None:
-        """A constant of one value a column, times beta, as [N]."""
-        tensor = constant_of(c)
-        if tensor is None or c.is_graph_input() or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
-            return None
-        shape = list(tensor.shape.numpy())
-        if shape == [N] and beta == 1.0 and c.is_initializer():
-            return c
-        columns = shape[-1:] in ([N], [1], []) and len(shape) <= (2 if node.op_type == "Gemm" else 1)
-        if not columns or any(dim != 1 for dim in shape[:-1]):
-            return None
-        if node.op_type == "MatMul" and shape != [N]:
-            return None
-        array = tensor.numpy()
-        values = np.broadcast_to(array.reshape(-1) * array.dtype.type(beta), (N,))
-        return add_array(self._graph, f"{node.name}_bias", np.ascontiguousarray(values))
-
-    def _add_scaled(self, node: ir.Node, y: ir.Value, c: ir.Value) -> ir.Value:
-        beta = node.attributes.get_float("beta", 1.0)
-        output = node.outputs[0]
-        if beta != 1.0:
-            assert y.producer() is not None
-            kind = (constant.dtype if (constant := constant_of(c)) is not None else c.dtype) or ir.DataType.FLOAT
-            factor = add_array(self._graph, f"{node.name}_beta", np.array(beta, kind.numpy()))
-            c = insert_before(node, "Mul", [c, factor], None, suffix="_beta_C")
-        return insert_before(node, "Add", [y, c], output, suffix="_add")
 
     def _rewrite_qdq(self, decision: Decision) -> None:
         node, weight = decision.node, decision.weight

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +22,7 @@ import onnx_ir as ir
 
 from ..quantization.affine import LEAST_SCALE, quantize_bias
 from ..quantization.moments import ChannelMoments, restoring_map
-from .plan import constant_of, release
+from .plan import array_of
 from .rewriting import add_array
 
 Doubles = npt.NDArray[np.float64]
@@ -135,10 +134,10 @@ class _Product:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ("Conv", "Gemm"):
             return "neither Conv nor Gemm"
         x, weight = (_decoder(node.inputs[index]) for index in (0, 1))
-        x_scale, scale = (_array(decoder.inputs[1]) if decoder is not None else None for decoder in (x, weight))
+        x_scale, scale = (array_of(decoder.inputs[1]) if decoder is not None else None for decoder in (x, weight))
         if x_scale is None or scale is None or weight is None or x_scale.size != 1:
             return "does not compute on codes"
-        codes = _array(weight.inputs[0])
+        codes = array_of(weight.inputs[0])
         if codes is None or codes.dtype != np.int8:
             return "the weight is not of codes of int8"
         if node.op_type == "Gemm" and (
@@ -218,22 +217,13 @@ def _decoder(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _array(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    tensor = constant_of(value) if value is not None else None
-    if tensor is None:
-        return None
-    array = np.array(tensor.numpy())
-    release(tensor)
-    return array
-
-
 def _read_bias(node: ir.Node, channels: int) -> Doubles | None:
     value = node.inputs[2] if len(node.inputs) > 2 else None
     if value is None:
         return np.zeros(channels)
     decoder = _decoder(value)
     parts = [value] if decoder is None else list(decoder.inputs[:2])
-    arrays = [_array(part) for part in parts]
+    arrays = [array_of(part) for part in parts]
     bias = np.ones(())
     for array in arrays:
         if array is None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
+
+Thing = TypeVar("Thing")
+
+
+def required(thing: Thing | None) -> Thing:
+    """What is known to be there; optional inputs and constants are None where they are not."""
+    assert thing is not None
+    return thing
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -35,7 +44,7 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: dict[str, int | list[int]] | None = None,
+    attributes: Mapping[str, int | str | list[int]] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`."""
     new = ir.node(op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=f"{node.name}{suffix}")

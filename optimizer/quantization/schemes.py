@@ -14,8 +14,8 @@ class Preset:
     Attributes:
         bits: Of a weight.
         symmetric: Whether it defaults to one fixed zero point, of weights in "weight-only", of activations else.
-        kind: "weight-only", "static" (activations too, with scales from a calibration) or "dynamic" (activations
-            too, with a scale from each tensor as it comes).
+        kind: "weight-only", "static" (activations too, with scales from a calibration), "dynamic" (activations
+            too, with a scale from each tensor as it comes) or "sparse" (blocks of weights that are zero left out).
     """
 
     bits: int
@@ -33,6 +33,7 @@ SCHEMES = {
     "int8": Preset(8, True),
     "int8-static": Preset(8, False, "static"),
     "int8-dynamic": Preset(8, False, "dynamic"),
+    "sparse": Preset(8, True, "sparse"),
 }
 
 

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import sys
 
+import graphs
+import onnx_ir as ir
 import pytest
 from onnxpress.models import catalogue, evaluate
 from onnxpress.models.evaluate import TaskResult
-from onnxpress.optimizer import cli
+from onnxpress.optimizer import Calibration, cli
+from onnxpress.optimizer.errors import UsageError
 
 
 @pytest.fixture
@@ -80,6 +83,27 @@ def test_evaluate_as_json(run, scores):
             "details": {"pairs": 3, "also": 0.25},
         }
     ]
+
+
+def test_evaluate_puts_openvino_beside(run, scores, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        evaluate,
+        "evaluate_in_openvino",
+        lambda *given: asked.append(given) or [TaskResult("a.onnx in OpenVINO", "lee", "Pearson", 0.5, {})],
+    )
+    code, out, _ = run("evaluate", "a.onnx", "--openvino")
+    assert code == 0
+    assert out.splitlines()[-1].split()[:6] == ["a.onnx", "in", "OpenVINO", "lee", "Pearson", "0.5000"]
+    run("evaluate", "a.onnx", "b.onnx", "--nncf", "--calibration", "x.npz")
+    assert asked == [(["a.onnx"], None, None), ([], None, ("a.onnx", Calibration("x.npz")))]
+
+
+def test_evaluate_in_openvino_needs_it(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    ir.save(graphs.matmul_model(), tmp_path / "a.onnx")
+    with pytest.raises(UsageError, match=r"onnxpress\[peers\]"):
+        evaluate.evaluate_in_openvino([str(tmp_path / "a.onnx")])
 
 
 def test_evaluate_of_nothing_names_the_file(run):

@@ -1,0 +1,101 @@
+"""Which values a recipe's keys take."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import UsageError
+from .quantization.schemes import SCALE_TYPES, SCHEMES
+
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+FORMS = ("qoperator", "qdq", "onnxpress")
+ACCURACY_LEVELS = (0, 1, 2, 3, 4)
+RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
+ACTIVATION_TYPES = ("uint8", "int8")
+CRITERIA = ("magnitude", "wanda", "obs")
+
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "scheme": tuple(SCHEMES),
+    "block_size": BLOCK_SIZES,
+    "scale_type": SCALE_TYPES,
+    "form": FORMS,
+    "accuracy_level": ACCURACY_LEVELS,
+    "range_method": RANGE_METHODS,
+    "activation_type": ACTIVATION_TYPES,
+    "dtype": ("int8", "float32"),
+    "criterion": CRITERIA,
+    "allocation": ("uniform", "sensitivity"),
+    "activations": ("dynamic", "static"),
+}
+_TYPES: dict[str, type] = {
+    "symmetric": bool,
+    "search": bool,
+    "embeddings": bool,
+    "clean_up": bool,
+    "keep_float": bool,
+    "per_channel": bool,
+    "reduce_range": bool,
+    "equalize": bool,
+    "smooth": bool,
+    "correct_bias": bool,
+    "restore_moments": bool,
+    "only_if_faster": bool,
+    "fuse": bool,
+    "metric": str,
+    "prune": bool,
+    "mask": str,
+    "match": str,
+    "op_type": str,
+}
+_NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}
+
+
+def checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The values with every key known and every value of its type; lists become tuples."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    result = {}
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(known)}"
+            raise UsageError(f'{source}: unknown key "{key}"{hint}')
+        result[key] = _checked_value(key, value, source)
+    return result
+
+
+def _checked_value(key: str, value: object, source: str) -> object:
+    if key in _CHOICES:
+        choices = _CHOICES[key]
+        if isinstance(value, bool) or value not in choices:
+            near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            listed = ", ".join(str(c) for c in choices)
+            raise UsageError(f"{source}: {key} is {value!r}; {hint}must be one of {listed}")
+    elif key in _NUMBERS:
+        low, high = _NUMBERS[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
+            raise UsageError(f"{source}: {key} is {value!r}, must be a number above {low} and up to {high}")
+        return float(value)
+    elif key == "sparsity":
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UsageError(f"{source}: sparsity is {value!r}, must be a number from 0 up to but not 1, such as 0.8")
+        return float(value)
+    elif key == "block":
+        from .sparsity.blocks import Block
+
+        try:
+            return str(Block.parse(value if isinstance(value, str) else ""))
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from error
+    elif key in _TYPES:
+        if not isinstance(value, _TYPES[key]):
+            expected = {bool: "true or false", str: "a string"}[_TYPES[key]]
+            raise UsageError(f"{source}: {key} is {value!r}, must be {expected}")
+    elif key in ("include", "exclude"):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+            raise UsageError(f"{source}: {key} is {value!r}, must be a list of strings")
+        return tuple(value)
+    return value

@@ -1,0 +1,151 @@
+"""Weights without most of their blocks: which go, what becomes of the rest, and the nodes that compute on it.
+
+    prepare: float rewrites -> collect: X'X of what products read -> scores of blocks -> masks -> reconstruction
+          -> codes of 8 bits -> nodes
+
+An input x of mean m has X'X / n = C + m m'. Blocks are chosen, and weights moved, under C alone, because a change D of
+the weight moves the mean of the output by m'D, which the bias takes back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+
+from .calibration import Data, Statistics, TensorStatistics, Wanted
+from .calibration.collect import collect
+from .errors import UsageError
+from .masks import apply_masks
+from .outcome import Outcome, Progress
+from .passes import Decision
+from .passes.declare_functions import declare_functions
+from .passes.plan_sparse import leave, plan_sparse
+from .passes.sparsify_matmul import SparseLayer, SparsifyMatMul
+from .preparation import prepare
+from .recipe import Recipe
+from .sparse_layer import Layer, read_weight, share_out
+from .sparsity import Block, occupied
+
+DEFAULT_BLOCK = Block(4, 4)
+_BLOCKS = (Block(4, 4), Block(1, 16), Block(4, 1), Block(1, 4))  # that the kernels are fast for, large ones first
+_LARGER = 1.05  # times the weights of the best block that a larger one may keep
+_SHOWN = 40  # layers
+
+Open = Callable[[], Data | Statistics]
+
+
+def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progress) -> Outcome:
+    """Convert a model, which CleanUp went over, in place.
+
+    Args:
+        model: The float model.
+        recipe: Of kind "sparse".
+        data: Opens what to calibrate with; None where there is nothing.
+        progress: Told how the work goes on.
+
+    Raises:
+        UsageError: The recipe needs a calibration and there is none, or its masks do not fit.
+        OnnxpressError: ONNX Runtime cannot run the model, or a file cannot be read.
+    """
+    if recipe.mask is not None:
+        apply_masks(model, recipe.mask)
+        recipe = dataclasses.replace(recipe, prune=False)
+    prepare(model, gemm=False)
+    block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
+    decisions = plan_sparse(model, recipe, block)
+    taken = [decision for decision in decisions if decision.taken]
+    statistics = _statistics(model, recipe, taken, data, progress)
+    layers: dict[ir.Node, Layer] = {}
+    for index, decision in enumerate(decisions):
+        if not decision.taken:
+            continue
+        progress("choose blocks", len(layers), len(taken))
+        layer = Layer(decision, block, _tensor(statistics, decision), recipe)
+        reason = layer.choose()
+        if reason is None:
+            layers[decision.node] = layer
+        else:
+            decisions[index] = leave(decision, reason)
+    progress("choose blocks", len(taken), len(taken))
+    share_out(list(layers.values()), recipe)
+    made: dict[ir.Node, SparseLayer] = {}
+    for node, layer in layers.items():
+        progress("prune", len(made), len(layers))
+        made[node] = layer.finish()
+    progress("prune", len(layers), len(layers))
+    if SparsifyMatMul()(model, made):
+        declare_functions(model)
+    return _outcome(list(layers.values()), recipe, block, decisions)
+
+
+def find_block(model: ir.Model, recipe: Recipe) -> Block:
+    """The largest block by which the zeros of the weights are left out about as well as by any other."""
+    kept = dict.fromkeys(_BLOCKS, 0)
+    for decision in plan_sparse(model, recipe, Block(1, 1)):
+        if decision.taken:
+            weight = read_weight(decision)
+            for block in _BLOCKS:
+                kept[block] += int(occupied(weight, block).sum()) * block.size
+    return next(block for block in _BLOCKS if kept[block] <= _LARGER * min(kept.values()))
+
+
+def _statistics(
+    model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open | None, progress: Progress
+) -> Statistics | None:
+    """What is known of the inputs of products; None where nothing is and nothing needs to be."""
+    static = recipe.activations == "static" and recipe.dtype == "int8"
+    criterion = recipe.criterion or "obs"
+    if not taken or not (static or (recipe.prune and criterion != "magnitude")):
+        return None
+    if data is None:
+        if static or recipe.criterion is not None:
+            what = "static activations" if static else f'the criterion "{criterion}"'
+            raise UsageError(
+                f"{what} needs a calibration: give --calibration or --statistics, or take dynamic activations and the "
+                'criterion "magnitude"'
+            )
+        return None
+    opened = data()
+    wanted = {_input(decision): Wanted(histogram=static, channel_axis=-1, gram=recipe.prune) for decision in taken}
+    if not isinstance(opened, Statistics):
+        return collect(model, opened, wanted, progress=progress)
+    opened.check(model, wanted)
+    lacking = [name for name, kept in wanted.items() if kept.gram and opened[name].gram is None]
+    if lacking:
+        raise UsageError(
+            f"the statistics hold no X'X of {lacking[0]}: collect them with onnxpress calibrate --gram, or take the "
+            'criterion "magnitude"'
+        )
+    return opened
+
+
+def _input(decision: Decision) -> str:
+    value = decision.node.inputs[0]
+    assert value is not None
+    return value.name or ""
+
+
+def _tensor(statistics: Statistics | None, decision: Decision) -> TensorStatistics | None:
+    return statistics[_input(decision)] if statistics is not None else None
+
+
+def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision]) -> Outcome:
+    reports = [layer.report for layer in layers if layer.report is not None]
+    total = sum(report.size for report in reports)
+    zeros = sum(report.size * report.sparsity for report in reports)
+    how = "zeros that were there" if not recipe.prune else f"criterion {layers[0].criterion}" if layers else "nothing"
+    rows = [("sparsity", f"{100 * zeros / max(1, total):.1f} % of {total:,} weights, in blocks of {block}, by {how}")]
+    rows += [("layer", report.line()) for report in reports[:_SHOWN]]
+    if len(reports) > _SHOWN:
+        rows.append(("", f"and {len(reports) - _SHOWN} more layers: see --json"))
+    details: dict[str, Any] = {
+        "sparsity": zeros / max(1, total),
+        "block": str(block),
+        "criterion": how,
+        "layers": [dataclasses.asdict(report) for report in reports],
+    }
+    weights = tuple(report.as_weight(recipe.dtype) for report in reports)
+    return Outcome(decisions, lambda: weights, details=details, rows=rows)
