@@ -106,12 +106,14 @@ class Recipe:
         per_channel: One scale an output channel of a weight rather than one in all.
         reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks this machine.
         equalize: Even out the channels of neighbouring layers first.
-        smooth: Move outliers of activations into the weights of the products that read them first.
+        smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
+            Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
         correct_bias: Take the mean error of rounding out of the biases.
-        restore_moments: Give each channel of a Conv its mean and deviation back.
+        restore_moments: Give each channel of a Conv its mean and deviation back; None where there is data.
         max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
-        only_if_faster: Keep layers in float that this machine runs slower in int8.
+        only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
+            faster than float32.
         fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
         sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1.
         block: Inputs x outputs of a block, such as "4x4", "4x1" or "1x16"; None takes 4x4, or finds it in weights that
@@ -144,9 +146,9 @@ class Recipe:
     per_channel: bool = True
     reduce_range: bool | None = None
     equalize: bool = False
-    smooth: bool = True
+    smooth: bool | None = None
     correct_bias: bool = True
-    restore_moments: bool = True
+    restore_moments: bool | None = None
     max_drop: float | None = None
     metric: str | None = None
     only_if_faster: bool = False

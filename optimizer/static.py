@@ -19,19 +19,19 @@ import onnx_ir as ir
 from .analysis.int8_kernels import fallbacks, operators, optimized
 from .analysis.machine import products_saturate
 from .analysis.metrics import Metric, choose_metric
-from .analysis.profile import slower_in_int8
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
 from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError, UsageError
+from .faster import prove_faster, slower_layers
 from .outcome import Outcome, Progress
 from .passes.equalize_channels import EqualizeChannels
 from .passes.int8_operators import Role
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
 from .passes.restore_moments import restore_in_order
-from .passes.smooth_matmul import SmoothMatMul
+from .passes.smooth_matmul import SmoothMatMul, smoothable
 from .preparation import prepare
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
@@ -42,6 +42,8 @@ from .report import WeightReport
 _MEASURED = 16  # batches on which models are compared and moments restored
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
+_SKIPPED = {"smooth": "smoothing", "restore_moments": "restoring of moments"}
+"""What is done by default, but not without data."""
 _HISTOGRAMS = ("percentile", "entropy", "mse")
 
 
@@ -63,6 +65,7 @@ class Calibrated:
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     """What to collect of a prepared model, by tensor."""
     plan = plan_int8(model, recipe)
+    smoothed = set() if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
     histogram = recipe.range_method in _HISTOGRAMS
     found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
     for operator in plan.operators.values():
@@ -70,8 +73,8 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
             continue
         name = operator.node.inputs[0].name or ""  # type: ignore[union-attr]
         axis = 1 if operator.role is Role.CONV else -1
-        gram = recipe.smooth and operator.role is Role.MATMUL
-        found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram or found[name].gram)
+        gram = found[name].gram or (operator.role is Role.MATMUL and name in smoothed)
+        found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram)
         if operator.role is Role.CONV and recipe.equalize:
             result = operator.node.outputs[0].name or ""
             found[result] = dataclasses.replace(found.get(result, Wanted(histogram=False)), channel_axis=1)
@@ -87,10 +90,11 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     moved = False
     if recipe.equalize:
         moved |= EqualizeChannels(statistics)(model)
-    if recipe.smooth:
-        moved |= SmoothMatMul(statistics)(model)
+    if recipe.smooth is not False:
+        moved |= SmoothMatMul(statistics, insert=recipe.smooth is True)(model)
     if moved:
-        statistics = collect(model, data, wanted(model, recipe), progress=progress)
+        again = {name: dataclasses.replace(what, gram=False) for name, what in wanted(model, recipe).items()}
+        statistics = collect(model, data, again, progress=progress)
     return Calibrated(model, statistics, list(islice(data, _MEASURED)))
 
 
@@ -104,14 +108,11 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: The recipe measures, and there are only statistics.
-        OnnxpressError: ONNX Runtime cannot run the model, or a metric fails.
+        UsageError: The recipe asks for what runs models on data, and there are only statistics.
+        OnnxpressError: ONNX Runtime cannot run the model, a metric fails, or the model has to be faster and is not.
     """
-    if isinstance(data, Statistics) and (recipe.only_if_faster or recipe.max_drop is not None):
-        raise UsageError(
-            "only_if_faster and max_drop measure on calibration data; statistics alone are too little: "
-            "give --calibration"
-        )
+    if isinstance(data, Statistics):
+        _refuse_statistics(recipe)
     prepare(model)
     decisions = plan_int8(model, recipe).decisions
     if not any(decision.taken for decision in decisions):
@@ -119,15 +120,25 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
     builder = Builder(calibrate(model, recipe, data, progress), recipe)
     kept = _kept_by_runtime(builder)
     if recipe.only_if_faster:
-        kept |= _kept_by_speed(builder, kept)
+        kept |= slower_layers(builder, kept)
     metric = choose_metric(recipe.metric, builder.model, builder.feeds) if builder.feeds else None
     search = None
     if metric is not None and recipe.max_drop is not None:
         search = _search(builder, kept, metric, recipe.max_drop, progress)
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
+    seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
     plan = builder.place(model, kept)
     builder.restore(model)
-    return _outcome(builder, model, plan, metric, search)
+    return _outcome(builder, model, plan, metric, search, seconds)
+
+
+def _refuse_statistics(recipe: Recipe) -> None:
+    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster") if getattr(recipe, name)]
+    asked += ["max_drop"] if recipe.max_drop is not None else []
+    if asked:
+        raise UsageError(
+            f"{', '.join(asked)}: runs models on data; statistics alone are too little: give --calibration"
+        )
 
 
 class Builder:
@@ -174,16 +185,20 @@ class Builder:
         common.RemoveUnusedNodesPass()(model)
         return plan
 
-    def build(self, kept: Mapping[str, str]) -> ir.Model:
-        """An INT8 model of its own, with all corrections; weights that stay in float are shared."""
+    def unrestored(self, kept: Mapping[str, str]) -> tuple[ir.Model, list[str]]:
+        """An INT8 model of its own and its products on codes; weights that stay in float are shared."""
         model = self.model.clone()
-        self.place(model, kept)
+        return model, _products(self.place(model, kept))
+
+    def build(self, kept: Mapping[str, str]) -> ir.Model:
+        """The same with all corrections."""
+        model, _ = self.unrestored(kept)
         self.restore(model)
         return model
 
     def restore(self, model: ir.Model) -> None:
         """Give channels their moments back, if that is asked for."""
-        if not (self.recipe.restore_moments and self.feeds):
+        if self.recipe.restore_moments is False or not self.feeds:
             return
         wanted = Wanted(histogram=False, channel_axis=1)
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
@@ -240,8 +255,7 @@ def _kept_by_runtime(builder: Builder) -> dict[str, str]:
     """Products that ONNX Runtime would compute in float between two conversions."""
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        model = builder.model.clone()
-        products = _products(builder.place(model, kept))
+        model, products = builder.unrestored(kept)
         found = fallbacks(optimized(model), products)
         if not found:
             break
@@ -251,17 +265,6 @@ def _kept_by_runtime(builder: Builder) -> dict[str, str]:
 
 def _products(plan: Int8Plan) -> list[str]:
     return [operator.node.name or "" for operator in plan.operators.values() if operator.is_product]
-
-
-def _kept_by_speed(builder: Builder, kept: Mapping[str, str]) -> dict[str, str]:
-    """Products whose int8 form this machine runs slower."""
-    model = builder.model.clone()
-    products = _products(builder.place(model, kept))
-    slower = slower_in_int8(builder.model, model, products, builder.feeds[0])
-    return {
-        name: f"slower in int8: {1e6 * int8:.0f} us against {1e6 * float32:.0f}"
-        for name, (float32, int8) in slower.items()
-    }
 
 
 def _search(
@@ -276,8 +279,9 @@ def _search(
 
 
 def _outcome(
-    builder: Builder, model: ir.Model, plan: Int8Plan, metric: Metric | None, search: MixedPrecision | None
-) -> Outcome:
+    builder: Builder, model: ir.Model, plan: Int8Plan, metric: Metric | None, search: MixedPrecision | None,
+    seconds: tuple[float, float] | None,
+) -> Outcome:  # fmt: skip
     kernels = operators(optimized(model))
     details: dict[str, Any] = {"kernels": kernels}
     rows = [("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items()))]
@@ -286,6 +290,12 @@ def _outcome(
         value = metric(model) if search is None else search.best
         details["metric"] = {"name": metric.name, "float32": metric.reference, "int8": value}
         rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
+    if seconds is not None:
+        details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
+        rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
+    if not builder.feeds:
+        skipped = [what for name, what in _SKIPPED.items() if getattr(builder.recipe, name) is None]
+        rows += [("skipped", f"{' and '.join(skipped)}, for which there must be data")] if skipped else []
     if search is not None:
         details["mixed_precision"] = dataclasses.asdict(search)
         rows.append(("tried", f"{len(search.trials)} mixtures, {len(search.kept)} products stay in float"))

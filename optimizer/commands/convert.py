@@ -88,7 +88,11 @@ def optimize(
     ] = None,
     smooth: Annotated[
         bool | None,
-        typer.Option("--smooth/--no-smooth", help="Move outliers into weights of MatMul.", rich_help_panel=_STATIC),
+        typer.Option(
+            "--smooth/--no-smooth",
+            help="Outliers into weights of MatMul; --smooth: also by a Mul.",
+            rich_help_panel=_STATIC,
+        ),
     ] = None,
     correct_bias: Annotated[
         bool | None,

@@ -105,42 +105,64 @@ class SmoothMatMul:
 
     def __call__(self, model: ir.Model) -> bool:
         """Rewrite weights; whether anything changed."""
-        groups: dict[ir.Value, list[ir.Node]] = {}
-        for node in model.graph:
-            if node.op_type in ("MatMul", "Gemm") and Reader.read(node) is not None and node.inputs[0] is not None:
-                groups.setdefault(node.inputs[0], []).append(node)
-        for value, nodes in groups.items():
-            reason = self._smooth(value, nodes)
+        for value, readers in _groups(model).items():
+            reason = self._smooth(value, readers)
             if reason is not None:
-                self.left.update((node.name or node.op_type, reason) for node in nodes)
+                self.left.update((reader.node.name or reader.node.op_type, reason) for reader in readers)
         return bool(self.smoothed)
 
-    def _smooth(self, value: ir.Value, nodes: list[ir.Node]) -> str | None:
+    def _smooth(self, value: ir.Value, readers: list[Reader]) -> str | None:
         statistics = self._statistics.get(value.name or "")
-        readers = [reader for node in nodes if (reader := Reader.read(node)) is not None]
         K = readers[0].channels
         if statistics is None or statistics.channel_absmax is None:
             return "no statistics of its input"
         if statistics.channel_absmax.shape != (K,) or not np.isfinite(statistics.channel_absmax).all():
             return "the statistics of its input are not finite numbers, one a channel"
-        makers = find_makers(value, nodes, K)
+        makers = _makers(value, readers, self._insert)
         if isinstance(makers, str):
-            if not self._insert:
-                return makers
-            producer = value.producer()
-            if producer is not None and isinstance(understand(producer), Operator):
-                return "its input may come in codes, which a Mul would round again"
+            return makers
         alpha, scale, error = _Model(statistics, readers).best()
-        if error > (_WORTH_A_NODE if isinstance(makers, str) else _WORTH):
+        if error > (_WORTH if makers else _WORTH_A_NODE):
             return "little to gain"
-        if isinstance(makers, str):
-            _insert_mul(value, nodes, scale)
-        else:
+        if makers:
             _divide(makers, scale)
+        else:
+            _insert_mul(value, [reader.node for reader in readers], scale)
         for reader in readers:
             reader.multiply(scale)
-        self.smoothed[value.name or ""] = Smoothed(alpha, error, scale, isinstance(makers, str))
+        self.smoothed[value.name or ""] = Smoothed(alpha, error, scale, not makers)
         return None
+
+
+def smoothable(model: ir.Model, insert: bool = False) -> set[str]:
+    """Names of the tensors that `SmoothMatMul` would smooth if that gains: those whose Gram matrix it would read."""
+    return {
+        value.name or ""
+        for value, readers in _groups(model).items()
+        if not isinstance(_makers(value, readers, insert), str)
+    }
+
+
+def _groups(model: ir.Model) -> dict[ir.Value, list[Reader]]:
+    """The products with constant weights that read each tensor."""
+    groups: dict[ir.Value, list[Reader]] = {}
+    for node in model.graph:
+        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None:
+            reader = Reader.read(node)
+            if reader is not None:
+                groups.setdefault(node.inputs[0], []).append(reader)
+    return groups
+
+
+def _makers(value: ir.Value, readers: list[Reader], insert: bool) -> list[Operand] | str:
+    """The constants that absorb a scale, none where a Mul is to, or why neither is possible."""
+    makers = find_makers(value, [reader.node for reader in readers], readers[0].channels)
+    if not isinstance(makers, str) or not insert:
+        return makers
+    producer = value.producer()
+    if producer is not None and isinstance(understand(producer), Operator):
+        return "its input may come in codes, which a Mul would round again"
+    return []
 
 
 def _divide(makers: list[Operand], scale: Doubles) -> None:

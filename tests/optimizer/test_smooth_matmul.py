@@ -13,7 +13,7 @@ from onnxpress.optimizer.analysis.session import open_session, session_options
 from onnxpress.optimizer.calibration.statistics import TensorStatistics, Wanted
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.plan_int8 import plan_int8
-from onnxpress.optimizer.passes.smooth_matmul import SmoothMatMul
+from onnxpress.optimizer.passes.smooth_matmul import SmoothMatMul, smoothable
 from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.recipe import Recipe
 
@@ -190,3 +190,12 @@ def test_no_mul_behind_codes():
     smooth = SmoothMatMul({"t_out": observe(RNG.standard_normal((5, K)) * outliers())}, insert=True)
     assert not smooth(b.model())
     assert smooth.left["m2"] == "its input may come in codes, which a Mul would round again"
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("insert", [False, True])
+def test_smoothable_names_what_the_pass_takes(residual, insert):
+    model = encoder(residual)
+    names = smoothable(model, insert)
+    assert names == ({"n_out"} if insert or not residual else set())
+    assert set(smoothed(model, insert)[0].smoothed) == names

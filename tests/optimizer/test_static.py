@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from graphs import Builder
-from onnxpress.optimizer import static, storage
+from onnxpress.optimizer import storage
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.calibration.collect import collect
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
@@ -110,6 +110,34 @@ def test_settings(path, tmp_path, settings):
             assert np.abs(codes).max() <= 63
 
 
+def encoder() -> ir.Model:
+    """A norm with two channels of outliers that a product and a residual read."""
+    b = Builder(17)
+    gain = np.ones(64, np.float32)
+    gain[[3, 40]] = 60
+    x = b.op("LayerNormalization", b.input("x", ["n", 64]), b.constant("gain", gain), name="norm")
+    y = b.op("MatMul", x, b.constant("w", noise(64, 64) / 8 / gain[:, None]), name="product")
+    b.output(b.op("Add", x, y), ["n", 64])
+    b.output(y, ["n", 64])
+    return b.model()
+
+
+def test_a_mul_smooths_where_it_is_asked_for(tmp_path):
+    storage.save(encoder(), tmp_path / "encoder.onnx")
+    data = [{"x": noise(32, 64, seed=i)} for i in range(4)]
+    float32 = ort.InferenceSession(str(tmp_path / "encoder.onnx"))
+    noises, muls = {}, {}
+    for smooth in (None, True, False):
+        recipe = dataclasses.replace(STATIC, smooth=smooth)
+        report = optimize(tmp_path / "encoder.onnx", recipe, tmp_path / "out.onnx", calibration=Calibration(data))
+        int8 = ort.InferenceSession(report.output)
+        noises[smooth] = np.mean([np.square(int8.run(None, x)[1] - float32.run(None, x)[1]).mean() for x in data])
+        muls[smooth] = sum(node.op_type == "Mul" for node in onnx.load(report.output).graph.node)
+    assert muls == {None: 0, True: 1, False: 0}
+    assert noises[True] < noises[None] / 10
+    assert noises[None] == noises[False]
+
+
 def test_restored_moments_are_nearer(path, tmp_path):
     results = {}
     for restore in (False, True):
@@ -137,12 +165,26 @@ def test_statistics_in_place_of_data(path, tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("measures", [{"max_drop": 0.1}, {"only_if_faster": True}])
-def test_statistics_alone_cannot_measure(path, measures):
-    model = cnn()
-    statistics = collect(model, images(), wanted(model, STATIC))
-    with pytest.raises(UsageError, match="give --calibration"):
-        optimize(path, dataclasses.replace(STATIC, **measures), calibration=Calibration(statistics=statistics))
+def statistics_of(path):
+    model = storage.load(path)
+    CleanUp()(model)
+    prepare(model)
+    return Calibration(statistics=collect(model, images(), wanted(model, STATIC)))
+
+
+@pytest.mark.parametrize("key", ["max_drop", "only_if_faster", "smooth", "equalize", "restore_moments"])
+def test_what_runs_models_is_refused_with_statistics_alone(path, key):
+    asked = dataclasses.replace(STATIC, **{key: 0.1 if key == "max_drop" else True})
+    with pytest.raises(UsageError, match=f"^{key}: runs models on data.*give --calibration"):
+        optimize(path, asked, calibration=statistics_of(path))
+
+
+def test_what_statistics_alone_leave_out_is_told(path):
+    rows = dict(optimize(path, STATIC, calibration=statistics_of(path)).rows)
+    assert rows["skipped"] == "smoothing and restoring of moments, for which there must be data"
+    declined = dataclasses.replace(STATIC, smooth=False, restore_moments=False)
+    for recipe, calibration in ((declined, statistics_of(path)), (STATIC, Calibration(images()))):
+        assert "skipped" not in dict(optimize(path, recipe, calibration=calibration).rows)
 
 
 def test_statistics_of_another_model(path, tmp_path):
@@ -175,14 +217,6 @@ def test_bound_on_the_drop(path, tmp_path, monkeypatch):
     assert (loose["kept"], len(loose["trials"]), loose["met"]) == ((), 1, True)
     assert len(tight["kept"]) > 0
     assert len(tight["trials"]) > 1
-
-
-def test_only_if_faster(path, tmp_path, monkeypatch):
-    recipe = Recipe(scheme="int8-static", range_method="minmax", only_if_faster=True)
-    monkeypatch.setattr(static, "slower_in_int8", lambda *_models_nodes_feeds: {"conv1": (1e-6, 2e-6)})
-    report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images()))
-    assert report.rewritten["Conv"] == 2
-    assert report.left["Conv: slower in int8: 2 us against 1"] == 1
 
 
 def test_no_data(path):
