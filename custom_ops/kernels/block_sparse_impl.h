@@ -197,7 +197,8 @@ struct SomeGroups {
 
 // `Width` outputs for 16 * Together rows. Four words of the weights at once: those of one group, of two or of four.
 template <class P, int Width, int Together, class Start>
-void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start, std::uint8_t* sums) {
+__attribute__((noinline)) void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start,
+                                              std::uint8_t* sums) {
   constexpr int kGroups = 4 / Width;
   // Sums of their own for groups that follow each other, until there are four: that hides the latency.
   constexpr int kSets = Width * Together < 4 ? 4 / (Width * Together) : 1;
