@@ -19,7 +19,7 @@ _READ = {
     | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+       "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
     | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "prune", "mask",
@@ -108,6 +108,8 @@ class Recipe:
         equalize: Even out the channels of neighbouring layers first.
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
             Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
+        compensate: Round inputs of a weight one after the other, the next making up for the last; None where there is
+            data.
         correct_bias: Take the mean error of rounding out of the biases.
         restore_moments: Give each channel of a Conv its mean and deviation back; None where there is data.
         max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
@@ -146,6 +148,7 @@ class Recipe:
     reduce_range: bool | None = None
     equalize: bool = False
     smooth: bool | None = None
+    compensate: bool | None = None
     correct_bias: bool = True
     restore_moments: bool | None = None
     max_drop: float | None = None

@@ -9,7 +9,7 @@ Everything that is tried is built from the same float graph, which is changed in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,7 @@ from .analysis.metrics import Metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
+from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError, UsageError
 from .faster import prove_faster, slower_layers
@@ -35,6 +36,7 @@ from .passes.smooth_matmul import SmoothMatMul, smoothable
 from .preparation import prepare
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
+from .quantization.compensated import compensate
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
@@ -42,7 +44,7 @@ from .report import WeightReport
 _MEASURED = 16  # batches on which models are compared and moments restored
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
-_SKIPPED = {"smooth": "smoothing", "restore_moments": "restoring of moments"}
+_SKIPPED = {"smooth": "smoothing", "compensate": "compensated rounding", "restore_moments": "restoring of moments"}
 """What is done by default, but not without data."""
 _HISTOGRAMS = ("percentile", "entropy", "mse")
 
@@ -54,12 +56,12 @@ class Calibrated:
     Attributes:
         model: After `prepare`, and after scales were moved between its channels.
         statistics: Of each tensor that may be rounded.
-        feeds: Some of the calibration data, to measure with; empty where only statistics were given.
+        data: The calibration data; empty where only statistics were given.
     """
 
     model: ir.Model
     statistics: Statistics
-    feeds: list[Any]
+    data: Iterable[Any] = ()
 
 
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
@@ -85,7 +87,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that."""
     if isinstance(data, Statistics):
         data.check(model)
-        return Calibrated(model, data, [])
+        return Calibrated(model, data)
     statistics = collect(model, data, wanted(model, recipe), progress=progress)
     moved = False
     if recipe.equalize:
@@ -95,7 +97,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     if moved:
         again = {name: dataclasses.replace(what, gram=False) for name, what in wanted(model, recipe).items()}
         statistics = collect(model, data, again, progress=progress)
-    return Calibrated(model, statistics, list(islice(data, _MEASURED)))
+    return Calibrated(model, statistics, data)
 
 
 def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> Outcome:
@@ -145,11 +147,13 @@ class Builder:
     """INT8 models of one float model."""
 
     def __init__(self, calibrated: Calibrated, recipe: Recipe) -> None:
-        self.model, self.feeds, self.recipe = calibrated.model.clone(), calibrated.feeds, recipe
+        self.model, self.recipe = calibrated.model.clone(), recipe
+        self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics = calibrated.statistics
         self._unusable = {
             name: reason for name, tensor in self._statistics.items() if (reason := unusable(tensor)) is not None
         }
+        self._covariances = _covariances(self.model, calibrated.data, recipe) if self.feeds else None
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._ranges: dict[str, Range] = {}
         self._moments: Statistics | None = None
@@ -216,17 +220,21 @@ class Builder:
             )  # fmt: skip
         return self._ranges[name]
 
-    def _round(self, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedTensor:
+    def _round(self, node: ir.Node, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedTensor:
         """A weight's codes; the search for its scales is not repeated while its bias asks for the same."""
         channels = axis if self.recipe.per_channel else None
         if channels is None and least is not None:
             least = least.max(initial=0)
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
-            self._rounded[key] = quantize_weight(
+            rounded = quantize_weight(
                 weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
                 least_scale=least,
             )  # fmt: skip
+            covariance = self._covariances.get(node.name or "") if self._covariances is not None else None
+            if covariance is not None:
+                rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+            self._rounded[key] = rounded
         self.weights[name] = self._rounded[key]
         return self._rounded[key]
 
@@ -242,6 +250,14 @@ class Builder:
         decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
         groups = node.attributes.get_int("group", 1)
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
+
+
+def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe) -> Covariances | None:
+    if recipe.compensate is False:
+        return None
+    operators = plan_int8(model, recipe).operators.values()
+    nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
+    return Covariances(model, nodes, data, centred=recipe.correct_bias)
 
 
 def _observed(node: ir.Node) -> str:
