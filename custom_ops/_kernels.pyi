@@ -59,6 +59,30 @@ def matmul_int8(
     transposed: bool = False,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.generic], str]: ...
+
+class PackedBlockSparse:
+    @property
+    def nbytes(self) -> int: ...
+
+def pack_block_sparse(
+    values: npt.NDArray[np.generic],
+    indices: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int32],
+    scales: npt.NDArray[np.float32] | None,
+    *,
+    K: int,
+    N: int,
+) -> PackedBlockSparse: ...
+def block_sparse_matmul(
+    A: npt.NDArray[np.float32] | npt.NDArray[np.uint8],
+    weight: PackedBlockSparse,
+    bias: npt.NDArray[np.float32] | None = None,
+    *,
+    activation: str = "",
+    a_format: tuple[float, int] | None = None,
+    y_format: tuple[float, int] | None = None,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.generic], str]: ...
 def dynamic_format(values: npt.NDArray[np.float32], *, isa: str | None = None) -> tuple[float, int]: ...
 def dot_rate(seconds: float, *, isa: str | None = None) -> float: ...
 def read(memory: npt.NDArray[np.uint8], *, isa: str | None = None) -> None: ...

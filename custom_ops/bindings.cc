@@ -1,48 +1,22 @@
 // The kernels as a Python module, for the optimizer, the tests and the benchmarks.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include "bindings.h"
 
-#include <cstdlib>
-#include <new>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <utility>
 
 #include "kernels/bit_planes.h"
-#include "kernels/cpu_isa.h"
 #include "kernels/limits.h"
 #include "kernels/matmul_int8.h"
-#include "kernels/matmul_nbits.h"
 #include "kernels/quantize_blocks.h"
-
-namespace py = pybind11;
 
 namespace {
 
 using namespace onnxpress;
-using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
-using Floats = py::array_t<float, py::array::c_style>;
-
 constexpr std::int64_t kMostRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
-
-void require(bool condition, const std::string& message) {
-  if (!condition) throw std::invalid_argument(message);
-}
 
 void check_scheme(int bits, std::int64_t block_size) {
   require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
   require(block_size >= 16 && block_size <= 65536 && (block_size & (block_size - 1)) == 0,
           "block_size must be a power of two from 16, got " + std::to_string(block_size));
-}
-
-template <class Array>
-void check_shape(const Array& array, const char* name, std::initializer_list<std::int64_t> shape) {
-  bool same = array.ndim() == static_cast<py::ssize_t>(shape.size());
-  py::ssize_t axis = 0;
-  for (std::int64_t size : shape) same = same && array.shape(axis++) == size;
-  require(same, std::string(name) + " has the wrong shape");
 }
 
 // float32 or float16, C-contiguous.
@@ -52,8 +26,6 @@ bool is_half(const py::array& array, const char* name) {
   require(half || py::isinstance<py::array_t<float>>(array), std::string(name) + " must be float32 or float16");
   return half;
 }
-
-Isa isa_of(const std::optional<std::string>& name) { return name ? parse_isa(*name) : chosen_isa(); }
 
 std::tuple<double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
                                                       std::int64_t block_size, bool symmetric, bool search,
@@ -169,14 +141,6 @@ PackedWeight py_pack(const Bytes& packed, const py::array& scales, const std::op
   return pack(source_of(packed, scales, zero_points, bits, block_size, K), Sequential());
 }
 
-Activation activation_of(const std::string& name) {
-  if (name == "relu") return Activation::kRelu;
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu") return Activation::kGelu;
-  require(name == "gelu_tanh", "activation must be relu, silu, gelu or gelu_tanh, got " + name);
-  return Activation::kGeluTanh;
-}
-
 std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& packed, const py::array& scales,
                                                const std::optional<py::array>& zero_points,
                                                const std::optional<Floats>& bias, int bits, std::int64_t block_size,
@@ -248,14 +212,6 @@ Int8Source int8_source_of(const py::array& weight, const std::optional<py::array
   return source;
 }
 
-// On a cache line, as ONNX Runtime has its tensors.
-Floats aligned_floats(const std::vector<py::ssize_t>& shape) {
-  const auto lines = static_cast<std::size_t>(shape[0] * shape[1]) * sizeof(float) / kCacheLine + 1;
-  void* memory = std::aligned_alloc(kCacheLine, lines * kCacheLine);
-  if (memory == nullptr) throw std::bad_alloc();
-  return Floats(shape, static_cast<float*>(memory), py::capsule(memory, std::free));
-}
-
 std::pair<py::array, std::string> py_matmul_int8(const py::array& A, const py::array& weight,
                                                  const std::optional<py::array>& zero_points,
                                                  const std::optional<Floats>& scales, const std::optional<Floats>& bias,
@@ -321,7 +277,7 @@ std::vector<std::string> py_supported_isas() {
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
-  m.doc() = "Kernels of onnxpress; reference.py says what each means.";
+  m.doc() = "Kernels of onnxpress; reference/ says what each means.";
   m.def("quantize_blocks", py_quantize_blocks, py::arg("weight"), py::arg("transposed"), py::arg("bits"),
         py::arg("block_size"), py::arg("symmetric"), py::arg("search"), py::arg("scale_type"), py::arg("columns"),
         py::arg("packed").noconvert(), py::arg("scales").noconvert(), py::arg("zero_points").noconvert(),
@@ -347,6 +303,7 @@ PYBIND11_MODULE(_kernels, m) {
         "int8 multiply-adds a second of one thread, out of registers.");
   m.def("read", py_read, py::arg("memory").noconvert(), py::kw_only(), py::arg("isa") = py::none(),
         "Reads an array of bytes as fast as one thread can, to be timed.");
+  bind_block_sparse(m);
   m.def("supported_isas", py_supported_isas, "Instruction sets of this CPU that have kernels, slowest first.");
   m.def("chosen_isa", [] { return std::string(isa_name(chosen_isa())); }, "What ONNXPRESS_ISA or CPUID picks.");
 }

@@ -7,7 +7,7 @@
 #include "dequantize.h"
 #include "int8_verifier.h"
 #include "kernels/half.h"
-#include "shared_weights.h"
+#include "ops/shared_weights.h"
 
 namespace onnxpress {
 namespace {

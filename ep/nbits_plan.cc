@@ -7,7 +7,7 @@
 #include "addend.h"
 #include "context_nodes.h"
 #include "nbits_verifier.h"
-#include "shared_weights.h"
+#include "ops/shared_weights.h"
 
 namespace onnxpress {
 namespace {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "block_sparse.h"
 #include "dequantized_matmul.h"
 #include "dynamic_matmul.h"
 #include "gather.h"
@@ -39,7 +40,8 @@ const std::vector<Family>& families() {
                                {"qdq_matmul", plan_qdq_matmul, load_int8},
                                {"dequantized_matmul", plan_dequantized_matmul, load_nbits},
                                {"dynamic_matmul", plan_dynamic_matmul, load_int8},
-                               {"gather", plan_gather, nullptr}};
+                               {"gather", plan_gather, nullptr},
+                               {"block_sparse", plan_block_sparse, load_block_sparse}};
   return all;
 }
 

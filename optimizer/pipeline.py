@@ -104,11 +104,11 @@ def _convert(
 ) -> Outcome:
     if recipe.kind == "static":
         return static.convert(model, recipe, calibration.open(model, name), progress)
-    if recipe.kind == "sparse":
+    if recipe.kind == "sparse" and (sparse.needs_data(recipe) or calibration == Calibration()):
         given = calibration.is_there(name)
         return sparse.convert(model, recipe, (lambda: calibration.open(model, name)) if given else None, progress)
     if calibration != Calibration():
-        raise UsageError(f"scheme {recipe.scheme} reads no calibration data; int8-static and sparse do")
+        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings")
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
 
 

@@ -22,7 +22,7 @@ _READ = {
        "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
-    | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "prune", "mask",
+    | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential", "prune", "mask",
        "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
@@ -125,6 +125,7 @@ class Recipe:
             else "magnitude".
         allocation: "uniform", or "sensitivity": the same sparsity in all, more where it does less harm.
         activations: Codes of int8 "dynamic", with a scale a row, or "static", with one from a calibration.
+        sequential: Let "obs" move the weights of each layer for what the layers before it make by now.
         prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
         mask: .npz file of what to keep, by weight, in place of choosing blocks.
     """
@@ -161,6 +162,7 @@ class Recipe:
     criterion: str | None = None
     allocation: str = "uniform"
     activations: str = "dynamic"
+    sequential: bool = True
     prune: bool = True
     mask: str | None = None
 

@@ -46,6 +46,7 @@ _TYPES: dict[str, type] = {
     "only_if_faster": bool,
     "fuse": bool,
     "metric": str,
+    "sequential": bool,
     "prune": bool,
     "mask": str,
     "match": str,

@@ -1,7 +1,7 @@
 """Weights without most of their blocks: which go, what becomes of the rest, and the nodes that compute on it.
 
-    prepare: float rewrites -> collect: X'X of what products read -> scores of blocks -> masks -> reconstruction
-          -> codes of 8 bits -> nodes
+    prepare: float rewrites -> collect: X'X of what products read -> scores of blocks -> masks
+          -> layer by layer: reconstruction, codes of 8 bits -> nodes
 
 An input x of mean m has X'X / n = C + m m'. Blocks are chosen, and weights moved, under C alone, because a change D of
 the weight moves the mean of the output by m'D, which the bias takes back.
@@ -27,6 +27,7 @@ from .passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from .preparation import prepare
 from .recipe import Recipe
 from .sparse_layer import Layer, read_weight, share_out
+from .sparse_order import finish_in_order
 from .sparsity import Block, occupied
 
 DEFAULT_BLOCK = Block(4, 4)
@@ -57,13 +58,13 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
     block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
     decisions = plan_sparse(model, recipe, block)
     taken = [decision for decision in decisions if decision.taken]
-    statistics = _statistics(model, recipe, taken, data, progress)
+    known = _observe(model, recipe, taken, data, progress)
     layers: dict[ir.Node, Layer] = {}
     for index, decision in enumerate(decisions):
         if not decision.taken:
             continue
         progress("choose blocks", len(layers), len(taken))
-        layer = Layer(decision, block, _tensor(statistics, decision), recipe)
+        layer = Layer(decision, block, known.of(decision), recipe)
         reason = layer.choose()
         if reason is None:
             layers[decision.node] = layer
@@ -71,11 +72,7 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
             decisions[index] = leave(decision, reason)
     progress("choose blocks", len(taken), len(taken))
     share_out(list(layers.values()), recipe)
-    made: dict[ir.Node, SparseLayer] = {}
-    for node, layer in layers.items():
-        progress("prune", len(made), len(layers))
-        made[node] = layer.finish()
-    progress("prune", len(layers), len(layers))
+    made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if SparsifyMatMul()(model, made):
         declare_functions(model)
     return _outcome(list(layers.values()), recipe, block, decisions)
@@ -92,34 +89,51 @@ def find_block(model: ir.Model, recipe: Recipe) -> Block:
     return next(block for block in _BLOCKS if kept[block] <= _LARGER * min(kept.values()))
 
 
-def _statistics(
-    model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open | None, progress: Progress
-) -> Statistics | None:
-    """What is known of the inputs of products; None where nothing is and nothing needs to be."""
-    static = recipe.activations == "static" and recipe.dtype == "int8"
-    criterion = recipe.criterion or "obs"
-    if not taken or not (static or (recipe.prune and criterion != "magnitude")):
-        return None
+def needs_data(recipe: Recipe) -> bool:
+    """Whether a calibration is read where there is one."""
+    return _is_static(recipe) or (recipe.prune and recipe.mask is None and recipe.criterion != "magnitude")
+
+
+def _is_static(recipe: Recipe) -> bool:
+    return recipe.activations == "static" and recipe.dtype == "int8"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What is known of the inputs of products: statistics, and the data they are of."""
+
+    statistics: Statistics | None = None
+    data: Data | None = None
+
+    def of(self, decision: Decision) -> TensorStatistics | None:
+        return self.statistics[_input(decision)] if self.statistics is not None else None
+
+
+def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open | None, progress: Progress) -> _Known:
+    """What there is to know; nothing where that is allowed."""
+    if not taken or not needs_data(recipe):
+        return _Known()
     if data is None:
-        if static or recipe.criterion is not None:
-            what = "static activations" if static else f'the criterion "{criterion}"'
+        if _is_static(recipe) or recipe.criterion is not None:
+            what = "static activations" if _is_static(recipe) else f'the criterion "{recipe.criterion}"'
             raise UsageError(
                 f"{what} needs a calibration: give --calibration or --statistics, or take dynamic activations and the "
                 'criterion "magnitude"'
             )
-        return None
+        return _Known()
     opened = data()
-    wanted = {_input(decision): Wanted(histogram=static, channel_axis=-1, gram=recipe.prune) for decision in taken}
+    settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
+    wanted = {_input(decision): settings for decision in taken}
     if not isinstance(opened, Statistics):
-        return collect(model, opened, wanted, progress=progress)
+        return _Known(collect(model, opened, wanted, progress=progress), opened)
     opened.check(model, wanted)
-    lacking = [name for name, kept in wanted.items() if kept.gram and opened[name].gram is None]
+    lacking = [name for name in wanted if settings.gram and opened[name].gram is None]
     if lacking:
         raise UsageError(
             f"the statistics hold no X'X of {lacking[0]}: collect them with onnxpress calibrate --gram, or take the "
             'criterion "magnitude"'
         )
-    return opened
+    return _Known(opened)
 
 
 def _input(decision: Decision) -> str:
@@ -128,8 +142,18 @@ def _input(decision: Decision) -> str:
     return value.name or ""
 
 
-def _tensor(statistics: Statistics | None, decision: Decision) -> TensorStatistics | None:
-    return statistics[_input(decision)] if statistics is not None else None
+def _finish(
+    model: ir.Model, recipe: Recipe, layers: list[Layer], data: Data | None, progress: Progress
+) -> dict[ir.Node, SparseLayer]:
+    """What takes the place of each layer's weight."""
+    if recipe.sequential and data is not None and any(layer.moves for layer in layers):
+        return finish_in_order(model, layers, data, progress)
+    made: dict[ir.Node, SparseLayer] = {}
+    for layer in layers:
+        progress("prune", len(made), len(layers))
+        made[layer.node] = layer.finish(layer.moments())
+    progress("prune", len(layers), len(layers))
+    return made
 
 
 def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision]) -> Outcome:

@@ -40,6 +40,33 @@ Doubles = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
+class Moments:
+    """Of the input of a layer: x in the float model, and y in what became of it so far.
+
+    Attributes:
+        before: Covariance of x, float64 [K, K].
+        now: That of y.
+        cross: Of y and x.
+        mean_before: float64 [K].
+        mean_now: float64 [K].
+    """
+
+    before: Doubles
+    now: Doubles
+    cross: Doubles
+    mean_before: Doubles
+    mean_now: Doubles
+
+    def error(self, weight: Floats, found: Floats) -> float:
+        """The mean square of the difference of y V and x W from its mean, relative to that of x W."""
+        W, V = weight.astype(np.float64), found.astype(np.float64)
+        energy = output_error(W, self.before)
+        if self.now is self.before:
+            return _ratio(output_error(V - W, self.now), energy)
+        return _ratio(energy - 2 * float(np.einsum("kn,kn->", V, self.cross @ W)) + output_error(V, self.now), energy)
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerReport:
     """What became of one layer.
 
@@ -48,8 +75,9 @@ class LayerReport:
         weight: Name of its weight.
         shape: K and N.
         sparsity: Share of its weights that lie in blocks left out.
-        error: Mean squared error of its output over the output's variance, where a calibration tells; else the squared
-            change of the weight over the square of it.
+        error: Mean squared error of its output over the output's variance, where a calibration tells, what layers
+            before it lost included if weights were moved in order; else the squared change of the weight over its
+            square.
         measured: Whether a calibration told the error.
     """
 
@@ -83,22 +111,28 @@ class Layer:
 
     Attributes:
         decision: The plan's.
+        node: Its node.
+        block: Sizes of a block.
+        sparsity: Share of blocks to remove.
         criterion: By which its blocks are chosen.
         scores: Of its blocks, until they are chosen; None where the pattern is given.
         mask: Blocks that stay.
         energy: Of its output, in the units of the scores.
+        found: The weight as it became, [K, N].
         report: What became of it.
     """
 
     def __init__(self, decision: Decision, block: Block, statistics: TensorStatistics | None, recipe: Recipe) -> None:
         assert decision.weight is not None
         assert decision.settings is not None
-        self.decision, self.block, self.sparsity = decision, block, decision.settings.sparsity
+        self.decision, self.node, self.block = decision, decision.node, block
+        self.sparsity = decision.settings.sparsity
         self.criterion = recipe.criterion or ("obs" if statistics is not None else "magnitude")
         self._statistics, self._recipe = statistics, recipe
         self.scores: Scores | None = None
         self.mask: Mask | None = None
         self.energy = 0.0
+        self.found: Floats = np.zeros((0, 0), np.float32)
         self.report: LayerReport | None = None
 
     def choose(self) -> str | None:
@@ -128,7 +162,7 @@ class Layer:
         return obs_scores(weight, covariance, self.block), energy
 
     def _moments(self) -> tuple[Doubles, Doubles]:
-        """C and m of the input."""
+        """Covariance and mean of the input."""
         statistics = self._statistics
         assert statistics is not None
         assert statistics.gram is not None
@@ -136,43 +170,57 @@ class Layer:
         assert mean is not None
         return statistics.gram / max(1, statistics.rows) - np.outer(mean, mean), mean
 
-    def finish(self) -> SparseLayer:
-        """What takes the weight's place."""
+    @property
+    def moves(self) -> bool:
+        """Whether weights that are kept change."""
+        return self.scores is not None and self.criterion == "obs"
+
+    def moments(self) -> Moments | None:
+        """Those of the float model for both, where they are known."""
+        if self._statistics is None or self._statistics.gram is None:
+            return None
+        covariance, mean = self._moments()
+        return Moments(covariance, covariance, covariance, mean, mean)
+
+    def finish(self, moments: Moments | None) -> SparseLayer:
+        """What takes the weight's place.
+
+        Args:
+            moments: Of the input, where they are known.
+        """
         assert self.mask is not None
-        weight, decision = read_weight(self.decision), self.decision
-        kept = self._values(weight)
+        assert self.decision.weight is not None
+        weight, name = read_weight(self.decision), self.decision.weight.value.name or "weight"
+        kept = self._kept(weight, moments)
         codes = scales = None
-        decoded = kept
+        self.found = kept
         if self._recipe.dtype == "int8":
             rounded = quantize_weight(kept, 1, search=self._recipe.search)
             codes, scales = rounded.codes, rounded.scale
-            decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(codes, 1)
-        shift, error = self._effect(decoded - weight, weight)
+            self.found = AffineParameters(rounded.scale, rounded.zero_point).dequantize(codes, 1)
+        shift = None
+        if moments is not None and self.scores is not None:
+            shift = (moments.mean_before @ weight - moments.mean_now @ self.found).astype(np.float32)
+        if moments is not None:
+            error = moments.error(weight, self.found)
+        else:
+            change, energy = (np.square(each, dtype=np.float64).sum() for each in (self.found - weight, weight))
+            error = _ratio(change, energy)
         zeros = 1 - float(expand(self.mask, self.block, weight.shape).mean())
-        assert decision.weight is not None
-        name = decision.weight.value.name or "weight"
-        measured = self._statistics is not None and self._statistics.gram is not None
-        self.report = LayerReport(decision.node.name or "", name, weight.shape, zeros, error, measured)
+        self.report = LayerReport(self.decision.node.name or "", name, weight.shape, zeros, error, moments is not None)
         return SparseLayer(
             encode(kept if codes is None else codes, self.mask, self.block), self.block, scales, shift,
-            self._activation(), name, decision.weight.transposed, weight.shape,
+            self._activation(), name, self.decision.weight.transposed, weight.shape,
         )  # fmt: skip
 
-    def _values(self, weight: Floats) -> Floats:
+    def _kept(self, weight: Floats, moments: Moments | None) -> Floats:
         assert self.mask is not None
         if self.scores is None:
             return weight
-        if self.criterion == "obs":
-            return reconstruct(weight, self._moments()[0], self.mask, self.block)
+        if self.moves and moments is not None:
+            cross = None if moments.cross is moments.now else moments.cross
+            return reconstruct(weight, moments.now, self.mask, self.block, cross)
         return np.where(expand(self.mask, self.block, weight.shape), weight, np.float32(0))
-
-    def _effect(self, change: Floats, weight: Floats) -> tuple[Floats | None, float]:
-        """What the bias takes back of a change of the weight, and the relative error that is left."""
-        if self._statistics is None or self._statistics.gram is None:
-            return None, _ratio(np.square(change, dtype=np.float64).sum(), np.square(weight, dtype=np.float64).sum())
-        covariance, mean = self._moments()
-        shift = (-(mean @ change)).astype(np.float32) if self.scores is not None else None
-        return shift, _ratio(output_error(change, covariance), output_error(weight, covariance))
 
     def _activation(self) -> AffineParameters | None:
         recipe, statistics = self._recipe, self._statistics

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_FAMILIES = "matmul_nbits,dequantized_matmul,qdq_matmul,dynamic_matmul,gather"  # named, they are taken fast or not
+_FAMILIES = (
+    "matmul_nbits,dequantized_matmul,qdq_matmul,dynamic_matmul,gather,block_sparse"  # named, they are taken fast or not
+)
 
 
 class CrashError(Exception):

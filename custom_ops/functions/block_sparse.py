@@ -74,10 +74,10 @@ def _quantize_rows(body: Body, a: ir.Value, opset: int) -> tuple[ir.Value, ir.Va
     peak = _reduce_last(body, "ReduceMax", body.op("Abs", a), opset)
     poison = _reduce_last(body, "ReduceSum", body.op("Mul", a, zero), opset)
     scale = body.op("Div", peak, _number(body, 127))
-    divisor = body.op("Where", body.op("Equal", scale, zero), one, scale)
+    subnormal = body.op("Less", scale, _number(body, float(np.finfo(np.float32).tiny)))
+    divisor = body.op("Where", subnormal, one, scale)
     codes = body.op("Round", body.op("Div", a, divisor))
     codes = body.op("Where", body.op("IsNaN", codes), zero, codes)
-    codes = body.op("Clip", codes, _number(body, -127), _number(body, 127))
     return body.op("Cast", body.op("Add", codes, _number(body, 128)), to=_UINT8), scale, poison
 
 

@@ -1,8 +1,8 @@
 #include "ops/matmul_nbits_op.h"
 
-#include <atomic>
 #include <string>
 
+#include "ops/custom_op.h"
 #include "ops/nbits_product.h"
 #include "ort/ort.h"
 
@@ -10,18 +10,6 @@ namespace onnxpress {
 namespace {
 
 enum Input : std::size_t { kA, kB, kScales, kZeroPoints, kBias, kInputs };
-
-std::string label_of(const ort::Api& api, const ort::KernelInfo* info) {
-  std::size_t size = 0;
-  // The first call only asks for the size, which ONNX Runtime reports as an error of the empty buffer or not at all.
-  if (ort::Status* status = api.KernelInfo_GetNodeName(info, static_cast<char*>(nullptr), &size)) {
-    api.ReleaseStatus(status);
-  }
-  std::string name(size, '\0');
-  if (size != 0) ort::check(api, api.KernelInfo_GetNodeName(info, name.data(), &size));
-  while (!name.empty() && name.back() == '\0') name.pop_back();
-  return "onnxpress::MatMulNBits node '" + name + "'";
-}
 
 NBitsAttributes read_attributes(const ort::Api& api, const ort::KernelInfo* info, const std::string& label) {
   const auto read = [&](const char* name, bool required) {
@@ -80,7 +68,7 @@ class Kernel {
 
  private:
   static NBitsProduct make_product(const ort::Api& api, const ort::KernelInfo* info, const NBitsTypes& types) {
-    const std::string label = label_of(api, info);
+    const std::string label = label_of(api, info, "MatMulNBits");
     return NBitsProduct(api, label, read_attributes(api, info, label), types, chosen_isa());
   }
 
@@ -89,41 +77,6 @@ class Kernel {
   PackedWeight weight_;
   bool maybe_more_zero_points_ = false;
 };
-
-// Shape of the output: that of A with the last size replaced by N. Names of symbolic sizes survive.
-void infer_shape(const ort::Api& api, ort::ShapeInferContext* context) {
-  ort::TensorInfo* a = nullptr;  // belongs to the context
-  ort::check(api, api.ShapeInferContext_GetInputTypeShape(context, std::size_t{0}, &a));
-  ort::TypeAndShape shape = ort::read(api, a);
-  if (shape.dims.empty()) return;
-  std::vector<const char*> names(shape.dims.size());
-  ort::check(api, api.GetSymbolicDimensions(a, names.data(), names.size()));
-  const ort::OpAttr* attribute = nullptr;
-  ort::check(api, api.ShapeInferContext_GetAttribute(context, "N", &attribute));
-  std::size_t size = 0;
-  ort::check(api, api.ReadOpAttr(attribute, ort::kAttrInt, &shape.dims.back(), sizeof(std::int64_t), &size));
-  names.back() = "";
-  // A size that is unknown and has no name would come out as the number -1; a name that nobody else has says the same.
-  static std::atomic<unsigned> unknowns{0};
-  std::vector<std::string> invented(names.size());
-  for (std::size_t axis = 0; axis < names.size(); ++axis) {
-    if (shape.dims[axis] >= 0 || (names[axis] != nullptr && *names[axis] != '\0')) continue;
-    invented[axis] = "onnxpress_unknown_" + std::to_string(unknowns++);
-    names[axis] = invented[axis].c_str();
-  }
-
-  ort::TensorInfo* y = nullptr;
-  ort::check(api, api.CreateTensorTypeAndShapeInfo(&y));
-  struct Release {
-    const ort::Api& api;
-    ort::TensorInfo* info;
-    ~Release() { api.ReleaseTensorTypeAndShapeInfo(info); }
-  } release{api, y};
-  ort::check(api, api.SetTensorElementType(y, shape.type));
-  ort::check(api, api.SetDimensions(y, shape.dims.data(), shape.dims.size()));
-  ort::check(api, api.SetSymbolicDimensions(y, names.data(), names.size()));
-  ort::check(api, api.ShapeInferContext_SetOutputTypeShape(context, std::size_t{0}, y));
-}
 
 const ort::Api* runtime = nullptr;  // the shape inference gets none
 
@@ -149,25 +102,14 @@ ort::ElementType input_type(const ort::CustomOp* op, std::size_t index) {
 
 Op make_op(const NBitsTypes& types, bool infers_shapes) {
   Op op{};
-  op.version = ort::kApiVersion;
+  set_common(op);
   op.GetName = [](const ort::CustomOp*) { return "MatMulNBits"; };
-  op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
   op.GetInputType = input_type;
   op.GetInputTypeCount = [](const ort::CustomOp*) -> std::size_t { return kInputs; };
   op.GetOutputType = [](const ort::CustomOp* self, std::size_t) { return types_of(self).activation; };
-  op.GetOutputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
   op.GetInputCharacteristic = [](const ort::CustomOp*, std::size_t index) {
     return index >= kZeroPoints ? ort::kOptional : ort::kRequired;
   };
-  op.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
-  op.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return 0; };
-  const auto zero = [](const ort::CustomOp*) { return 0; };
-  op.GetVariadicInputMinArity = zero;
-  op.GetVariadicInputHomogeneity = zero;
-  op.GetVariadicOutputMinArity = zero;
-  op.GetVariadicOutputHomogeneity = zero;
-  op.GetStartVersion = [](const ort::CustomOp*) { return 1; };
-  op.GetEndVersion = [](const ort::CustomOp*) { return 0x7fffffff; };
   op.CreateKernelV2 = [](const ort::CustomOp* self, const ort::Api* api, const ort::KernelInfo* info, void** kernel) {
     return ort::guarded(*api, [&] { *kernel = new Kernel(*api, info, types_of(self)); });
   };
@@ -177,7 +119,7 @@ Op make_op(const NBitsTypes& types, bool infers_shapes) {
   op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
   if (infers_shapes) {
     op.InferOutputShapeFn = [](const ort::CustomOp*, ort::ShapeInferContext* context) {
-      return ort::guarded(*runtime, [&] { infer_shape(*runtime, context); });
+      return ort::guarded(*runtime, [&] { infer_shape(*runtime, context, std::nullopt); });
     };
   }
   op.types = types;

@@ -1,4 +1,4 @@
-// onnxpress::MatMulNBits(A, B, scales, zero_points?, bias?) as a custom op: see reference.py for its meaning.
+// onnxpress::MatMulNBits(A, B, scales, zero_points?, bias?) as a custom op: see reference/ for its meaning.
 #pragma once
 
 #include <vector>

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/cpu_isa.h"
+#include "ops/block_sparse_op.h"
 #include "ops/matmul_nbits_op.h"
 #include "ort/ort.h"
 
@@ -18,8 +19,8 @@ ort::CustomOpDomain* domain(const ort::Api& api, bool infers_shapes) {
   if (made == nullptr) {
     ort::CustomOpDomain* fresh = nullptr;
     ort::check(api, api.CreateCustomOpDomain("onnxpress", &fresh));
-    for (const ort::CustomOp* op : matmul_nbits_ops(api, infers_shapes)) {
-      ort::check(api, api.CustomOpDomain_Add(fresh, op));
+    for (const auto& ops : {matmul_nbits_ops(api, infers_shapes), block_sparse_ops(api, infers_shapes)}) {
+      for (const ort::CustomOp* op : ops) ort::check(api, api.CustomOpDomain_Add(fresh, op));
     }
     made = fresh;
   }

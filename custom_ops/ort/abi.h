@@ -78,6 +78,7 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(63, GetSymbolicDimensions, (const TensorInfo* info, const char** names, std::size_t count))                        \
   X(65, GetTensorTypeAndShape, (const Value* value, TensorInfo** out))                                                 \
   X(86, KernelInfoGetAttribute_int64, (const KernelInfo* info, const char* name, std::int64_t* out))                   \
+  X(87, KernelInfoGetAttribute_string, (const KernelInfo* info, const char* name, char* out, std::size_t* size))       \
   X(88, KernelContext_GetInputCount, (const KernelContext* context, std::size_t* out))                                 \
   X(90, KernelContext_GetInput, (const KernelContext* context, std::size_t index, const Value** out))                  \
   X(91, KernelContext_GetOutput,                                                                                       \

@@ -50,14 +50,14 @@ def quantize_rows(A: Float32) -> tuple[npt.NDArray[np.int8], Float32]:
         A: float32 [M, K].
 
     Returns:
-        int8 [M, K], and float32 scales [M]: 0 for a row of zeros, NaN for one with a NaN or an infinity, whose codes
-        mean nothing.
+        int8 [M, K], zeros where the scale is subnormal, and float32 scales [M]: NaN for a row with a NaN or an
+        infinity, whose codes mean nothing.
     """
     peak = np.abs(A).max(axis=1, initial=0)
     with np.errstate(invalid="ignore"):
         scale = np.where(np.isfinite(peak), peak / np.float32(127), np.float32(np.nan))
-        quotient = A / np.where(scale == 0, np.float32(1), scale)[:, None]
-        codes = np.where(np.isnan(quotient), np.float32(0), np.clip(np.rint(quotient), -127, 127))
+        quotient = A / np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)[:, None]
+        codes = np.where(np.isnan(quotient), np.float32(0), np.rint(quotient))
     return codes.astype(np.int8), scale
 
 

@@ -150,6 +150,14 @@ def optimize(
     activations: Annotated[
         str | None, typer.Option(help="dynamic (default) or static, of int8.", rich_help_panel=_SPARSE)
     ] = None,
+    sequential: Annotated[
+        bool | None,
+        typer.Option(
+            "--sequential/--at-once",
+            help="Move weights for what pruned layers before them make.",
+            rich_help_panel=_SPARSE,
+        ),
+    ] = None,
     prune: Annotated[
         bool | None,
         typer.Option("--prune/--no-prune", help="Or leave out zeros that are there, exactly.", rich_help_panel=_SPARSE),
@@ -173,7 +181,8 @@ def optimize(
         "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
         "compensate": compensate, "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
         "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
-        "criterion": criterion, "allocation": allocation, "activations": activations, "prune": prune, "mask": mask,
+        "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
+        "prune": prune, "mask": mask,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
     chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")

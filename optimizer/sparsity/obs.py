@@ -12,7 +12,9 @@ time, all in the same step by what they cost alone. The cost at which a block go
 went before, is its score: a threshold on it then gives every sparsity from one pass, and compares rows and layers. That
 takes time as K^3 a row; of more than 3,072 inputs blocks keep the cost that they have alone.
 
-What is kept is last solved for exactly, under the final mask S: v_S = (H_SS)^-1 (H w)_S.
+What is kept is last solved for exactly, under the final mask S: v_S = (H_SS)^-1 (H w)_S. Where the input is no longer
+x but y, of moments H = Y'Y / n and J = Y'X / n, because layers before this one were pruned, v_S = (H_SS)^-1 (J w)_S
+comes closest to the output that there was (as Frantar and Alistarh, 2022, section 5, have it).
 """
 
 from __future__ import annotations
@@ -109,26 +111,27 @@ def _elements(blocks: npt.NDArray[np.intp], k: int) -> npt.NDArray[np.intp]:
     return (blocks[:, None] * k + np.arange(k)).ravel()
 
 
-def reconstruct(weight: Floats, gram: Floats, mask: Mask, block: Block) -> Singles:
+def reconstruct(weight: Floats, gram: Floats, mask: Mask, block: Block, cross: Floats | None = None) -> Singles:
     """The weight under a mask whose output is closest to that of the whole one.
 
     Args:
         weight: W [K, N].
-        gram: H [K, K].
+        gram: H [K, K], of the input that the result is for.
         mask: bool [rows, columns]: which blocks are kept.
         block: Sizes of a block.
+        cross: J [K, K], that input times the one that W was for; H where they are the same.
 
     Returns:
-        V float32 [K, N], zero outside the mask: the least of tr((V - W)'H(V - W)), H damped.
+        V float32 [K, N], zero outside the mask: the least of |Y V - X W|^2 / n, with a damping that draws V towards W.
     """
-    H, K = damped(gram), len(gram)
-    target = H @ weight.astype(np.float64)
+    H, K, wide = damped(gram), len(gram), weight.astype(np.float64)
+    target = H @ wide if cross is None else cross @ wide + (H[0, 0] - gram[0, 0]) * wide
     found = np.zeros(weight.shape, np.float32)
     for row, keeps in enumerate(mask):
         kept = _elements(np.nonzero(keeps)[0], block.k)
         kept = kept[kept < K]
         outputs = slice(row * block.n, (row + 1) * block.n)
-        if len(kept) == K:
+        if len(kept) == K and cross is None:
             found[:, outputs] = weight[:, outputs]
         elif len(kept):
             found[kept, outputs] = np.linalg.solve(H[np.ix_(kept, kept)], target[kept, outputs])

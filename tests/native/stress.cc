@@ -7,8 +7,8 @@
 #include <thread>
 #include <vector>
 
-#include "ep/shared_weights.h"
 #include "kernels/matmul_nbits.h"
+#include "ops/shared_weights.h"
 
 namespace onnxpress {
 namespace {

@@ -161,7 +161,8 @@ def test_criteria_differ_by_the_error_of_the_output():
     want = x @ weight(K, N) + weight(1, N, 1)
     for criterion in ("magnitude", "wanda", "obs"):
         model = product()
-        report = converted(model, data, dtype="float32", sparsity=0.6, criterion=criterion)
+        given = None if criterion == "magnitude" else data
+        report = converted(model, given, dtype="float32", sparsity=0.6, criterion=criterion, sequential=False)
         errors[criterion] = np.square(run(model, {"x": x})[0] - want).mean()
         if criterion != "magnitude":
             (layer,) = report.details["layers"]
@@ -169,6 +170,47 @@ def test_criteria_differ_by_the_error_of_the_output():
             power = (want.var(axis=0)).mean()
             assert layer["error"] == pytest.approx(errors[criterion] / power, rel=0.02)
     assert errors["obs"] < 0.7 * errors["wanda"] < 0.7 * errors["magnitude"]
+
+
+def chain(layers=4, gemm=False):
+    """Products with biases and Relus between; the second one is a Gemm with a C that no bias can hold."""
+    b = Builder()
+    y = b.input("x", ["m", K])
+    for index in range(layers):
+        W = b.constant(f"W{index}", weight(K, K, index) * 2)
+        if index == 1:
+            y = b.op("Gemm", y, W, b.input("c", ["m", 1]) if gemm else b.constant("c", weight(1, K)), name="layer1")
+        else:
+            y = b.op("Add", b.op("MatMul", y, W, name=f"layer{index}"), b.constant(f"b{index}", weight(1, K, index)[0]))
+        y = b.op("Relu", y, name=f"relu{index}")
+    b.output(y, ["m", K])
+    return b.model()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("gemm", [True, False])
+def test_layers_make_up_for_those_before_them(gemm, dtype):
+    data = [sample | ({"c": batch(20, 1)} if gemm else {}) for sample in samples(count=32)]
+    want = np.concatenate([run(chain(gemm=gemm), sample)[0] for sample in data])
+    errors = {}
+    for sequential in (True, False):
+        model = chain(gemm=gemm)
+        report = converted(model, data, dtype=dtype, sparsity=0.6, block="4x1", sequential=sequential)
+        got = np.concatenate([run(model, sample)[0] for sample in data])
+        errors[sequential] = np.square(got - want).mean()
+        told = [layer["error"] for layer in report.details["layers"]]
+        if sequential:
+            assert told[-1] > told[0]  # what was lost before counts
+    assert errors[True] < 0.85 * errors[False]
+
+
+def test_error_in_order_is_that_of_the_product():
+    data, model = samples(), product()
+    x = np.concatenate([sample["x"] for sample in data])
+    told = converted(model, data, dtype="float32", sparsity=0.6).details["layers"][0]["error"]
+    want = x @ weight(K, N) + weight(1, N, 1)
+    got = run(model, {"x": x})[0]
+    assert told == pytest.approx(np.square(got - want).mean() / want.var(axis=0).mean(), rel=1e-3)
 
 
 def test_criterion_follows_the_data():
@@ -359,6 +401,12 @@ def test_keys_of_other_schemes_are_refused():
         Recipe.from_mapping({"scheme": "sparse", "block_size": 32})
     with pytest.raises(UsageError, match="sparsity: not read by scheme int4"):
         Recipe.from_mapping({"sparsity": 0.5})
+
+
+@pytest.mark.parametrize("values", [{"prune": False}, {"criterion": "magnitude"}])
+def test_data_that_nothing_reads_is_refused(values):
+    with pytest.raises(UsageError, match="sparse reads no calibration data with these settings"):
+        converted(product(), samples(), **values)
 
 
 @pytest.mark.parametrize("values", [{"criterion": "wanda"}, {"criterion": "obs"}, {"activations": "static"}])

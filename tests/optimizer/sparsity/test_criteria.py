@@ -66,6 +66,23 @@ def test_reconstruction_is_the_regression(block):
     np.testing.assert_array_equal(found[:, : block.n], W[:, : block.n])  # nothing was removed there
 
 
+def test_reconstruction_for_another_input_is_the_regression():
+    """Of outputs of x on y, a disturbed x; little damping beside so many rows."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((4000, 12))
+    y = 0.7 * x + 0.3 * rng.standard_normal((4000, 12))
+    W, block = weight(12, 6), Block(2, 3)
+    mask = rng.random(block.grid(W.shape)) < 0.6
+    found = reconstruct(W, y.T @ y / 4000, mask, block, y.T @ x / 4000)
+    for output in range(6):
+        kept = np.nonzero(expand(mask, block, W.shape)[:, output])[0]
+        want = np.linalg.lstsq(y[:, kept], x @ W[:, output], rcond=None)[0]
+        np.testing.assert_allclose(found[kept, output], want, atol=0.02)
+    own = reconstruct(W, y.T @ y / 4000, mask, block)
+    error, moved = (np.square(y @ V - x @ W).mean() for V in (own, found))
+    assert moved < error
+
+
 @pytest.mark.parametrize("block", [Block(1, 1), Block(2, 1), Block(2, 2)], ids=str)
 def test_first_step_removes_the_cheapest_block_there_is(block):
     """Few enough blocks to go one by one; each alone is tried by regression."""

@@ -1,4 +1,4 @@
-#include "shared_weights.h"
+#include "ops/shared_weights.h"
 
 #include <cstring>
 #include <iterator>

@@ -1,0 +1,141 @@
+#include "kernels/block_sparse.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/block_sparse_kernels.h"
+#include "kernels/pieces.h"
+
+namespace onnxpress {
+namespace {
+
+constexpr std::int64_t kLine = 64;
+constexpr std::int64_t kRowsOfTile = 16;
+constexpr std::int64_t kOutputsOfPart = 64;     // whose sums stay in the L1 cache
+constexpr std::int64_t kWorkOfPiece = 1 << 19;  // multiply-adds of int8
+
+const BlockSparseKernels& kernels_of(Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::kAvx512Vnni) return block_sparse_kernels_avx512vnni();
+  if (isa >= Isa::kAvx2) return block_sparse_kernels_avx2();
+#endif
+  (void)isa;
+  return block_sparse_kernels_scalar();
+}
+
+// Room that a thread keeps from one problem to the next.
+class Room {
+ public:
+  std::uint8_t* of(std::size_t bytes) {
+    if (bytes > capacity_) {
+      memory_.reset();
+      capacity_ = 0;
+      memory_ = make_aligned<std::uint8_t>(bytes);
+      capacity_ = bytes;
+    }
+    return memory_.get();
+  }
+
+ private:
+  Aligned<std::uint8_t> memory_;
+  std::size_t capacity_ = 0;
+};
+
+// Two tiles of rows at once save loads of the weight; but where one output is all that a line of rows is loaded for,
+// the rows should come from the L1 cache.
+std::int64_t together_of(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
+  constexpr std::int64_t kMostBytes = 1 << 16;
+  const BlockSparseWeight& w = *p.weight;
+  if (p.M <= kRowsOfTile) return 1;
+  const std::int64_t bytes = w.padded_k * (w.is_float ? 4 : 1) * kRowsOfTile * 2;
+  return w.block_n == 1 && bytes > kMostBytes ? 1 : kernels.most_together;
+}
+
+SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
+  static thread_local Room room;
+  const BlockSparseWeight& w = *p.weight;
+  SparseRows rows{};
+  rows.together = p.M <= kernels.few ? 0 : together_of(p, kernels);
+  rows.zero_point = p.is_static ? p.input.zero_point : 128;
+  rows.row_bytes = w.padded_k * (w.is_float ? 4 : 1);
+  if (rows.together == 0 && w.is_float) {  // as they are
+    rows.words = const_cast<std::uint8_t*>(reinterpret_cast<const std::uint8_t*>(p.floats));
+    rows.row_bytes = w.K * 4;
+    return rows;
+  }
+  const std::int64_t step = kRowsOfTile * std::max<std::int64_t>(rows.together, 1);
+  const std::int64_t count = ceil_div(p.M, step) * step;
+  const std::int64_t outputs = std::max(w.tiles * kTile, w.block_rows * w.block_n);
+  const auto bytes = static_cast<std::size_t>(count * rows.row_bytes);
+  rows.words = room.of(bytes + static_cast<std::size_t>(count + outputs) * sizeof(float));
+  rows.scales = reinterpret_cast<float*>(rows.words + bytes);
+  auto* starts = reinterpret_cast<std::uint32_t*>(rows.scales + count);  // modulo 2^32
+  const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
+  for (std::int64_t n = 0; n < w.N; ++n) starts[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
+  rows.starts = reinterpret_cast<const std::int32_t*>(starts);
+  return rows;
+}
+
+void multiply_few(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
+                  const Parallel& parallel) {
+  const BlockSparseWeight& w = *p.weight;
+  if (!w.is_float) {
+    for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
+  }
+  const std::int64_t work = w.tile_entries[w.tiles] * kTile * 4 * p.M;
+  const std::int64_t tiles = clamp(ceil_div(kWorkOfPiece * w.tiles, std::max<std::int64_t>(work, 1)), 1, w.tiles);
+  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t piece) {
+    const std::int64_t begin = static_cast<std::int64_t>(piece) * tiles;
+    kernels.multiply_few(p, rows, begin, std::min(w.tiles, begin + tiles));
+  });
+}
+
+void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
+                   const Parallel& parallel) {
+  const BlockSparseWeight& w = *p.weight;
+  const std::int64_t step = kRowsOfTile * rows.together;
+  for_each_row(ceil_div(p.M, kRowsOfTile), kRowsOfTile * w.padded_k, parallel,
+               [&](std::int64_t tile) { kernels.load_tile(p, rows, tile * kRowsOfTile); });
+
+  // Pieces and their parts begin where a block row and a tile of outputs do.
+  const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
+  const std::int64_t units = ceil_div(w.block_rows, unit);
+  const std::int64_t work = w.row_groups[w.block_rows] * w.block_n * (w.is_float ? 16 : 4) * step / units;
+  const std::int64_t wanted = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, units);
+  const std::int64_t part = clamp(kOutputsOfPart / (unit * w.block_n), 1, units);
+  const std::int64_t block_rows = ceil_div(wanted, part) * part * unit;
+  const std::int64_t columns = ceil_div(w.block_rows, block_rows);
+  const auto sums = static_cast<std::size_t>(part * unit * w.block_n * kLine * rows.together);
+  parallel.for_each(static_cast<std::size_t>(columns * ceil_div(p.M, step)), [&](std::size_t index) {
+    static thread_local Room room;
+    const std::int64_t at = static_cast<std::int64_t>(index);
+    SparsePiece piece{};
+    piece.first_row = at / columns * step;
+    piece.block_row = at % columns * block_rows;
+    piece.end = std::min(piece.block_row + block_rows, w.block_rows);
+    piece.part = part * unit;
+    piece.sums = room.of(sums + static_cast<std::size_t>(kChunk * kLine * rows.together));
+    piece.chunk = piece.sums + sums;
+    kernels.multiply(p, rows, piece);
+  });
+}
+
+}  // namespace
+
+const char* block_sparse_matmul(const BlockSparseProblem& p, Isa isa, const Parallel& pool) {
+  const BlockSparseKernels& kernels = kernels_of(isa);
+  const BlockSparseWeight& w = *p.weight;
+  if (p.M == 0) return kernels.isa;
+  const Sequential alone;
+  const bool small = p.M * w.tile_entries[w.tiles] * kTile * 4 < kWorthSplitting;
+  const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
+  const SparseRows rows = make_rows(p, kernels);
+  if (rows.together == 0) {
+    multiply_few(p, kernels, rows, parallel);
+  } else {
+    multiply_many(p, kernels, rows, parallel);
+  }
+  return kernels.isa;
+}
+
+}  // namespace onnxpress

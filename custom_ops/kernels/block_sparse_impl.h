@@ -1,0 +1,387 @@
+// The kernels of block_sparse_matmul, written once over a vector type (sparse_<isa>.h) and compiled once an instruction
+// set.
+//
+// Many rows: a line holds the words of 16 rows at one group, and a weight's word is multiplied with all of them, so
+// that nothing depends on where the stored weights lie. Sums of outputs lie side by side; they are turned at the end.
+// Few rows: a line holds the words of 16 outputs at one group, those that are not stored filled with zeros.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/block_sparse_kernels.h"
+#include "kernels/matmul_int8_impl.h"
+#include "kernels/simd_math.h"
+#include "kernels/unroll.h"
+
+namespace onnxpress {
+namespace {
+
+// What the two types of weights do with words.
+template <class S>
+struct CodeWords {
+  using Sum = typename S::I32;
+  using Lanes = typename S::Codes;
+  using Four = typename S::FourWords;
+  static Sum zero() { return S::zero_int(); }
+  static Sum start(const SparseRows& rows, std::int64_t output) { return S::set1(rows.starts[output]); }
+  static Sum starts(const SparseRows& rows, std::int64_t output) { return S::load(rows.starts + output); }
+  static Sum load(const std::uint8_t* line) { return S::load_ints(line); }
+  static void store(std::uint8_t* line, const Sum& sum) { S::store(line, sum); }
+  static Sum sum(const Sum& a, const Sum& b) { return S::add(a, b); }
+  static Sum from_words(const typename S::I32& words) { return words; }
+  static Lanes lanes(const std::uint8_t* line) { return S::codes(line); }
+  static Four four(const std::uint8_t* words) { return S::four_codes(words); }
+  template <int I>
+  static auto word(const Four& words) {
+    return S::template code_word<I>(words);
+  }
+  template <class W>
+  static Sum add_product(const Sum& sum, const Lanes& x, const W& w) {
+    return S::dot_rows(sum, x, w);
+  }
+
+  using Spread = typename S::Weights;
+  static Spread expand(const std::uint8_t* words, unsigned mask) { return S::expand_codes(words, mask); }
+  static Sum add_spread(const Sum& sum, const std::uint8_t* x, const Spread& w) {
+    return S::dot(sum, S::activations(x), w);
+  }
+};
+
+template <class S>
+struct FloatWords {
+  using Sum = typename S::F32;
+  using Lanes = typename S::F32;
+  using Four = const std::uint8_t*;
+  static Sum zero() { return S::zero(); }
+  static Sum start(const SparseRows&, std::int64_t) { return zero(); }
+  static Sum starts(const SparseRows&, std::int64_t) { return zero(); }
+  static Sum load(const std::uint8_t* line) { return S::load_floats(line); }
+  static void store(std::uint8_t* line, const Sum& sum) { S::store(line, sum); }
+  static Sum sum(const Sum& a, const Sum& b) { return S::add(a, b); }
+  static Sum from_words(const typename S::I32& words) { return S::as_floats(words); }
+  static Lanes lanes(const std::uint8_t* line) { return S::load_floats(line); }
+  static Four four(const std::uint8_t* words) { return words; }
+  template <int I>
+  static auto word(const Four& words) {
+    return S::template float_word<I>(words);
+  }
+  static Sum add_product(const Sum& sum, const Lanes& x, const Lanes& w) { return S::fma(x, w, sum); }
+
+  using Spread = typename S::F32;
+  static Spread expand(const std::uint8_t* words, unsigned mask) { return S::expand_floats(words, mask); }
+  static Sum add_spread(const Sum& sum, const std::uint8_t* x, const Spread& w) {
+    float v;
+    memcpy(&v, x, sizeof v);
+    return S::fma(S::set1(v), w, sum);
+  }
+};
+
+// ---- From the sums to the outputs
+
+template <class S>
+class SparseFinish {
+ public:
+  SparseFinish(const BlockSparseProblem& p, const SparseRows& rows)
+      : p_(p),
+        scales_(rows.scales),
+        N_(p.weight->N),
+        format_{p.output.scale, 1.0f / p.output.scale, p.output.zero_point, 0} {}
+
+  // 16 outputs of a row.
+  void operator()(std::int64_t row, std::int64_t tile, const typename S::I32& sums) const {
+    const auto factor = S::mul(S::set1(scales_[row]), S::load(p_.weight->scales + tile * kTile));
+    finish(row, tile, S::mul(S::to_float(sums), factor));
+  }
+  void operator()(std::int64_t row, std::int64_t tile, const typename S::F32& sums) const { finish(row, tile, sums); }
+
+ private:
+  void finish(std::int64_t row, std::int64_t tile, typename S::F32 y) const {
+    const std::int64_t column = tile * kTile, left = N_ - column, at = row * N_ + column;
+    if (p_.bias != nullptr) y = S::add(y, S::load(p_.bias + column, left));
+    if (p_.activation != Activation::kNone) y = activated(y);
+    if (p_.floats_out != nullptr) {
+      S::store(p_.floats_out + at, y, left);
+    } else {
+      S::store_codes(p_.codes_out + at, y, format_, left);
+    }
+  }
+
+  __attribute__((noinline)) typename S::F32 activated(typename S::F32 y) const {
+    if (p_.activation == Activation::kRelu) return relu<S>(y);
+    return p_.activation == Activation::kGelu ? gelu<S>(y) : gelu_tanh<S>(y);
+  }
+
+  const BlockSparseProblem& p_;
+  const float* const scales_;
+  const std::int64_t N_;
+  const CodeFormat format_;
+};
+
+// ---- Rows of A
+
+constexpr float kLeastScale = 1.17549435e-38f;  // below, 1 / scale could overflow, and all codes are zero
+
+// The format of a row, and its scale.
+template <class S>
+CodeFormat format_of_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
+  if (p.is_static) {
+    rows.scales[row] = p.input.scale;
+    return {p.input.scale, 1.0f / p.input.scale, rows.zero_point, 0};
+  }
+  const float peak = S::max_abs(p.floats + row * p.weight->K, p.weight->K);
+  const bool is_finite = peak - peak == 0;
+  const float scale = is_finite ? peak / 127.0f : peak - peak;  // NaN
+  rows.scales[row] = scale;
+  const float divisor = scale >= kLeastScale ? scale : 1.0f;
+  return {divisor, 1.0f / divisor, rows.zero_point, 0};
+}
+
+// Sixteen words of a row from one on; zeros behind the end.
+template <class S>
+void load_words(const BlockSparseProblem& p, const CodeFormat& format, std::int64_t row, std::int64_t word,
+                std::uint8_t* line) {
+  const std::int64_t K = p.weight->K;
+  if (p.weight->is_float) {
+    S::store(line, S::load(p.floats + row * K + word, K - word));
+  } else if (p.floats != nullptr) {
+    load_line<S>(p.floats + row * K + 4 * word, K - 4 * word, format, line);
+  } else {
+    S::copy_line(p.codes + row * K + 4 * word, K - 4 * word, 0, line);
+  }
+}
+
+template <class S>
+void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
+  const CodeFormat format = format_of_row<S>(p, rows, row);
+  std::uint8_t* to = rows.words + row * rows.row_bytes;
+  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) load_words<S>(p, format, row, word, to + 4 * word);
+}
+
+template <class S>
+void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row) {
+  alignas(64) std::uint8_t lines[16][kLine] = {};
+  CodeFormat formats[16];
+  const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
+  for (std::int64_t r = 0; r < count && !p.weight->is_float; ++r) formats[r] = format_of_row<S>(p, rows, first_row + r);
+  const std::int64_t tile = first_row / 16, step = kLine * rows.together;
+  std::uint8_t* to =
+      rows.words + tile / rows.together * rows.together * 16 * rows.row_bytes + tile % rows.together * 64;
+  const bool is_ready = p.codes != nullptr && count == 16;
+  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
+    if (is_ready && 4 * word + kLine <= p.weight->K) {
+      S::transpose(p.codes + first_row * p.weight->K + 4 * word, p.weight->K, to + word * step, step);
+      continue;
+    }
+    for (std::int64_t r = 0; r < count; ++r) load_words<S>(p, formats[r], first_row + r, word, lines[r]);
+    S::transpose(lines[0], kLine, to + word * step, step);
+  }
+}
+
+// ---- Many rows
+
+// The groups of a block row, or some of them, that are multiplied at once.
+struct SomeGroups {
+  const std::uint8_t* x;
+  const std::uint32_t* groups;
+  std::int64_t count;
+};
+
+// `Width` outputs for 16 * Together rows. Four words of the weights at once: those of one group, of two or of four.
+template <class P, int Width, int Together, class Start>
+void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start, std::uint8_t* sums) {
+  constexpr int kGroups = 4 / Width;
+  // Sums of their own for groups that follow each other, until there are four: that hides the latency.
+  constexpr int kSets = Width * Together < 4 ? 4 / (Width * Together) : 1;
+  typename P::Sum sum[kSets][Width][Together];
+  unroll<kSets>(ONNXPRESS_EACH(s) {
+    unroll<Width>(ONNXPRESS_EACH(n) {
+      unroll<Together>(ONNXPRESS_EACH(t) {
+        const std::uint8_t* line = sums + kLine * (n.value * Together + t.value);
+        sum[s.value][n.value][t.value] = s.value != 0 ? P::zero() : start(n.value, line);
+      });
+    });
+  });
+  for (std::int64_t i = 0; i < some.count; i += kGroups, words += 16) {
+    const auto four = P::four(words);
+    unroll<kGroups>(ONNXPRESS_EACH(g) {
+      typename P::Lanes lanes[Together];
+      const std::uint8_t* line = some.x + static_cast<std::size_t>(some.groups[i + g.value]) * Together;
+      unroll<Together>(ONNXPRESS_EACH(t) { lanes[t.value] = P::lanes(line + kLine * t.value); });
+      unroll<Width>(ONNXPRESS_EACH(n) {
+        const auto word = P::template word<g.value * Width + n.value>(four);
+        unroll<Together>(ONNXPRESS_EACH(t) {
+          auto& total = sum[g.value % kSets][n.value][t.value];
+          total = P::add_product(total, lanes[t.value], word);
+        });
+      });
+    });
+  }
+  unroll<Width>(ONNXPRESS_EACH(n) {
+    unroll<Together>(ONNXPRESS_EACH(t) {
+      auto total = sum[0][n.value][t.value];
+      if constexpr (kSets > 1) total = P::sum(total, sum[1][n.value][t.value]);
+      if constexpr (kSets > 2) total = P::sum(total, P::sum(sum[2][n.value][t.value], sum[3][n.value][t.value]));
+      P::store(sums + kLine * (n.value * Together + t.value), total);
+    });
+  });
+}
+
+// All strips of a block row, for groups from the one of number `begin` on.
+template <class P, int Together>
+void multiply_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t block_row,
+                        const SomeGroups& some, std::int64_t begin, std::uint8_t* sums) {
+  const std::int64_t first = w.row_groups[block_row], all = w.row_groups[block_row + 1] - first;
+  const std::uint8_t* words = w.strips + 4 * first * w.block_n;
+  for (std::int64_t n = 0, width = 0; n < w.block_n; n += width) {
+    width = strip_width(w.block_n - n);
+    const std::uint8_t* strip = words + 4 * (all * n + begin * width);
+    std::uint8_t* to = sums + kLine * Together * n;
+    const std::int64_t output = block_row * w.block_n + n;
+    const auto start = [&](int i, const std::uint8_t* line) __attribute__((always_inline)) {
+      return begin == 0 ? P::start(rows, output + i) : P::load(line);
+    };
+    if (width == 4) multiply_strip<P, 4, Together>(some, strip, start, to);
+    if (width == 2) multiply_strip<P, 2, Together>(some, strip, start, to);
+    if (width == 1) multiply_strip<P, 1, Together>(some, strip, start, to);
+  }
+}
+
+struct InOrder {
+  std::uint32_t groups[kChunk];
+};
+constexpr InOrder make_in_order() {
+  InOrder order{};
+  for (std::uint32_t i = 0; i < kChunk; ++i) order.groups[i] = 64 * i;
+  return order;
+}
+constexpr InOrder kInOrder = make_in_order();
+
+// Groups of any four k are put together first, some at a time.
+template <class S, int Together>
+void gather_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t block_row, const std::uint8_t* x,
+                      std::uint8_t* chunk, std::uint8_t* sums) {
+  const std::uint32_t* ks = w.groups + 4 * w.row_groups[block_row];
+  const std::int64_t all = w.row_groups[block_row + 1] - w.row_groups[block_row];
+  for (std::int64_t begin = 0; begin == 0 || begin < all; begin += kChunk) {
+    const std::int64_t count = all - begin < kChunk ? all - begin : kChunk;
+    for (std::int64_t group = 0; group < count; ++group, ks += 4) {
+      const std::uint8_t* lines[4];
+      for (int j = 0; j < 4; ++j) lines[j] = x + static_cast<std::size_t>(ks[j] & ~3u) * Together;
+      S::template gather<Together>(lines, ks, chunk + kLine * Together * group);
+    }
+    multiply_block_row<CodeWords<S>, Together>(w, rows, block_row, {chunk, kInOrder.groups, count}, begin, sums);
+  }
+}
+
+// From the sums of the block rows of a part to its outputs.
+template <class S, class P, int Together>
+void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t output,
+                 std::int64_t end) {
+  const SparseFinish<S> finish(p, rows);
+  alignas(64) std::uint8_t room[16 * kLine];
+  const std::int64_t first = output / kTile;
+  for (std::int64_t i = 0; output + i * kTile < end && first + i < p.weight->tiles; ++i) {
+    for (std::int64_t t = 0; t < Together; ++t) {
+      const std::int64_t first_row = piece.first_row + 16 * t;
+      const std::uint8_t* sums = piece.sums + kLine * (kTile * i * Together + t);
+      S::for_each_turned(sums, kLine * Together, room, [&](std::int64_t row, const typename S::I32& words) {
+        if (first_row + row < p.M) finish(first_row + row, first + i, P::from_words(words));
+      });
+    }
+  }
+}
+
+template <class S, class P, int Together>
+void multiply_piece(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
+  const BlockSparseWeight& w = *p.weight;
+  const std::uint8_t* x = rows.words + piece.first_row * rows.row_bytes;
+  for (std::int64_t part = piece.block_row; part < piece.end; part += piece.part) {
+    const std::int64_t end = piece.end - part < piece.part ? piece.end : part + piece.part;
+    std::uint8_t* sums = piece.sums;
+    for (std::int64_t block_row = part; block_row < end; ++block_row, sums += kLine * Together * w.block_n) {
+      if (w.gathers) {
+        gather_block_row<S, Together>(w, rows, block_row, x, piece.chunk, sums);
+      } else {
+        const std::int64_t first = w.row_groups[block_row], count = w.row_groups[block_row + 1] - first;
+        multiply_block_row<P, Together>(w, rows, block_row, {x, w.groups + first, count}, 0, sums);
+      }
+    }
+    finish_part<S, P, Together>(p, rows, piece, part * w.block_n, end * w.block_n);
+  }
+}
+
+template <class S>
+void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
+  const bool is_float = p.weight->is_float;
+  if constexpr (S::kTogether == 2) {
+    if (rows.together == 2) {
+      return is_float ? multiply_piece<S, FloatWords<S>, 2>(p, rows, piece)
+                      : multiply_piece<S, CodeWords<S>, 2>(p, rows, piece);
+    }
+  }
+  return is_float ? multiply_piece<S, FloatWords<S>, 1>(p, rows, piece)
+                  : multiply_piece<S, CodeWords<S>, 1>(p, rows, piece);
+}
+
+// ---- Few rows
+
+template <class S, class P, int Rows>
+void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t tile, std::int64_t row) {
+  const BlockSparseWeight& w = *p.weight;
+  constexpr int kSets = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
+  typename P::Sum sum[kSets][Rows];
+  unroll<kSets>(ONNXPRESS_EACH(s) {
+    unroll<Rows>(
+        ONNXPRESS_EACH(r) { sum[s.value][r.value] = s.value != 0 ? P::zero() : P::starts(rows, tile * kTile); });
+  });
+  const std::uint8_t* x = rows.words + row * rows.row_bytes;
+  const std::uint8_t* words = w.words + 4 * w.tile_words[tile];
+  std::int64_t entry = w.tile_entries[tile];
+  const std::int64_t end = w.tile_entries[tile + 1];
+  const auto add_entry = [&](auto set, std::int64_t at) __attribute__((always_inline)) {
+    const unsigned mask = w.masks[at];
+    const auto spread = P::expand(words, mask);
+    words += 4 * __builtin_popcount(mask);
+    unroll<Rows>(ONNXPRESS_EACH(r) {
+      auto& total = sum[set.value][r.value];
+      total = P::add_spread(total, x + r.value * rows.row_bytes + w.entries[at], spread);
+    });
+  };
+  for (; entry + kSets <= end; entry += kSets) {
+    unroll<kSets>(ONNXPRESS_EACH(s) { add_entry(s, entry + s.value); });
+  }
+  for (; entry < end; ++entry) add_entry(Index<0>{}, entry);
+  alignas(64) std::uint8_t lines[Rows][kLine];
+  unroll<Rows>(ONNXPRESS_EACH(r) {
+    auto total = sum[0][r.value];
+    if constexpr (kSets > 1) total = P::sum(total, sum[1][r.value]);
+    if constexpr (kSets > 2) total = P::sum(total, P::sum(sum[2][r.value], sum[3][r.value]));
+    P::store(lines[r.value], total);
+  });
+  const SparseFinish<S> finish(p, rows);
+  for (int r = 0; r < Rows; ++r) finish(row + r, tile, P::load(lines[r]));
+}
+
+template <class S>
+void sparse_multiply_few(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t tile, std::int64_t end) {
+  for (; tile < end; ++tile) {
+    for_each_group_of_rows<S>(0, p.M, [&](auto rows_at_once, std::int64_t row) {
+      constexpr int kRows = decltype(rows_at_once)::value;
+      if (p.weight->is_float) {
+        multiply_few_rows<S, FloatWords<S>, kRows>(p, rows, tile, row);
+      } else {
+        multiply_few_rows<S, CodeWords<S>, kRows>(p, rows, tile, row);
+      }
+    });
+  }
+}
+
+template <class S>
+constexpr BlockSparseKernels make_block_sparse_kernels() {
+  return {S::kName,           S::kTogether,          S::kFew, sparse_load_tile<S>, sparse_load_row<S>,
+          sparse_multiply<S>, sparse_multiply_few<S>};
+}
+
+}  // namespace
+}  // namespace onnxpress

@@ -1,0 +1,50 @@
+// The table of functions that every instruction set fills for block_sparse_matmul.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/block_sparse.h"
+
+namespace onnxpress {
+
+// Rows of A as words: four uint8 codes, or a float32.
+//
+// For many rows, in tiles of 16 rows, `together` of which lie side by side: [groups, together, 16] words. For few rows,
+// one after the other.
+struct SparseRows {
+  std::uint8_t* words;
+  std::int64_t row_bytes;  // of all words of one row
+  std::int64_t together;   // tiles, 1 or 2; 0 for few rows
+  std::int32_t zero_point;
+  float* scales;               // [M], of codes
+  const std::int32_t* starts;  // [outputs of all block rows]: minus the zero point times the sum of a column's codes
+};
+
+constexpr std::int64_t kChunk = 128;  // groups that are gathered at once, to stay in the L1 cache
+
+// Block rows from a multiple of 16 outputs on, in parts of at most `part` block rows (such a multiple too), for
+// 16 * together rows of A.
+struct SparsePiece {
+  std::int64_t first_row;  // of A
+  std::int64_t block_row, end, part;
+  std::uint8_t* sums;   // room for [outputs of a part, together, 16] words
+  std::uint8_t* chunk;  // room for [kChunk, together, 16] words
+};
+
+struct BlockSparseKernels {
+  const char* isa;
+  std::int64_t most_together;
+  std::int64_t few;  // the most rows that are few
+  void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row);
+  void (*load_row)(const BlockSparseProblem&, const SparseRows&, std::int64_t row);
+  void (*multiply)(const BlockSparseProblem&, const SparseRows&, const SparsePiece&);
+  void (*multiply_few)(const BlockSparseProblem&, const SparseRows&, std::int64_t tile, std::int64_t end);
+};
+
+const BlockSparseKernels& block_sparse_kernels_scalar();
+#if defined(__x86_64__)
+const BlockSparseKernels& block_sparse_kernels_avx2();
+const BlockSparseKernels& block_sparse_kernels_avx512vnni();
+#endif
+
+}  // namespace onnxpress

@@ -1,0 +1,157 @@
+// What block_sparse_matmul needs beyond int8_avx2.h; sparse_scalar.h says what each function means.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/int8_avx2.h"
+#include "kernels/unroll.h"
+
+namespace onnxpress {
+namespace {
+
+// For each mask of eight lanes, which of the words that are there a lane takes.
+struct Places {
+  std::uint8_t of[256][8];
+};
+constexpr Places make_places() {
+  Places places{};
+  for (int mask = 0; mask < 256; ++mask) {
+    std::uint8_t count = 0;
+    for (int lane = 0; lane < 8; ++lane) {
+      places.of[mask][lane] = count;
+      count = static_cast<std::uint8_t>(count + (mask >> lane & 1));
+    }
+  }
+  return places;
+}
+constexpr Places kPlaces = make_places();
+
+struct SparseAvx2 : Int8Avx2 {
+  static constexpr std::int64_t kTogether = 1;
+  static constexpr std::int64_t kFew = 7;
+
+  // Bytes widened to 16 bits, the even and the odd ones apart, as in int8_avx2.h.
+  struct Codes {
+    __m256i low_even, low_odd, high_even, high_odd;
+  };
+  static Codes codes(const std::uint8_t* line) {
+    const U8 v = Avx2::load(line);
+    const __m256i even = _mm256_set1_epi16(255);
+    return {_mm256_and_si256(v.low, even), _mm256_srli_epi16(v.low, 8), _mm256_and_si256(v.high, even),
+            _mm256_srli_epi16(v.high, 8)};
+  }
+  struct FourWords {
+    __m256i even, odd;
+  };
+  using Word = FourWords;
+  static FourWords four_codes(const std::uint8_t* words) {
+    const __m256i v = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(words)));
+    return {_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)};
+  }
+  template <int Index>
+  static Word code_word(FourWords words) {
+    return {_mm256_shuffle_epi32(words.even, Index * 0x55), _mm256_shuffle_epi32(words.odd, Index * 0x55)};
+  }
+  template <int Index>
+  static F32 float_word(const std::uint8_t* words) {
+    return set1(reinterpret_cast<const float*>(words)[Index]);
+  }
+  static I32 dot_rows(I32 sum, Codes x, Word w) {
+    return {_mm256_add_epi32(
+                sum.low, _mm256_add_epi32(_mm256_madd_epi16(x.low_even, w.even), _mm256_madd_epi16(x.low_odd, w.odd))),
+            _mm256_add_epi32(sum.high, _mm256_add_epi32(_mm256_madd_epi16(x.high_even, w.even),
+                                                        _mm256_madd_epi16(x.high_odd, w.odd)))};
+  }
+  static I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
+  using Int8Avx2::add;
+  static I32 load_ints(const std::uint8_t* line) { return Avx2::load(line); }
+  static F32 load_floats(const std::uint8_t* line) { return Avx2::load(reinterpret_cast<const float*>(line)); }
+  using Int8Avx2::store;
+  static void store(std::uint8_t* line, F32 a) { Avx2::store(reinterpret_cast<float*>(line), a); }
+
+  template <int Count>
+  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
+    static_assert(Count == 1);
+    U8 all = zero_int();
+    unroll<4>(ONNXPRESS_EACH(j) {
+      const __m128i right = _mm_cvtsi32_si128(static_cast<int>(8 * (ks[j.value] & 3)));
+      const U8 v = Avx2::load(lines[j.value]);
+      const auto moved = [&](__m256i part) {
+        const __m256i byte = _mm256_and_si256(_mm256_srl_epi32(part, right), _mm256_set1_epi32(255));
+        return _mm256_slli_epi32(byte, 8 * j.value);
+      };
+      all = bit_or(all, U8{moved(v.low), moved(v.high)});
+    });
+    store(to, all);
+  }
+
+  static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
+    for (int i = 0; i < 2; ++i) {
+      for (int j = 0; j < 2; ++j) {
+        transpose_8(from + 8 * i * from_step + 32 * j, from_step, to + 8 * j * to_step + 32 * i, to_step);
+      }
+    }
+  }
+
+  template <class Use>
+  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* room, const Use& use) {
+    transpose(from, from_step, room, 64);
+    for (int line = 0; line < 16; ++line) use(line, load_ints(room + 64 * line));
+  }
+  static F32 as_floats(I32 words) { return {_mm256_castsi256_ps(words.low), _mm256_castsi256_ps(words.high)}; }
+
+  static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
+    alignas(64) std::uint8_t line[64];
+    expand(words, mask, line);
+    return weights(reinterpret_cast<const std::int8_t*>(line));
+  }
+  static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
+    alignas(64) std::uint8_t line[64];
+    expand(words, mask, line);
+    return load_floats(line);
+  }
+
+ private:
+  static void transpose_8(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
+    __m256i a[8], b[8];
+    unroll<8>(ONNXPRESS_EACH(i) {
+      a[i.value] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i.value * from_step));
+    });
+    unroll<4>(ONNXPRESS_EACH(i) {
+      b[2 * i.value] = _mm256_unpacklo_epi32(a[2 * i.value], a[2 * i.value + 1]);
+      b[2 * i.value + 1] = _mm256_unpackhi_epi32(a[2 * i.value], a[2 * i.value + 1]);
+    });
+    unroll<2>(ONNXPRESS_EACH(q) {
+      constexpr int k = 4 * q.value;
+      a[k] = _mm256_unpacklo_epi64(b[k], b[k + 2]);
+      a[k + 1] = _mm256_unpackhi_epi64(b[k], b[k + 2]);
+      a[k + 2] = _mm256_unpacklo_epi64(b[k + 1], b[k + 3]);
+      a[k + 3] = _mm256_unpackhi_epi64(b[k + 1], b[k + 3]);
+    });
+    unroll<4>(ONNXPRESS_EACH(c) {
+      constexpr int k = c.value;
+      const auto put = [&](int line, __m256i v) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to + line * to_step), v);
+      };
+      put(k, _mm256_permute2x128_si256(a[k], a[4 + k], 0x20));
+      put(4 + k, _mm256_permute2x128_si256(a[k], a[4 + k], 0x31));
+    });
+  }
+
+  static void expand(const std::uint8_t* words, unsigned mask, std::uint8_t* line) {
+    for (int half = 0; half < 2; ++half, mask >>= 8) {
+      const unsigned lanes = mask & 255u;
+      const __m256i bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+      const __m256i keep = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(lanes)), bits), bits);
+      const __m128i places = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPlaces.of[lanes]));
+      const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words));
+      const __m256i placed = _mm256_permutevar8x32_epi32(all, _mm256_cvtepu8_epi32(places));
+      _mm256_store_si256(reinterpret_cast<__m256i*>(line + 32 * half), _mm256_and_si256(placed, keep));
+      words += 4 * __builtin_popcount(lanes);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace onnxpress

@@ -1,0 +1,126 @@
+// What block_sparse_matmul needs beyond int8_avx512vnni.h; sparse_scalar.h says what each function means.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/int8_avx512vnni.h"
+#include "kernels/unroll.h"
+
+namespace onnxpress {
+namespace {
+
+// For byte j of each of four words, to be byte k of it: where it comes from, and that the others become zero.
+struct Places {
+  alignas(16) std::uint8_t of[4][4][16];
+};
+constexpr Places make_places() {
+  Places places{};
+  for (int j = 0; j < 4; ++j) {
+    for (int k = 0; k < 4; ++k) {
+      for (int i = 0; i < 16; ++i) {
+        places.of[j][k][i] = static_cast<std::uint8_t>(i % 4 == j ? i / 4 * 4 + k : 128);
+      }
+    }
+  }
+  return places;
+}
+constexpr Places kPlaces = make_places();
+
+struct SparseAvx512Vnni : Int8Avx512Vnni {
+  static constexpr std::int64_t kTogether = 2;
+  static constexpr std::int64_t kFew = 7;
+
+  using Codes = __m512i;
+  static Codes codes(const std::uint8_t* line) { return _mm512_load_si512(line); }
+  using FourWords = __m512i;
+  static FourWords four_codes(const std::uint8_t* words) {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(words)));
+  }
+  using Word = __m512i;
+  template <int Index>
+  static Word code_word(FourWords words) {
+    return _mm512_shuffle_epi32(words, static_cast<_MM_PERM_ENUM>(Index * 0x55));
+  }
+  template <int Index>
+  static F32 float_word(const std::uint8_t* words) {
+    return set1(reinterpret_cast<const float*>(words)[Index]);
+  }
+  static I32 dot_rows(I32 sum, Codes x, Word w) { return _mm512_dpbusd_epi32(sum, x, w); }
+  static I32 add(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+  using Int8Avx512Vnni::add;
+  static I32 load_ints(const std::uint8_t* line) { return _mm512_load_si512(line); }
+  static F32 load_floats(const std::uint8_t* line) { return _mm512_load_ps(line); }
+  static void store(std::uint8_t* line, I32 a) { _mm512_store_si512(line, a); }
+  static void store(std::uint8_t* line, F32 a) { _mm512_store_ps(line, a); }
+  using Int8Avx512Vnni::store;
+
+  template <int Count>
+  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
+    __m512i places[4];
+    unroll<4>(ONNXPRESS_EACH(j) {
+      const std::uint8_t* place = kPlaces.of[j.value][ks[j.value] & 3];
+      places[j.value] = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(place)));
+    });
+    unroll<Count>(ONNXPRESS_EACH(t) {
+      __m512i moved[4];
+      unroll<4>(ONNXPRESS_EACH(j) {
+        moved[j.value] = _mm512_shuffle_epi8(_mm512_load_si512(lines[j.value] + 64 * t.value), places[j.value]);
+      });
+      constexpr int kOr = 0xfe;  // of three
+      const __m512i three = _mm512_ternarylogic_epi32(moved[0], moved[1], moved[2], kOr);
+      _mm512_store_si512(to + 64 * t.value, _mm512_or_si512(three, moved[3]));
+    });
+  }
+
+  static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
+    turn(from, from_step, [=](auto line, I32 words) __attribute__((always_inline)) {
+      _mm512_store_si512(to + line.value * to_step, words);
+    });
+  }
+  template <class Use>
+  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t*, const Use& use) {
+    turn(from, from_step, [&](auto line, I32 words) __attribute__((always_inline)) { use(line.value, words); });
+  }
+  static F32 as_floats(I32 words) { return _mm512_castsi512_ps(words); }
+
+  static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
+    return _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(mask), words);
+  }
+  static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
+    return _mm512_castsi512_ps(expand_codes(words, mask));
+  }
+
+ private:
+  // use(Index<j>, line j) for lines turned.
+  template <class Use>
+  __attribute__((always_inline)) static void turn(const std::uint8_t* from, std::int64_t from_step, const Use& use) {
+    __m512i a[16], b[16];
+    unroll<16>(ONNXPRESS_EACH(i) { a[i.value] = _mm512_loadu_si512(from + i.value * from_step); });
+    unroll<8>(ONNXPRESS_EACH(i) {
+      b[2 * i.value] = _mm512_unpacklo_epi32(a[2 * i.value], a[2 * i.value + 1]);
+      b[2 * i.value + 1] = _mm512_unpackhi_epi32(a[2 * i.value], a[2 * i.value + 1]);
+    });
+    // a[4 q + c]: of lines 4 q to 4 q + 3, words 4 l + c in each quarter l.
+    unroll<4>(ONNXPRESS_EACH(q) {
+      constexpr int k = 4 * q.value;
+      a[k] = _mm512_unpacklo_epi64(b[k], b[k + 2]);
+      a[k + 1] = _mm512_unpackhi_epi64(b[k], b[k + 2]);
+      a[k + 2] = _mm512_unpacklo_epi64(b[k + 1], b[k + 3]);
+      a[k + 3] = _mm512_unpackhi_epi64(b[k + 1], b[k + 3]);
+    });
+    unroll<4>(ONNXPRESS_EACH(c) {
+      constexpr int k = c.value;
+      const __m512i even01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0x88);
+      const __m512i odd01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0xdd);
+      const __m512i even23 = _mm512_shuffle_i32x4(a[8 + k], a[12 + k], 0x88);
+      const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + k], a[12 + k], 0xdd);
+      use(Index<k>{}, _mm512_shuffle_i32x4(even01, even23, 0x88));
+      use(Index<4 + k>{}, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+      use(Index<8 + k>{}, _mm512_shuffle_i32x4(even01, even23, 0xdd));
+      use(Index<12 + k>{}, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+    });
+  }
+};
+
+}  // namespace
+}  // namespace onnxpress

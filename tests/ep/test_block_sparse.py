@@ -1,0 +1,108 @@
+"""BlockSparseMatMul on the execution provider alone: claimed, left, saved and loaded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from contexts import compiled
+from onnxpress import ep
+from onnxpress.custom_ops import _kernels
+from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
+from sparse import FORMS, Case
+
+
+def session(model, **given):
+    """With the execution provider, but without the custom ops."""
+    chosen = options()
+    ep.append(chosen, **given)
+    if KNOWS_WHO_RUNS_WHAT:
+        chosen.add_session_config_entry(ep.RECORD_ASSIGNMENT, "1")
+    return ort.InferenceSession(model, chosen, enable_fallback=0)
+
+
+def same(got, want):
+    return got.dtype == want.dtype and np.array_equal(got, want)
+
+
+def by_kernel(case, A, isa=None):
+    arrays = case.arrays
+    weight = _kernels.pack_block_sparse(
+        arrays["values"], arrays["indices"], arrays["offsets"], arrays.get("scales"), K=case.K, N=case.N
+    )
+    formats = {
+        f"{side}_format": (float(arrays[f"{side}_scale"]), int(arrays[f"{side}_zero_point"]))
+        for side in "ay"
+        if f"{side}_scale" in arrays
+    }
+    y, _ = _kernels.block_sparse_matmul(
+        A.reshape(-1, case.K), weight, arrays.get("bias"), activation=case.activation, isa=isa, **formats
+    )
+    return y.reshape(*A.shape[:-1], case.N)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_claims_every_form(form):
+    for block in [(4, 4), (1, 16)]:
+        case = Case(70, 37, *block, **form)
+        opened = session(case.model())
+        A = case.feed(2, 3)
+        assert same(opened.run(None, {"A": A})[0], by_kernel(case, A))
+        assert taken(opened) in (None, ["BlockSparseMatMul"])
+
+
+@pytest.mark.parametrize("isa", _kernels.supported_isas())
+def test_isa(isa):
+    case = Case(integer=False, activation="gelu")
+    A = case.feed(2, 9)
+    assert same(session(case.model(), isa=isa).run(None, {"A": A})[0], by_kernel(case, A, isa))
+
+
+def test_other_families_leave_it():
+    case = Case()
+    opened = session(case.model(), claim="matmul_nbits")
+    assert taken(opened) in (None, [])
+    A = case.feed(2, 3)
+    np.testing.assert_allclose(opened.run(None, {"A": A})[0], case.reference(A), rtol=1e-5, atol=1e-6)
+
+
+def test_a_wrong_node_is_left():
+    """To a function body, where there is one that says nothing of it."""
+    case = Case()
+    opened = session(case.model(activation="tanh"))
+    assert taken(opened) in (None, [])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_round_trip_of_a_context(tmp_path, form):
+    case = Case(70, 37, **form)
+    _, context, _ = compiled(tmp_path, ir.from_proto(onnx.load_from_string(case.model())))
+    assert [node.op_type for node in onnx.load(context).graph.node] == ["EPContext"]
+    A = case.feed(2, 3)
+    for verify in (False, True):
+        opened = session(context, verify=verify)
+        assert same(opened.run(None, {"A": A})[0], by_kernel(case, A))
+
+
+@pytest.mark.parametrize("block", [(4, 4), (1, 4)], ids=str)
+def test_damaged_weights_of_a_context(tmp_path, block):
+    """Bytes of the weight are not hashed when it is loaded: it is refused, or computes something."""
+    case = Case(70, 37, *block)
+    _, context, weights = compiled(tmp_path, ir.from_proto(onnx.load_from_string(case.model())))
+    intact = weights.read_bytes()
+    A, rng, refused = case.feed(3, 9), np.random.default_rng(0), 0
+    for _ in range(150):
+        data = np.frombuffer(intact, np.uint8).copy()
+        at = int(rng.integers(64, len(data) // 4 * 3))  # before the index
+        data[at : at + int(rng.integers(1, 9))] = rng.choice([0, 1, 127, 128, 255])
+        weights.write_bytes(data.tobytes())
+        try:
+            opened = session(context)
+        except Exception as error:
+            refused += "places outside" in str(error)
+            continue
+        opened.run(None, {"A": A})
+        opened.run(None, {"A": A[:, :1]})
+    assert refused > 10
