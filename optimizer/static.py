@@ -44,7 +44,7 @@ from .report import WeightReport
 _MEASURED = 16  # batches on which models are compared and moments restored
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
-_SKIPPED = {"smooth": "smoothing", "compensate": "compensated rounding", "restore_moments": "restoring of moments"}
+_SKIPPED = {"smooth": "smoothing", "compensate": "compensated rounding"}
 """What is done by default, but not without data."""
 _HISTOGRAMS = ("percentile", "entropy", "mse")
 
@@ -135,7 +135,7 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
 
 
 def _refuse_statistics(recipe: Recipe) -> None:
-    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster") if getattr(recipe, name)]
+    asked = [name for name in (*_SKIPPED, "restore_moments", "equalize", "only_if_faster") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:
         raise UsageError(
@@ -202,7 +202,7 @@ class Builder:
 
     def restore(self, model: ir.Model) -> None:
         """Give channels their moments back, if that is asked for."""
-        if self.recipe.restore_moments is False or not self.feeds:
+        if not (self.recipe.restore_moments and self.feeds):
             return
         wanted = Wanted(histogram=False, channel_axis=1)
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]

@@ -62,7 +62,7 @@ class Covariances:
 
     def _collect(self, group: list[ir.Node]) -> dict[str, Doubles]:
         generator = np.random.default_rng(0)
-        sums = {node.name or "": _Sum() for node in group}
+        sums = {node.name or "": _Sum(self._centred) for node in group}
         given = {value.name for value in self._model.graph.inputs}
         inner = sorted({name for node in group if (name := required(node.inputs[0]).name or "") not in given})
         observer = Observer(self._model, inner) if inner else None
@@ -70,25 +70,32 @@ class Covariances:
             values = {**feeds, **(dict(zip(inner, observer.run(feeds), strict=True)) if observer else {})}
             for node in group:
                 sums[node.name or ""].add(_draw(node, values[required(node.inputs[0]).name or ""], generator))
-        return {name: total.covariance(self._centred) for name, total in sums.items()}
+        return {name: total.covariance() for name, total in sums.items()}
 
 
 class _Sum:
-    """Of rows x and of x x', in G groups."""
+    """Of rows x and of x x', in G groups.
 
-    def __init__(self) -> None:
+    Those to be centred are counted from the mean of the first: what is left to subtract in the end is then small.
+    """
+
+    def __init__(self, centred: bool) -> None:
+        self._centred, self._origin = centred, np.zeros(())
         self._count, self._first, self._second = 0, np.zeros(()), np.zeros(())
 
-    def add(self, rows: npt.NDArray[np.float32]) -> None:
+    def add(self, rows: Doubles) -> None:
         """Rows [G, n, K]."""
+        if self._centred and not self._count:
+            self._origin = rows.mean(axis=1, keepdims=True)
+        rows = rows - self._origin
         self._count += rows.shape[1]
-        self._first = self._first + rows.sum(axis=1, dtype=np.float64)
+        self._first = self._first + rows.sum(axis=1)
         self._second = self._second + np.matmul(rows.transpose(0, 2, 1), rows)
 
-    def covariance(self, centred: bool) -> Doubles:
+    def covariance(self) -> Doubles:
         """[G, K, K], drawn towards its diagonal."""
         found: Doubles = self._second / self._count
-        if centred:
+        if self._centred:
             mean = self._first / self._count
             found -= mean[:, :, None] * mean[:, None, :]
         size = found.shape[-1]
@@ -119,17 +126,17 @@ def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     return groups
 
 
-def _draw(node: ir.Node, x: Array, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+def _draw(node: ir.Node, x: Array, generator: np.random.Generator) -> Doubles:
     """Some of what the outputs of a node read of x, [G, n, K], in the order of the weight's elements."""
     most = _LEAST_DRAWN + _inputs(node) // 16
     if node.op_type == "Conv":
         return _patches(node, x, most, generator)
     rows = x.T if node.attributes.get_int("transA", 0) else x.reshape(-1, x.shape[-1])
     drawn = generator.choice(len(rows), min(most, len(rows)), replace=False)
-    return np.asarray(rows[drawn], np.float32)[None]
+    return np.asarray(rows[drawn], np.float64)[None]
 
 
-def _patches(node: ir.Node, x: Array, most: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+def _patches(node: ir.Node, x: Array, most: int, generator: np.random.Generator) -> Doubles:
     kernel = [int(size) for size in required(required(node.inputs[1]).shape).numpy()[2:]]
     axes = range(2, x.ndim)
     strides, dilations = (node.attributes.get_ints(key, [1] * len(kernel)) for key in ("strides", "dilations"))
@@ -142,8 +149,9 @@ def _patches(node: ir.Node, x: Array, most: int, generator: np.random.Generator)
     drawn = generator.choice(math.prod(places), min(most, math.prod(places)), replace=False)
     batch, *place = np.unravel_index(drawn, places)
     groups = node.attributes.get_int("group", 1)
-    rows = windows[tuple([batch, slice(None), *place])].reshape(len(drawn), groups, -1)
-    return np.asarray(rows.transpose(1, 0, 2), np.float32)
+    chosen = (batch, slice(None), *place)
+    rows = windows[chosen].reshape(len(drawn), groups, -1)
+    return np.asarray(rows.transpose(1, 0, 2), np.float64)
 
 
 def _pads(node: ir.Node, sizes: Sequence[int], spans: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:

@@ -74,9 +74,9 @@ def _round(left: Doubles, scale: Doubles, covariance: Doubles, most: int) -> Dou
 
 
 def _factor(covariance: Doubles) -> Doubles:
-    """U of the inverse, [G, K, K]."""
+    """U of the inverse, [G, K, K]: R^-1 where H = R R' with R upper triangular, lower in reversed order."""
     damping = _DAMPING * np.einsum("gkk->g", covariance) / covariance.shape[-1]
     damping = np.where(damping > 0, damping, 1.0)
-    inverse = np.linalg.inv(covariance + damping[:, None, None] * np.eye(covariance.shape[-1]))
-    # Inverting rounds the two halves differently.
-    return np.swapaxes(np.linalg.cholesky((inverse + np.swapaxes(inverse, -1, -2)) / 2), -1, -2)
+    damped = covariance + damping[:, None, None] * np.eye(covariance.shape[-1])
+    factor: Doubles = np.linalg.inv(np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1])
+    return factor
