@@ -22,8 +22,8 @@ _READ = {
        "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
-    | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential", "prune", "mask",
-       "range_method", "percentile"},
+    | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
+       "prune", "mask", "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
 

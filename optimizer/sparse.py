@@ -22,7 +22,9 @@ from .masks import apply_masks
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
+from .passes.fuse_heads import FuseHeads
 from .passes.plan_sparse import leave, plan_sparse
+from .passes.separate_layer_norm import SeparateLayerNorm
 from .passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from .preparation import prepare
 from .recipe import Recipe
@@ -55,6 +57,9 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
         apply_masks(model, recipe.mask)
         recipe = dataclasses.replace(recipe, prune=False)
     prepare(model, gemm=False)
+    fuse = FuseHeads()
+    if recipe.fuse:
+        fuse(model)
     block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
     decisions = plan_sparse(model, recipe, block)
     taken = [decision for decision in decisions if decision.taken]
@@ -74,6 +79,7 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
     share_out(list(layers.values()), recipe)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if SparsifyMatMul()(model, made):
+        SeparateLayerNorm()(model)
         declare_functions(model)
     return _outcome(list(layers.values()), recipe, block, decisions)
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 from graphs import Builder, weight
 from onnxpress.optimizer import OnnxpressError, Recipe, UsageError, optimize
-from onnxpress.optimizer.masks import export_mask, sparsity_of
+from onnxpress.optimizer.masks import export_mask
+from onnxpress.optimizer.passes.block_weights import sparsity_of
 
 MAIN = "from onnxpress.optimizer import cli; cli.main()"
 
