@@ -16,6 +16,7 @@ from .passes import (
     SumToAdd,
 )
 from .passes.expand_hard_activations import ExpandHardActivations
+from .passes.expand_lrn import ExpandLrn
 
 _OPSET = 13  # DequantizeLinear has scales a channel
 
@@ -32,7 +33,7 @@ def prepare(model: ir.Model, *, gemm: bool = True) -> None:
     """
     for step in (
         SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(),
-        MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(),
+        MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(), ExpandLrn(),
     ):  # fmt: skip
         if step is not None:
             step(model)
