@@ -121,7 +121,8 @@ class Recipe:
         dtype: Of the weights that are kept: "int8" or "float32".
         criterion: Which blocks go: "magnitude", "wanda" or "obs"; None takes "obs" where there is calibration data, and
             else "magnitude".
-        allocation: "uniform", or "sensitivity": the same sparsity in all, more where it does less harm.
+        allocation: "sensitivity" removes more blocks where layers lose less by it, relative to their outputs;
+            "uniform" the same share everywhere.
         activations: Codes of int8 "dynamic", with a scale a row, or "static", with one from a calibration.
         sequential: Let "obs" move the weights of each layer for what the layers before it make by now.
         prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
@@ -157,7 +158,7 @@ class Recipe:
     block: str | None = None
     dtype: str = "int8"
     criterion: str | None = None
-    allocation: str = "uniform"
+    allocation: str = "sensitivity"
     activations: str = "dynamic"
     sequential: bool = True
     prune: bool = True

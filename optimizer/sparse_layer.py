@@ -144,6 +144,8 @@ class Layer:
         zeros = 1 - float(there.mean())
         if not self._recipe.prune:
             self.mask = there
+            if self._recipe.mask is not None:
+                return None if zeros else f"the masks leave all of its blocks of {self.block}"
             few = f"{100 * zeros:.0f} % of its blocks of {self.block} are zero: a dense product is as fast"
             return few if zeros < _LEAST_SPARSITY else None
         if zeros >= self.sparsity and zeros >= _LEAST_SPARSITY:

@@ -141,7 +141,7 @@ def optimize(
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="uniform (default), or sensitivity: more where it harms less.", rich_help_panel=_SPARSE),
+        typer.Option(help="sensitivity (default): more where layers lose less; or uniform.", rich_help_panel=_SPARSE),
     ] = None,
     activations: Annotated[
         str | None, typer.Option(help="dynamic (default) or static, of int8.", rich_help_panel=_SPARSE)
