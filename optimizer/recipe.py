@@ -23,7 +23,7 @@ _READ = {
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
     | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
-       "prune", "mask", "range_method", "percentile"},
+       "prune", "mask", "expect_m", "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
 
@@ -127,6 +127,8 @@ class Recipe:
         sequential: Let "obs" move the weights of each layer for what the layers before it make by now.
         prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
         mask: .npz file of what to keep, by weight, in place of choosing blocks.
+        expect_m: Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where
+            that is the fastest.
     """
 
     scheme: str = "int4"
@@ -163,6 +165,7 @@ class Recipe:
     sequential: bool = True
     prune: bool = True
     mask: str | None = None
+    expect_m: int | None = None
 
     def __post_init__(self) -> None:
         """Check values that came straight from Python.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +184,13 @@ class Layer:
             return None
         covariance, mean = self._moments()
         return Moments(covariance, covariance, covariance, mean, mean)
+
+    def pattern(self, dtype: np.dtype) -> npt.NDArray[Any]:
+        """Ones in the blocks that stay and zeros elsewhere, [K, N]: all that the speed depends on."""
+        assert self.mask is not None
+        assert self.decision.weight is not None
+        shape = self.decision.weight.K, self.decision.weight.N
+        return expand(self.mask, self.block, shape).astype(dtype)
 
     def finish(self, moments: Moments | None) -> SparseLayer:
         """What takes the weight's place.

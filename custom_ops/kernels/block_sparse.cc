@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kRowsOfTile = 16;
+constexpr std::int64_t kOutputsOfPart = 64;     // whose sums stay in the L1 cache
 constexpr std::int64_t kWorkOfPiece = 1 << 19;  // multiply-adds of int8
 
 const BlockSparseKernels& kernels_of(Isa isa) {
@@ -64,9 +65,14 @@ SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kern
   }
   const std::int64_t step = kRowsOfTile * std::max<std::int64_t>(rows.together, 1);
   const std::int64_t count = ceil_div(p.M, step) * step;
+  const std::int64_t outputs = std::max(w.tiles * kTile, w.block_rows * w.block_n);
   const auto bytes = static_cast<std::size_t>(count * rows.row_bytes);
-  rows.words = room.of(bytes + static_cast<std::size_t>(count) * sizeof(float));
+  rows.words = room.of(bytes + static_cast<std::size_t>(count + outputs) * sizeof(float));
   rows.scales = reinterpret_cast<float*>(rows.words + bytes);
+  auto* starts = reinterpret_cast<std::uint32_t*>(rows.scales + count);  // modulo 2^32
+  const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
+  for (std::int64_t n = 0; n < w.N; ++n) starts[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
+  rows.starts = reinterpret_cast<const std::int32_t*>(starts);
   return rows;
 }
 
@@ -91,23 +97,23 @@ void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernel
   for_each_row(ceil_div(p.M, kRowsOfTile), kRowsOfTile * w.padded_k, parallel,
                [&](std::int64_t tile) { kernels.load_tile(p, rows, tile * kRowsOfTile); });
 
-  // Pieces begin where a block row and a tile of outputs do.
+  // Pieces and their parts begin where a block row and a tile of outputs do.
   const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
   const std::int64_t units = ceil_div(w.block_rows, unit);
   const std::int64_t work = w.row_groups[w.block_rows] * w.block_n * (w.is_float ? 16 : 4) * step / units;
-  // Sums of a piece stay in the L2 cache.
-  const std::int64_t most = std::max<std::int64_t>((1 << 17) / (unit * w.block_n * kLine * rows.together), 1);
-  const std::int64_t rows_of_piece = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, most) * unit;
-  const std::int64_t columns = ceil_div(w.block_rows, rows_of_piece);
-  const auto sums =
-      static_cast<std::size_t>(ceil_div(rows_of_piece * w.block_n, kTile) * kTile * kLine * rows.together);
+  const std::int64_t wanted = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, units);
+  const std::int64_t part = clamp(kOutputsOfPart / (unit * w.block_n), 1, units);
+  const std::int64_t block_rows = ceil_div(wanted, part) * part * unit;
+  const std::int64_t columns = ceil_div(w.block_rows, block_rows);
+  const auto sums = static_cast<std::size_t>(part * unit * w.block_n * kLine * rows.together);
   parallel.for_each(static_cast<std::size_t>(columns * ceil_div(p.M, step)), [&](std::size_t index) {
     static thread_local Room room;
     const std::int64_t at = static_cast<std::int64_t>(index);
     SparsePiece piece{};
     piece.first_row = at / columns * step;
-    piece.block_row = at % columns * rows_of_piece;
-    piece.block_rows = std::min(rows_of_piece, w.block_rows - piece.block_row);
+    piece.block_row = at % columns * block_rows;
+    piece.end = std::min(piece.block_row + block_rows, w.block_rows);
+    piece.part = part * unit;
     piece.sums = room.of(sums + static_cast<std::size_t>(kChunk * kLine * rows.together));
     piece.chunk = piece.sums + sums;
     kernels.multiply(p, rows, piece);

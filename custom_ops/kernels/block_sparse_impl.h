@@ -24,9 +24,12 @@ struct CodeWords {
   using Lanes = typename S::Codes;
   using Four = typename S::FourWords;
   static Sum zero() { return S::zero_int(); }
+  static Sum start(const SparseRows& rows, std::int64_t output) { return S::set1(rows.starts[output]); }
+  static Sum starts(const SparseRows& rows, std::int64_t output) { return S::load(rows.starts + output); }
   static Sum load(const std::uint8_t* line) { return S::load_ints(line); }
   static void store(std::uint8_t* line, const Sum& sum) { S::store(line, sum); }
   static Sum sum(const Sum& a, const Sum& b) { return S::add(a, b); }
+  static Sum from_words(const typename S::I32& words) { return words; }
   static Lanes lanes(const std::uint8_t* line) { return S::codes(line); }
   static Four four(const std::uint8_t* words) { return S::four_codes(words); }
   template <int I>
@@ -51,9 +54,12 @@ struct FloatWords {
   using Lanes = typename S::F32;
   using Four = const std::uint8_t*;
   static Sum zero() { return S::zero(); }
+  static Sum start(const SparseRows&, std::int64_t) { return zero(); }
+  static Sum starts(const SparseRows&, std::int64_t) { return zero(); }
   static Sum load(const std::uint8_t* line) { return S::load_floats(line); }
   static void store(std::uint8_t* line, const Sum& sum) { S::store(line, sum); }
   static Sum sum(const Sum& a, const Sum& b) { return S::add(a, b); }
+  static Sum from_words(const typename S::I32& words) { return S::as_floats(words); }
   static Lanes lanes(const std::uint8_t* line) { return S::load_floats(line); }
   static Four four(const std::uint8_t* words) { return words; }
   template <int I>
@@ -76,46 +82,40 @@ struct FloatWords {
 template <class S>
 class SparseFinish {
  public:
-  SparseFinish(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t tile)
+  SparseFinish(const BlockSparseProblem& p, const SparseRows& rows)
       : p_(p),
-        rows_(rows),
-        column_(tile * kTile),
-        left_(p.weight->N - column_),
-        format_{p.output.scale, 1.0f / p.output.scale, p.output.zero_point, 0} {
-    const BlockSparseWeight& w = *p.weight;
-    if (!w.is_float) {
-      offset_ = S::mul(S::load(w.sums + column_), S::set1(rows.zero_point));
-      scale_ = S::load(w.scales + column_);
-    }
-    bias_ = p.bias != nullptr ? S::load(p.bias + column_, left_) : S::zero();
-  }
+        scales_(rows.scales),
+        N_(p.weight->N),
+        format_{p.output.scale, 1.0f / p.output.scale, p.output.zero_point, 0} {}
 
-  void operator()(std::int64_t row, const typename S::I32& sums) const {
-    const auto factor = S::mul(S::set1(rows_.scales[row]), scale_);
-    add_bias(row, S::mul(S::to_float(S::sub(sums, offset_)), factor));
+  // 16 outputs of a row.
+  void operator()(std::int64_t row, std::int64_t tile, const typename S::I32& sums) const {
+    const auto factor = S::mul(S::set1(scales_[row]), S::load(p_.weight->scales + tile * kTile));
+    finish(row, tile, S::mul(S::to_float(sums), factor));
   }
-  void operator()(std::int64_t row, const typename S::F32& sums) const { add_bias(row, sums); }
+  void operator()(std::int64_t row, std::int64_t tile, const typename S::F32& sums) const { finish(row, tile, sums); }
 
  private:
-  void add_bias(std::int64_t row, typename S::F32 y) const {
-    if (p_.bias != nullptr) y = S::add(y, bias_);
-    if (p_.activation == Activation::kRelu) y = relu<S>(y);
-    if (p_.activation == Activation::kGelu) y = gelu<S>(y);
-    if (p_.activation == Activation::kGeluTanh) y = gelu_tanh<S>(y);
-    const std::int64_t at = row * p_.weight->N + column_;
+  void finish(std::int64_t row, std::int64_t tile, typename S::F32 y) const {
+    const std::int64_t column = tile * kTile, left = N_ - column, at = row * N_ + column;
+    if (p_.bias != nullptr) y = S::add(y, S::load(p_.bias + column, left));
+    if (p_.activation != Activation::kNone) y = activated(y);
     if (p_.floats_out != nullptr) {
-      S::store(p_.floats_out + at, y, left_);
+      S::store(p_.floats_out + at, y, left);
     } else {
-      S::store_codes(p_.codes_out + at, y, format_, left_);
+      S::store_codes(p_.codes_out + at, y, format_, left);
     }
+  }
+
+  __attribute__((noinline)) typename S::F32 activated(typename S::F32 y) const {
+    if (p_.activation == Activation::kRelu) return relu<S>(y);
+    return p_.activation == Activation::kGelu ? gelu<S>(y) : gelu_tanh<S>(y);
   }
 
   const BlockSparseProblem& p_;
-  const SparseRows& rows_;
-  const std::int64_t column_, left_;
+  const float* const scales_;
+  const std::int64_t N_;
   const CodeFormat format_;
-  typename S::I32 offset_{};
-  typename S::F32 scale_{}, bias_{};
 };
 
 // ---- Rows of A
@@ -160,25 +160,36 @@ void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::i
 
 template <class S>
 void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row) {
-  alignas(64) std::uint8_t lines[16][64] = {};
+  alignas(64) std::uint8_t lines[16][kLine] = {};
   CodeFormat formats[16];
   const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
   for (std::int64_t r = 0; r < count && !p.weight->is_float; ++r) formats[r] = format_of_row<S>(p, rows, first_row + r);
-  const std::int64_t tile = first_row / 16, step = 64 * rows.together;
+  const std::int64_t tile = first_row / 16, step = kLine * rows.together;
   std::uint8_t* to =
       rows.words + tile / rows.together * rows.together * 16 * rows.row_bytes + tile % rows.together * 64;
+  const bool is_ready = p.codes != nullptr && count == 16;
   for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
+    if (is_ready && 4 * word + kLine <= p.weight->K) {
+      S::transpose(p.codes + first_row * p.weight->K + 4 * word, p.weight->K, to + word * step, step);
+      continue;
+    }
     for (std::int64_t r = 0; r < count; ++r) load_words<S>(p, formats[r], first_row + r, word, lines[r]);
-    S::transpose(lines[0], 64, to + word * step, step);
+    S::transpose(lines[0], kLine, to + word * step, step);
   }
 }
 
 // ---- Many rows
 
+// The groups of a block row, or some of them, that are multiplied at once.
+struct SomeGroups {
+  const std::uint8_t* x;
+  const std::uint32_t* groups;
+  std::int64_t count;
+};
+
 // `Width` outputs for 16 * Together rows. Four words of the weights at once: those of one group, of two or of four.
-template <class P, int Width, int Together>
-void multiply_strip(const std::uint8_t* x, const std::uint32_t* groups, std::int64_t count, const std::uint8_t* words,
-                    bool first, std::uint8_t* sums) {
+template <class P, int Width, int Together, class Start>
+void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start, std::uint8_t* sums) {
   constexpr int kGroups = 4 / Width;
   // Sums of their own for groups that follow each other, until there are four: that hides the latency.
   constexpr int kSets = Width * Together < 4 ? 4 / (Width * Together) : 1;
@@ -186,17 +197,17 @@ void multiply_strip(const std::uint8_t* x, const std::uint32_t* groups, std::int
   unroll<kSets>(ONNXPRESS_EACH(s) {
     unroll<Width>(ONNXPRESS_EACH(n) {
       unroll<Together>(ONNXPRESS_EACH(t) {
-        const std::uint8_t* line = sums + 64 * (n.value * Together + t.value);
-        sum[s.value][n.value][t.value] = s.value != 0 || first ? P::zero() : P::load(line);
+        const std::uint8_t* line = sums + kLine * (n.value * Together + t.value);
+        sum[s.value][n.value][t.value] = s.value != 0 ? P::zero() : start(n.value, line);
       });
     });
   });
-  for (std::int64_t i = 0; i < count; i += kGroups, words += 16) {
+  for (std::int64_t i = 0; i < some.count; i += kGroups, words += 16) {
     const auto four = P::four(words);
     unroll<kGroups>(ONNXPRESS_EACH(g) {
       typename P::Lanes lanes[Together];
-      const std::uint8_t* line = x + static_cast<std::size_t>(groups[i + g.value]) * Together;
-      unroll<Together>(ONNXPRESS_EACH(t) { lanes[t.value] = P::lanes(line + 64 * t.value); });
+      const std::uint8_t* line = some.x + static_cast<std::size_t>(some.groups[i + g.value]) * Together;
+      unroll<Together>(ONNXPRESS_EACH(t) { lanes[t.value] = P::lanes(line + kLine * t.value); });
       unroll<Width>(ONNXPRESS_EACH(n) {
         const auto word = P::template word<g.value * Width + n.value>(four);
         unroll<Together>(ONNXPRESS_EACH(t) {
@@ -211,24 +222,28 @@ void multiply_strip(const std::uint8_t* x, const std::uint32_t* groups, std::int
       auto total = sum[0][n.value][t.value];
       if constexpr (kSets > 1) total = P::sum(total, sum[1][n.value][t.value]);
       if constexpr (kSets > 2) total = P::sum(total, P::sum(sum[2][n.value][t.value], sum[3][n.value][t.value]));
-      P::store(sums + 64 * (n.value * Together + t.value), total);
+      P::store(sums + kLine * (n.value * Together + t.value), total);
     });
   });
 }
 
-// All strips of a block row, from groups `begin` to `end`, of which `x` and `groups` hold the first at their beginning.
+// All strips of a block row, for groups from the one of number `begin` on.
 template <class P, int Together>
-void multiply_block_row(const BlockSparseWeight& w, std::int64_t block_row, const std::uint8_t* x,
-                        const std::uint32_t* groups, std::int64_t begin, std::int64_t end, std::uint8_t* sums) {
+void multiply_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t block_row,
+                        const SomeGroups& some, std::int64_t begin, std::uint8_t* sums) {
   const std::int64_t first = w.row_groups[block_row], all = w.row_groups[block_row + 1] - first;
   const std::uint8_t* words = w.strips + 4 * first * w.block_n;
   for (std::int64_t n = 0, width = 0; n < w.block_n; n += width) {
     width = strip_width(w.block_n - n);
     const std::uint8_t* strip = words + 4 * (all * n + begin * width);
     std::uint8_t* to = sums + kLine * Together * n;
-    if (width == 4) multiply_strip<P, 4, Together>(x, groups, end - begin, strip, begin == 0, to);
-    if (width == 2) multiply_strip<P, 2, Together>(x, groups, end - begin, strip, begin == 0, to);
-    if (width == 1) multiply_strip<P, 1, Together>(x, groups, end - begin, strip, begin == 0, to);
+    const std::int64_t output = block_row * w.block_n + n;
+    const auto start = [&](int i, const std::uint8_t* line) __attribute__((always_inline)) {
+      return begin == 0 ? P::start(rows, output + i) : P::load(line);
+    };
+    if (width == 4) multiply_strip<P, 4, Together>(some, strip, start, to);
+    if (width == 2) multiply_strip<P, 2, Together>(some, strip, start, to);
+    if (width == 1) multiply_strip<P, 1, Together>(some, strip, start, to);
   }
 }
 
@@ -244,21 +259,36 @@ constexpr InOrder kInOrder = make_in_order();
 
 // Groups of any four k are put together first, some at a time.
 template <class S, int Together>
-void gather_block_row(const BlockSparseWeight& w, std::int64_t block_row, const std::uint8_t* x, std::uint8_t* chunk,
-                      std::uint8_t* sums) {
+void gather_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t block_row, const std::uint8_t* x,
+                      std::uint8_t* chunk, std::uint8_t* sums) {
   const std::uint32_t* ks = w.groups + 4 * w.row_groups[block_row];
   const std::int64_t all = w.row_groups[block_row + 1] - w.row_groups[block_row];
   for (std::int64_t begin = 0; begin == 0 || begin < all; begin += kChunk) {
-    const std::int64_t end = all - begin < kChunk ? all : begin + kChunk;
-    std::uint8_t* line = chunk;
-    for (std::int64_t group = begin; group < end; ++group, ks += 4) {
-      for (int t = 0; t < Together; ++t, line += kLine) {
-        const std::uint8_t* lines[4];
-        for (int j = 0; j < 4; ++j) lines[j] = x + static_cast<std::size_t>(ks[j] & ~3u) * Together + kLine * t;
-        S::gather(lines, ks, line);
-      }
+    const std::int64_t count = all - begin < kChunk ? all - begin : kChunk;
+    for (std::int64_t group = 0; group < count; ++group, ks += 4) {
+      const std::uint8_t* lines[4];
+      for (int j = 0; j < 4; ++j) lines[j] = x + static_cast<std::size_t>(ks[j] & ~3u) * Together;
+      S::template gather<Together>(lines, ks, chunk + kLine * Together * group);
     }
-    multiply_block_row<CodeWords<S>, Together>(w, block_row, chunk, kInOrder.groups, begin, end, sums);
+    multiply_block_row<CodeWords<S>, Together>(w, rows, block_row, {chunk, kInOrder.groups, count}, begin, sums);
+  }
+}
+
+// From the sums of the block rows of a part to its outputs.
+template <class S, class P, int Together>
+void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t output,
+                 std::int64_t end) {
+  const SparseFinish<S> finish(p, rows);
+  alignas(64) std::uint8_t room[16 * kLine];
+  const std::int64_t first = output / kTile;
+  for (std::int64_t i = 0; output + i * kTile < end && first + i < p.weight->tiles; ++i) {
+    for (std::int64_t t = 0; t < Together; ++t) {
+      const std::int64_t first_row = piece.first_row + 16 * t;
+      const std::uint8_t* sums = piece.sums + kLine * (kTile * i * Together + t);
+      S::for_each_turned(sums, kLine * Together, room, [&](std::int64_t row, const typename S::I32& words) {
+        if (first_row + row < p.M) finish(first_row + row, first + i, P::from_words(words));
+      });
+    }
   }
 }
 
@@ -266,27 +296,18 @@ template <class S, class P, int Together>
 void multiply_piece(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
   const BlockSparseWeight& w = *p.weight;
   const std::uint8_t* x = rows.words + piece.first_row * rows.row_bytes;
-  for (std::int64_t i = 0; i < piece.block_rows; ++i) {
-    const std::int64_t block_row = piece.block_row + i, first = w.row_groups[block_row];
-    std::uint8_t* sums = piece.sums + kLine * Together * i * w.block_n;
-    if (w.gathers) {
-      gather_block_row<S, Together>(w, block_row, x, piece.chunk, sums);
-    } else {
-      const std::int64_t count = w.row_groups[block_row + 1] - first;
-      multiply_block_row<P, Together>(w, block_row, x, w.groups + first, 0, count, sums);
+  for (std::int64_t part = piece.block_row; part < piece.end; part += piece.part) {
+    const std::int64_t end = piece.end - part < piece.part ? piece.end : part + piece.part;
+    std::uint8_t* sums = piece.sums;
+    for (std::int64_t block_row = part; block_row < end; ++block_row, sums += kLine * Together * w.block_n) {
+      if (w.gathers) {
+        gather_block_row<S, Together>(w, rows, block_row, x, piece.chunk, sums);
+      } else {
+        const std::int64_t first = w.row_groups[block_row], count = w.row_groups[block_row + 1] - first;
+        multiply_block_row<P, Together>(w, rows, block_row, {x, w.groups + first, count}, 0, sums);
+      }
     }
-  }
-
-  const std::int64_t tile = piece.block_row * w.block_n / kTile;
-  const std::int64_t end = (piece.block_row + piece.block_rows) * w.block_n;
-  alignas(64) std::uint8_t lines[16][kLine];
-  for (std::int64_t i = 0; (tile + i) * kTile < end && tile + i < w.tiles; ++i) {
-    const SparseFinish<S> finish(p, rows, tile + i);
-    for (std::int64_t t = 0; t < Together; ++t) {
-      S::transpose(piece.sums + kLine * (kTile * Together * i + t), kLine * Together, lines[0], kLine);
-      const std::int64_t first_row = piece.first_row + 16 * t;
-      for (std::int64_t r = 0; r < 16 && first_row + r < p.M; ++r) finish(first_row + r, P::load(lines[r]));
-    }
+    finish_part<S, P, Together>(p, rows, piece, part * w.block_n, end * w.block_n);
   }
 }
 
@@ -310,7 +331,10 @@ void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std:
   const BlockSparseWeight& w = *p.weight;
   constexpr int kSets = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
   typename P::Sum sum[kSets][Rows];
-  unroll<kSets>(ONNXPRESS_EACH(s) { unroll<Rows>(ONNXPRESS_EACH(r) { sum[s.value][r.value] = P::zero(); }); });
+  unroll<kSets>(ONNXPRESS_EACH(s) {
+    unroll<Rows>(
+        ONNXPRESS_EACH(r) { sum[s.value][r.value] = s.value != 0 ? P::zero() : P::starts(rows, tile * kTile); });
+  });
   const std::uint8_t* x = rows.words + row * rows.row_bytes;
   const std::uint8_t* words = w.words + 4 * w.tile_words[tile];
   std::int64_t entry = w.tile_entries[tile];
@@ -328,13 +352,15 @@ void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std:
     unroll<kSets>(ONNXPRESS_EACH(s) { add_entry(s, entry + s.value); });
   }
   for (; entry < end; ++entry) add_entry(Index<0>{}, entry);
-  const SparseFinish<S> finish(p, rows, tile);
+  alignas(64) std::uint8_t lines[Rows][kLine];
   unroll<Rows>(ONNXPRESS_EACH(r) {
     auto total = sum[0][r.value];
     if constexpr (kSets > 1) total = P::sum(total, sum[1][r.value]);
     if constexpr (kSets > 2) total = P::sum(total, P::sum(sum[2][r.value], sum[3][r.value]));
-    finish(row + r.value, total);
+    P::store(lines[r.value], total);
   });
+  const SparseFinish<S> finish(p, rows);
+  for (int r = 0; r < Rows; ++r) finish(row + r, tile, P::load(lines[r]));
 }
 
 template <class S>

@@ -13,22 +13,23 @@ namespace onnxpress {
 // one after the other.
 struct SparseRows {
   std::uint8_t* words;
-  float* scales;           // [M], of codes
   std::int64_t row_bytes;  // of all words of one row
   std::int64_t together;   // tiles, 1 or 2; 0 for few rows
   std::int32_t zero_point;
-};
-
-// Outputs that are computed together, and room for their sums: [outputs, together, 16] words, and of one chunk of
-// groups: [kChunk, together, 16] words.
-struct SparsePiece {
-  std::int64_t first_row;  // of A
-  std::int64_t block_row, block_rows;
-  std::uint8_t* sums;
-  std::uint8_t* chunk;
+  float* scales;               // [M], of codes
+  const std::int32_t* starts;  // [outputs of all block rows]: minus the zero point times the sum of a column's codes
 };
 
 constexpr std::int64_t kChunk = 128;  // groups that are gathered at once, to stay in the L1 cache
+
+// Block rows from a multiple of 16 outputs on, in parts of at most `part` block rows (such a multiple too), for
+// 16 * together rows of A.
+struct SparsePiece {
+  std::int64_t first_row;  // of A
+  std::int64_t block_row, end, part;
+  std::uint8_t* sums;   // room for [outputs of a part, together, 16] words
+  std::uint8_t* chunk;  // room for [kChunk, together, 16] words
+};
 
 struct BlockSparseKernels {
   const char* isa;

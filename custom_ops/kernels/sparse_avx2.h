@@ -70,19 +70,20 @@ struct SparseAvx2 : Int8Avx2 {
   using Int8Avx2::store;
   static void store(std::uint8_t* line, F32 a) { Avx2::store(reinterpret_cast<float*>(line), a); }
 
-  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* line) {
+  template <int Count>
+  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
+    static_assert(Count == 1);
     U8 all = zero_int();
     unroll<4>(ONNXPRESS_EACH(j) {
-      const __m256i byte = _mm256_set1_epi32(255 << (8 * j.value));
       const __m128i right = _mm_cvtsi32_si128(static_cast<int>(8 * (ks[j.value] & 3)));
       const U8 v = Avx2::load(lines[j.value]);
       const auto moved = [&](__m256i part) {
-        const __m256i low = _mm256_and_si256(_mm256_srl_epi32(part, right), _mm256_set1_epi32(255));
-        return _mm256_and_si256(_mm256_slli_epi32(low, 8 * j.value), byte);
+        const __m256i byte = _mm256_and_si256(_mm256_srl_epi32(part, right), _mm256_set1_epi32(255));
+        return _mm256_slli_epi32(byte, 8 * j.value);
       };
       all = bit_or(all, U8{moved(v.low), moved(v.high)});
     });
-    store(line, all);
+    store(to, all);
   }
 
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
@@ -92,6 +93,13 @@ struct SparseAvx2 : Int8Avx2 {
       }
     }
   }
+
+  template <class Use>
+  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* room, const Use& use) {
+    transpose(from, from_step, room, 64);
+    for (int line = 0; line < 16; ++line) use(line, load_ints(room + 64 * line));
+  }
+  static F32 as_floats(I32 words) { return {_mm256_castsi256_ps(words.low), _mm256_castsi256_ps(words.high)}; }
 
   static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
     alignas(64) std::uint8_t line[64];
@@ -108,7 +116,7 @@ struct SparseAvx2 : Int8Avx2 {
   static void transpose_8(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
     __m256i a[8], b[8];
     unroll<8>(ONNXPRESS_EACH(i) {
-      a[i.value] = _mm256_load_si256(reinterpret_cast<const __m256i*>(from + i.value * from_step));
+      a[i.value] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i.value * from_step));
     });
     unroll<4>(ONNXPRESS_EACH(i) {
       b[2 * i.value] = _mm256_unpacklo_epi32(a[2 * i.value], a[2 * i.value + 1]);

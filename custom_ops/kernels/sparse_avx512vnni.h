@@ -9,6 +9,23 @@
 namespace onnxpress {
 namespace {
 
+// For byte j of each of four words, to be byte k of it: where it comes from, and that the others become zero.
+struct Places {
+  alignas(16) std::uint8_t of[4][4][16];
+};
+constexpr Places make_places() {
+  Places places{};
+  for (int j = 0; j < 4; ++j) {
+    for (int k = 0; k < 4; ++k) {
+      for (int i = 0; i < 16; ++i) {
+        places.of[j][k][i] = static_cast<std::uint8_t>(i % 4 == j ? i / 4 * 4 + k : 128);
+      }
+    }
+  }
+  return places;
+}
+constexpr Places kPlaces = make_places();
+
 struct SparseAvx512Vnni : Int8Avx512Vnni {
   static constexpr std::int64_t kTogether = 2;
   static constexpr std::int64_t kFew = 7;
@@ -37,22 +54,48 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
   static void store(std::uint8_t* line, F32 a) { _mm512_store_ps(line, a); }
   using Int8Avx512Vnni::store;
 
-  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* line) {
-    __m512i all = _mm512_setzero_si512();
+  template <int Count>
+  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
+    __m512i places[4];
     unroll<4>(ONNXPRESS_EACH(j) {
-      // From byte k & 3 of each word to its byte j, within each 128 bits.
-      const __m512i places = _mm512_add_epi32(_mm512_broadcast_i32x4(_mm_setr_epi32(0, 4, 8, 12)),
-                                              _mm512_set1_epi32(static_cast<int>(ks[j.value] & 3)));
-      const __m512i moved = _mm512_maskz_shuffle_epi8(
-          0x1111111111111111ull << j.value, _mm512_load_si512(lines[j.value]), _mm512_slli_epi32(places, 8 * j.value));
-      all = _mm512_or_si512(all, moved);
+      const std::uint8_t* place = kPlaces.of[j.value][ks[j.value] & 3];
+      places[j.value] = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(place)));
     });
-    _mm512_store_si512(line, all);
+    unroll<Count>(ONNXPRESS_EACH(t) {
+      __m512i moved[4];
+      unroll<4>(ONNXPRESS_EACH(j) {
+        moved[j.value] = _mm512_shuffle_epi8(_mm512_load_si512(lines[j.value] + 64 * t.value), places[j.value]);
+      });
+      constexpr int kOr = 0xfe;  // of three
+      const __m512i three = _mm512_ternarylogic_epi32(moved[0], moved[1], moved[2], kOr);
+      _mm512_store_si512(to + 64 * t.value, _mm512_or_si512(three, moved[3]));
+    });
   }
 
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
+    turn(from, from_step, [=](auto line, I32 words) __attribute__((always_inline)) {
+      _mm512_store_si512(to + line.value * to_step, words);
+    });
+  }
+  template <class Use>
+  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t*, const Use& use) {
+    turn(from, from_step, [&](auto line, I32 words) __attribute__((always_inline)) { use(line.value, words); });
+  }
+  static F32 as_floats(I32 words) { return _mm512_castsi512_ps(words); }
+
+  static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
+    return _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(mask), words);
+  }
+  static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
+    return _mm512_castsi512_ps(expand_codes(words, mask));
+  }
+
+ private:
+  // use(Index<j>, line j) for lines turned.
+  template <class Use>
+  __attribute__((always_inline)) static void turn(const std::uint8_t* from, std::int64_t from_step, const Use& use) {
     __m512i a[16], b[16];
-    unroll<16>(ONNXPRESS_EACH(i) { a[i.value] = _mm512_load_si512(from + i.value * from_step); });
+    unroll<16>(ONNXPRESS_EACH(i) { a[i.value] = _mm512_loadu_si512(from + i.value * from_step); });
     unroll<8>(ONNXPRESS_EACH(i) {
       b[2 * i.value] = _mm512_unpacklo_epi32(a[2 * i.value], a[2 * i.value + 1]);
       b[2 * i.value + 1] = _mm512_unpackhi_epi32(a[2 * i.value], a[2 * i.value + 1]);
@@ -67,22 +110,15 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
     });
     unroll<4>(ONNXPRESS_EACH(c) {
       constexpr int k = c.value;
-      const __m512i even01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0x88),
-                    odd01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0xdd);
+      const __m512i even01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0x88);
+      const __m512i odd01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0xdd);
       const __m512i even23 = _mm512_shuffle_i32x4(a[8 + k], a[12 + k], 0x88);
       const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + k], a[12 + k], 0xdd);
-      _mm512_store_si512(to + k * to_step, _mm512_shuffle_i32x4(even01, even23, 0x88));
-      _mm512_store_si512(to + (4 + k) * to_step, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
-      _mm512_store_si512(to + (8 + k) * to_step, _mm512_shuffle_i32x4(even01, even23, 0xdd));
-      _mm512_store_si512(to + (12 + k) * to_step, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+      use(Index<k>{}, _mm512_shuffle_i32x4(even01, even23, 0x88));
+      use(Index<4 + k>{}, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+      use(Index<8 + k>{}, _mm512_shuffle_i32x4(even01, even23, 0xdd));
+      use(Index<12 + k>{}, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
     });
-  }
-
-  static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
-    return _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(mask), words);
-  }
-  static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
-    return _mm512_castsi512_ps(expand_codes(words, mask));
   }
 };
 

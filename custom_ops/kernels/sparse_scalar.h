@@ -60,17 +60,30 @@ struct SparseScalar : Int8Scalar {
   static void store(std::uint8_t* line, const F32& a) { std::memcpy(line, a.v, sizeof a.v); }
   using Int8Scalar::store;
 
-  // Of the words of a group, byte `Index` is to be one of byte `k & 3`: four such calls make a line of any four k.
-  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* line) {
-    for (int i = 0; i < 16; ++i) {
-      for (int j = 0; j < 4; ++j) line[4 * i + j] = lines[j][4 * i + static_cast<int>(ks[j] & 3)];
+  // `Count` lines of any four k: byte j of each word is byte `ks[j] & 3` of the word in line j, and so for the lines
+  // behind that.
+  template <int Count>
+  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
+    for (int i = 0; i < 16 * Count; ++i) {
+      for (int j = 0; j < 4; ++j) to[4 * i + j] = lines[j][4 * i + static_cast<int>(ks[j] & 3)];
     }
   }
-  // Word j of line i becomes word i of line j.
+  // Word j of line i becomes word i of line j. `from` may lie anywhere.
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
     for (int i = 0; i < 16; ++i) {
       for (int j = 0; j < 16; ++j) std::memcpy(to + j * to_step + 4 * i, from + i * from_step + 4 * j, 4);
     }
+  }
+  // use(j, line j) for lines turned; `room` is for 16 lines.
+  template <class Use>
+  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* room, const Use& use) {
+    transpose(from, from_step, room, 64);
+    for (int line = 0; line < 16; ++line) use(line, load_ints(room + 64 * line));
+  }
+  static F32 as_floats(const I32& words) {
+    F32 r;
+    std::memcpy(r.v, words.v, sizeof r.v);
+    return r;
   }
   // The next words of `words` in the lanes of the mask, zeros elsewhere. 64 bytes may be read.
   static void expand(const std::uint8_t* words, unsigned mask, std::uint8_t* line) {

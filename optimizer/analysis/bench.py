@@ -265,7 +265,7 @@ class _Run:
 
 
 def take_turns(
-    runs: Sequence[Callable[[], None]],
+    runs: Sequence[Callable[[], object]],
     rounds: int,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
     clock: Callable[[], float] = time.perf_counter,

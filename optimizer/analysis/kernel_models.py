@@ -36,8 +36,8 @@ class Case:
     op: str = "matmul_nbits"
 
 
-class _Graph:
-    """Appends products of one input."""
+class Graph:
+    """Appends products of one input, [m, K] of float32."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -47,11 +47,13 @@ class _Graph:
         self.graph.inputs.append(self.a)
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """An initializer."""
         value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
         self.graph.register_initializer(value)
         return value
 
     def op(self, op_type: str, *inputs: ir.Value, outputs: int = 1, **attributes: int | str) -> list[ir.Value]:
+        """The outputs of a new node; `domain` is one of the attributes."""
         domain = str(attributes.pop("domain", ""))
         name = f"{op_type}_{len(self.graph)}"
         node = ir.node(op_type, list(inputs), attributes=attributes, domain=domain, name=name, num_outputs=outputs)
@@ -61,10 +63,12 @@ class _Graph:
         return list(node.outputs)
 
     def output(self, value: ir.Value) -> None:
+        """Make it an output, [m, N] of float32."""
         value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", self.case.N])
         self.graph.outputs.append(value)
 
     def serialized(self) -> bytes:
+        """The model."""
         data: bytes = ir.to_proto(ir.Model(self.graph, ir_version=10)).SerializeToString()
         return data
 
@@ -90,7 +94,7 @@ def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes
     Raises:
         UsageError: Not a size that the op has.
     """
-    built = _Graph(case)
+    built = Graph(case)
     for index in range(nodes):
         if case.op == "matmul_nbits":
             built.output(_matmul_nbits(built, index, accuracy_level, symmetric))
@@ -99,7 +103,7 @@ def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes
     return built.serialized()
 
 
-def _matmul_nbits(g: _Graph, index: int, accuracy_level: int, symmetric: bool) -> ir.Value:
+def _matmul_nbits(g: Graph, index: int, accuracy_level: int, symmetric: bool) -> ir.Value:
     case = g.case
     if case.bits not in (2, 4, 8):
         raise UsageError(f"bits {case.bits}: ONNX Runtime has MatMulNBits of 2, 4 and 8")
@@ -120,7 +124,7 @@ def _matmul_nbits(g: _Graph, index: int, accuracy_level: int, symmetric: bool) -
     )[0]  # fmt: skip
 
 
-def _weight(g: _Graph, index: int) -> tuple[ir.Value, ir.Value, ir.Value]:
+def _weight(g: Graph, index: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Codes, scales and zero points of int8, a column at a time."""
     K, N = g.case.K, g.case.N
     return (
@@ -130,7 +134,7 @@ def _weight(g: _Graph, index: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     )
 
 
-def _qdq_matmul(g: _Graph, index: int) -> ir.Value:
+def _qdq_matmul(g: Graph, index: int) -> ir.Value:
     K = g.case.K
     scales = [g.constant(f"{name}_scale{index}", s) for name, s in (("a", _SCALE), ("y", _SCALE * np.float32(K**0.5)))]
     middle = g.constant(f"middle{index}", np.array(_MIDDLE))
@@ -140,14 +144,14 @@ def _qdq_matmul(g: _Graph, index: int) -> ir.Value:
     return g.op("DequantizeLinear", *g.op("QuantizeLinear", *y, scales[1], middle), scales[1], middle)[0]
 
 
-def _dynamic_matmul(g: _Graph, index: int) -> ir.Value:
+def _dynamic_matmul(g: Graph, index: int) -> ir.Value:
     codes, scales, zero_points = _weight(g, index)
     a, a_scale, a_zero_point = g.op("DynamicQuantizeLinear", g.a, outputs=3)
     y = g.op("Cast", *g.op("MatMulInteger", a, codes, a_zero_point, zero_points), to=int(ir.DataType.FLOAT))
     return g.op("Mul", *y, *g.op("Mul", a_scale, scales))[0]
 
 
-_INT8: dict[str, Callable[[_Graph, int], ir.Value]] = {"qdq_matmul": _qdq_matmul, "dynamic_matmul": _dynamic_matmul}
+_INT8: dict[str, Callable[[Graph, int], ir.Value]] = {"qdq_matmul": _qdq_matmul, "dynamic_matmul": _dynamic_matmul}
 
 OPS = ("matmul_nbits", *_INT8)
 """Those of `Case`, named like the families of the execution provider."""

@@ -191,6 +191,38 @@ def study_sparsity(
         result.print(console())
 
 
+def bench_sparse(
+    shape: Annotated[list[str] | None, typer.Option(help="KxN of a weight; repeatable.")] = None,
+    rows: Annotated[list[int] | None, typer.Option("--rows", "-m", min=1, help="Rows M; repeatable.")] = None,
+    block: Annotated[list[str] | None, typer.Option(help="Inputs x outputs of a block; repeatable.")] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="Share of zeros; repeatable.")] = None,
+    dtype: Annotated[str, typer.Option(help="int8 or float32.")] = "int8",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of all; all cores by default.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 1,
+    json_: Json = False,
+) -> None:
+    """Time block-sparse products beside dense ones, and beside PyTorch, SciPy and MKL where they are installed."""
+    from ..analysis import bench_sparse as sparse
+    from ..sparsity import Block
+
+    if dtype not in ("int8", "float32"):
+        raise UsageError(f'--dtype "{dtype}": there are int8 and float32')
+    blocks = [Block.parse(text) for text in block] if block else sparse.BLOCKS
+    cases = [
+        sparse.SparseCase(m, k, n, each, share, dtype)
+        for k, n in ([_shape(text) for text in shape] if shape else sparse.SHAPES)
+        for each in blocks
+        for share in sparsity or sparse.SPARSITIES
+        for m in rows or sparse.ROWS
+    ]
+    with progress_bar(json_) as progress:
+        result = sparse.bench_sparse(cases, threads=threads, rounds=rounds, progress=progress)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console())
+
+
 def _shape(text: str) -> tuple[int, int]:
     sizes = text.lower().split("x")
     if len(sizes) != 2 or not all(size.isdecimal() and 0 < int(size) < 2**31 for size in sizes):

@@ -161,6 +161,10 @@ def optimize(
     mask: Annotated[
         str | None, typer.Option(help=".npz of what to keep, as export-mask writes it.", rich_help_panel=_SPARSE)
     ] = None,
+    expect_m: Annotated[
+        int | None,
+        typer.Option(help="Rows of activations; layers faster dense with so many stay so.", rich_help_panel=_SPARSE),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -178,7 +182,7 @@ def optimize(
         "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
         "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
         "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
-        "prune": prune, "mask": mask,
+        "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
     chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")
