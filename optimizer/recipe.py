@@ -22,8 +22,8 @@ _READ = {
        "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
-    | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential", "prune", "mask",
-       "range_method", "percentile"},
+    | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
+       "prune", "mask", "expect_m", "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
 
@@ -123,11 +123,14 @@ class Recipe:
         dtype: Of the weights that are kept: "int8" or "float32".
         criterion: Which blocks go: "magnitude", "wanda" or "obs"; None takes "obs" where there is calibration data, and
             else "magnitude".
-        allocation: "uniform", or "sensitivity": the same sparsity in all, more where it does less harm.
+        allocation: "sensitivity" removes more blocks where layers lose less by it, relative to their outputs;
+            "uniform" the same share everywhere.
         activations: Codes of int8 "dynamic", with a scale a row, or "static", with one from a calibration.
         sequential: Let "obs" move the weights of each layer for what the layers before it make by now.
         prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
         mask: .npz file of what to keep, by weight, in place of choosing blocks.
+        expect_m: Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where
+            that is the fastest.
     """
 
     scheme: str = "int4"
@@ -160,11 +163,12 @@ class Recipe:
     block: str | None = None
     dtype: str = "int8"
     criterion: str | None = None
-    allocation: str = "uniform"
+    allocation: str = "sensitivity"
     activations: str = "dynamic"
     sequential: bool = True
     prune: bool = True
     mask: str | None = None
+    expect_m: int | None = None
 
     def __post_init__(self) -> None:
         """Check values that came straight from Python.

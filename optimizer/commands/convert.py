@@ -145,7 +145,7 @@ def optimize(
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="uniform (default), or sensitivity: more where it harms less.", rich_help_panel=_SPARSE),
+        typer.Option(help="sensitivity (default): more where layers lose less; or uniform.", rich_help_panel=_SPARSE),
     ] = None,
     activations: Annotated[
         str | None, typer.Option(help="dynamic (default) or static, of int8.", rich_help_panel=_SPARSE)
@@ -165,6 +165,10 @@ def optimize(
     mask: Annotated[
         str | None, typer.Option(help=".npz of what to keep, as export-mask writes it.", rich_help_panel=_SPARSE)
     ] = None,
+    expect_m: Annotated[
+        int | None,
+        typer.Option(help="Rows of activations; layers faster dense with so many stay so.", rich_help_panel=_SPARSE),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -182,7 +186,7 @@ def optimize(
         "compensate": compensate, "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
         "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
         "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
-        "prune": prune, "mask": mask,
+        "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
     chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")
