@@ -111,7 +111,8 @@ class Recipe:
         compensate: Round inputs of a weight one after the other, the next making up for the last; None where there is
             data.
         correct_bias: Take the mean error of rounding out of the biases.
-        restore_moments: Give each channel of a Conv its mean and deviation back.
+        restore_moments: Give each channel of a Conv its mean and deviation on the data back; None where there is data
+            and, if a metric is given, the model is better for it.
         max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
         only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
@@ -154,7 +155,7 @@ class Recipe:
     smooth: bool | None = None
     compensate: bool | None = None
     correct_bias: bool = True
-    restore_moments: bool = False
+    restore_moments: bool | None = None
     max_drop: float | None = None
     metric: str | None = None
     only_if_faster: bool = False

@@ -44,7 +44,9 @@ from .report import WeightReport
 _MEASURED = 16  # batches on which models are compared and moments restored
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
-_SKIPPED = {"smooth": "smoothing", "compensate": "compensated rounding"}
+_SKIPPED = {
+    "smooth": "smoothing", "compensate": "compensated rounding", "restore_moments": "restoring of moments",
+}  # fmt: skip
 """What is done by default, but not without data."""
 _HISTOGRAMS = ("percentile", "entropy", "mse")
 
@@ -129,13 +131,15 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
         search = _search(builder, kept, metric, recipe.max_drop, progress)
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
+    restore = _restores(builder, kept, metric)
     plan = builder.place(model, kept)
-    builder.restore(model)
+    if restore:
+        builder.restore(model)
     return _outcome(builder, model, plan, metric, search, seconds)
 
 
 def _refuse_statistics(recipe: Recipe) -> None:
-    asked = [name for name in (*_SKIPPED, "restore_moments", "equalize", "only_if_faster") if getattr(recipe, name)]
+    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:
         raise UsageError(
@@ -194,16 +198,14 @@ class Builder:
         model = self.model.clone()
         return model, _products(self.place(model, kept))
 
-    def build(self, kept: Mapping[str, str]) -> ir.Model:
-        """The same with all corrections."""
+    def restored(self, kept: Mapping[str, str]) -> ir.Model:
+        """The same with moments restored."""
         model, _ = self.unrestored(kept)
         self.restore(model)
         return model
 
     def restore(self, model: ir.Model) -> None:
-        """Give channels their moments back, if that is asked for."""
-        if not (self.recipe.restore_moments and self.feeds):
-            return
+        """Give channels of an INT8 model their moments back."""
         wanted = Wanted(histogram=False, channel_axis=1)
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
         if self._moments is None:
@@ -289,9 +291,22 @@ def _search(
     """The fewest products in float with which the metric is within the bound."""
     nodes = _products(builder.plan(builder.model.clone(), kept))
     return search_mixed_precision(
-        lambda chosen: builder.build({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept}), metric, nodes,
+        lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
         reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
     )  # fmt: skip
+
+
+def _restores(builder: Builder, kept: Mapping[str, str], metric: Metric | None) -> bool:
+    """Whether channels get their moments back.
+
+    They are those of the calibration data, so on other data that can harm, too: a metric that was given decides.
+    """
+    asked = builder.recipe.restore_moments
+    if asked is not None or not builder.feeds:
+        return bool(asked)
+    if metric is None or builder.recipe.metric is None:
+        return True
+    return metric(builder.restored(kept)) > metric(builder.unrestored(kept)[0])
 
 
 def _outcome(
@@ -303,7 +318,7 @@ def _outcome(
     rows = [("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items()))]
     warnings = []
     if metric is not None:
-        value = metric(model) if search is None else search.best
+        value = metric(model)
         details["metric"] = {"name": metric.name, "float32": metric.reference, "int8": value}
         rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
     if seconds is not None:
@@ -311,7 +326,8 @@ def _outcome(
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
     if not builder.feeds:
         skipped = [what for name, what in _SKIPPED.items() if getattr(builder.recipe, name) is None]
-        rows += [("skipped", f"{' and '.join(skipped)}, for which there must be data")] if skipped else []
+        listed = " and ".join(filter(None, (", ".join(skipped[:-1]), *skipped[-1:])))
+        rows += [("skipped", f"{listed}, for which there must be data")] if skipped else []
     if search is not None:
         details["mixed_precision"] = dataclasses.asdict(search)
         rows.append(("tried", f"{len(search.trials)} mixtures, {len(search.kept)} products stay in float"))

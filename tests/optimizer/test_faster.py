@@ -13,7 +13,7 @@ from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.pipeline import optimize
 from onnxpress.optimizer.recipe import Recipe
 
-RECIPE = Recipe(scheme="int8-static", range_method="minmax", only_if_faster=True)
+RECIPE = Recipe(scheme="int8-static", range_method="minmax", only_if_faster=True, restore_moments=False)
 DATA = [{"x": np.random.default_rng(i).standard_normal((1, 8, 6, 6)).astype(np.float32)} for i in range(3)]
 
 

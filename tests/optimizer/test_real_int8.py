@@ -13,7 +13,7 @@ from onnxpress.optimizer.recipe import Recipe
 
 pytestmark = pytest.mark.real
 
-STATIC = Recipe(scheme="int8-static")
+STATIC = Recipe(scheme="int8-static", restore_moments=False)
 
 
 def converted(name: str, path, samples: int, recipe: Recipe = STATIC):

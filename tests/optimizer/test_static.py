@@ -157,7 +157,7 @@ def test_same_data_give_the_same_file(path, tmp_path):
 
 
 def test_statistics_in_place_of_data(path, tmp_path):
-    recipe = dataclasses.replace(STATIC, compensate=False)
+    recipe = dataclasses.replace(STATIC, compensate=False, restore_moments=False)
     model = storage.load(path)
     CleanUp()(model)
     prepare(model)
@@ -183,8 +183,8 @@ def test_what_runs_models_is_refused_with_statistics_alone(path, key):
 
 def test_what_statistics_alone_leave_out_is_told(path):
     rows = dict(optimize(path, STATIC, calibration=statistics_of(path)).rows)
-    assert rows["skipped"] == "smoothing and compensated rounding, for which there must be data"
-    declined = dataclasses.replace(STATIC, smooth=False, compensate=False)
+    assert rows["skipped"] == "smoothing, compensated rounding and restoring of moments, for which there must be data"
+    declined = dataclasses.replace(STATIC, smooth=False, compensate=False, restore_moments=False)
     for recipe, calibration in ((declined, statistics_of(path)), (STATIC, Calibration(images()))):
         assert "skipped" not in dict(optimize(path, recipe, calibration=calibration).rows)
 
@@ -219,6 +219,28 @@ def test_bound_on_the_drop(path, tmp_path, monkeypatch):
     assert (loose["kept"], len(loose["trials"]), loose["met"]) == ((), 1, True)
     assert len(tight["kept"]) > 0
     assert len(tight["trials"]) > 1
+
+
+def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, monkeypatch):
+    """Judged on the calibration data the restored model is nearer; with the sign turned it is the worse one."""
+    files = {}
+    for sign in (1, -1):
+        want = outputs(path, images())
+
+        def nearness(session, sign=sign, want=want):
+            got = np.concatenate([session.run(None, feed)[0] for feed in images()])
+            return sign * float(-np.square(got - want).sum())
+
+        monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(nearness=nearness))
+        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, compensate=False)
+        for name, given in (("judged", {"metric": "judge:nearness"}), ("without", {"restore_moments": False})):
+            output = tmp_path / f"{name}{sign}.onnx"
+            optimize(path, dataclasses.replace(recipe, **given), output, calibration=Calibration(images()))
+            model = storage.load(output)
+            model.metadata_props.clear()
+            files[name, sign] = ir.to_proto(model).SerializeToString()
+    assert files["judged", 1] != files["without", 1]
+    assert files["judged", -1] == files["without", -1]
 
 
 def test_no_data(path):
