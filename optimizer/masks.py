@@ -9,29 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
-from onnxpress.custom_ops import reference
 
 from . import storage
 from .calibration.archive import write_npz
 from .errors import OnnxpressError, UsageError
 from .passes import plan
-from .passes.plan import constant_of, release
-from .passes.sparsify_matmul import OP, TRANSPOSED_KEY, WEIGHT_KEY
+from .passes.block_weights import is_block_sparse, mask_of
+from .passes.plan import release
 from .recipe import Recipe
-from .sparsity import Block, expand
-from .sparsity.blocks import MOST
+from .sparsity.blocks import Mask
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Mask = npt.NDArray[np.bool_]
-
-_MOST_WEIGHTS = 1 << 33
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +76,8 @@ def masks_of(model: ir.Model) -> dict[str, Mask]:
     """Masks by weight, of those that hold zeros."""
     found = {}
     for node in model.graph:
-        if node.op_type == OP and node.domain == "onnxpress":
-            name, mask = _of_sparse(node)
+        if is_block_sparse(node):
+            name, mask = mask_of(node)
             found[name] = mask
     for decision in plan(model, Recipe()):
         if decision.taken and decision.weight is not None and decision.op_type != "Gather":
@@ -93,62 +86,6 @@ def masks_of(model: ir.Model) -> dict[str, Mask]:
             if not mask.all():
                 found[decision.weight.value.name or ""] = mask
     return found
-
-
-def sparsity_of(node: ir.Node) -> float | None:
-    """Share of zeros of a node's constant weight, None where it has none; within blocks of a sparse one all count."""
-    if node.op_type == OP and node.domain == "onnxpress":
-        return 1 - float(_kept_blocks(node).mean())
-    if node.op_type not in ("MatMul", "Gemm") or len(node.inputs) < 2 or node.inputs[1] is None:
-        return None
-    tensor = constant_of(node.inputs[1])
-    if tensor is None or len(tensor.shape) != 2:
-        return None
-    share = 1 - np.count_nonzero(tensor.numpy()) / max(1, tensor.size)
-    release(tensor)
-    return share
-
-
-def _of_sparse(node: ir.Node) -> tuple[str, Mask]:
-    """Name and mask of the weight that a sparse product was made from; zeros within blocks are no part of it."""
-    block, shape = _sizes(node)
-    values, indices, offsets = (_array(node, index) for index in (1, 2, 3))
-    try:
-        mask = reference.decode_blocks(values.reshape(-1, block.n, block.k), indices, offsets, *shape) != 0
-    except (ValueError, IndexError) as error:
-        raise _damaged(node) from error
-    if node.metadata_props.get(TRANSPOSED_KEY) == "1":
-        mask = np.ascontiguousarray(mask.T)
-    return node.metadata_props.get(WEIGHT_KEY) or node.name or "", mask
-
-
-def _kept_blocks(node: ir.Node) -> Mask:
-    block, shape = _sizes(node)
-    kept = np.zeros(block.grid(shape), np.bool_)
-    try:
-        kept[np.repeat(np.arange(len(kept)), np.diff(_array(node, 3))), _array(node, 2)] = True
-    except (ValueError, IndexError) as error:
-        raise _damaged(node) from error
-    return expand(kept, block, shape)
-
-
-def _sizes(node: ir.Node) -> tuple[Block, tuple[int, int]]:
-    K, N, k, n = (node.attributes.get_int(key, 0) for key in ("K", "N", "block_k", "block_n"))
-    if not (1 <= k <= MOST and 1 <= n <= MOST and K > 0 and N > 0 and K * N <= _MOST_WEIGHTS):
-        raise _damaged(node)
-    return Block(k, n), (K, N)
-
-
-def _damaged(node: ir.Node) -> OnnxpressError:
-    return OnnxpressError(f"node {node.name}: its sizes and its blocks do not fit each other; the file is damaged")
-
-
-def _array(node: ir.Node, index: int) -> npt.NDArray[Any]:
-    value = node.inputs[index]
-    tensor = constant_of(value) if value is not None else None
-    if tensor is None:
-        raise OnnxpressError(f"node {node.name}: input {index} of {OP} is no constant; it was not made by this tool")
-    return tensor.numpy()
 
 
 def apply_masks(model: ir.Model, path: str | Path) -> int:

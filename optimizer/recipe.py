@@ -19,11 +19,11 @@ _READ = {
     | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+       "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
-    | {"search", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential", "prune", "mask",
-       "range_method", "percentile"},
+    | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
+       "prune", "mask", "expect_m", "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
 
@@ -108,8 +108,11 @@ class Recipe:
         equalize: Even out the channels of neighbouring layers first.
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
             Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
+        compensate: Round inputs of a weight one after the other, the next making up for the last; None where there is
+            data.
         correct_bias: Take the mean error of rounding out of the biases.
-        restore_moments: Give each channel of a Conv its mean and deviation back; None where there is data.
+        restore_moments: Give each channel of a Conv its mean and deviation on the data back; None where there is data
+            and, if a metric is given, the model is better for it.
         max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
         only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
@@ -121,11 +124,14 @@ class Recipe:
         dtype: Of the weights that are kept: "int8" or "float32".
         criterion: Which blocks go: "magnitude", "wanda" or "obs"; None takes "obs" where there is calibration data, and
             else "magnitude".
-        allocation: "uniform", or "sensitivity": the same sparsity in all, more where it does less harm.
+        allocation: "sensitivity" removes more blocks where layers lose less by it, relative to their outputs;
+            "uniform" the same share everywhere.
         activations: Codes of int8 "dynamic", with a scale a row, or "static", with one from a calibration.
         sequential: Let "obs" move the weights of each layer for what the layers before it make by now.
         prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
         mask: .npz file of what to keep, by weight, in place of choosing blocks.
+        expect_m: Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where
+            that is the fastest.
     """
 
     scheme: str = "int4"
@@ -147,6 +153,7 @@ class Recipe:
     reduce_range: bool | None = None
     equalize: bool = False
     smooth: bool | None = None
+    compensate: bool | None = None
     correct_bias: bool = True
     restore_moments: bool | None = None
     max_drop: float | None = None
@@ -157,11 +164,12 @@ class Recipe:
     block: str | None = None
     dtype: str = "int8"
     criterion: str | None = None
-    allocation: str = "uniform"
+    allocation: str = "sensitivity"
     activations: str = "dynamic"
     sequential: bool = True
     prune: bool = True
     mask: str | None = None
+    expect_m: int | None = None
 
     def __post_init__(self) -> None:
         """Check values that came straight from Python.

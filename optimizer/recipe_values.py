@@ -41,6 +41,7 @@ _TYPES: dict[str, type] = {
     "equalize": bool,
     "smooth": bool,
     "correct_bias": bool,
+    "compensate": bool,
     "restore_moments": bool,
     "only_if_faster": bool,
     "fuse": bool,
@@ -51,6 +52,7 @@ _TYPES: dict[str, type] = {
     "match": str,
     "op_type": str,
 }
+_MOST_ROWS = 1 << 16
 _NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}
 
 
@@ -91,6 +93,9 @@ def _checked_value(key: str, value: object, source: str) -> object:
             return str(Block.parse(value if isinstance(value, str) else ""))
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
+    elif key == "expect_m":
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_ROWS:
+            raise UsageError(f"{source}: expect_m is {value!r}, must be a whole number from 1 to {_MOST_ROWS}")
     elif key in _TYPES:
         if not isinstance(value, _TYPES[key]):
             expected = {bool: "true or false", str: "a string"}[_TYPES[key]]

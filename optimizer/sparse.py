@@ -13,8 +13,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
+from .analysis.machine import products_saturate
+from .analysis.sparse_cost import measure
 from .calibration import Data, Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
 from .errors import UsageError
@@ -22,7 +25,10 @@ from .masks import apply_masks
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
+from .passes.fuse_heads import FuseHeads
 from .passes.plan_sparse import leave, plan_sparse
+from .passes.quantize_dynamic import QuantizeDynamic
+from .passes.separate_layer_norm import SeparateLayerNorm
 from .passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from .preparation import prepare
 from .recipe import Recipe
@@ -55,6 +61,9 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
         apply_masks(model, recipe.mask)
         recipe = dataclasses.replace(recipe, prune=False)
     prepare(model, gemm=False)
+    fuse = FuseHeads()
+    if recipe.fuse:
+        fuse(model)
     block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
     decisions = plan_sparse(model, recipe, block)
     taken = [decision for decision in decisions if decision.taken]
@@ -72,10 +81,39 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
             decisions[index] = leave(decision, reason)
     progress("choose blocks", len(taken), len(taken))
     share_out(list(layers.values()), recipe)
+    rounded: list[Decision] = []
+    if recipe.expect_m is not None:
+        rounded = _leave_slow(layers, decisions, recipe, recipe.expect_m, progress)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
+    if rounded:
+        QuantizeDynamic(products_saturate(), recipe.search)(model, rounded)
     if SparsifyMatMul()(model, made):
+        SeparateLayerNorm()(model)
         declare_functions(model)
     return _outcome(list(layers.values()), recipe, block, decisions)
+
+
+def _leave_slow(
+    layers: dict[ir.Node, Layer], decisions: list[Decision], recipe: Recipe, rows: int, progress: Progress
+) -> list[Decision]:
+    """Take out the layers that are faster dense; the decisions on those that are fastest as dynamic int8."""
+    rounded = []
+    for index, decision in enumerate(decisions):
+        layer = layers.get(decision.node)
+        if layer is None:
+            continue
+        progress("time", index, len(decisions))
+        cost = measure(layer.pattern(np.dtype(recipe.dtype)), layer.block, rows)
+        if cost.sparse < cost.dense:
+            continue
+        kind = "float32" if cost.dense == cost.float32 else "int8"
+        times = f"{1e6 * cost.dense:.0f} us against {1e6 * cost.sparse:.0f}"
+        decisions[index] = leave(decision, f"dense {kind} is as fast with {rows} rows: {times}")
+        if kind == "int8":
+            rounded.append(decision)
+        del layers[decision.node]
+    progress("time", len(decisions), len(decisions))
+    return rounded
 
 
 def find_block(model: ir.Model, recipe: Recipe) -> Block:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -144,6 +145,8 @@ class Layer:
         zeros = 1 - float(there.mean())
         if not self._recipe.prune:
             self.mask = there
+            if self._recipe.mask is not None:
+                return None if zeros else f"the masks leave all of its blocks of {self.block}"
             few = f"{100 * zeros:.0f} % of its blocks of {self.block} are zero: a dense product is as fast"
             return few if zeros < _LEAST_SPARSITY else None
         if zeros >= self.sparsity and zeros >= _LEAST_SPARSITY:
@@ -181,6 +184,13 @@ class Layer:
             return None
         covariance, mean = self._moments()
         return Moments(covariance, covariance, covariance, mean, mean)
+
+    def pattern(self, dtype: np.dtype) -> npt.NDArray[Any]:
+        """Ones in the blocks that stay and zeros elsewhere, [K, N]: all that the speed depends on."""
+        assert self.mask is not None
+        assert self.decision.weight is not None
+        shape = self.decision.weight.K, self.decision.weight.N
+        return expand(self.mask, self.block, shape).astype(dtype)
 
     def finish(self, moments: Moments | None) -> SparseLayer:
         """What takes the weight's place.

@@ -17,7 +17,15 @@ __all__ = ["TASKS", "Score", "Task", "choose"]
 
 TASKS = {
     task.name: task
-    for task in (*similarity.TASKS, sentiment.TASK, reading.TASK, detection.TASK, agreement.TASK, speech.TASK)
+    for task in (
+        *similarity.TASKS,
+        sentiment.TASK,
+        sentiment.PROBE,
+        reading.TASK,
+        detection.TASK,
+        agreement.TASK,
+        speech.TASK,
+    )
 }
 """All tasks by name; of those that fit a model, the first is its default."""
 

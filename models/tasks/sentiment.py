@@ -1,7 +1,9 @@
 """Sentiment of sentences: a linear head on the embeddings of an encoder.
 
 The head is a logistic regression on the embeddings that the catalogue's float32 MiniLM gives to the training sentences,
-fitted once and kept in the cache. Applied to another model's embeddings, it shows whether they still say the same.
+fitted once and kept in the cache. Applied to another model's embeddings, it shows whether they still say the same. For
+the task "probe" a head is fitted on the embeddings of the model itself: it shows whether they still tell the sides
+apart.
 Sentences: Pang and Lee, "Seeing stars", 2005, the polarity data of Rotten Tomatoes.
 """
 
@@ -40,6 +42,19 @@ def sentiment(session: ort.InferenceSession, model: Path) -> Score:
     embedder = similarity.Embedder(session, model)
     judged = slice(_TRAINED_ON, _TRAINED_ON + _JUDGED_BY)
     right = (_scores(embedder(texts[judged]), head()) > 0) == labels[judged]
+    return Score(
+        float(right.mean()),
+        {"sentences": len(right), "trained on": _TRAINED_ON, "tokenizer": embedder.tokenizer_name},
+    )
+
+
+def probe(session: ort.InferenceSession, model: Path) -> Score:
+    """The same share, by a head that is fitted on this model's embeddings of the training sentences."""
+    texts, labels = sentences()
+    embedder = similarity.Embedder(session, model)
+    vectors = embedder(texts[: _TRAINED_ON + _JUDGED_BY])
+    own = fit(vectors[:_TRAINED_ON], labels[:_TRAINED_ON])
+    right = (_scores(vectors[_TRAINED_ON:], own) > 0) == labels[_TRAINED_ON:][: len(vectors) - _TRAINED_ON]
     return Score(
         float(right.mean()),
         {"sentences": len(right), "trained on": _TRAINED_ON, "tokenizer": embedder.tokenizer_name},
@@ -107,6 +122,15 @@ def fits(session: ort.InferenceSession) -> bool:
     """Whether the model is a text encoder as wide as MiniLM."""
     return similarity.fits(session) and session.get_outputs()[0].shape[-1] == _WIDTH
 
+
+PROBE = Task(
+    "probe",
+    "accuracy",
+    "share of sentences about films that a head fitted on the model's own embeddings takes the right way",
+    "the inputs input_ids and attention_mask and a first output [batch, sequence, hidden]",
+    similarity.fits,
+    probe,
+)
 
 TASK = Task(
     "sentiment",

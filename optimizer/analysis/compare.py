@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from .. import storage
 from ..errors import OnnxpressError, UsageError
+from ..passes.block_weights import sparsity_of
 from .feeds import Feeds, random_feeds, read_feeds
 from .session import open_session, session_options, uses_our_ops
 
@@ -42,6 +43,7 @@ class TensorError:
         cosine: Cosine of the two as vectors.
         added: Noise over signal that this tensor has beyond what it was made of.
         output: Whether it is an output of the model.
+        sparsity: Share of the weight of that operator which is zero or left out, None where it has none.
     """
 
     name: str
@@ -50,6 +52,7 @@ class TensorError:
     cosine: float
     added: float
     output: bool
+    sparsity: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,20 +88,23 @@ class Comparison:
         from rich.table import Table
 
         table = Table(title=f"{self.second} against {self.first}", title_justify="left", box=None)
-        for column, justify in (("tensor", "left"), ("op", "left"), ("SQNR dB", "right"), ("cosine", "right"),
-                                ("noise added", "right")):  # fmt: skip
-            table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        is_sparse = any(tensor.sparsity for tensor in self.tensors)
+        for column in ("tensor", "op", "SQNR dB", "cosine", "noise added", *(["zeros"] if is_sparse else [])):
+            table.add_column(column, justify="left" if column in ("tensor", "op") else "right", overflow="fold")
         for tensor in self.outputs[:top]:
-            table.add_row(*_cells(tensor), style="bold")
+            table.add_row(*_cells(tensor)[: len(table.columns)], style="bold")
         for tensor in [t for t in self.tensors if not t.output][:top]:
-            table.add_row(*_cells(tensor))
+            table.add_row(*_cells(tensor)[: len(table.columns)])
         console.print(table)
         inner = len(self.tensors) - len(self.outputs)
         console.print(f"{inner} inner tensors matched, {self.unmatched} not; those inside subgraphs are out of reach")
 
 
 def _cells(tensor: TensorError) -> tuple[str, ...]:
-    return tensor.name, tensor.op_type, f"{tensor.sqnr:.1f}", f"{tensor.cosine:.5f}", f"{100 * tensor.added:.3g} %"
+    zeros = "" if tensor.sparsity is None else f"{100 * tensor.sparsity:.1f} %"
+    return (
+        tensor.name, tensor.op_type, f"{tensor.sqnr:.1f}", f"{tensor.cosine:.5f}", f"{100 * tensor.added:.3g} %", zeros
+    )  # fmt: skip
 
 
 def compare(
@@ -217,7 +223,8 @@ def _attribute(model: ir.Model, found: dict[str, tuple[float, float]], outputs: 
             before = max((_noise(found[name][0]) for name in _ancestors(node, found)), default=0.0)
             added = _noise(sqnr) - before
             added = math.inf if math.isnan(added) else max(0.0, added)
-            errors.append(TensorError(value.name, node.op_type, sqnr, cosine, added, value.name in outputs))
+            is_output, zeros = value.name in outputs, sparsity_of(node)
+            errors.append(TensorError(value.name, node.op_type, sqnr, cosine, added, is_output, zeros))
     return sorted(errors, key=lambda error: -error.added)
 
 

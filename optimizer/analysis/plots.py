@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from .bench import Benchmark
     from .bench_kernels import KernelBenchmark
     from .compare import Comparison
+    from .sparsity_study import Point, Study
 
 _INK, _ACCENT = "#4a6fa5", "#c8553d"
 _MOST_LABEL = 44
+_STYLES = ("-", "--", ":", "-.")
 
 
 def shorten(name: str, most: int = _MOST_LABEL) -> str:
@@ -82,6 +84,40 @@ def plot_comparison(comparison: Comparison, path: str | Path, top: int = 25) -> 
     axes.set_xlim(0, 1.15 * most)
     axes.set_xlabel("noise added, % of the tensor's power; beside it the tensor's SQNR")
     axes.set_title(f"{Path(comparison.second).name} against {Path(comparison.first).name}", fontsize=10, loc="left")
+    _save(figure, path)
+
+
+def plot_study(study: Study, path: str | Path) -> None:
+    """A panel a task, and one of the speed: a line a block and criterion, by sparsity; the float model is a level."""
+    from matplotlib.figure import Figure
+
+    float32 = study.points[0]
+    timed = bool(float32.milliseconds)
+    panels = [*study.metrics, *(["speed-up"] if timed else [])]
+    figure = Figure(figsize=(max(6.0, 4.2 * len(panels)), 4.2), layout="constrained")
+    lines: dict[tuple[str, str], list[Point]] = {}
+    for point in study.points[1:]:
+        lines.setdefault((point.block, point.criterion), []).append(point)
+    blocks = list(dict.fromkeys(block for block, _ in lines))
+    criteria = list(dict.fromkeys(criterion for _, criterion in lines))
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.axhline(1.0 if panel == "speed-up" else float32.scores[panel], color="black", linewidth=0.8)
+        for (block, criterion), points in lines.items():
+            points = sorted(points, key=lambda point: point.sparsity)
+            axes.plot(
+                [100 * point.sparsity for point in points],
+                [point.ratio if panel == "speed-up" else point.scores[panel] for point in points],
+                color=f"C{blocks.index(block)}", linestyle=_STYLES[criteria.index(criterion) % len(_STYLES)],
+                marker="o", markersize=4, label=f"{block}, {criterion}",
+            )  # fmt: skip
+        axes.set_xlabel("blocks removed, %")
+        axes.set_title("times as fast as float32" if panel == "speed-up" else f"{panel}: {study.metrics[panel]}")
+        if panel == "speed-up":
+            axes.set_ylim(bottom=0)
+    figure.axes[0].legend(fontsize=8)
+    title = f"{study.machine}\n{study.setup}; the black line is float32" if timed else "the black line is float32"
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     _save(figure, path)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -149,6 +149,42 @@ def bench_kernels(
         from ..analysis.plots import plot_kernels
 
         plot_kernels(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console())
+
+
+def study_sparsity(
+    model: Annotated[str, typer.Argument(help="A file, a folder or a catalogue name.")],
+    folder: Annotated[str, typer.Option(help="Where the models and scores are kept, and found again.")],
+    block: Annotated[list[str] | None, typer.Option(help="4x4 by default; repeatable.")] = None,
+    sparsity: Annotated[list[float] | None, typer.Option(help="0.5 to 0.9 by default; repeatable.")] = None,
+    criterion: Annotated[list[str] | None, typer.Option(help="obs and magnitude by default; repeatable.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Guessed by default; repeatable.")] = None,
+    calibration: Annotated[str | None, typer.Option(help="Data, as optimize takes it.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Size of dimensions named batch.")] = 1,
+    seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
+    time: Annotated[bool, typer.Option("--time/--no-time", help="Time the models, too.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 5,
+    plot: _Plot = None,
+    json_: Json = False,
+) -> None:
+    """Show what a model loses and gains the more of it is pruned."""
+    from ..analysis import sparsity_study as study
+    from ..calibration import Calibration
+
+    chosen: dict[str, Any] = {"blocks": block, "sparsities": sparsity, "criteria": criterion, "tasks": task}
+    with progress_bar(json_) as progress:
+        result = study.study_sparsity(
+            model, folder, dims={"batch": batch, "sequence": seq} if time else None, rounds=rounds,
+            calibration=Calibration(calibration) if calibration else None, progress=progress,
+            **{key: value for key, value in chosen.items() if value},
+        )  # fmt: skip
+    if plot:
+        from ..analysis.plots import plot_study
+
+        plot_study(result, plot)
     if json_:
         print(result.to_json())
     else:

@@ -94,6 +94,10 @@ def optimize(
             rich_help_panel=_STATIC,
         ),
     ] = None,
+    compensate: Annotated[
+        bool | None,
+        typer.Option("--compensate/--no-compensate", help="Rounding of weights by the data.", rich_help_panel=_STATIC),
+    ] = None,
     correct_bias: Annotated[
         bool | None,
         typer.Option("--correct-bias/--no-correct-bias", help="Mean error of weights.", rich_help_panel=_STATIC),
@@ -141,7 +145,7 @@ def optimize(
     ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="uniform (default), or sensitivity: more where it harms less.", rich_help_panel=_SPARSE),
+        typer.Option(help="sensitivity (default): more where layers lose less; or uniform.", rich_help_panel=_SPARSE),
     ] = None,
     activations: Annotated[
         str | None, typer.Option(help="dynamic (default) or static, of int8.", rich_help_panel=_SPARSE)
@@ -161,6 +165,10 @@ def optimize(
     mask: Annotated[
         str | None, typer.Option(help=".npz of what to keep, as export-mask writes it.", rich_help_panel=_SPARSE)
     ] = None,
+    expect_m: Annotated[
+        int | None,
+        typer.Option(help="Rows of activations; layers faster dense with so many stay so.", rich_help_panel=_SPARSE),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -175,10 +183,10 @@ def optimize(
         "clean_up": clean_up, "include": include or None, "exclude": exclude or None, "range_method": range_method,
         "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
         "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
-        "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
+        "compensate": compensate, "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
         "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
         "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
-        "prune": prune, "mask": mask,
+        "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
     chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")

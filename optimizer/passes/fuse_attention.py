@@ -35,7 +35,7 @@ _SPLIT_AND_TURNED = (0, 2, 3, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class FoundAttention:
     """An attention, from its projections to the node whose output it takes over."""
 
     query: Projection
@@ -47,6 +47,7 @@ class _Found:
 
     @property
     def projections(self) -> tuple[Projection, Projection, Projection]:
+        """All three."""
         return self.query, self.key, self.value
 
 
@@ -82,7 +83,7 @@ class FuseAttention:
         self._masks: dict[tuple[ir.Value, int], ir.Value] = {}
         for node in [n for n in model.graph if n.op_type == "Softmax" and n.domain in _STANDARD]:
             found = self._find(node)
-            if isinstance(found, _Found):
+            if isinstance(found, FoundAttention):
                 self._fuse(found)
             elif found is not None:
                 self.left[node.name or ""] = found
@@ -91,7 +92,7 @@ class FuseAttention:
             common.RemoveUnusedNodesPass()(model)
         return bool(self.fused)
 
-    def _find(self, softmax: ir.Node) -> _Found | str | None:
+    def _find(self, softmax: ir.Node) -> FoundAttention | str | None:
         """The attention around a softmax, why there is none, or None where it is no attention at all."""
         product = reader(softmax.outputs[0])
         if product is None or product.op_type != "MatMul" or product.inputs[0] is not softmax.outputs[0]:
@@ -112,7 +113,7 @@ class FuseAttention:
             return "the scores are no product of two activations alone"
         return self._gather(dots, product, factor, mask)
 
-    def _gather(self, dots: ir.Node, product: ir.Node, factor: float, mask: PaddingMask | None) -> _Found | str:
+    def _gather(self, dots: ir.Node, product: ir.Node, factor: float, mask: PaddingMask | None) -> FoundAttention | str:
         parts = []
         for name, value, perm in (
             ("query", dots.inputs[0], _SPLIT),
@@ -138,29 +139,24 @@ class FuseAttention:
         last = merged_heads(product.outputs[0], heads, q.x)
         if isinstance(last, str):
             return last
-        return _Found(q, k, v, factor * q.factor * k.factor, mask, last)
+        return FoundAttention(q, k, v, factor * q.factor * k.factor, mask, last)
 
-    def _fuse(self, found: _Found) -> None:
+    def _fuse(self, found: FoundAttention) -> None:
         last, heads = found.last, found.query.heads
         scale = found.factor * math.sqrt(heads.width)
-        weight = add_initializer(self._graph, f"{_scope(found.query.product)}qkv_weight", _merged(found, scale))
+        weight = add_initializer(self._graph, f"{scope(found.query.product)}qkv_weight", _merged(found, scale))
         bias = [p.bias_array() * np.float32(c) for p, c in zip(found.projections, (scale, 1, 1), strict=True)]
-        b = add_array(self._graph, f"{_scope(found.query.product)}qkv_bias", np.concatenate(bias))
+        b = add_array(self._graph, f"{scope(found.query.product)}qkv_bias", np.concatenate(bias))
         inputs = [found.query.x, weight, b]
         if found.mask is not None:
             inputs.append(self._mask(found.mask))
         y = insert_before(
-            last,
-            "Attention",
-            inputs,
-            last.outputs[0],
-            domain=MICROSOFT,
-            suffix="",
+            last, "Attention", inputs, last.outputs[0], domain=MICROSOFT, suffix="",
             attributes={"num_heads": heads.count},
-        )
+        )  # fmt: skip
         node = y.producer()
         assert node is not None
-        node.name = f"{_scope(found.query.product)}Attention"
+        node.name = f"{scope(found.query.product)}Attention"
         if found.mask is not None:
             node.attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", found.mask.filter_value)
         replace(last, y)
@@ -233,7 +229,7 @@ def _is_one_for_all(mask: ir.Value, x: ir.Value) -> bool:
     return mask.shape is not None and mask.shape[0] == 1 and batch != 1
 
 
-def _merged(found: _Found, scale: float) -> ir.LazyTensor:
+def _merged(found: FoundAttention, scale: float) -> ir.LazyTensor:
     """[K, 3 heads * width], put together when it is read."""
     projections = found.projections
 
@@ -245,7 +241,7 @@ def _merged(found: _Found, scale: float) -> ir.LazyTensor:
     return ir.LazyTensor(evaluate, ir.DataType.FLOAT, ir.Shape([found.query.K, columns]), name="qkv_weight")
 
 
-def _scope(node: ir.Node) -> str:
+def scope(node: ir.Node) -> str:
     """Such as "/layer.0/attention/self/" of "/layer.0/attention/self/query/MatMul"."""
     parts = (node.name or "attention").split("/")
     return "/".join([*parts[:-2], ""]) if len(parts) > 2 else f"{node.name}_"

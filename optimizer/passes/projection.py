@@ -46,6 +46,7 @@ class Projection:
         bias: Constant of one axis, None where nothing is added.
         factor: What the result is multiplied by.
         heads: How it is split.
+        result: x W + b.
     """
 
     x: ir.Value
@@ -55,6 +56,7 @@ class Projection:
     bias: ir.TensorProtocol | None
     factor: float
     heads: Heads
+    result: ir.Value
 
     @property
     def K(self) -> int:
@@ -121,7 +123,7 @@ def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Project
     heads = _split_heads(split, x, columns, sources)
     if heads is None:
         return _UNREAD
-    return Projection(x, node, weight, transposed, bias, factor, heads)
+    return Projection(x, node, weight, transposed, bias, factor, heads, projected)
 
 
 def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:

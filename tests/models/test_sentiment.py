@@ -58,6 +58,29 @@ def test_fit_is_where_the_gradient_vanishes():
     assert abs((p - labels).sum()) < 1e-4
 
 
+def test_probe_fits_a_head_of_its_own(monkeypatch):
+    """On embeddings that are turned around, where the original's head is wrong about every sentence."""
+    monkeypatch.setattr(sentiment, "_TRAINED_ON", 60)
+    monkeypatch.setattr(sentiment, "_JUDGED_BY", 40)
+    rng = np.random.default_rng(0)
+    labels = rng.random(120) < 0.5
+    vectors = rng.normal(0, 0.1, (120, 4)).astype(np.float32)
+    vectors[:, 2] += np.where(labels, -1, 1)
+    monkeypatch.setattr(sentiment, "sentences", lambda: ([str(i) for i in range(120)], labels))
+    monkeypatch.setattr(sentiment.similarity, "Embedder", lambda _session, _model: Embedding(vectors, "none"))
+    score = sentiment.probe(None, Path("m.onnx"))
+    assert score.value == 1.0
+    assert score.details["sentences"] == 40
+
+
+class Embedding:
+    def __init__(self, vectors, name):
+        self.vectors, self.tokenizer_name = vectors, name
+
+    def __call__(self, texts):
+        return self.vectors[[int(text) for text in texts]]
+
+
 def test_only_encoders_of_this_width_fit():
     def session(width):
         return SimpleNamespace(

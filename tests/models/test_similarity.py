@@ -136,4 +136,5 @@ def test_ranks_share_the_mean_of_ties():
 
 
 def test_all_tasks_have_their_own_name():
-    assert list(TASKS) == ["lee", "wordsim353", "simlex999", "sentiment", "reading", "detection", "agreement", "speech"]
+    names = ["lee", "wordsim353", "simlex999", "sentiment", "probe", "reading", "detection", "agreement", "speech"]
+    assert list(TASKS) == names

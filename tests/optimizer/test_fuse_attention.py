@@ -11,6 +11,7 @@ import pytest
 from encoders import HIDDEN, Encoder
 from onnxpress.optimizer.passes import CleanUp
 from onnxpress.optimizer.passes.fuse_attention import FuseAttention
+from onnxpress.optimizer.passes.fuse_heads import FuseHeads
 from onnxpress.optimizer.passes.separate_layer_norm import SeparateLayerNorm
 from sessions import options
 
@@ -31,25 +32,33 @@ def fused(encoder):
     return fuse
 
 
+def fused_heads(encoder):
+    CleanUp()(encoder.model)
+    fuse = FuseHeads()
+    fuse(encoder.model)
+    return fuse
+
+
 def operators(model):
     return [node.op_type for node in model.graph]
 
 
 @pytest.mark.parametrize("mask", ["added", "lowest", "where", "none"])
 @pytest.mark.parametrize("scale", ["div", "mul", "query", "both"])
-def test_means_the_same(mask, scale):
+@pytest.mark.parametrize(("make", "products_left"), [(fused, 1), (fused_heads, 4)])
+def test_means_the_same(mask, scale, make, products_left):
     shapes, key = ("computed", "twice") if scale in ("query", "mul") else ("constant", "once")
     encoder = Encoder(mask, scale, shapes, key)
     names = [value.name for value in encoder.model.graph.inputs]
     batches = [encoders.feeds(names, seed) for seed in range(2)]
     before = [run(encoder.model, feeds) for feeds in batches]
-    fuse = fused(encoder)
+    fuse = make(encoder)
     assert not fuse.left
     ((node, products),) = fuse.fused.items()
     assert [product.name for product in products] == ["query/MatMul", "key/MatMul", "value/MatMul"]
     assert node.domain == "com.microsoft"
     found = operators(encoder.model)
-    assert found.count("MatMul") == 1
+    assert found.count("MatMul") == products_left
     assert not {"Softmax", "Transpose", "Reshape"} & set(found)
     for level in LEVELS:
         for feeds, want in zip(batches, before, strict=True):

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import pytest
 from graphs import Builder, weight
 from onnxpress.optimizer import OnnxpressError, Recipe, UsageError, optimize
-from onnxpress.optimizer.masks import export_mask, sparsity_of
+from onnxpress.optimizer.masks import export_mask
+from onnxpress.optimizer.passes.block_weights import sparsity_of
 
 MAIN = "from onnxpress.optimizer import cli; cli.main()"
 
@@ -44,7 +45,7 @@ def arrays(path):
 
 def test_a_pattern_goes_to_a_trainer_and_back(path, tmp_path):
     """Two models from the same masks, one of them with weights that a trainer changed since, have the same pattern."""
-    optimize(path, Recipe(scheme="sparse", sparsity=0.7, dtype="float32"), tmp_path / "sparse.onnx")
+    optimize(path, Recipe(scheme="sparse", sparsity=0.7, dtype="float32", block="4x1"), tmp_path / "sparse.onnx")
     done = call("export-mask", tmp_path / "sparse.onnx", "-o", tmp_path / "masks.npz")
     assert done.returncode == 0, done.stderr
     assert "2 masks" in done.stdout
@@ -58,8 +59,8 @@ def test_a_pattern_goes_to_a_trainer_and_back(path, tmp_path):
             np.where(mask, 2 * value.const_value.numpy() + 1, 5).astype(np.float32), name=name
         )
     ir.save(trained, tmp_path / "trained.onnx")
-    done = call("optimize", tmp_path / "trained.onnx", "--scheme", "sparse", "--dtype", "float32", "--mask",
-                tmp_path / "masks.npz", "-o", tmp_path / "back.onnx")  # fmt: skip
+    done = call("optimize", tmp_path / "trained.onnx", "--scheme", "sparse", "--dtype", "float32", "--block", "4x1",
+                "--mask", tmp_path / "masks.npz", "-o", tmp_path / "back.onnx")  # fmt: skip
     assert done.returncode == 0, done.stderr
     export_mask(tmp_path / "back.onnx", tmp_path / "again.npz")
     again = arrays(tmp_path / "again.npz")

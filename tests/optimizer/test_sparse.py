@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 from graphs import Builder, weight
 from onnxpress.custom_ops import reference
-from onnxpress.optimizer import OnnxpressError, Recipe, UsageError, optimize
+from onnxpress.optimizer import OnnxpressError, Recipe, UsageError, optimize, sparse
+from onnxpress.optimizer.analysis.sparse_cost import SparseCost
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.calibration.calibrate import calibrate
 from onnxpress.optimizer.recipe import Override
@@ -271,18 +272,63 @@ def test_layers_share_a_budget_by_what_they_lose():
     assert shares["sensitivity"]["peaked"] > 0.7 > 0.3 > shares["sensitivity"]["dense"]
 
 
-def test_overrides_by_layer():
+def three_layers():
     b = Builder()
     y = b.input("x", ["m", 64])
     for index in range(3):
         y = b.op("MatMul", y, b.constant(f"W{index}", weight(64, 64, index)), name=f"layer{index}")
     b.output(y, ["m", 64])
-    model = b.model()
+    return b.model()
+
+
+def test_overrides_by_layer():
     report = converted(
-        model, sparsity=0.75, overrides=(Override(match="layer1", sparsity=0.5), Override("layer2", keep_float=True))
+        three_layers(),
+        sparsity=0.75,
+        overrides=(Override(match="layer1", sparsity=0.5), Override("layer2", keep_float=True)),
     )
     assert {layer["node"]: layer["sparsity"] for layer in report.details["layers"]} == {"layer0": 0.75, "layer1": 0.5}
     assert list(report.left) == ["MatMul: kept in float by an override of the recipe"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_layers_that_are_faster_dense_stay_whole(dtype, monkeypatch):
+    """The first is fastest sparse, the second as dense int8 where there is that, the third as float32."""
+    whole = dtype == "float32"
+    costs = [SparseCost(1, 9, None if whole else 2), SparseCost(3, 2 if whole else 9, None if whole else 2),
+             SparseCost(3, 1, None if whole else 2)]  # fmt: skip
+    seen = []
+
+    def measure(found, block, rows):
+        seen.append((found.dtype, found.shape, round(1 - (found != 0).mean(), 2), str(block), rows))
+        return costs[len(seen) - 1]
+
+    monkeypatch.setattr(sparse, "measure", measure)
+    model = three_layers()
+    report = converted(model, sparsity=0.75, dtype=dtype, allocation="uniform", expect_m=7)
+    assert seen == [(np.dtype(dtype), (64, 64), 0.75, "4x4", 7)] * 3
+    assert list(sparse_nodes(model)) == ["layer0"]
+    second = "float32" if whole else "int8"
+    assert list(report.left) == [
+        f"MatMul: dense {second} is as fast with 7 rows: 2000000 us against 3000000",
+        "MatMul: dense float32 is as fast with 7 rows: 1000000 us against 3000000",
+    ]
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("MatMulInteger") == (0 if whole else 1)
+    assert kinds.count("MatMul") == (2 if whole else 1)
+    x = batch(columns=64)
+    want = expected(sparse_nodes(model)["layer0"], x) @ weight(64, 64, 1) @ weight(64, 64, 2)
+    got = run(model, {"x": x})[0]
+    assert np.square(got - want).sum() < 1e-3 * np.square(want).sum()
+
+
+def test_expected_rows_are_measured():
+    """Large enough a product of so few blocks is faster than a dense one on any machine."""
+    b = Builder()
+    b.output(b.op("MatMul", b.input("x", ["m", 1024]), b.constant("W", weight(1024, 1024)), name="large"), ["m", 1024])
+    model = b.model()
+    converted(model, sparsity=0.99, expect_m=32)
+    assert list(sparse_nodes(model)) == ["large"]
 
 
 def pruned(block=(4, 4), share=0.7, shape=(K, N), seed=0):
@@ -386,6 +432,8 @@ def test_left_with_the_reason(make, values, reason):
         ({"criterion": "abs"}, "criterion is 'abs'; did you mean"),
         ({"allocation": "even"}, "must be one of uniform, sensitivity"),
         ({"activations": "none"}, "must be one of dynamic, static"),
+        ({"expect_m": 0}, "expect_m is 0, must be a whole number from 1"),
+        ({"expect_m": 1.5}, "expect_m is 1.5"),
         ({"prune": 1}, "prune is 1, must be true or false"),
         ({"range_method": "x"}, "range_method"),
     ],

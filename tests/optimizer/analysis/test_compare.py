@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -13,6 +14,7 @@ from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare, measure
 from onnxpress.optimizer.analysis.plots import plot_comparison
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from rich.console import Console
 
 
 def chain(tmp_path, name, noise=0.0, external=False):
@@ -125,3 +127,17 @@ def test_models_of_different_inputs(tmp_path):
 def test_plot_is_a_png(tmp_path):
     plot_comparison(compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", 0.1)), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sparsity_of_each_layer(tmp_path):
+    model = tmp_path / "model.onnx"
+    ir.save(graphs.matmul_model(128, 64, bias=True), model)
+    optimize(model, Recipe(scheme="sparse", sparsity=0.75), tmp_path / "sparse.onnx")
+    result = compare(model, tmp_path / "sparse.onnx")
+    assert {tensor.op_type: tensor.sparsity for tensor in result.tensors} == {"BlockSparseMatMul": 0.75}
+    dense = compare(model, model)
+    assert {tensor.sparsity for tensor in dense.tensors if tensor.op_type == "MatMul"} == {0.0}
+    for comparison, shown in ((dense, False), (result, True)):
+        console = Console(width=160, file=io.StringIO())
+        comparison.print(console)
+        assert ("zeros" in console.file.getvalue()) == ("75.0 %" in console.file.getvalue()) == shown

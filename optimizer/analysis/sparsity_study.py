@@ -1,0 +1,180 @@
+"""How far a model can be pruned: accuracy and speed by sparsity, for some blocks and criteria.
+
+Models and scores are kept in a folder, so that a study that was interrupted, or is asked for more, goes on where it
+was. Only times are taken anew, all in one run beside the float model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..calibration import Calibration
+from ..errors import OnnxpressError, UsageError
+from ..outcome import Progress
+from ..pipeline import optimize
+from ..recipe import Recipe
+from .bench import bench
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SCORES = "scores.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One model of a study.
+
+    Attributes:
+        model: Its file; the name of the float model for that.
+        block: Such as "4x4"; empty for the float model.
+        criterion: By which blocks were chosen.
+        sparsity: Share of blocks removed.
+        scores: By task.
+        milliseconds: Median of a run; 0 where it was not timed.
+        ratio: The float model's over it.
+    """
+
+    model: str
+    block: str
+    criterion: str
+    sparsity: float
+    scores: Mapping[str, float]
+    milliseconds: float = 0.0
+    ratio: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What a study found.
+
+    Attributes:
+        points: The float model first.
+        metrics: Of each task.
+        machine: Where it was timed; empty where it was not.
+        setup: How.
+    """
+
+    points: list[Point]
+    metrics: Mapping[str, str]
+    machine: str
+    setup: str
+
+    def to_json(self) -> str:
+        """Everything as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title="\n".join(filter(None, (self.machine, self.setup))), title_justify="left", box=None)
+        for column in ("block", "criterion", "sparsity"):
+            table.add_column(column)
+        for column in (*self.metrics, "ms", "speed-up"):
+            table.add_column(column, justify="right")
+        for point in self.points:
+            table.add_row(
+                point.block or "float32", point.criterion, f"{100 * point.sparsity:g} %" if point.block else "",
+                *(f"{point.scores[task]:.4f}" for task in self.metrics),
+                *((f"{point.milliseconds:.2f}", f"{point.ratio:.2f}x") if point.milliseconds else ("", "")),
+            )  # fmt: skip
+        console.print(table)
+
+
+def study_sparsity(
+    model: str,
+    folder: str | Path,
+    *,
+    blocks: Sequence[str] = ("4x4",),
+    sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
+    criteria: Sequence[str] = ("obs", "magnitude"),
+    tasks: Sequence[str] = (),
+    dims: Mapping[str, int] | None = None,
+    rounds: int = 5,
+    calibration: Calibration | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Study:
+    """Prune a model in many ways, and judge and time all of them.
+
+    Args:
+        model: A file, a folder or a name of the catalogue.
+        folder: Where models and scores are kept.
+        blocks: Blocks to try.
+        sparsities: Sparsities to try.
+        criteria: Criteria to try; "magnitude" reads no data.
+        tasks: Names of tasks; the first that fits the model by default.
+        dims: Sizes of symbolic dimensions to time with; None takes no times.
+        rounds: Turns of each model.
+        calibration: Data for the other criteria.
+        progress: Told how the work goes on.
+
+    Raises:
+        UsageError: A setting is wrong, or the folder cannot be made.
+        OnnxpressError: A model cannot be converted, judged or run.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    wanted = [
+        Recipe.from_mapping({"scheme": "sparse", "block": block, "criterion": criterion, "sparsity": sparsity})
+        for criterion in criteria for block in blocks for sparsity in sparsities
+    ]  # fmt: skip
+    judge = _Judge(place / _SCORES, tasks)
+    points = [Point(model, "", "", 0.0, judge(model))]
+    for done, recipe in enumerate(wanted):
+        progress("models", done, len(wanted))
+        target = place / f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * recipe.sparsity:g}.onnx"
+        if not target.exists():
+            given = None if recipe.criterion == "magnitude" else calibration
+            optimize(model, recipe, target, calibration=given)
+        scores = judge(str(target))
+        points.append(Point(str(target), recipe.block or "", recipe.criterion or "", recipe.sparsity, scores))
+    progress("models", len(wanted), len(wanted))
+    if dims is None:
+        return Study(points, judge.metrics, "", "")
+    timed = bench([point.model for point in points], dims=dims, rounds=rounds, progress=progress)
+    points = [
+        dataclasses.replace(point, milliseconds=1e3 * timing.median, ratio=timing.ratio)
+        for point, timing in zip(points, timed.timings, strict=True)
+    ]
+    return Study(points, judge.metrics, timed.machine, timed.setup)
+
+
+class _Judge:
+    """Scores of models by task, kept in a file.
+
+    Attributes:
+        metrics: Of the tasks that were judged by.
+    """
+
+    def __init__(self, path: Path, tasks: Sequence[str]) -> None:
+        self._path, self._tasks = path, tasks
+        self.metrics: dict[str, str] = {}
+        try:
+            known = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            self._known = {key: (str(task), str(metric), float(value)) for key, (task, metric, value) in known.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise OnnxpressError(f"{path}: not the scores of a study; remove it: {error}") from error
+
+    def __call__(self, model: str) -> dict[str, float]:
+        """Scores of a model by all tasks."""
+        return dict(self._score(model, task) for task in self._tasks or (None,))
+
+    def _score(self, model: str, task: str | None) -> tuple[str, float]:
+        from onnxpress.models.evaluate import evaluate
+
+        key = f"{Path(model).name} {task or ''}"
+        if key not in self._known:
+            result = evaluate(model, task)
+            self._known[key] = result.task, result.metric, result.value
+            self._path.write_text(json.dumps(self._known, indent=1), "utf-8")
+        name, metric, value = self._known[key]
+        self.metrics[name] = metric
+        return name, value
