@@ -19,7 +19,7 @@ _READ = {
     | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "equalize", "smooth", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+       "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
     "sparse": _ALWAYS
     | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
@@ -108,8 +108,11 @@ class Recipe:
         equalize: Even out the channels of neighbouring layers first.
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
             Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
+        compensate: Round inputs of a weight one after the other, the next making up for the last; None where there is
+            data.
         correct_bias: Take the mean error of rounding out of the biases.
-        restore_moments: Give each channel of a Conv its mean and deviation back; None where there is data.
+        restore_moments: Give each channel of a Conv its mean and deviation on the data back; None where there is data
+            and, if a metric is given, the model is better for it.
         max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
         only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
@@ -150,6 +153,7 @@ class Recipe:
     reduce_range: bool | None = None
     equalize: bool = False
     smooth: bool | None = None
+    compensate: bool | None = None
     correct_bias: bool = True
     restore_moments: bool | None = None
     max_drop: float | None = None

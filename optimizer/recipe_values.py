@@ -41,6 +41,7 @@ _TYPES: dict[str, type] = {
     "equalize": bool,
     "smooth": bool,
     "correct_bias": bool,
+    "compensate": bool,
     "restore_moments": bool,
     "only_if_faster": bool,
     "fuse": bool,

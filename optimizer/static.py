@@ -9,7 +9,7 @@ Everything that is tried is built from the same float graph, which is changed in
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,7 @@ from .analysis.metrics import Metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
+from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError, UsageError
 from .faster import prove_faster, slower_layers
@@ -35,6 +36,7 @@ from .passes.smooth_matmul import SmoothMatMul, smoothable
 from .preparation import prepare
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
+from .quantization.compensated import compensate
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
@@ -42,7 +44,9 @@ from .report import WeightReport
 _MEASURED = 16  # batches on which models are compared and moments restored
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
-_SKIPPED = {"smooth": "smoothing", "restore_moments": "restoring of moments"}
+_SKIPPED = {
+    "smooth": "smoothing", "compensate": "compensated rounding", "restore_moments": "restoring of moments",
+}  # fmt: skip
 """What is done by default, but not without data."""
 _HISTOGRAMS = ("percentile", "entropy", "mse")
 
@@ -54,12 +58,12 @@ class Calibrated:
     Attributes:
         model: After `prepare`, and after scales were moved between its channels.
         statistics: Of each tensor that may be rounded.
-        feeds: Some of the calibration data, to measure with; empty where only statistics were given.
+        data: The calibration data; empty where only statistics were given.
     """
 
     model: ir.Model
     statistics: Statistics
-    feeds: list[Any]
+    data: Iterable[Any] = ()
 
 
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
@@ -85,7 +89,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that."""
     if isinstance(data, Statistics):
         data.check(model)
-        return Calibrated(model, data, [])
+        return Calibrated(model, data)
     statistics = collect(model, data, wanted(model, recipe), progress=progress)
     moved = False
     if recipe.equalize:
@@ -95,7 +99,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     if moved:
         again = {name: dataclasses.replace(what, gram=False) for name, what in wanted(model, recipe).items()}
         statistics = collect(model, data, again, progress=progress)
-    return Calibrated(model, statistics, list(islice(data, _MEASURED)))
+    return Calibrated(model, statistics, data)
 
 
 def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> Outcome:
@@ -127,8 +131,10 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
         search = _search(builder, kept, metric, recipe.max_drop, progress)
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
+    restore = _restores(builder, kept, metric)
     plan = builder.place(model, kept)
-    builder.restore(model)
+    if restore:
+        builder.restore(model)
     return _outcome(builder, model, plan, metric, search, seconds)
 
 
@@ -145,11 +151,13 @@ class Builder:
     """INT8 models of one float model."""
 
     def __init__(self, calibrated: Calibrated, recipe: Recipe) -> None:
-        self.model, self.feeds, self.recipe = calibrated.model.clone(), calibrated.feeds, recipe
+        self.model, self.recipe = calibrated.model.clone(), recipe
+        self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics = calibrated.statistics
         self._unusable = {
             name: reason for name, tensor in self._statistics.items() if (reason := unusable(tensor)) is not None
         }
+        self._covariances = _covariances(self.model, calibrated.data, recipe) if self.feeds else None
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._ranges: dict[str, Range] = {}
         self._moments: Statistics | None = None
@@ -190,16 +198,14 @@ class Builder:
         model = self.model.clone()
         return model, _products(self.place(model, kept))
 
-    def build(self, kept: Mapping[str, str]) -> ir.Model:
-        """The same with all corrections."""
+    def restored(self, kept: Mapping[str, str]) -> ir.Model:
+        """The same with moments restored."""
         model, _ = self.unrestored(kept)
         self.restore(model)
         return model
 
     def restore(self, model: ir.Model) -> None:
-        """Give channels their moments back, if that is asked for."""
-        if self.recipe.restore_moments is False or not self.feeds:
-            return
+        """Give channels of an INT8 model their moments back."""
         wanted = Wanted(histogram=False, channel_axis=1)
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
         if self._moments is None:
@@ -216,17 +222,21 @@ class Builder:
             )  # fmt: skip
         return self._ranges[name]
 
-    def _round(self, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedTensor:
+    def _round(self, node: ir.Node, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedTensor:
         """A weight's codes; the search for its scales is not repeated while its bias asks for the same."""
         channels = axis if self.recipe.per_channel else None
         if channels is None and least is not None:
             least = least.max(initial=0)
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
-            self._rounded[key] = quantize_weight(
+            rounded = quantize_weight(
                 weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
                 least_scale=least,
             )  # fmt: skip
+            covariance = self._covariances.get(node.name or "") if self._covariances is not None else None
+            if covariance is not None:
+                rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+            self._rounded[key] = rounded
         self.weights[name] = self._rounded[key]
         return self._rounded[key]
 
@@ -242,6 +252,14 @@ class Builder:
         decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
         groups = node.attributes.get_int("group", 1)
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
+
+
+def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe) -> Covariances | None:
+    if recipe.compensate is False:
+        return None
+    operators = plan_int8(model, recipe).operators.values()
+    nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
+    return Covariances(model, nodes, data, centred=recipe.correct_bias)
 
 
 def _observed(node: ir.Node) -> str:
@@ -273,9 +291,22 @@ def _search(
     """The fewest products in float with which the metric is within the bound."""
     nodes = _products(builder.plan(builder.model.clone(), kept))
     return search_mixed_precision(
-        lambda chosen: builder.build({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept}), metric, nodes,
+        lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
         reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
     )  # fmt: skip
+
+
+def _restores(builder: Builder, kept: Mapping[str, str], metric: Metric | None) -> bool:
+    """Whether channels get their moments back.
+
+    They are those of the calibration data, so on other data that can harm, too: a metric that was given decides.
+    """
+    asked = builder.recipe.restore_moments
+    if asked is not None or not builder.feeds:
+        return bool(asked)
+    if metric is None or builder.recipe.metric is None:
+        return True
+    return metric(builder.restored(kept)) > metric(builder.unrestored(kept)[0])
 
 
 def _outcome(
@@ -287,7 +318,7 @@ def _outcome(
     rows = [("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items()))]
     warnings = []
     if metric is not None:
-        value = metric(model) if search is None else search.best
+        value = metric(model)
         details["metric"] = {"name": metric.name, "float32": metric.reference, "int8": value}
         rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
     if seconds is not None:
@@ -295,7 +326,8 @@ def _outcome(
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
     if not builder.feeds:
         skipped = [what for name, what in _SKIPPED.items() if getattr(builder.recipe, name) is None]
-        rows += [("skipped", f"{' and '.join(skipped)}, for which there must be data")] if skipped else []
+        listed = " and ".join(filter(None, (", ".join(skipped[:-1]), *skipped[-1:])))
+        rows += [("skipped", f"{listed}, for which there must be data")] if skipped else []
     if search is not None:
         details["mixed_precision"] = dataclasses.asdict(search)
         rows.append(("tried", f"{len(search.trials)} mixtures, {len(search.kept)} products stay in float"))

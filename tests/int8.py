@@ -44,7 +44,7 @@ def converted(model: ir.Model, feeds: dict[str, np.ndarray], recipe: Recipe = ST
     plan = plan_int8(changed, recipe)
     place = PlaceQdq(
         observed(model, plan, feeds),
-        lambda _name, w, axis, least: quantize_weight(w, axis, least_scale=least),
+        lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least),
         **settings,
     )
     place(changed, plan)

@@ -94,8 +94,11 @@ void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernel
                    const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
   const std::int64_t step = kRowsOfTile * rows.together;
-  for_each_row(ceil_div(p.M, kRowsOfTile), kRowsOfTile * w.padded_k, parallel,
-               [&](std::int64_t tile) { kernels.load_tile(p, rows, tile * kRowsOfTile); });
+  for_each_row(ceil_div(p.M, kRowsOfTile), kRowsOfTile * w.padded_k, parallel, [&](std::int64_t tile) {
+    static thread_local Room room;
+    std::uint8_t* memory = room.of(static_cast<std::size_t>(kRowsOfTile * (rows.row_bytes + kLine)));
+    kernels.load_tile(p, rows, tile * kRowsOfTile, memory);
+  });
 
   // Pieces and their parts begin where a block row and a tile of outputs do.
   const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;

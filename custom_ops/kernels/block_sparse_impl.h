@@ -133,8 +133,8 @@ CodeFormat format_of_row(const BlockSparseProblem& p, const SparseRows& rows, st
   const bool is_finite = peak - peak == 0;
   const float scale = is_finite ? peak / 127.0f : peak - peak;  // NaN
   rows.scales[row] = scale;
-  const float divisor = scale >= kLeastScale ? scale : 1.0f;
-  return {divisor, 1.0f / divisor, rows.zero_point, 0};
+  if (!(scale >= kLeastScale)) return {1.0f, 0.0f, rows.zero_point, 0};
+  return {scale, 1.0f / scale, rows.zero_point, 0};
 }
 
 // Sixteen words of a row from one on; zeros behind the end.
@@ -144,6 +144,8 @@ void load_words(const BlockSparseProblem& p, const CodeFormat& format, std::int6
   const std::int64_t K = p.weight->K;
   if (p.weight->is_float) {
     S::store(line, S::load(p.floats + row * K + word, K - word));
+  } else if (p.floats != nullptr && !p.is_static && 4 * word + kLine <= K) {
+    S::round_line(p.floats + row * K + 4 * word, format, line);
   } else if (p.floats != nullptr) {
     load_line<S>(p.floats + row * K + 4 * word, K - 4 * word, format, line);
   } else {
@@ -152,29 +154,35 @@ void load_words(const BlockSparseProblem& p, const CodeFormat& format, std::int6
 }
 
 template <class S>
-void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
-  const CodeFormat format = format_of_row<S>(p, rows, row);
-  std::uint8_t* to = rows.words + row * rows.row_bytes;
+void load_all_words(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row, std::uint8_t* to) {
+  const CodeFormat format = p.weight->is_float ? CodeFormat{} : format_of_row<S>(p, rows, row);
   for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) load_words<S>(p, format, row, word, to + 4 * word);
 }
 
 template <class S>
-void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row) {
-  alignas(64) std::uint8_t lines[16][kLine] = {};
-  CodeFormat formats[16];
+void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
+  load_all_words<S>(p, rows, row, rows.words + row * rows.row_bytes);
+}
+
+template <class S>
+void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::uint8_t* room) {
   const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
-  for (std::int64_t r = 0; r < count && !p.weight->is_float; ++r) formats[r] = format_of_row<S>(p, rows, first_row + r);
   const std::int64_t tile = first_row / 16, step = kLine * rows.together;
   std::uint8_t* to =
-      rows.words + tile / rows.together * rows.together * 16 * rows.row_bytes + tile % rows.together * 64;
-  const bool is_ready = p.codes != nullptr && count == 16;
-  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
-    if (is_ready && 4 * word + kLine <= p.weight->K) {
-      S::transpose(p.codes + first_row * p.weight->K + 4 * word, p.weight->K, to + word * step, step);
-      continue;
+      rows.words + tile / rows.together * rows.together * 16 * rows.row_bytes + tile % rows.together * kLine;
+  const std::int64_t K = p.weight->K;
+  if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
+    for (std::int64_t r = 0; r < 16; ++r) rows.scales[first_row + r] = p.input.scale;
+    for (std::int64_t word = 0; 4 * word < K; word += 16) {
+      S::transpose(p.codes + first_row * K + 4 * word, K, to + word * step, step);
     }
-    for (std::int64_t r = 0; r < count; ++r) load_words<S>(p, formats[r], first_row + r, word, lines[r]);
-    S::transpose(lines[0], kLine, to + word * step, step);
+    return;
+  }
+  const std::int64_t room_step = rows.row_bytes + kLine;  // rows whose distance is a power of two share few sets
+  for (std::int64_t r = 0; r < count; ++r) load_all_words<S>(p, rows, first_row + r, room + r * room_step);
+  if (count < 16) memset(room + count * room_step, 0, static_cast<std::size_t>((16 - count) * room_step));
+  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
+    S::transpose(room + 4 * word, room_step, to + word * step, step);
   }
 }
 
@@ -189,7 +197,8 @@ struct SomeGroups {
 
 // `Width` outputs for 16 * Together rows. Four words of the weights at once: those of one group, of two or of four.
 template <class P, int Width, int Together, class Start>
-void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start, std::uint8_t* sums) {
+__attribute__((noinline)) void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start,
+                                              std::uint8_t* sums) {
   constexpr int kGroups = 4 / Width;
   // Sums of their own for groups that follow each other, until there are four: that hides the latency.
   constexpr int kSets = Width * Together < 4 ? 4 / (Width * Together) : 1;

@@ -35,7 +35,8 @@ struct BlockSparseKernels {
   const char* isa;
   std::int64_t most_together;
   std::int64_t few;  // the most rows that are few
-  void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row);
+  // With room for 16 rows and as many lines.
+  void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row, std::uint8_t* room);
   void (*load_row)(const BlockSparseProblem&, const SparseRows&, std::int64_t row);
   void (*multiply)(const BlockSparseProblem&, const SparseRows&, const SparsePiece&);
   void (*multiply_few)(const BlockSparseProblem&, const SparseRows&, std::int64_t tile, std::int64_t end);

@@ -101,6 +101,10 @@ struct SparseAvx2 : Int8Avx2 {
   }
   static F32 as_floats(I32 words) { return {_mm256_castsi256_ps(words.low), _mm256_castsi256_ps(words.high)}; }
 
+  static void round_line(const float* p, const CodeFormat& format, std::uint8_t* line) {
+    for (int i = 0; i < 64; i += 16) store_codes(line + i, load(p + i), format, 16);
+  }
+
   static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
     alignas(64) std::uint8_t line[64];
     expand(words, mask, line);

@@ -83,6 +83,26 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
   }
   static F32 as_floats(I32 words) { return _mm512_castsi512_ps(words); }
 
+  static void round_line(const float* p, const CodeFormat& format, std::uint8_t* line) {
+    F32 quotients[4];
+    F32 distance = _mm512_setzero_ps();
+    unroll<4>(ONNXPRESS_EACH(i) {
+      constexpr int kNearest = 0, kGreaterMagnitude = 0xb;
+      quotients[i.value] = mul(load(p + 16 * i.value), set1(format.inverse));
+      distance = _mm512_range_ps(distance, _mm512_reduce_ps(quotients[i.value], kNearest), kGreaterMagnitude);
+    });
+    if (_mm512_cmp_ps_mask(distance, set1(kSurelyRounded), _CMP_NLT_UQ) != 0) {
+      unroll<4>(ONNXPRESS_EACH(i) { quotients[i.value] = div(load(p + 16 * i.value), set1(format.scale)); });
+    }
+    const auto ints = [&](int i) { return _mm512_cvtps_epi32(quotients[i]); };
+    const __m512i codes =
+        _mm512_packs_epi16(_mm512_packs_epi32(ints(0), ints(1)), _mm512_packs_epi32(ints(2), ints(3)));
+    // Packing works within 128-bit quarters, from each of which four words follow each other.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i in_order = _mm512_permutexvar_epi32(order, codes);
+    _mm512_store_si512(line, _mm512_xor_si512(in_order, _mm512_set1_epi8(-128)));
+  }
+
   static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
     return _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(mask), words);
   }

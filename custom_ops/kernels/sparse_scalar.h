@@ -85,6 +85,10 @@ struct SparseScalar : Int8Scalar {
     std::memcpy(r.v, words.v, sizeof r.v);
     return r;
   }
+  // 64 numbers of at most 127 scales, as codes with the zero point 128.
+  static void round_line(const float* p, const CodeFormat& format, std::uint8_t* line) {
+    for (int i = 0; i < 64; i += 16) store_codes(line + i, load(p + i), format, 16);
+  }
   // The next words of `words` in the lanes of the mask, zeros elsewhere. 64 bytes may be read.
   static void expand(const std::uint8_t* words, unsigned mask, std::uint8_t* line) {
     for (int i = 0; i < 16; ++i) {

@@ -83,7 +83,10 @@ struct Op : ort::CustomOp {
 
 const Types& types_of(const ort::CustomOp* op) { return static_cast<const Op*>(op)->types; }
 
+// An op with a float32 output has a y_scale of a type that no valid node has: ONNX Runtime takes the type of an output
+// from the first op whose inputs fit.
 ort::ElementType input_type(const ort::CustomOp* op, std::size_t index) {
+  if (index == kBlockYScale && types_of(op).y == ort::kFloat) return ort::kInt64;
   switch (index) {
     case kBlockA:
       return types_of(op).a;

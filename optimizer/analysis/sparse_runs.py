@@ -7,8 +7,11 @@ its allocation. Other libraries are imported where they are used, and left out w
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,11 +76,14 @@ def scipy_blocks(weight: Int8, block: Block, A: Float32) -> Run:
 
 def mkl_blocks(weight: Int8, block: Block, A: Float32, threads: int | None) -> Run:
     """BSR of MKL's sparse BLAS in float32; CSR where blocks are not square, which MKL has no BSR for."""
+    installed = sorted(Path(sys.prefix, "lib").glob("libmkl_rt.so*"))
+    if installed:  # of the package mkl, where sparse_dot_mkl does not look for newer versions
+        os.environ.setdefault("MKL_RT", str(installed[-1]))
     import sparse_dot_mkl
     from scipy.sparse import bsr_matrix, csr_matrix
 
     if threads is not None:
-        sparse_dot_mkl.set_num_threads(threads)
+        sparse_dot_mkl.mkl_set_num_threads(threads)
     dense = weight.T.astype(np.float32)
     square = block.k == block.n
     turned = bsr_matrix(dense, blocksize=(block.n, block.k)) if square else csr_matrix(dense)
@@ -96,7 +102,7 @@ def peers(weight: Int8, block: Block, A: Float32, threads: int | None) -> dict[s
         "MKL": lambda: [mkl_blocks(weight, block, A, threads)] if fits else [],
     }
     for name, make in candidates.items():
-        with contextlib.suppress(ImportError, OSError, RuntimeError):
+        with contextlib.suppress(ImportError, OSError, RuntimeError, ValueError):
             runs = make()
             for run in runs:
                 run()

@@ -94,6 +94,10 @@ def optimize(
             rich_help_panel=_STATIC,
         ),
     ] = None,
+    compensate: Annotated[
+        bool | None,
+        typer.Option("--compensate/--no-compensate", help="Rounding of weights by the data.", rich_help_panel=_STATIC),
+    ] = None,
     correct_bias: Annotated[
         bool | None,
         typer.Option("--correct-bias/--no-correct-bias", help="Mean error of weights.", rich_help_panel=_STATIC),
@@ -179,7 +183,7 @@ def optimize(
         "clean_up": clean_up, "include": include or None, "exclude": exclude or None, "range_method": range_method,
         "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
         "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
-        "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
+        "compensate": compensate, "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
         "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
         "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
         "prune": prune, "mask": mask, "expect_m": expect_m,

@@ -34,8 +34,8 @@ from .sharing import insert_behind
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]
-RoundWeight = Callable[[str, Floats, int, "Floats | None"], QuantizedTensor]
-"""(name, weight, axis of its output channels, least scales that its bias allows) -> codes of int8."""
+RoundWeight = Callable[[ir.Node, str, Floats, int, "Floats | None"], QuantizedTensor]
+"""(node, name, weight, axis of its output channels, least scales that its bias allows) -> codes of int8."""
 BiasShift = Callable[[ir.Node, Floats, QuantizedTensor], "Floats | None"]
 """(node, weight as a Conv or a matrix [K, N], its rounded form) -> what to add to the bias, one number a channel."""
 
@@ -203,7 +203,7 @@ class PlaceQdq:
         axis = 0 if operator.role is Role.CONV else 1
         bias = None if operator.role is Role.MATMUL else self._bias(operator, array.shape[axis])
         least = None if bias is None else least_weight_scale(bias, x.scale)
-        rounded = self._round_weight(name, array, axis, least)
+        rounded = self._round_weight(node, name, array, axis, least)
         parameters = AffineParameters(rounded.scale, rounded.zero_point)
         self._replace_constant(node, operator.constant, name, rounded.codes, parameters, axis)
         shift = self._shift(node, array, rounded)

@@ -64,7 +64,7 @@ RESULTS = ["c1_out", "c2_out", "c3_out", "g_out"]
 FEEDS = {"x": np.random.default_rng(9).normal(1, 1, (16, 3, 12, 12)).astype(np.float32)}
 
 
-def coarse(name, weight, axis, least):
+def coarse(_node, _name, weight, axis, least):
     """Four bits, so that moments move a lot."""
     return quantize_weight(np.asarray(weight).round(1), axis, reduce_range=True, least_scale=least)
 
@@ -75,7 +75,7 @@ def rounded(model, per_channel=True):
     names = [value.name for value in plan.tensors()]
     inner = values(model, [name for name in names if name != "x"], FEEDS) | FEEDS
     ranges = {name: (float(inner[name].min()), float(inner[name].max())) for name in names}
-    weight = coarse if per_channel else lambda n, w, a, least: quantize_weight(np.round(w, 1), None)
+    weight = coarse if per_channel else lambda _node, _name, w, _axis, least: quantize_weight(np.round(w, 1), None)
     assert PlaceQdq(ranges, weight)(model, plan)
     common.RemoveUnusedNodesPass()(model)  # Relu and Clip, that saturation replaces
     return model

@@ -102,7 +102,7 @@ def in_int8(model):
     names = [value.name for value in plan.tensors()]
     inner = dict(zip(names, run(model, names=names)[-len(names) :], strict=True))
     ranges = {name: (float(inner[name].min()), float(inner[name].max())) for name in names}
-    round_weight = lambda _name, w, axis, least: quantize_weight(w, axis, least_scale=least)  # noqa: E731
+    round_weight = lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least)  # noqa: E731
     assert PlaceQdq(ranges, round_weight)(model, plan)
     common.RemoveUnusedNodesPass()(model)
     return model

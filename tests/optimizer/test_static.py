@@ -141,7 +141,9 @@ def test_a_mul_smooths_where_it_is_asked_for(tmp_path):
 def test_restored_moments_are_nearer(path, tmp_path):
     results = {}
     for restore in (False, True):
-        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, restore_moments=restore)
+        recipe = dataclasses.replace(
+            STATIC, per_channel=False, correct_bias=False, compensate=False, restore_moments=restore
+        )
         report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images(16)))
         a, b = outputs(path, images(40)[16:]), outputs(report.output, images(40)[16:])
         results[restore] = np.square(a - b).sum()
@@ -155,7 +157,7 @@ def test_same_data_give_the_same_file(path, tmp_path):
 
 
 def test_statistics_in_place_of_data(path, tmp_path):
-    recipe = dataclasses.replace(STATIC, restore_moments=False)
+    recipe = dataclasses.replace(STATIC, compensate=False, restore_moments=False)
     model = storage.load(path)
     CleanUp()(model)
     prepare(model)
@@ -172,7 +174,7 @@ def statistics_of(path):
     return Calibration(statistics=collect(model, images(), wanted(model, STATIC)))
 
 
-@pytest.mark.parametrize("key", ["max_drop", "only_if_faster", "smooth", "equalize", "restore_moments"])
+@pytest.mark.parametrize("key", ["max_drop", "only_if_faster", "smooth", "compensate", "equalize", "restore_moments"])
 def test_what_runs_models_is_refused_with_statistics_alone(path, key):
     asked = dataclasses.replace(STATIC, **{key: 0.1 if key == "max_drop" else True})
     with pytest.raises(UsageError, match=f"^{key}: runs models on data.*give --calibration"):
@@ -181,8 +183,8 @@ def test_what_runs_models_is_refused_with_statistics_alone(path, key):
 
 def test_what_statistics_alone_leave_out_is_told(path):
     rows = dict(optimize(path, STATIC, calibration=statistics_of(path)).rows)
-    assert rows["skipped"] == "smoothing and restoring of moments, for which there must be data"
-    declined = dataclasses.replace(STATIC, smooth=False, restore_moments=False)
+    assert rows["skipped"] == "smoothing, compensated rounding and restoring of moments, for which there must be data"
+    declined = dataclasses.replace(STATIC, smooth=False, compensate=False, restore_moments=False)
     for recipe, calibration in ((declined, statistics_of(path)), (STATIC, Calibration(images()))):
         assert "skipped" not in dict(optimize(path, recipe, calibration=calibration).rows)
 
@@ -217,6 +219,28 @@ def test_bound_on_the_drop(path, tmp_path, monkeypatch):
     assert (loose["kept"], len(loose["trials"]), loose["met"]) == ((), 1, True)
     assert len(tight["kept"]) > 0
     assert len(tight["trials"]) > 1
+
+
+def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, monkeypatch):
+    """Judged on the calibration data the restored model is nearer; with the sign turned it is the worse one."""
+    files = {}
+    for sign in (1, -1):
+        want = outputs(path, images())
+
+        def nearness(session, sign=sign, want=want):
+            got = np.concatenate([session.run(None, feed)[0] for feed in images()])
+            return sign * float(-np.square(got - want).sum())
+
+        monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(nearness=nearness))
+        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, compensate=False)
+        for name, given in (("judged", {"metric": "judge:nearness"}), ("without", {"restore_moments": False})):
+            output = tmp_path / f"{name}{sign}.onnx"
+            optimize(path, dataclasses.replace(recipe, **given), output, calibration=Calibration(images()))
+            model = storage.load(output)
+            model.metadata_props.clear()
+            files[name, sign] = ir.to_proto(model).SerializeToString()
+    assert files["judged", 1] != files["without", 1]
+    assert files["judged", -1] == files["without", -1]
 
 
 def test_no_data(path):
