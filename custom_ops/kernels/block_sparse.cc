@@ -83,7 +83,8 @@ void multiply_few(const BlockSparseProblem& p, const BlockSparseKernels& kernels
     for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
   }
   const std::int64_t work = w.tile_entries[w.tiles] * kTile * 4 * p.M;
-  const std::int64_t tiles = clamp(ceil_div(kWorkOfPiece * w.tiles, std::max<std::int64_t>(work, 1)), 1, w.tiles);
+  // Small pieces: a thread that is late to wake up leaves its share to the others.
+  const std::int64_t tiles = clamp(ceil_div(kPieceOfWork / 2 * w.tiles, std::max<std::int64_t>(work, 1)), 1, w.tiles);
   parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t piece) {
     const std::int64_t begin = static_cast<std::int64_t>(piece) * tiles;
     kernels.multiply_few(p, rows, begin, std::min(w.tiles, begin + tiles));

@@ -338,7 +338,7 @@ void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const 
 template <class S, class P, int Rows>
 void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t tile, std::int64_t row) {
   const BlockSparseWeight& w = *p.weight;
-  constexpr int kSets = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
+  constexpr int kSets = Rows <= 2 ? 4 : 1;
   typename P::Sum sum[kSets][Rows];
   unroll<kSets>(ONNXPRESS_EACH(s) {
     unroll<Rows>(

@@ -29,7 +29,7 @@ constexpr Places kPlaces = make_places();
 
 struct SparseAvx2 : Int8Avx2 {
   static constexpr std::int64_t kTogether = 1;
-  static constexpr std::int64_t kFew = 7;
+  static constexpr std::int64_t kFew = 3;
 
   // Bytes widened to 16 bits, the even and the odd ones apart, as in int8_avx2.h.
   struct Codes {

@@ -28,7 +28,7 @@ constexpr Places kPlaces = make_places();
 
 struct SparseAvx512Vnni : Int8Avx512Vnni {
   static constexpr std::int64_t kTogether = 2;
-  static constexpr std::int64_t kFew = 7;
+  static constexpr std::int64_t kFew = 6;
 
   using Codes = __m512i;
   static Codes codes(const std::uint8_t* line) { return _mm512_load_si512(line); }
@@ -104,7 +104,7 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
   }
 
   static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
-    return _mm512_maskz_expandloadu_epi32(static_cast<__mmask16>(mask), words);
+    return _mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), _mm512_loadu_si512(words));
   }
   static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
     return _mm512_castsi512_ps(expand_codes(words, mask));

@@ -13,7 +13,7 @@ namespace {
 
 struct SparseScalar : Int8Scalar {
   static constexpr std::int64_t kTogether = 1;  // lines of rows that a strip of 4 outputs multiplies at once
-  static constexpr std::int64_t kFew = 7;       // rows up to which lanes are outputs
+  static constexpr std::int64_t kFew = 3;       // rows up to which lanes are outputs
 
   // The words of 16 rows: uint8 codes, and what the product with one weight of each kind needs.
   using Codes = const std::uint8_t*;

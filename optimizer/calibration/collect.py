@@ -135,6 +135,8 @@ class _Eyes:
 
     def _wait(self, name: str, rows: npt.NDArray[np.float32]) -> None:
         waiting = self._waiting.setdefault(name, [])
+        if waiting and waiting[0].shape[1] != rows.shape[1]:
+            raise ValueError(f"it has {rows.shape[1]} channels, and had {waiting[0].shape[1]} before")
         waiting.append(rows.copy())
         if sum(map(len, waiting)) >= rows.shape[1]:
             self._multiply(name)

@@ -19,9 +19,13 @@ comes closest to the output that there was (as Frantar and Alistarh, 2022, secti
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import numpy.typing as npt
 
+from ..blas import one_thread_each
 from .blocks import Block, Floats, Mask, tiles
 from .criteria import Scores
 
@@ -30,6 +34,7 @@ DAMPING = 0.01
 arXiv:2301.00774)."""
 _SHARE = 6  # one block of so many goes in a step; one by one the error is less by 1 %, in five times the time
 _MOST_INPUTS = 3072
+_SHARED = 768  # inputs from which on threads share rows of blocks
 _APART = 1e-12  # between equal scores, so that their order stays that of removal
 _LEAST = 1e-30
 
@@ -61,7 +66,10 @@ def obs_scores(weight: Floats, gram: Floats, block: Block) -> Scores:
     G = inverse.astype(np.float32)
     groups = tiles(weight, block).transpose(0, 1, 3, 2).reshape(rows, columns * block.k, block.n).astype(np.float32)
     empty = _emptied if len(gram) <= _MOST_INPUTS else _costs
-    return np.stack([empty(group, G, block.k) for group in groups])
+    # Of short rows Python's part, which threads cannot share, weighs too much.
+    threads = len(os.sched_getaffinity(0)) if len(gram) >= _SHARED else 1
+    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
+        return np.stack(list(pool.map(lambda group: empty(group, G, block.k), groups)))
 
 
 def _emptied(weights: Singles, G: Singles, k: int) -> Doubles:
@@ -127,12 +135,16 @@ def reconstruct(weight: Floats, gram: Floats, mask: Mask, block: Block, cross: F
     H, K, wide = damped(gram), len(gram), weight.astype(np.float64)
     target = H @ wide if cross is None else cross @ wide + (H[0, 0] - gram[0, 0]) * wide
     found = np.zeros(weight.shape, np.float32)
-    for row, keeps in enumerate(mask):
-        kept = _elements(np.nonzero(keeps)[0], block.k)
+
+    def solve(row: int) -> None:
+        kept = _elements(np.nonzero(mask[row])[0], block.k)
         kept = kept[kept < K]
         outputs = slice(row * block.n, (row + 1) * block.n)
         if len(kept) == K and cross is None:
             found[:, outputs] = weight[:, outputs]
         elif len(kept):
             found[kept, outputs] = np.linalg.solve(H[np.ix_(kept, kept)], target[kept, outputs])
+
+    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(solve, range(len(mask))))
     return found
