@@ -70,7 +70,7 @@ def optimize(
     clock.lap("clean-up")
 
     outcome = _convert(loaded, recipe, calibration or Calibration(), named, progress)
-    _refuse_nothing_to_do(source, outcome.decisions)
+    _refuse_nothing_to_do(source, recipe, outcome.decisions)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
 
@@ -130,14 +130,15 @@ class _Clock:
         self._last = now
 
 
-def _refuse_nothing_to_do(source: str, decisions: list[Decision]) -> None:
+def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]) -> None:
     if any(d.taken for d in decisions):
         return
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     if any(d.reason == "already quantized" for d in decisions):
         raise OnnxpressError(f"{source}: the model is already quantized; start from the float model")
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
-    raise OnnxpressError(f"{source}: nothing to quantize, nothing written ({listed})")
+    what = "make sparse" if recipe.kind == "sparse" else "quantize"
+    raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed})")
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:

@@ -211,6 +211,8 @@ class Recipe:
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):
             raise UsageError(f"{source}: {', '.join(unread)}: not read by scheme {recipe.scheme}")
+        if recipe.criterion is not None and (recipe.mask is not None or not recipe.prune):
+            raise UsageError(f"{source}: criterion: nothing is pruned where a mask is given or prune is false")
         return recipe
 
     @classmethod

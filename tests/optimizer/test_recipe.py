@@ -58,6 +58,13 @@ def test_wrong_recipes(tmp_path, text, message):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize("kept", [{"prune": False}, {"mask": "masks.npz"}])
+def test_a_criterion_where_nothing_is_pruned(kept):
+    with pytest.raises(UsageError, match="nothing is pruned"):
+        Recipe.from_mapping({"scheme": "sparse", "criterion": "wanda", **kept})
+    assert Recipe.from_mapping({"scheme": "sparse", **kept}).criterion is None
+
+
 def test_missing_recipe(tmp_path):
     with pytest.raises(OnnxpressError, match="cannot read the recipe"):
         Recipe.from_toml(tmp_path / "gone.toml")
