@@ -1,7 +1,8 @@
 """Covariances of what each output of a product reads: patches of a Conv's input, rows of a matrix.
 
-Neighbouring patches tell much the same, so a few of each batch are drawn. The estimate S from n of them in K dimensions
-is drawn towards its diagonal, by the share K / (K + n): what was not seen to vary together is taken to vary alone.
+Neighbouring patches tell much the same, so a few of each batch are drawn, and two of a batch count as seen. The
+estimate in K dimensions is drawn towards its diagonal, by the share K / (K + n) for n that count: what was not seen to
+vary together is taken to vary alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _MEMORY = 256_000_000
 _MOST_INPUTS = 2304
 """Of an output, 3 x 3 x 256: beyond, a covariance costs more time than it is worth."""
 _BATCHES = 64
+_COUNTED = 2
+"""Patches of a batch that count. Were all to count, 16 lines of text would mislead: a text recogniser then reads 92.5 %
+of its lines, 95.5 % with two, as without compensation; with 128 lines 98.0 %, 98.5 % and 98.5 %."""
 _LEAST_DRAWN = 64
 """Patches of a batch, and a sixteenth of K on top: 64 batches make four for each of many inputs."""
 
@@ -81,7 +85,7 @@ class _Sum:
 
     def __init__(self, centred: bool) -> None:
         self._centred, self._origin = centred, np.zeros(())
-        self._count, self._first, self._second = 0, np.zeros(()), np.zeros(())
+        self._count, self._trusted, self._first, self._second = 0, 0, np.zeros(()), np.zeros(())
 
     def add(self, rows: Doubles) -> None:
         """Rows [G, n, K]."""
@@ -89,6 +93,7 @@ class _Sum:
             self._origin = rows.mean(axis=1, keepdims=True)
         rows = rows - self._origin
         self._count += rows.shape[1]
+        self._trusted += min(_COUNTED, rows.shape[1])
         self._first = self._first + rows.sum(axis=1)
         self._second = self._second + np.matmul(rows.transpose(0, 2, 1), rows)
 
@@ -99,9 +104,9 @@ class _Sum:
             mean = self._first / self._count
             found -= mean[:, :, None] * mean[:, None, :]
         size = found.shape[-1]
-        found *= self._count / (self._count + size)
+        found *= self._trusted / (self._trusted + size)
         diagonal = np.einsum("gkk->gk", found)
-        diagonal *= 1 + size / self._count
+        diagonal *= 1 + size / self._trusted
         return found
 
 

@@ -60,7 +60,7 @@ def test_rows_of_matrices_and_their_covariance():
     rows = np.concatenate([batch["x"].reshape(-1, 6) for batch in feeds])  # 64 a batch: all are drawn
     for centred in (False, True):
         second = rows.T @ rows / len(rows) - centred * np.outer(rows.mean(axis=0), rows.mean(axis=0))
-        share = len(rows) / (len(rows) + 6)
+        share = 2 * len(feeds) / (2 * len(feeds) + 6)
         want = share * second
         np.fill_diagonal(want, np.diag(second))
         (got,) = Covariances(model, nodes, feeds, centred=centred).get("m")
