@@ -131,6 +131,8 @@ def test_products_of_8_bits(child, product):
         stock = child.run(model, feeds, provider=False)
     except CrashError:  # as it does without scales
         assume(False)
+    # ONNX Runtime 1.23 fuses a scale [] and a zero point [1], which DequantizeLinear takes, into what does not.
+    assume(not (isinstance(stock, str) and "zero point and scale of input b should have same shape" in stock))
     got = child.run(model, feeds, provider=True)
     assert isinstance(got, str) == isinstance(stock, str), (got, stock)
     assert isinstance(got, str) or all(close(a, b.astype(np.float64)) for a, b in zip(got, stock, strict=True))
