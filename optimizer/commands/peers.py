@@ -11,7 +11,7 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..calibration import Calibration
 
-PEERS = 'OpenVINO (pip install "onnxpress[peers]")'
+PEERS = 'OpenVINO (pip install "onnxpress\\[peers]")'
 
 OpenVino = Annotated[bool, typer.Option("--openvino", help="Each model in OpenVINO too.", rich_help_panel=PEERS)]
 Nncf = Annotated[
