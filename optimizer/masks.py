@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import storage
+from .analysis.feeds import read_arrays
 from .calibration.archive import write_npz
 from .errors import OnnxpressError, UsageError
 from .passes import plan
@@ -117,16 +118,7 @@ def apply_masks(model: ir.Model, path: str | Path) -> int:
 
 
 def _read(path: str | Path) -> dict[str, Mask]:
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it holds one array without a name")
-        with archive:
-            arrays = dict(archive)
-    except FileNotFoundError as error:
-        raise OnnxpressError(f"{path}: no such file") from error
-    except Exception as error:  # numpy raises many types for a file that is no .npz
-        raise OnnxpressError(f"{path}: not a readable .npz file of masks: {error}") from error
+    arrays = read_arrays(path, " of masks")
     if not arrays:
         raise UsageError(f"{path}: holds no masks")
     for name, array in arrays.items():

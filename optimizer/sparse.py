@@ -28,6 +28,7 @@ from .passes.declare_functions import declare_functions
 from .passes.fuse_heads import FuseHeads
 from .passes.plan_sparse import leave, plan_sparse
 from .passes.quantize_dynamic import QuantizeDynamic
+from .passes.rewriting import required
 from .passes.separate_layer_norm import SeparateLayerNorm
 from .passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from .preparation import prepare
@@ -175,9 +176,7 @@ def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open 
 
 
 def _input(decision: Decision) -> str:
-    value = decision.node.inputs[0]
-    assert value is not None
-    return value.name or ""
+    return required(decision.node.inputs[0]).name or ""
 
 
 def _finish(

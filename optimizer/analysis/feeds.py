@@ -108,6 +108,28 @@ def _size(name: str | None, dims: Mapping[str, int], default: int) -> int:
     return default
 
 
+def read_arrays(path: str | Path, of: str = "") -> Feeds:
+    """The arrays of an .npz file by name.
+
+    Args:
+        path: The file.
+        of: What it should hold, for the message where it is none, such as " of masks".
+
+    Raises:
+        OnnxpressError: The file cannot be read.
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it holds one array without a name; np.savez(file, name=array) makes an .npz")
+        with archive:
+            return dict(archive)
+    except FileNotFoundError as error:
+        raise OnnxpressError(f"{path}: no such file") from error
+    except Exception as error:  # numpy raises many types for a file that is no .npz
+        raise OnnxpressError(f"{path}: not a readable .npz file{of}: {error}") from error
+
+
 def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
     """Inputs from an .npz file.
 
@@ -119,16 +141,7 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
         OnnxpressError: The file cannot be read.
         UsageError: A name, type or shape does not fit.
     """
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it holds one array without a name; np.savez(file, input_name=array) makes an .npz")
-        with archive:
-            arrays = dict(archive)
-    except FileNotFoundError as error:
-        raise OnnxpressError(f"{path}: no such file") from error
-    except Exception as error:  # numpy raises many types for a file that is no .npz
-        raise OnnxpressError(f"{path}: not a readable .npz file: {error}") from error
+    arrays = read_arrays(path)
     expected = {node.name: node for node in inputs}
     if missing := sorted(expected.keys() - arrays.keys()):
         raise UsageError(
