@@ -38,6 +38,9 @@ def feeds(batch=3, sequence=24):
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
+@pytest.mark.skipif(
+    ort.__version__.startswith("1.23."), reason="ONNX Runtime 1.23 takes one overload of a function for all"
+)
 @pytest.mark.parametrize("dtype", ["int8", "float32"])
 def test_with_and_without_our_library_it_means_the_same(dtype, tmp_path):
     report = converted(tmp_path / "sparse.onnx", sparsity=0.5, dtype=dtype, criterion="magnitude")
