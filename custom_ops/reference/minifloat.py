@@ -53,7 +53,8 @@ class Layout:
             values[largest & (mantissa == 2**self.mantissa - 1)] = np.nan
         elif self.specials == "ieee":
             values[largest] = np.where(mantissa[largest] == 0, np.inf, np.nan)
-        return np.where(codes < 2 ** (self.bits - 1), values, -values).astype(np.float32)
+        table: Float32 = np.where(codes < 2 ** (self.bits - 1), values, -values).astype(np.float32)
+        return table
 
 
 LAYOUTS = {
