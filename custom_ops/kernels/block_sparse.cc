@@ -1,7 +1,10 @@
 #include "kernels/block_sparse.h"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
+#include <thread>
+#include <vector>
 
 #include "kernels/block_sparse_kernels.h"
 #include "kernels/pieces.h"
@@ -91,15 +94,40 @@ void multiply_few(const BlockSparseProblem& p, const BlockSparseKernels& kernels
   });
 }
 
+// Lays out tiles of rows, each once, when a thread first needs it: no thread waits for rows that it does not multiply.
+class LazyTiles {
+ public:
+  LazyTiles(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows)
+      : p_(p), kernels_(kernels), rows_(rows), states_(static_cast<std::size_t>(ceil_div(p.M, kRowsOfTile))) {}
+
+  void load(std::size_t begin, std::size_t end) {
+    end = std::min(end, states_.size());
+    for (std::size_t tile = begin; tile < end; ++tile) {
+      if (states_[tile].load(std::memory_order_relaxed) != kMissing || states_[tile].exchange(kBusy) != kMissing) continue;
+      static thread_local Room room;
+      std::uint8_t* memory = room.of(static_cast<std::size_t>(kRowsOfTile * (rows_.row_bytes + kLine)));
+      kernels_.load_tile(p_, rows_, static_cast<std::int64_t>(tile) * kRowsOfTile, memory);
+      states_[tile].store(kReady, std::memory_order_release);
+    }
+    for (std::size_t tile = begin; tile < end; ++tile) {
+      while (states_[tile].load(std::memory_order_acquire) != kReady) std::this_thread::yield();
+    }
+  }
+
+ private:
+  enum : int { kMissing, kBusy, kReady };
+
+  const BlockSparseProblem& p_;
+  const BlockSparseKernels& kernels_;
+  const SparseRows& rows_;
+  std::vector<std::atomic<int>> states_;
+};
+
 void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
                    const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
   const std::int64_t step = kRowsOfTile * rows.together;
-  for_each_row(ceil_div(p.M, kRowsOfTile), kRowsOfTile * w.padded_k, parallel, [&](std::int64_t tile) {
-    static thread_local Room room;
-    std::uint8_t* memory = room.of(static_cast<std::size_t>(kRowsOfTile * (rows.row_bytes + kLine)));
-    kernels.load_tile(p, rows, tile * kRowsOfTile, memory);
-  });
+  LazyTiles tiles(p, kernels, rows);
 
   // Pieces and their parts begin where a block row and a tile of outputs do.
   const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
@@ -115,6 +143,8 @@ void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernel
     const std::int64_t at = static_cast<std::int64_t>(index);
     SparsePiece piece{};
     piece.first_row = at / columns * step;
+    const auto first_tile = static_cast<std::size_t>(piece.first_row / kRowsOfTile);
+    tiles.load(first_tile, first_tile + static_cast<std::size_t>(rows.together));
     piece.block_row = at % columns * block_rows;
     piece.end = std::min(piece.block_row + block_rows, w.block_rows);
     piece.part = part * unit;

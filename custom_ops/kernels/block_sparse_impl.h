@@ -29,7 +29,9 @@ struct CodeWords {
   static Sum load(const std::uint8_t* line) { return S::load_ints(line); }
   static void store(std::uint8_t* line, const Sum& sum) { S::store(line, sum); }
   static Sum sum(const Sum& a, const Sum& b) { return S::add(a, b); }
-  static Sum from_words(const typename S::I32& words) { return words; }
+  static typename S::F32 value(const Sum& sum, const typename S::F32& row_scales, float scale) {
+    return S::mul(S::to_float(sum), S::mul(row_scales, S::set1(scale)));
+  }
   static Lanes lanes(const std::uint8_t* line) { return S::codes(line); }
   static Four four(const std::uint8_t* words) { return S::four_codes(words); }
   template <int I>
@@ -59,7 +61,7 @@ struct FloatWords {
   static Sum load(const std::uint8_t* line) { return S::load_floats(line); }
   static void store(std::uint8_t* line, const Sum& sum) { S::store(line, sum); }
   static Sum sum(const Sum& a, const Sum& b) { return S::add(a, b); }
-  static Sum from_words(const typename S::I32& words) { return S::as_floats(words); }
+  static Sum value(const Sum& sum, const typename S::F32&, float) { return sum; }
   static Lanes lanes(const std::uint8_t* line) { return S::load_floats(line); }
   static Four four(const std::uint8_t* words) { return words; }
   template <int I>
@@ -80,15 +82,22 @@ struct FloatWords {
 // ---- From the sums to the outputs
 
 template <class S>
-class SparseFinish {
- public:
-  SparseFinish(const BlockSparseProblem& p, const SparseRows& rows)
-      : p_(p),
-        scales_(rows.scales),
-        N_(p.weight->N),
-        format_{p.output.scale, 1.0f / p.output.scale, p.output.zero_point, 0} {}
+__attribute__((noinline)) typename S::F32 activated(Activation activation, typename S::F32 y) {
+  if (activation == Activation::kRelu) return relu<S>(y);
+  return activation == Activation::kGelu ? gelu<S>(y) : gelu_tanh<S>(y);
+}
 
-  // 16 outputs of a row.
+inline CodeFormat output_format(const BlockSparseProblem& p) {
+  return {p.output.scale, 1.0f / p.output.scale, p.output.zero_point, 0};
+}
+
+// Sums of a row at 16 outputs.
+template <class S>
+class FinishRow {
+ public:
+  FinishRow(const BlockSparseProblem& p, const SparseRows& rows)
+      : p_(p), scales_(rows.scales), N_(p.weight->N), format_(output_format(p)) {}
+
   void operator()(std::int64_t row, std::int64_t tile, const typename S::I32& sums) const {
     const auto factor = S::mul(S::set1(scales_[row]), S::load(p_.weight->scales + tile * kTile));
     finish(row, tile, S::mul(S::to_float(sums), factor));
@@ -99,7 +108,7 @@ class SparseFinish {
   void finish(std::int64_t row, std::int64_t tile, typename S::F32 y) const {
     const std::int64_t column = tile * kTile, left = N_ - column, at = row * N_ + column;
     if (p_.bias != nullptr) y = S::add(y, S::load(p_.bias + column, left));
-    if (p_.activation != Activation::kNone) y = activated(y);
+    if (p_.activation != Activation::kNone) y = activated<S>(p_.activation, y);
     if (p_.floats_out != nullptr) {
       S::store(p_.floats_out + at, y, left);
     } else {
@@ -107,15 +116,83 @@ class SparseFinish {
     }
   }
 
-  __attribute__((noinline)) typename S::F32 activated(typename S::F32 y) const {
-    if (p_.activation == Activation::kRelu) return relu<S>(y);
-    return p_.activation == Activation::kGelu ? gelu<S>(y) : gelu_tanh<S>(y);
-  }
-
   const BlockSparseProblem& p_;
   const float* const scales_;
   const std::int64_t N_;
   const CodeFormat format_;
+};
+
+// Sums of an output at 16 rows, `step` bytes from one output's to the next's.
+template <class S, class P>
+class FinishRows {
+ public:
+  FinishRows(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::int64_t step)
+      : p_(p), first_row_(first_row), count_(p.M - first_row), step_(step), format_(output_format(p)) {
+    if (rows.scales != nullptr) row_scales_ = S::load(rows.scales + first_row);
+  }
+
+  // The outputs from one on, of which there are `count`.
+  void operator()(std::uint8_t* sums, std::int64_t output, std::int64_t count) const {
+    const std::int64_t most = p_.floats_out != nullptr ? kTile : 4 * kTile;
+    for (std::int64_t n = 0; n < count; n += most) {
+      const std::int64_t some = count - n < most ? count - n : most;
+      if (p_.floats_out != nullptr) {
+        finish_floats(sums + n * step_, output + n, some);
+      } else {
+        finish_codes(sums + n * step_, output + n, some);
+      }
+    }
+  }
+
+ private:
+  typename S::F32 before_activation(const std::uint8_t* line, std::int64_t output) const {
+    const auto y = P::value(P::load(line), row_scales_, p_.weight->scales[output]);
+    return p_.bias != nullptr ? S::add(y, S::set1(p_.bias[output])) : y;
+  }
+  typename S::F32 value(const std::uint8_t* line, std::int64_t output) const {
+    const auto y = before_activation(line, output);
+    return p_.activation == Activation::kNone ? y : activated<S>(p_.activation, y);
+  }
+
+  void finish_floats(std::uint8_t* sums, std::int64_t output, std::int64_t count) const {
+    float* to = p_.floats_out + first_row_ * p_.weight->N + output;
+    const auto use = [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
+      if (row < count_) S::store(to + row * p_.weight->N, S::as_floats(words), count);
+    };
+    if (count == kTile && p_.activation == Activation::kNone) {  // on the way
+      S::for_each_turned(
+          [&](std::int64_t n)
+              __attribute__((always_inline)) { return S::as_ints(before_activation(sums + n * step_, output + n)); },
+          use);
+    } else {
+      for (std::int64_t n = 0; n < count; ++n) S::store(sums + n * step_, value(sums + n * step_, output + n));
+      S::for_each_turned(lines(sums, step_), use);
+    }
+  }
+
+  // Codes of four outputs make a word, that of a row's, and so 64 outputs a line.
+  void finish_codes(std::uint8_t* sums, std::int64_t output, std::int64_t count) const {
+    for (std::int64_t n = 0; n < count; n += 4) {
+      typename S::F32 y[4];
+      unroll<4>(ONNXPRESS_EACH(i) {
+        y[i.value] = n + i.value < count ? value(sums + (n + i.value) * step_, output + n + i.value) : S::zero();
+      });
+      S::store(sums + n * step_, S::pack_codes(y, format_));
+    }
+    std::uint8_t* to = p_.codes_out + first_row_ * p_.weight->N + output;
+    S::for_each_turned(lines(sums, 4 * step_), [&](std::int64_t row, const typename S::I32& words) {
+      if (row < count_) S::store_words(to + row * p_.weight->N, words, count);
+    });
+  }
+
+  static auto lines(const std::uint8_t* from, std::int64_t step) {
+    return [=](std::int64_t i) { return S::load_ints(from + i * step); };
+  }
+
+  const BlockSparseProblem& p_;
+  const std::int64_t first_row_, count_, step_;
+  const CodeFormat format_;
+  typename S::F32 row_scales_{};
 };
 
 // ---- Rows of A
@@ -283,21 +360,14 @@ void gather_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::i
   }
 }
 
-// From the sums of the block rows of a part to its outputs.
+// From the sums of a part's outputs from one on to the outputs.
 template <class S, class P, int Together>
 void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t output,
                  std::int64_t end) {
-  const SparseFinish<S> finish(p, rows);
-  alignas(64) std::uint8_t room[16 * kLine];
-  const std::int64_t first = output / kTile;
-  for (std::int64_t i = 0; output + i * kTile < end && first + i < p.weight->tiles; ++i) {
-    for (std::int64_t t = 0; t < Together; ++t) {
-      const std::int64_t first_row = piece.first_row + 16 * t;
-      const std::uint8_t* sums = piece.sums + kLine * (kTile * i * Together + t);
-      S::for_each_turned(sums, kLine * Together, room, [&](std::int64_t row, const typename S::I32& words) {
-        if (first_row + row < p.M) finish(first_row + row, first + i, P::from_words(words));
-      });
-    }
+  const std::int64_t count = (end < p.weight->N ? end : p.weight->N) - output;
+  for (std::int64_t t = 0; t < Together; ++t) {
+    const FinishRows<S, P> finish(p, rows, piece.first_row + 16 * t, kLine * Together);
+    finish(piece.sums + kLine * t, output, count);
   }
 }
 
@@ -368,7 +438,7 @@ void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std:
     if constexpr (kSets > 2) total = P::sum(total, P::sum(sum[2][r.value], sum[3][r.value]));
     P::store(lines[r.value], total);
   });
-  const SparseFinish<S> finish(p, rows);
+  const FinishRow<S> finish(p, rows);
   for (int r = 0; r < Rows; ++r) finish(row + r, tile, P::load(lines[r]));
 }
 

@@ -94,12 +94,31 @@ struct SparseAvx2 : Int8Avx2 {
     }
   }
 
-  template <class Use>
-  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* room, const Use& use) {
-    transpose(from, from_step, room, 64);
-    for (int line = 0; line < 16; ++line) use(line, load_ints(room + 64 * line));
+  template <class Load, class Use>
+  static void for_each_turned(const Load& load, const Use& use) {
+    alignas(64) std::uint8_t lines[16 * 64], turned[16 * 64];
+    for (int i = 0; i < 16; ++i) store(lines + 64 * i, load(i));
+    transpose(lines, 64, turned, 64);
+    for (int i = 0; i < 16; ++i) use(i, load_ints(turned + 64 * i));
   }
+  static I32 as_ints(F32 v) { return {_mm256_castps_si256(v.low), _mm256_castps_si256(v.high)}; }
   static F32 as_floats(I32 words) { return {_mm256_castsi256_ps(words.low), _mm256_castsi256_ps(words.high)}; }
+
+  static I32 pack_codes(const F32 (&y)[4], const CodeFormat& format) {
+    alignas(16) std::uint8_t codes[4][16];
+    for (int j = 0; j < 4; ++j) store_codes(codes[j], y[j], format, 16);
+    const auto row = [&](int j) { return _mm_load_si128(reinterpret_cast<const __m128i*>(codes[j])); };
+    const __m128i low01 = _mm_unpacklo_epi8(row(0), row(1)), high01 = _mm_unpackhi_epi8(row(0), row(1));
+    const __m128i low23 = _mm_unpacklo_epi8(row(2), row(3)), high23 = _mm_unpackhi_epi8(row(2), row(3));
+    const auto both = [](__m128i low, __m128i high) { return _mm256_set_m128i(high, low); };
+    return {both(_mm_unpacklo_epi16(low01, low23), _mm_unpackhi_epi16(low01, low23)),
+            both(_mm_unpacklo_epi16(high01, high23), _mm_unpackhi_epi16(high01, high23))};
+  }
+  static void store_words(std::uint8_t* p, I32 words, std::int64_t count) {
+    alignas(64) std::uint8_t line[64];
+    store(line, words);
+    std::memcpy(p, line, static_cast<std::size_t>(count));
+  }
 
   static void round_line(const float* p, const CodeFormat& format, std::uint8_t* line) {
     for (int i = 0; i < 64; i += 16) store_codes(line + i, load(p + i), format, 16);

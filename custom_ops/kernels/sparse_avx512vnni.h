@@ -73,49 +73,13 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
   }
 
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
-    turn(from, from_step, [=](auto line, I32 words) __attribute__((always_inline)) {
-      _mm512_store_si512(to + line.value * to_step, words);
-    });
+    for_each_turned([=](std::int64_t i) { return _mm512_loadu_si512(from + i * from_step); },
+                    [=](std::int64_t i, I32 line) { _mm512_store_si512(to + i * to_step, line); });
   }
-  template <class Use>
-  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t*, const Use& use) {
-    turn(from, from_step, [&](auto line, I32 words) __attribute__((always_inline)) { use(line.value, words); });
-  }
-  static F32 as_floats(I32 words) { return _mm512_castsi512_ps(words); }
-
-  static void round_line(const float* p, const CodeFormat& format, std::uint8_t* line) {
-    F32 quotients[4];
-    F32 distance = _mm512_setzero_ps();
-    unroll<4>(ONNXPRESS_EACH(i) {
-      constexpr int kNearest = 0, kGreaterMagnitude = 0xb;
-      quotients[i.value] = mul(load(p + 16 * i.value), set1(format.inverse));
-      distance = _mm512_range_ps(distance, _mm512_reduce_ps(quotients[i.value], kNearest), kGreaterMagnitude);
-    });
-    if (_mm512_cmp_ps_mask(distance, set1(kSurelyRounded), _CMP_NLT_UQ) != 0) {
-      unroll<4>(ONNXPRESS_EACH(i) { quotients[i.value] = div(load(p + 16 * i.value), set1(format.scale)); });
-    }
-    const auto ints = [&](int i) { return _mm512_cvtps_epi32(quotients[i]); };
-    const __m512i codes =
-        _mm512_packs_epi16(_mm512_packs_epi32(ints(0), ints(1)), _mm512_packs_epi32(ints(2), ints(3)));
-    // Packing works within 128-bit quarters, from each of which four words follow each other.
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i in_order = _mm512_permutexvar_epi32(order, codes);
-    _mm512_store_si512(line, _mm512_xor_si512(in_order, _mm512_set1_epi8(-128)));
-  }
-
-  static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
-    return _mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), _mm512_loadu_si512(words));
-  }
-  static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
-    return _mm512_castsi512_ps(expand_codes(words, mask));
-  }
-
- private:
-  // use(Index<j>, line j) for lines turned.
-  template <class Use>
-  __attribute__((always_inline)) static void turn(const std::uint8_t* from, std::int64_t from_step, const Use& use) {
+  template <class Load, class Use>
+  __attribute__((always_inline)) static void for_each_turned(const Load& load, const Use& use) {
     __m512i a[16], b[16];
-    unroll<16>(ONNXPRESS_EACH(i) { a[i.value] = _mm512_loadu_si512(from + i.value * from_step); });
+    unroll<16>(ONNXPRESS_EACH(i) { a[i.value] = load(i.value); });
     unroll<8>(ONNXPRESS_EACH(i) {
       b[2 * i.value] = _mm512_unpacklo_epi32(a[2 * i.value], a[2 * i.value + 1]);
       b[2 * i.value + 1] = _mm512_unpackhi_epi32(a[2 * i.value], a[2 * i.value + 1]);
@@ -134,11 +98,67 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
       const __m512i odd01 = _mm512_shuffle_i32x4(a[k], a[4 + k], 0xdd);
       const __m512i even23 = _mm512_shuffle_i32x4(a[8 + k], a[12 + k], 0x88);
       const __m512i odd23 = _mm512_shuffle_i32x4(a[8 + k], a[12 + k], 0xdd);
-      use(Index<k>{}, _mm512_shuffle_i32x4(even01, even23, 0x88));
-      use(Index<4 + k>{}, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
-      use(Index<8 + k>{}, _mm512_shuffle_i32x4(even01, even23, 0xdd));
-      use(Index<12 + k>{}, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
+      use(k, _mm512_shuffle_i32x4(even01, even23, 0x88));
+      use(4 + k, _mm512_shuffle_i32x4(odd01, odd23, 0x88));
+      use(8 + k, _mm512_shuffle_i32x4(even01, even23, 0xdd));
+      use(12 + k, _mm512_shuffle_i32x4(odd01, odd23, 0xdd));
     });
+  }
+  static F32 as_floats(I32 words) { return _mm512_castsi512_ps(words); }
+  static I32 as_ints(F32 v) { return _mm512_castps_si512(v); }
+
+  static I32 pack_codes(const F32 (&y)[4], const CodeFormat& format) {
+    F32 quotients[4];
+    divide(y, format, quotients);
+    // Beyond its range the conversion gives the least integer: right for what is below, and for NaN, too.
+    const auto ints = [&](int i) { return _mm512_cvtps_epi32(_mm512_min_ps(set1(32767.0f), quotients[i])); };
+    const __m512i zero_point = _mm512_set1_epi16(static_cast<short>(format.zero_point));
+    const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(ints(0), ints(1)), zero_point);
+    const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(ints(2), ints(3)), zero_point);
+    // Packing works within 128-bit quarters: there, byte i of the four numbers follow each other four by four.
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_shuffle_epi8(_mm512_packus_epi16(first, second), _mm512_broadcast_i32x4(order));
+  }
+  static void store_words(std::uint8_t* p, I32 words, std::int64_t count) {
+    if (count >= 64) {
+      _mm512_storeu_si512(p, words);
+    } else {
+      _mm512_mask_storeu_epi8(p, (__mmask64{1} << count) - 1, words);
+    }
+  }
+
+  static void round_line(const float* p, const CodeFormat& format, std::uint8_t* line) {
+    const F32 values[4] = {load(p), load(p + 16), load(p + 32), load(p + 48)};
+    F32 quotients[4];
+    divide(values, format, quotients);
+    const auto ints = [&](int i) { return _mm512_cvtps_epi32(quotients[i]); };
+    const __m512i codes =
+        _mm512_packs_epi16(_mm512_packs_epi32(ints(0), ints(1)), _mm512_packs_epi32(ints(2), ints(3)));
+    // Packing works within 128-bit quarters, from each of which four words follow each other.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i in_order = _mm512_permutexvar_epi32(order, codes);
+    _mm512_store_si512(line, _mm512_xor_si512(in_order, _mm512_set1_epi8(-128)));
+  }
+
+  static Weights expand_codes(const std::uint8_t* words, unsigned mask) {
+    return _mm512_maskz_expand_epi32(static_cast<__mmask16>(mask), _mm512_loadu_si512(words));
+  }
+  static F32 expand_floats(const std::uint8_t* words, unsigned mask) {
+    return _mm512_castsi512_ps(expand_codes(words, mask));
+  }
+
+ private:
+  // By the scale: where a product with its inverse might be rounded to another integer, exactly.
+  static void divide(const F32 (&values)[4], const CodeFormat& format, F32 (&quotients)[4]) {
+    F32 distance = _mm512_setzero_ps();
+    unroll<4>(ONNXPRESS_EACH(i) {
+      constexpr int kNearest = 0, kGreaterMagnitude = 0xb;
+      quotients[i.value] = mul(values[i.value], set1(format.inverse));
+      distance = _mm512_range_ps(distance, _mm512_reduce_ps(quotients[i.value], kNearest), kGreaterMagnitude);
+    });
+    if (_mm512_cmp_ps_mask(distance, set1(kSurelyRounded), _CMP_NLT_UQ) != 0) {
+      unroll<4>(ONNXPRESS_EACH(i) { quotients[i.value] = div(values[i.value], set1(format.scale)); });
+    }
   }
 };
 

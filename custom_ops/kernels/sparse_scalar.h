@@ -74,15 +74,37 @@ struct SparseScalar : Int8Scalar {
       for (int j = 0; j < 16; ++j) std::memcpy(to + j * to_step + 4 * i, from + i * from_step + 4 * j, 4);
     }
   }
-  // use(j, line j) for lines turned; `room` is for 16 lines.
-  template <class Use>
-  static void for_each_turned(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* room, const Use& use) {
-    transpose(from, from_step, room, 64);
-    for (int line = 0; line < 16; ++line) use(line, load_ints(room + 64 * line));
+  // use(j, line j) for the lines load(0) to load(15), turned.
+  template <class Load, class Use>
+  static void for_each_turned(const Load& load, const Use& use) {
+    std::uint8_t lines[16 * 64], turned[16 * 64];
+    for (int i = 0; i < 16; ++i) store(lines + 64 * i, load(i));
+    transpose(lines, 64, turned, 64);
+    for (int i = 0; i < 16; ++i) use(i, load_ints(turned + 64 * i));
   }
   static F32 as_floats(const I32& words) {
     F32 r;
     std::memcpy(r.v, words.v, sizeof r.v);
+    return r;
+  }
+  // The codes of four numbers in each lane, the first in the lowest byte.
+  static I32 pack_codes(const F32 (&y)[4], const CodeFormat& format) {
+    std::uint8_t codes[4][16];
+    for (int j = 0; j < 4; ++j) store_codes(codes[j], y[j], format, 16);
+    I32 r;
+    for (int i = 0; i < 16; ++i) {
+      const std::uint8_t word[4] = {codes[0][i], codes[1][i], codes[2][i], codes[3][i]};
+      std::memcpy(&r.v[i], word, 4);
+    }
+    return r;
+  }
+  // The first `count` bytes of a line, to anywhere.
+  static void store_words(std::uint8_t* p, const I32& words, std::int64_t count) {
+    std::memcpy(p, words.v, static_cast<std::size_t>(count));
+  }
+  static I32 as_ints(const F32& v) {
+    I32 r;
+    std::memcpy(r.v, v.v, sizeof r.v);
     return r;
   }
   // 64 numbers of at most 127 scales, as codes with the zero point 128.

@@ -24,6 +24,7 @@ SHAPES = ((1024, 1024), (1024, 4096), (4096, 1024))
 BLOCKS = (Block(4, 4), Block(4, 1), Block(1, 4), Block(1, 16))
 SPARSITIES = (0.7, 0.75, 0.8, 0.85, 0.9)
 ROWS = (1, 8, 16, 128)
+DTYPES = ("int8", "uint8", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SparseCase:
         N: Output channels.
         block: Sizes of a block.
         sparsity: Share of the blocks that are zero, spread at random.
-        dtype: "int8", activations rounded row by row, or "float32".
+        dtype: "int8", of float32 to float32, activations rounded row by row; "uint8", of codes to codes; "float32".
     """
 
     M: int
@@ -53,8 +54,9 @@ class SparseTiming:
 
     Attributes:
         case: The sizes.
-        ours: Of BlockSparseMatMul, float32 in and out.
-        others: By name. "oneDNN int8" goes from int8 to int32: it neither rounds activations nor scales outputs.
+        ours: Of BlockSparseMatMul.
+        others: By name. "PyTorch int8" does what ours does; "oneDNN int8" goes from int8 to int32: it neither rounds
+            activations nor scales outputs.
     """
 
     case: SparseCase
@@ -136,12 +138,13 @@ def bench_sparse(
 def _time(case: SparseCase, threads: int, rounds: int) -> SparseTiming:
     weight = random_weight(case.K, case.N, case.block, case.sparsity)
     A = np.random.default_rng(case.M).standard_normal((case.M, case.K), dtype=np.float32)
-    integer = case.dtype == "int8"
+    codes = case.dtype == "uint8"
     runs = {
-        "ours": [sparse_runs.ours(weight, case.block, A, integer=integer, threads=threads)],
+        "ours": [sparse_runs.ours(weight, case.block, A, dtype=case.dtype, threads=threads)],
         "ORT float32": [sparse_runs.dense_float32(weight, A, threads)],
         "our dense int8": [sparse_runs.dense_int8(weight, A, threads)],
-        **sparse_runs.peers(weight, case.block, A, threads),
+        **({"ORT int8": [sparse_runs.dense_codes(weight, A, threads)]} if codes else {}),
+        **sparse_runs.peers(weight, case.block, A, threads, codes=codes),
     }
     samples = iter(take_turns([run for several in runs.values() for run in several], rounds))
     seconds = {

@@ -62,9 +62,9 @@ class Graph:
         self.graph.append(node)
         return list(node.outputs)
 
-    def output(self, value: ir.Value) -> None:
-        """Make it an output, [m, N] of float32."""
-        value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["m", self.case.N])
+    def output(self, value: ir.Value, element: ir.DataType = ir.DataType.FLOAT) -> None:
+        """Make it an output, [m, N]."""
+        value.type, value.shape = ir.TensorType(element), ir.Shape(["m", self.case.N])
         self.graph.outputs.append(value)
 
     def serialized(self) -> bytes:

@@ -53,7 +53,7 @@ def measure(
     codes = weight if integer else np.sign(weight).astype(np.int8)
     A = np.random.default_rng(0).standard_normal((m, weight.shape[0]), dtype=np.float32)
     runs = [
-        sparse_runs.ours(codes, block, A, integer=integer, threads=threads),
+        sparse_runs.ours(codes, block, A, dtype="int8" if integer else "float32", threads=threads),
         sparse_runs.dense_float32(codes, A, threads),
     ]
     if integer:

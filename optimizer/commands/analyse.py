@@ -196,7 +196,7 @@ def bench_sparse(
     rows: Annotated[list[int] | None, typer.Option("--rows", "-m", min=1, help="Rows M; repeatable.")] = None,
     block: Annotated[list[str] | None, typer.Option(help="Inputs x outputs of a block; repeatable.")] = None,
     sparsity: Annotated[list[float] | None, typer.Option(help="Share of zeros; repeatable.")] = None,
-    dtype: Annotated[str, typer.Option(help="int8 or float32.")] = "int8",
+    dtype: Annotated[str, typer.Option(help="int8 (of float32), uint8 (codes to codes) or float32.")] = "int8",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of all; all cores by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 1,
     json_: Json = False,
@@ -205,8 +205,8 @@ def bench_sparse(
     from ..analysis import bench_sparse as sparse
     from ..sparsity import Block
 
-    if dtype not in ("int8", "float32"):
-        raise UsageError(f'--dtype "{dtype}": there are int8 and float32')
+    if dtype not in sparse.DTYPES:
+        raise UsageError(f'--dtype "{dtype}": there are {", ".join(sparse.DTYPES)}')
     blocks = [Block.parse(text) for text in block] if block else sparse.BLOCKS
     cases = [
         sparse.SparseCase(m, k, n, each, share, dtype)
