@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 from isas import ISAS, level_computed
+from minifloats import FORMATS, SCALE_TYPES, finite_codes, make_scales, make_weight
 from onnxpress.custom_ops import _kernels, reference
 
-FORMATS = tuple(reference.MINIFLOATS)
-SCALE_TYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.uint8)
 # (M, K, N): odd N, K that is no multiple of a block or a span, single elements, rows that divide into no group.
 SHAPES = [(1, 1, 1), (1, 33, 17), (2, 31, 16), (3, 64, 15), (5, 257, 31), (7, 100, 37), (13, 300, 65), (49, 40, 50)]
 
@@ -21,25 +19,6 @@ def code_that_runs(isa, accuracy_level, M):
     if isa in ("avx512bf16", "amx") and accuracy_level != 3:
         return "avx512vnni"
     return {"avxvnni": "avx2", "neon": "scalar"}.get(isa, isa)
-
-
-def finite_codes(format):
-    return np.flatnonzero(np.isfinite(reference.MINIFLOATS[format])).astype(np.uint8)
-
-
-def make_scales(rng, shape, scale_type):
-    if scale_type == np.uint8:
-        return rng.integers(120, 132, shape).astype(np.uint8)
-    return rng.uniform(0.5, 1.5, shape).astype(scale_type)
-
-
-def make_weight(rng, format, block_size, K, N, scale_type=np.float32):
-    """A packed weight of random codes that are numbers."""
-    size = block_size or K
-    blocks = -(-K // size)
-    codes = rng.choice(finite_codes(format), (N, blocks, size))
-    packed = reference.pack_codes(codes, reference.minifloat_bits(format))
-    return packed, make_scales(rng, (N, blocks), scale_type)
 
 
 def tolerance(A, packed, scales, **arguments):
