@@ -32,6 +32,8 @@ def test_default_output_and_summary(model):
     assert done.returncode == 0, done.stderr
     assert "1 MatMul as int4" in done.stdout
     assert "scale search" in done.stdout
+    assert "lowest SQNR" in done.stdout
+    assert "33.3 KB -> " in done.stdout
     assert model.with_name("model.int4.onnx").exists()
     assert done.stderr == ""
 
