@@ -9,7 +9,7 @@ from ..reference import PLANES
 from .body import Body, function
 
 
-def _unpack(body: Body, packed: ir.Value, lead: tuple[int, ...], count: int, bits: int) -> ir.Value:
+def unpack(body: Body, packed: ir.Value, lead: tuple[int, ...], count: int, bits: int) -> ir.Value:
     """Codes of `packed` uint8 [*lead, bytes] as float32 [*lead, count].
 
     Mod is the mask here: bitwise And came to ONNX only with opset 18.
@@ -72,9 +72,9 @@ def matmul_nbits(
     inputs = [ir.Value(name=name) for name in ("A", "B", "scales", "zero_points", "bias")]
     inputs = inputs[: 5 if bias else 4 if zero_points else 3]
 
-    codes = _unpack(body, inputs[1], (N, blocks), block_size, bits)
+    codes = unpack(body, inputs[1], (N, blocks), block_size, bits)
     if zero_points:
-        offset = body.op("Reshape", _unpack(body, inputs[3], (N,), blocks, bits), body.shape(N, blocks, 1))
+        offset = body.op("Reshape", unpack(body, inputs[3], (N,), blocks, bits), body.shape(N, blocks, 1))
     else:
         offset = body.constant(np.array(2.0 ** (bits - 1), np.float32))
     factor = body.op("Reshape", inputs[2], body.shape(N, blocks, 1))

@@ -7,22 +7,40 @@ from .block_sparse import block_sparse_matmul, decode_blocks, quantize_rows
 from .codes import PLANES, pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
 from .gather import gather_rows
 from .int8 import dynamic_quantize_linear, matmul_int8, quantize_linear
+from .minifloat import (
+    E8M0,
+    LAYOUTS,
+    MINIFLOATS,
+    block_codes,
+    dequantize_minifloat,
+    matmul_minifloat,
+    minifloat_bits,
+    minifloat_zero,
+)
 from .nbits import activation_block, dequantize, matmul_nbits, quantize_activations, round_to_bfloat16
 from .rounding import SHRINKS, all_finite, quantize_block, quantize_blocks
 
 __all__ = [
+    "E8M0",
+    "LAYOUTS",
+    "MINIFLOATS",
     "PLANES",
     "SHRINKS",
     "activate",
     "activation_block",
     "all_finite",
+    "block_codes",
     "block_sparse_matmul",
     "decode_blocks",
     "dequantize",
+    "dequantize_minifloat",
     "dynamic_quantize_linear",
     "gather_rows",
     "matmul_int8",
+    "matmul_minifloat",
     "matmul_nbits",
+    "minifloat_bits",
+    "minifloat_zero",
     "pack_codes",
     "pack_zero_points",
     "quantize_activations",
