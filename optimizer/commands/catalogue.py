@@ -37,7 +37,13 @@ def models(
 
 def evaluate(
     model: Annotated[list[str], typer.Argument(help="Files or catalogue names, judged side by side.")],
-    task: Annotated[str | None, typer.Option(help="lee, wordsim353, simlex999 or reading; guessed by default.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="lee, wordsim353, simlex999, sentiment, probe, reading, detection, agreement (of the catalogue's "
+            "classifiers with float32) or speech; the first that fits by default."
+        ),
+    ] = None,
     openvino: OpenVino = False,
     nncf: Nncf = False,
     calibration: NncfData = None,
