@@ -56,10 +56,13 @@ def evaluate(
     import dataclasses
     import json
 
+    from onnxpress.models.evaluate import check
     from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
 
     data = nncf_data(nncf, calibration, samples, images, tokenizer)
+    for name in model:
+        check(name, task)
     results = [run(name, task) for name in model]
     if openvino or data is not None:
         from onnxpress.models.evaluate import evaluate_in_openvino
