@@ -88,9 +88,8 @@ def check(model: str | Path, task: str | None = None) -> None:
 
     path = storage.resolve(model)
     options = sessions.session_options(ours=sessions.uses_our_ops(storage.load(path)))
-    options.graph_optimization_level = (
-        ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )  # only inputs and outputs are looked at
+    # Only inputs and outputs are looked at.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     choose(sessions.open_session(path, options), task, str(model))
 
 

@@ -206,7 +206,8 @@ def _rounded_by_nncf(model: str, calibration: Calibration, folder: Path) -> _Ent
 def _bench(
     entries: Sequence[_Entry], common: _Common, rounds: int, progress: Callable[[str, int, int], None]
 ) -> Benchmark:  # fmt: skip
-    runs, loads, left = [], [], []
+    runs: list[_Run] = []
+    loads, left = [], []
     for entry in entries:
         try:
             run = _Run(entry, common)
