@@ -14,7 +14,7 @@ from . import dynamic, sparse, static, storage, weight_only
 from .calibration import Calibration
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision
+from .passes import CleanUp, Decision, plan
 from .recipe import Recipe
 from .report import Report, group_reasons
 
@@ -110,6 +110,18 @@ def _convert(
     if calibration != Calibration():
         raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings")
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `optimize` would decide of the nodes of a model, which is changed, before it calibrates or measures.
+
+    Raises:
+        OnnxpressError: The model cannot be prepared for the scheme.
+    """
+    if recipe.clean_up:
+        CleanUp()(model)
+    deciders = {"weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide}
+    return deciders[recipe.kind](model, recipe)
 
 
 def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:

@@ -27,6 +27,9 @@ _READ = {
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
 
+_CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
+"""Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Override:
@@ -211,9 +214,20 @@ class Recipe:
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):
             raise UsageError(f"{source}: {', '.join(unread)}: not read by scheme {recipe.scheme}")
-        if recipe.criterion is not None and (recipe.mask is not None or not recipe.prune):
-            raise UsageError(f"{source}: criterion: nothing is pruned where a mask is given or prune is false")
+        if not recipe.chooses:
+            given = sorted(_CHOOSING & fields.keys())
+            given += [f"overrides[{i}].sparsity" for i, each in enumerate(built) if each.sparsity is not None]
+            if given:
+                say = "the mask says" if recipe.mask is not None else "with prune = false the zeros that are there say"
+                raise UsageError(
+                    f"{source}: {', '.join(given)}: not read: {say} which blocks go; leave out the one or the other"
+                )
         return recipe
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scheme sparse chooses blocks itself."""
+        return self.prune and self.mask is None
 
     @classmethod
     def from_toml(cls, path: str | Path, given: Mapping[str, Any] | None = None) -> Recipe:
@@ -241,7 +255,7 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
-        read = _READ[self.kind]
+        read = _READ[self.kind] if self.chooses else _READ[self.kind] - _CHOOSING
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}

@@ -27,6 +27,7 @@ from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError, UsageError
 from .faster import prove_faster, slower_layers
 from .outcome import Outcome, Progress
+from .passes import Decision
 from .passes.equalize_channels import EqualizeChannels
 from .passes.int8_operators import Role
 from .passes.place_qdq import Floats, PlaceQdq, Range
@@ -117,8 +118,7 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
     """
     if isinstance(data, Statistics):
         _refuse_statistics(recipe)
-    prepare(model)
-    decisions = plan_int8(model, recipe).decisions
+    decisions = decide(model, recipe)
     if not any(decision.taken for decision in decisions):
         return Outcome(decisions, tuple)
     builder = Builder(calibrate(model, recipe, data, progress), recipe)
@@ -136,6 +136,16 @@ def convert(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: 
     if restore:
         builder.restore(model)
     return _outcome(builder, model, plan, metric, search, seconds)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    prepare(model)
+    return plan_int8(model, recipe).decisions
 
 
 def _refuse_statistics(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ import typer
 from ..errors import UsageError
 from .terminal import Json, Quiet, console, progress_bar
 
-_STATIC, _SPARSE = "int8-static", "sparse"
+_DATA, _STATIC, _SPARSE = "Data of int8-static and sparse", "int8-static", "sparse"
 
 
 def optimize(
@@ -40,30 +40,32 @@ def optimize(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Data of int8-static and sparse: .npz, a folder of .npy or images, lines of text, or module:function.",
-            rich_help_panel=_STATIC,
+            help=".npz, a folder of .npy or images, lines of text, or module:function.", rich_help_panel=_DATA
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples to take of it; 128.", rich_help_panel=_STATIC)
+        int | None, typer.Option(min=1, help="Samples to take of it; 128.", rich_help_panel=_DATA)
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples a run; 1.", rich_help_panel=_STATIC)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples a run; 1.", rich_help_panel=_DATA)] = None,
     images: Annotated[
-        str | None, typer.Option(help="How images become inputs: a name, or a TOML file.", rich_help_panel=_STATIC)
+        str | None, typer.Option(help="How images become inputs: a name, or a TOML file.", rich_help_panel=_DATA)
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="tokenizer.json for lines of text.", rich_help_panel=_STATIC)
+        str | None, typer.Option(help="tokenizer.json for lines of text.", rich_help_panel=_DATA)
     ] = None,
     statistics: Annotated[
-        str | None, typer.Option(help="What `onnxpress calibrate` wrote, in place of data.", rich_help_panel=_STATIC)
+        str | None,
+        typer.Option(
+            help="What `onnxpress calibrate` wrote, in place of data; --gram for sparse.", rich_help_panel=_DATA
+        ),
     ] = None,
     range_method: Annotated[
         str | None,
-        typer.Option(help="minmax, moving-average, percentile (default), entropy or mse.", rich_help_panel=_STATIC),
+        typer.Option(help="minmax, moving-average, percentile (default), entropy or mse.", rich_help_panel=_DATA),
     ] = None,
     percentile: Annotated[
         float | None,
-        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_STATIC),
+        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_DATA),
     ] = None,
     activation_type: Annotated[
         str | None,
@@ -219,7 +221,11 @@ def export_mask(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write which weights a model keeps, for its trainer."""
+    """Write which weights a model keeps, for its trainer.
+
+    The file holds a bool array a weight, true where it is kept, with the name, shape and axes of the initializer of the
+    float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB. Of a sparse model whole blocks are.
+    """
     from ..masks import export_mask as run
 
     report = run(model, output)

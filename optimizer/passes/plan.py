@@ -26,6 +26,7 @@ MIN_TABLE_ELEMENTS = 1 << 20
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _WITH_WEIGHTS = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"}
 _QUANTIZED = {
+    "BlockSparseMatMul",
     "DynamicQuantizeLSTM",
     "DynamicQuantizeMatMul",
     "GatherBlockQuantized",
@@ -101,18 +102,17 @@ class Decision:
         return self.node.op_type
 
 
-def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[Decision]:
+def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """Decide on every node that has, or could have, a weight.
 
     Args:
         model: The model.
         recipe: What is asked for.
-        read_weights: Look for NaN and infinity, one weight at a time.
 
     Returns:
-        One decision a node, in the order of the graph.
+        One decision a node, in the order of the graph. Weights are read for it, one at a time: NaN is not rounded.
     """
-    finite: dict[int, bool] | None = {} if read_weights else None
+    finite: dict[int, bool] = {}
     decisions = []
     for path, node in nested_nodes(model.graph, ""):
         decision = _decide(node, path, recipe, finite)
@@ -128,6 +128,12 @@ def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[
     return decisions
 
 
+def not_taken(who: str, op_type: str, path: str) -> str:
+    """The reason to leave an operator with weights that a scheme has no form for."""
+    hint = " (int8-static does)" if op_type in ("Conv", "ConvTranspose") and not path else ""
+    return f"{who} not take {op_type}{hint}"
+
+
 def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
     """All nodes of a graph and of graphs inside them, each with the names of the nodes around it."""
     for node in graph:
@@ -138,7 +144,7 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
                 yield from nested_nodes(attribute.value, inner)
 
 
-def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:
+def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
     if node.domain not in ("", "ai.onnx"):
         if node.op_type in _QUANTIZED:
             return Decision(node, path, False, "already quantized")
@@ -146,7 +152,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | 
     if node.op_type in _QUANTIZED:
         return Decision(node, path, False, "already quantized")
     if node.op_type in _WITH_WEIGHTS:
-        return Decision(node, path, False, f"weight-only schemes do not take {node.op_type}")
+        return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
     if node.op_type in ("MatMul", "Gemm"):
         return _decide_product(node, path, recipe, finite)
     if node.op_type == "Gather":
@@ -154,7 +160,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | 
     return None
 
 
-def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision:
+def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return Decision(node, path, False, "lacks an input")
     flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -176,7 +182,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     return Decision(node, path, True, f"int{settings.weight.bits}", size, weight, settings)
 
 
-def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
     table = _find_weight(node.inputs[0], True)
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
         return None
@@ -273,9 +279,7 @@ def _refuse(weight: Weight) -> str | None:
     return None
 
 
-def _refuse_values(weight: Weight, finite: dict[int, bool] | None) -> str | None:
-    if finite is None:
-        return None
+def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:
     key = id(weight.tensor)
     if key not in finite:
         finite[key] = is_finite(weight.tensor.numpy())

@@ -58,11 +58,21 @@ def test_wrong_recipes(tmp_path, text, message):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("kept", "says"), [({"prune": False}, "zeros that are there"), ({"mask": "m.npz"}, "mask")])
+@pytest.mark.parametrize("key", ["sparsity", "criterion", "allocation", "sequential", "overrides"])
+def test_what_chooses_blocks_is_refused_where_something_else_does(kept, says, key):
+    values = {"sparsity": 0.5, "criterion": "wanda", "allocation": "uniform", "sequential": True,
+              "overrides": [{"match": "*", "sparsity": 0.5}]}  # fmt: skip
+    with pytest.raises(UsageError, match=rf"{key}.*: not read: .*{says}.*leave out the one or the other"):
+        Recipe.from_mapping({"scheme": "sparse", key: values[key], **kept})
+
+
 @pytest.mark.parametrize("kept", [{"prune": False}, {"mask": "masks.npz"}])
-def test_a_criterion_where_nothing_is_pruned(kept):
-    with pytest.raises(UsageError, match="nothing is pruned"):
-        Recipe.from_mapping({"scheme": "sparse", "criterion": "wanda", **kept})
-    assert Recipe.from_mapping({"scheme": "sparse", **kept}).criterion is None
+def test_a_recipe_that_chooses_no_blocks_is_stored_without_what_chooses(kept):
+    recipe = Recipe(scheme="sparse", **kept)
+    stored = recipe.to_mapping()
+    assert not {"sparsity", "criterion", "allocation", "sequential"} & stored.keys()
+    assert Recipe.from_mapping(stored) == recipe
 
 
 def test_missing_recipe(tmp_path):
