@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
-from .quantization.schemes import SCALE_TYPES, SCHEMES
+from .quantization.formats import SCALE_TYPES
+from .quantization.schemes import SCHEMES
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
@@ -20,7 +21,7 @@ CRITERIA = ("magnitude", "wanda", "obs")
 _CHOICES: dict[str, tuple[object, ...]] = {
     "scheme": tuple(SCHEMES),
     "block_size": BLOCK_SIZES,
-    "scale_type": SCALE_TYPES,
+    "scale_type": tuple(SCALE_TYPES),
     "form": FORMS,
     "accuracy_level": ACCURACY_LEVELS,
     "range_method": RANGE_METHODS,

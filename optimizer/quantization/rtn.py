@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.custom_ops import _kernels
+from onnxpress.custom_ops import _kernels, reference
 
 from .formats import SCALE_TYPES, find_scales
 from .schemes import WeightScheme
+
+Floats = npt.NDArray[np.float32]
 
 _COLUMNS_A_TASK = 256  # a multiple of 16, as the kernel asks
 _ELEMENTS_A_TASK = 1 << 16  # some arrays of them stay in a core's cache
@@ -93,31 +95,43 @@ def quantize_rtn(
         raise ValueError("importance is for schemes without zero points")
     if scheme.has_kernel and importance is None:
         return _by_kernel(weight, scheme, transposed)
-    block, blocks = scheme.codes_a_block(K), scheme.blocks(K)
-    size = _pack(np.zeros((1, block), np.uint8), scheme.bits).shape[1]
+    blocks, size = scheme.blocks(K), reference.packed_bytes(scheme.codes_a_block(K), scheme.bits)
     packed = np.empty((N, blocks, size), np.uint8)
     scales = np.empty((N, blocks), np.float32)
-    missing = blocks * block - K
-    weights = None if importance is None else np.pad(importance.astype(np.float32), (0, missing)).reshape(blocks, -1)
 
     def run(begin: int, end: int) -> tuple[float, float, float]:
-        part = (weight[begin:end] if transposed else weight[:, begin:end].T).astype(np.float32)
-        x = np.ascontiguousarray(np.pad(part, [(0, 0), (0, missing)])).reshape(-1, block)
-        rows = x if scheme.per_channel or scheme.block_size else x.reshape(1, -1)
-        counts = None if weights is None else np.tile(weights, (end - begin, 1)).reshape(rows.shape)
-        scale, error, baseline = find_scales(
-            rows, scheme.format, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
-        )
-        with np.errstate(over="ignore"):  # what is infinite is held to the largest
-            codes = scheme.format.encode(x / scale[:, None])
-        packed[begin:end] = _pack(codes, scheme.bits).reshape(end - begin, blocks, size)
-        scales[begin:end] = np.broadcast_to(scale, len(x)).reshape(-1, blocks)
-        return math.fsum(error), math.fsum(baseline), float(np.square(x, dtype=np.float64).sum())
+        part = weight[begin:end] if transposed else weight[:, begin:end].T
+        codes, scales[begin:end], sums = _round_channels(part.astype(np.float32), scheme, importance)
+        packed[begin:end] = _kernels.pack_zero_points(codes, scheme.bits).reshape(end - begin, blocks, size)
+        return sums
 
-    step = max(1, _ELEMENTS_A_TASK // (blocks * block)) if scheme.per_channel or scheme.block_size else N
-    sums = _in_parallel(run, N, step)
+    one_in_all = not scheme.per_channel and scheme.block_size == 0
+    sums = _in_parallel(run, N, N if one_in_all else max(1, _ELEMENTS_A_TASK // K))
     zeros = np.full((N, blocks), scheme.format.zero, np.uint8)
     return QuantizedWeight(packed, scales, zeros, WeightError(*sums))
+
+
+def _round_channels(
+    part: Floats, scheme: WeightScheme, importance: npt.NDArray[np.floating] | None
+) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, float, float]]:
+    """Codes [n * n_blocks, block], scales [n, n_blocks] and the sums of `WeightError` of output channels [n, K]."""
+    n, K = part.shape
+    block, blocks = scheme.codes_a_block(K), scheme.blocks(K)
+    missing = blocks * block - K
+    x: Floats = np.ascontiguousarray(np.pad(part, [(0, 0), (0, missing)])).reshape(-1, block)
+    rows = x if scheme.per_channel or scheme.block_size else x.reshape(1, -1)
+    counts: Floats | None = None
+    if importance is not None:
+        counts = np.tile(np.pad(importance.astype(np.float32), (0, missing)), n).reshape(rows.shape)
+    scale, error, baseline = find_scales(
+        rows, scheme.format, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
+    )
+    scale = np.broadcast_to(scale, len(x))
+    with np.errstate(over="ignore"):  # what is infinite is held to the largest
+        scaled: Floats = x / scale[:, None]
+    energy = float(np.square(x, dtype=np.float64).sum())
+    sums = (math.fsum(error), math.fsum(baseline), energy)
+    return scheme.format.encode(scaled), scale.reshape(n, blocks), sums
 
 
 def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool) -> QuantizedWeight:
@@ -135,11 +149,6 @@ def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transpose
 
     sums = _in_parallel(run, N, _COLUMNS_A_TASK)
     return QuantizedWeight(packed, scales, zero_points, WeightError(*sums))
-
-
-def _pack(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
-    """Rows of codes as rows of bit planes."""
-    return _kernels.pack_zero_points(codes, bits)
 
 
 def _in_parallel(run: Callable[[int, int], tuple[float, float, float]], count: int, step: int) -> list[float]:

@@ -16,7 +16,7 @@ Codes = npt.NDArray[np.uint8]
 class Format(abc.ABC):
     """Some numbers, each with a code of a few bits.
 
-    Methods take arrays of any shape but []. Numbers are finite; infinities are held to the ends like all that lies beyond them.
+    Methods take arrays of any shape but []. What lies beyond the ends is held to them, infinity as well.
     """
 
     name: str

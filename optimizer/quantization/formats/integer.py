@@ -25,17 +25,21 @@ class Integer(Format):
         return f"int{self.bits}"
 
     def _values(self) -> Floats:
-        return np.arange(2**self.bits, dtype=np.float32) - np.float32(2 ** (self.bits - 1))
+        values: Floats = np.arange(2**self.bits, dtype=np.float32)
+        values -= np.float32(2 ** (self.bits - 1))
+        return values
 
     def round(self, x: Floats) -> Floats:
         """See `Format`."""
         rounded: Floats = np.rint(np.asarray(x, np.float32))
-        return np.clip(rounded, np.float32(self.min), np.float32(self.max))
+        np.clip(rounded, np.float32(self.min), np.float32(self.max), out=rounded)
+        return rounded
 
     def step(self, x: Floats) -> Floats:
         """See `Format`."""
-        return np.ones_like(x, np.float32)
+        return np.ones(x.shape, np.float32)
 
     def encode(self, x: Floats) -> Codes:
         """See `Format`."""
-        return (self.round(x) - np.float32(self.min)).astype(np.uint8)
+        codes: Codes = (self.round(x) - np.float32(self.min)).astype(np.uint8)
+        return codes

@@ -45,8 +45,9 @@ class MiniFloat(Format):
 
     def _power(self, x: Floats) -> Floats:
         """2^max(floor(log2 |x|), e_min) of finite x."""
-        power = (x.view(np.uint32) & _EXPONENT).view(np.float32)
-        return np.maximum(power, np.float32(2.0 ** (1 - self.layout.bias)), out=power)
+        power: Floats = (x.view(np.uint32) & _EXPONENT).view(np.float32)
+        np.maximum(power, np.float32(2.0 ** (1 - self.layout.bias)), out=power)
+        return power
 
     def _held(self, x: Floats) -> Floats:
         return np.clip(np.asarray(x, np.float32, order="C"), np.float32(self.min), np.float32(self.max))
@@ -62,7 +63,9 @@ class MiniFloat(Format):
 
     def step(self, x: Floats) -> Floats:
         """See `Format`."""
-        return self._power(self._held(x)) * np.float32(2.0**-self.layout.mantissa)
+        step = self._power(self._held(x))
+        step *= np.float32(2.0**-self.layout.mantissa)
+        return step
 
     def encode(self, x: Floats) -> Codes:
         """See `Format`."""
@@ -70,5 +73,6 @@ class MiniFloat(Format):
         power = self._power(rounded)
         binade = (power.view(np.uint32) >> np.uint32(23)).astype(np.int32) - (128 - self.layout.bias)
         steps = (rounded / power * np.float32(2**self.layout.mantissa)).astype(np.int32)
-        codes = (binade << self.layout.mantissa) + steps
-        return (codes | np.signbit(x).astype(np.int32) << (self.bits - 1)).astype(np.uint8)
+        signs = np.signbit(x).astype(np.int32) << (self.bits - 1)
+        codes: Codes = ((binade << self.layout.mantissa) + steps | signs).astype(np.uint8)
+        return codes

@@ -42,8 +42,9 @@ class ScaleType:
         held = np.clip(scale, np.float32(self.least), np.float32(most))
         if self.power_of_two:
             mantissa, exponent = np.frexp(held)
-            return np.ldexp(np.float32(1), exponent - (mantissa < np.sqrt(0.5))).astype(np.float32)
-        return held.astype(self.stored).astype(np.float32)
+            held = np.ldexp(np.float32(1), exponent - (mantissa < np.sqrt(0.5)))
+        rounded: Floats = held.astype(np.float32 if self.stored is np.uint8 else self.stored).astype(np.float32)
+        return rounded
 
     def store(self, scale: Floats) -> npt.NDArray[Any]:
         """Scales that `round` gave, as an array of the type `stored`."""

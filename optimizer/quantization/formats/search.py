@@ -44,23 +44,29 @@ def find_scales(
         the scale 1.
     """
     peak = np.abs(x).max(axis=1)
-    power = np.ldexp(np.float32(1), np.clip(np.frexp(peak)[1], -125, 127)).astype(np.float32)
+    power = _power(np.clip(np.frexp(peak)[1], -125, 127))
     blocks = _Blocks(x / power[:, None], power, weights, scale_type, importance)
     first = _first(peak / power, weights, scale_type)
     best, error, _ = blocks.judge(first)
-    baseline = error
+    baseline = error.astype(np.float64)
     for tried, wrong in blocks.candidates(first) if search else ():
         better = wrong < error
         best, error = np.where(better, tried, best), np.where(better, wrong, error)
     scales = np.where(peak > 0, best * power, np.float32(1)).astype(np.float32)
     square = np.square(power.astype(np.float64))
-    return scales, error * square, baseline * square
+    return scales, error.astype(np.float64) * square, baseline * square
 
 
 def _first(peak: Floats, weights: Format, scale_type: ScaleType) -> Floats:
     if scale_type.power_of_two:
-        return np.ldexp(np.float32(1), np.frexp(peak)[1] - 1 - weights.exponent).astype(np.float32)
-    return peak / np.float32(weights.max)
+        return _power(np.frexp(peak)[1] - 1 - weights.exponent)
+    first: Floats = peak / np.float32(weights.max)
+    return first
+
+
+def _power(exponent: npt.NDArray[np.integer]) -> Floats:
+    power: Floats = np.ldexp(np.float32(1), exponent).astype(np.float32)
+    return power
 
 
 @dataclasses.dataclass
@@ -95,5 +101,7 @@ class _Blocks:
 
     def _sum(self, a: Floats, b: Floats) -> Floats:
         if self.importance is None:
-            return np.einsum("bk,bk->b", a, b)
-        return np.einsum("bk,bk,bk->b", a, b, np.broadcast_to(self.importance, a.shape))
+            sums: Floats = np.einsum("bk,bk->b", a, b)
+        else:
+            sums = np.einsum("bk,bk,bk->b", a, b, np.broadcast_to(self.importance, a.shape))
+        return sums
