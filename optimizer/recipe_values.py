@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import UsageError
-from .quantization.formats import SCALE_TYPES
-from .quantization.schemes import SCHEMES
+from .quantization.schemes import SCALE_TYPES, SCHEMES
 
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
@@ -21,7 +20,7 @@ CRITERIA = ("magnitude", "wanda", "obs")
 _CHOICES: dict[str, tuple[object, ...]] = {
     "scheme": tuple(SCHEMES),
     "block_size": BLOCK_SIZES,
-    "scale_type": tuple(SCALE_TYPES),
+    "scale_type": SCALE_TYPES,
     "form": FORMS,
     "accuracy_level": ACCURACY_LEVELS,
     "range_method": RANGE_METHODS,

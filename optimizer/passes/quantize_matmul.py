@@ -105,7 +105,7 @@ class QuantizeMatMul:
             "block_size": form.scheme.block_size,
             "accuracy_level": settings.accuracy_level,
         }
-        attributes |= {"bits": form.scheme.bits} if form.scheme.integer else {"format": form.scheme.format.name}
+        attributes |= {"bits": form.scheme.bits} if form.scheme.integer else {"format": form.scheme.format}
         y = insert_before(
             last, form.op_type, inputs, last.outputs[0], domain=form.domain,
             overload=self._function(model, lazy, form, bias is not None).overload if form.ours else "",
@@ -144,7 +144,7 @@ class QuantizeMatMul:
             )  # fmt: skip
         else:
             function = functions.matmul_minifloat(
-                format=scheme.format.name, K=weight.K, N=weight.N, block_size=scheme.block_size,
+                format=scheme.format, K=weight.K, N=weight.N, block_size=scheme.block_size,
                 activation=weight.dtype, scale=form.scales, bias=bias, opset=opset,
             )  # fmt: skip
         return model.functions.setdefault(function.identifier(), function)

@@ -76,9 +76,9 @@ def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType) -> WeightFo
 
 
 def _standard_form(scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str:
-    codes = _integer_type(scheme) if scheme.integer else _STANDARD.get(scheme.format.name)
+    codes = _integer_type(scheme) if scheme.integer else _STANDARD.get(scheme.format)
     if codes is None:
-        return f"ONNX has no type for {scheme.format.name}; form qoperator has an operator"
+        return f"ONNX has no type for {scheme.format}; form qoperator has an operator"
     if dtype == ir.DataType.FLOAT16:
         if scheme.scale_type not in ("float32", "float16"):
             return f"DequantizeLinear to float16 takes no scales of {scheme.scale_type}; form qoperator does"

@@ -107,7 +107,7 @@ def quantize_rtn(
 
     one_in_all = not scheme.per_channel and scheme.block_size == 0
     sums = _in_parallel(run, N, N if one_in_all else max(1, _ELEMENTS_A_TASK // K))
-    zeros = np.full((N, blocks), scheme.format.zero, np.uint8)
+    zeros = np.full((N, blocks), scheme.numbers.zero, np.uint8)
     return QuantizedWeight(packed, scales, zeros, WeightError(*sums))
 
 
@@ -124,14 +124,14 @@ def _round_channels(
     if importance is not None:
         counts = np.tile(np.pad(importance.astype(np.float32), (0, missing)), n).reshape(rows.shape)
     scale, error, baseline = find_scales(
-        rows, scheme.format, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
+        rows, scheme.numbers, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
     )
     scale = np.broadcast_to(scale, len(x))
     with np.errstate(over="ignore"):  # what is infinite is held to the largest
         scaled: Floats = x / scale[:, None]
     energy = float(np.square(x, dtype=np.float64).sum())
     sums = (math.fsum(error), math.fsum(baseline), energy)
-    return scheme.format.encode(scaled), scale.reshape(n, blocks), sums
+    return scheme.numbers.encode(scaled), scale.reshape(n, blocks), sums
 
 
 def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool) -> QuantizedWeight:

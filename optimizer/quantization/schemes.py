@@ -1,14 +1,19 @@
-"""What a weight can be rounded to."""
+"""What a weight can be rounded to, by names: `formats` knows what they mean, and NumPy."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from ..errors import UsageError
-from .formats import FORMATS, SCALE_TYPES, Format, Integer
+
+if TYPE_CHECKING:
+    from .formats import Format
 
 _KERNEL_SCALES = ("float32", "float16")
-_POWERS_OF_TWO = tuple(name for name, each in SCALE_TYPES.items() if each.power_of_two)
+_POWERS_OF_TWO = ("e8m0", "pow2")
+SCALE_TYPES = (*_KERNEL_SCALES, "bfloat16", *_POWERS_OF_TWO)
+"""Keys of `formats.SCALE_TYPES`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +21,7 @@ class Preset:
     """A named scheme.
 
     Attributes:
-        format: Of a weight, a key of `FORMATS`.
+        format: Of a weight, a key of `formats.FORMATS`.
         symmetric: Whether it defaults to one fixed zero point, of weights in "weight-only", of activations else.
         kind: "weight-only", "static" (activations too, with scales from a calibration), "dynamic" (activations
             too, with a scale from each tensor as it comes) or "sparse" (blocks of weights that are zero left out).
@@ -32,9 +37,14 @@ class Preset:
     scale_types: tuple[str, ...] = _KERNEL_SCALES
     fixed: bool = False
 
+    @property
+    def integer(self) -> bool:
+        """Whether codes are whole numbers."""
+        return self.format.startswith("int")
+
 
 def _minifloat(name: str, block_size: int) -> Preset:
-    return Preset(name, block_size=block_size, scale_types=tuple(SCALE_TYPES))
+    return Preset(name, block_size=block_size, scale_types=SCALE_TYPES)
 
 
 def _mx(name: str) -> Preset:
@@ -76,16 +86,16 @@ class WeightScheme:
 
     Attributes:
         name: Of the scheme, for people.
-        format: What codes stand for.
+        format: What codes stand for, a key of `formats.FORMATS`.
         block_size: Weights that share a scale; 0 for those of an output channel.
         symmetric: No zero points but that of the format.
         search: Search the scale of least squared error.
-        scale_type: A key of `SCALE_TYPES`.
+        scale_type: One of `SCALE_TYPES`.
         per_channel: Without blocks, one scale an output channel, not one in all.
     """
 
     name: str
-    format: Format
+    format: str
     block_size: int
     symmetric: bool
     search: bool
@@ -93,14 +103,21 @@ class WeightScheme:
     per_channel: bool = True
 
     @property
+    def numbers(self) -> Format:
+        """The format itself."""
+        from .formats import FORMATS
+
+        return FORMATS[self.format]
+
+    @property
     def bits(self) -> int:
         """Of a code."""
-        return self.format.bits
+        return self.numbers.bits
 
     @property
     def integer(self) -> bool:
         """Whether codes are whole numbers: MatMulNBits, not MatMulMiniFloat."""
-        return isinstance(self.format, Integer)
+        return SCHEMES[self.name].integer
 
     @property
     def has_kernel(self) -> bool:
@@ -125,20 +142,19 @@ def weight_scheme(
         UsageError: The scheme has no such settings.
     """
     preset = SCHEMES[name]
-    integer = isinstance(FORMATS[preset.format], Integer)
     block = preset.block_size if block_size is None else block_size
     if preset.fixed and block != preset.block_size:
         raise UsageError(f"block_size is {block}, but {name} has blocks of {preset.block_size} by definition")
-    if block == 0 and integer:
+    if block == 0 and preset.integer:
         raise UsageError(f"block_size is 0, one scale a channel, which {name} has not; take 16 to 256")
     if not per_channel and block != 0 and preset.kind == "weight-only":
         raise UsageError(f"per_channel is false, but {name} has blocks of {block}; set block_size = 0, too")
     scales = scale_type or preset.scale_types[0]
     if scales not in preset.scale_types:
         raise UsageError(f"scale_type is {scales!r}, but {name} takes {' or '.join(preset.scale_types)}")
-    if symmetric is False and preset.symmetric and (not integer or scales in _POWERS_OF_TWO):
+    if symmetric is False and preset.symmetric and (not preset.integer or scales in _POWERS_OF_TWO):
         raise UsageError(f"symmetric is false, but {name} has no zero points")
     return WeightScheme(
-        name, FORMATS[preset.format], block, preset.symmetric if symmetric is None else symmetric, search, scales,
+        name, preset.format, block, preset.symmetric if symmetric is None else symmetric, search, scales,
         per_channel,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from onnxpress.custom_ops import reference
+from onnxpress.optimizer.quantization import schemes
 from onnxpress.optimizer.quantization.formats import FORMATS, SCALE_TYPES, MiniFloat, find_scales
 
 RNG = np.random.default_rng(11)
@@ -159,6 +160,11 @@ def test_extreme_blocks(name, kind):
     usable = [4, 5] if kind == "float16" else [3, 4, 5, 6]
     energy = np.square(x[usable].astype(np.float64)).sum(axis=1)
     assert (found[usable] < 0.02 * energy).all()
+
+
+def test_recipes_know_the_types_of_scales():
+    assert tuple(SCALE_TYPES) == schemes.SCALE_TYPES
+    assert {preset.format for preset in schemes.SCHEMES.values()} <= FORMATS.keys()
 
 
 def test_only_names_make_minifloats_differ():
