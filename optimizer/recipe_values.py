@@ -10,7 +10,7 @@ from typing import Any
 from .errors import UsageError
 from .quantization.schemes import SCALE_TYPES, SCHEMES
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")

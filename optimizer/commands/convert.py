@@ -18,18 +18,23 @@ def optimize(
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help="int2, int3, int4 (default), int5, int6, int8, int8-static, int8-dynamic or sparse."),
+        typer.Option(
+            help="int2, int3, int4 (default), int5, int6, int8; fp8, fp8-e3m4, fp8-e5m2, fp6, fp6-e2m3, fp6-e3m2, fp4, "
+            "nf4, mxfp8, mxfp6, mxfp4, bfp8, bfp6, bfp4; int8-static, int8-dynamic or sparse."
+        ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256; 0: a channel.")] = None,
     symmetric: Annotated[
         bool | None, typer.Option("--symmetric/--asymmetric", help="One fixed zero point, or one a block or tensor.")
     ] = None,
     search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
-    scale_type: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
+    scale_type: Annotated[
+        str | None, typer.Option(help="float32, float16; of fp and nf also bfloat16, e8m0, pow2.")
+    ] = None,
     form: Annotated[str | None, typer.Option(help="qoperator (default), qdq or onnxpress.")] = None,
     accuracy_level: Annotated[
-        int | None, typer.Option(help="4: activations rounded to int8 (default); 3: to bfloat16; 0 or 1: float32.")
+        int | None, typer.Option(help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32.")
     ] = None,
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings/--no-embeddings", help="Quantize large Gather tables too.")

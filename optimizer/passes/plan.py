@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
+from .weight_form import WeightForm, weight_form
 
 # Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
 MIN_ELEMENTS = 1024
@@ -33,6 +34,7 @@ _QUANTIZED = {
     "MatMulBnb4",
     "MatMulInteger",
     "MatMulIntegerToFloat",
+    "MatMulMiniFloat",
     "MatMulNBits",
     "ConvInteger",
     "QAttention",
@@ -81,6 +83,7 @@ class Decision:
         parameters: Elements of its weight, 0 where it has none.
         weight: The constant, when taken.
         settings: What the recipe says, when taken.
+        form: How a product reads its weight, when a weight-only scheme takes it.
     """
 
     node: ir.Node
@@ -90,6 +93,7 @@ class Decision:
     parameters: int = 0
     weight: Weight | None = None
     settings: NodeSettings | None = None
+    form: WeightForm | None = None
 
     @property
     def node_name(self) -> str:
@@ -179,7 +183,10 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     settings = recipe.settings(node.name or "", node.op_type)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, size)
-    return Decision(node, path, True, f"int{settings.weight.bits}", size, weight, settings)
+    form = weight_form(recipe.form, settings.weight, weight.dtype)
+    if isinstance(form, str):
+        return Decision(node, path, False, form, size)
+    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
 
 
 def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
@@ -198,14 +205,16 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if reason is None and not table.transposed:
         reason = "embedding table behind a Transpose"
     if reason is None and isinstance(settings, NodeSettings):
-        if settings.weight.bits not in (4, 8):
+        if not settings.weight.has_kernel:
+            reason = f"GatherBlockQuantized has no {settings.weight.name}"
+        elif settings.weight.bits not in (4, 8):
             reason = f"GatherBlockQuantized has no {settings.weight.bits} bits"
         elif table.K % settings.weight.block_size:
             reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
     reason = reason or _refuse_values(table, finite)
     if reason or isinstance(settings, str):
         return Decision(node, path, False, str(reason), size)
-    return Decision(node, path, True, f"int{settings.weight.bits}", size, table, settings)
+    return Decision(node, path, True, settings.weight.name, size, table, settings)
 
 
 def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:

@@ -36,7 +36,7 @@ def test_toml_round_trip(tmp_path):
         ("blocksize = 32", 'unknown key "blocksize"; did you mean "block_size"'),
         ("qqq = 1", 'unknown key "qqq"; known keys'),
         ('scheme = "int44"', "scheme is 'int44'; did you mean \"int4\""),
-        ("block_size = 48", "block_size is 48; must be one of 16, 32, 64, 128, 256"),
+        ("block_size = 48", "block_size is 48; must be one of 0, 16, 32, 64, 128, 256"),
         ("block_size = true", "block_size is True"),
         ("search = 1", "search is 1, must be true or false"),
         ('include = "a"', "include is 'a', must be a list of strings"),
