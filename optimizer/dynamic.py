@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from .analysis.machine import products_saturate
 from .outcome import Outcome, Progress
+from .passes import Decision
 from .passes.fuse_attention import FuseAttention
 from .passes.plan_dynamic import plan_attention, plan_dynamic
 from .passes.quantize_dynamic import QuantizeDynamic
@@ -36,13 +37,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     import onnx_ir.passes.common as common
 
     progress("rewrite", 0, 1)
-    RaiseOpset(_OPSET)(model)
-    decisions = plan_dynamic(model, recipe)
-    reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
-    fuse = FuseAttention(reasons.get)
-    if recipe.fuse and any(decision.taken for decision in decisions):
-        fuse(model)
-    attention = plan_attention(model, recipe, fuse.fused)
+    decisions, attention, fuse = _plan(model, recipe)
     quantize = QuantizeDynamic(
         products_saturate() if recipe.reduce_range is None else recipe.reduce_range, recipe.search
     )
@@ -50,8 +45,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         SeparateLayerNorm()(model)
         common.RemoveUnusedNodesPass()(model)
     progress("rewrite", 1, 1)
-    # The two products within a fused attention are no longer there to be told of.
-    decisions = [decision for decision in decisions if decision.taken or decision.node.graph is not None]
     left = group_reasons([("attention", reason) for reason in fuse.left.values()])
     return Outcome(
         decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
@@ -60,3 +53,26 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         details={"attention": {"fused": len(fuse.fused), "left": left}},
         rows=[("attention", f"{len(fuse.fused)} fused"), *(("", f"{n} left: {what}") for what, n in left.items())],
     )
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `convert` would decide of a cleaned-up float model, which is changed in place.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    decisions, attention, fuse = _plan(model, recipe)
+    return [*decisions, *(decision for decision in attention if decision.node not in fuse.fused)]
+
+
+def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decision], FuseAttention]:
+    """Decisions on products and on attentions, which are fused by then."""
+    RaiseOpset(_OPSET)(model)
+    decisions = plan_dynamic(model, recipe)
+    reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
+    fuse = FuseAttention(reasons.get)
+    if recipe.fuse and any(decision.taken for decision in decisions):
+        fuse(model)
+    attention = plan_attention(model, recipe, fuse.fused)
+    # The two products within a fused attention are no longer there to be told of.
+    return [each for each in decisions if each.taken or each.node.graph is not None], attention, fuse

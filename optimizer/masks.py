@@ -1,7 +1,9 @@
 """Which weights are kept, as a file of masks: out of a model for its trainer, and back into one.
 
-An .npz file holds a bool array a weight, of the shape and under the name of the model's initializer, true where it is
-kept. Of a model that was made sparse the masks are in the shapes and under the names of the model it was made from.
+An .npz file holds a bool array a weight, under the name of the model's initializer and with its shape and axes (inputs
+x outputs for MatMul and Gemm, outputs x inputs for Gemm with transB), true where it is kept. Of a model that was made
+sparse the masks are those of the model it was made from, in whole blocks: a weight that was rounded to zero within a
+block that is kept is kept.
 """
 
 from __future__ import annotations
@@ -97,14 +99,14 @@ def apply_masks(model: ir.Model, path: str | Path) -> int:
         path: The .npz file.
 
     Returns:
-        How many weights there were masks for.
+        How many weights were set to zero that were not.
 
     Raises:
         OnnxpressError: The file cannot be read.
         UsageError: A mask is of no weight of the model, or of another shape or type.
     """
-    masks = _read(path)
-    for name, mask in masks.items():
+    zeroed = 0
+    for name, mask in _read(path).items():
         value = model.graph.initializers.get(name)
         if value is None or value.const_value is None:
             raise UsageError(f"{path}: the model has no initializer '{name}'; onnxpress export-mask names them")
@@ -112,9 +114,10 @@ def apply_masks(model: ir.Model, path: str | Path) -> int:
         if tuple(tensor.shape.numpy()) != mask.shape:
             raise UsageError(f"{path}: {name} has shape {list(mask.shape)}, the weight {list(tensor.shape.numpy())}")
         array = tensor.numpy()
+        zeroed += int(np.count_nonzero(array[~mask]))
         value.const_value = ir.tensor(np.where(mask, array, array.dtype.type(0)), name=name)
         release(tensor)
-    return len(masks)
+    return zeroed
 
 
 def _read(path: str | Path) -> dict[str, Mask]:

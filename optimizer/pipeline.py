@@ -14,7 +14,7 @@ from . import dynamic, sparse, static, storage, weight_only
 from .calibration import Calibration
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision
+from .passes import CleanUp, Decision, plan
 from .recipe import Recipe
 from .report import Report, group_reasons
 
@@ -69,7 +69,7 @@ def optimize(
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, calibration or Calibration(), named, progress)
+    outcome = _convert(loaded, recipe, calibration or Calibration(), named, source, progress)
     _refuse_nothing_to_do(source, recipe, outcome.decisions)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
@@ -100,16 +100,28 @@ def optimize(
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, calibration: Calibration, name: str | None, progress: Progress
+    model: ir.Model, recipe: Recipe, calibration: Calibration, name: str | None, source: str, progress: Progress
 ) -> Outcome:
     if recipe.kind == "static":
-        return static.convert(model, recipe, calibration.open(model, name), progress)
+        return static.convert(model, recipe, calibration.open(model, name), progress, source)
     if recipe.kind == "sparse" and (sparse.needs_data(recipe) or calibration == Calibration()):
         given = calibration.is_there(name)
         return sparse.convert(model, recipe, (lambda: calibration.open(model, name)) if given else None, progress)
     if calibration != Calibration():
         raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings")
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `optimize` would decide of the nodes of a model, which is changed, before it calibrates or measures.
+
+    Raises:
+        OnnxpressError: The model cannot be prepared for the scheme.
+    """
+    if recipe.clean_up:
+        CleanUp()(model)
+    deciders = {"weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide}
+    return deciders[recipe.kind](model, recipe)
 
 
 def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:

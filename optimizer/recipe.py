@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from .errors import OnnxpressError, UsageError
-from .quantization.schemes import SCHEMES, WeightScheme
+from .quantization.schemes import SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
 
 _ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
 _READ = {
     "weight-only": _ALWAYS
-    | {"block_size", "symmetric", "search", "scale_type", "form", "accuracy_level", "embeddings"},
+    | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
        "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
@@ -26,6 +26,14 @@ _READ = {
        "prune", "mask", "expect_m", "range_method", "percentile"},
 }  # fmt: skip
 """The keys that each kind of scheme reads."""
+
+_OF_A_NODE = (
+    "scheme", "block_size", "symmetric", "search", "scale_type", "per_channel", "accuracy_level", "sparsity",
+)  # fmt: skip
+"""What is settled node by node."""
+
+_CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
+"""Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,10 @@ class Override:
             op_type,
         )
 
+    def given(self) -> dict[str, Any]:
+        """The settings that it changes."""
+        return {key: value for key in _OF_A_NODE if (value := getattr(self, key, None)) is not None}
+
     def describe(self) -> str:
         """The patterns, as a user wrote them."""
         parts = [f'{key} = "{value}"' for key in ("match", "op_type") if (value := getattr(self, key)) is not None]
@@ -83,17 +95,22 @@ class Recipe:
     """How to convert a model.
 
     Attributes:
-        scheme: int2, int3, int4, int5, int6 or int8: bits of a weight. int8-static and int8-dynamic round activations
-            too, with scales from a calibration or from each tensor as it comes.
-        block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256.
+        scheme: int2, int3, int4, int5, int6 or int8: bits of a weight. fp8, fp6, fp4 and others with a sign, an
+            exponent and a mantissa, nf4, the Microscaling mxfp8, mxfp6 and mxfp4, and bfp8, bfp6 and bfp4: integers
+            with scales that are powers of two. int8-static and int8-dynamic round activations too, with scales from
+            a calibration or from each tensor as it comes.
+        block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256, or 0 for all of an output channel; None
+            takes the scheme's default.
         symmetric: One fixed zero point instead of one a block; None takes the scheme's default. Of activations where
             the scheme rounds them: their weights always have it.
         search: Search each block's scale for the least squared error, instead of taking it from min and max.
-        scale_type: float32 or float16.
+        scale_type: float32 or float16; of floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2
+            (powers of two as float32); None takes the scheme's default.
         form: "qoperator" (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else
-            onnxpress::MatMulNBits), "qdq" (blocked DequantizeLinear) or "onnxpress" (our op for all bits).
+            onnxpress::MatMulNBits or, for weights that are no integers, onnxpress::MatMulMiniFloat), "qdq"
+            (DequantizeLinear) or "onnxpress" (our op for all bits).
         accuracy_level: Least precision of the computation: 4 rounds activations to int8, 3 to bfloat16, 0 to 2 are
-            float32.
+            float32; None takes 4, or 3 for weights that are no integers.
         embeddings: Quantize large Gather tables too (4 and 8 bits).
         clean_up: Fold constants and fuse standard patterns first.
         include: Glob patterns on node names; empty means all.
@@ -103,7 +120,7 @@ class Recipe:
             "moving-average", "percentile", "entropy" or "mse".
         percentile: Share of the values, in percent, that the method "percentile" keeps.
         activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
-        per_channel: One scale an output channel of a weight rather than one in all.
+        per_channel: One scale an output channel of a weight rather than one in all, where weights have no blocks.
         reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks this machine.
         equalize: Even out the channels of neighbouring layers first.
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
@@ -135,12 +152,12 @@ class Recipe:
     """
 
     scheme: str = "int4"
-    block_size: int = 32
+    block_size: int | None = None
     symmetric: bool | None = None
     search: bool = True
-    scale_type: str = "float32"
+    scale_type: str | None = None
     form: str = "qoperator"
-    accuracy_level: int = 4
+    accuracy_level: int | None = None
     embeddings: bool = False
     clean_up: bool = True
     include: tuple[str, ...] = ()
@@ -179,6 +196,10 @@ class Recipe:
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
         checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
+        own = {key: getattr(self, key) for key in _OF_A_NODE}
+        _node_settings(own, "recipe")
+        for index, override in enumerate(self.overrides):
+            _node_settings({**own, **override.given()}, f"recipe: overrides[{index}]")
 
     @property
     def kind(self) -> str:
@@ -211,9 +232,20 @@ class Recipe:
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):
             raise UsageError(f"{source}: {', '.join(unread)}: not read by scheme {recipe.scheme}")
-        if recipe.criterion is not None and (recipe.mask is not None or not recipe.prune):
-            raise UsageError(f"{source}: criterion: nothing is pruned where a mask is given or prune is false")
+        if not recipe.chooses:
+            given = sorted(_CHOOSING & fields.keys())
+            given += [f"overrides[{i}].sparsity" for i, each in enumerate(built) if each.sparsity is not None]
+            if given:
+                say = "the mask says" if recipe.mask is not None else "with prune = false the zeros that are there say"
+                raise UsageError(
+                    f"{source}: {', '.join(given)}: not read: {say} which blocks go; leave out the one or the other"
+                )
         return recipe
+
+    @property
+    def chooses(self) -> bool:
+        """Whether scheme sparse chooses blocks itself."""
+        return self.prune and self.mask is None
 
     @classmethod
     def from_toml(cls, path: str | Path, given: Mapping[str, Any] | None = None) -> Recipe:
@@ -241,7 +273,7 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
-        read = _READ[self.kind]
+        read = _READ[self.kind] if self.chooses else _READ[self.kind] - _CHOOSING
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}
@@ -255,21 +287,15 @@ class Recipe:
             return "not included by the recipe"
         if any(fnmatch.fnmatchcase(name, p) for p in self.exclude):
             return "excluded by the recipe"
-        values: dict[str, Any] = {
-            key: getattr(self, key)
-            for key in ("scheme", "block_size", "symmetric", "search", "scale_type", "accuracy_level", "sparsity")
-        }
+        values = {key: getattr(self, key) for key in _OF_A_NODE}
         keep = False
         for override in self.overrides:
             if override.applies(name, op_type):
                 keep = override.keep_float
-                values.update({k: v for k in values if (v := getattr(override, k)) is not None})
+                values.update(override.given())
         if keep:
             return "kept in float by an override of the recipe"
-        preset = SCHEMES[values["scheme"]]
-        symmetric = preset.symmetric if values["symmetric"] is None else values["symmetric"]
-        weight = WeightScheme(preset.bits, values["block_size"], symmetric, values["search"], values["scale_type"])
-        return NodeSettings(weight, values["accuracy_level"], values["sparsity"])
+        return _node_settings(values, f"node {name}")
 
     def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:
         """Patterns that match none of the (name, op_type) pairs: most likely typing errors."""
@@ -285,3 +311,22 @@ class Recipe:
             if not any(override.applies(name, op_type) for name, op_type in nodes)
         ]
         return unused
+
+
+def _node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:
+    """The settings of a node, defaults filled in.
+
+    Raises:
+        UsageError: They do not go together.
+    """
+    name, level = values["scheme"], values["accuracy_level"]
+    keys = ("block_size", "symmetric", "search", "scale_type", "per_channel")
+    try:
+        weight = weight_scheme(name, **{key: values[key] for key in keys})
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+    if level == 4 and not weight.integer:
+        raise UsageError(f"{source}: accuracy_level is 4, activations of int8, but {name} takes 0 to 3")
+    if level is None:
+        level = 4 if weight.integer else 3
+    return NodeSettings(weight, level, values["sparsity"])

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import UsageError
 from .quantization.schemes import SCALE_TYPES, SCHEMES
 
-BLOCK_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
@@ -89,8 +89,10 @@ def _checked_value(key: str, value: object, source: str) -> object:
     elif key == "block":
         from .sparsity.blocks import Block
 
+        if not isinstance(value, str):
+            raise UsageError(f'{source}: block is {value!r}, must be a string of inputs x outputs, such as "4x4"')
         try:
-            return str(Block.parse(value if isinstance(value, str) else ""))
+            return str(Block.parse(value))
         except UsageError as error:
             raise UsageError(f"{source}: {error}") from error
     elif key == "expect_m":

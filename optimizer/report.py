@@ -98,17 +98,17 @@ class Report:
         table.add_row("rewritten", f"{done} as {schemes}" if one else f"{done}: {schemes}")
         for what, count in self.left.items():
             table.add_row("left", f"{count} {what}")
-        table.add_row("size", f"{_megabytes(self.size_before)} -> {_megabytes(self.size_after)}"
-                              f" ({self.size_before / max(self.size_after, 1):.1f}x smaller)")  # fmt: skip
+        sizes = f"{size_text(self.size_before)} -> {size_text(self.size_after)}"
+        table.add_row("size", sizes + _change(self.size_before, self.size_after))
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         table.add_row("time", f"{sum(self.seconds.values()):.1f} s ({stages})")
-        table.add_row("peak memory", _megabytes(self.peak_memory))
+        table.add_row("peak memory", size_text(self.peak_memory))
         for label, line in self.rows:
             table.add_row(label, line)
         if self.gain:
             table.add_row("scale search", f"{self.gain:+.2f} dB against plain min/max")
         for index, weight in enumerate(self.worst):
-            label = "largest error" if index == 0 else ""
+            label = "lowest SQNR" if index == 0 else ""  # signal to quantization noise ratio: more is better
             table.add_row(
                 label, f"{weight.sqnr:.1f} dB  {weight.nodes[0]} ({weight.scheme}, {weight.parameters:,} weights)"
             )
@@ -158,10 +158,10 @@ class ContextReport:
         table.add_column(overflow="fold")
         table.add_row("compiled", f"{self.compiled} nodes")
         table.add_row("left", f"{self.left} nodes for ONNX Runtime")
-        table.add_row("size", f"{_megabytes(self.size_before)} -> {_megabytes(self.size_after)}")
-        table.add_row("weights", f"{_megabytes(self.size_weights)} in {self.weights}")
+        table.add_row("size", f"{size_text(self.size_before)} -> {size_text(self.size_after)}")
+        table.add_row("weights", f"{size_text(self.size_weights)} in {self.weights}")
         table.add_row("time", f"{self.seconds:.1f} s")
-        table.add_row("peak memory", _megabytes(self.peak_memory))
+        table.add_row("peak memory", size_text(self.peak_memory))
         console.print(table)
 
 
@@ -171,8 +171,16 @@ def group_reasons(left: list[tuple[str, str]]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def size_text(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:,.1f} KB" if size >= 1000 else f"{size} bytes"
+
+
+def _change(before: int, after: int) -> str:
+    """How much smaller or larger a file became."""
+    if before == 0 or after == 0:
+        return ""
+    return f" ({before / after:.1f}x smaller)" if after <= before else f" ({after / before:.1f}x larger)"
 
 
 def _finite(value: object) -> object:

@@ -58,15 +58,8 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
         UsageError: The recipe needs a calibration and there is none, or its masks do not fit.
         OnnxpressError: ONNX Runtime cannot run the model, or a file cannot be read.
     """
-    if recipe.mask is not None:
-        apply_masks(model, recipe.mask)
-        recipe = dataclasses.replace(recipe, prune=False)
-    prepare(model, gemm=False)
-    fuse = FuseHeads()
-    if recipe.fuse:
-        fuse(model)
-    block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
-    decisions = plan_sparse(model, recipe, block)
+    recipe, how = _masked(model, recipe)
+    block, decisions = _plan(model, recipe)
     taken = [decision for decision in decisions if decision.taken]
     known = _observe(model, recipe, taken, data, progress)
     layers: dict[ir.Node, Layer] = {}
@@ -91,7 +84,39 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
     if SparsifyMatMul()(model, made):
         SeparateLayerNorm()(model)
         declare_functions(model)
-    return _outcome(list(layers.values()), recipe, block, decisions)
+    return _outcome(list(layers.values()), recipe, block, decisions, how)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
+
+    Raises:
+        OnnxpressError: A file of masks cannot be read or does not fit, or the opset cannot be raised.
+    """
+    recipe, _ = _masked(model, recipe)
+    block, decisions = _plan(model, recipe)
+    if recipe.prune:
+        return decisions
+    reasons = {d.node: Layer(d, block, None, recipe).choose() for d in decisions if d.taken}
+    return [leave(d, reason) if (reason := reasons.get(d.node)) is not None else d for d in decisions]
+
+
+def _masked(model: ir.Model, recipe: Recipe) -> tuple[Recipe, str | None]:
+    """The recipe for what a model is once its masks are applied, and how that made zeros; None where there are none."""
+    if recipe.mask is None:
+        return recipe, None
+    zeroed = apply_masks(model, recipe.mask)
+    how = f"the masks of {recipe.mask}, which set {zeroed:,} weights to zero that were not"
+    return dataclasses.replace(recipe, prune=False), how
+
+
+def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision]]:
+    """The block, and what becomes of each product of the prepared model."""
+    prepare(model, gemm=False)
+    if recipe.fuse:
+        FuseHeads()(model)
+    block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
+    return block, plan_sparse(model, recipe, block)
 
 
 def _leave_slow(
@@ -130,7 +155,7 @@ def find_block(model: ir.Model, recipe: Recipe) -> Block:
 
 def needs_data(recipe: Recipe) -> bool:
     """Whether a calibration is read where there is one."""
-    return _is_static(recipe) or (recipe.prune and recipe.mask is None and recipe.criterion != "magnitude")
+    return _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
 
 
 def _is_static(recipe: Recipe) -> bool:
@@ -153,12 +178,14 @@ def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open 
     if not taken or not needs_data(recipe):
         return _Known()
     if data is None:
-        if _is_static(recipe) or recipe.criterion is not None:
-            what = "static activations" if _is_static(recipe) else f'the criterion "{recipe.criterion}"'
-            raise UsageError(
-                f"{what} needs a calibration: give --calibration or --statistics, or take dynamic activations and the "
-                'criterion "magnitude"'
-            )
+        for key, value, other in (
+            ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
+            ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
+        ):
+            if value not in (None, other):
+                raise UsageError(
+                    f'{key} "{value}" needs a calibration: give --calibration or --statistics, or take {key} "{other}"'
+                )
         return _Known()
     opened = data()
     settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
@@ -166,11 +193,16 @@ def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open 
     if not isinstance(opened, Statistics):
         return _Known(collect(model, opened, wanted, progress=progress), opened)
     opened.check(model, wanted)
-    lacking = [name for name in wanted if settings.gram and opened[name].gram is None]
-    if lacking:
+    lacking = [name for name in wanted if opened[name].gram is None]
+    if lacking and recipe.prune and recipe.criterion != "magnitude":
+        key = (
+            f'criterion "{recipe.criterion}"'
+            if recipe.criterion
+            else 'criterion "obs", the default where there is data,'
+        )
         raise UsageError(
-            f"the statistics hold no X'X of {lacking[0]}: collect them with onnxpress calibrate --gram, or take the "
-            'criterion "magnitude"'
+            f"{key} needs X'X of the inputs of products, and the statistics hold none of {lacking[0]}: collect them "
+            'with onnxpress calibrate --gram, or take criterion "magnitude"'
         )
     return _Known(opened)
 
@@ -193,11 +225,13 @@ def _finish(
     return made
 
 
-def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision]) -> Outcome:
+def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision], how: str | None) -> Outcome:
     reports = [layer.report for layer in layers if layer.report is not None]
     total = sum(report.size for report in reports)
     zeros = sum(report.size * report.sparsity for report in reports)
-    how = "zeros that were there" if not recipe.prune else f"criterion {layers[0].criterion}" if layers else "nothing"
+    if how is None:
+        criterion = f"criterion {layers[0].criterion}" if layers else "nothing"
+        how = criterion if recipe.prune else "zeros that were there"
     rows = [("sparsity", f"{100 * zeros / max(1, total):.1f} % of {total:,} weights, in blocks of {block}, by {how}")]
     rows += [("layer", report.line()) for report in reports[:_SHOWN]]
     if len(reports) > _SHOWN:

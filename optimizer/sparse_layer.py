@@ -80,6 +80,7 @@ class LayerReport:
             before it lost included if weights were moved in order; else the squared change of the weight over its
             square.
         measured: Whether a calibration told the error.
+        pruned: Whether blocks of it were chosen; else the weight is what masks or a trainer left of it.
     """
 
     node: str
@@ -88,6 +89,7 @@ class LayerReport:
     sparsity: float
     error: float
     measured: bool
+    pruned: bool
 
     @property
     def size(self) -> int:
@@ -96,7 +98,8 @@ class LayerReport:
 
     def line(self) -> str:
         """For a person."""
-        what = "error of the output" if self.measured else "change of the weight"
+        what = "change of the weight" if self.pruned else "change of what is kept"
+        what = "error of the output" if self.measured else what
         shape = f"{self.shape[0]} x {self.shape[1]}"
         return f"{100 * self.sparsity:5.1f} % zero, {what} {100 * self.error:.1f} %  {self.node} ({shape})"
 
@@ -217,7 +220,10 @@ class Layer:
             change, energy = (np.square(each, dtype=np.float64).sum() for each in (self.found - weight, weight))
             error = _ratio(change, energy)
         zeros = 1 - float(expand(self.mask, self.block, weight.shape).mean())
-        self.report = LayerReport(self.decision.node.name or "", name, weight.shape, zeros, error, moments is not None)
+        self.report = LayerReport(
+            self.decision.node.name or "", name, weight.shape, zeros, error, moments is not None,
+            self.scores is not None,
+        )  # fmt: skip
         return SparseLayer(
             encode(kept if codes is None else codes, self.mask, self.block), self.block, scales, shift,
             self._activation(), name, self.decision.weight.transposed, weight.shape,

@@ -5,27 +5,23 @@ from __future__ import annotations
 import math
 
 import onnx_ir as ir
-from onnxpress.custom_ops import functions
 
 from . import storage
 from .outcome import Outcome
 from .passes import Decision, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
 from .passes.declare_functions import declare_functions
 from .passes.lazy_weight import LazyWeight
-from .passes.quantize_matmul import needs_our_domain
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
-
-_BLOCKED_DEQUANTIZE_OPSET = 21
 
 
 def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
     decisions = plan(model, recipe)
-    if RaiseOpset(_opset_needed(recipe, decisions))(model):
+    if RaiseOpset(_opset_needed(decisions))(model):
         decisions = plan(model, recipe)
-    product, gather = QuantizeMatMul(recipe), QuantizeGather()
+    product, gather = QuantizeMatMul(), QuantizeGather()
     product(model, decisions)
     gather(model, decisions)
     declare_functions(model)
@@ -38,19 +34,14 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     )
 
 
-def _opset_needed(recipe: Recipe, decisions: list[Decision]) -> int:
-    if not any(decision.taken for decision in decisions):
-        return 1
-    if recipe.form == "qdq":
-        return _BLOCKED_DEQUANTIZE_OPSET
-    ours = any(d.settings is not None and needs_our_domain(recipe, d.settings.weight.bits) for d in decisions)
-    return functions.MIN_OPSET if ours else 1
+def _opset_needed(decisions: list[Decision]) -> int:
+    return max((decision.form.opset for decision in decisions if decision.form is not None), default=1)
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
     assert weight.error is not None
     return WeightReport(
-        weight.name, tuple(weight.nodes), f"int{weight.scheme.bits}", weight.weight.tensor.size,
+        weight.name, tuple(weight.nodes), weight.scheme.name, weight.weight.tensor.size,
         weight.error.sqnr, weight.error.gain,
     )  # fmt: skip
 

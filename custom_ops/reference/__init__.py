@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .activations import activate
 from .block_sparse import block_sparse_matmul, decode_blocks, quantize_rows
-from .codes import PLANES, pack_codes, pack_zero_points, unpack_codes, unpack_zero_points
+from .codes import PLANES, pack_codes, pack_zero_points, packed_bytes, unpack_codes, unpack_zero_points
 from .gather import gather_rows
 from .int8 import dynamic_quantize_linear, matmul_int8, quantize_linear
 from .minifloat import (
     E8M0,
     LAYOUTS,
     MINIFLOATS,
+    Layout,
     block_codes,
     dequantize_minifloat,
     matmul_minifloat,
@@ -26,6 +27,7 @@ __all__ = [
     "MINIFLOATS",
     "PLANES",
     "SHRINKS",
+    "Layout",
     "activate",
     "activation_block",
     "all_finite",
@@ -43,6 +45,7 @@ __all__ = [
     "minifloat_zero",
     "pack_codes",
     "pack_zero_points",
+    "packed_bytes",
     "quantize_activations",
     "quantize_block",
     "quantize_blocks",

@@ -45,6 +45,11 @@ def pack_codes(codes: UInt8, bits: int) -> UInt8:
     return np.concatenate(planes, axis=-1)
 
 
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes of `count` codes that `pack_codes` packs."""
+    return sum(-(-count * width // 8) for width in PLANES[bits])
+
+
 def _unpack(packed: UInt8, bits: int, count: int) -> UInt8:
     """Invert `pack_codes` for `count` codes a row."""
     codes = np.zeros((*packed.shape[:-1], count), np.uint8)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from .. import storage
-from ..passes import plan
-from ..pipeline import METADATA_KEY
+from ..passes.plan import constant_of
+from ..pipeline import METADATA_KEY, decide
 from ..recipe import Recipe
-from ..report import group_reasons
+from ..report import group_reasons, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,9 +28,9 @@ class Inspection:
     Attributes:
         model: The file.
         size: Bytes of the file and its external data.
-        external: Bytes of its initializers that are external data.
-        parameters: Elements of its initializers.
-        dtypes: Bytes of initializers by element type.
+        external: Bytes of its constants that are external data.
+        parameters: Elements of its constants: initializers and Constant nodes.
+        dtypes: Bytes of constants by element type.
         operators: Nodes by operator, subgraphs and functions' bodies included; other domains are written out.
         opsets: Versions by domain.
         ir_version: Of the format.
@@ -38,8 +39,8 @@ class Inspection:
         outputs: The same.
         recipe: The recipe that an earlier conversion stored, or None.
         scheme: What was asked about.
-        taken: Nodes the scheme would take: name, operator, parameters.
-        left: The other nodes with weights: name, operator, reason.
+        taken: Nodes the scheme would take once the model is cleaned up and prepared for it: name, operator, parameters.
+        left: The other nodes that could have been taken: name, operator, reason.
     """
 
     model: str
@@ -69,9 +70,10 @@ class Inspection:
         table = Table(title=self.model, title_justify="left", show_header=False, box=None)
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
-        table.add_row("size", f"{self.size / 1e6:,.1f} MB, of which {self.external / 1e6:,.1f} MB external")
+        external = f", of which {size_text(self.external)} external" if self.external else ""
+        table.add_row("size", size_text(self.size) + external)
         table.add_row("parameters", f"{self.parameters:,}")
-        table.add_row("types", ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in self.dtypes.items()))
+        table.add_row("types", ", ".join(f"{kind} {size_text(size)}" for kind, size in self.dtypes.items()))
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
         table.add_row("opsets", f"{opsets}; IR {self.ir_version}; by {self.producer or 'unknown'}")
         for label, values in (("input", self.inputs), ("output", self.outputs)):
@@ -81,7 +83,9 @@ class Inspection:
         if self.recipe is not None:
             table.add_row("made by", f"onnxpress with {json.dumps(self.recipe)}")
         total = sum(size for _, _, size in self.taken)
-        table.add_row(f"{self.scheme} takes", f"{len(self.taken)} nodes, {total:,} weights")
+        kinds = Counter(op for _, op, _ in self.taken).most_common()
+        listed = f": {', '.join(f'{count} {op}' for op, count in kinds)}" if kinds else ""
+        table.add_row(f"{self.scheme} takes", f"{len(self.taken)} nodes, {total:,} weights{listed}")
         if nodes:
             for name, op_type, size in self.taken:
                 table.add_row("", f"{op_type} {name} ({size:,} weights)")
@@ -94,25 +98,24 @@ class Inspection:
 
 
 def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
-    """Look into a model without reading its weights.
+    """Look into a model, and ask what a conversion would take of it and leave; nothing is written.
 
     Args:
         model: A file, a folder or a name of the catalogue.
-        recipe: What to ask about; int4 by default.
+        recipe: What to ask about; int4 by default. What `optimize` measures or learns from data comes on top.
 
     Raises:
-        OnnxpressError: The model cannot be read.
+        OnnxpressError: The model cannot be read, or cannot be prepared for the scheme.
     """
     recipe = recipe or Recipe()
     path = storage.resolve(model)
     loaded = storage.load(path)
-    decisions = plan(loaded, recipe, read_weights=False)
-    tensors = [value.const_value for value in storage.initializers(loaded) if value.const_value is not None]
+    tensors = list(_constants(loaded))
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype.name.lower()] += tensor.nbytes
     stored = loaded.metadata_props.get(METADATA_KEY)
-    return Inspection(
+    found = Inspection(
         model=str(path),
         size=storage.size_on_disk(path, loaded),
         external=sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor)),
@@ -126,9 +129,13 @@ def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
         outputs=[_describe(value) for value in loaded.graph.outputs],
         recipe=_parse(stored) if stored else None,
         scheme=recipe.scheme,
-        taken=[(d.node_name, d.op_type, d.parameters) for d in decisions if d.taken],
-        left=[(d.node_name, d.op_type, d.reason) for d in decisions if not d.taken],
+        taken=[],
+        left=[],
     )
+    decisions = decide(loaded, recipe)  # last: it rewrites the model
+    found.taken.extend((d.node_name, d.op_type, d.parameters) for d in decisions if d.taken)
+    found.left.extend((d.node_name, d.op_type, d.reason) for d in decisions if not d.taken)
+    return found
 
 
 def _parse(stored: str) -> dict[str, Any]:
@@ -137,6 +144,16 @@ def _parse(stored: str) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {"unreadable": stored}
     return values if isinstance(values, dict) else {"unreadable": stored}
+
+
+def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    for value in storage.initializers(model):
+        if value.const_value is not None:
+            yield value.const_value
+    for node in _all_nodes(model):
+        for value in node.outputs if node.op_type == "Constant" else ():
+            if (tensor := constant_of(value)) is not None:
+                yield tensor
 
 
 def _all_nodes(model: ir.Model) -> list[ir.Node]:

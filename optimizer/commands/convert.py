@@ -10,7 +10,7 @@ import typer
 from ..errors import UsageError
 from .terminal import Json, Quiet, console, progress_bar
 
-_STATIC, _SPARSE = "int8-static", "sparse"
+_DATA, _STATIC, _SPARSE = "Data of int8-static and sparse", "int8-static", "sparse"
 
 
 def optimize(
@@ -18,18 +18,23 @@ def optimize(
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
     scheme: Annotated[
         str | None,
-        typer.Option(help="int2, int3, int4 (default), int5, int6, int8, int8-static, int8-dynamic or sparse."),
+        typer.Option(
+            help="int2, int3, int4 (default), int5, int6, int8; fp8, fp8-e3m4, fp8-e5m2, fp6, fp6-e2m3, fp6-e3m2, fp4, "
+            "nf4, mxfp8, mxfp6, mxfp4, bfp8, bfp6, bfp4; int8-static, int8-dynamic or sparse."
+        ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256; 0: a channel.")] = None,
     symmetric: Annotated[
         bool | None, typer.Option("--symmetric/--asymmetric", help="One fixed zero point, or one a block or tensor.")
     ] = None,
     search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
-    scale_type: Annotated[str | None, typer.Option(help="float32 or float16.")] = None,
+    scale_type: Annotated[
+        str | None, typer.Option(help="float32, float16; of fp and nf also bfloat16, e8m0, pow2.")
+    ] = None,
     form: Annotated[str | None, typer.Option(help="qoperator (default), qdq or onnxpress.")] = None,
     accuracy_level: Annotated[
-        int | None, typer.Option(help="4: activations rounded to int8 (default); 3: to bfloat16; 0 or 1: float32.")
+        int | None, typer.Option(help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32.")
     ] = None,
     embeddings: Annotated[
         bool | None, typer.Option("--embeddings/--no-embeddings", help="Quantize large Gather tables too.")
@@ -40,30 +45,32 @@ def optimize(
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="Data of int8-static and sparse: .npz, a folder of .npy or images, lines of text, or module:function.",
-            rich_help_panel=_STATIC,
+            help=".npz, a folder of .npy or images, lines of text, or module:function.", rich_help_panel=_DATA
         ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples to take of it; 128.", rich_help_panel=_STATIC)
+        int | None, typer.Option(min=1, help="Samples to take of it; 128.", rich_help_panel=_DATA)
     ] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Samples a run; 1.", rich_help_panel=_STATIC)] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples a run; 1.", rich_help_panel=_DATA)] = None,
     images: Annotated[
-        str | None, typer.Option(help="How images become inputs: a name, or a TOML file.", rich_help_panel=_STATIC)
+        str | None, typer.Option(help="How images become inputs: a name, or a TOML file.", rich_help_panel=_DATA)
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="tokenizer.json for lines of text.", rich_help_panel=_STATIC)
+        str | None, typer.Option(help="tokenizer.json for lines of text.", rich_help_panel=_DATA)
     ] = None,
     statistics: Annotated[
-        str | None, typer.Option(help="What `onnxpress calibrate` wrote, in place of data.", rich_help_panel=_STATIC)
+        str | None,
+        typer.Option(
+            help="What `onnxpress calibrate` wrote, in place of data; --gram for sparse.", rich_help_panel=_DATA
+        ),
     ] = None,
     range_method: Annotated[
         str | None,
-        typer.Option(help="minmax, moving-average, percentile (default), entropy or mse.", rich_help_panel=_STATIC),
+        typer.Option(help="minmax, moving-average, percentile (default), entropy or mse.", rich_help_panel=_DATA),
     ] = None,
     percentile: Annotated[
         float | None,
-        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_STATIC),
+        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_DATA),
     ] = None,
     activation_type: Annotated[
         str | None,
@@ -117,7 +124,8 @@ def optimize(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="A task, or module:function of a session; the outputs' cosine by default.", rich_help_panel=_STATIC
+            help="A task, or module:function of a session; by default the cosine of outputs.",
+            rich_help_panel=_STATIC,
         ),
     ] = None,
     only_if_faster: Annotated[
@@ -219,7 +227,11 @@ def export_mask(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write which weights a model keeps, for its trainer."""
+    """Write which weights a model keeps, for its trainer.
+
+    The file holds a bool array a weight, true where it is kept, with the name, shape and axes of the initializer of the
+    float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB. Of a sparse model whole blocks are.
+    """
     from ..masks import export_mask as run
 
     report = run(model, output)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from onnxpress.custom_ops import functions, reference
+from onnxpress.custom_ops import functions
 
 from ..errors import OnnxpressError
 from ..sparsity import Block, expand
@@ -38,13 +38,8 @@ def sparsity_of(node: ir.Node) -> float | None:
 
 
 def mask_of(node: ir.Node) -> tuple[str, Mask]:
-    """Name and mask of the weight that a sparse product was made from; zeros within blocks are no part of it."""
-    block, shape = _sizes(node)
-    values, indices, offsets = (_array(node, index) for index in (1, 2, 3))
-    try:
-        mask = reference.decode_blocks(values.reshape(-1, block.n, block.k), indices, offsets, *shape) != 0
-    except (ValueError, IndexError) as error:
-        raise _damaged(node) from error
+    """Name and mask of the weight that a sparse product was made from: whole blocks, whatever zeros are in them."""
+    mask = _kept_blocks(node)
     if node.metadata_props.get(TRANSPOSED_KEY) == "1":
         mask = np.ascontiguousarray(mask.T)
     return node.metadata_props.get(WEIGHT_KEY) or node.name or "", mask

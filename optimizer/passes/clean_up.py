@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
+from onnxpress.custom_ops import functions
 
 from .fold_reshape import FoldReshape
 
@@ -61,7 +62,8 @@ class CleanUp:
         from onnxscript.rewriter import RewritePass
         from onnxscript.rewriter.rules import common as rules
 
-        modified = common.InlinePass()(model).modified
+        # Bodies of our own operators are for whoever lacks our library; a model that has them is quantized already.
+        modified = common.InlinePass(lambda function: function.domain != functions.DOMAIN)(model).modified
         modified |= fold_constants(model, onnx_shape_inference=True).modified
         modified |= FoldReshape()(model)
         # Rules come and go with versions of onnxscript.

@@ -7,13 +7,20 @@ import threading
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from onnxpress.custom_ops import _kernels
+from onnxpress.custom_ops import _kernels, reference
 
+from ..quantization.formats import SCALE_TYPES
 from ..quantization.rtn import QuantizedWeight, WeightError, quantize_rtn
 from ..quantization.schemes import WeightScheme
 from .plan import Weight, release
 
-_SCALE_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+_NARROW = {
+    ir.DataType.INT4: ml_dtypes.int4,
+    ir.DataType.UINT4: ml_dtypes.uint4,
+    ir.DataType.FLOAT8E4M3FN: ml_dtypes.float8_e4m3fn,
+    ir.DataType.FLOAT8E5M2: ml_dtypes.float8_e5m2,
+    ir.DataType.FLOAT4E2M1: ml_dtypes.float4_e2m1fn,
+}
 
 
 class LazyWeight:
@@ -23,7 +30,7 @@ class LazyWeight:
         name: Name of the constant.
         weight: The constant.
         scheme: How it is rounded.
-        factor: What scales are multiplied by: Gemm's alpha.
+        factor: Gemm's alpha: of the scales, or of the weight where scales cannot be any number.
         nodes: Names of the nodes that read it.
         error: What rounding cost, once it was done.
     """
@@ -42,19 +49,19 @@ class LazyWeight:
     @property
     def blocks(self) -> int:
         """Blocks along K."""
-        return -(-self.weight.K // self.scheme.block_size)
+        return self.scheme.blocks(self.weight.K)
 
-    def tensor(self, part: str, dtype: ir.DataType | None = None) -> ir.LazyTensor:
+    def tensor(self, part: str, dtype: ir.DataType = ir.DataType.UINT8) -> ir.LazyTensor:
         """A part as a lazy tensor.
 
         Args:
             part: "packed" uint8 [N, n_blocks, bytes], "rows" uint8 [N, K * bits / 8], "scales" [N, n_blocks],
-                "zero_points" uint8 [N, bytes]; for blocked DequantizeLinear "codes" [K, N], "scales_kn" and
-                "zero_points_kn" [n_blocks, N].
-            dtype: Type of scales ("scales", "scales_kn") or of codes ("codes", "zero_points_kn").
+                "zero_points" uint8 [N, bytes]; for DequantizeLinear "codes" [K, N], "scales_kn" and
+                "zero_points_kn" [n_blocks, N] in blocks, "scales_n" [N] or "scale" [] without.
+            dtype: Type of scales ("scales" and others; UINT8 for exponents) or of codes ("codes", "zero_points_kn").
         """
         K, N, bits = self.weight.K, self.weight.N, self.scheme.bits
-        blob = self.scheme.block_size * bits // 8
+        blob = reference.packed_bytes(self.scheme.codes_a_block(K), bits)
         shapes: dict[str, tuple[int, ...]] = {
             "packed": (N, self.blocks, blob),
             "rows": (N, self.blocks * blob),
@@ -66,14 +73,15 @@ class LazyWeight:
             "codes": (K, N),
             "scales_kn": (self.blocks, N),
             "zero_points_kn": (self.blocks, N),
+            "scales_n": (N,),
+            "scale": (),
         }
-        kind = dtype or (_SCALE_TYPES[self.scheme.scale_type] if part == "scales" else ir.DataType.UINT8)
         self._pending.add(part)
 
         def evaluate() -> ir.TensorProtocol:
-            return ir.Tensor(self._part(part, kind), dtype=kind)
+            return ir.Tensor(self._part(part, dtype), dtype=dtype)
 
-        return ir.LazyTensor(evaluate, kind, ir.Shape(shapes[part]), name=f"{self.name}_{part}")
+        return ir.LazyTensor(evaluate, dtype, ir.Shape(shapes[part]), name=f"{self.name}_{part}")
 
     def _part(self, part: str, dtype: ir.DataType) -> np.ndarray:
         """Compute once for all parts that are still to be asked for, and forget the codes after the last."""
@@ -87,27 +95,43 @@ class LazyWeight:
             return result.packed.reshape(result.packed.shape[0], -1)
         if part == "zero_points":
             return _kernels.pack_zero_points(result.zero_points, self.scheme.bits)
-        if part in ("scales", "scales_kn"):
-            scales = result.scales * np.float32(self.factor)
-            return np.ascontiguousarray(scales.T if part == "scales_kn" else scales).astype(dtype.numpy())
+        if part in ("scales", "scales_kn", "scales_n", "scale"):
+            return self._stored(result.scales, part, dtype)
         return self._standard(result, part, dtype)
 
+    def _stored(self, scales: np.ndarray, part: str, dtype: ir.DataType) -> np.ndarray:
+        """Scales in the order and type of a part."""
+        scales = scales * np.float32(self.factor) if self.scheme.has_kernel else scales
+        if part == "scales_kn":
+            scales = np.ascontiguousarray(scales.T)
+        elif part != "scales":
+            scales = scales[:, 0] if part == "scales_n" else scales[0, 0]
+        if dtype == ir.DataType.UINT8:
+            return SCALE_TYPES["e8m0"].store(scales)
+        return np.asarray(scales).astype(dtype.numpy())
+
     def _standard(self, result: QuantizedWeight, part: str, dtype: ir.DataType) -> np.ndarray:
-        """Codes or zero points in [K, N] order as an ONNX integer type; signed types are centred on zero."""
+        """Codes or zero points in [K, N] order as an ONNX type; signed integers are centred on zero."""
         bits = self.scheme.bits
         if part == "codes":
-            codes = _kernels.unpack_codes(result.packed, bits, self.scheme.block_size, self.weight.K)
+            K = self.weight.K
+            unpack = _kernels.unpack_codes if self.scheme.block_size else reference.unpack_codes
+            codes = unpack(result.packed, bits, self.scheme.codes_a_block(K), K)
         else:
             codes = result.zero_points
         codes = np.ascontiguousarray(codes.T)
         if dtype in (ir.DataType.INT4, ir.DataType.INT8):
             codes -= np.uint8(2 ** (bits - 1))  # wraps around to two's complement
             codes = codes.view(np.int8)
-        kinds = {ir.DataType.INT4: ml_dtypes.int4, ir.DataType.UINT4: ml_dtypes.uint4}
-        return codes.astype(kinds[dtype]) if dtype in kinds else codes
+        kind = _NARROW.get(dtype)
+        if kind is None:
+            return codes
+        return codes.astype(kind) if self.scheme.integer else codes.view(kind)
 
     def _quantize(self) -> QuantizedWeight:
         array = np.ascontiguousarray(self.weight.tensor.numpy())
+        if self.factor != 1 and not self.scheme.has_kernel:
+            array = array.astype(np.float32) * np.float32(self.factor)
         result = quantize_rtn(array, self.scheme, self.weight.transposed)
         del array
         release(self.weight.tensor)

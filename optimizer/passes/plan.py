@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
+from .weight_form import WeightForm, weight_form
 
 # Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
 MIN_ELEMENTS = 1024
@@ -26,12 +27,14 @@ MIN_TABLE_ELEMENTS = 1 << 20
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _WITH_WEIGHTS = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"}
 _QUANTIZED = {
+    "BlockSparseMatMul",
     "DynamicQuantizeLSTM",
     "DynamicQuantizeMatMul",
     "GatherBlockQuantized",
     "MatMulBnb4",
     "MatMulInteger",
     "MatMulIntegerToFloat",
+    "MatMulMiniFloat",
     "MatMulNBits",
     "ConvInteger",
     "QAttention",
@@ -80,6 +83,7 @@ class Decision:
         parameters: Elements of its weight, 0 where it has none.
         weight: The constant, when taken.
         settings: What the recipe says, when taken.
+        form: How a product reads its weight, when a weight-only scheme takes it.
     """
 
     node: ir.Node
@@ -89,6 +93,7 @@ class Decision:
     parameters: int = 0
     weight: Weight | None = None
     settings: NodeSettings | None = None
+    form: WeightForm | None = None
 
     @property
     def node_name(self) -> str:
@@ -101,18 +106,17 @@ class Decision:
         return self.node.op_type
 
 
-def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[Decision]:
+def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """Decide on every node that has, or could have, a weight.
 
     Args:
         model: The model.
         recipe: What is asked for.
-        read_weights: Look for NaN and infinity, one weight at a time.
 
     Returns:
-        One decision a node, in the order of the graph.
+        One decision a node, in the order of the graph. Weights are read for it, one at a time: NaN is not rounded.
     """
-    finite: dict[int, bool] | None = {} if read_weights else None
+    finite: dict[int, bool] = {}
     decisions = []
     for path, node in nested_nodes(model.graph, ""):
         decision = _decide(node, path, recipe, finite)
@@ -128,6 +132,12 @@ def plan(model: ir.Model, recipe: Recipe, *, read_weights: bool = True) -> list[
     return decisions
 
 
+def not_taken(who: str, op_type: str, path: str) -> str:
+    """The reason to leave an operator with weights that a scheme has no form for."""
+    hint = " (int8-static does)" if op_type in ("Conv", "ConvTranspose") and not path else ""
+    return f"{who} not take {op_type}{hint}"
+
+
 def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
     """All nodes of a graph and of graphs inside them, each with the names of the nodes around it."""
     for node in graph:
@@ -138,7 +148,7 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
                 yield from nested_nodes(attribute.value, inner)
 
 
-def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:
+def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
     if node.domain not in ("", "ai.onnx"):
         if node.op_type in _QUANTIZED:
             return Decision(node, path, False, "already quantized")
@@ -146,7 +156,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | 
     if node.op_type in _QUANTIZED:
         return Decision(node, path, False, "already quantized")
     if node.op_type in _WITH_WEIGHTS:
-        return Decision(node, path, False, f"weight-only schemes do not take {node.op_type}")
+        return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
     if node.op_type in ("MatMul", "Gemm"):
         return _decide_product(node, path, recipe, finite)
     if node.op_type == "Gather":
@@ -154,7 +164,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | 
     return None
 
 
-def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision:
+def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return Decision(node, path, False, "lacks an input")
     flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
@@ -173,10 +183,13 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     settings = recipe.settings(node.name or "", node.op_type)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, size)
-    return Decision(node, path, True, f"int{settings.weight.bits}", size, weight, settings)
+    form = weight_form(recipe.form, settings.weight, weight.dtype)
+    if isinstance(form, str):
+        return Decision(node, path, False, form, size)
+    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
 
 
-def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool] | None) -> Decision | None:
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
     table = _find_weight(node.inputs[0], True)
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
         return None
@@ -192,14 +205,16 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if reason is None and not table.transposed:
         reason = "embedding table behind a Transpose"
     if reason is None and isinstance(settings, NodeSettings):
-        if settings.weight.bits not in (4, 8):
+        if not settings.weight.has_kernel:
+            reason = f"GatherBlockQuantized has no {settings.weight.name}"
+        elif settings.weight.bits not in (4, 8):
             reason = f"GatherBlockQuantized has no {settings.weight.bits} bits"
         elif table.K % settings.weight.block_size:
             reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
     reason = reason or _refuse_values(table, finite)
     if reason or isinstance(settings, str):
         return Decision(node, path, False, str(reason), size)
-    return Decision(node, path, True, f"int{settings.weight.bits}", size, table, settings)
+    return Decision(node, path, True, settings.weight.name, size, table, settings)
 
 
 def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
@@ -273,9 +288,7 @@ def _refuse(weight: Weight) -> str | None:
     return None
 
 
-def _refuse_values(weight: Weight, finite: dict[int, bool] | None) -> str | None:
-    if finite is None:
-        return None
+def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:
     key = id(weight.tensor)
     if key not in finite:
         finite[key] = is_finite(weight.tensor.numpy())

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import Recipe
-from .plan import Decision, Weight, constant_of, nested_nodes, plan
+from .plan import Decision, Weight, constant_of, nested_nodes, not_taken, plan
 
 MICROSOFT = "com.microsoft"
 
@@ -27,7 +27,7 @@ def _for_dynamic(decision: Decision) -> Decision:
         reason = "computes on float16; int8-dynamic rounds float32"
         return dataclasses.replace(decision, taken=False, reason=reason, weight=None, settings=None)
     if decision.reason.startswith("weight-only"):
-        return dataclasses.replace(decision, reason=f"int8-dynamic does not take {decision.op_type}")
+        return dataclasses.replace(decision, reason=not_taken("int8-dynamic does", decision.op_type, decision.path))
     return decision
 
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from .lazy_weight import LazyWeight
 from .plan import Decision
-from .quantize_matmul import MICROSOFT
 from .rewriting import add_initializer, insert_before, replace
+from .weight_form import MICROSOFT
 
 
 class QuantizeGather:
@@ -65,5 +65,8 @@ class QuantizeGather:
         key = (id(lazy), part)
         if key not in self._values:
             name = f"{lazy.name}_int{lazy.scheme.bits}_{part}"
-            self._values[key] = add_initializer(graph, name, lazy.tensor(part))
+            dtype = ir.DataType.UINT8
+            if part == "scales":
+                dtype = ir.DataType.FLOAT16 if lazy.scheme.scale_type == "float16" else ir.DataType.FLOAT
+            self._values[key] = add_initializer(graph, name, lazy.tensor(part, dtype))
         return self._values[key]

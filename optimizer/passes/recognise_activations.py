@@ -21,8 +21,8 @@ import onnx_ir as ir
 from .affine_chains import Affine, read_link
 from .clamps import Clamp, read_clamp
 from .matching import behind, fixed, is_standard, least_rank, number, opset_of, remove_unused, sole_reader
-from .quantize_matmul import MICROSOFT
 from .rewriting import add_array, insert_before, replace
+from .weight_form import MICROSOFT
 
 # Constants of exporters are float32, or a double of few digits.
 _CLOSE = 1e-6

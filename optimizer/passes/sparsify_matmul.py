@@ -21,8 +21,8 @@ from ..sparsity import Block, Compressed
 from .matching import is_standard, sole_reader
 from .plan import constant_of
 from .product_bias import add_scaled, find_bias
-from .quantize_matmul import MICROSOFT
 from .rewriting import add_array, insert_before, replace
+from .weight_form import MICROSOFT
 
 OP = "BlockSparseMatMul"
 WEIGHT_KEY, TRANSPOSED_KEY = "onnxpress.weight", "onnxpress.transposed"

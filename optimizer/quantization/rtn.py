@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.custom_ops import _kernels
+from onnxpress.custom_ops import _kernels, reference
 
+from .formats import SCALE_TYPES, find_scales
 from .schemes import WeightScheme
 
+Floats = npt.NDArray[np.float32]
+
 _COLUMNS_A_TASK = 256  # a multiple of 16, as the kernel asks
+_ELEMENTS_A_TASK = 1 << 16  # some arrays of them stay in a core's cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +52,9 @@ class QuantizedWeight:
     """Codes, scales and zero points of one weight.
 
     Attributes:
-        packed: uint8 [N, n_blocks, block_size * bits / 8], bit planes as in `custom_ops.reference.pack_codes`.
+        packed: uint8 [N, n_blocks, bytes], bit planes as in `custom_ops.reference.pack_codes`.
         scales: float32 [N, n_blocks], representable in the scheme's scale_type.
-        zero_points: uint8 [N, n_blocks], one code a byte.
+        zero_points: uint8 [N, n_blocks], one code a byte: that of zero.
         error: What rounding cost.
     """
 
@@ -59,40 +64,99 @@ class QuantizedWeight:
     error: WeightError
 
 
-def quantize_rtn(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool = False) -> QuantizedWeight:
-    """Round a weight to blocks of integer codes.
+def quantize_rtn(
+    weight: npt.NDArray[np.floating],
+    scheme: WeightScheme,
+    transposed: bool = False,
+    importance: npt.NDArray[np.floating] | None = None,
+) -> QuantizedWeight:
+    """Round a weight to blocks of codes of any format.
 
-    Each block's scale is the best of a dozen fractions of its range, each also after one least-squares step for the
-    codes it gives (`custom_ops.reference.quantize_block` has the algorithm). The result does not depend on the
-    number of threads.
+    Integers have zero points where the scheme is asymmetric, and their blocks' scales are the best of a dozen
+    fractions of the range, each also after one least-squares step for the codes it gives
+    (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero, see `find_scales`. The
+    result does not depend on the number of threads.
 
     Args:
-        weight: float32 or float16, C-contiguous, [K, N], or [N, K] if `transposed`.
-        scheme: Bits, block size and the rest.
+        weight: float32 or float16, finite, C-contiguous, [K, N], or [N, K] if `transposed`.
+        scheme: Format, block size and the rest.
         transposed: Whether output channels are the first axis.
+        importance: [K], what the squared error of each input's weights counts in the search; for formats without
+            zero points.
 
     Returns:
         The codes and their error.
 
     Raises:
-        ValueError: The weight has another type, layout or rank.
+        ValueError: The weight has another type, layout or rank, or there is importance beside zero points.
     """
     N, K = weight.shape if transposed else weight.shape[::-1]
-    blocks = -(-K // scheme.block_size)
+    if importance is not None and not scheme.symmetric:
+        raise ValueError("importance is for schemes without zero points")
+    if scheme.has_kernel and importance is None:
+        return _by_kernel(weight, scheme, transposed)
+    blocks, size = scheme.blocks(K), reference.packed_bytes(scheme.codes_a_block(K), scheme.bits)
+    packed = np.empty((N, blocks, size), np.uint8)
+    scales = np.empty((N, blocks), np.float32)
+
+    def run(begin: int, end: int) -> tuple[float, float, float]:
+        part = weight[begin:end] if transposed else weight[:, begin:end].T
+        codes, scales[begin:end], sums = _round_channels(part.astype(np.float32), scheme, importance)
+        packed[begin:end] = _kernels.pack_zero_points(codes, scheme.bits).reshape(end - begin, blocks, size)
+        return sums
+
+    one_in_all = not scheme.per_channel and scheme.block_size == 0
+    sums = _in_parallel(run, N, N if one_in_all else max(1, _ELEMENTS_A_TASK // K))
+    zeros = np.full((N, blocks), scheme.numbers.zero, np.uint8)
+    return QuantizedWeight(packed, scales, zeros, WeightError(*sums))
+
+
+def _round_channels(
+    part: Floats, scheme: WeightScheme, importance: npt.NDArray[np.floating] | None
+) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, float, float]]:
+    """Codes [n * n_blocks, block], scales [n, n_blocks] and the sums of `WeightError` of output channels [n, K]."""
+    n, K = part.shape
+    block, blocks = scheme.codes_a_block(K), scheme.blocks(K)
+    missing = blocks * block - K
+    x: Floats = np.ascontiguousarray(np.pad(part, [(0, 0), (0, missing)])).reshape(-1, block)
+    rows = x if scheme.per_channel or scheme.block_size else x.reshape(1, -1)
+    counts: Floats | None = None
+    if importance is not None:
+        counts = np.tile(np.pad(importance.astype(np.float32), (0, missing)), n).reshape(rows.shape)
+    scale, error, baseline = find_scales(
+        rows, scheme.numbers, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
+    )
+    scale = np.broadcast_to(scale, len(x))
+    with np.errstate(over="ignore"):  # what is infinite is held to the largest
+        scaled: Floats = x / scale[:, None]
+    energy = float(np.square(x, dtype=np.float64).sum())
+    sums = (math.fsum(error), math.fsum(baseline), energy)
+    return scheme.numbers.encode(scaled), scale.reshape(n, blocks), sums
+
+
+def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool) -> QuantizedWeight:
+    N, K = weight.shape if transposed else weight.shape[::-1]
+    blocks = scheme.blocks(K)
     packed = np.empty((N, blocks, scheme.block_size * scheme.bits // 8), np.uint8)
     scales = np.empty((N, blocks), np.float32)
     zero_points = np.empty((N, blocks), np.uint8)
 
-    def run(begin: int) -> tuple[float, float, float]:
+    def run(begin: int, end: int) -> tuple[float, float, float]:
         return _kernels.quantize_blocks(
             weight, transposed, scheme.bits, scheme.block_size, scheme.symmetric, scheme.search, scheme.scale_type,
-            (begin, min(begin + _COLUMNS_A_TASK, N)), packed, scales, zero_points,
+            (begin, end), packed, scales, zero_points,
         )  # fmt: skip
 
+    sums = _in_parallel(run, N, _COLUMNS_A_TASK)
+    return QuantizedWeight(packed, scales, zero_points, WeightError(*sums))
+
+
+def _in_parallel(run: Callable[[int, int], tuple[float, float, float]], count: int, step: int) -> list[float]:
+    """Sums over what `run` gives for ranges of output channels."""
+    ranges = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        sums = list(pool.map(run, range(0, N, _COLUMNS_A_TASK)))
-    totals = [math.fsum(column) for column in zip(*sums, strict=True)]
-    return QuantizedWeight(packed, scales, zero_points, WeightError(*totals))
+        sums = list(pool.map(lambda each: run(*each), ranges))
+    return [math.fsum(column) for column in zip(*sums, strict=True)]
 
 
 def is_finite(array: npt.NDArray[np.floating]) -> bool:

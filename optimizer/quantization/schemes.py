@@ -1,10 +1,19 @@
-"""What a weight can be rounded to."""
+"""What a weight can be rounded to, by names: `formats` knows what they mean, and NumPy."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-SCALE_TYPES = ("float32", "float16")
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from .formats import Format
+
+_KERNEL_SCALES = ("float32", "float16")
+_POWERS_OF_TWO = ("e8m0", "pow2")
+SCALE_TYPES = (*_KERNEL_SCALES, "bfloat16", *_POWERS_OF_TWO)
+"""Keys of `formats.SCALE_TYPES`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,45 +21,140 @@ class Preset:
     """A named scheme.
 
     Attributes:
-        bits: Of a weight.
+        format: Of a weight, a key of `formats.FORMATS`.
         symmetric: Whether it defaults to one fixed zero point, of weights in "weight-only", of activations else.
         kind: "weight-only", "static" (activations too, with scales from a calibration), "dynamic" (activations
             too, with a scale from each tensor as it comes) or "sparse" (blocks of weights that are zero left out).
+        block_size: By default; 0 for one scale an output channel.
+        scale_types: That scales can have, the default first.
+        fixed: Whether the block size is part of the format.
     """
 
-    bits: int
-    symmetric: bool
+    format: str
+    symmetric: bool = True
     kind: str = "weight-only"
+    block_size: int = 32
+    scale_types: tuple[str, ...] = _KERNEL_SCALES
+    fixed: bool = False
+
+    @property
+    def integer(self) -> bool:
+        """Whether codes are whole numbers."""
+        return self.format.startswith("int")
+
+
+def _minifloat(name: str, block_size: int) -> Preset:
+    return Preset(name, block_size=block_size, scale_types=SCALE_TYPES)
+
+
+def _mx(name: str) -> Preset:
+    """A Microscaling format (OCP MX specification 1.0)."""
+    return Preset(name, scale_types=("e8m0",), fixed=True)
 
 
 # Asymmetric blocks cost `bits` bits a block and win 0.4 to 2 dB at low widths; at 8 bits nothing is left to win.
 SCHEMES = {
-    "int2": Preset(2, False),
-    "int3": Preset(3, False),
-    "int4": Preset(4, False),
-    "int5": Preset(5, False),
-    "int6": Preset(6, False),
-    "int8": Preset(8, True),
-    "int8-static": Preset(8, False, "static"),
-    "int8-dynamic": Preset(8, False, "dynamic"),
-    "sparse": Preset(8, True, "sparse"),
+    "int2": Preset("int2", False),
+    "int3": Preset("int3", False),
+    "int4": Preset("int4", False),
+    "int5": Preset("int5", False),
+    "int6": Preset("int6", False),
+    "int8": Preset("int8"),
+    "fp8": _minifloat("e4m3fn", 0),
+    "fp8-e3m4": _minifloat("e3m4", 0),
+    "fp8-e5m2": _minifloat("e5m2", 0),
+    "fp6": _minifloat("e2m3", 0),
+    "fp6-e2m3": _minifloat("e2m3", 0),
+    "fp6-e3m2": _minifloat("e3m2", 0),
+    "fp4": _minifloat("e2m1", 32),
+    "nf4": _minifloat("nf4", 32),
+    "mxfp8": _mx("e4m3fn"),
+    "mxfp6": _mx("e2m3"),
+    "mxfp4": _mx("e2m1"),
+    "bfp8": Preset("int8", scale_types=_POWERS_OF_TWO),
+    "bfp6": Preset("int6", scale_types=_POWERS_OF_TWO),
+    "bfp4": Preset("int4", scale_types=_POWERS_OF_TWO),
+    "int8-static": Preset("int8", False, "static"),
+    "int8-dynamic": Preset("int8", False, "dynamic"),
+    "sparse": Preset("int8", kind="sparse"),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightScheme:
-    """Integer codes in blocks along K: weight = (code - zero_point) * scale.
+    """Codes in blocks along K: weight = (number of the code - zero point) * scale.
 
     Attributes:
-        bits: 2 to 8.
-        block_size: Weights that share a scale.
-        symmetric: Zero point 2**(bits - 1) everywhere.
+        name: Of the scheme, for people.
+        format: What codes stand for, a key of `formats.FORMATS`.
+        block_size: Weights that share a scale; 0 for those of an output channel.
+        symmetric: No zero points but that of the format.
         search: Search the scale of least squared error.
-        scale_type: "float32" or "float16".
+        scale_type: One of `SCALE_TYPES`.
+        per_channel: Without blocks, one scale an output channel, not one in all.
     """
 
-    bits: int
+    name: str
+    format: str
     block_size: int
     symmetric: bool
     search: bool
     scale_type: str
+    per_channel: bool = True
+
+    @property
+    def numbers(self) -> Format:
+        """The format itself."""
+        from .formats import FORMATS
+
+        return FORMATS[self.format]
+
+    @property
+    def bits(self) -> int:
+        """Of a code."""
+        return self.numbers.bits
+
+    @property
+    def integer(self) -> bool:
+        """Whether codes are whole numbers: MatMulNBits, not MatMulMiniFloat."""
+        return SCHEMES[self.name].integer
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether `_kernels.quantize_blocks` rounds to it."""
+        return self.integer and self.scale_type in _KERNEL_SCALES
+
+    def codes_a_block(self, K: int) -> int:
+        """Codes in a block of a weight of K inputs."""
+        return self.block_size or K
+
+    def blocks(self, K: int) -> int:
+        """Blocks along K."""
+        return -(-K // self.codes_a_block(K))
+
+
+def weight_scheme(
+    name: str, block_size: int | None, symmetric: bool | None, search: bool, scale_type: str | None, per_channel: bool
+) -> WeightScheme:
+    """The scheme of a name with some settings; None takes its default.
+
+    Raises:
+        UsageError: The scheme has no such settings.
+    """
+    preset = SCHEMES[name]
+    block = preset.block_size if block_size is None else block_size
+    if preset.fixed and block != preset.block_size:
+        raise UsageError(f"block_size is {block}, but {name} has blocks of {preset.block_size} by definition")
+    if block == 0 and preset.integer:
+        raise UsageError(f"block_size is 0, one scale a channel, which {name} has not; take 16 to 256")
+    if not per_channel and block != 0 and preset.kind == "weight-only":
+        raise UsageError(f"per_channel is false, but {name} has blocks of {block}; set block_size = 0, too")
+    scales = scale_type or preset.scale_types[0]
+    if scales not in preset.scale_types:
+        raise UsageError(f"scale_type is {scales!r}, but {name} takes {' or '.join(preset.scale_types)}")
+    if symmetric is False and preset.symmetric and (not preset.integer or scales in _POWERS_OF_TWO):
+        raise UsageError(f"symmetric is false, but {name} has no zero points")
+    return WeightScheme(
+        name, preset.format, block, preset.symmetric if symmetric is None else symmetric, search, scales,
+        per_channel,
+    )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,8 @@ def test_default_output_and_summary(model):
     assert done.returncode == 0, done.stderr
     assert "1 MatMul as int4" in done.stdout
     assert "scale search" in done.stdout
+    assert "lowest SQNR" in done.stdout
+    assert re.search(r"\d\d\.\d KB -> \d\.\d KB \(\d\.\dx smaller\)", done.stdout)
     assert model.with_name("model.int4.onnx").exists()
     assert done.stderr == ""
 

@@ -75,6 +75,35 @@ def test_a_pattern_goes_to_a_trainer_and_back(path, tmp_path):
         np.testing.assert_array_equal(second, np.where(first != 0, 2 * first + 1, 0))
 
 
+def test_a_block_that_is_kept_is_kept_whole(tmp_path):
+    """Whatever of it int8 rounds to zero."""
+    b = Builder()
+    W = weight(64, 64)
+    W[:4, :4] = np.array([[5, 1e-6, 1e-6, 1e-6]] * 4)
+    b.output(b.op("MatMul", b.input("x", ["m", 64]), b.constant("W", W), name="a"), ["m", 64])
+    ir.save(b.model(), tmp_path / "model.onnx")
+    report = optimize(tmp_path / "model.onnx", Recipe(scheme="sparse", sparsity=0.5), tmp_path / "sparse.onnx")
+    masks = export_mask(tmp_path / "sparse.onnx", tmp_path / "masks.npz")
+    mask = arrays(tmp_path / "masks.npz")["W"]
+    blocks = mask.reshape(16, 4, 16, 4)
+    assert (blocks.any(axis=(1, 3)) == blocks.all(axis=(1, 3))).all()
+    assert blocks.all(axis=(1, 3))[0, 0]
+    assert masks.sparsity["W"] == pytest.approx(report.details["layers"][0]["sparsity"]) == 0.5
+
+
+def test_the_report_says_what_masks_did(path, tmp_path, capsys):
+    from onnxpress.optimizer.commands.terminal import console
+
+    kept = np.kron(np.eye(16, 26), np.ones((2, 2)))[:30, :50] > 0
+    np.savez(tmp_path / "masks.npz", **{"a/W": kept})
+    recipe = Recipe(scheme="sparse", block="2x2", mask=str(tmp_path / "masks.npz"))
+    report = optimize(path, recipe, tmp_path / "o.onnx")
+    report.print(console())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"masks.npz, which set {(~kept).sum():,} weights to zero that were not" in shown
+    assert "change of what is kept 0.0 %" in shown
+
+
 def test_masks_of_a_float_model(tmp_path):
     pruned = model()
     W = pruned.graph.initializers["a/W"]

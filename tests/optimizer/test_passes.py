@@ -270,7 +270,7 @@ def test_reasons_for_leaving():
         "computed": "no constant weight",
         "left": "the constant is on the left",
         "quantized": "already quantized",
-        "conv": "weight-only schemes do not take Conv",
+        "conv": "weight-only schemes do not take Conv (int8-static does)",
         "ours": "already quantized",
     }
     assert reasons(b.model(), Recipe(include=("good", "left")))["left"] == "the constant is on the left"
@@ -377,3 +377,10 @@ def test_quantizing_twice_is_refused(tmp_path):
     with pytest.raises(OnnxpressError, match="already quantized"):
         optimize(path, Recipe(), tmp_path / "twice.onnx")
     assert not (tmp_path / "twice.onnx").exists()
+
+
+@pytest.mark.parametrize("first", ["int5", "sparse"])
+def test_what_has_nodes_of_our_own_is_not_taken_apart_to_be_quantized_again(first, tmp_path):
+    path, _ = emitted(graphs.matmul_model(), Recipe(scheme=first), tmp_path)
+    with pytest.raises(OnnxpressError, match="already quantized"):
+        optimize(path, Recipe(), tmp_path / "twice.onnx")

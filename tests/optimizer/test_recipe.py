@@ -36,7 +36,7 @@ def test_toml_round_trip(tmp_path):
         ("blocksize = 32", 'unknown key "blocksize"; did you mean "block_size"'),
         ("qqq = 1", 'unknown key "qqq"; known keys'),
         ('scheme = "int44"', "scheme is 'int44'; did you mean \"int4\""),
-        ("block_size = 48", "block_size is 48; must be one of 16, 32, 64, 128, 256"),
+        ("block_size = 48", "block_size is 48; must be one of 0, 16, 32, 64, 128, 256"),
         ("block_size = true", "block_size is True"),
         ("search = 1", "search is 1, must be true or false"),
         ('include = "a"', "include is 'a', must be a list of strings"),
@@ -58,11 +58,21 @@ def test_wrong_recipes(tmp_path, text, message):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(("kept", "says"), [({"prune": False}, "zeros that are there"), ({"mask": "m.npz"}, "mask")])
+@pytest.mark.parametrize("key", ["sparsity", "criterion", "allocation", "sequential", "overrides"])
+def test_what_chooses_blocks_is_refused_where_something_else_does(kept, says, key):
+    values = {"sparsity": 0.5, "criterion": "wanda", "allocation": "uniform", "sequential": True,
+              "overrides": [{"match": "*", "sparsity": 0.5}]}  # fmt: skip
+    with pytest.raises(UsageError, match=rf"{key}.*: not read: .*{says}.*leave out the one or the other"):
+        Recipe.from_mapping({"scheme": "sparse", key: values[key], **kept})
+
+
 @pytest.mark.parametrize("kept", [{"prune": False}, {"mask": "masks.npz"}])
-def test_a_criterion_where_nothing_is_pruned(kept):
-    with pytest.raises(UsageError, match="nothing is pruned"):
-        Recipe.from_mapping({"scheme": "sparse", "criterion": "wanda", **kept})
-    assert Recipe.from_mapping({"scheme": "sparse", **kept}).criterion is None
+def test_a_recipe_that_chooses_no_blocks_is_stored_without_what_chooses(kept):
+    recipe = Recipe(scheme="sparse", **kept)
+    stored = recipe.to_mapping()
+    assert not {"sparsity", "criterion", "allocation", "sequential"} & stored.keys()
+    assert Recipe.from_mapping(stored) == recipe
 
 
 def test_missing_recipe(tmp_path):

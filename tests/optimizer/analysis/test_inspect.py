@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import graphs
 import numpy as np
@@ -10,7 +11,9 @@ import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.inspect import inspect
+from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.report import group_reasons
 
 
 def test_counts_and_reasons(tmp_path):
@@ -55,3 +58,55 @@ def test_a_broken_file(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"nonsense")
     with pytest.raises(OnnxpressError, match="not an ONNX model"):
         inspect(tmp_path / "m.onnx")
+
+
+def mixed():
+    """Some of everything: a convolution, products, a table, weights in Constant nodes, a product inside a branch."""
+    b = graphs.Builder()
+    x = b.input("x", [1, 8, 6, 6])
+    y = b.op("Relu", b.op("Conv", x, b.constant("C", graphs.weight(16, 8 * 9).reshape(16, 8, 3, 3)), name="conv"))
+    y = b.op("Flatten", b.op("GlobalAveragePool", y))
+    value = ir.tensor(graphs.weight(16, 64), name="inner")
+    y = b.op("MatMul", y, b.op("Constant", value=value), name="first")
+    y = b.op("Relu", b.op("Gemm", y, b.constant("W", graphs.weight(64, 64, 1)), name="second"))
+    y = b.op("MatMul", y, b.op("Transpose", y, perm=[1, 0]), name="scores")
+    b.output(y, [1, 1])
+    return b.model()
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "sparse"])
+def test_it_lists_what_the_conversion_takes_and_leaves(tmp_path, scheme):
+    ir.save(mixed(), tmp_path / "m.onnx")
+    rng = np.random.default_rng(0)
+    data = [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(4)]
+    given = Calibration(data) if scheme in ("int8-static", "sparse") else None
+    found = inspect(tmp_path / "m.onnx", Recipe(scheme=scheme))
+    report = optimize(tmp_path / "m.onnx", Recipe(scheme=scheme), tmp_path / "o.onnx", calibration=given)
+    assert Counter(op for _, op, _ in found.taken) == report.rewritten
+    assert group_reasons([(op, reason) for _, op, reason in found.left]) == report.left
+    assert ("conv" in {name for name, _, _ in found.taken}) == (scheme == "int8-static")
+
+
+def test_without_pruning_it_lists_what_is_sparse_enough(tmp_path):
+    ir.save(mixed(), tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx", Recipe(scheme="sparse", prune=False))
+    assert not found.taken
+    assert ("second", "Gemm", "0 % of its blocks of 4x4 are zero: a dense product is as fast") in found.left
+
+
+def test_weights_in_constant_nodes_count(tmp_path):
+    ir.save(mixed(), tmp_path / "m.onnx")
+    found = inspect(tmp_path / "m.onnx")
+    assert found.parameters == 16 * 8 * 9 + 16 * 64 + 64 * 64
+    assert found.dtypes == {"float": 4 * found.parameters}
+
+
+def test_sizes_are_told_in_what_suits_them(tmp_path, capsys):
+    from onnxpress.optimizer.commands.terminal import console
+
+    ir.save(mixed(), tmp_path / "m.onnx")
+    inspect(tmp_path / "m.onnx").print(console())
+    shown = capsys.readouterr().out
+    assert "float 25.1 KB" in shown
+    assert "external" not in shown
+    assert "2 nodes, 5,120 weights: 1 MatMul, 1 Gemm" in shown

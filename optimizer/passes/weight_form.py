@@ -1,0 +1,95 @@
+"""How a rounded weight is written into a graph, and why it cannot be.
+
+| form | integers | other formats |
+|---|---|---|
+| "qoperator" | com.microsoft::MatMulNBits where it has the bits, else our MatMulNBits | our MatMulMiniFloat |
+| "onnxpress" | our MatMulNBits | the same |
+| "qdq" | DequantizeLinear in blocks | DequantizeLinear in blocks or by channels, where ONNX has the type |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+from onnxpress.custom_ops import functions
+
+from ..quantization.schemes import WeightScheme
+
+MICROSOFT = "com.microsoft"
+_MICROSOFT_BITS = (2, 4, 8)
+
+_STANDARD = {
+    "e4m3fn": ir.DataType.FLOAT8E4M3FN,
+    "e5m2": ir.DataType.FLOAT8E5M2,
+    "e2m1": ir.DataType.FLOAT4E2M1,
+}
+_SCALES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "pow2": ir.DataType.FLOAT,
+    "e8m0": ir.DataType.BFLOAT16,  # has all its powers of two; MatMulMiniFloat has the type itself
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightForm:
+    """An operator that reads a rounded weight.
+
+    Attributes:
+        domain: Its domain.
+        op_type: "MatMulNBits", "MatMulMiniFloat" or "DequantizeLinear".
+        scheme: How the weight is rounded, with scales that the operator can take.
+        scales: Type of the stored scales.
+        opset: Oldest opset of the standard domain that it needs.
+        ir_version: Oldest version of the format that has its types.
+        codes: Type of the codes of DequantizeLinear.
+    """
+
+    domain: str
+    op_type: str
+    scheme: WeightScheme
+    scales: ir.DataType
+    opset: int = 1
+    ir_version: int = 3
+    codes: ir.DataType = ir.DataType.UINT8
+
+    @property
+    def ours(self) -> bool:
+        """Whether the operator is of our domain, which ties the type of scales to no other."""
+        return self.domain == functions.DOMAIN
+
+
+def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str:
+    """The operator for a weight that its node reads as `dtype`, or why there is none."""
+    if form == "qdq":
+        return _standard_form(scheme, dtype)
+    if not scheme.integer:
+        scales = ir.DataType.UINT8 if scheme.scale_type == "e8m0" else _SCALES[scheme.scale_type]
+        return WeightForm(functions.DOMAIN, "MatMulMiniFloat", scheme, scales, functions.MIN_OPSET)
+    tied = dtype == ir.DataType.FLOAT16
+    if form == "onnxpress" or scheme.bits not in _MICROSOFT_BITS or (tied and not scheme.has_kernel):
+        return WeightForm(functions.DOMAIN, "MatMulNBits", scheme, _SCALES[scheme.scale_type], functions.MIN_OPSET)
+    scheme = dataclasses.replace(scheme, scale_type="float16") if tied else scheme
+    return WeightForm(MICROSOFT, "MatMulNBits", scheme, _SCALES[scheme.scale_type])
+
+
+def _standard_form(scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str:
+    codes = _integer_type(scheme) if scheme.integer else _STANDARD.get(scheme.format)
+    if codes is None:
+        return f"ONNX has no type for {scheme.format}; form qoperator has an operator"
+    if dtype == ir.DataType.FLOAT16:
+        if scheme.scale_type not in ("float32", "float16"):
+            return f"DequantizeLinear to float16 takes no scales of {scheme.scale_type}; form qoperator does"
+        scheme = dataclasses.replace(scheme, scale_type="float16")
+    opset = 23 if codes == ir.DataType.FLOAT4E2M1 else 21 if scheme.block_size else 19
+    ir_version = {19: 9, 21: 10, 23: 11}[opset]
+    return WeightForm("", "DequantizeLinear", scheme, _SCALES[scheme.scale_type], opset, ir_version, codes)
+
+
+def _integer_type(scheme: WeightScheme) -> ir.DataType:
+    small = scheme.bits <= 4
+    if scheme.symmetric:
+        return ir.DataType.INT4 if small else ir.DataType.INT8
+    return ir.DataType.UINT4 if small else ir.DataType.UINT8
