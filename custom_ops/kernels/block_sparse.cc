@@ -14,7 +14,6 @@ namespace {
 
 constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kRowsOfTile = 16;
-constexpr std::int64_t kOutputsOfPart = 64;     // whose sums stay in the L1 cache
 constexpr std::int64_t kWorkOfPiece = 1 << 19;  // multiply-adds of int8
 
 const BlockSparseKernels& kernels_of(Isa isa) {
@@ -44,14 +43,14 @@ class Room {
   std::size_t capacity_ = 0;
 };
 
-// Two tiles of rows at once save loads of the weight; but where one output is all that a line of rows is loaded for,
-// the rows should come from the L1 cache.
+// Two tiles of rows at once save loads of the weight; but where one output is all that lines of rows are gathered for,
+// they should come from the L1 cache.
 std::int64_t together_of(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
   constexpr std::int64_t kMostBytes = 1 << 16;
   const BlockSparseWeight& w = *p.weight;
   if (p.M <= kRowsOfTile) return 1;
   const std::int64_t bytes = w.padded_k * (w.is_float ? 4 : 1) * kRowsOfTile * 2;
-  return w.block_n == 1 && bytes > kMostBytes ? 1 : kernels.most_together;
+  return w.gathers && w.block_n == 1 && bytes > kMostBytes ? 1 : kernels.most_together;
 }
 
 SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
@@ -103,7 +102,8 @@ class LazyTiles {
   void load(std::size_t begin, std::size_t end) {
     end = std::min(end, states_.size());
     for (std::size_t tile = begin; tile < end; ++tile) {
-      if (states_[tile].load(std::memory_order_relaxed) != kMissing || states_[tile].exchange(kBusy) != kMissing) continue;
+      if (states_[tile].load(std::memory_order_relaxed) != kMissing || states_[tile].exchange(kBusy) != kMissing)
+        continue;
       static thread_local Room room;
       std::uint8_t* memory = room.of(static_cast<std::size_t>(kRowsOfTile * (rows_.row_bytes + kLine)));
       kernels_.load_tile(p_, rows_, static_cast<std::int64_t>(tile) * kRowsOfTile, memory);
@@ -132,7 +132,7 @@ void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernel
   // Pieces and their parts begin where a block row and a tile of outputs do.
   const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
   const std::int64_t units = ceil_div(w.block_rows, unit);
-  const std::int64_t work = w.row_groups[w.block_rows] * w.block_n * (w.is_float ? 16 : 4) * step / units;
+  const std::int64_t work = w.strip_words * (w.is_float ? 16 : 4) * step / units;
   const std::int64_t wanted = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, units);
   const std::int64_t part = clamp(kOutputsOfPart / (unit * w.block_n), 1, units);
   const std::int64_t block_rows = ceil_div(wanted, part) * part * unit;

@@ -36,13 +36,18 @@ std::string fault(const BlockSparseSource& source);
 // How many outputs of a block row the next strip has, where `left` remain.
 inline std::int64_t strip_width(std::int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
+inline constexpr std::int64_t kOutputsOfPart = 64;  // whose sums stay in the L1 cache
+inline constexpr std::int64_t kGroupsOfBundle = 256;
+
 struct BlockSparseLayout {
   std::int64_t K = 0, N = 0, block_n = 0;
   bool is_float = false;
   bool gathers = false;      // groups are of any four k
-  std::int64_t groups = 0;   // of all block rows
+  std::int64_t groups = 0;   // of all block rows, or steps of all bundles
   std::int64_t entries = 0;  // of all tiles
   std::int64_t words = 0;    // of all entries
+
+  bool bundles() const { return block_n == 1 && !gathers; }
 };
 
 // Packed, twice; plain pointers. A word is four int8 weights of one output at four k, or one float32 weight: its k are
@@ -52,17 +57,26 @@ struct BlockSparseLayout {
 // then 1 the words [groups, outputs of the strip]. The groups of a block row are as many as make whole vectors of four
 // words; those that fill up have weights of zero.
 //
+// Where blocks have one output, so that no group is for two, four outputs are a bundle: in each step, a group and a
+// word for each. Within 64 outputs and kGroupsOfBundle groups of k, those of like length are bundled, and all made as
+// long as the longest. Those groups of 16 or 32 rows stay in the L1 cache.
+//
 // For few rows, in tiles of 16 outputs: the groups with a weight that is not zero, which outputs have one, as a mask,
 // and their words.
 struct BlockSparseWeight {
   std::int64_t K = 0, N = 0, block_n = 0, block_rows = 0, tiles = 0;
   std::int64_t padded_k = 0;  // a multiple of 64
-  bool is_float = false, gathers = false;
+  bool is_float = false, gathers = false, bundles = false;
+  std::int64_t chunks = 0;       // of kGroupsOfBundle groups, where there are bundles
+  std::int64_t strip_words = 0;  // of all block rows
 
-  const std::int64_t* row_groups = nullptr;  // [block_rows + 1]
-  // [groups]: 64 times the group; where `gathers` [groups, 4]: 64 times the group of four aligned k, plus which of them
+  // [block_rows + 1], or for 64 outputs after the other, in chunk after chunk of groups, the steps of bundles
+  const std::int64_t* row_groups = nullptr;
+  // [groups] or [steps, 4]: 64 times the group; where `gathers` [groups, 4]: 64 times the group of four aligned k, plus
+  // which of them
   const std::uint32_t* groups = nullptr;
-  const std::uint8_t* strips = nullptr;  // [groups, block_n] words
+  const std::uint8_t* strips = nullptr;   // [groups, block_n] or [steps, 4] words
+  const std::uint8_t* bundled = nullptr;  // [bundles, 4]: which of the 64 outputs
 
   const std::int64_t* tile_entries = nullptr;  // [tiles + 1]
   const std::int64_t* tile_words = nullptr;    // [tiles]

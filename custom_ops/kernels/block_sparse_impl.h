@@ -333,6 +333,55 @@ void multiply_block_row(const BlockSparseWeight& w, const SparseRows& rows, std:
   }
 }
 
+// Four outputs, each with groups of its own.
+template <class P, int Together, class Start>
+__attribute__((noinline)) void multiply_bundle(const SomeGroups& some, const std::uint8_t* words,
+                                               const std::uint8_t (&outputs)[4], const Start& start,
+                                               std::uint8_t* sums) {
+  typename P::Sum sum[4][Together];
+  const auto line = [&](int n) { return sums + kLine * Together * outputs[n]; };
+  unroll<4>(ONNXPRESS_EACH(n) {
+    unroll<Together>(
+        ONNXPRESS_EACH(t) { sum[n.value][t.value] = start(outputs[n.value], line(n.value) + kLine * t.value); });
+  });
+  const std::uint32_t* groups = some.groups;
+  for (std::int64_t i = 0; i < some.count; ++i, groups += 4, words += 16) {
+    const auto four = P::four(words);
+    unroll<4>(ONNXPRESS_EACH(n) {
+      const std::uint8_t* x = some.x + static_cast<std::size_t>(groups[n.value]) * Together;
+      const auto word = P::template word<n.value>(four);
+      unroll<Together>(ONNXPRESS_EACH(t) {
+        auto& total = sum[n.value][t.value];
+        total = P::add_product(total, P::lanes(x + kLine * t.value), word);
+      });
+    });
+  }
+  unroll<4>(ONNXPRESS_EACH(n) {
+    unroll<Together>(ONNXPRESS_EACH(t) { P::store(line(n.value) + kLine * t.value, sum[n.value][t.value]); });
+  });
+}
+
+// All bundles of a part.
+template <class P, int Together>
+void multiply_bundles(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t output, const std::uint8_t* x,
+                      std::uint8_t* sums) {
+  constexpr std::int64_t kMostBundles = kOutputsOfPart / 4;
+  const std::int64_t left = (w.N - output + 3) / 4, bundles = left < kMostBundles ? left : kMostBundles;
+  std::int64_t bundle = output / kOutputsOfPart * kMostBundles * w.chunks;
+  for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
+    for (const std::int64_t end = bundle + bundles; bundle < end; ++bundle) {
+      const std::int64_t step = w.row_groups[bundle], count = w.row_groups[bundle + 1] - step;
+      if (count == 0 && chunk != 0) continue;
+      std::uint8_t outputs[4];
+      memcpy(outputs, w.bundled + 4 * bundle, sizeof outputs);
+      const auto start = [&](int n, const std::uint8_t* line) __attribute__((always_inline)) {
+        return chunk == 0 ? P::start(rows, output + n) : P::load(line);
+      };
+      multiply_bundle<P, Together>({x, w.groups + 4 * step, count}, w.strips + 16 * step, outputs, start, sums);
+    }
+  }
+}
+
 struct InOrder {
   std::uint32_t groups[kChunk];
 };
@@ -378,7 +427,9 @@ void multiply_piece(const BlockSparseProblem& p, const SparseRows& rows, const S
   for (std::int64_t part = piece.block_row; part < piece.end; part += piece.part) {
     const std::int64_t end = piece.end - part < piece.part ? piece.end : part + piece.part;
     std::uint8_t* sums = piece.sums;
-    for (std::int64_t block_row = part; block_row < end; ++block_row, sums += kLine * Together * w.block_n) {
+    if (w.bundles) multiply_bundles<P, Together>(w, rows, part, x, sums);
+    for (std::int64_t block_row = part; block_row < end && !w.bundles;
+         ++block_row, sums += kLine * Together * w.block_n) {
       if (w.gathers) {
         gather_block_row<S, Together>(w, rows, block_row, x, piece.chunk, sums);
       } else {

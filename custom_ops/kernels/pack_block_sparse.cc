@@ -39,8 +39,12 @@ std::int64_t word_k(bool is_float) { return is_float ? 1 : 4; }
 // The smallest strip of a block row tells how many groups make a vector of four words.
 std::int64_t group_step(std::int64_t block_n) { return block_n % 2 != 0 ? 4 : block_n % 4 != 0 ? 2 : 1; }
 
+std::int64_t chunks_of(const BlockSparseLayout& layout) {
+  return ceil_div(ceil_div(layout.K, word_k(layout.is_float)), kGroupsOfBundle);
+}
+
 struct Places {
-  std::size_t row_groups, groups, strips, tile_entries, tile_words, entries, masks, words, sums, scales, end;
+  std::size_t row_groups, groups, strips, bundled, tile_entries, tile_words, entries, masks, words, sums, scales, end;
 };
 
 Places places_of(const BlockSparseLayout& layout) {
@@ -52,9 +56,12 @@ Places places_of(const BlockSparseLayout& layout) {
   };
   const std::int64_t rows = ceil_div(layout.N, layout.block_n), tiles = ceil_div(layout.N, kTile);
   Places at{};
-  at.row_groups = place(rows + 1, sizeof(std::int64_t));
-  at.groups = place(layout.groups * (layout.gathers ? 4 : 1), sizeof(std::uint32_t));
-  at.strips = place(layout.groups * layout.block_n, 4);
+  const bool bundles = layout.bundles();
+  const std::int64_t bundled = bundles ? ceil_div(layout.N, 4) * chunks_of(layout) : 0;
+  at.row_groups = place((bundles ? bundled : rows) + 1, sizeof(std::int64_t));
+  at.groups = place(layout.groups * (layout.gathers || bundles ? 4 : 1), sizeof(std::uint32_t));
+  at.strips = place(layout.groups * (bundles ? 4 : layout.block_n), 4);
+  at.bundled = place(bundled * 4, 1);
   at.tile_entries = place(tiles + 1, sizeof(std::int64_t));
   at.tile_words = place(tiles, sizeof(std::int64_t));
   at.entries = place(layout.entries, sizeof(std::uint32_t));
@@ -96,6 +103,90 @@ class Groups {
   const bool gathers_;
   std::vector<std::int64_t> ks_;
 };
+
+// The words of one output, of blocks that have no other, by rising groups.
+class Stream {
+ public:
+  Stream(const BlockSparseSource& source, std::int64_t output)
+      : s_(source),
+        per_block_(source.block_k / word_k(source.is_float)),
+        at_(source.offsets[output] * per_block_),
+        end_(source.offsets[output + 1] * per_block_) {}
+
+  // The group and the word that follow after `i` others.
+  std::int64_t group(std::int64_t i) const {
+    return s_.indices[(at_ + i) / per_block_] * per_block_ + (at_ + i) % per_block_;
+  }
+  void copy(std::int64_t i, std::uint8_t* word) const {
+    const void* words = s_.is_float ? static_cast<const void*>(s_.floats) : s_.codes;
+    std::memcpy(word, static_cast<const std::uint8_t*>(words) + 4 * (at_ + i), 4);
+  }
+  // How many are of groups below that.
+  std::int64_t count(std::int64_t end) const {
+    std::int64_t i = 0;
+    while (at_ + i < end_ && group(i) < end) ++i;
+    return i;
+  }
+  void skip(std::int64_t count) { at_ += count; }
+
+ private:
+  const BlockSparseSource& s_;
+  const std::int64_t per_block_;
+  std::int64_t at_, end_;
+};
+
+struct Member {
+  std::int64_t output;  // of the 64
+  std::int64_t count;   // of its words
+};
+
+// use(four members, streams of the 64 outputs) for all bundles, as they follow each other.
+template <class Use>
+void for_each_bundle(const BlockSparseSource& s, const BlockSparseLayout& layout, const Use& use) {
+  const std::int64_t groups = ceil_div(s.K, word_k(s.is_float));
+  std::vector<Stream> streams;
+  std::vector<Member> members;
+  for (std::int64_t first = 0; first < s.N; first += kOutputsOfPart) {
+    const std::int64_t outputs = std::min(kOutputsOfPart, s.N - first);
+    streams.clear();
+    for (std::int64_t n = 0; n < outputs; ++n) streams.emplace_back(s, first + n);
+    for (std::int64_t chunk = 1; chunk <= chunks_of(layout); ++chunk) {
+      members.clear();
+      for (std::int64_t n = 0; n < outputs; ++n) {
+        members.push_back({n, streams[static_cast<std::size_t>(n)].count(std::min(chunk * kGroupsOfBundle, groups))});
+      }
+      for (std::int64_t n = outputs; n % 4 != 0; ++n) members.push_back({n, 0});  // whose sums nobody reads
+      std::stable_sort(members.begin(), members.end(),
+                       [](const Member& a, const Member& b) { return a.count > b.count; });
+      for (std::size_t i = 0; i < members.size(); i += 4) use(&members[i], streams);
+      for (const Member& member : members) {
+        if (member.count > 0) streams[static_cast<std::size_t>(member.output)].skip(member.count);
+      }
+    }
+  }
+}
+
+void pack_bundles(const BlockSparseSource& s, const BlockSparseLayout& layout, const Places& at, std::uint8_t* memory) {
+  auto* steps = reinterpret_cast<std::int64_t*>(memory + at.row_groups);
+  auto* groups = reinterpret_cast<std::uint32_t*>(memory + at.groups);
+  std::uint8_t *words = memory + at.strips, *bundled = memory + at.bundled;
+  for_each_bundle(s, layout, [&](const Member* members, const std::vector<Stream>& streams) {
+    for (int n = 0; n < 4; ++n) {
+      const Member& member = members[n];
+      *bundled++ = static_cast<std::uint8_t>(member.output);
+      for (std::int64_t i = 0; i < member.count; ++i) {
+        const Stream& stream = streams[static_cast<std::size_t>(member.output)];
+        groups[4 * i + n] = static_cast<std::uint32_t>(stream.group(i) * 64);
+        stream.copy(i, words + 4 * (4 * i + n));
+      }
+    }
+    const std::int64_t count = members[0].count;  // the longest
+    groups += 4 * count;
+    words += 16 * count;
+    steps[1] = steps[0] + count;
+    ++steps;
+  });
+}
 
 // Reads single weights of one block row.
 class Row {
@@ -238,9 +329,14 @@ BlockSparseLayout layout_of(const BlockSparseSource& s) {
   layout.block_n = s.block_n;
   layout.is_float = s.is_float;
   layout.gathers = !layout.is_float && s.block_k % 4 != 0;
-  Groups groups(s, layout.gathers);
-  for (std::int64_t row = 0; row < s.block_rows(); ++row) {
-    layout.groups += static_cast<std::int64_t>(groups.of(row).size()) / groups.per_group();
+  if (layout.bundles()) {
+    for_each_bundle(s, layout,
+                    [&](const Member* members, const std::vector<Stream>&) { layout.groups += members[0].count; });
+  } else {
+    Groups groups(s, layout.gathers);
+    for (std::int64_t row = 0; row < s.block_rows(); ++row) {
+      layout.groups += static_cast<std::int64_t>(groups.of(row).size()) / groups.per_group();
+    }
   }
   Tile full(s);
   for (std::int64_t tile = 0; tile < ceil_div(s.N, kTile); ++tile) {
@@ -251,6 +347,20 @@ BlockSparseLayout layout_of(const BlockSparseSource& s) {
     });
   }
   return layout;
+}
+
+void pack_block_rows(const BlockSparseSource& s, const BlockSparseLayout& layout, const Places& at,
+                     std::uint8_t* memory) {
+  auto* row_groups = reinterpret_cast<std::int64_t*>(memory + at.row_groups);
+  auto* codes = reinterpret_cast<std::uint32_t*>(memory + at.groups);
+  Groups groups(s, layout.gathers);
+  for (std::int64_t row = 0; row < s.block_rows(); ++row) {
+    const std::vector<std::int64_t>& ks = groups.of(row);
+    pack_strips(s, row, ks, groups.per_group(), memory + at.strips + 4 * row_groups[row] * s.block_n);
+    const std::size_t step = layout.gathers || layout.is_float ? 1 : 4;
+    for (std::size_t i = 0; i < ks.size(); i += step) *codes++ = group_code(layout, ks[i]);
+    row_groups[row + 1] = row_groups[row] + static_cast<std::int64_t>(ks.size()) / groups.per_group();
+  }
 }
 
 }  // namespace
@@ -295,14 +405,19 @@ bool is_valid(const BlockSparseLayout& layout) {
 }
 
 bool is_safe(const BlockSparseLayout& layout, const BlockSparseWeight& w) {
-  const std::int64_t step = group_step(w.block_n), k_groups = ceil_div(w.K, word_k(w.is_float));
-  if (w.row_groups[0] != 0 || w.row_groups[w.block_rows] != layout.groups) return false;
-  for (std::int64_t row = 0; row < w.block_rows; ++row) {
+  const std::int64_t step = w.bundles ? 1 : group_step(w.block_n), k_groups = ceil_div(w.K, word_k(w.is_float));
+  const std::int64_t lists = w.bundles ? ceil_div(w.N, 4) * w.chunks : w.block_rows;
+  if (w.row_groups[0] != 0 || w.row_groups[lists] != layout.groups) return false;
+  for (std::int64_t row = 0; row < lists; ++row) {
     const std::int64_t count = w.row_groups[row + 1] - w.row_groups[row];
     if (count < 0 || count > layout.groups || count % step != 0) return false;
   }
-  for (std::int64_t i = 0; i < layout.groups * (w.gathers ? 4 : 1); ++i) {
+  for (std::int64_t i = 0; i < layout.groups * (w.gathers || w.bundles ? 4 : 1); ++i) {
     if (w.groups[i] / 64 >= k_groups || w.groups[i] % 64 > (w.gathers ? 3 : 0)) return false;
+  }
+  for (std::int64_t i = 0; i < (w.bundles ? lists * 4 : 0); ++i) {
+    // As many lines as there are outputs, in whole tiles.
+    if (w.bundled[i] >= std::min(kOutputsOfPart, w.tiles * kTile)) return false;
   }
   std::int64_t entry = 0, word = 0;
   if (w.tile_entries[0] != 0 || w.tile_entries[w.tiles] != layout.entries) return false;
@@ -330,9 +445,13 @@ BlockSparseWeight view(const BlockSparseLayout& layout, const std::uint8_t* memo
   w.padded_k = ceil_div(w.K, 64) * 64;
   w.is_float = layout.is_float;
   w.gathers = layout.gathers;
+  w.bundles = layout.bundles();
+  w.chunks = w.bundles ? chunks_of(layout) : 0;
+  w.strip_words = layout.groups * (w.bundles ? 4 : w.block_n);
   w.row_groups = reinterpret_cast<const std::int64_t*>(memory + at.row_groups);
   w.groups = reinterpret_cast<const std::uint32_t*>(memory + at.groups);
   w.strips = memory + at.strips;
+  w.bundled = memory + at.bundled;
   w.tile_entries = reinterpret_cast<const std::int64_t*>(memory + at.tile_entries);
   w.tile_words = reinterpret_cast<const std::int64_t*>(memory + at.tile_words);
   w.entries = reinterpret_cast<const std::uint32_t*>(memory + at.entries);
@@ -348,15 +467,10 @@ PackedBlockSparse pack(const BlockSparseSource& s) {
   const Places at = places_of(layout);
   auto allocated = make_aligned<std::uint8_t>(at.end);
   std::uint8_t* memory = allocated.get();
-  auto* row_groups = reinterpret_cast<std::int64_t*>(memory + at.row_groups);
-  auto* codes = reinterpret_cast<std::uint32_t*>(memory + at.groups);
-  Groups groups(s, layout.gathers);
-  for (std::int64_t row = 0; row < s.block_rows(); ++row) {
-    const std::vector<std::int64_t>& ks = groups.of(row);
-    pack_strips(s, row, ks, groups.per_group(), memory + at.strips + 4 * row_groups[row] * s.block_n);
-    const std::size_t step = layout.gathers || layout.is_float ? 1 : 4;
-    for (std::size_t i = 0; i < ks.size(); i += step) *codes++ = group_code(layout, ks[i]);
-    row_groups[row + 1] = row_groups[row] + static_cast<std::int64_t>(ks.size()) / groups.per_group();
+  if (layout.bundles()) {
+    pack_bundles(s, layout, at, memory);
+  } else {
+    pack_block_rows(s, layout, at, memory);
   }
   pack_tiles(s, layout, at, memory);
   if (s.scales != nullptr) std::memcpy(memory + at.scales, s.scales, static_cast<std::size_t>(s.N) * sizeof(float));
