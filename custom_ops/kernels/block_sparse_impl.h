@@ -122,78 +122,84 @@ class FinishRow {
   const CodeFormat format_;
 };
 
-// Sums of an output at 16 rows, `step` bytes from one output's to the next's.
+// From sums of outputs at 16 rows to values. All of it is copied, and inlined, so that no store can change it.
 template <class S, class P>
-class FinishRows {
+class Values {
  public:
-  FinishRows(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::int64_t step)
-      : p_(p), first_row_(first_row), count_(p.M - first_row), step_(step), format_(output_format(p)) {
+  Values(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::int64_t output)
+      : scales_(p.weight->scales + output),
+        bias_(p.bias != nullptr ? p.bias + output : nullptr),
+        activation_(p.activation) {
     if (rows.scales != nullptr) row_scales_ = S::load(rows.scales + first_row);
   }
 
-  // The outputs from one on, of which there are `count`.
-  void operator()(std::uint8_t* sums, std::int64_t output, std::int64_t count) const {
-    const std::int64_t most = p_.floats_out != nullptr ? kTile : 4 * kTile;
-    for (std::int64_t n = 0; n < count; n += most) {
-      const std::int64_t some = count - n < most ? count - n : most;
-      if (p_.floats_out != nullptr) {
-        finish_floats(sums + n * step_, output + n, some);
-      } else {
-        finish_codes(sums + n * step_, output + n, some);
-      }
-    }
+  __attribute__((always_inline)) typename S::F32 before_activation(const std::uint8_t* line, std::int64_t n) const {
+    const auto y = P::value(P::load(line), row_scales_, scales_[n]);
+    return bias_ != nullptr ? S::add(y, S::set1(bias_[n])) : y;
+  }
+  __attribute__((always_inline)) typename S::F32 operator()(const std::uint8_t* line, std::int64_t n) const {
+    const auto y = before_activation(line, n);
+    return activation_ == Activation::kNone ? y : activated<S>(activation_, y);
   }
 
  private:
-  typename S::F32 before_activation(const std::uint8_t* line, std::int64_t output) const {
-    const auto y = P::value(P::load(line), row_scales_, p_.weight->scales[output]);
-    return p_.bias != nullptr ? S::add(y, S::set1(p_.bias[output])) : y;
-  }
-  typename S::F32 value(const std::uint8_t* line, std::int64_t output) const {
-    const auto y = before_activation(line, output);
-    return p_.activation == Activation::kNone ? y : activated<S>(p_.activation, y);
-  }
-
-  void finish_floats(std::uint8_t* sums, std::int64_t output, std::int64_t count) const {
-    float* to = p_.floats_out + first_row_ * p_.weight->N + output;
-    const auto use = [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
-      if (row < count_) S::store(to + row * p_.weight->N, S::as_floats(words), count);
-    };
-    if (count == kTile && p_.activation == Activation::kNone) {  // on the way
-      S::for_each_turned(
-          [&](std::int64_t n)
-              __attribute__((always_inline)) { return S::as_ints(before_activation(sums + n * step_, output + n)); },
-          use);
-    } else {
-      for (std::int64_t n = 0; n < count; ++n) S::store(sums + n * step_, value(sums + n * step_, output + n));
-      S::for_each_turned(lines(sums, step_), use);
-    }
-  }
-
-  // Codes of four outputs make a word, that of a row's, and so 64 outputs a line.
-  void finish_codes(std::uint8_t* sums, std::int64_t output, std::int64_t count) const {
-    for (std::int64_t n = 0; n < count; n += 4) {
-      typename S::F32 y[4];
-      unroll<4>(ONNXPRESS_EACH(i) {
-        y[i.value] = n + i.value < count ? value(sums + (n + i.value) * step_, output + n + i.value) : S::zero();
-      });
-      S::store(sums + n * step_, S::pack_codes(y, format_));
-    }
-    std::uint8_t* to = p_.codes_out + first_row_ * p_.weight->N + output;
-    S::for_each_turned(lines(sums, 4 * step_), [&](std::int64_t row, const typename S::I32& words) {
-      if (row < count_) S::store_words(to + row * p_.weight->N, words, count);
-    });
-  }
-
-  static auto lines(const std::uint8_t* from, std::int64_t step) {
-    return [=](std::int64_t i) { return S::load_ints(from + i * step); };
-  }
-
-  const BlockSparseProblem& p_;
-  const std::int64_t first_row_, count_, step_;
-  const CodeFormat format_;
+  const float *const scales_, *const bias_;
+  const Activation activation_;
   typename S::F32 row_scales_{};
 };
+
+// The lines of sums of some outputs, and where their values go in 16 rows, of which there are `rows`.
+struct SomeOutputs {
+  std::uint8_t* sums;
+  std::int64_t step;  // from line to line
+  std::int64_t count;
+  std::int64_t rows;
+  std::int64_t row_size;  // N
+};
+
+inline auto lines(const std::uint8_t* from, std::int64_t step) {
+  return [=](std::int64_t i) { return from + i * step; };
+}
+
+// At most 16 outputs.
+template <class S, class V>
+__attribute__((always_inline)) inline void finish_floats(const SomeOutputs& some, const V& values, bool are_active,
+                                                         float* to) {
+  const auto line = lines(some.sums, some.step);
+  const auto use = [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
+    if (row < some.rows) S::store(to + row * some.row_size, S::as_floats(words), some.count);
+  };
+  if (some.count == kTile && !are_active) {
+    S::for_each_turned([&](std::int64_t n)
+                           __attribute__((always_inline)) { return S::as_ints(values.before_activation(line(n), n)); },
+                       use);
+    return;
+  }
+  for (std::int64_t n = 0; n < some.count; ++n) S::store(some.sums + n * some.step, values(line(n), n));
+  S::for_each_turned([&](std::int64_t n) { return S::load_ints(line(n)); }, use);
+}
+
+// At most 64 outputs. Codes of four make a word, that of a row's.
+template <class S, class V>
+__attribute__((always_inline)) inline void finish_codes(const SomeOutputs& some, const V& values,
+                                                        const CodeFormat format, std::uint8_t* to) {
+  const auto line = lines(some.sums, some.step);
+  std::int64_t n = 0;
+  for (; n + 4 <= some.count; n += 4) {
+    typename S::F32 y[4];
+    unroll<4>(ONNXPRESS_EACH(i) { y[i.value] = values(line(n + i.value), n + i.value); });
+    S::store(some.sums + n * some.step, S::pack_codes(y, format));
+  }
+  if (n < some.count) {
+    typename S::F32 y[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
+    for (std::int64_t i = 0; n + i < some.count; ++i) y[i] = values(line(n + i), n + i);
+    S::store(some.sums + n * some.step, S::pack_codes(y, format));
+  }
+  S::for_each_turned([&](std::int64_t i) { return S::load_ints(line(4 * i)); },
+                     [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
+                       if (row < some.rows) S::store_words(to + row * some.row_size, words, some.count);
+                     });
+}
 
 // ---- Rows of A
 
@@ -409,14 +415,25 @@ void gather_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::i
   }
 }
 
-// From the sums of a part's outputs from one on to the outputs.
+// From the sums of the outputs from one on to values.
 template <class S, class P, int Together>
-void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t output,
+void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t begin,
                  std::int64_t end) {
-  const std::int64_t count = (end < p.weight->N ? end : p.weight->N) - output;
+  const std::int64_t N = p.weight->N, most = p.floats_out != nullptr ? kTile : 4 * kTile;
+  if (end > N) end = N;
   for (std::int64_t t = 0; t < Together; ++t) {
-    const FinishRows<S, P> finish(p, rows, piece.first_row + 16 * t, kLine * Together);
-    finish(piece.sums + kLine * t, output, count);
+    const std::int64_t first_row = piece.first_row + 16 * t;
+    SomeOutputs some{piece.sums + kLine * t, kLine * Together, 0, p.M - first_row, N};
+    for (std::int64_t output = begin; output < end; output += most, some.sums += most * some.step) {
+      some.count = end - output < most ? end - output : most;
+      const Values<S, P> values(p, rows, first_row, output);
+      const std::int64_t at = first_row * N + output;
+      if (p.floats_out != nullptr) {
+        finish_floats<S>(some, values, p.activation != Activation::kNone, p.floats_out + at);
+      } else {
+        finish_codes<S>(some, values, output_format(p), p.codes_out + at);
+      }
+    }
   }
 }
 
