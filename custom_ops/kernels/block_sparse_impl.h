@@ -487,9 +487,10 @@ void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std:
   std::int64_t entry = w.tile_entries[tile];
   const std::int64_t end = w.tile_entries[tile + 1];
   const auto add_entry = [&](auto set, std::int64_t at) __attribute__((always_inline)) {
-    const unsigned mask = w.masks[at];
+    unsigned mask = w.masks[at];
+    asm("" : "+r"(mask));  // else its bits are counted into half a register, whose other half must be awaited
     const auto spread = P::expand(words, mask);
-    words += 4 * __builtin_popcount(mask);
+    words += 4 * static_cast<std::int64_t>(__builtin_popcountll(mask));
     unroll<Rows>(ONNXPRESS_EACH(r) {
       auto& total = sum[set.value][r.value];
       total = P::add_spread(total, x + r.value * rows.row_bytes + w.entries[at], spread);
