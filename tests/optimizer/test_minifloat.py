@@ -73,12 +73,13 @@ def test_every_scheme(scheme, tmp_path):
     preset, each = SCHEMES[scheme], FORMATS[SCHEMES[scheme].format]
     assert attributes["format"].decode() == preset.format
     assert attributes["block_size"] == preset.block_size
-    assert scales.dtype == (np.uint8 if scheme.startswith("mx") else np.float32)
+    stored = {"e8m0": np.uint8, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+    assert scales.dtype == stored[preset.scale_types[0]]
     blocks = -(-K // preset.block_size) if preset.block_size else 1
     assert scales.shape == (N, blocks)
 
     W = graphs.weight(K, N)
-    factor = reference.E8M0[scales] if scales.dtype == np.uint8 else scales
+    factor = reference.E8M0[scales] if scales.dtype == np.uint8 else scales.astype(np.float32)
     spread = np.repeat(factor, preset.block_size or K, axis=1)[:, :K].T
     np.testing.assert_array_equal(weight, each.round(W / spread) * spread)
     energy, noise = np.square(W).sum(), np.square(W - weight).sum()
@@ -224,7 +225,7 @@ def test_standard_form_of_four_bits(tmp_path):
     assert proto.ir_version == 11
     assert any("no DequantizeLinear of FLOAT4E2M1" in warning for warning in report.warnings)
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    codes, scales = arrays["W_fp4_codes"].astype(np.float32), arrays["W_fp4_scales"]
+    codes, scales = (arrays[name].astype(np.float32) for name in ("W_fp4_codes", "W_fp4_scales"))
     weight = codes * np.repeat(scales, 32, axis=0)
     other, _ = emitted(graphs.matmul_model(), Recipe(scheme="fp4"), tmp_path)
     np.testing.assert_array_equal(weight, weight_of(other)[0])
@@ -265,6 +266,13 @@ def test_weights_that_are_no_numbers_are_left(tmp_path):
     assert [d.reason for d in plan(b.model(), Recipe(scheme="fp8"))] == ["the weight holds NaN or infinity"]
     with pytest.raises(OnnxpressError, match="the weight holds NaN or infinity"):
         optimize(b.model(), Recipe(scheme="fp8"), tmp_path / "out.onnx")
+
+
+def test_alpha_that_is_no_number_is_left():
+    b = graphs.Builder()
+    inputs = [b.input("x", ["m", 64]), b.constant("W", graphs.weight(64, 64))]
+    b.output(b.op("Gemm", *inputs, name="gemm", alpha=float("inf")), ["m", 64])
+    assert [d.reason for d in plan(b.model(), Recipe(scheme="fp8"))] == ["alpha is no finite number"]
 
 
 @pytest.mark.skipif(ONE_OVERLOAD, reason="ONNX Runtime 1.23 takes one overload for all")
@@ -310,7 +318,7 @@ def test_files_and_recipes(tmp_path):
     """Through a file with external data, from the names of a recipe, which the output keeps."""
     source = tmp_path / "in.onnx"
     ir.save(graphs.matmul_model(512, 512), source, external_data="in.data")
-    recipe = Recipe.from_mapping({"scheme": "nf4", "scale_type": "bfloat16", "block_size": 64})
+    recipe = Recipe.from_mapping({"scheme": "nf4", "scale_type": "float16", "block_size": 64})
     report = optimize(source, recipe, tmp_path / "out.onnx")
     assert report.size_after < 512 * 512 * (4.25 / 8) + 20000
     stored = storage.load(tmp_path / "out.onnx").metadata_props["onnxpress.recipe"]
