@@ -77,6 +77,22 @@ def evaluate(
     return TaskResult(str(model), chosen.name, chosen.metric, score.value, score.details)
 
 
+def check(model: str | Path, task: str | None = None) -> None:
+    """Refuse at once what `evaluate` could not begin with.
+
+    Raises:
+        UsageError: There is no such task, or none fits.
+        OnnxpressError: The model cannot be had or loaded.
+    """
+    import onnxruntime as ort
+
+    path = storage.resolve(model)
+    options = sessions.session_options(ours=sessions.uses_our_ops(storage.load(path)))
+    # Only inputs and outputs are looked at.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    choose(sessions.open_session(path, options), task, str(model))
+
+
 def evaluate_in_openvino(
     models: Sequence[str], task: str | None = None, nncf: tuple[str, Calibration] | None = None
 ) -> list[TaskResult]:

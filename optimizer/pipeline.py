@@ -69,7 +69,7 @@ def optimize(
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, calibration or Calibration(), named, progress)
+    outcome = _convert(loaded, recipe, calibration or Calibration(), named, source, progress)
     _refuse_nothing_to_do(source, recipe, outcome.decisions)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
@@ -100,10 +100,10 @@ def optimize(
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, calibration: Calibration, name: str | None, progress: Progress
+    model: ir.Model, recipe: Recipe, calibration: Calibration, name: str | None, source: str, progress: Progress
 ) -> Outcome:
     if recipe.kind == "static":
-        return static.convert(model, recipe, calibration.open(model, name), progress)
+        return static.convert(model, recipe, calibration.open(model, name), progress, source)
     if recipe.kind == "sparse" and (sparse.needs_data(recipe) or calibration == Calibration()):
         given = calibration.is_there(name)
         return sparse.convert(model, recipe, (lambda: calibration.open(model, name)) if given else None, progress)

@@ -143,7 +143,7 @@ def bench(
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: OpenVINO or NNCF is asked for and not installed.
+        UsageError: The models differ in their inputs, or OpenVINO or NNCF is asked for and not installed.
         OnnxpressError: A model cannot be loaded or run in ONNX Runtime.
     """
     common = _Common(threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}))
@@ -206,10 +206,13 @@ def _rounded_by_nncf(model: str, calibration: Calibration, folder: Path) -> _Ent
 def _bench(
     entries: Sequence[_Entry], common: _Common, rounds: int, progress: Callable[[str, int, int], None]
 ) -> Benchmark:  # fmt: skip
-    runs, loads, left = [], [], []
+    runs: list[_Run] = []
+    loads, left = [], []
     for entry in entries:
         try:
             run = _Run(entry, common)
+            if runs:
+                _refuse_other_inputs(runs[0], run)
             run()  # what fails, fails here, with a message of our own
             loads.append(_probe_load(entry, common))
             runs.append(run)
@@ -231,6 +234,25 @@ def _bench(
     if any(entry.onnx is not None for entry in entries):
         runtimes += f"\n{peers.setup(common.openvino_config)}"
     return Benchmark(timings, machine(), runtimes, {k: list(v.shape) for k, v in runs[0].feeds.items()}, left)
+
+
+def _refuse_other_inputs(first: _Run, run: _Run) -> None:
+    """Times of different work say nothing; floats may be of another width."""
+    ours, theirs = (
+        {name: f"{array.dtype.kind}{list(array.shape)}" for name, array in each.feeds.items()} for each in (first, run)
+    )
+    if ours.keys() != theirs.keys():
+        raise UsageError(
+            f"{run.entry.name}: has the inputs {', '.join(theirs)}, {first.entry.name} has {', '.join(ours)}; what is "
+            "timed side by side has to do the same work"
+        )
+    for name, array in run.feeds.items():
+        if ours[name] != theirs[name]:
+            other = first.feeds[name]
+            raise UsageError(
+                f"{run.entry.name}: input '{name}' is {array.dtype} {list(array.shape)}, in {first.entry.name} it is "
+                f"{other.dtype} {list(other.shape)}; sizes can be chosen with --dim"
+            )
 
 
 class _Run:

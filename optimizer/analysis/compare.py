@@ -21,7 +21,7 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
-from .feeds import Feeds, random_feeds, read_feeds
+from .feeds import Feeds, random_feeds, read_feeds, shared_inputs
 from .session import open_session, session_options, uses_our_ops
 
 if TYPE_CHECKING:
@@ -131,19 +131,22 @@ def compare(
         OnnxpressError: A model cannot be loaded or run.
     """
     models = [_Probe(storage.resolve(path)) for path in (first, second)]
-    names = [[node.name for node in probe.session.get_inputs()] for probe in models]
-    if sorted(names[0]) != sorted(names[1]):
-        raise UsageError(f"{second}: has the inputs {', '.join(names[1])}, {first} has {', '.join(names[0])}")
-    inputs = models[0].session.get_inputs()
+    one, other = (probe.session.get_inputs() for probe in models)
+    inputs = shared_inputs(str(first), one, str(second), other)
     feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**_DEFAULT_DIMS, **(dims or {})}, seed)
-    outputs = [value.name or "" for value in models[1].model.graph.outputs]
-    shared = [name for name in models[1].tensors if name in set(models[0].tensors) or name in outputs]
+    outputs = _outputs(first, models[0], second, models[1])
+    known = set(models[0].tensors) - set(outputs)
+    shared = [*outputs, *(name for name in models[1].tensors if name in known)]
     found: dict[str, tuple[float, float]] = {}
     for begin in range(0, len(shared), _GROUP):
         progress("compare", begin, len(shared))
         group = shared[begin : begin + _GROUP]
         for name, a, b in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
-            if a.shape == b.shape and np.issubdtype(a.dtype, np.floating) and np.issubdtype(b.dtype, np.floating):
+            if name in outputs and a.shape != b.shape:
+                raise OnnxpressError(
+                    f"{second}: output {name} has shape {list(b.shape)}, in {first} it has {list(a.shape)}"
+                )
+            if a.shape == b.shape and all(_is_comparable(array, name in outputs) for array in (a, b)):
                 found[name] = measure(a, b)
     progress("compare", len(shared), len(shared))
     if not found:
@@ -151,6 +154,19 @@ def compare(
     errors = _attribute(models[1].model, found, set(outputs))
     unmatched = len(set(models[0].tensors) - set(shared))
     return Comparison(str(first), str(second), errors, unmatched)
+
+
+def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) -> list[str]:
+    """The outputs, which are compared in any case."""
+    ours, theirs = ([value.name or "" for value in probe.model.graph.outputs] for probe in (one, other))
+    if set(ours) != set(theirs):
+        raise UsageError(f"{second}: has the outputs {', '.join(theirs)}, {first} has {', '.join(ours)}")
+    return ours
+
+
+def _is_comparable(array: object, is_output: bool) -> bool:
+    """Whether it holds floats; outputs may be other numbers, too."""
+    return isinstance(array, np.ndarray) and array.dtype.kind in ("fiub" if is_output else "f")
 
 
 class _Probe:
@@ -225,6 +241,9 @@ def _attribute(model: ir.Model, found: dict[str, tuple[float, float]], outputs: 
             added = math.inf if math.isnan(added) else max(0.0, added)
             is_output, zeros = value.name in outputs, sparsity_of(node)
             errors.append(TensorError(value.name, node.op_type, sqnr, cosine, added, is_output, zeros))
+    made = {error.name for error in errors}
+    for name in outputs & found.keys() - made:  # an input or a constant that is handed on
+        errors.append(TensorError(name, "", *found[name], _noise(found[name][0]), True))
     return sorted(errors, key=lambda error: -error.added)
 
 

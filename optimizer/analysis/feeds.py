@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,35 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
         raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
     generator = np.random.default_rng(seed)
     return {node.name: _random(node, dims, generator) for node in inputs}
+
+
+def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> list[Any]:
+    """The inputs of two models that are to be run on the same data; sizes that one of them fixes are fixed.
+
+    Args:
+        first: What to call the first model in an error.
+        one: Inputs of its session.
+        second: What to call the second model.
+        other: Inputs of its session.
+
+    Raises:
+        UsageError: Names, types, numbers of axes or fixed sizes differ.
+    """
+    ours, theirs = ({node.name: node for node in nodes} for nodes in (one, other))
+    if ours.keys() != theirs.keys():
+        raise UsageError(f"{second}: has the inputs {', '.join(theirs)}, {first} has {', '.join(ours)}")
+    shared = []
+    for name, node in ours.items():
+        also = theirs[name]
+        sizes = list(zip(node.shape, also.shape, strict=False))
+        clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes)
+        if node.type != also.type or len(node.shape) != len(also.shape) or clash:
+            raise UsageError(
+                f"{second}: input '{name}' is {also.type} {also.shape}, in {first} it is {node.type} {node.shape}"
+            )
+        shape = [b if isinstance(b, int) else a for a, b in sizes]
+        shared.append(types.SimpleNamespace(name=name, type=node.type, shape=shape))
+    return shared
 
 
 def symbolic_sizes(inputs: list[Any]) -> list[str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _NOWHERE = Path(os.devnull) / "model.onnx"  # no tokenizer lies beside it
 
-AGREEMENT = "agreement"
+COSINE = "cosine of outputs"
 """Name of the metric that needs neither labels nor a function."""
 
 
@@ -55,16 +55,19 @@ class Metric:
             return self.judge(session)
 
 
-def choose_metric(name: str | None, original: ir.Model | Path, feeds: Sequence[Feeds]) -> Metric:
+def choose_metric(
+    name: str | None, original: ir.Model | Path, feeds: Sequence[Feeds], source: str | None = None
+) -> Metric:
     """The metric that a user means, and its value for the float model.
 
     Args:
         name: A name of `onnxpress.models.tasks.TASKS`; "module:function", called with an
-            `onnxruntime.InferenceSession` for a number, more being better; or None for the agreement with the float
-            model: the mean, over feeds and outputs, of the cosine of the two as vectors, and for outputs that are no
-            floats of the share of equal elements.
+            `onnxruntime.InferenceSession` for a number, more being better; or None for the likeness to the float model:
+            the mean, over feeds and outputs, of the cosine of the two as vectors, and for outputs that are no floats
+            of the share of equal elements.
         original: The float model, or its path, beside which a task finds the tokenizer.
-        feeds: Inputs for the agreement; the others bring their own.
+        feeds: Inputs for the likeness; the others bring their own.
+        source: What to call the float model in an error; its path by default.
 
     Raises:
         UsageError: There is no such task or function, the task does not fit the model, or there are no feeds.
@@ -72,24 +75,25 @@ def choose_metric(name: str | None, original: ir.Model | Path, feeds: Sequence[F
     """
     path = original if isinstance(original, Path) else None
     model = storage.load(storage.resolve(original)) if isinstance(original, Path) else original
-    with temporary_session(model, str(path or "float model")) as session:
+    source = source or str(path or "the float model")
+    with temporary_session(model, source) as session:
         if name is None:
-            return Metric(AGREEMENT, 1.0, _Agreement(session, feeds))
-        judge = _Function(name) if ":" in name else _Task(name, session, path)
+            return Metric(COSINE, 1.0, _Likeness(session, feeds, source))
+        judge = _Function(name) if ":" in name else _Task(name, session, path, source)
         reference = judge(session)
     if not math.isfinite(reference):
         raise OnnxpressError(f"metric {name}: gives {reference} for the float model; nothing can be judged by it")
     return Metric(name, reference, judge)
 
 
-class _Agreement:
+class _Likeness:
     """Outputs against those of the float model, which are computed once."""
 
-    def __init__(self, session: ort.InferenceSession, feeds: Sequence[Feeds]) -> None:
+    def __init__(self, session: ort.InferenceSession, feeds: Sequence[Feeds], source: str) -> None:
         if not feeds:
             raise UsageError("no inputs to compare outputs on; give calibration data, or a metric that has its own")
         self._feeds = feeds
-        self._wanted = [_run(session, inputs, "the float model") for inputs in feeds]
+        self._wanted = [_run(session, inputs, source) for inputs in feeds]
         for sample, outputs in enumerate(self._wanted):
             for node, output in zip(session.get_outputs(), outputs, strict=True):
                 self._check(node.name, output, sample)
@@ -97,7 +101,7 @@ class _Agreement:
     @staticmethod
     def _check(name: str, output: object, sample: int) -> None:
         if not isinstance(output, np.ndarray):
-            raise OnnxpressError(f"output {name} is no tensor; agreement cannot be measured, name another metric")
+            raise OnnxpressError(f"output {name} is no tensor; no cosine can be measured, name another metric")
         if np.issubdtype(output.dtype, np.floating) and np.isnan(output).any():
             raise OnnxpressError(
                 f"output {name} of the float model holds NaN on sample {sample}; give other data or another metric"
@@ -106,14 +110,14 @@ class _Agreement:
     def __call__(self, session: ort.InferenceSession) -> float:
         found = [_run(session, inputs, "the candidate") for inputs in self._feeds]
         values = [
-            _agreement(a, b)
+            _likeness(a, b)
             for wanted, outputs in zip(self._wanted, found, strict=True)
             for a, b in zip(wanted, outputs, strict=True)
         ]
         return float(np.mean(values))
 
 
-def _agreement(wanted: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
+def _likeness(wanted: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
     """1 where equal; -1, the least that a cosine can be, where the output holds NaN or has another shape."""
     if wanted.shape != output.shape:
         return -1.0
@@ -154,16 +158,19 @@ class _Function:
 class _Task:
     """A task with labels. NaN is its value for a model whose outputs no longer depend on the inputs."""
 
-    def __init__(self, name: str, session: ort.InferenceSession, path: Path | None) -> None:
+    def __init__(self, name: str, session: ort.InferenceSession, path: Path | None, source: str) -> None:
         from onnxpress.models.tasks import TASKS, choose
 
         if name not in TASKS:
             near = difflib.get_close_matches(name, TASKS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TASKS)}, or write module:function"
             raise UsageError(f"no metric '{name}'; {hint}")
-        self._name = name
+        self._name, self._source = name, source
         self._path = storage.resolve(path) if path is not None else _NOWHERE
-        self._task = choose(session, name, str(path or "the model"))
+        try:
+            self._task = choose(session, name, source)
+        except UsageError as error:
+            raise UsageError(f"{error}; with no metric it is the {COSINE}") from error
 
     def __call__(self, session: ort.InferenceSession) -> float:
         try:
@@ -174,7 +181,7 @@ class _Task:
             # ONNX Runtime raises a type for each of its status codes, with no common base.
             if not type(error).__module__.startswith("onnxruntime"):
                 raise
-            raise OnnxpressError(f"the model fails in the task '{self._name}': {_first_line(error)}") from error
+            raise OnnxpressError(f"{self._source} fails in the task '{self._name}': {_first_line(error)}") from error
         return score.value
 
 

@@ -29,7 +29,17 @@ def _sizes(items: list[str] | None) -> dict[str, int]:
     for name, value in pairs.items():
         if not value.isdecimal():
             raise UsageError(f'--dim "{name}={value}": the size must be a whole number')
+        if int(value) == 0 and "past" not in name.lower():
+            raise UsageError(f'--dim "{name}={value}": nothing is computed on no data; only a past may be empty')
     return {name: int(value) for name, value in pairs.items()}
+
+
+def _check_plot(path: str | None) -> None:
+    """Before anything is measured."""
+    if path is not None:
+        from ..storage import check_target
+
+        check_target(path)
 
 
 def inspect(
@@ -61,6 +71,7 @@ def compare(
     """Compare two models tensor by tensor, to find the layer that hurts."""
     from ..analysis.compare import compare as run
 
+    _check_plot(plot)
     with progress_bar(json_) as progress:
         result = run(first, second, data=None if data == "random" else data, dims=_sizes(dim), progress=progress)
     if plot:
@@ -100,6 +111,7 @@ def bench(
     """Time models side by side in ONNX Runtime, and in OpenVINO where that is asked for."""
     from ..analysis.bench import bench as run
 
+    _check_plot(plot)
     dims = {"batch": batch, "sequence": seq, "past": past, **_sizes(dim)}
     with progress_bar(json_) as progress:
         result = run(
@@ -135,6 +147,7 @@ def bench_kernels(
     from ..analysis import bench_kernels as kernels
     from ..analysis.kernel_models import OPS, Case
 
+    _check_plot(plot)
     if op not in OPS:
         raise UsageError(f'--op "{op}": there are {", ".join(OPS)}')
     shapes = [_shape(text) for text in shape] if shape else kernels.SHAPES
@@ -174,6 +187,7 @@ def study_sparsity(
     from ..analysis import sparsity_study as study
     from ..calibration import Calibration
 
+    _check_plot(plot)
     chosen: dict[str, Any] = {"blocks": block, "sparsities": sparsity, "criteria": criterion, "tasks": task}
     with progress_bar(json_) as progress:
         result = study.study_sparsity(

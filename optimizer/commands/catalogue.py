@@ -37,7 +37,13 @@ def models(
 
 def evaluate(
     model: Annotated[list[str], typer.Argument(help="Files or catalogue names, judged side by side.")],
-    task: Annotated[str | None, typer.Option(help="lee, wordsim353, simlex999 or reading; guessed by default.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="lee, wordsim353, simlex999, sentiment, probe, reading, detection, agreement (of the catalogue's "
+            "classifiers with float32) or speech; the first that fits by default."
+        ),
+    ] = None,
     openvino: OpenVino = False,
     nncf: Nncf = False,
     calibration: NncfData = None,
@@ -50,10 +56,13 @@ def evaluate(
     import dataclasses
     import json
 
+    from onnxpress.models.evaluate import check
     from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
 
     data = nncf_data(nncf, calibration, samples, images, tokenizer)
+    for name in model:
+        check(name, task)
     results = [run(name, task) for name in model]
     if openvino or data is not None:
         from onnxpress.models.evaluate import evaluate_in_openvino

@@ -124,7 +124,8 @@ def optimize(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="A task, or module:function of a session; the outputs' cosine by default.", rich_help_panel=_STATIC
+            help="A task, or module:function of a session; by default the cosine of outputs.",
+            rich_help_panel=_STATIC,
         ),
     ] = None,
     only_if_faster: Annotated[

@@ -62,6 +62,7 @@ def scores(monkeypatch):
     monkeypatch.setattr(
         evaluate, "evaluate", lambda m, t: TaskResult(m, t or "lee", "Pearson", values[m], {"pairs": 3, "also": 0.25})
     )
+    monkeypatch.setattr(evaluate, "check", lambda _model, _task: None)
 
 
 def test_evaluate_compares_with_the_first(run, scores):
@@ -111,6 +112,40 @@ def test_evaluate_of_nothing_names_the_file(run):
     assert code == 1
     assert err.startswith("error: absent.onnx: no such file")
     assert err.count("\n") == 1
+
+
+def test_evaluate_looks_at_all_files_before_it_measures(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_given: pytest.fail("measured"))
+    monkeypatch.setattr(evaluate, "choose", lambda _session, _task, _model: None)
+    ir.save(graphs.matmul_model(), tmp_path / "a.onnx")
+    code, _, err = run("evaluate", str(tmp_path / "a.onnx"), "absent.onnx")
+    assert (code, err) == (1, "error: absent.onnx: no such file\n")
+
+
+def test_evaluate_refuses_a_model_of_no_task(run, tmp_path):
+    ir.save(graphs.matmul_model(), tmp_path / "a.onnx")
+    code, _, err = run("evaluate", str(tmp_path / "a.onnx"))
+    assert code == 2
+    assert "a.onnx: no task fits this model" in err
+
+
+@pytest.mark.parametrize("command", [
+    ("compare", "MODEL", "MODEL"), ("bench", "MODEL"), ("bench-kernels",), ("study-sparsity", "MODEL", "--folder", "f"),
+])  # fmt: skip
+def test_where_a_plot_goes_is_looked_at_first(run, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ir.save(graphs.matmul_model(), tmp_path / "m.onnx")
+    code, out, err = run(*("m.onnx" if word == "MODEL" else word for word in command), "--plot", "nodir/x.png")
+    assert (code, out) == (2, "")
+    assert err == "error: nodir/x.png: the folder nodir does not exist; create it first\n"
+    assert not (tmp_path / "f").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "1.5", ""])
+def test_sizes_of_nothing_are_refused(run, size):
+    code, _, err = run("bench", "m.onnx", "--dim", f"n={size}")
+    assert code == 2
+    assert err.startswith(f'error: --dim "n={size}": ')
 
 
 def test_export_without_the_extra(run, monkeypatch):

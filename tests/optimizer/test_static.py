@@ -18,6 +18,7 @@ from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.calibration.collect import collect
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.passes import CleanUp
+from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.pipeline import optimize
 from onnxpress.optimizer.preparation import prepare
 from onnxpress.optimizer.recipe import Recipe
@@ -241,6 +242,34 @@ def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, mon
             files[name, sign] = ir.to_proto(model).SerializeToString()
     assert files["judged", 1] != files["without", 1]
     assert files["judged", -1] == files["without", -1]
+
+
+@pytest.mark.parametrize("max_drop", [None, 0.5])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_each_model_is_built_and_judged_once(path, tmp_path, monkeypatch, sign, max_drop):
+    """Float32, with and without restored moments; a search has judged the last one already."""
+    judged = []
+
+    def count(session):
+        judged.append(session)
+        return 1000 - sign * len(judged)
+
+    monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(count=count))
+    placed = []
+    place = PlaceQdq.__call__
+    monkeypatch.setattr(PlaceQdq, "__call__", lambda self, *given: placed.append(self) or place(self, *given))
+    recipe = dataclasses.replace(STATIC, metric="judge:count", max_drop=max_drop)
+    report = optimize(path, recipe, tmp_path / "o.onnx", calibration=Calibration(images()))
+    assert (len(judged), len(placed)) == (3, 1)
+    values = {1000 - sign * 2, 1000 - sign * 3}
+    assert report.details["metric"]["int8"] in values
+    assert report.details["metric"]["int8"] == max(values)
+
+
+def test_a_model_in_memory_is_changed():
+    model = cnn()
+    optimize(model, STATIC, calibration=Calibration(images()))
+    assert sum(node.op_type == "DequantizeLinear" for node in model.graph) > 3
 
 
 def test_no_data(path):

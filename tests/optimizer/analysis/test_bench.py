@@ -70,6 +70,25 @@ def test_models_that_cannot_be_timed(tmp_path):
         bench([str(broken)], dims={})
 
 
+def test_models_of_other_inputs_are_not_timed_beside_each_other(tmp_path):
+    def saved(name, x, sizes, kind=ir.DataType.FLOAT):
+        b = graphs.Builder()
+        b.output(b.op("Relu", b.input(x, sizes, kind)), sizes, kind)
+        ir.save(b.model(), tmp_path / name)
+        return str(tmp_path / name)
+
+    first = saved("a.onnx", "x", ["m", 4])
+    for other, message in (
+        (saved("b.onnx", "z", ["m", 4]), r"b\.onnx: has the inputs z, .*a\.onnx has x"),
+        (saved("c.onnx", "x", [3, 4]), r"c\.onnx: input 'x' is float32 \[3, 4\], in .*a\.onnx it is float32 \[1, 4\]"),
+        (saved("d.onnx", "x", ["m", 4], ir.DataType.INT32), r"d\.onnx: input 'x' is int32"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            bench([first, other], dims={}, rounds=1)
+    half = saved("e.onnx", "x", ["m", 4], ir.DataType.FLOAT16)
+    assert len(bench([first, half], dims={}, rounds=1).timings) == 2
+
+
 def test_unknown_session_option_value(tmp_path):
     model = tmp_path / "a.onnx"
     ir.save(graphs.matmul_model(), model)

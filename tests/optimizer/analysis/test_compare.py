@@ -124,6 +124,69 @@ def test_models_of_different_inputs(tmp_path):
         compare(chain(tmp_path, "a.onnx"), tmp_path / "z.onnx")
 
 
+def saved(tmp_path, name, *, shape=("m", 4), dtype=ir.DataType.FLOAT, output="y", axes=None):
+    b = graphs.Builder()
+    y = b.op("Relu", b.input("x", list(shape), dtype))
+    y.name = output
+    b.output(y, axes or list(shape), dtype)
+    ir.save(b.model(), tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"dtype": ir.DataType.FLOAT16}, r"b.onnx: input 'x' is tensor\(float16\) .*a.onnx it is tensor\(float\)"),
+        ({"shape": ("m", 5)}, r"b.onnx: input 'x' is tensor\(float\) \['m', 5\], in .*a.onnx it is .*\['m', 4\]"),
+        ({"shape": ("m", 4, 1)}, r"b.onnx: input 'x' is tensor\(float\) \['m', 4, 1\]"),
+        ({"output": "z"}, r"b.onnx: has the outputs z, .*a.onnx has y"),
+    ],
+)
+def test_what_differs_is_told_with_its_file(tmp_path, changed, message):
+    with pytest.raises(UsageError, match=message):
+        compare(saved(tmp_path, "a.onnx"), saved(tmp_path, "b.onnx", **changed))
+
+
+def test_a_size_that_one_model_fixes_is_taken(tmp_path):
+    result = compare(saved(tmp_path, "a.onnx"), saved(tmp_path, "b.onnx", shape=(7, 4)))
+    assert result.outputs[0].sqnr == math.inf
+
+
+@pytest.mark.parametrize(("kind", "op"), [(ir.DataType.FLOAT, "DequantizeLinear"), (ir.DataType.INT64, "Cast")])
+def test_outputs_are_compared_whatever_makes_them(tmp_path, kind, op):
+    """Also where no inner tensor is shared: codes that are decoded last, and whole numbers."""
+    paths = []
+    for index, scale in enumerate((4.0, 1.0)):
+        b = graphs.Builder()
+        x = b.op("Mul", b.input("x", [64, 64]), b.constant("c", np.float32(64)), name=f"only{index}")
+        if op == "Cast":
+            y = b.op("Cast", b.op("Div", x, b.constant("s", np.float32(scale)), name=f"part{index}"), to=kind)
+        else:
+            codes = b.op("QuantizeLinear", x, b.constant("s", np.float32(scale)), b.constant("z", np.int8(0)))
+            y = b.op("DequantizeLinear", codes, *codes.producer().inputs[1:])
+        y.name = "y"
+        b.output(y, [64, 64], kind)
+        paths.append(tmp_path / f"{index}.onnx")
+        ir.save(b.model(), paths[-1])
+    (output,) = compare(*paths).outputs
+    assert (output.name, output.op_type) == ("y", op)
+    assert -20 < output.sqnr < 40
+
+
+def test_an_output_that_is_handed_on_is_compared(tmp_path):
+    paths = []
+    for index in range(2):
+        b = graphs.Builder()
+        x = b.input("x", ["m", 64])
+        b.output(b.op("MatMul", x, b.constant("W", graphs.weight(64, 64, index)), name="product"), ["m", 64])
+        b.graph.outputs.append(x)
+        paths.append(tmp_path / f"{index}.onnx")
+        ir.save(b.model(), paths[-1])
+    assert {output.name: output.sqnr == math.inf for output in compare(*paths).outputs} == {
+        "product_out": False, "x": True
+    }  # fmt: skip
+
+
 def test_plot_is_a_png(tmp_path):
     plot_comparison(compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", 0.1)), tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")

@@ -55,16 +55,16 @@ def function(tmp_path, monkeypatch):
     return write
 
 
-def test_agreement_is_the_cosine():
+def test_with_no_name_it_is_the_cosine_and_no_task_of_that_name():
     metric = choose_metric(None, model(), feeds([1, 0], [3, 4]))
-    assert (metric.name, metric.reference) == ("agreement", 1.0)
+    assert (metric.name, metric.reference) == ("cosine of outputs", 1.0)
     assert metric(model()) == pytest.approx(1, abs=1e-6)
     assert metric(model(noise=0.5)) == pytest.approx(1, abs=1e-6)
     assert metric(model(angle=math.pi / 3)) == pytest.approx(0.5, abs=1e-6)
     assert metric(model(angle=math.pi)) == pytest.approx(-1, abs=1e-6)
 
 
-def test_agreement_counts_equal_integers():
+def test_equal_integers_are_counted():
     metric = choose_metric(None, model(tokens=True), feeds([1, 0.1], [1, 0.9], [0.9, 1], [0, 1]))
     assert metric(model(tokens=True)) == pytest.approx(1, abs=1e-6)
     # Turned by 20 degrees, [1, 0.9] is nearer to the second axis.
@@ -95,11 +95,18 @@ def test_nan_of_the_float_model_is_said():
         choose_metric(None, model(), feeds([1, 2], [math.nan, 1]))
 
 
-def test_agreement_needs_inputs_that_fit():
+def test_it_needs_inputs_that_fit():
     with pytest.raises(UsageError, match="no inputs to compare"):
         choose_metric(None, model(), [])
     with pytest.raises(OnnxpressError, match="the float model cannot run"):
         choose_metric(None, model(), [{"x": np.zeros((1, 3), np.float32)}])
+
+
+def test_errors_name_the_file_and_tell_the_default():
+    with pytest.raises(UsageError, match=r"m\.onnx: the task 'agreement' does not fit.*no metric.*cosine of outputs"):
+        choose_metric("agreement", model(), [], "m.onnx")
+    with pytest.raises(OnnxpressError, match=r"m\.onnx cannot run"):
+        choose_metric(None, model(), [{"x": np.zeros((1, 3), np.float32)}], "m.onnx")
 
 
 def test_own_function(function):
