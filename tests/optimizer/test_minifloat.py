@@ -54,8 +54,8 @@ def run(proto, x, ours, level=LEVELS[1]):
     return open_session(proto.SerializeToString(), options).run(None, {"x": x})[0]
 
 
-def check_runs(proto, x, want, tolerance=2e-5):
-    for ours in (False, True):
+def check_runs(proto, x, want, tolerance=2e-5, alone=True):
+    for ours in (False, True) if alone else (True,):
         for level in LEVELS:
             bound = tolerance * np.abs(want).max()
             np.testing.assert_allclose(run(proto, x, ours, level), want, rtol=0, atol=bound, err_msg=f"{ours} {level}")
@@ -107,12 +107,24 @@ def test_scales_and_blocks(scale_type, block_size, tmp_path):
 
 
 def test_one_scale_for_all(tmp_path):
-    recipe = Recipe(scheme="fp8-e3m4", per_channel=False)
+    recipe = Recipe(scheme="fp8-e3m4", per_channel=False, accuracy_level=0)
     proto, _ = emitted(graphs.matmul_model(), recipe, tmp_path)
     weight, _, _, scales = weight_of(proto)
     assert np.unique(scales).size == 1
     x = RNG.standard_normal((5, 64)).astype(np.float32)
     check_runs(proto, x, x @ weight)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "fp6", "nf4", "mxfp4"])
+def test_default_level(scheme, tmp_path):
+    """Where the CPU multiplies bfloat16, activations, and the numbers of nf4, are rounded to its 8 bits."""
+    proto, _ = emitted(graphs.matmul_model(96, 37, bias=True), Recipe(scheme=scheme), tmp_path)
+    weight, attributes, *_ = weight_of(proto)
+    assert attributes["accuracy_level"] == 3
+    x = RNG.standard_normal((40, 96)).astype(np.float32)
+    ours, body = run(proto, x, True), run(proto, x, False)
+    bound = 2.0**-8 * (np.abs(x) @ np.abs(weight))  # two roundings of 2^-9
+    assert (np.abs(ours - body) <= bound).all()
 
 
 @pytest.mark.parametrize("scale_type", ["float32", "e8m0"])
@@ -275,7 +287,6 @@ def test_alpha_that_is_no_number_is_left():
     assert [d.reason for d in plan(b.model(), Recipe(scheme="fp8"))] == ["alpha is no finite number"]
 
 
-@pytest.mark.skipif(ONE_OVERLOAD, reason="ONNX Runtime 1.23 takes one overload for all")
 def test_formats_by_node(tmp_path):
     b = graphs.Builder()
     x = b.input("x", ["m", 64])
@@ -297,7 +308,7 @@ def test_formats_by_node(tmp_path):
         want = want @ reference.dequantize_minifloat(quantized.packed, quantized.scales, **form)
     quantized = quantize_rtn(W, recipe.settings("third", "MatMul").weight)
     want = want @ reference.dequantize(quantized.packed, quantized.scales, None, bits=8, block_size=32, K=64)
-    check_runs(proto, x, want)
+    check_runs(proto, x, want, alone=not ONE_OVERLOAD)
 
 
 def test_zeros(tmp_path):

@@ -13,10 +13,7 @@ from onnxpress.models.evaluate import evaluate
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.session import open_session, session_options
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(ort.__version__.startswith("1.23."), reason="it takes one overload for all"),
-]
+pytestmark = pytest.mark.real
 FLOAT_LEE = 0.656
 
 
@@ -56,6 +53,7 @@ def test_the_model_is_that_of_its_decoded_weights(scheme, tmp_path):
     ids = np.random.default_rng(0).integers(1000, 20000, (2, 17))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     (want,) = ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feeds)
-    for ours in (False, True):
+    alone = not ort.__version__.startswith("1.23.")  # which takes one overload for all
+    for ours in (False, True) if alone else (True,):
         (got,) = open_session(path, session_options(ours=ours)).run(None, feeds)
         np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
