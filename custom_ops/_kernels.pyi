@@ -83,6 +83,18 @@ def block_sparse_matmul(
     y_format: tuple[float, int] | None = None,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.generic], str]: ...
+def matmul_minifloat(
+    A: npt.NDArray[np.float32],
+    packed: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.generic],
+    bias: npt.NDArray[np.float32] | None,
+    *,
+    format: str,
+    block_size: int,
+    K: int,
+    accuracy_level: int = 0,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.float32], str]: ...
 def dynamic_format(values: npt.NDArray[np.float32], *, isa: str | None = None) -> tuple[float, int]: ...
 def dot_rate(seconds: float, *, isa: str | None = None) -> float: ...
 def read(memory: npt.NDArray[np.uint8], *, isa: str | None = None) -> None: ...

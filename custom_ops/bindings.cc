@@ -19,14 +19,6 @@ void check_scheme(int bits, std::int64_t block_size) {
           "block_size must be a power of two from 16, got " + std::to_string(block_size));
 }
 
-// float32 or float16, C-contiguous.
-bool is_half(const py::array& array, const char* name) {
-  require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
-  const bool half = array.dtype().kind() == 'f' && array.dtype().itemsize() == 2;
-  require(half || py::isinstance<py::array_t<float>>(array), std::string(name) + " must be float32 or float16");
-  return half;
-}
-
 std::tuple<double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
                                                       std::int64_t block_size, bool symmetric, bool search,
                                                       const std::string& scale_type,
@@ -93,15 +85,6 @@ bool py_all_finite(const py::array& array) {
   const Isa isa = chosen_isa();
   py::gil_scoped_release release;
   return all_finite(array.data(), half, array.size(), isa);
-}
-
-ScaleType scale_type_of(const py::array& array, const char* name) {
-  // A type of the package ml_dtypes, which NumPy knows by name only.
-  if (std::string(py::str(array.dtype())) == "bfloat16") {
-    require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
-    return ScaleType::kBFloat16;
-  }
-  return is_half(array, name) ? ScaleType::kFloat16 : ScaleType::kFloat32;
 }
 
 NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::optional<py::array>& zero_points,
@@ -304,6 +287,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("read", py_read, py::arg("memory").noconvert(), py::kw_only(), py::arg("isa") = py::none(),
         "Reads an array of bytes as fast as one thread can, to be timed.");
   bind_block_sparse(m);
+  bind_minifloat(m);
   m.def("supported_isas", py_supported_isas, "Instruction sets of this CPU that have kernels, slowest first.");
   m.def("chosen_isa", [] { return std::string(isa_name(chosen_isa())); }, "What ONNXPRESS_ISA or CPUID picks.");
 }

@@ -54,6 +54,24 @@ inline Floats aligned_floats(const std::vector<py::ssize_t>& shape) {
   return Floats(shape, static_cast<float*>(memory), py::capsule(memory, std::free));
 }
 
+// float32 or float16, C-contiguous.
+inline bool is_half(const py::array& array, const char* name) {
+  require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
+  const bool half = array.dtype().kind() == 'f' && array.dtype().itemsize() == 2;
+  require(half || py::isinstance<py::array_t<float>>(array), std::string(name) + " must be float32 or float16");
+  return half;
+}
+
+inline ScaleType scale_type_of(const py::array& array, const char* name) {
+  // A type of the package ml_dtypes, which NumPy knows by name only.
+  if (std::string(py::str(array.dtype())) == "bfloat16") {
+    require((array.flags() & py::array::c_style) != 0, std::string(name) + " must be C-contiguous");
+    return ScaleType::kBFloat16;
+  }
+  return is_half(array, name) ? ScaleType::kFloat16 : ScaleType::kFloat32;
+}
+
 void bind_block_sparse(py::module_& m);
+void bind_minifloat(py::module_& m);
 
 }  // namespace onnxpress

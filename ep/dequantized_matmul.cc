@@ -3,10 +3,49 @@
 #include <algorithm>
 
 #include "dequantize.h"
+#include "minifloat.h"
 #include "nbits_plan.h"
 
 namespace onnxpress {
 namespace {
+
+// What codes of a type are; none where it has no products here.
+struct Codes {
+  int bits;
+  bool is_signed;
+  CodeKind kind = CodeKind::kInteger;
+};
+
+std::optional<Codes> codes_of(ort::ElementType type) {
+  switch (type) {
+    case ort::kInt4:
+      return Codes{4, true};
+    case ort::kUint4:
+      return Codes{4, false};
+    case ort::kInt8:
+      return Codes{8, true};
+    case ort::kUint8:
+      return Codes{8, false};
+    case ort::kFloat8E4M3FN:
+      return Codes{8, false, CodeKind::kE4M3FN};
+    case ort::kFloat8E5M2:
+      return Codes{8, false, CodeKind::kE5M2};
+    case ort::kFloat4E2M1:
+      return Codes{4, false, CodeKind::kE2M1};
+    default:
+      return std::nullopt;
+  }
+}
+
+// Whether all are zero, of whatever type.
+bool is_zero(const ort::Value* value, const ort::Api& api) {
+  const ort::TypeAndShape type = ort::type_and_shape(api, value);
+  std::int64_t count = 1;
+  for (std::int64_t size : type.dims) count *= size;
+  if (type.type == ort::kFloat4E2M1) count = (count + 1) / 2;
+  const auto* bytes = static_cast<const std::uint8_t*>(ort::data(api, value));
+  return std::all_of(bytes, bytes + count, [](std::uint8_t byte) { return byte == 0; });
+}
 
 // A weight [K, N], stored as [N, K] if `transposed`.
 NBitsSource read_weight(const ort::Api& api, const GraphNode& dequantize, bool transposed) {
@@ -14,16 +53,16 @@ NBitsSource read_weight(const ort::Api& api, const GraphNode& dequantize, bool t
   const ort::Value* codes = dequantize.required_constant(0, "x");
   const ort::Value* scales = dequantize.required_constant(1, "x_scale");
   const ort::TypeAndShape type = ort::type_and_shape(api, codes), scale = ort::type_and_shape(api, scales);
-  if (type.type != ort::kInt4 && type.type != ort::kUint4 && type.type != ort::kInt8 && type.type != ort::kUint8) {
-    dequantize.reject("x is not of 4 or 8 bits");
-  }
+  const std::optional<Codes> known = codes_of(type.type);
+  if (!known) dequantize.reject("x is not of 4 or 8 bits");
   if (type.dims.size() != 2) dequantize.reject("x has not two axes");
   if (scale.type != ort::kFloat && scale.type != ort::kFloat16 && scale.type != ort::kBFloat16) {
     dequantize.reject("x_scale is neither float32, float16 nor bfloat16");
   }
   w.layout = transposed ? NBitsSource::Layout::kColumns : NBitsSource::Layout::kRows;
-  w.bits = type.type == ort::kInt4 || type.type == ort::kUint4 ? 4 : 8;
-  w.is_signed = type.type == ort::kInt4 || type.type == ort::kInt8;
+  w.bits = known->bits;
+  w.is_signed = known->is_signed;
+  w.kind = known->kind;
   w.scale_type = scale_type_of(scale.type);
   w.K = type.dims[transposed ? 1 : 0];
   w.N = type.dims[transposed ? 0 : 1];
@@ -59,7 +98,11 @@ NBitsSource read_weight(const ort::Api& api, const GraphNode& dequantize, bool t
     if (zero.type != type.type || (zero.dims != scale.dims && !(is_one_number(zero) && is_one_number(scale)))) {
       dequantize.reject("x_zero_point has not the type of x and the shape of x_scale");
     }
-    w.zero_points = static_cast<const std::uint8_t*>(ort::data(api, zero_points));
+    if (w.kind == CodeKind::kInteger) {
+      w.zero_points = static_cast<const std::uint8_t*>(ort::data(api, zero_points));
+    } else if (!is_zero(zero_points, api)) {
+      dequantize.reject("x_zero_point of floating-point codes is not zero");
+    }
   }
   w.codes = static_cast<const std::uint8_t*>(ort::data(api, codes));
   w.scales = ort::data(api, scales);
@@ -78,16 +121,19 @@ std::unique_ptr<Plan> plan_dequantized_matmul(const Claims& claims, const ort::N
   if (!dequantize) return nullptr;
   const NBitsSource weight = read_weight(claims.api, *dequantize, transposed);
   const GraphValue a = node.required(0, "A");
-  if (weight.bits == 8 && dequantized_by(claims, a)) node.reject("both inputs are quantized");
+  const bool is_integer = weight.kind == CodeKind::kInteger;
+  if (is_integer && weight.bits == 8 && dequantized_by(claims, a)) node.reject("both inputs are quantized");
   if (gemm && !is_plain_gemm(node)) node.reject("transA, alpha or beta is not the default");
 
   const ort::ElementType activation = a.type().element;
   if (activation != ort::kFloat && activation != ort::kFloat16) {
     node.reject("its first input is neither float32 nor float16");
   }
-  const std::int64_t level = claims.options.accuracy_level.value_or(claims.options.qdq_accuracy_level);
-  const NBitsAttributes attributes{weight.K, weight.N, weight.bits, weight.block_size, level};
+  const std::int64_t level = is_integer ? claims.options.accuracy_level.value_or(claims.options.qdq_accuracy_level)
+                                        : minifloat_level(claims.options, 0);
+  const NBitsAttributes attributes{weight.K, weight.N, weight.bits, weight.block_size, level, weight.kind};
   NBitsProduct product(claims.api, node.label(), attributes, {activation, activation, ort::kUint8}, claims.options.isa);
+  product.check_numbers(weight);
 
   auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), weight, node.required_variable(0, "A"));
   plan->nodes = std::move(nodes);

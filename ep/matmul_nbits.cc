@@ -59,14 +59,7 @@ std::unique_ptr<Plan> plan_matmul_nbits(const Claims& claims, const ort::Node* g
 
   auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), source, node.required_variable(0, "A"));
   plan->nodes = {graph_node};
-  if (const std::optional<GraphValue> value = node.input(bias)) {
-    const ort::Value* constant = value->constant();
-    if (constant != nullptr) {
-      plan->set_bias(constant);
-    } else {
-      plan->set_bias(node.required_variable(bias, "bias"));
-    }
-  }
+  plan->set_bias(node, bias);
   plan->extend(claims, node);
   return plan;
 }

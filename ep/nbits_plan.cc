@@ -43,6 +43,7 @@ class CompiledNBits final : public CompiledNode {
     const NBitsLayout& layout = weight_.layout;
     for (std::int64_t size : {layout.K, layout.N, layout.block_size}) context.number(size);
     context.number(layout.bits);
+    context.number(static_cast<std::int64_t>(layout.kind));
     context.number(static_cast<std::int64_t>(layout.scale_type));
     context.number(static_cast<std::int64_t>(layout.zero_points));
     context.blob(weight_.memory);
@@ -68,7 +69,8 @@ PackedWeight load_weight(ContextReader& record) {
   NBitsLayout layout;
   for (std::int64_t* size : {&layout.K, &layout.N, &layout.block_size}) *size = record.number();
   layout.bits = static_cast<int>(record.number(2, 8));
-  layout.scale_type = static_cast<ScaleType>(record.number(0, static_cast<int>(ScaleType::kBFloat16)));
+  layout.kind = static_cast<CodeKind>(record.number(0, kMiniFloatFormats));
+  layout.scale_type = static_cast<ScaleType>(record.number(0, static_cast<int>(ScaleType::kExponent)));
   layout.zero_points = static_cast<ZeroPoints>(record.number(0, static_cast<int>(ZeroPoints::kFloats)));
   if (!is_valid(layout)) record.reject("is damaged: it holds an impossible weight");
   Blob memory = record.blob();
@@ -87,7 +89,7 @@ std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {
   if (type != ort::kFloat && type != ort::kFloat16) record.reject("is damaged: activations of no known type");
   const std::int64_t level = saved.options.accuracy_level.value_or(record.number(0, 4));
   const NBitsLayout& layout = weight.layout;
-  NBitsProduct product(saved.api, label, {layout.K, layout.N, layout.bits, layout.block_size, level},
+  NBitsProduct product(saved.api, label, {layout.K, layout.N, layout.bits, layout.block_size, level, layout.kind},
                        {type, type, ort::kUint8}, saved.options.isa);
   const auto activation = static_cast<Activation>(record.number(0, static_cast<int>(Activation::kGeluTanh)));
   const Places places{saved.input(type), saved.input(type), saved.input(type)};
@@ -116,6 +118,13 @@ NBitsPlan::NBitsPlan(const Claims& claims, NBitsProduct product, const NBitsSour
 void NBitsPlan::set_bias(const ort::Value* constant) {
   product_.bias(constant);  // checks it
   constant_bias_ = constant;
+}
+
+void NBitsPlan::set_bias(const GraphNode& node, std::size_t index) {
+  const std::optional<GraphValue> value = node.input(index);
+  if (!value) return;
+  if (const ort::Value* constant = value->constant()) return set_bias(constant);
+  bias_ = node.required_variable(index, "bias");
 }
 
 void NBitsPlan::extend(const Claims& claims, const GraphNode& node) {

@@ -15,9 +15,9 @@ class NBitsPlan : public Plan {
   // `a` names the input.
   NBitsPlan(const Claims& claims, NBitsProduct product, const NBitsSource& weight, std::string a);
 
-  // One of the two.
   void set_bias(const ort::Value* constant);
-  void set_bias(std::string input) { bias_ = std::move(input); }
+  // Input `index` of the node, if it has one.
+  void set_bias(const GraphNode& node, std::size_t index);
 
   // Takes what follows the product, which `node` computes: a bias that an Add brings, an activation, and a gate.
   void extend(const Claims& claims, const GraphNode& node);

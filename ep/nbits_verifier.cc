@@ -13,12 +13,7 @@ std::vector<float> dequantize(const NBitsSource& source) {
   std::vector<float> weight;
   weight.reserve(static_cast<std::size_t>(source.N * source.K));
   for (std::int64_t n = 0; n < source.N; ++n) {
-    for (std::int64_t k = 0; k < source.K; ++k) {
-      const std::int64_t block = k / source.block_size;
-      const float zero =
-          source.float_zero_points != nullptr ? source.float_zero_point(block, n) : source.zero_point(block, n);
-      weight.push_back((static_cast<float>(source.code(k, n)) - zero) * source.scale(block, n));
-    }
+    for (std::int64_t k = 0; k < source.K; ++k) weight.push_back(source.value(k, n));
   }
   return weight;
 }

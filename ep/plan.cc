@@ -8,6 +8,7 @@
 #include "gather.h"
 #include "int8_plan.h"
 #include "matmul_nbits.h"
+#include "minifloat.h"
 #include "nbits_plan.h"
 #include "qdq_matmul.h"
 
@@ -41,7 +42,8 @@ const std::vector<Family>& families() {
                                {"dequantized_matmul", plan_dequantized_matmul, load_nbits},
                                {"dynamic_matmul", plan_dynamic_matmul, load_int8},
                                {"gather", plan_gather, nullptr},
-                               {"block_sparse", plan_block_sparse, load_block_sparse}};
+                               {"block_sparse", plan_block_sparse, load_block_sparse},
+                               {"minifloat", plan_minifloat, load_nbits}};
   return all;
 }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 _FAMILIES = (
-    "matmul_nbits,dequantized_matmul,qdq_matmul,dynamic_matmul,gather,block_sparse"  # named, they are taken fast or not
+    # named, they are taken fast or not
+    "matmul_nbits,dequantized_matmul,qdq_matmul,dynamic_matmul,gather,block_sparse,minifloat"
 )
 
 

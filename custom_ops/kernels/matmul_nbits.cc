@@ -75,33 +75,31 @@ void for_each_piece(const Job& job, const Piece& piece, const Work& work) {
         });
 }
 
-void multiply_floats(const Job& job, const NBitsFloatKernels& kernels) {
+void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
   const NBitsProblem& p = job.p;
-  const int bits = p.weight->bits;
   if (p.M == 1) {
     for_each_piece(job, {tiles_to_stream(*p.weight)},
-                   [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, tile, tiles); });
+                   [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
     return;
   }
-  for_each_piece(job, {kernels.panel_tiles, 1, rows_to_keep(p.weight->K * 4)},
+  for_each_piece(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4)},
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                   kernels.panel[bits](p, tile, begin, end);
+                   product.panel(p, tile, begin, end);
                  });
 }
 
-void multiply_bfloat16(const Job& job, const NBitsBFloat16Kernels& kernels) {
+void multiply_bfloat16(const Job& job, const NBitsBFloat16Product& product) {
   const NBitsProblem& p = job.p;
-  const int bits = p.weight->bits;
-  const BFloat16Rows rows = bfloat16_rows(p, kernels.row_step);
-  for_each_row(p.M, p.weight->padded_k, job.parallel, [&](std::int64_t row) { kernels.round_row(p, rows, row); });
+  const BFloat16Rows rows = bfloat16_rows(p, product.row_step);
+  for_each_row(p.M, p.weight->padded_k, job.parallel, [&](std::int64_t row) { product.round_row(p, rows, row); });
   if (p.M == 1) {
     for_each_piece(job, {tiles_to_stream(*p.weight)},
-                   [&](std::int64_t tile, std::int64_t tiles, auto...) { kernels.row[bits](p, rows, tile, tiles); });
+                   [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
     return;
   }
-  for_each_piece(job, {kernels.panel_tiles, kernels.row_step, rows_to_keep(rows.row_values * 2)},
+  for_each_piece(job, {product.panel_tiles, product.row_step, rows_to_keep(rows.row_values * 2)},
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                   kernels.panel[bits](p, rows, tile, begin, end);
+                   product.panel(p, rows, tile, begin, end);
                  });
 }
 
@@ -148,12 +146,34 @@ const NBitsFloatKernels& nbits_float(Isa isa) {
   return nbits_float_scalar();
 }
 
-const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa) {
+namespace {
+
+const MiniFloatKernels& minifloat_float(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAmx) return &nbits_bfloat16_amx();
-  if (isa == Isa::kAvx512Bf16) return &nbits_bfloat16_avx512bf16();
+  if (isa >= Isa::kAvx512Vnni) return minifloat_avx512vnni();
+  if (isa >= Isa::kAvx2) return minifloat_avx2();
 #endif
   (void)isa;
+  return minifloat_scalar();
+}
+
+}  // namespace
+
+const NBitsFloatProduct& float_product(const NBitsWeight& w, Isa isa) {
+  const bool is_integer = w.kind == CodeKind::kInteger;
+  return is_integer ? nbits_float(isa).products[w.bits] : minifloat_float(isa).products[index_of(w.kind)];
+}
+
+const NBitsBFloat16Product* bfloat16_product(const NBitsWeight& w, Isa isa) {
+#if defined(__x86_64__)
+  const bool is_integer = w.kind == CodeKind::kInteger;
+  const auto of = [&](const auto& integers, const auto& floats) {
+    return is_integer ? &integers.products[w.bits] : &floats.products[index_of(w.kind)];
+  };
+  if (isa == Isa::kAmx) return of(nbits_bfloat16_amx(), minifloat_bfloat16_amx());
+  if (isa == Isa::kAvx512Bf16) return of(nbits_bfloat16_avx512bf16(), minifloat_bfloat16_avx512bf16());
+#endif
+  (void)w, (void)isa;
   return nullptr;
 }
 
@@ -167,10 +187,11 @@ const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa asked, cons
     if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
     return kernels.isa;
   };
-  const NBitsBFloat16Kernels* bfloat16 = nbits_bfloat16(isa);
-  if (compute == Compute::kInt8) return run(multiply_int8, nbits_int8(isa));
+  const NBitsBFloat16Product* bfloat16 = bfloat16_product(*p.weight, isa);
+  const bool is_integer = p.weight->kind == CodeKind::kInteger;
+  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, nbits_int8(isa));
   if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
-  return run(multiply_floats, job.floats);
+  return run(multiply_floats, float_product(*p.weight, isa));
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {

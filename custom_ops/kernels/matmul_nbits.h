@@ -27,6 +27,7 @@ struct NBitsLayout {
   std::int64_t N = 0;
   std::int64_t block_size = 0;  // 16, or a multiple of 32 up to 256
   int bits = 0;
+  CodeKind kind = CodeKind::kInteger;
   ScaleType scale_type = ScaleType::kFloat32;
   ZeroPoints zero_points = ZeroPoints::kNone;
 };
@@ -40,12 +41,14 @@ struct NBitsWeight {
   std::int64_t padded_k = 0;  // whole blocks and whole spans
   std::int64_t blocks = 0;    // of padded_k; scales of the added ones are 0
   int bits = 0;
+  CodeKind kind = CodeKind::kInteger;
   const std::uint8_t* codes = nullptr;  // [tiles, padded_k / 32, 64 * bits]
   // At block 32, scales of float32 are a fifth of a 4-bit weight's traffic, of 16 bits a ninth.
   const float* scales = nullptr;                   // [tiles, blocks, 16], or
   const std::uint16_t* half_scales = nullptr;      // the same as float16, or
-  const std::uint16_t* bfloat16_scales = nullptr;  // as bfloat16
-  // Neither: 2^(bits - 1) everywhere.
+  const std::uint16_t* bfloat16_scales = nullptr;  // as bfloat16, or
+  const std::uint8_t* exponents = nullptr;         // as 2^(code - 127)
+  // Neither: 2^(bits - 1) everywhere, where codes are integers.
   const std::uint8_t* zero_points = nullptr;  // [tiles, blocks, 16], or
   const float* float_zero_points = nullptr;   // the same as float32
 };
@@ -67,7 +70,8 @@ float value_at(const NBitsWeight& weight, std::int64_t k, std::int64_t n);
 // Throws std::bad_alloc. Sizes must have been checked.
 PackedWeight pack(const NBitsSource& source, const Parallel& parallel);
 
-// What the activations are rounded to. Where nothing multiplies bfloat16, it is computed in float32.
+// What the activations are rounded to. Where nothing multiplies bfloat16, it is computed in float32; so are int8 ones
+// where codes are no integers.
 enum class Compute { kFloat32, kBFloat16, kInt8 };
 
 enum class Activation { kNone, kRelu, kSilu, kGelu, kGeluTanh };

@@ -2,6 +2,7 @@
 // is a span. Panels are those of AVX-512 BF16: a line of pairs is a row of an AMX tile.
 #include "kernels/amx_tiles.h"
 #include "kernels/matmul_nbits_bfloat16.h"
+#include "kernels/minifloat_avx512.h"
 #include "kernels/simd_avx512bf16.h"
 
 namespace onnxpress {
@@ -47,12 +48,12 @@ void multiply_panel(const NBitsProblem& p, const BFloat16Rows& a, const std::uin
   });
 }
 
-template <int Bits>
+template <class Codes>
 void panel_amx(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_tile, std::int64_t begin,
                std::int64_t end) {
   static constexpr TileConfig config;
   _tile_loadconfig(&config);
-  for_each_panel<S, Bits>(
+  for_each_panel<S, Codes>(
       *p.weight, first_tile, [&](const std::uint16_t* panel, std::int64_t block, std::int64_t end_block) {
         for (std::int64_t row = begin; row < end; row += kTileRows) {
           const int rows = static_cast<int>(end - row < kTileRows ? end - row : kTileRows);
@@ -64,16 +65,33 @@ void panel_amx(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_
   _tile_release();
 }
 
+template <class Codes>
+constexpr NBitsBFloat16Product make_product() {
+  // One row never comes here.
+  return {"amx", kTileRows, S::kPanelTiles, round_row<S>, nullptr, panel_amx<Codes>};
+}
+
 }  // namespace
 
 const NBitsBFloat16Kernels& nbits_bfloat16_amx() {
-  static constexpr NBitsBFloat16Kernels kernels{"amx",
-                                                kTileRows,
-                                                round_row<S>,
-                                                {},  // one row never comes here
-                                                {nullptr, nullptr, panel_amx<2>, panel_amx<3>, panel_amx<4>,
-                                                 panel_amx<5>, panel_amx<6>, panel_amx<7>, panel_amx<8>},
-                                                S::kPanelTiles};
+  static constexpr NBitsBFloat16Kernels kernels{{{},
+                                                 {},
+                                                 make_product<IntegerCodes<S, 2>>(),
+                                                 make_product<IntegerCodes<S, 3>>(),
+                                                 make_product<IntegerCodes<S, 4>>(),
+                                                 make_product<IntegerCodes<S, 5>>(),
+                                                 make_product<IntegerCodes<S, 6>>(),
+                                                 make_product<IntegerCodes<S, 7>>(),
+                                                 make_product<IntegerCodes<S, 8>>()}};
+  return kernels;
+}
+
+const MiniFloatBFloat16Kernels& minifloat_bfloat16_amx() {
+  static constexpr MiniFloatBFloat16Kernels kernels{
+      {make_product<MiniFloatPairs<CodeKind::kE4M3FN>>(), make_product<MiniFloatPairs<CodeKind::kE5M2>>(),
+       make_product<MiniFloatPairs<CodeKind::kE3M4>>(), make_product<MiniFloatPairs<CodeKind::kE3M2>>(),
+       make_product<MiniFloatPairs<CodeKind::kE2M3>>(), make_product<MiniFloatPairs<CodeKind::kE2M1>>(),
+       make_product<MiniFloatPairs<CodeKind::kNF4>>()}};
   return kernels;
 }
 

@@ -1,11 +1,11 @@
-// MatMulNBits with activations as bfloat16. They meet whole numbers, code - 2^(bits - 1), which bfloat16 holds exactly;
-// the scale multiplies the float32 sum of a block. By how much a zero point differs from the middle comes in through
-// the sum of the block's activations.
+// MatMulNBits with activations as bfloat16. They meet whole numbers, code - 2^(bits - 1), or small floating-point ones,
+// which bfloat16 holds exactly; the scale multiplies the float32 sum of a block. By how much a zero point differs from
+// the middle comes in through the sum of the block's activations.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/matmul_nbits_tiles.h"
+#include "kernels/matmul_nbits_codes.h"
 
 namespace onnxpress {
 namespace {
@@ -34,7 +34,7 @@ inline typename S::F32 offset_of(const NBitsWeight& w, std::int64_t tile, std::i
 }
 
 // `blocks` blocks of the weight as pairs of bfloat16.
-template <class S, int Bits>
+template <class S, class Codes>
 void unpack_pairs(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::int64_t count, std::uint16_t* out) {
   constexpr int kTiles = S::kPanelTiles;
   constexpr std::int64_t kLineOfPairs = 2 * kTile;
@@ -43,7 +43,7 @@ void unpack_pairs(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::
     for (std::int64_t s = 0; s < count; s += kSpan) {
       const std::uint8_t* span = span_of(w, from, (k + s) / kSpan);
       unroll<kGroups>(ONNXPRESS_EACH(g) {
-        const auto codes = S::template centered<Bits>(load_group<S, Bits, decltype(g)::value>(span));
+        const auto codes = Codes::template pairs<decltype(g)::value>(span);
         std::uint16_t* to = out + ((s / 2 + 2 * g.value) * kTiles + t) * kLineOfPairs;
         S::store_pairs(to, codes.even);
         S::store_pairs(to + kTiles * kLineOfPairs, codes.odd);
@@ -89,22 +89,22 @@ void multiply_pairs(const NBitsProblem& p, const BFloat16Rows& a, const std::uin
 }
 
 // work(panel, block, end_block) for all of K in stretches of whole blocks.
-template <class S, int Bits, class Work>
+template <class S, class Codes, class Work>
 void for_each_panel(const NBitsWeight& w, std::int64_t first_tile, const Work& work) {
   alignas(64) std::uint16_t panel[kPairsK * S::kPanelTiles * kTile];
   // Whole spans too: where blocks are of 16, all of K are.
   const std::int64_t stretch = kPairsK / w.block_size;
   for (std::int64_t block = 0; block < w.blocks; block += stretch) {
     const std::int64_t end_block = w.blocks - block < stretch ? w.blocks : block + stretch;
-    unpack_pairs<S, Bits>(w, first_tile, block * w.block_size, (end_block - block) * w.block_size, panel);
+    unpack_pairs<S, Codes>(w, first_tile, block * w.block_size, (end_block - block) * w.block_size, panel);
     work(panel, block, end_block);
   }
 }
 
-template <class S, int Bits>
+template <class S, class Codes>
 void panel_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_tile, std::int64_t begin,
                     std::int64_t end) {
-  for_each_panel<S, Bits>(
+  for_each_panel<S, Codes>(
       *p.weight, first_tile, [&](const std::uint16_t* panel, std::int64_t block, std::int64_t end_block) {
         for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
           multiply_pairs<S, decltype(rows_at_once)::value>(p, a, panel, first_tile, row, block, end_block);
@@ -113,7 +113,7 @@ void panel_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t f
 }
 
 // One row, straight from the packed weight: a panel would be written and read once each.
-template <class S, int Bits>
+template <class S, class Codes>
 void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_tile, std::int64_t tiles) {
   const NBitsWeight& w = *p.weight;
   const bool centred = symmetric(w);
@@ -136,7 +136,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
       unroll<kGroups>(ONNXPRESS_EACH(g) {
         if (g.value == 4 && w.block_size == kTile) finish(block);
         constexpr int kChain = decltype(g)::value % 2 * 2;
-        const auto codes = S::template centered<Bits>(load_group<S, Bits, decltype(g)::value>(span));
+        const auto codes = Codes::template pairs<decltype(g)::value>(span);
         const std::uint16_t* x = a.values + k + 4 * g.value;
         dots[kChain] = S::dot(dots[kChain], codes.even, S::broadcast_pair(x));
         dots[kChain + 1] = S::dot(dots[kChain + 1], codes.odd, S::broadcast_pair(x + 2));
@@ -151,16 +151,9 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
   }
 }
 
-template <class S>
-constexpr NBitsBFloat16Kernels make_bfloat16_kernels() {
-  return {S::kName,
-          1,
-          round_row<S>,
-          {nullptr, nullptr, row_bfloat16<S, 2>, row_bfloat16<S, 3>, row_bfloat16<S, 4>, row_bfloat16<S, 5>,
-           row_bfloat16<S, 6>, row_bfloat16<S, 7>, row_bfloat16<S, 8>},
-          {nullptr, nullptr, panel_bfloat16<S, 2>, panel_bfloat16<S, 3>, panel_bfloat16<S, 4>, panel_bfloat16<S, 5>,
-           panel_bfloat16<S, 6>, panel_bfloat16<S, 7>, panel_bfloat16<S, 8>},
-          S::kPanelTiles};
+template <class S, class Codes>
+constexpr NBitsBFloat16Product make_bfloat16_product() {
+  return {S::kName, 1, S::kPanelTiles, round_row<S>, row_bfloat16<S, Codes>, panel_bfloat16<S, Codes>};
 }
 
 }  // namespace

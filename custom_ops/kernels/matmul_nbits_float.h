@@ -4,15 +4,22 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/matmul_nbits_tiles.h"
+#include "kernels/matmul_nbits_codes.h"
 
 namespace onnxpress {
 namespace {
 
 constexpr std::int64_t kFloatK = 128;  // a panel of 32 float columns takes 16 KiB of L1, whose ways rows of A need too
 
+template <class S, class Codes>
+__attribute__((always_inline)) inline typename S::F32 without_zero_point(const typename S::F32& value,
+                                                                         const typename S::F32& zero_point) {
+  if constexpr (Codes::kHasZeroPoints) return S::sub(value, zero_point);
+  return value;
+}
+
 // kFloatK rows of the weight as floats, for rank-1 updates.
-template <class S, int Bits>
+template <class S, class Codes>
 void dequantize(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::int64_t count, float* out) {
   constexpr int kTiles = S::kPanelTiles;
   for (int t = 0; t < kTiles; ++t) {
@@ -26,11 +33,11 @@ void dequantize(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::in
       const typename S::F32 zero_points[2] = {zero_point_of<S>(w, from, block), zero_point_of<S>(w, from, second)};
       unroll<kGroups>(ONNXPRESS_EACH(g) {
         constexpr int kHalf = decltype(g)::value / 4;
-        const auto codes = load_group<S, Bits, decltype(g)::value>(span);
+        typename S::F32 values[4];
+        Codes::template floats<decltype(g)::value>(span, values);
         unroll<4>(ONNXPRESS_EACH(j) {
-          const auto code = S::template byte_to_float<decltype(j)::value>(codes);
-          S::store(out + ((s + 4 * g.value + j.value) * kTiles + t) * kTile,
-                   S::mul(S::sub(code, zero_points[kHalf]), scales[kHalf]));
+          const auto value = without_zero_point<S, Codes>(values[j.value], zero_points[kHalf]);
+          S::store(out + ((s + 4 * g.value + j.value) * kTiles + t) * kTile, S::mul(value, scales[kHalf]));
         });
       });
     }
@@ -56,13 +63,13 @@ void multiply_floats(const NBitsProblem& p, const float* panel, std::int64_t til
   store_sums<S>(p, tile, row, y);
 }
 
-template <class S, int Bits>
+template <class S, class Codes>
 void panel_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t begin, std::int64_t end) {
   alignas(64) float panel[kFloatK * S::kPanelTiles * kTile];
   const NBitsWeight& w = *p.weight;
   for (std::int64_t k = 0; k < w.K; k += kFloatK) {
     const std::int64_t count = w.K - k < kFloatK ? w.K - k : kFloatK;
-    dequantize<S, Bits>(w, first_tile, k, count, panel);
+    dequantize<S, Codes>(w, first_tile, k, count, panel);
     for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
       multiply_floats<S, decltype(rows_at_once)::value>(p, panel, first_tile, row, k, count);
     });
@@ -70,7 +77,7 @@ void panel_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t be
 }
 
 // One row in float32, straight from the packed weight: a panel would be written and read once each.
-template <class S, int Bits>
+template <class S, class Codes>
 void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tiles) {
   const NBitsWeight& w = *p.weight;
   for (std::int64_t tile = first_tile; tile < first_tile + tiles; ++tile) {
@@ -102,10 +109,11 @@ void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tile
           finish(block);
           zero_point = zero_point_of<S>(w, tile, block + 1);
         }
-        const auto codes = load_group<S, Bits, decltype(g)::value>(span);
+        typename S::F32 values[4];
+        Codes::template floats<decltype(g)::value>(span, values);
         unroll<4>(ONNXPRESS_EACH(j) {
-          const auto code = S::sub(S::template byte_to_float<decltype(j)::value>(codes), zero_point);
-          sums[j.value] = S::fma(code, S::set1(a[4 * g.value + j.value]), sums[j.value]);
+          const auto value = without_zero_point<S, Codes>(values[j.value], zero_point);
+          sums[j.value] = S::fma(value, S::set1(a[4 * g.value + j.value]), sums[j.value]);
         });
       });
       if (w.block_size == kTile) {
@@ -116,6 +124,11 @@ void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tile
     }
     S::store(p.Y + tile * kTile, y, w.N - tile * kTile);
   }
+}
+
+template <class S, class Codes>
+constexpr NBitsFloatProduct make_float_product() {
+  return {S::kName, S::kPanelTiles, row_float<S, Codes>, panel_float<S, Codes>};
 }
 
 }  // namespace

@@ -35,13 +35,19 @@ struct NBitsInt8Kernels {
   std::int64_t (*spin_dots)(const std::uint8_t* lines, std::int64_t rounds, float* sink);
 };
 
+// Products in float32 for one kind of codes.
+struct NBitsFloatProduct {
+  const char* isa = nullptr;
+  std::int64_t panel_tiles = 0;
+  // One row times `tiles` tiles, straight from the packed weight.
+  void (*row)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles) = nullptr;
+  // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
+  void (*panel)(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end) = nullptr;
+};
+
 struct NBitsFloatKernels {
   const char* isa;
-  // One row times `tiles` tiles, straight from the packed weight. Indexed by bits.
-  void (*row[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles);
-  // Rows [begin, end) times one panel of `panel_tiles` tiles, which is unpacked first.
-  void (*panel[9])(const NBitsProblem&, std::int64_t first_tile, std::int64_t begin, std::int64_t end);
-  std::int64_t panel_tiles;
+  NBitsFloatProduct products[9];  // by bits
   // What follows the sums of rows [begin, end) times `tiles` tiles.
   void (*activate)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
                    std::int64_t end);
@@ -52,28 +58,46 @@ struct NBitsFloatKernels {
 };
 
 // The same for activations as bfloat16; few instruction sets have it.
+struct NBitsBFloat16Product {
+  const char* isa = nullptr;
+  std::int64_t row_step = 0;  // as above
+  std::int64_t panel_tiles = 0;
+  void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row) = nullptr;
+  void (*row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t tiles) = nullptr;
+  void (*panel)(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t begin,
+                std::int64_t end) = nullptr;
+};
+
 struct NBitsBFloat16Kernels {
-  const char* isa;
-  std::int64_t row_step;  // as above
-  void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row);
-  void (*row[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t tiles);
-  void (*panel[9])(const NBitsProblem&, const BFloat16Rows&, std::int64_t first_tile, std::int64_t begin,
-                   std::int64_t end);
-  std::int64_t panel_tiles;
+  NBitsBFloat16Product products[9];  // by bits
+};
+
+// The products for codes that are floating-point numbers, in the order of kMiniFloats.
+struct MiniFloatKernels {
+  NBitsFloatProduct products[kMiniFloatFormats];
+};
+
+struct MiniFloatBFloat16Kernels {
+  NBitsBFloat16Product products[kMiniFloatFormats];
 };
 
 // Each instruction set has those that gain by it.
 const NBitsInt8Kernels& nbits_int8_scalar();
 const NBitsFloatKernels& nbits_float_scalar();
+const MiniFloatKernels& minifloat_scalar();
 #if defined(__x86_64__)
 const NBitsInt8Kernels& nbits_int8_avx2();
 const NBitsFloatKernels& nbits_float_avx2();
+const MiniFloatKernels& minifloat_avx2();
 const NBitsInt8Kernels& nbits_int8_avxvnni();
 const NBitsInt8Kernels& nbits_int8_avx512vnni();
 const NBitsInt8Kernels& nbits_int8_amx();
 const NBitsFloatKernels& nbits_float_avx512vnni();
+const MiniFloatKernels& minifloat_avx512vnni();
 const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
 const NBitsBFloat16Kernels& nbits_bfloat16_amx();
+const MiniFloatBFloat16Kernels& minifloat_bfloat16_avx512bf16();
+const MiniFloatBFloat16Kernels& minifloat_bfloat16_amx();
 #elif defined(__aarch64__)
 const NBitsInt8Kernels& nbits_int8_neon();
 const NBitsFloatKernels& nbits_float_neon();
@@ -82,7 +106,9 @@ const NBitsFloatKernels& nbits_float_neon();
 // The best not above `isa`.
 const NBitsInt8Kernels& nbits_int8(Isa isa);
 const NBitsFloatKernels& nbits_float(Isa isa);
-// Null where there are none, or float32 is faster.
-const NBitsBFloat16Kernels* nbits_bfloat16(Isa isa);
+// Of the codes of a weight.
+const NBitsFloatProduct& float_product(const NBitsWeight& weight, Isa isa);
+// Null where there is none, or float32 is faster.
+const NBitsBFloat16Product* bfloat16_product(const NBitsWeight& weight, Isa isa);
 
 }  // namespace onnxpress

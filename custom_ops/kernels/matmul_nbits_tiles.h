@@ -47,6 +47,7 @@ inline typename S::F32 scale_of(const NBitsWeight& w, std::int64_t tile, std::in
   const std::int64_t at = (tile * w.blocks + block) * kTile;
   if (w.half_scales != nullptr) return S::load_half(w.half_scales + at);
   if (w.bfloat16_scales != nullptr) return S::load_bfloat16(w.bfloat16_scales + at);
+  if (w.exponents != nullptr) return S::load_exponents(w.exponents + at);
   return S::load(w.scales + at);
 }
 

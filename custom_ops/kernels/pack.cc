@@ -262,7 +262,7 @@ Places places_of(const NBitsLayout& layout, const NBitsWeight& w) {
                                                                        : sizeof(float);
   Places at{};
   at.scales = static_cast<std::size_t>(w.tiles * w.padded_k * kTile / 8) * static_cast<std::size_t>(w.bits);
-  at.zero_points = at.scales + numbers * (layout.scale_type == ScaleType::kFloat32 ? 4 : 2);
+  at.zero_points = at.scales + numbers * static_cast<std::size_t>(size_of(layout.scale_type));
   at.end = at.zero_points + numbers * point;
   return at;
 }
@@ -272,6 +272,7 @@ NBitsWeight sizes_of(const NBitsLayout& layout) {
   w.K = layout.K;
   w.N = layout.N;
   w.bits = layout.bits;
+  w.kind = layout.kind;
   w.block_size = layout.block_size;
   w.tiles = round_up(w.N, kTile) / kTile;
   w.padded_k = round_up(round_up(w.K, w.block_size), kSpan);
@@ -285,6 +286,7 @@ NBitsLayout layout_of(const NBitsSource& source) {
   layout.N = source.N;
   layout.block_size = packed_block_size(source);
   layout.bits = source.bits;
+  layout.kind = source.kind;
   layout.scale_type = packed_scale_type(source);
   if (source.float_zero_points != nullptr) {
     layout.zero_points = NBitsLayout::ZeroPoints::kFloats;
@@ -298,9 +300,12 @@ void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type
   const auto index = [&](std::int64_t block, std::int64_t n) { return source.scale_index(block, n); };
   const auto* floats = static_cast<const float*>(source.scales);
   const auto* shorts = static_cast<const std::uint16_t*>(source.scales);
+  const auto* bytes = static_cast<const std::uint8_t*>(source.scales);
   auto* short_out = static_cast<std::uint16_t*>(out);
   if (type == ScaleType::kFloat32) {
     pack_numbers(source, w, tile, static_cast<float*>(out), [&](auto... at) { return floats[index(at...)]; });
+  } else if (type == ScaleType::kExponent) {
+    pack_numbers(source, w, tile, static_cast<std::uint8_t*>(out), [&](auto... at) { return bytes[index(at...)]; });
   } else if (source.scale_type != ScaleType::kFloat32) {
     pack_numbers(source, w, tile, short_out, [&](auto... at) { return shorts[index(at...)]; });
   } else if (type == ScaleType::kFloat16) {
@@ -315,7 +320,11 @@ void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type
 bool is_valid(const NBitsLayout& layout) {
   constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
   const std::int64_t block_size = layout.block_size;
-  return layout.bits >= 2 && layout.bits <= 8 && layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 &&
+  const bool is_integer = layout.kind == CodeKind::kInteger;
+  const bool fits = is_integer ? layout.scale_type != ScaleType::kExponent
+                               : layout.bits == minifloat(layout.kind).bits() &&
+                                     layout.zero_points == NBitsLayout::ZeroPoints::kNone;
+  return fits && layout.bits >= 2 && layout.bits <= 8 && layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 &&
          layout.N <= kMostElements / layout.K &&
          (block_size == kTile || (block_size >= kSpan && block_size <= 256 && block_size % kSpan == 0)) &&
          block_size <= round_up(layout.K, kSpan);
@@ -329,6 +338,8 @@ NBitsWeight view(const NBitsLayout& layout, const std::uint8_t* memory) {
   w.codes = memory;
   if (layout.scale_type == ScaleType::kFloat32) {
     w.scales = reinterpret_cast<const float*>(memory + at.scales);
+  } else if (layout.scale_type == ScaleType::kExponent) {
+    w.exponents = memory + at.scales;
   } else {
     const auto* scales = reinterpret_cast<const std::uint16_t*>(memory + at.scales);
     (layout.scale_type == ScaleType::kFloat16 ? w.half_scales : w.bfloat16_scales) = scales;

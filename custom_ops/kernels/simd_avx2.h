@@ -70,6 +70,14 @@ struct Avx2 {
     };
     return {half(0), half(8)};
   }
+  // 2^(code - 127), of which the lowest is subnormal.
+  static F32 load_exponents(const std::uint8_t* p) {
+    const auto half = [p](int at) {
+      const __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + at)));
+      return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32(code, 23), _mm256_set1_epi32(0x00400000)));
+    };
+    return {half(0), half(8)};
+  }
   static F32 load_bytes(const std::uint8_t* p) {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v)),

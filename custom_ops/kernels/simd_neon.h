@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/half.h"
+#include "kernels/minifloat.h"
 
 namespace onnxpress {
 namespace {
@@ -74,6 +74,11 @@ struct Neon {
   }
   static F32 load_bfloat16(const std::uint16_t* p) {
     return map<F32>([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
+  }
+  static F32 load_exponents(const std::uint8_t* p) {
+    float values[16];
+    for (int i = 0; i < 16; ++i) values[i] = exponent_to_float(p[i]);
+    return load(values);
   }
   static F32 load_bytes(const std::uint8_t* p) {
     const uint8x16_t bytes = vld1q_u8(p);

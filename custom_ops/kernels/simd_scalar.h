@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/half.h"
+#include "kernels/minifloat.h"
 
 namespace onnxpress {
 namespace {
@@ -68,6 +68,9 @@ struct Scalar {
   }
   static F32 load_bfloat16(const std::uint16_t* p) {
     return map([=](int i) { return bfloat16_to_float(p[i]); });
+  }
+  static F32 load_exponents(const std::uint8_t* p) {
+    return map([=](int i) { return exponent_to_float(p[i]); });
   }
   static F32 load_bytes(const std::uint8_t* p) {
     return map([=](int i) { return static_cast<float>(p[i]); });

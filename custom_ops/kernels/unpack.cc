@@ -26,7 +26,9 @@ float value_at(const NBitsWeight& w, std::int64_t k, std::int64_t n) {
   const std::int64_t at = (n / kTile * w.blocks + k / w.block_size) * kTile + n % kTile;
   const float scale = w.scales != nullptr        ? w.scales[at]
                       : w.half_scales != nullptr ? half_to_float(w.half_scales[at])
+                      : w.exponents != nullptr   ? exponent_to_float(w.exponents[at])
                                                  : bfloat16_to_float(w.bfloat16_scales[at]);
+  if (w.kind != CodeKind::kInteger) return minifloat_value(w.kind, code_at(w, k, n)) * scale;
   const float zero = w.float_zero_points != nullptr ? w.float_zero_points[at]
                      : w.zero_points != nullptr     ? static_cast<float>(w.zero_points[at])
                                                     : static_cast<float>(1 << (w.bits - 1));

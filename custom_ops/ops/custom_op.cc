@@ -1,9 +1,6 @@
 #include "ops/custom_op.h"
 
 #include <atomic>
-#include <vector>
-
-#include "ort/ort.h"
 
 namespace onnxpress {
 
@@ -17,6 +14,44 @@ std::string label_of(const ort::Api& api, const ort::KernelInfo* info, const cha
   if (size != 0) ort::check(api, api.KernelInfo_GetNodeName(info, name.data(), &size));
   while (!name.empty() && name.back() == '\0') name.pop_back();
   return std::string("onnxpress::") + op + " node '" + name + "'";
+}
+
+std::optional<std::int64_t> number_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name) {
+  std::int64_t value = 0;
+  if (ort::Status* status = api.KernelInfoGetAttribute_int64(info, name, &value)) {
+    api.ReleaseStatus(status);
+    return std::nullopt;
+  }
+  return value;
+}
+
+std::string text_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name) {
+  std::size_t size = 0;
+  // The first call only asks for the size, which ONNX Runtime reports as an error of the empty buffer or not at all.
+  if (ort::Status* status = api.KernelInfoGetAttribute_string(info, name, static_cast<char*>(nullptr), &size)) {
+    api.ReleaseStatus(status);
+  }
+  std::string text(size, '\0');
+  if (size != 0) ort::check(api, api.KernelInfoGetAttribute_string(info, name, text.data(), &size));
+  while (!text.empty() && text.back() == '\0') text.pop_back();
+  return text;
+}
+
+std::int64_t required_attribute(const ort::Api& api, const ort::KernelInfo* info, const std::string& label,
+                                const char* name) {
+  const std::optional<std::int64_t> value = number_attribute(api, info, name);
+  if (!value) throw ort::InvalidArgument(label + ": attribute " + name + " is missing");
+  return *value;
+}
+
+const ort::Value* constant_input(const ort::Api& api, const ort::KernelInfo* info, std::size_t index) {
+  std::size_t inputs = 0;
+  ort::check(api, api.KernelInfo_GetInputCount(info, &inputs));
+  if (index >= inputs) return nullptr;
+  const ort::Value* value = nullptr;
+  int is_constant = 0;
+  ort::check(api, api.KernelInfoGetConstantInput_tensor(info, index, &is_constant, &value));
+  return is_constant != 0 ? value : nullptr;
 }
 
 void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::optional<ort::ElementType> type) {

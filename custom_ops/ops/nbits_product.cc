@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/bit_planes.h"
+#include "kernels/minifloat.h"
 
 namespace onnxpress {
 namespace {
@@ -14,7 +15,22 @@ constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
 
 ScaleType scale_type_of(ort::ElementType type) {
   if (type == ort::kFloat16) return ScaleType::kFloat16;
+  if (type == ort::kUint8) return ScaleType::kExponent;
   return type == ort::kBFloat16 ? ScaleType::kBFloat16 : ScaleType::kFloat32;
+}
+
+NBitsAttributes minifloat_attributes(const std::string& label, const std::string& format, std::int64_t K,
+                                     std::int64_t N, std::int64_t block_size, std::int64_t accuracy_level) {
+  const CodeKind kind = minifloat_kind(format.c_str());
+  if (kind == CodeKind::kInteger) {
+    throw ort::InvalidArgument(label + ": format is '" + format + "', must be " + minifloat_names());
+  }
+  if (accuracy_level == 4) {
+    throw ort::InvalidArgument(label +
+                               ": accuracy_level is 4, but floating-point codes have no products in int8; use " +
+                               "0 for float32 or 3 for bfloat16");
+  }
+  return {K, N, minifloat(kind).bits(), block_size == 0 ? K : block_size, accuracy_level, kind};
 }
 
 NBitsProduct::NBitsProduct(const ort::Api& api, std::string label, const NBitsAttributes& attributes,
@@ -40,6 +56,7 @@ NBitsSource NBitsProduct::weight(const ort::Value* codes, const ort::Value* scal
   source.K = a.K;
   source.N = a.N;
   source.bits = static_cast<int>(a.bits);
+  source.kind = a.kind;
   source.block_size = a.block_size;
   source.scale_type = scale_type_of(types_.scale);
   const std::int64_t blocks = source.blocks(), block_bytes = packed_bytes(a.block_size, source.bits);
@@ -53,7 +70,27 @@ NBitsSource NBitsProduct::weight(const ort::Value* codes, const ort::Value* scal
   } else if (zero_points != nullptr) {
     source.float_zero_points = checked(zero_points, "zero_points", {a.N, blocks});
   }
+  check_numbers(source);
   return source;
+}
+
+void NBitsProduct::check_numbers(const NBitsSource& weight) const {
+  if (weight.kind == CodeKind::kInteger) return;
+  if (!weight.has_finite_codes()) {
+    reject(std::string("input B holds codes that are infinity or NaN in ") + minifloat(weight.kind).name +
+           "; quantize the weight so that it saturates");
+  }
+  if (!weight.has_positive_scales()) {
+    reject("input scales holds values that are not positive numbers; quantize the weight anew");
+  }
+}
+
+std::string NBitsProduct::attributes_text() const {
+  const NBitsAttributes& a = attributes_;
+  const std::string codes =
+      a.kind == CodeKind::kInteger ? "bits=" + std::to_string(a.bits) : std::string("format=") + minifloat(a.kind).name;
+  return "K=" + std::to_string(a.K) + ", N=" + std::to_string(a.N) + ", " + codes +
+         ", block_size=" + std::to_string(a.block_size);
 }
 
 // The shape in full, or flat.
@@ -64,10 +101,8 @@ const void* NBitsProduct::checked(const ort::Value* value, const char* name,
   for (std::int64_t size : shape) flat *= size;
   const std::vector<std::int64_t> dims = ort::type_and_shape(api_, value).dims;
   if (dims != shape && dims != std::vector<std::int64_t>{flat}) {
-    const NBitsAttributes& a = attributes_;
-    reject(std::string("input ") + name + " has shape " + ort::to_string(dims) + ", but K=" + std::to_string(a.K) +
-           ", N=" + std::to_string(a.N) + ", bits=" + std::to_string(a.bits) +
-           ", block_size=" + std::to_string(a.block_size) + " need " + ort::to_string(shape));
+    reject(std::string("input ") + name + " has shape " + ort::to_string(dims) + ", but " + attributes_text() +
+           " need " + ort::to_string(shape));
   }
   return ort::data(api_, value);
 }

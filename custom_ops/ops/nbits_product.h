@@ -1,5 +1,5 @@
-// A MatMulNBits node apart from how it came in, as a custom op or through the execution provider: its attributes
-// checked, its weight packed, its product computed.
+// A MatMulNBits or MatMulMiniFloat node apart from how it came in, as a custom op or through the execution provider:
+// its attributes checked, its weight packed, its product computed.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,18 @@ namespace onnxpress {
 
 struct NBitsAttributes {
   std::int64_t K = 0, N = 0, bits = 0, block_size = 0, accuracy_level = 0;
+  CodeKind kind = CodeKind::kInteger;
 };
+
+// Of a node MatMulMiniFloat. Throws InvalidArgument, with the label, for a format or a level that there is not.
+NBitsAttributes minifloat_attributes(const std::string& label, const std::string& format, std::int64_t K,
+                                     std::int64_t N, std::int64_t block_size, std::int64_t accuracy_level);
 
 struct NBitsTypes {
   ort::ElementType activation, scale, zero_point;
 };
 
-// Of float32, float16 or bfloat16.
+// Of float32, float16, bfloat16, or uint8 for exponents.
 ScaleType scale_type_of(ort::ElementType type);
 
 // What follows the sums of a product.
@@ -45,9 +50,12 @@ class NBitsProduct {
   ort::ElementType activation() const { return types_.activation; }
   std::int64_t accuracy_level() const { return attributes_.accuracy_level; }
 
-  // The weight as it is stored, to be packed. Throws InvalidArgument where a size does not fit the attributes.
-  // `zero_points` may be null.
+  // The weight as it is stored, to be packed. Throws InvalidArgument where a size does not fit the attributes, or
+  // floating-point codes or their scales are no numbers. `zero_points` may be null.
   NBitsSource weight(const ort::Value* codes, const ort::Value* scales, const ort::Value* zero_points) const;
+
+  // Throws InvalidArgument where floating-point codes or their scales are no numbers.
+  void check_numbers(const NBitsSource& weight) const;
 
   // The values of a bias, null for none. Throws InvalidArgument where its size is not N.
   const void* bias(const ort::Value* value) const;
@@ -63,6 +71,7 @@ class NBitsProduct {
   [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }
 
  private:
+  std::string attributes_text() const;
   const void* checked(const ort::Value* value, const char* name, const std::vector<std::int64_t>& shape) const;
   const float* gate(const ort::Value* value, const std::vector<std::int64_t>& shape) const;
   void multiply(const NBitsProblem& problem, const Parallel& pool) const;

@@ -50,8 +50,11 @@ enum ElementType : int {
   kInt64 = 7,
   kFloat16 = 10,
   kBFloat16 = 16,
+  kFloat8E4M3FN = 17,
+  kFloat8E5M2 = 19,
   kUint4 = 21,
-  kInt4 = 22
+  kInt4 = 22,
+  kFloat4E2M1 = 23
 };
 
 enum AttrType : int { kAttrInt = 1, kAttrInts = 2, kAttrFloat = 3, kAttrString = 5 };

@@ -118,7 +118,11 @@ def dequantize_minifloat(
     Returns:
         float32 [K, N].
     """
-    values = MINIFLOATS[format][_unpack(packed, minifloat_bits(format), block_codes(block_size, K))]
+    return _dequantize(MINIFLOATS[format], packed, scales, block_codes(block_size, K), K)
+
+
+def _dequantize(table: Float32, packed: UInt8, scales: npt.NDArray[np.generic], block_size: int, K: int) -> Float32:
+    values = table[_unpack(packed, int(table.size).bit_length() - 1, block_size)]
     factor = E8M0[scales] if scales.dtype == np.uint8 else scales.astype(np.float32)
     weight = values * factor.reshape(*packed.shape[:2], 1)
     return np.ascontiguousarray(weight.reshape(packed.shape[0], -1)[:, :K].T)
@@ -138,7 +142,8 @@ def matmul_minifloat(
     """Op `onnxpress::MatMulMiniFloat`: A @ dequantize_minifloat(B) + bias.
 
     At accuracy_level 3 the activations are first rounded to bfloat16, as the kernels do on instruction sets that
-    multiply bfloat16. On others they compute level 3 in float32.
+    multiply bfloat16; so are the values of nf4, where all other formats are exact. On other instruction sets the
+    kernels compute level 3 in float32.
 
     Args:
         A: float [..., K].
@@ -154,9 +159,10 @@ def matmul_minifloat(
         float64 [..., N].
     """
     rows: npt.NDArray[np.floating] = np.ascontiguousarray(A, np.float32).reshape(-1, K)
+    table = MINIFLOATS[format]
     if accuracy_level == 3:
-        rows = round_to_bfloat16(np.asarray(rows, np.float32))
-    weight = dequantize_minifloat(packed, scales, format=format, block_size=block_size, K=K)
+        rows, table = round_to_bfloat16(np.asarray(rows, np.float32)), round_to_bfloat16(table)
+    weight = _dequantize(table, packed, scales, block_codes(block_size, K), K)
     result = rows.astype(np.float64) @ weight.astype(np.float64)
     if bias is not None:
         result = result + np.asarray(bias, np.float64)

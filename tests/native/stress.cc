@@ -38,7 +38,8 @@ struct Product {
   std::vector<std::uint8_t> codes, zero_points;
   std::vector<float> scales, A;
 
-  Product(std::uint32_t seed, int bits, std::int64_t rows, Compute how) : M(rows), compute(how) {
+  Product(std::uint32_t seed, int bits, std::int64_t rows, Compute how, CodeKind kind = CodeKind::kInteger)
+      : M(rows), compute(how) {
     std::mt19937 random(seed);
     source.K = 1000;
     source.N = 600;
@@ -55,7 +56,8 @@ struct Product {
     for (auto& a : A) a = std::normal_distribution<float>()(random);
     source.codes = codes.data();
     source.scales = scales.data();
-    source.zero_points = zero_points.data();
+    if (kind == CodeKind::kInteger) source.zero_points = zero_points.data();
+    source.kind = kind;
   }
   Product(const Product&) = delete;
 
@@ -68,7 +70,13 @@ struct Product {
 
 int wrong_results(Isa isa) {
   const Product products[] = {
-      {1, 4, 1, Compute::kInt8}, {1, 4, 37, Compute::kInt8}, {2, 3, 5, Compute::kFloat32}, {3, 8, 2, Compute::kInt8}};
+      {1, 4, 1, Compute::kInt8},
+      {1, 4, 37, Compute::kInt8},
+      {2, 3, 5, Compute::kFloat32},
+      {3, 8, 2, Compute::kInt8},
+      {1, 4, 1, Compute::kFloat32, CodeKind::kNF4},
+      {4, 6, 9, Compute::kBFloat16, CodeKind::kE2M3},
+  };
   std::vector<std::vector<float>> expected;
   for (const Product& product : products) {
     expected.push_back(product.multiply(pack(product.source, Sequential()).view, isa, Sequential()));
