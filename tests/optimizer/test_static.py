@@ -272,6 +272,15 @@ def test_a_model_in_memory_is_changed():
     assert sum(node.op_type == "DequantizeLinear" for node in model.graph) > 3
 
 
+@pytest.mark.parametrize(("asked", "seen"), [(None, 6), (4, 4), (6, 6), (9, 6)])
+def test_too_few_samples_are_told(path, tmp_path, asked, seen):
+    report = optimize(path, STATIC, tmp_path / "o.onnx", calibration=Calibration(images(), samples=asked))
+    assert report.details["samples"] == seen
+    assert dict(report.rows)["calibrated on"] == f"{seen} samples of calibration data"
+    told = [warning for warning in report.warnings if "samples" in warning]
+    assert told == (["calibration data: 6 samples, and 9 were asked for"] if asked == 9 else [])
+
+
 def test_no_data(path):
     with pytest.raises(UsageError, match="--calibration"):
         optimize(path, STATIC)
