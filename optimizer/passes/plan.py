@@ -8,6 +8,7 @@ between float32 and float16, which are undone by reading it accordingly, never b
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,6 +176,8 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
             return Decision(node, path, False, "the constant is on the left", left.tensor.size)
         return Decision(node, path, False, weight)
     reason = _refuse(weight) or _refuse_values(weight, finite)
+    if not math.isfinite(node.attributes.get_float("alpha", 1.0)):
+        reason = "alpha is no finite number"
     size = weight.tensor.size
     if reason:
         return Decision(node, path, False, reason, size)
