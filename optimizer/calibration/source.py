@@ -79,7 +79,7 @@ def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:
 
         return calibration(name, samples)
 
-    begin.__name__ = f"data of {name}"
+    begin.__name__ = f"{name}'s own data"
     return begin
 
 

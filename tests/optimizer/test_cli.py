@@ -12,6 +12,7 @@ import graphs
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxpress.optimizer.report import Report
 
 MAIN = "from onnxpress.optimizer import cli; cli.{}()"
 
@@ -38,6 +39,19 @@ def test_default_output_and_summary(model):
     assert model.with_name("model.int4.onnx").exists()
     assert done.stderr.split("\n") == ["clean-up ...", "quantize and write ...", ""]
     assert call(model, "--quiet").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [((300_000, 100_000), "300.0 KB -> 100.0 KB (3.0x smaller)"), ((999, 2500), "999 bytes -> 2.5 KB (2.5x larger)"),
+     ((2_000_000, 2_010_000), "2.0 MB -> 2.0 MB\n")],
+)  # fmt: skip
+def test_sizes_in_the_summary(sizes, text, capsys):
+    from onnxpress.optimizer.commands.terminal import console
+
+    report = Report("a", "b", {}, {"MatMul": 1}, {"int4": 1}, {}, (), 0.0, *sizes, {}, 0)
+    report.print(console())
+    assert text in re.sub(" +\n", "\n", capsys.readouterr().out)
 
 
 def test_worst_weights_are_told_by_the_node_that_a_pattern_matches(tmp_path):

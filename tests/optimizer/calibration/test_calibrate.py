@@ -76,7 +76,7 @@ def test_a_model_of_the_catalogue_brings_its_data(model, tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
         assert f"in {batches} batches" in done.output
     error = run("calibrate", "empty", "-o", tmp_path / "s.npz").exception
-    assert "data of empty" in str(error) or "no samples" in str(error)
+    assert "empty's own data" in str(error) or "no samples" in str(error)
 
 
 def test_the_tokenizer_beside_a_model_is_for_lines_of_text(tmp_path):
