@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import sessions
 from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe, UsageError, optimize, storage
 from onnxpress.optimizer.analysis.session import open_session, session_options
@@ -87,6 +88,17 @@ def test_every_scheme(scheme, tmp_path):
     assert report.weights[0].gain > 0
     x = RNG.standard_normal((5, K)).astype(np.float32)
     check_runs(proto, x, x @ weight + graphs.weight(1, N, 1)[0])
+
+
+@pytest.mark.parametrize(("scheme", "form"), [(name, "qoperator") for name in MINIFLOATS] + [("fp8", "qdq")])
+def test_execution_provider(scheme, form, tmp_path):
+    proto, _ = emitted(graphs.matmul_model(96, 37, bias=True), Recipe(scheme=scheme, form=form), tmp_path)
+    session = open_session(proto.SerializeToString(), session_options(provider={"accuracy_level": "0"}))
+    expected = {"qoperator": ["MatMulMiniFloat"], "qdq": ["DequantizeLinear", "Gemm"]}[form]
+    assert sessions.taken(session) in (None, expected)
+    x = RNG.standard_normal((5, 96)).astype(np.float32)
+    want = run(proto, x, ours=False)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("scale_type", ["float32", "float16", "bfloat16", "e8m0", "pow2"])
