@@ -259,13 +259,14 @@ def test_what_the_standard_form_cannot_say(scheme, dtype, reason, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
 @pytest.mark.parametrize("scheme", ["fp8", "nf4", "bfp8", "mxfp4"])
-def test_tables_are_left(scheme):
+def test_tables_are_left(scheme, embeddings):
     b = graphs.Builder()
     table, ids = b.constant("table", graphs.weight(16400, 64)), b.input("ids", ["m"], ir.DataType.INT64)
     x = b.op("Gather", table, ids, name="embed")
     b.output(b.op("MatMul", x, b.constant("W", graphs.weight(64, 32)), name="product"), ["m", 32])
-    decisions = {d.node.name: d for d in plan(b.model(), Recipe(scheme=scheme, embeddings=True))}
+    decisions = {d.node.name: d for d in plan(b.model(), Recipe(scheme=scheme, embeddings=embeddings))}
     assert decisions["embed"].reason == f"GatherBlockQuantized has no {scheme}"
     assert decisions["product"].taken
 
