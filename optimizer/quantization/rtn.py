@@ -18,7 +18,7 @@ from .schemes import WeightScheme
 Floats = npt.NDArray[np.float32]
 
 _COLUMNS_A_TASK = 256  # a multiple of 16, as the kernel asks
-_ELEMENTS_A_TASK = 1 << 16  # some arrays of them stay in a core's cache
+_ELEMENTS_A_TASK = 1 << 18  # fewer, and the calls of NumPy cost more than they do; more leave the caches
 
 
 @dataclasses.dataclass(frozen=True)
