@@ -177,9 +177,7 @@ class _Probe:
 
     def __init__(self, threads: int) -> None:
         self._pool = ThreadPoolExecutor(threads)
-        # Pages that differ: whoever runs this machine may hold equal ones once, and they would come from a cache.
-        words = _PROBE_BYTES // threads // 8
-        self._memories = [np.arange(i * words, (i + 1) * words).view(np.uint8) for i in range(threads)]
+        self._memories = [np.ones(_PROBE_BYTES // threads, np.uint8) for _ in range(threads)]
         self.bytes = sum(memory.nbytes for memory in self._memories)
 
     def dot_rate(self) -> float:
