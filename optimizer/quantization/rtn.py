@@ -81,8 +81,8 @@ def quantize_rtn(
         weight: float32 or float16, finite, C-contiguous, [K, N], or [N, K] if `transposed`.
         scheme: Format, block size and the rest.
         transposed: Whether output channels are the first axis.
-        importance: [K], what the squared error of each input's weights counts in the search; for formats without
-            zero points.
+        importance: [K], what the squares of each input's weights count, in the search and in the error; for formats
+            without zero points.
 
     Returns:
         The codes and their error.
@@ -129,7 +129,8 @@ def _round_channels(
     scale = np.broadcast_to(scale, len(x))
     with np.errstate(over="ignore"):  # what is infinite is held to the largest
         scaled: Floats = x / scale[:, None]
-    energy = float(np.square(x, dtype=np.float64).sum())
+    squares = np.square(rows, dtype=np.float64)
+    energy = float((squares if counts is None else squares * counts).sum())
     sums = (math.fsum(error), math.fsum(baseline), energy)
     return scheme.numbers.encode(scaled), scale.reshape(n, blocks), sums
 
