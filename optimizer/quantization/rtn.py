@@ -127,12 +127,16 @@ def _round_channels(
         rows, scheme.numbers, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
     )
     scale = np.broadcast_to(scale, len(x))
-    with np.errstate(over="ignore"):  # what is infinite is held to the largest
-        scaled: Floats = x / scale[:, None]
+    codes = np.empty(x.shape, np.uint8)
+    step = max(1, _ELEMENTS_A_TASK // block)
+    for piece in (slice(begin, begin + step) for begin in range(0, len(x), step)):
+        with np.errstate(over="ignore"):  # what is infinite is held to the largest
+            scaled: Floats = x[piece] / scale[piece, None]
+        codes[piece] = scheme.numbers.encode(scaled)
     squares = np.square(rows, dtype=np.float64)
     energy = float((squares if counts is None else squares * counts).sum())
     sums = (math.fsum(error), math.fsum(baseline), energy)
-    return scheme.numbers.encode(scaled), scale.reshape(n, blocks), sums
+    return codes, scale.reshape(n, blocks), sums
 
 
 def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool) -> QuantizedWeight:
