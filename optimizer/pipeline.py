@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from . import dynamic, sparse, static, storage, weight_only
-from .calibration import Calibration
+from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
 from .passes import CleanUp, Decision, plan
@@ -50,7 +51,7 @@ def optimize(
     recipe = recipe or Recipe()
     clock = _Clock()
     if isinstance(model, ir.Model):
-        source, loaded, size_before = model.graph.name or "model", model, 0
+        path, source, loaded, size_before = None, model.graph.name or "model", model, 0
         target = storage.check_target(output) if output is not None else None
     else:
         path = storage.resolve(model)
@@ -69,7 +70,7 @@ def optimize(
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, calibration or Calibration(), named, source, progress)
+    outcome = _convert(loaded, recipe, _Given(calibration or Calibration(), loaded, named, path), source, progress)
     _refuse_nothing_to_do(source, recipe, outcome.decisions)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
@@ -99,15 +100,40 @@ def optimize(
     )
 
 
-def _convert(
-    model: ir.Model, recipe: Recipe, calibration: Calibration, name: str | None, source: str, progress: Progress
-) -> Outcome:
+class _Given:
+    """What a calibration is to learn from, and what it found there."""
+
+    def __init__(self, calibration: Calibration, model: ir.Model, name: str | None, path: Path | None) -> None:
+        self.asked, self.is_there = calibration, calibration.is_there(name)
+        self._model, self._name, self._path = model, name, path
+        self._data: Data | Statistics | None = None
+
+    def open(self) -> Data | Statistics:
+        """The data or statistics; raises OnnxpressError."""
+        self._data = self.asked.open(self._model, self._name, self._path)
+        return self._data
+
+    def tell(self, outcome: Outcome) -> Outcome:
+        """The outcome with how many samples there were."""
+        seen = self._data.seen if isinstance(self._data, Data) else None
+        if seen is None or not isinstance(self._data, Data):
+            return outcome
+        name, most = self._data.name, self.asked.samples
+        few = [f"{name}: {seen} samples, and {most} were asked for"] if most is not None and seen < most else []
+        return dataclasses.replace(
+            outcome,
+            warnings=[*outcome.warnings, *few],
+            details={"samples": seen, **outcome.details},
+            rows=[("calibrated on", f"{seen} samples of {name}"), *outcome.rows],
+        )
+
+
+def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> Outcome:
     if recipe.kind == "static":
-        return static.convert(model, recipe, calibration.open(model, name), progress, source)
-    if recipe.kind == "sparse" and (sparse.needs_data(recipe) or calibration == Calibration()):
-        given = calibration.is_there(name)
-        return sparse.convert(model, recipe, (lambda: calibration.open(model, name)) if given else None, progress)
-    if calibration != Calibration():
+        return given.tell(static.convert(model, recipe, given.open(), progress, source))
+    if recipe.kind == "sparse" and (sparse.needs_data(recipe) or given.asked == Calibration()):
+        return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
+    if given.asked != Calibration():
         raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings")
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
 

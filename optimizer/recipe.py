@@ -236,7 +236,7 @@ class Recipe:
             given = sorted(_CHOOSING & fields.keys())
             given += [f"overrides[{i}].sparsity" for i, each in enumerate(built) if each.sparsity is not None]
             if given:
-                say = "the mask says" if recipe.mask is not None else "with prune = false the zeros that are there say"
+                say = "the mask says" if recipe.mask is not None else "without pruning the zeros that are there say"
                 raise UsageError(
                     f"{source}: {', '.join(given)}: not read: {say} which blocks go; leave out the one or the other"
                 )

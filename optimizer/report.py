@@ -178,9 +178,10 @@ def size_text(size: int) -> str:
 
 def _change(before: int, after: int) -> str:
     """How much smaller or larger a file became."""
-    if before == 0 or after == 0:
+    times = max(before, after) / max(1, min(before, after))
+    if before == 0 or f"{times:.1f}" == "1.0":
         return ""
-    return f" ({before / after:.1f}x smaller)" if after <= before else f" ({after / before:.1f}x larger)"
+    return f" ({times:.1f}x {'smaller' if after < before else 'larger'})"
 
 
 def _finite(value: object) -> object:

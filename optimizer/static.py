@@ -16,7 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
-from .analysis.metrics import Metric, choose_metric
+from .analysis.metrics import Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
@@ -100,6 +100,8 @@ def convert(
     decisions = decide(model, recipe)
     if not any(decision.taken for decision in decisions):
         return Outcome(decisions, tuple)
+    if recipe.metric is not None:
+        check_metric(recipe.metric, model, source)
     builder = Builder(calibrate(model, recipe, data, progress), recipe)
     kept = _kept_by_runtime(builder)
     if recipe.only_if_faster:
@@ -126,7 +128,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
 
 
 def _refuse_statistics(recipe: Recipe) -> None:
-    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster") if getattr(recipe, name)]
+    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:
         raise UsageError(

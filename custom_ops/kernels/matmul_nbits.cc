@@ -57,10 +57,13 @@ struct Job {
   const Parallel& parallel;
 };
 
-// Rows of so many bytes that stay in L2 while tile after tile of the weight meets them.
-std::int64_t rows_to_keep(std::int64_t row_bytes) {
-  constexpr std::int64_t kShareOfL2 = 1 << 19, kGroup = 48;  // a multiple of all groups of rows that kernels take
-  return std::max<std::int64_t>(kShareOfL2 / row_bytes / kGroup, 1) * kGroup;
+// Rows of so many bytes stay in a cache while tile after tile of the weight meets them. Codes that are streamed meet
+// rows in L2; a panel is unpacked anew for each piece, which costs more than rows that come from L3.
+constexpr std::int64_t kStreamedRows = 1 << 19, kPanelRows = 1 << 22;
+
+std::int64_t rows_to_keep(std::int64_t row_bytes, std::int64_t bytes) {
+  constexpr std::int64_t kGroup = 48;  // a multiple of all groups of rows that kernels take
+  return std::max<std::int64_t>(bytes / row_bytes / kGroup, 1) * kGroup;
 }
 
 // work(first_tile, tiles, begin, end) for pieces of the product; what follows the sums is done while they are in the
@@ -82,7 +85,7 @@ void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
                    [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
     return;
   }
-  for_each_piece(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4)},
+  for_each_piece(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4, kPanelRows)},
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
                    product.panel(p, tile, begin, end);
                  });
@@ -97,7 +100,7 @@ void multiply_bfloat16(const Job& job, const NBitsBFloat16Product& product) {
                    [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
     return;
   }
-  for_each_piece(job, {product.panel_tiles, product.row_step, rows_to_keep(rows.row_values * 2)},
+  for_each_piece(job, {product.panel_tiles, product.row_step, rows_to_keep(rows.row_values * 2, kPanelRows)},
                  [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
                    product.panel(p, rows, tile, begin, end);
                  });
@@ -108,7 +111,7 @@ void multiply_int8(const Job& job, const NBitsInt8Kernels& kernels) {
   const NBitsWeight& w = *p.weight;
   const QuantizedRows rows = quantized_rows(p, kernels.row_step);
   for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-  for_each_piece(job, {tiles_to_stream(w), kernels.row_step, rows_to_keep(rows.row_bytes)},
+  for_each_piece(job, {tiles_to_stream(w), kernels.row_step, rows_to_keep(rows.row_bytes, kStreamedRows)},
                  [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                    kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
                  });

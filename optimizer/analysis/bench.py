@@ -100,13 +100,17 @@ class Benchmark:
         for t in self.timings:
             table.add_row(
                 t.model + (" *" if t.ours else ""), f"{1e3 * t.median:.2f}", f"{1e3 * t.low:.2f} - {1e3 * t.high:.2f}",
-                f"{t.ratio:.2f}x", f"{t.load_seconds:.2f}", f"{t.memory / 1e6:,.0f}", f"{t.size / 1e6:,.1f}",
+                f"{t.ratio:.2f}x", f"{t.load_seconds:.2f}", f"{t.memory / 1e6:,.0f}", _megabytes(t.size),
             )  # fmt: skip
         console.print(table)
         if any(t.ours for t in self.timings):
             console.print("* on the kernels of onnxpress")
         for line in self.left:
             console.print(f"not timed: {line}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f}" if size >= 10**6 else f"{size / 1e6:.3f}"
 
 
 def _shapes(inputs: dict[str, list[int]]) -> str:

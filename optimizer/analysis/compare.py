@@ -21,7 +21,7 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
-from .feeds import Feeds, random_feeds, read_feeds, shared_inputs
+from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .session import open_session, session_options, uses_our_ops
 
 if TYPE_CHECKING:
@@ -195,7 +195,11 @@ class _Probe:
         except OnnxpressError:
             raise
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-            raise OnnxpressError(f"{self.path}: cannot run: {str(error).splitlines()[0]}") from error
+            sizes = ", ".join(symbolic_sizes(self.session.get_inputs())) or "none"
+            raise OnnxpressError(
+                f"{self.path}: cannot run: {str(error).splitlines()[0]} (give inputs with --data, or sizes with --dim "
+                f"NAME=SIZE, of which there are {sizes})"
+            ) from error
         return values
 
 

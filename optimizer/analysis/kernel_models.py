@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
+from onnxpress.custom_ops import reference
 
 from ..errors import UsageError
 
@@ -25,7 +26,9 @@ class Case:
         bits: Of the weight.
         block_size: Weights along K that share a scale; 0 where a whole column does.
         op: "matmul_nbits"; "qdq_matmul": 8-bit activations with constant scales between QuantizeLinear and
-            DequantizeLinear; "dynamic_matmul": DynamicQuantizeLinear, then MatMulInteger.
+            DequantizeLinear; "dynamic_matmul": DynamicQuantizeLinear, then MatMulInteger; "minifloat": MatMulMiniFloat,
+            beside which ONNX Runtime has MatMul with the same weight in float32.
+        format: Of minifloat, with as many bits.
     """
 
     M: int
@@ -34,6 +37,18 @@ class Case:
     bits: int
     block_size: int
     op: str = "matmul_nbits"
+    format: str = "e4m3fn"
+
+
+def format_bits(format: str) -> int:
+    """Bits of a code of a format.
+
+    Raises:
+        UsageError: There is no such format.
+    """
+    if format not in reference.MINIFLOATS:
+        raise UsageError(f'format "{format}": there are {", ".join(reference.MINIFLOATS)}')
+    return reference.minifloat_bits(format)
 
 
 class Graph:
@@ -42,7 +57,9 @@ class Graph:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.rng = np.random.default_rng(0)
-        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": 21, "com.microsoft": 1}, name="kernels")
+        self.graph = ir.Graph(
+            [], [], nodes=[], opset_imports={"": 21, "com.microsoft": 1, "onnxpress": 1}, name="kernels"
+        )
         self.a = ir.Value(name="A", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["m", case.K]))
         self.graph.inputs.append(self.a)
 
@@ -74,12 +91,49 @@ class Graph:
 
 
 def weight_bytes(case: Case, symmetric: bool) -> int:
-    """What is read of one weight: codes, float32 scales and zero points."""
+    """What is read of one weight: codes, scales and zero points."""
     if case.block_size == 0:
-        return case.N * (case.K + 4)
+        return case.N * (case.K * case.bits // 8 + 4)
+    if case.op == "minifloat":
+        return case.N * -(-case.K // case.block_size) * (case.block_size * case.bits // 8 + 2)
     blocks = -(-case.K // case.block_size)
     points = 0 if symmetric else (blocks * case.bits + 7) // 8
     return case.N * (blocks * case.block_size * case.bits // 8 + 4 * blocks + points)
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A serialized model of so many products."""
+
+    data: bytes
+    nodes: int
+
+
+def sides(case: Case, cold: int, accuracy_level: int, symmetric: bool) -> tuple[Side, Side]:
+    """The models for ONNX Runtime and for us, which are the same if it has the op.
+
+    Args:
+        case: The sizes; M is left open.
+        cold: Bytes that the weights of a model take at least.
+        accuracy_level: Of MatMulNBits and MatMulMiniFloat.
+        symmetric: MatMulNBits without zero points.
+
+    Raises:
+        UsageError: Not a size that the op has.
+    """
+    nodes = max(1, -(-cold // weight_bytes(case, symmetric)))
+    ours = Side(model(case, nodes, accuracy_level, symmetric), nodes)
+    if case.op != "minifloat":
+        return ours, ours
+    nodes = min(nodes, max(1, -(-cold // (4 * case.K * case.N))))
+    built = Graph(case)
+    for index in range(nodes):
+        packed, scales = _minifloat_arrays(built)
+        weight = reference.dequantize_minifloat(
+            packed, scales, format=case.format, block_size=case.block_size, K=case.K
+        )
+        built.output(built.op("MatMul", built.a, built.constant(f"W{index}", weight))[0])
+    return Side(built.serialized(), nodes), ours
 
 
 def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes:
@@ -88,7 +142,7 @@ def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes
     Args:
         case: The sizes; M is left open.
         nodes: How many.
-        accuracy_level: Of MatMulNBits.
+        accuracy_level: Of MatMulNBits and MatMulMiniFloat.
         symmetric: MatMulNBits without zero points.
 
     Raises:
@@ -98,6 +152,8 @@ def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes
     for index in range(nodes):
         if case.op == "matmul_nbits":
             built.output(_matmul_nbits(built, index, accuracy_level, symmetric))
+        elif case.op == "minifloat":
+            built.output(_minifloat(built, index, accuracy_level))
         else:
             built.output(_INT8[case.op](built, index))
     return built.serialized()
@@ -121,6 +177,36 @@ def _matmul_nbits(g: Graph, index: int, accuracy_level: int, symmetric: bool) ->
     return g.op(
         "MatMulNBits", *inputs, domain="com.microsoft", K=case.K, N=case.N, bits=case.bits,
         block_size=case.block_size, accuracy_level=accuracy_level,
+    )[0]  # fmt: skip
+
+
+def _minifloat_arrays(g: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """Random codes that are numbers, and scales: float32 of columns, float16 of blocks."""
+    case = g.case
+    values = reference.MINIFLOATS[case.format]
+    finite = np.flatnonzero(np.isfinite(values)).astype(np.uint8)
+    size = case.block_size or case.K
+    blocks = -(-case.K // size)
+    if size % 16 and case.block_size:
+        raise UsageError(f"block size {case.block_size}: must be a multiple of 16")
+    if size * case.bits % 8:
+        raise UsageError(f"{size} codes of {case.bits} bits: no whole bytes")
+    # Bytes rather than codes: any plane of fewer than 8 bits is as random.
+    shape = (case.N, blocks, size * case.bits // 8)
+    packed = g.rng.choice(finite, shape) if case.bits == 8 else g.rng.integers(0, 256, shape, dtype=np.uint8)
+    scales = g.rng.uniform(0.5, 1, (case.N, blocks)).astype(np.float16 if case.block_size else np.float32)
+    return packed, scales
+
+
+def _minifloat(g: Graph, index: int, accuracy_level: int) -> ir.Value:
+    case = g.case
+    if case.bits != format_bits(case.format):
+        raise UsageError(f"bits {case.bits}: {case.format} has {format_bits(case.format)}")
+    packed, scales = _minifloat_arrays(g)
+    return g.op(
+        "MatMulMiniFloat", g.a, g.constant(f"B{index}", packed), g.constant(f"scales{index}", scales),
+        domain="onnxpress", K=case.K, N=case.N, format=case.format, block_size=case.block_size,
+        accuracy_level=accuracy_level,
     )[0]  # fmt: skip
 
 
@@ -153,5 +239,5 @@ def _dynamic_matmul(g: Graph, index: int) -> ir.Value:
 
 _INT8: dict[str, Callable[[Graph, int], ir.Value]] = {"qdq_matmul": _qdq_matmul, "dynamic_matmul": _dynamic_matmul}
 
-OPS = ("matmul_nbits", *_INT8)
+OPS = ("matmul_nbits", *_INT8, "minifloat")
 """Those of `Case`, named like the families of the execution provider."""

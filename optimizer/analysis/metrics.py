@@ -79,11 +79,26 @@ def choose_metric(
     with temporary_session(model, source) as session:
         if name is None:
             return Metric(COSINE, 1.0, _Likeness(session, feeds, source))
-        judge = _Function(name) if ":" in name else _Task(name, session, path, source)
+        judge = _judge(name, session, path, source)
         reference = judge(session)
     if not math.isfinite(reference):
         raise OnnxpressError(f"metric {name}: gives {reference} for the float model; nothing can be judged by it")
     return Metric(name, reference, judge)
+
+
+def check_metric(name: str, model: ir.Model, source: str) -> None:
+    """Refuse at once what `choose_metric` would refuse of a name, before there is data.
+
+    Raises:
+        UsageError: There is no such task or function, or the task does not fit the model.
+        OnnxpressError: ONNX Runtime cannot load the model.
+    """
+    with temporary_session(model, source) as session:
+        _judge(name, session, None, source)
+
+
+def _judge(name: str, session: ort.InferenceSession, path: Path | None, source: str) -> _Function | _Task:
+    return _Function(name) if ":" in name else _Task(name, session, path, source)
 
 
 class _Likeness:

@@ -136,7 +136,7 @@ def quantize(model: str | Path, calibration: Calibration, folder: Path) -> Path:
     os.environ.setdefault("NNCF_CI", "1")  # else it tells a server of its use
     openvino, nncf = import_peer("openvino"), import_peer("nncf")
     path = storage.resolve(model)
-    data = calibration.open(storage.load(path), None if Path(model).exists() else str(model))
+    data = calibration.open(storage.load(path), None if Path(model).exists() else str(model), path)
     if isinstance(data, Statistics):
         raise UsageError("NNCF has to see data: give --calibration, not statistics")
     samples = list(data)

@@ -26,6 +26,7 @@ from .histogram import LEAST_EXPONENT, MOST_EXPONENT, SIDE, Histogram
 from .statistics import Channels, Statistics, TensorStatistics, Wanted
 
 _VERSION = 1
+_SHOWN = 4  # names of arrays
 _INTEGERS = ("count", "batches", "rows")
 _FLOATS = ("low", "high", "moving_low", "moving_high")
 _MOST_CHANNELS = 1 << 20
@@ -112,6 +113,12 @@ def load(path: str | Path) -> Statistics:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "header" not in names:
+                raise OnnxpressError(
+                    f"{path}: holds no statistics but arrays ({', '.join(names[:_SHOWN]) or 'none'}); give samples as "
+                    "data (--calibration), or make statistics of them with onnxpress calibrate"
+                )
             header = json.loads(_array(archive, "header", np.uint8, 1).tobytes())
             _require(isinstance(header, dict), "its header is no mapping")
             version = header.get("version")

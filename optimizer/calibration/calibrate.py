@@ -24,6 +24,7 @@ from .data import Source, open_data
 from .images import ImageRecipe
 from .inputs import inputs_of
 from .ranges import unusable
+from .source import SAMPLES, own_data, tokenizer_beside
 from .statistics import Statistics, Wanted
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class CalibrationReport:
 
 def calibrate(
     model: str | Path,
-    data: Source,
+    data: Source | None,
     output: str | Path,
     *,
     samples: int | None = None,
@@ -88,9 +89,10 @@ def calibrate(
 
     Args:
         model: A file, a folder of an exported model, or a name of the catalogue.
-        data: As `open_data`, and so are `samples`, `batch`, `images`, `tokenizer` and `length`.
+        data: As `open_data` takes it, and so are `samples`, `batch`, `images`, `tokenizer` and `length`; None takes
+            what a model of the catalogue brings.
         output: The .npz file to write.
-        samples: The most samples to take.
+        samples: The most samples to take; all by default, 128 of what the catalogue brings.
         batch: Samples a run.
         images: How images become inputs.
         tokenizer: The tokenizer.json for lines of text; the one beside the model where text is given without.
@@ -106,9 +108,11 @@ def calibrate(
     target = storage.check_target(output)
     path = storage.resolve(model)
     loaded = storage.load(path)
-    if tokenizer is None and isinstance(data, str | Path) and Path(data).suffix == ".txt":
-        beside = path.with_name("tokenizer.json")
-        tokenizer = beside if beside.is_file() else None
+    if data is None:
+        if Path(model).exists():
+            raise UsageError("--data is missing: say what to run the model on; only models of the catalogue bring data")
+        data = own_data(str(model), samples or SAMPLES)
+    tokenizer = tokenizer or tokenizer_beside(path, data)
     opened = open_data(
         data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length
     )
@@ -133,6 +137,9 @@ def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:
     target = storage.check_target(output)
     if len(files) < 2:
         raise UsageError("there is nothing to merge: name at least two files of statistics")
+    for index, file in enumerate(files):
+        if Path(file).resolve() in [Path(other).resolve() for other in files[:index]]:
+            raise UsageError(f"{file}: named twice, so its data would count double; name each file once")
     found = functools.reduce(Statistics.merge, map(Statistics.load, files))
     return _finish(found, ", ".join(map(str, files)), target, begin)
 

@@ -26,7 +26,8 @@ class Data:
 
     Attributes:
         name: What messages call the source.
-        samples: How many samples there are, or None where that is only known after going through them.
+        samples: The most samples to take, or None for all.
+        seen: How many there were, once somebody went through all of them; else None.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Data:
             batch: Samples that are given to the model together.
         """
         self.name, self.samples, self.batch = name, samples, batch
+        self.seen: int | None = None
         self._inputs, self._begin = tuple(inputs), begin
 
     def __iter__(self) -> Iterator[Feeds]:
@@ -67,6 +69,7 @@ class Data:
             yield self._together(batch, count - len(batch))
         if count == 0:
             raise UsageError(f"{self.name}: holds no samples; a calibration needs some")
+        self.seen = count
 
     def _checked(self, sample: Any, index: int) -> Feeds:
         where = f"{self.name}: sample {index}"

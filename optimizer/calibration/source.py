@@ -14,7 +14,8 @@ from .data import Data, open_data
 from .inputs import inputs_of
 from .statistics import Statistics
 
-_SAMPLES = 128
+SAMPLES = 128
+"""Samples that are taken where nobody says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,13 @@ class Calibration:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
         return self.data is not None or self.statistics is not None or name is not None
 
-    def open(self, model: ir.Model, name: str | None = None) -> Data | Statistics:
+    def open(self, model: ir.Model, name: str | None = None, path: Path | None = None) -> Data | Statistics:
         """The data, or the statistics.
 
         Args:
             model: Whose inputs the data has to fit.
             name: Of a model of the catalogue, which has data of its own.
+            path: The model's file, beside which a tokenizer may lie.
 
         Raises:
             UsageError: Nothing is given, or both.
@@ -56,21 +58,34 @@ class Calibration:
             if self.data is not None:
                 raise UsageError("give calibration data or statistics, not both")
             return self.statistics if isinstance(self.statistics, Statistics) else Statistics.load(self.statistics)
-        samples, batch = self.samples or _SAMPLES, self.batch or 1
+        samples, batch = self.samples or SAMPLES, self.batch or 1
         data: Any = self.data
         if data is None:
-            data = _own_data(name, samples)
-        return open_data(
-            data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=self.tokenizer
-        )
+            if name is None:
+                raise UsageError(
+                    "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, "
+                    "lines of text with --tokenizer, or module:function), or --statistics"
+                )
+            data = own_data(name, samples)
+        tokenizer = self.tokenizer or tokenizer_beside(path, data)
+        return open_data(data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=tokenizer)
 
 
-def _own_data(name: str | None, samples: int) -> Callable[[], Iterable[Any]]:
-    if name is None:
-        raise UsageError(
-            "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, lines "
-            "of text with --tokenizer, or module:function), or --statistics"
-        )
-    from onnxpress.models import calibration
+def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:
+    """Data that a model of the catalogue brings."""
 
-    return lambda: calibration(name, samples)
+    def begin() -> Iterable[Any]:
+        from onnxpress.models import calibration
+
+        return calibration(name, samples)
+
+    begin.__name__ = f"{name}'s own data"
+    return begin
+
+
+def tokenizer_beside(path: Path | None, data: object) -> Path | None:
+    """The tokenizer.json beside a model, for lines of text."""
+    if path is None or not isinstance(data, str | Path) or Path(data).suffix != ".txt":
+        return None
+    beside = path.with_name("tokenizer.json")
+    return beside if beside.is_file() else None

@@ -132,10 +132,15 @@ def bench(
 def bench_kernels(
     shape: Annotated[list[str] | None, typer.Option(help="KxN of a weight; repeatable.")] = None,
     rows: Annotated[list[int] | None, typer.Option("--rows", "-m", min=1, help="Rows M; repeatable.")] = None,
-    op: Annotated[str, typer.Option(help="matmul_nbits, qdq_matmul or dynamic_matmul.")] = "matmul_nbits",
+    op: Annotated[str, typer.Option(help="matmul_nbits, qdq_matmul, dynamic_matmul or minifloat.")] = "matmul_nbits",
     bits: Annotated[int, typer.Option(help="2, 4 or 8, of matmul_nbits.")] = 4,
-    block_size: Annotated[int, typer.Option(help="A power of two from 16, of matmul_nbits.")] = 32,
-    accuracy_level: Annotated[int, typer.Option(min=0, max=4, help="Of both sides.")] = 4,
+    format_: Annotated[str, typer.Option("--format", help="Of minifloat; ORT has it as float32.")] = "e4m3fn",
+    block_size: Annotated[
+        int | None, typer.Option(help="A power of two from 16, of matmul_nbits, or 0 for a column, of minifloat.")
+    ] = None,
+    accuracy_level: Annotated[
+        int | None, typer.Option(min=0, max=4, help="Of both sides; 4 by default, 0 for minifloat.")
+    ] = None,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="With zero points.")] = False,
     cold: Annotated[int, typer.Option(min=0, help="MB of weights at least, so that they come from memory.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
@@ -145,14 +150,16 @@ def bench_kernels(
 ) -> None:
     """Time products of ONNX Runtime and ours, against what the machine could do."""
     from ..analysis import bench_kernels as kernels
-    from ..analysis.kernel_models import OPS, Case
+    from ..analysis.kernel_models import OPS, Case, format_bits
 
     _check_plot(plot)
     if op not in OPS:
         raise UsageError(f'--op "{op}": there are {", ".join(OPS)}')
     shapes = [_shape(text) for text in shape] if shape else kernels.SHAPES
-    kind = (bits, block_size) if op == "matmul_nbits" else (8, 0)
-    cases = [Case(m, k, n, *kind, op) for k, n in shapes for m in rows or kernels.ROWS]
+    kind = (bits, 32 if block_size is None else block_size) if op == "matmul_nbits" else (8, 0)
+    if op == "minifloat":
+        kind = (format_bits(format_), block_size or 0)
+    cases = [Case(m, k, n, *kind, op, format_) for k, n in shapes for m in rows or kernels.ROWS]
     with progress_bar(json_) as progress:
         result = kernels.bench_kernels(
             cases, accuracy_level=accuracy_level, symmetric=not asymmetric, threads=threads, rounds=rounds,

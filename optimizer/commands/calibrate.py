@@ -14,9 +14,15 @@ def calibrate(
     model: Annotated[list[str], typer.Argument(help="A file, a folder or a catalogue name; with --merge, files.")],
     output: Annotated[str, typer.Option("-o", "--output", help=".npz file of statistics to write.")],
     data: Annotated[
-        str | None, typer.Option(help=".npz or .npy file, folder of them or of images, text file, or module:function.")
+        str | None,
+        typer.Option(
+            help=".npz or .npy file, folder of them or of images, text file, or module:function; a model of the "
+            "catalogue has its own."
+        ),
     ] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Take so many at most; all by default.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Take so many at most; all by default, 128 of the catalogue's own.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples a run.")] = 1,
     images: Annotated[
         str | None, typer.Option(help="How images become inputs: imagenet, caffe, tensorflow, unit, bytes, or a TOML.")
@@ -25,14 +31,14 @@ def calibrate(
         str | None, typer.Option(help="tokenizer.json for text; the one beside the model by default.")
     ] = None,
     length: Annotated[int, typer.Option(min=1, help="Tokens of each line of text.")] = 128,
-    gram: Annotated[bool, typer.Option("--gram", help="Keep X'X of the inputs of products, too.")] = False,
+    gram: Annotated[bool, typer.Option("--gram", help="Keep X'X of the inputs of products, too, for sparse.")] = False,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge files of statistics instead of running a model.")
     ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Observe what a model's tensors hold on some data, for int8-static."""
+    """Observe what a model's tensors hold on some data, for int8-static and sparse."""
     from ..calibration import calibrate as calibration
 
     if merge:
@@ -41,8 +47,6 @@ def calibrate(
         result = calibration.merge(model, output)
     elif len(model) != 1:
         raise UsageError(f"{len(model)} models given; name one, or give --merge for files of statistics")
-    elif data is None:
-        raise UsageError("--data is missing: say what to run the model on")
     else:
         with progress_bar(quiet or json_) as progress:
             result = calibration.calibrate(

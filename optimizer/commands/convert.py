@@ -230,7 +230,7 @@ def export_mask(
     """Write which weights a model keeps, for its trainer.
 
     The file holds a bool array a weight, true where it is kept, with the name, shape and axes of the initializer of the
-    float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB. Of a sparse model whole blocks are.
+    float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB; of a sparse model in whole blocks.
     """
     from ..masks import export_mask as run
 

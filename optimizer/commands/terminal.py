@@ -27,15 +27,30 @@ def console() -> Console:
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
+def _lines() -> Progress:
+    """What prints the name of each stage when it begins."""
+    seen: set[str] = set()
+
+    def update(stage: str, _done: int, _total: int) -> None:
+        if stage not in seen:
+            seen.add(stage)
+            print(f"{stage} ...", file=sys.stderr, flush=True)
+
+    return update
+
+
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """A progress bar on standard error, when that is a terminal."""
+    """Progress on standard error: a bar where that is a terminal, else a line a stage."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet:
         yield lambda _stage, _done, _total: None
+        return
+    if not console.is_terminal:
+        yield _lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:

@@ -8,6 +8,7 @@ between float32 and float16, which are undone by reading it accordingly, never b
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -175,6 +176,8 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
             return Decision(node, path, False, "the constant is on the left", left.tensor.size)
         return Decision(node, path, False, weight)
     reason = _refuse(weight) or _refuse_values(weight, finite)
+    if not math.isfinite(node.attributes.get_float("alpha", 1.0)):
+        reason = "alpha is no finite number"
     size = weight.tensor.size
     if reason:
         return Decision(node, path, False, reason, size)
@@ -194,10 +197,12 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
         return None
     size = table.tensor.size
+    settings = recipe.settings(node.name or "", node.op_type)
+    if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
+        return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
     if not recipe.embeddings:
         return Decision(node, path, False, "embedding table; --embeddings takes it", size)
     reason = _refuse(table)
-    settings = recipe.settings(node.name or "", node.op_type)
     if reason is None and isinstance(settings, str):
         reason = settings
     if reason is None and node.attributes.get_int("axis", 0) != 0:
@@ -205,9 +210,7 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if reason is None and not table.transposed:
         reason = "embedding table behind a Transpose"
     if reason is None and isinstance(settings, NodeSettings):
-        if not settings.weight.has_kernel:
-            reason = f"GatherBlockQuantized has no {settings.weight.name}"
-        elif settings.weight.bits not in (4, 8):
+        if settings.weight.bits not in (4, 8):
             reason = f"GatherBlockQuantized has no {settings.weight.bits} bits"
         elif table.K % settings.weight.block_size:
             reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"

@@ -80,7 +80,7 @@ def _standard_form(scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str
     if codes is None:
         return f"ONNX has no type for {scheme.format}; form qoperator has an operator"
     if dtype == ir.DataType.FLOAT16:
-        if scheme.scale_type not in ("float32", "float16"):
+        if scheme.scale_type in ("e8m0", "pow2"):
             return f"DequantizeLinear to float16 takes no scales of {scheme.scale_type}; form qoperator does"
         scheme = dataclasses.replace(scheme, scale_type="float16")
     opset = 23 if codes == ir.DataType.FLOAT4E2M1 else 21 if scheme.block_size else 19

@@ -43,8 +43,13 @@ class Preset:
         return self.format.startswith("int")
 
 
-def _minifloat(name: str, block_size: int) -> Preset:
-    return Preset(name, block_size=block_size, scale_types=SCALE_TYPES)
+def _by_channel(name: str) -> Preset:
+    return Preset(name, block_size=0, scale_types=SCALE_TYPES)
+
+
+def _in_blocks(name: str) -> Preset:
+    """Half the bytes of scales as float32, and nothing lost: the search takes their rounding into account."""
+    return Preset(name, scale_types=("bfloat16", *(each for each in SCALE_TYPES if each != "bfloat16")))
 
 
 def _mx(name: str) -> Preset:
@@ -60,14 +65,14 @@ SCHEMES = {
     "int5": Preset("int5", False),
     "int6": Preset("int6", False),
     "int8": Preset("int8"),
-    "fp8": _minifloat("e4m3fn", 0),
-    "fp8-e3m4": _minifloat("e3m4", 0),
-    "fp8-e5m2": _minifloat("e5m2", 0),
-    "fp6": _minifloat("e2m3", 0),
-    "fp6-e2m3": _minifloat("e2m3", 0),
-    "fp6-e3m2": _minifloat("e3m2", 0),
-    "fp4": _minifloat("e2m1", 32),
-    "nf4": _minifloat("nf4", 32),
+    "fp8": _by_channel("e4m3fn"),
+    "fp8-e3m4": _by_channel("e3m4"),
+    "fp8-e5m2": _by_channel("e5m2"),
+    "fp6": _by_channel("e2m3"),
+    "fp6-e2m3": _by_channel("e2m3"),
+    "fp6-e3m2": _by_channel("e3m2"),
+    "fp4": _in_blocks("e2m1"),
+    "nf4": _in_blocks("nf4"),
     "mxfp8": _mx("e4m3fn"),
     "mxfp6": _mx("e2m3"),
     "mxfp4": _mx("e2m1"),

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import sessions
 from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe, UsageError, optimize, storage
 from onnxpress.optimizer.analysis.session import open_session, session_options
@@ -54,8 +55,8 @@ def run(proto, x, ours, level=LEVELS[1]):
     return open_session(proto.SerializeToString(), options).run(None, {"x": x})[0]
 
 
-def check_runs(proto, x, want, tolerance=2e-5):
-    for ours in (False, True):
+def check_runs(proto, x, want, tolerance=2e-5, alone=True):
+    for ours in (False, True) if alone else (True,):
         for level in LEVELS:
             bound = tolerance * np.abs(want).max()
             np.testing.assert_allclose(run(proto, x, ours, level), want, rtol=0, atol=bound, err_msg=f"{ours} {level}")
@@ -73,12 +74,13 @@ def test_every_scheme(scheme, tmp_path):
     preset, each = SCHEMES[scheme], FORMATS[SCHEMES[scheme].format]
     assert attributes["format"].decode() == preset.format
     assert attributes["block_size"] == preset.block_size
-    assert scales.dtype == (np.uint8 if scheme.startswith("mx") else np.float32)
+    stored = {"e8m0": np.uint8, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
+    assert scales.dtype == stored[preset.scale_types[0]]
     blocks = -(-K // preset.block_size) if preset.block_size else 1
     assert scales.shape == (N, blocks)
 
     W = graphs.weight(K, N)
-    factor = reference.E8M0[scales] if scales.dtype == np.uint8 else scales
+    factor = reference.E8M0[scales] if scales.dtype == np.uint8 else scales.astype(np.float32)
     spread = np.repeat(factor, preset.block_size or K, axis=1)[:, :K].T
     np.testing.assert_array_equal(weight, each.round(W / spread) * spread)
     energy, noise = np.square(W).sum(), np.square(W - weight).sum()
@@ -86,6 +88,17 @@ def test_every_scheme(scheme, tmp_path):
     assert report.weights[0].gain > 0
     x = RNG.standard_normal((5, K)).astype(np.float32)
     check_runs(proto, x, x @ weight + graphs.weight(1, N, 1)[0])
+
+
+@pytest.mark.parametrize(("scheme", "form"), [(name, "qoperator") for name in MINIFLOATS] + [("fp8", "qdq")])
+def test_execution_provider(scheme, form, tmp_path):
+    proto, _ = emitted(graphs.matmul_model(96, 37, bias=True), Recipe(scheme=scheme, form=form), tmp_path)
+    session = open_session(proto.SerializeToString(), session_options(provider={"accuracy_level": "0"}))
+    expected = {"qoperator": ["MatMulMiniFloat"], "qdq": ["DequantizeLinear", "Gemm"]}[form]
+    assert sessions.taken(session) in (None, expected)
+    x = RNG.standard_normal((5, 96)).astype(np.float32)
+    want = run(proto, x, ours=False)
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=0, atol=2e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("scale_type", ["float32", "float16", "bfloat16", "e8m0", "pow2"])
@@ -112,6 +125,18 @@ def test_one_scale_for_all(tmp_path):
     assert np.unique(scales).size == 1
     x = RNG.standard_normal((5, 64)).astype(np.float32)
     check_runs(proto, x, x @ weight)
+
+
+@pytest.mark.parametrize("scheme", ["fp8", "fp6", "nf4", "mxfp4"])
+def test_default_level(scheme, tmp_path):
+    """Where the CPU multiplies bfloat16, activations, and the numbers of nf4, are rounded to its 8 bits."""
+    proto, _ = emitted(graphs.matmul_model(96, 37, bias=True), Recipe(scheme=scheme), tmp_path)
+    weight, attributes, *_ = weight_of(proto)
+    assert attributes["accuracy_level"] == 3
+    x = RNG.standard_normal((40, 96)).astype(np.float32)
+    ours, body = run(proto, x, True), run(proto, x, False)
+    bound = 2.0**-8 * (np.abs(x) @ np.abs(weight))  # two roundings of 2^-9
+    assert (np.abs(ours - body) <= bound).all()
 
 
 @pytest.mark.parametrize("scale_type", ["float32", "e8m0"])
@@ -224,7 +249,7 @@ def test_standard_form_of_four_bits(tmp_path):
     assert proto.ir_version == 11
     assert any("no DequantizeLinear of FLOAT4E2M1" in warning for warning in report.warnings)
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
-    codes, scales = arrays["W_fp4_codes"].astype(np.float32), arrays["W_fp4_scales"]
+    codes, scales = (arrays[name].astype(np.float32) for name in ("W_fp4_codes", "W_fp4_scales"))
     weight = codes * np.repeat(scales, 32, axis=0)
     other, _ = emitted(graphs.matmul_model(), Recipe(scheme="fp4"), tmp_path)
     np.testing.assert_array_equal(weight, weight_of(other)[0])
@@ -246,13 +271,14 @@ def test_what_the_standard_form_cannot_say(scheme, dtype, reason, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("embeddings", [False, True])
 @pytest.mark.parametrize("scheme", ["fp8", "nf4", "bfp8", "mxfp4"])
-def test_tables_are_left(scheme):
+def test_tables_are_left(scheme, embeddings):
     b = graphs.Builder()
     table, ids = b.constant("table", graphs.weight(16400, 64)), b.input("ids", ["m"], ir.DataType.INT64)
     x = b.op("Gather", table, ids, name="embed")
     b.output(b.op("MatMul", x, b.constant("W", graphs.weight(64, 32)), name="product"), ["m", 32])
-    decisions = {d.node.name: d for d in plan(b.model(), Recipe(scheme=scheme, embeddings=True))}
+    decisions = {d.node.name: d for d in plan(b.model(), Recipe(scheme=scheme, embeddings=embeddings))}
     assert decisions["embed"].reason == f"GatherBlockQuantized has no {scheme}"
     assert decisions["product"].taken
 
@@ -267,7 +293,13 @@ def test_weights_that_are_no_numbers_are_left(tmp_path):
         optimize(b.model(), Recipe(scheme="fp8"), tmp_path / "out.onnx")
 
 
-@pytest.mark.skipif(ONE_OVERLOAD, reason="ONNX Runtime 1.23 takes one overload for all")
+def test_alpha_that_is_no_number_is_left():
+    b = graphs.Builder()
+    inputs = [b.input("x", ["m", 64]), b.constant("W", graphs.weight(64, 64))]
+    b.output(b.op("Gemm", *inputs, name="gemm", alpha=float("inf")), ["m", 64])
+    assert [d.reason for d in plan(b.model(), Recipe(scheme="fp8"))] == ["alpha is no finite number"]
+
+
 def test_formats_by_node(tmp_path):
     b = graphs.Builder()
     x = b.input("x", ["m", 64])
@@ -289,7 +321,7 @@ def test_formats_by_node(tmp_path):
         want = want @ reference.dequantize_minifloat(quantized.packed, quantized.scales, **form)
     quantized = quantize_rtn(W, recipe.settings("third", "MatMul").weight)
     want = want @ reference.dequantize(quantized.packed, quantized.scales, None, bits=8, block_size=32, K=64)
-    check_runs(proto, x, want)
+    check_runs(proto, x, want, alone=not ONE_OVERLOAD)
 
 
 def test_zeros(tmp_path):
@@ -310,7 +342,7 @@ def test_files_and_recipes(tmp_path):
     """Through a file with external data, from the names of a recipe, which the output keeps."""
     source = tmp_path / "in.onnx"
     ir.save(graphs.matmul_model(512, 512), source, external_data="in.data")
-    recipe = Recipe.from_mapping({"scheme": "nf4", "scale_type": "bfloat16", "block_size": 64})
+    recipe = Recipe.from_mapping({"scheme": "nf4", "scale_type": "float16", "block_size": 64})
     report = optimize(source, recipe, tmp_path / "out.onnx")
     assert report.size_after < 512 * 512 * (4.25 / 8) + 20000
     stored = storage.load(tmp_path / "out.onnx").metadata_props["onnxpress.recipe"]

@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnxpress import models
 from onnxpress.models.evaluate import evaluate
+from onnxpress.models.tasks import reading
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.pipeline import optimize
 from onnxpress.optimizer.recipe import Recipe
@@ -36,11 +37,12 @@ def test_every_product_is_int8(name, products, tmp_path):
     assert report.details["metric"]["int8"] > 0.95
 
 
-def test_recogniser_reads_as_well(tmp_path):
-    report = converted("ppocr-rec", tmp_path / "out.onnx", 16)
+def test_recogniser_reads_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_LINES", 60)
+    report = converted("ppocr-rec", tmp_path / "out.onnx", 4)
     assert report.details["kernels"]["MatMulIntegerToFloat"] + report.details["kernels"]["QLinearMatMul"] == 13
-    # One line is half a point: without restored moments a few of the 200 change.
-    assert evaluate(report.output, "reading").value >= evaluate("ppocr-rec", "reading").value - 0.03
+    # Without restored moments one line or two may change.
+    assert evaluate(report.output, "reading").value >= evaluate("ppocr-rec", "reading").value - 0.04
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])

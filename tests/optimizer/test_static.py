@@ -175,9 +175,11 @@ def statistics_of(path):
     return Calibration(statistics=collect(model, images(), wanted(model, STATIC)))
 
 
-@pytest.mark.parametrize("key", ["max_drop", "only_if_faster", "smooth", "compensate", "equalize", "restore_moments"])
+@pytest.mark.parametrize(
+    "key", ["max_drop", "only_if_faster", "smooth", "compensate", "equalize", "restore_moments", "metric"]
+)
 def test_what_runs_models_is_refused_with_statistics_alone(path, key):
-    asked = dataclasses.replace(STATIC, **{key: 0.1 if key == "max_drop" else True})
+    asked = dataclasses.replace(STATIC, **{key: {"max_drop": 0.1, "metric": "reading"}.get(key, True)})
     with pytest.raises(UsageError, match=f"^{key}: runs models on data.*give --calibration"):
         optimize(path, asked, calibration=statistics_of(path))
 
@@ -272,6 +274,25 @@ def test_a_model_in_memory_is_changed():
     assert sum(node.op_type == "DequantizeLinear" for node in model.graph) > 3
 
 
+@pytest.mark.parametrize(("asked", "seen"), [(None, 6), (4, 4), (6, 6), (9, 6)])
+def test_too_few_samples_are_told(path, tmp_path, asked, seen):
+    report = optimize(path, STATIC, tmp_path / "o.onnx", calibration=Calibration(images(), samples=asked))
+    assert report.details["samples"] == seen
+    assert dict(report.rows)["calibrated on"] == f"{seen} samples of calibration data"
+    told = [warning for warning in report.warnings if "samples" in warning]
+    assert told == (["calibration data: 6 samples, and 9 were asked for"] if asked == 9 else [])
+
+
+@pytest.mark.parametrize("metric", ["readin", "reading", "nowhere:function"])
+def test_a_metric_that_cannot_be_is_refused_before_anything_is_observed(path, metric):
+    def unread():
+        raise AssertionError("data was read")
+        yield
+
+    with pytest.raises(UsageError):
+        optimize(path, dataclasses.replace(STATIC, metric=metric), calibration=Calibration(unread))
+
+
 def test_no_data(path):
     with pytest.raises(UsageError, match="--calibration"):
         optimize(path, STATIC)
@@ -325,6 +346,12 @@ def test_nothing_to_quantize(tmp_path):
     storage.save(b.model(), tmp_path / "relu.onnx")
     with pytest.raises(OnnxpressError, match="nothing to quantize"):
         optimize(tmp_path / "relu.onnx", STATIC, calibration=Calibration([{"x": noise(1, 4)}]))
+
+
+def test_quantizing_twice_is_refused(path, tmp_path):
+    optimize(path, STATIC, tmp_path / "int8.onnx", calibration=Calibration(images()))
+    with pytest.raises(OnnxpressError, match="already quantized"):
+        optimize(tmp_path / "int8.onnx", STATIC, tmp_path / "twice.onnx", calibration=Calibration(images()))
 
 
 def test_dead_branch(tmp_path):

@@ -25,6 +25,7 @@ from .base import Floats, Format
 from .scales import ScaleType
 
 _MULTIPLES = tuple(2.0 ** (step / 12) for step in range(-12, 13))
+_PIECE = 1 << 18  # numbers rounded at a time: some arrays of them stay in the caches
 
 
 def find_scales(
@@ -85,23 +86,31 @@ class _Blocks:
             yield from (self.judge(first * np.float32(2.0**step))[:2] for step in (1, -1))
             return
         for multiple in _MULTIPLES:
-            scale, error, q = self.judge(first * np.float32(multiple))
+            scale, error, refined = self.judge(first * np.float32(multiple))
             yield scale, error
-            above, below = self._sum(self.x, q), self._sum(q, q)
-            yield self.judge(np.divide(above, below, out=scale.copy(), where=below > 0))[:2]
+            yield self.judge(refined)[:2]
 
     def judge(self, scale: Floats) -> tuple[Floats, Floats, Floats]:
-        """The nearest scales that there are, the squared error of each block, and the numbers it was rounded to."""
+        """The nearest scales that there are, the squared error of each block, and the least-squares scales."""
         scale = self.scale_type.round(scale * self.power.astype(np.float64), self.weights) / self.power
-        with np.errstate(over="ignore"):  # what is infinite is held to the largest
-            q = self.weights.round(self.x / scale[:, None])
-        difference = q * scale[:, None]
-        difference -= self.x
-        return scale, self._sum(difference, difference), q
+        error, above, below = (np.zeros_like(scale) for _ in range(3))
+        step = max(1, _PIECE // len(scale))
+        for begin in range(0, self.x.shape[1], step):
+            x = self.x[:, begin : begin + step]
+            counts = None if self.importance is None else self.importance[..., begin : begin + step]
+            with np.errstate(over="ignore"):  # what is infinite is held to the largest
+                q = self.weights.round(x / scale[:, None])
+            difference = q * scale[:, None]
+            difference -= x
+            error += _sum(difference, difference, counts)
+            above += _sum(x, q, counts)
+            below += _sum(q, q, counts)
+        return scale, error, np.divide(above, below, out=scale.copy(), where=below > 0)
 
-    def _sum(self, a: Floats, b: Floats) -> Floats:
-        if self.importance is None:
-            sums: Floats = np.einsum("bk,bk->b", a, b)
-        else:
-            sums = np.einsum("bk,bk,bk->b", a, b, np.broadcast_to(self.importance, a.shape))
-        return sums
+
+def _sum(a: Floats, b: Floats, importance: Floats | None) -> Floats:
+    if importance is None:
+        sums: Floats = np.einsum("bk,bk->b", a, b)
+    else:
+        sums = np.einsum("bk,bk,bk->b", a, b, np.broadcast_to(importance, a.shape))
+    return sums

@@ -74,6 +74,18 @@ def test_every_op(quick, op):
     assert timing.read_share == 48 * (64 + 4 * (2 if case.block_size else 1)) / 100
 
 
+@pytest.mark.parametrize(("format", "bits"), [("e2m3", 6), ("nf4", 4)])
+def test_minifloats_beside_float32(quick, format, bits):
+    """ONNX Runtime has fewer nodes, of as many bytes."""
+    case = Case(3, 64, 48, bits, 32, "minifloat", format)
+    (timing,) = kernels.bench_kernels([case], threads=1, cold=2 * 4 * 64 * 48).timings
+    weight = 48 * 2 * (4 * bits + 2)
+    assert timing.stock == 2.0 / 2
+    assert timing.ours == 1.0 / -(-2 * 4 * 64 * 48 // weight)
+    with pytest.raises(UsageError, match="has 6"):
+        kernels.bench_kernels([Case(3, 64, 48, 8, 32, "minifloat", "e2m3")], threads=1)
+
+
 def test_results_that_differ_are_not_timed():
     want, got = np.ones((2, 3)), np.ones((2, 3))
     kernels._compare(CASES[0], [want], [got])

@@ -8,9 +8,11 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnxpress import models
 from onnxpress.optimizer import cli, storage
 from onnxpress.optimizer.calibration.calibrate import activations, calibrate, merge
 from onnxpress.optimizer.calibration.ranges import METHODS, activation_range
+from onnxpress.optimizer.calibration.source import tokenizer_beside
 from onnxpress.optimizer.calibration.statistics import Statistics, Wanted
 from onnxpress.optimizer.errors import UsageError
 from typer.testing import CliRunner
@@ -65,6 +67,26 @@ def test_what_cannot_be_rounded_is_told(tmp_path):
     assert "cannot be rounded: log_out: it holds NaN or infinity" in done.output
 
 
+def test_a_model_of_the_catalogue_brings_its_data(model, tmp_path, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    monkeypatch.setattr(storage, "resolve", lambda _model: model)
+    monkeypatch.setattr(models, "calibration", lambda name, samples: [{"x": x}] * samples if name == "known" else [])
+    for more, batches in (((), 128), (("--samples", 3), 3)):
+        done = run("calibrate", "known", "-o", tmp_path / "s.npz", *more)
+        assert done.exit_code == 0, done.output
+        assert f"in {batches} batches" in done.output
+    error = run("calibrate", "empty", "-o", tmp_path / "s.npz").exception
+    assert "empty's own data" in str(error) or "no samples" in str(error)
+
+
+def test_the_tokenizer_beside_a_model_is_for_lines_of_text(tmp_path):
+    model = tmp_path / "model.onnx"
+    assert tokenizer_beside(model, "lines.txt") is None
+    (tmp_path / "tokenizer.json").touch()
+    assert tokenizer_beside(model, "lines.txt") == tmp_path / "tokenizer.json"
+    assert tokenizer_beside(model, "data.npz") is tokenizer_beside(model, []) is tokenizer_beside(None, "a.txt") is None
+
+
 def test_wrong_requests(model, tmp_path):
     out = ("-o", tmp_path / "s.npz")
     for arguments, message in (
@@ -73,6 +95,7 @@ def test_wrong_requests(model, tmp_path):
         (("calibrate", "--merge", model, "--data", "x", *out), "leave --data out"),
         (("calibrate", "--merge", model, *out), "at least two files"),
         (("calibrate", model, "--data", model, *out), "give an .npz"),
+        (("calibrate", "--merge", model, model.parent / "." / model.name, *out), "named twice"),
     ):
         error = run(*arguments).exception
         assert isinstance(error, UsageError), error

@@ -1,0 +1,59 @@
+"""MiniLM with weights of small floats: judged by people's similarities, and checked against its decoded weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnxpress import models
+from onnxpress.custom_ops import reference
+from onnxpress.models.evaluate import evaluate
+from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.analysis.session import open_session, session_options
+
+pytestmark = pytest.mark.real
+FLOAT_LEE = 0.656
+
+
+@pytest.mark.parametrize(
+    ("scheme", "form", "size", "bound"),
+    [
+        ("fp8", "qdq", 59e6, 0.005), ("fp6", "qoperator", 56.2e6, 0.01),
+        ("nf4", "qoperator", 54e6, 0.015), ("mxfp4", "qoperator", 53.8e6, 0.015), ("bfp4", "qoperator", 54e6, 0.02),
+    ],
+)  # fmt: skip
+def test_minilm_still_agrees_with_people(scheme, form, size, bound, tmp_path):
+    path = tmp_path / "out.onnx"
+    report = optimize("minilm", Recipe(scheme=scheme, form=form, accuracy_level=0), path)
+    assert report.rewritten == {"MatMul": 36}
+    assert report.schemes == {scheme: 36}
+    assert report.size_after < size
+    assert report.gain > 0.1
+    assert evaluate(path, "lee").value == pytest.approx(FLOAT_LEE, abs=bound)
+
+
+@pytest.mark.parametrize("scheme", ["fp8-e3m4", "fp4"])
+def test_the_model_is_that_of_its_decoded_weights(scheme, tmp_path):
+    path = tmp_path / "out.onnx"
+    optimize("minilm", Recipe(scheme=scheme, accuracy_level=0), path)
+    proto, model = onnx.load(path), ir.load(models.path("minilm"))
+    nodes = {node.name: node for node in proto.graph.node if node.op_type == "MatMulMiniFloat"}
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    for node in model.graph:
+        if node.name not in nodes:
+            continue
+        given = {a.name: onnx.helper.get_attribute_value(a) for a in nodes[node.name].attribute}
+        weight = reference.dequantize_minifloat(
+            *(arrays[name] for name in nodes[node.name].input[1:3]),
+            format=given["format"].decode(), block_size=given["block_size"], K=given["K"],
+        )  # fmt: skip
+        node.inputs[1].const_value = ir.tensor(weight, name=node.inputs[1].name)
+    ids = np.random.default_rng(0).integers(1000, 20000, (2, 17))
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    (want,) = ort.InferenceSession(ir.to_proto(model).SerializeToString()).run(None, feeds)
+    alone = not ort.__version__.startswith("1.23.")  # which takes one overload for all
+    for ours in (False, True) if alone else (True,):
+        (got,) = open_session(path, session_options(ours=ours)).run(None, feeds)
+        np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
