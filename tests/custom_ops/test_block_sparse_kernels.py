@@ -66,6 +66,18 @@ def test_awkward_shapes(isa, block):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block", [(4, 1), (12, 1), (64, 1)], ids=str)
+def test_blocks_of_one_output_in_several_parts(isa, block):
+    """Of outputs (64) and of k (1024 of int8, 256 of float32), some without a weight, blocks in two of them."""
+    for i, (K, N) in enumerate([(1023, 65), (2090, 70), (300, 130)]):
+        for integer in (True, False):
+            case = Case(K, N, *block, (0.02, 0.1, 0.5)[i], integer, bias=True, quantized_output=i == 1, seed=i)
+            weight = packed(case)
+            for M in (17, 33):
+                check(isa, case, case.feed(M), weight)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", [(4, 4), (4, 1), (1, 4), (5, 3)], ids=str)
 def test_every_epilogue(isa, block):
     for integer in (True, False):
