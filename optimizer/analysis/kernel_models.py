@@ -69,7 +69,7 @@ class Graph:
         self.graph.register_initializer(value)
         return value
 
-    def op(self, op_type: str, *inputs: ir.Value, outputs: int = 1, **attributes: int | str) -> list[ir.Value]:
+    def op(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: int | str) -> list[ir.Value]:
         """The outputs of a new node; `domain` is one of the attributes."""
         domain = str(attributes.pop("domain", ""))
         name = f"{op_type}_{len(self.graph)}"

@@ -30,7 +30,8 @@ UInt8 = npt.NDArray[np.uint8]
 
 def codes_of(A: Float32) -> UInt8:
     """Activations of unit variance as uint8 codes."""
-    return np.clip(np.rint(A / sparse_models.A_SCALE) + sparse_models.MIDDLE, 0, 255).astype(np.uint8)
+    codes: UInt8 = np.clip(np.rint(A / sparse_models.A_SCALE) + sparse_models.MIDDLE, 0, 255).astype(np.uint8)
+    return codes
 
 
 def _in_place(model: bytes, A: Float32 | UInt8, N: int, threads: int | None, provider: dict[str, str] | None) -> Run:
