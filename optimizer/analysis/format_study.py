@@ -112,7 +112,8 @@ class FormatStudy:
         for verdict in self.verdicts:
             table.add_row(*_cells(verdict))
         console.print(table)
-        coverage = Table(title=f"coverage: loss of at most {100 * self.max_drop:g} %", title_justify="left", box=None)
+        console.print(f"coverage: the models that lose {100 * self.max_drop:g} % at most")
+        coverage = Table(box=None)
         coverage.add_column("scheme")
         coverage.add_column("models", justify="right")
         coverage.add_column("share", justify="right")

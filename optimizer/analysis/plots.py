@@ -143,6 +143,9 @@ def plot_formats(study: FormatStudy, path: str | Path) -> None:
         losses.plot(
             [1.0] * len(failed), failed, "x", color=color, transform=losses.get_yaxis_transform(), clip_on=False
         )
+    low, high = losses.get_xlim()
+    ticks = [bound * step for step in (-10, -1, -0.5, 0, 0.5, 1, 10, 100) if low <= bound * step <= high]
+    losses.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     losses.set_yticks(places, schemes)
     losses.invert_yaxis()
     losses.set_xlabel(f"loss against float32, %; the line is {bound:g} %, a cross at the edge a scheme that failed")

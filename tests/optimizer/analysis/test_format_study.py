@@ -80,7 +80,7 @@ def test_figures(model, bare, quality, tmp_path):
     lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
     assert any(f"fp8 {quality} 1.99000 0.50 % yes" in line for line in lines)
     assert any(f"fp4 {quality} 1.96000 2.00 % no" in line for line in lines)
-    assert "coverage: loss of at most 1 %" in lines
+    assert "coverage: the models that lose 1 % at most" in lines
     assert "fp8 1 of 2 50.0 %" in lines
     plot_formats(study, tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
