@@ -41,8 +41,7 @@ static constexpr std::uint32_t minifloat_bits(CodeKind kind, int code) {
   const MiniFloat& f = minifloat(kind);
   const std::uint32_t sign = static_cast<std::uint32_t>(code >> (f.bits() - 1) & 1) << 31;
   const int magnitude = code & ((1 << (f.bits() - 1)) - 1);
-  if (magnitude > f.largest)
-    return sign | (kind == CodeKind::kE5M2 && magnitude == 0x7c ? 0x7f800000u : 0x7fc00000u);
+  if (magnitude > f.largest) return sign | (kind == CodeKind::kE5M2 && magnitude == 0x7c ? 0x7f800000u : 0x7fc00000u);
   if (magnitude == 0) return sign;
   int exponent = magnitude >> f.mantissa, mantissa = magnitude & ((1 << f.mantissa) - 1);
   if (exponent == 0) {

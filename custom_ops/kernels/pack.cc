@@ -321,9 +321,9 @@ bool is_valid(const NBitsLayout& layout) {
   constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
   const std::int64_t block_size = layout.block_size;
   const bool is_integer = layout.kind == CodeKind::kInteger;
-  const bool fits = is_integer ? layout.scale_type != ScaleType::kExponent
-                               : layout.bits == minifloat(layout.kind).bits() &&
-                                     layout.zero_points == NBitsLayout::ZeroPoints::kNone;
+  const bool fits =
+      is_integer ? layout.scale_type != ScaleType::kExponent
+                 : layout.bits == minifloat(layout.kind).bits() && layout.zero_points == NBitsLayout::ZeroPoints::kNone;
   return fits && layout.bits >= 2 && layout.bits <= 8 && layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 &&
          layout.N <= kMostElements / layout.K &&
          (block_size == kTile || (block_size >= kSpan && block_size <= 256 && block_size % kSpan == 0)) &&

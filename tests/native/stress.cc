@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "kernels/block_sparse.h"
 #include "kernels/matmul_nbits.h"
 #include "ops/shared_weights.h"
 
@@ -61,12 +62,82 @@ struct Product {
   }
   Product(const Product&) = delete;
 
+  PackedWeight packed(const Parallel& parallel) const { return pack(source, parallel); }
+
   std::vector<float> multiply(const NBitsWeight& weight, Isa isa, const Parallel& parallel) const {
     std::vector<float> Y(static_cast<std::size_t>(M * source.N));
     matmul_nbits({A.data(), M, &weight, nullptr, Y.data()}, compute, isa, parallel);
     return Y;
   }
 };
+
+// The same of a block-sparse weight of int8, whose rows threads lay out for each other.
+struct SparseProduct {
+  BlockSparseSource source;
+  std::int64_t M;
+  std::vector<std::int8_t> codes;
+  std::vector<std::int32_t> indices, offsets{0};
+  std::vector<float> scales, A;
+
+  SparseProduct(std::uint32_t seed, std::int64_t block_k, std::int64_t block_n, std::int64_t rows) : M(rows) {
+    std::mt19937 random(seed);
+    source.K = 1200;
+    source.N = 600;
+    source.block_k = block_k;
+    source.block_n = block_n;
+    for (std::int64_t row = 0; row < source.block_rows(); ++row) {
+      for (std::int32_t column = 0; column < source.block_columns(); ++column) {
+        if (random() % 5 == 0) indices.push_back(column);
+      }
+      offsets.push_back(static_cast<std::int32_t>(indices.size()));
+    }
+    source.blocks = static_cast<std::int64_t>(indices.size());
+    codes.resize(indices.size() * static_cast<std::size_t>(block_k * block_n));
+    scales.resize(static_cast<std::size_t>(source.N), 0.01f);
+    A.resize(static_cast<std::size_t>(M * source.K));
+    for (auto& code : codes) code = static_cast<std::int8_t>(random());
+    for (auto& a : A) a = std::normal_distribution<float>()(random);
+    source.codes = codes.data();
+    source.indices = indices.data();
+    source.offsets = offsets.data();
+    source.scales = scales.data();
+  }
+  SparseProduct(const SparseProduct&) = delete;
+
+  PackedBlockSparse packed(const Parallel&) const { return pack(source); }
+
+  std::vector<float> multiply(const BlockSparseWeight& weight, Isa isa, const Parallel& parallel) const {
+    std::vector<float> Y(static_cast<std::size_t>(M * source.N));
+    BlockSparseProblem problem;
+    problem.floats = A.data();
+    problem.M = M;
+    problem.weight = &weight;
+    problem.floats_out = Y.data();
+    block_sparse_matmul(problem, isa, parallel);
+    return Y;
+  }
+};
+
+template <class P, std::size_t Count>
+int wrong_results(const P (&products)[Count], Isa isa) {
+  std::vector<std::vector<float>> expected;
+  for (const P& product : products) {
+    expected.push_back(product.multiply(product.packed(Sequential()).view, isa, Sequential()));
+  }
+  std::atomic<int> wrong{0};
+  const auto work = [&](int thread) {
+    for (int round = 0; round < kRounds; ++round) {
+      // Each weight is packed anew, and dropped by some while others take it.
+      const auto which = static_cast<std::size_t>(thread + round) % Count;
+      const auto weight = share(products[which].packed(Pair()));
+      if (products[which].multiply(weight.view, isa, Pair()) != expected[which]) ++wrong;
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < kThreads; ++thread) threads.emplace_back(work, thread);
+  for (std::thread& thread : threads) thread.join();
+  return wrong;
+}
 
 int wrong_results(Isa isa) {
   const Product products[] = {
@@ -77,23 +148,8 @@ int wrong_results(Isa isa) {
       {1, 4, 1, Compute::kFloat32, CodeKind::kNF4},
       {4, 6, 9, Compute::kBFloat16, CodeKind::kE2M3},
   };
-  std::vector<std::vector<float>> expected;
-  for (const Product& product : products) {
-    expected.push_back(product.multiply(pack(product.source, Sequential()).view, isa, Sequential()));
-  }
-  std::atomic<int> wrong{0};
-  const auto work = [&](int thread) {
-    for (int round = 0; round < kRounds; ++round) {
-      // Each weight is packed anew, and dropped by some while others take it.
-      const auto which = static_cast<std::size_t>(thread + round) % std::size(products);
-      const PackedWeight weight = share(pack(products[which].source, Pair()));
-      if (products[which].multiply(weight.view, isa, Pair()) != expected[which]) ++wrong;
-    }
-  };
-  std::vector<std::thread> threads;
-  for (int thread = 0; thread < kThreads; ++thread) threads.emplace_back(work, thread);
-  for (std::thread& thread : threads) thread.join();
-  return wrong;
+  const SparseProduct sparse[] = {{5, 4, 4, 70}, {6, 4, 1, 70}, {7, 1, 4, 33}, {8, 4, 4, 2}};
+  return wrong_results(products, isa) + wrong_results(sparse, isa);
 }
 
 }  // namespace
@@ -104,7 +160,7 @@ int main() {
   for (const onnxpress::Isa isa : onnxpress::supported_isas()) {
     const int here = onnxpress::wrong_results(isa);
     std::printf("%s: %d of %d results wrong\n", onnxpress::isa_name(isa), here,
-                onnxpress::kThreads * onnxpress::kRounds);
+                2 * onnxpress::kThreads * onnxpress::kRounds);
     wrong += here;
   }
   return wrong == 0 ? 0 : 1;
