@@ -23,7 +23,7 @@ app = typer.Typer(
 for _command in (
     convert.optimize, convert.compile, convert.export_mask, catalogue.models, catalogue.evaluate, convert.export,
     calibrate.calibrate, analyse.inspect, analyse.compare, analyse.bench, analyse.bench_kernels, analyse.bench_sparse,
-    analyse.study_sparsity,
+    analyse.study, analyse.study_sparsity,
 ):  # fmt: skip
     app.command(_command.__name__.replace("_", "-"))(_command)
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 _GROUP = 256  # tensors that are held at a time, for each model
 _FOLDER_KEY = "session.model_external_initializers_file_folder_path"
-_DEFAULT_DIMS = {"batch": 2, "sequence": 32, "past": 0}
+DEFAULT_DIMS = {"batch": 2, "sequence": 32, "past": 0}
+"""Sizes of random inputs where nobody says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def compare(
     models = [_Probe(storage.resolve(path)) for path in (first, second)]
     one, other = (probe.session.get_inputs() for probe in models)
     inputs = shared_inputs(str(first), one, str(second), other)
-    feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**_DEFAULT_DIMS, **(dims or {})}, seed)
+    feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed)
     outputs = _outputs(first, models[0], second, models[1])
     known = set(models[0].tensors) - set(outputs)
     shared = [*outputs, *(name for name in models[1].tensors if name in known)]

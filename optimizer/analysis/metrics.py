@@ -56,7 +56,11 @@ class Metric:
 
 
 def choose_metric(
-    name: str | None, original: ir.Model | Path, feeds: Sequence[Feeds], source: str | None = None
+    name: str | None,
+    original: ir.Model | Path,
+    feeds: Sequence[Feeds],
+    source: str | None = None,
+    threads: int | None = None,
 ) -> Metric:
     """The metric that a user means, and its value for the float model.
 
@@ -68,6 +72,7 @@ def choose_metric(
         original: The float model, or its path, beside which a task finds the tokenizer.
         feeds: Inputs for the likeness; the others bring their own.
         source: What to call the float model in an error; its path by default.
+        threads: That run the float model; None leaves the choice to ONNX Runtime.
 
     Raises:
         UsageError: There is no such task or function, the task does not fit the model, or there are no feeds.
@@ -76,7 +81,7 @@ def choose_metric(
     path = original if isinstance(original, Path) else None
     model = storage.load(storage.resolve(original)) if isinstance(original, Path) else original
     source = source or str(path or "the float model")
-    with temporary_session(model, source) as session:
+    with temporary_session(model, source, threads) as session:
         if name is None:
             return Metric(COSINE, 1.0, _Likeness(session, feeds, source))
         judge = _judge(name, session, path, source)

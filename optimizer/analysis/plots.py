@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..errors import OnnxpressError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .bench import Benchmark
     from .bench_kernels import KernelBenchmark
     from .compare import Comparison
+    from .format_study import FormatStudy
     from .sparsity_study import Point, Study
 
 _INK, _ACCENT = "#4a6fa5", "#c8553d"
@@ -119,6 +120,49 @@ def plot_study(study: Study, path: str | Path) -> None:
     title = f"{study.machine}\n{study.setup}; the black line is float32" if timed else "the black line is float32"
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     _save(figure, path)
+
+
+def plot_formats(study: FormatStudy, path: str | Path) -> None:
+    """Loss of each model by scheme, a cross at the edge where a scheme failed, and the coverage beside it."""
+    from matplotlib.figure import Figure
+
+    coverage = study.coverage
+    schemes, models = list(coverage), list(dict.fromkeys(verdict.model for verdict in study.verdicts))
+    places = range(len(schemes))
+    figure = Figure(figsize=(11, 2.2 + 0.4 * len(schemes)), layout="constrained")
+    losses, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    bound = 100 * study.max_drop
+    losses.axvline(bound, color="black", linewidth=0.8)
+    losses.set_xscale("symlog", linthresh=max(bound, 0.01))
+    for index, model in enumerate(models):
+        found = {v.scheme: v.loss for v in study.verdicts if v.model == model}
+        known = [(100 * loss, y) for y, scheme in zip(places, schemes, strict=True) if _finite(loss := found[scheme])]
+        failed = [y for y, scheme in zip(places, schemes, strict=True) if not _finite(found[scheme])]
+        color = f"C{index % 10}"
+        losses.plot([x for x, _ in known], [y for _, y in known], "o", color=color, label=shorten(model))
+        losses.plot(
+            [1.0] * len(failed), failed, "x", color=color, transform=losses.get_yaxis_transform(), clip_on=False
+        )
+    low, high = losses.get_xlim()
+    ticks = [bound * step for step in (-10, -1, -0.5, 0, 0.5, 1, 10, 100) if low <= bound * step <= high]
+    losses.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    losses.set_yticks(places, schemes)
+    losses.invert_yaxis()
+    losses.set_xlabel(f"loss against float32, %; the line is {bound:g} %, a cross at the edge a scheme that failed")
+    shares.barh(places, [100 * share for share in coverage.values()], color=_INK, height=0.6)
+    for place, share in zip(places, coverage.values(), strict=True):
+        shares.text(100 * share + 2, place, f"{100 * share:.0f} %", va="center", fontsize=9)
+    shares.set_xlim(0, 120)
+    shares.set_xticks([0, 50, 100])
+    shares.set_xlabel("models that pass, %")
+    for axes in (losses, shares):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8)
+    _save(figure, path)
+
+
+def _finite(loss: float | None) -> TypeGuard[float]:
+    return loss is not None and math.isfinite(loss)
 
 
 def _figure(height: float) -> tuple[Any, Any]:

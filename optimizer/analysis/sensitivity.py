@@ -75,6 +75,16 @@ class MixedPrecision:
     trials: tuple[Trial, ...]
 
 
+def relative_drop(reference: float, value: float) -> float:
+    """What is lost of a metric, as a share of the float model's; infinite where that is 0 or the value NaN."""
+    if math.isnan(value):
+        return math.inf
+    lost = reference - value
+    if reference == 0:
+        return math.inf if lost > 0 else 0.0
+    return lost / abs(reference)
+
+
 def search_mixed_precision(
     build: Callable[[frozenset[str]], M],
     score: Callable[[M], float],
@@ -161,20 +171,12 @@ class _Search(Generic[M]):
             raise _ExhaustedError
         self._progress(_STAGE, len(self.trials), self._budget)
         value = float(self._score(self._build(kept)))
-        drop = self._drop(value)
+        drop = relative_drop(self._reference, value)
         names = tuple(name for name in self._names if name in kept)
         trial = Trial(names, value, drop, drop <= self._max_drop, step)
         self._known[kept] = trial
         self.trials.append(trial)
         return trial
-
-    def _drop(self, value: float) -> float:
-        if math.isnan(value):
-            return math.inf
-        lost = self._reference - value
-        if self._reference == 0:
-            return math.inf if lost > 0 else 0.0
-        return lost / abs(self._reference)
 
     def _rank(self) -> None:
         """Step 2. Enough trials are left over for the steps behind it."""

@@ -39,11 +39,13 @@ def written(model: ir.Model) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary_session(model: ir.Model, name: str = "model") -> Iterator[ort.InferenceSession]:
+def temporary_session(
+    model: ir.Model, name: str = "model", threads: int | None = None
+) -> Iterator[ort.InferenceSession]:
     """A session on a model in memory.
 
     Raises:
         OnnxpressError: As `written`, or ONNX Runtime refuses the model.
     """
     with written(model) as path:
-        yield open_session(path, session_options(ours=uses_our_ops(model)), name)
+        yield open_session(path, session_options(threads=threads, ours=uses_our_ops(model)), name)

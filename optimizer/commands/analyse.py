@@ -8,7 +8,7 @@ import typer
 
 from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
-from .terminal import Json, console, progress_bar
+from .terminal import Json, console, progress_bar, share
 
 _Dims = Annotated[list[str] | None, typer.Option("--dim", help="NAME=SIZE of a symbolic dimension; repeatable.")]
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
@@ -32,6 +32,23 @@ def _sizes(items: list[str] | None) -> dict[str, int]:
         if int(value) == 0 and "past" not in name.lower():
             raise UsageError(f'--dim "{name}={value}": nothing is computed on no data; only a past may be empty')
     return {name: int(value) for name, value in pairs.items()}
+
+
+def _by_model(texts: list[str] | None, models: list[str], option: str) -> dict[str, str]:
+    """What is meant for each model by MODEL=VALUE, and by a VALUE alone for those that have none of their own."""
+    own: dict[str, str] = {}
+    general: list[str] = []
+    for text in texts or []:
+        model = next((name for name in models if text.startswith(f"{name}=")), None)
+        if model is None and "=" in text:
+            raise UsageError(f'{option} "{text}": {text.partition("=")[0]} is none of the models')
+        if model in own or (model is None and general):
+            raise UsageError(f'{option} "{text}": is the second for {model or "all models"}')
+        if model is None:
+            general.append(text)
+        else:
+            own[model] = text.removeprefix(f"{model}=")
+    return {**dict.fromkeys(models if general else (), *general), **own}
 
 
 def _check_plot(path: str | None) -> None:
@@ -169,6 +186,51 @@ def bench_kernels(
         from ..analysis.plots import plot_kernels
 
         plot_kernels(result, plot)
+    if json_:
+        print(result.to_json())
+    else:
+        result.print(console())
+
+
+def study(
+    models: Annotated[list[str], typer.Argument(help="Float models: files, folders or catalogue names.")],
+    schemes: Annotated[
+        str | None,
+        typer.Option(help="As optimize takes them, with commas; fp8,fp8-e3m4,fp8-e5m2,fp6,fp4,int8-static by default."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--metric",
+            help="A task or module:function of a session, for all or as MODEL=NAME; repeatable. By default the cosine "
+            "of outputs.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(help="Data as optimize takes it, for all or as MODEL=DATA; the catalogue's models have theirs."),
+    ] = None,
+    max_drop: Annotated[str, typer.Option(help="The most that a model may lose of its metric and pass.")] = "1%",
+    threads: Annotated[int | None, typer.Option(min=1, help="That run the models; all cores by default.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Where converted models are kept, and found again.")] = None,
+    plot: _Plot = None,
+    json_: Json = False,
+) -> None:
+    """Show which number formats models bear: the loss of a metric by scheme, and the share of models that pass."""
+    from ..analysis import format_study as study
+
+    _check_plot(plot)
+    with progress_bar(json_) as progress:
+        result = study.study_formats(
+            models, study.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")],
+            metrics=_by_model(task, models, "--task"), data=_by_model(calibration, models, "--calibration"),
+            max_drop=share(max_drop, "--max-drop"), threads=threads, folder=folder, progress=progress,
+        )  # fmt: skip
+    if plot:
+        from ..analysis.plots import plot_formats
+
+        plot_formats(result, plot)
     if json_:
         print(result.to_json())
     else:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import typer
 
-from ..errors import UsageError
-from .terminal import Json, Quiet, console, progress_bar
+from .terminal import Json, Quiet, console, progress_bar, share
 
 _DATA, _STATIC, _SPARSE = "Data of int8-static and sparse", "int8-static", "sparse"
 
@@ -191,7 +189,8 @@ def optimize(
         "clean_up": clean_up, "include": include or None, "exclude": exclude or None, "range_method": range_method,
         "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
         "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
-        "compensate": compensate, "restore_moments": restore_moments, "max_drop": _share(max_drop), "metric": metric,
+        "compensate": compensate, "restore_moments": restore_moments, "metric": metric,
+        "max_drop": None if max_drop is None else share(max_drop, "--max-drop"),
         "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
         "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
         "prune": prune, "mask": mask, "expect_m": expect_m,
@@ -205,20 +204,6 @@ def optimize(
         print(report.to_json())
     elif not quiet:
         report.print(console())
-
-
-def _share(text: str | None) -> float | None:
-    """A share as a number, or in percent."""
-    if text is None:
-        return None
-    number, percent, rest = text.partition("%")
-    try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = math.nan
-    if rest or not 0 < share <= 1:
-        raise UsageError(f'--max-drop "{text}": write a share such as 1% or 0.01')
-    return share
 
 
 def export_mask(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +21,22 @@ _FILE_WIDTH = 160
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+
+
+def share(text: str, option: str) -> float:
+    """A share, written as a number or in percent.
+
+    Raises:
+        UsageError: It is none, naming the option.
+    """
+    number, percent, rest = text.partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if rest or not 0 < value <= 1:
+        raise UsageError(f'{option} "{text}": write a share such as 1% or 0.01')
+    return value
 
 
 def console() -> Console:

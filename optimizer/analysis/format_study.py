@@ -1,0 +1,276 @@
+"""Which formats models bear: what each loses of a metric by scheme, and how many of them each scheme serves.
+
+The tables of "Efficient Post-training Quantization with FP8 Formats" (Shen et al., arXiv:2309.14592), for any models.
+With the metric m of the float model and m' of a converted one the loss is relative,
+
+    d = (m - m') / |m|
+
+and the model passes where d <= max_drop, there 1 %. The coverage of a scheme is the share of the models that pass. A
+model that a scheme refuses does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import storage
+from ..calibration import Calibration
+from ..errors import OnnxpressError, UsageError
+from ..outcome import Progress
+from ..pipeline import optimize
+from ..recipe import Recipe
+from ..report import size_text
+from .compare import DEFAULT_DIMS
+from .feeds import Feeds, random_feeds
+from .metrics import COSINE, Metric, check_metric, choose_metric
+from .sensitivity import relative_drop
+from .session import open_session, session_options, uses_our_ops
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMES = ("fp8", "fp8-e3m4", "fp8-e5m2", "fp6", "fp4", "int8-static")
+"""Those that are studied where nobody says."""
+
+FLOAT = "float32"
+"""What stands for the scheme of the float model."""
+
+_SAMPLES = 16  # on which outputs are compared
+_SEEDS = 4  # as many random inputs, where there is no data
+_READ_DATA = ("static", "sparse")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One model by one scheme.
+
+    Attributes:
+        model: As the caller named it.
+        scheme: Of the recipe; "float32" for the model itself.
+        metric: By which it is judged.
+        value: The metric, None where the scheme failed.
+        loss: Relative to the float model, negative where it is better; infinite where the metric is NaN.
+        passed: Whether the loss is within the bound.
+        size: Bytes of the file, external data included.
+        reason: Why the scheme failed.
+    """
+
+    model: str
+    scheme: str
+    metric: str
+    value: float | None = None
+    loss: float | None = None
+    passed: bool = False
+    size: int | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class FormatStudy:
+    """What a study found.
+
+    Attributes:
+        verdicts: Model by model, each first as float32.
+        max_drop: The bound on the loss.
+    """
+
+    verdicts: list[Verdict]
+    max_drop: float
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Share of the models that pass, by scheme."""
+        passed: dict[str, list[bool]] = {}
+        for verdict in self.verdicts:
+            if verdict.scheme != FLOAT:
+                passed.setdefault(verdict.scheme, []).append(verdict.passed)
+        return {scheme: sum(each) / len(each) for scheme, each in passed.items()}
+
+    def to_json(self) -> str:
+        """Everything as JSON; what is infinite or NaN becomes null."""
+        values = dataclasses.asdict(self)
+        for verdict in values["verdicts"]:
+            verdict.update({k: None for k, v in verdict.items() if isinstance(v, float) and not math.isfinite(v)})
+        return json.dumps({**values, "coverage": self.coverage}, indent=2)
+
+    def print(self, console: Console) -> None:
+        """Two tables for a person."""
+        from rich.table import Table
+
+        table = Table(box=None)
+        for column in ("model", "scheme", "metric", "value", "loss", "passes", "size", "why not"):
+            table.add_column(column, justify="right" if column in ("value", "loss", "size") else "left")
+        for verdict in self.verdicts:
+            table.add_row(*_cells(verdict))
+        console.print(table)
+        console.print(f"coverage: the models that lose {100 * self.max_drop:g} % at most")
+        coverage = Table(box=None)
+        coverage.add_column("scheme")
+        coverage.add_column("models", justify="right")
+        coverage.add_column("share", justify="right")
+        models = len({verdict.model for verdict in self.verdicts})
+        for scheme, share in self.coverage.items():
+            coverage.add_row(scheme, f"{round(share * models)} of {models}", f"{100 * share:.1f} %")
+        console.print(coverage)
+
+
+def _cells(verdict: Verdict) -> tuple[str, ...]:
+    value = "" if verdict.value is None else f"{verdict.value:.5f}"
+    loss = "" if verdict.loss is None or verdict.scheme == FLOAT else f"{round(100 * verdict.loss, 2) + 0.0:.2f} %"
+    passes = "" if verdict.scheme == FLOAT else "yes" if verdict.passed else "no"
+    size = "" if verdict.size is None else size_text(verdict.size)
+    return verdict.model, verdict.scheme, verdict.metric, value, loss, passes, size, verdict.reason
+
+
+def study_formats(
+    models: Sequence[str],
+    schemes: Sequence[str] = SCHEMES,
+    *,
+    metrics: Mapping[str, str] | None = None,
+    data: Mapping[str, str] | None = None,
+    max_drop: float = 0.01,
+    threads: int | None = None,
+    folder: str | Path | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> FormatStudy:
+    """Convert models by schemes, and judge them.
+
+    Args:
+        models: Float models: files, folders or names of the catalogue.
+        schemes: Of recipes, all else by default.
+        metrics: By model what `choose_metric` takes; for others it is the cosine of outputs, on 16 samples of the
+            model's data, or on random inputs where there is none.
+        data: By model a file or "module:function" to calibrate with; a model of the catalogue has its own.
+        max_drop: The largest loss with which a model passes.
+        threads: That run the models; None leaves the choice to ONNX Runtime.
+        folder: Where converted models are kept, and found again if model, data and recipe are the same.
+        progress: Told how the work goes on.
+
+    Returns:
+        A verdict a model and scheme; what cannot be converted or judged has failed, with the reason.
+
+    Raises:
+        UsageError: Nothing has begun: a scheme, a model, a metric, data or the folder is wrong.
+    """
+    for what, names in (("model", models), ("scheme", schemes)):
+        if not names or len(set(names)) < len(names):
+            raise UsageError(f"{what}s are {', '.join(names) or 'none'}; name each {what} once")
+    if not 0 <= max_drop <= 1:
+        raise UsageError(f"max_drop is {max_drop}, must be a share from 0 to 1")
+    recipes = [Recipe.from_mapping({"scheme": scheme}, "schemes") for scheme in schemes]
+    if folder is not None:
+        _make(Path(folder))
+    workloads = [_workload(name, (metrics or {}).get(name), (data or {}).get(name)) for name in models]
+    verdicts: list[Verdict] = []
+    for workload in workloads:
+        with _place(folder) as place:
+            for done, verdict in enumerate(_verdicts(workload, recipes, max_drop, threads, place), 1):
+                progress(workload.name, done, len(recipes) + 1)
+                verdicts.append(verdict)
+    return FormatStudy(verdicts, max_drop)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Workload:
+    """A model, what judges it and what it is calibrated with."""
+
+    name: str
+    path: Path
+    metric: str | None
+    data: str | None
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.data)
+
+    def feeds(self) -> list[Feeds]:
+        """Inputs to compare outputs on."""
+        named = None if Path(self.name).exists() else self.name
+        if self.calibration.is_there(named):
+            opened = self.calibration.open(storage.load(self.path), named, self.path)
+            return list(islice(opened, _SAMPLES))  # type: ignore[arg-type]
+        inputs = open_session(self.path, session_options(), self.name).get_inputs()
+        return [random_feeds(inputs, DEFAULT_DIMS, seed) for seed in range(_SEEDS)]
+
+    def target(self, recipe: Recipe, place: Path) -> Path:
+        """Where its converted form is: a name that is another one when the model, the data or the recipe is."""
+        files = [path for path in (self.path, Path(self.data or "")) if path.is_file()]
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        told = json.dumps([stats, self.data, recipe.to_mapping()], sort_keys=True)
+        stem = self.path.stem if Path(self.name).is_file() else Path(self.name).resolve().name
+        return place / f"{stem}.{recipe.scheme}.{hashlib.sha256(told.encode()).hexdigest()[:8]}.onnx"
+
+
+def _workload(name: str, metric: str | None, data: str | None) -> _Workload:
+    """A model that can be read, with a metric that fits and data that begins well."""
+    try:
+        workload = _Workload(name, storage.resolve(name), metric, data)
+        model = storage.load(workload.path)
+        if metric is not None:
+            check_metric(metric, model, name)
+        if data is not None:
+            next(iter(workload.calibration.open(model, None, workload.path)))
+    except OnnxpressError as error:
+        raise UsageError(str(error)) from error
+    return workload
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    storage.check_target(folder / "model.onnx")
+
+
+@contextlib.contextmanager
+def _place(folder: str | Path | None) -> Iterator[Path]:
+    """The folder, or one for a while."""
+    if folder is not None:
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxpress-") as temporary:
+        yield Path(temporary)
+
+
+def _verdicts(
+    workload: _Workload, recipes: Sequence[Recipe], max_drop: float, threads: int | None, place: Path
+) -> Iterator[Verdict]:
+    name, size = workload.name, storage.size_on_disk(workload.path, storage.load(workload.path))
+    try:
+        feeds = workload.feeds() if workload.metric is None else []
+        metric = choose_metric(workload.metric, workload.path, feeds, name, threads)
+    except OnnxpressError as error:
+        for scheme in (FLOAT, *(recipe.scheme for recipe in recipes)):
+            yield Verdict(name, scheme, workload.metric or COSINE, reason=f"as float32: {error}")
+        return
+    yield Verdict(name, FLOAT, metric.name, metric.reference, 0.0, True, size)
+    for recipe in recipes:
+        try:
+            value, size = _judge(workload, recipe, metric, threads, place)
+        except OnnxpressError as error:
+            yield Verdict(name, recipe.scheme, metric.name, reason=str(error))
+            continue
+        loss = relative_drop(metric.reference, value)
+        yield Verdict(name, recipe.scheme, metric.name, value, loss, loss <= max_drop, size)
+
+
+def _judge(workload: _Workload, recipe: Recipe, metric: Metric, threads: int | None, place: Path) -> tuple[float, int]:
+    """Metric and size of the converted model, which is made unless it is there."""
+    target = workload.target(recipe, place)
+    if not target.exists():
+        calibration = workload.calibration if recipe.kind in _READ_DATA else None
+        optimize(workload.name, recipe, target, calibration=calibration)
+    model = storage.load(target)
+    options = session_options(threads=threads, ours=uses_our_ops(model))
+    session = open_session(target, options, f"{workload.name} as {recipe.scheme}")
+    return metric.judge(session), storage.size_on_disk(target, model)
