@@ -193,3 +193,7 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     )
     if not fits:
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")
+    if array.size == 0 and 0 not in node.shape and "past" not in node.name:  # which a first step has none of
+        raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, which holds no numbers to compare by")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise UsageError(f"{path}: {node.name} holds NaN or infinity")

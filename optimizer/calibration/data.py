@@ -125,7 +125,8 @@ def check(array: np.ndarray, entry: Input, where: str) -> None:
         not isinstance(size, int) or size == have for size, have in zip(entry.shape, array.shape, strict=True)
     )
     if not fits:
-        raise UsageError(f"{where}: has shape {list(array.shape)}, the model takes {list(entry.shape)}")
+        advice = "; samples lie along a first axis" if array.ndim + 1 == len(entry.shape) else ""
+        raise UsageError(f"{where}: has shape {list(array.shape)}, the model takes {list(entry.shape)}{advice}")
     if is_float(array.dtype) and not np.isfinite(array).all():
         raise UsageError(f"{where}: holds NaN or infinity; remove the sample")
 

@@ -171,7 +171,7 @@ class QuantizeMatMul:
     def _warn(self, form: WeightForm) -> None:
         bits, note = form.scheme.bits, ""
         if form.codes == ir.DataType.FLOAT4E2M1:
-            note = "ONNX Runtime has no DequantizeLinear of FLOAT4E2M1, up to 1.32 at least; form qoperator runs"
+            note = "ONNX Runtime up to 1.32 has no DequantizeLinear of FLOAT4E2M1: only our execution provider runs it"
         elif form.scheme.integer and bits not in (4, 8):
             note = f"form qdq stores int{bits} codes in {4 if bits < 4 else 8} bits: ONNX has no such type"
         self.warnings += [note] if note and note not in self.warnings else []

@@ -171,6 +171,8 @@ def dequantized(format, per, *, K=96, N=38, transposed=False, zero_points=True, 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("op", ["MatMul", "Gemm"])
 def test_standard_models(format, per, transposed, op):
+    if ort.__version__.startswith("1.23.") and (op, transposed) == ("MatMul", True) and per != "block":
+        pytest.skip("ONNX Runtime 1.23 moves the Transpose by a QuantizeLinear that it does not have")
     model, W = dequantized(format, per, transposed=transposed, op=op, zero_points=per != "block")
     opened = session(model)
     stock = ort.InferenceSession(model, options(), providers=["CPUExecutionProvider"])

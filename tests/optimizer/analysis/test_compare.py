@@ -92,6 +92,8 @@ def test_nan_ranks_first_and_json_stays_valid(tmp_path):
         ({"x": np.zeros((1, 64))}, "x is float64, the model takes float32"),
         ({"x": np.zeros(64, np.float32)}, r"x has shape \[64\]"),
         ({"x": np.zeros((1, 63), np.float32)}, r"x has shape \[1, 63\]"),
+        ({"x": np.zeros((0, 64), np.float32)}, r"x has shape \[0, 64\], which holds no numbers"),
+        ({"x": np.full((1, 64), np.nan, np.float32)}, "x holds NaN or infinity"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path, arrays, message):

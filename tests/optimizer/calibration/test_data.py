@@ -131,7 +131,10 @@ GOOD = {"x": np.zeros((1, 3, 2), np.float32)}
         ({"y": GOOD["x"]}, "lacks input 'x'; it has y"),
         ({**GOOD, "y": GOOD["x"]}, "'y' is no input of the model, which takes x"),
         ({"x": GOOD["x"].astype(np.float64)}, "input 'x': is float64, the model takes float32"),
-        ({"x": GOOD["x"][0]}, r"input 'x': has shape \[3, 2\], the model takes \['batch', 3, None\]"),
+        (
+            {"x": GOOD["x"][0]},
+            r"input 'x': has shape \[3, 2\], the model takes \['batch', 3, None\]; samples lie along",
+        ),
         ({"x": np.zeros((1, 4, 2), np.float32)}, r"input 'x': has shape \[1, 4, 2\]"),
         ({"x": np.full((1, 3, 2), np.nan, np.float32)}, "input 'x': holds NaN or infinity"),
         ({"x": np.full((1, 3, 2), np.inf, np.float32)}, "input 'x': holds NaN or infinity"),
