@@ -24,3 +24,12 @@ def taken(session: ort.InferenceSession) -> list[str] | None:
         return None
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name == ep.NAME]
     return sorted(node.op_type for part in parts for node in part.get_nodes())
+
+
+def on_provider(model: object, **given: object) -> ort.InferenceSession:
+    """A session with the execution provider under these options, but without the custom ops."""
+    chosen = options()
+    ep.append(chosen, **given)
+    if KNOWS_WHO_RUNS_WHAT:
+        chosen.add_session_config_entry(ep.RECORD_ASSIGNMENT, "1")
+    return ort.InferenceSession(model, chosen, enable_fallback=0)

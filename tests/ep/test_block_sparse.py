@@ -5,22 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from contexts import compiled
-from onnxpress import ep
 from onnxpress.custom_ops import _kernels
-from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
+from sessions import on_provider, taken
 from sparse import FORMS, Case
-
-
-def session(model, **given):
-    """With the execution provider, but without the custom ops."""
-    chosen = options()
-    ep.append(chosen, **given)
-    if KNOWS_WHO_RUNS_WHAT:
-        chosen.add_session_config_entry(ep.RECORD_ASSIGNMENT, "1")
-    return ort.InferenceSession(model, chosen, enable_fallback=0)
 
 
 def same(got, want):
@@ -47,7 +36,7 @@ def by_kernel(case, A, isa=None):
 def test_claims_every_form(form):
     for block in [(4, 4), (1, 16)]:
         case = Case(70, 37, *block, **form)
-        opened = session(case.model())
+        opened = on_provider(case.model())
         A = case.feed(2, 3)
         assert same(opened.run(None, {"A": A})[0], by_kernel(case, A))
         assert taken(opened) in (None, ["BlockSparseMatMul"])
@@ -57,12 +46,12 @@ def test_claims_every_form(form):
 def test_isa(isa):
     case = Case(integer=False, activation="gelu")
     A = case.feed(2, 9)
-    assert same(session(case.model(), isa=isa).run(None, {"A": A})[0], by_kernel(case, A, isa))
+    assert same(on_provider(case.model(), isa=isa).run(None, {"A": A})[0], by_kernel(case, A, isa))
 
 
 def test_other_families_leave_it():
     case = Case()
-    opened = session(case.model(), claim="matmul_nbits")
+    opened = on_provider(case.model(), claim="matmul_nbits")
     assert taken(opened) in (None, [])
     A = case.feed(2, 3)
     np.testing.assert_allclose(opened.run(None, {"A": A})[0], case.reference(A), rtol=1e-5, atol=1e-6)
@@ -71,7 +60,7 @@ def test_other_families_leave_it():
 def test_a_wrong_node_is_left():
     """To a function body, where there is one that says nothing of it."""
     case = Case()
-    opened = session(case.model(activation="tanh"))
+    opened = on_provider(case.model(activation="tanh"))
     assert taken(opened) in (None, [])
 
 
@@ -82,7 +71,7 @@ def test_round_trip_of_a_context(tmp_path, form):
     assert [node.op_type for node in onnx.load(context).graph.node] == ["EPContext"]
     A = case.feed(2, 3)
     for verify in (False, True):
-        opened = session(context, verify=verify)
+        opened = on_provider(context, verify=verify)
         assert same(opened.run(None, {"A": A})[0], by_kernel(case, A))
 
 
@@ -99,7 +88,7 @@ def test_damaged_weights_of_a_context(tmp_path, block):
         data[at : at + int(rng.integers(1, 9))] = rng.choice([0, 1, 127, 128, 255])
         weights.write_bytes(data.tobytes())
         try:
-            opened = session(context)
+            opened = on_provider(context)
         except Exception as error:
             refused += "places outside" in str(error)
             continue

@@ -12,18 +12,8 @@ import pytest
 from contexts import compiled
 from isas import ISAS
 from minifloats import FORMATS, SCALE_TYPES, Case
-from onnxpress import ep
 from onnxpress.custom_ops import _kernels, reference
-from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
-
-
-def session(model, **given):
-    """With the execution provider, but without the custom ops."""
-    chosen = options()
-    ep.append(chosen, **given)
-    if KNOWS_WHO_RUNS_WHAT:
-        chosen.add_session_config_entry(ep.RECORD_ASSIGNMENT, "1")
-    return ort.InferenceSession(model, chosen, enable_fallback=0)
+from sessions import KNOWS_WHO_RUNS_WHAT, on_provider, options, taken
 
 
 def by_kernel(case, A, isa=None, level=None):
@@ -41,7 +31,7 @@ def test_claims_every_form(format, scale, activation):
     for block_size in (0, 32):
         case = Case(format, scale=scale, activation=activation, block_size=block_size, bias=block_size == 0)
         A = case.feed(2, 3)
-        opened = session(case.model(), claim="minifloat")
+        opened = on_provider(case.model(), claim="minifloat")
         (got,) = opened.run(None, {"A": A})
         assert case.close(got, A)
         assert taken(opened) in (None, ["MatMulMiniFloat"])
@@ -54,7 +44,7 @@ def test_claims_every_form(format, scale, activation):
 def test_isa_and_level(isa, level):
     case = Case("e2m3", K=300)
     A = case.feed(2, 9)
-    opened = session(case.model(), isa=isa, accuracy_level=level)
+    opened = on_provider(case.model(), isa=isa, accuracy_level=level)
     np.testing.assert_array_equal(opened.run(None, {"A": A})[0], by_kernel(case, A, isa, level))
 
 
@@ -62,14 +52,14 @@ def test_int8_is_no_level_of_theirs():
     """Asked for all nodes, it leaves these at their own."""
     case = Case(accuracy_level=3)
     A = case.feed(1, 4)
-    opened = session(case.model(), accuracy_level=4)
+    opened = on_provider(case.model(), accuracy_level=4)
     np.testing.assert_array_equal(opened.run(None, {"A": A})[0], by_kernel(case, A))
 
 
 def test_verify_finds_nothing():
     case = Case("nf4", bias=True)
     A = case.feed(1, 4)
-    assert case.close(session(case.model(), verify=True).run(None, {"A": A})[0], A)
+    assert case.close(on_provider(case.model(), verify=True).run(None, {"A": A})[0], A)
 
 
 @pytest.mark.parametrize("bad", ["B", "scales"])
@@ -78,7 +68,7 @@ def test_a_wrong_node_is_left(bad):
     case = Case()
     array = case.arrays[bad].copy()
     array.reshape(-1)[5] = 0x7F if bad == "B" else np.inf
-    opened = session(case.model(**{bad: array}))
+    opened = on_provider(case.model(**{bad: array}))
     assert taken(opened) in (None, [])
 
 
@@ -87,7 +77,7 @@ def test_what_follows_is_taken():
     proto = onnx.load_from_string(case.model())
     proto.graph.node[0].output[0] = "sum"
     proto.graph.node.append(onnx.helper.make_node("Relu", ["sum"], [proto.graph.output[0].name]))
-    opened = session(proto.SerializeToString())
+    opened = on_provider(proto.SerializeToString())
     A = case.feed(1, 4)
     np.testing.assert_array_equal(opened.run(None, {"A": A})[0], np.maximum(by_kernel(case, A), 0))
     assert taken(opened) in (None, ["MatMulMiniFloat", "Relu"])
@@ -101,7 +91,7 @@ def test_round_trip_of_a_context(tmp_path, format, scale):
     assert [node.op_type for node in onnx.load(context).graph.node] == ["EPContext"]
     A = case.feed(2, 3)
     for verify in (False, True):
-        opened = session(context, verify=verify)
+        opened = on_provider(context, verify=verify)
         np.testing.assert_array_equal(opened.run(None, {"A": A})[0], by_kernel(case, A))
 
 
@@ -114,9 +104,9 @@ def test_one_copy_for_all_sessions():
         with open("/proc/self/statm") as f:
             return int(f.read().split()[1]) * 4096
 
-    first = session(model)
+    first = on_provider(model)
     before = resident()
-    more = [session(model) for _ in range(4)]
+    more = [on_provider(model) for _ in range(4)]
     assert resident() - before < 2 * 4096 * 4096
     A = case.feed(1, 1)
     for opened in (first, *more):
@@ -174,7 +164,7 @@ def test_standard_models(format, per, transposed, op):
     if ort.__version__.startswith("1.23.") and (op, transposed) == ("MatMul", True) and per != "block":
         pytest.skip("ONNX Runtime 1.23 moves the Transpose by a QuantizeLinear that it does not have")
     model, W = dequantized(format, per, transposed=transposed, op=op, zero_points=per != "block")
-    opened = session(model)
+    opened = on_provider(model)
     stock = ort.InferenceSession(model, options(), providers=["CPUExecutionProvider"])
     for M in (1, 9):
         A = np.random.default_rng(M).standard_normal((M, 96)).astype(np.float32)
@@ -187,9 +177,9 @@ def test_standard_models(format, per, transposed, op):
 def test_bits_of_a_standard_model():
     """One row of the identity gives the weight to the last bit."""
     model, W = dequantized("e4m3fn", "block")
-    np.testing.assert_array_equal(session(model).run(None, {"A": np.eye(96, dtype=np.float32)})[0], W)
+    np.testing.assert_array_equal(on_provider(model).run(None, {"A": np.eye(96, dtype=np.float32)})[0], W)
 
 
 def test_codes_that_are_no_numbers_are_left():
     model, _ = dequantized("e4m3fn", "column", wrong=0x7F)
-    assert taken(session(model)) in (None, [])
+    assert taken(on_provider(model)) in (None, [])
