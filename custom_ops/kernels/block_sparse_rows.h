@@ -1,0 +1,80 @@
+// From rows of A to the words that a block-sparse product reads.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/block_sparse_kernels.h"
+#include "kernels/matmul_int8_impl.h"
+
+namespace onnxpress {
+namespace {
+
+constexpr float kLeastScale = 1.17549435e-38f;  // below, 1 / scale could overflow, and all codes are zero
+
+// The format of a row, and its scale.
+template <class S>
+CodeFormat format_of_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
+  if (p.is_static) {
+    rows.scales[row] = p.input.scale;
+    return {p.input.scale, 1.0f / p.input.scale, rows.zero_point, 0};
+  }
+  const float peak = S::max_abs(p.floats + row * p.weight->K, p.weight->K);
+  const bool is_finite = peak - peak == 0;
+  const float scale = is_finite ? peak / 127.0f : peak - peak;  // NaN
+  rows.scales[row] = scale;
+  if (!(scale >= kLeastScale)) return {1.0f, 0.0f, rows.zero_point, 0};
+  return {scale, 1.0f / scale, rows.zero_point, 0};
+}
+
+// Sixteen words of a row from one on; zeros behind the end.
+template <class S>
+void load_words(const BlockSparseProblem& p, const CodeFormat& format, std::int64_t row, std::int64_t word,
+                std::uint8_t* line) {
+  const std::int64_t K = p.weight->K;
+  if (p.weight->is_float) {
+    S::store(line, S::load(p.floats + row * K + word, K - word));
+  } else if (p.floats != nullptr && !p.is_static && 4 * word + kLine <= K) {
+    S::round_line(p.floats + row * K + 4 * word, format, line);
+  } else if (p.floats != nullptr) {
+    load_line<S>(p.floats + row * K + 4 * word, K - 4 * word, format, line);
+  } else {
+    S::copy_line(p.codes + row * K + 4 * word, K - 4 * word, 0, line);
+  }
+}
+
+template <class S>
+void load_all_words(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row, std::uint8_t* to) {
+  const CodeFormat format = p.weight->is_float ? CodeFormat{} : format_of_row<S>(p, rows, row);
+  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) load_words<S>(p, format, row, word, to + 4 * word);
+}
+
+template <class S>
+void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
+  load_all_words<S>(p, rows, row, rows.words + row * rows.row_bytes);
+}
+
+template <class S>
+void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::uint8_t* room) {
+  const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
+  const std::int64_t tile = first_row / 16, step = kLine * rows.together;
+  std::uint8_t* to =
+      rows.words + tile / rows.together * rows.together * 16 * rows.row_bytes + tile % rows.together * kLine;
+  const std::int64_t K = p.weight->K;
+  if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
+    for (std::int64_t r = 0; r < 16; ++r) rows.scales[first_row + r] = p.input.scale;
+    for (std::int64_t word = 0; 4 * word < K; word += 16) {
+      S::transpose(p.codes + first_row * K + 4 * word, K, to + word * step, step);
+    }
+    return;
+  }
+  const std::int64_t room_step = rows.row_bytes + kLine;  // rows whose distance is a power of two share few sets
+  for (std::int64_t r = 0; r < count; ++r) load_all_words<S>(p, rows, first_row + r, room + r * room_step);
+  if (count < 16) memset(room + count * room_step, 0, static_cast<std::size_t>((16 - count) * room_step));
+  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
+    S::transpose(room + 4 * word, room_step, to + word * step, step);
+  }
+}
+
+}  // namespace
+}  // namespace onnxpress
