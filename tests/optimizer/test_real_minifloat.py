@@ -1,4 +1,4 @@
-"""MiniLM with weights of small floats: judged by people's similarities, and checked against its decoded weights."""
+"""Real models with weights of small floats: judged by their tasks, and checked against their decoded weights."""
 
 from __future__ import annotations
 
@@ -57,3 +57,30 @@ def test_the_model_is_that_of_its_decoded_weights(scheme, tmp_path):
     for ours in (False, True) if alone else (True,):
         (got,) = open_session(path, session_options(ours=ours)).run(None, feeds)
         np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "smaller"),
+    [
+        ("ppocr-rec", {"Conv": 32, "MatMul": 9}, 3.5), ("efficientnet-lite0", {"Conv": 45, "Gemm": 1}, 3.8),
+        ("ppocr-det", None, 3.4),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("scheme", ["fp8-e3m4", "fp6"])
+def test_networks_of_convolutions(name, taken, smaller, scheme, tmp_path):
+    """The outputs stay what they are, and ONNX Runtime has constant weights when the session is made."""
+    path, optimized = tmp_path / "out.onnx", tmp_path / "optimized.onnx"
+    report = optimize(name, Recipe(scheme=scheme), path)
+    assert taken is None or report.rewritten == taken
+    assert report.size_before > smaller * report.size_after
+    options = session_options(ours=True)
+    options.optimized_model_filepath = str(optimized)
+    session, plain = open_session(path, options), open_session(models.path(name), session_options())
+    kinds = {node.op_type for node in onnx.load(optimized).graph.node}
+    assert kinds & {"Conv", "FusedConv"}
+    assert not kinds & {"DequantizeMiniFloat", "BitShift", "Mod", "Slice"}
+    size = {"ppocr-rec": (48, 320), "ppocr-det": (160, 192), "efficientnet-lite0": (224, 224)}[name]
+    image = np.random.default_rng(3).random((1, 3, *size), np.float32)
+    (given,) = plain.get_inputs()
+    want, got = (np.ravel(each.run(None, {given.name: image})[0]) for each in (plain, session))
+    assert want @ got > 0.98 * np.linalg.norm(want) * np.linalg.norm(got)
