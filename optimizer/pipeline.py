@@ -45,10 +45,13 @@ def optimize(
         What was done.
 
     Raises:
-        UsageError: The output cannot be written where it is asked for.
+        UsageError: The output cannot be written where it is asked for, or an argument is of another type.
         OnnxpressError: The model cannot be read or holds nothing to quantize; nothing is written then.
     """
-    recipe = recipe or Recipe()
+    recipe, calibration = recipe or Recipe(), calibration or Calibration()
+    for given, kind in ((recipe, Recipe), (calibration, Calibration)):
+        if not isinstance(given, kind):
+            raise UsageError(f"{kind.__name__} expected, not {given!r:.40}; write {kind.__name__}(...)")
     clock = _Clock()
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
@@ -58,6 +61,7 @@ def optimize(
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
         if target.exists() and target.samefile(path):
             raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
+        storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
         loaded = storage.load(path)
         size_before = storage.size_on_disk(path, loaded)
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
@@ -70,7 +74,7 @@ def optimize(
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, _Given(calibration or Calibration(), loaded, named, path), source, progress)
+    outcome = _convert(loaded, recipe, _Given(calibration, loaded, named, path), source, progress)
     _refuse_nothing_to_do(source, recipe, outcome.decisions)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
@@ -134,7 +138,9 @@ def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progre
     if recipe.kind == "sparse" and (sparse.needs_data(recipe) or given.asked == Calibration()):
         return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
     if given.asked != Calibration():
-        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings")
+        unread = [name for name, value in vars(given.asked).items() if value is not None]
+        listed = ", ".join(unread).replace("data", "calibration")
+        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings; leave out {listed}")
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
 
 

@@ -256,9 +256,9 @@ def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
         return []
     first = f"{found[0].node} loses {100 * found[0].sparsity:.1f} % of its weights"
     which = first if len(found) == 1 else f"{first}, and {len(found) - 1} more lose nearly all of theirs"
-    advice = ["remove less"]
+    advice = ["judge the model by a task", "remove less"]
     if recipe.prune and recipe.criterion == "magnitude":
         advice.append("choose by data (--calibration)")
     if recipe.prune and recipe.allocation == "sensitivity":
         advice.append("remove the same share of each layer (--allocation uniform)")
-    return [f"{which}: the model may be of no use any more; {', or '.join(advice)}"]
+    return [f"{which}: {', or '.join(advice)}"]

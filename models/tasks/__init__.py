@@ -44,7 +44,9 @@ def choose(session: ort.InferenceSession, name: str | None, model: str) -> Task:
         for task in TASKS.values():
             if task.fits(session):
                 return task
-        raise UsageError(f"{model}: no task fits this model; there are {', '.join(TASKS)}")
+        raise UsageError(
+            f"{model}: no task fits this model; there are {', '.join(TASKS)}; onnxpress compare is for any model"
+        )
     if name not in TASKS:
         near = closest(name, TASKS)
         hint = f"did you mean '{near}'?" if near else f"there are {', '.join(TASKS)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,14 +182,14 @@ def read_arrays(path: str | Path, of: str = "") -> Feeds:
     Raises:
         OnnxpressError: The file cannot be read.
     """
+    if not Path(path).exists():
+        raise OnnxpressError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        what = "a folder" if Path(path).is_dir() else "none"
+        raise OnnxpressError(f"{path}: give an .npz file{of}, as np.savez(file, name=array) makes it; this is {what}")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it holds one array without a name; np.savez(file, name=array) makes an .npz")
-        with archive:
+        with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except FileNotFoundError as error:
-        raise OnnxpressError(f"{path}: no such file") from error
     except Exception as error:  # numpy raises many types for a file that is no .npz
         raise OnnxpressError(f"{path}: not a readable .npz file{of}: {error}") from error
 

@@ -109,8 +109,8 @@ def calibrate(
         OnnxpressError: The model or the data cannot be read, or the model cannot be run.
     """
     begin = time.perf_counter()
-    target = storage.check_target(output)
     path = storage.resolve(model)
+    target = storage.check_target(output, [path, data])
     loaded = storage.load(path)
     if data is None:
         if Path(model).exists():

@@ -59,6 +59,8 @@ def _check_plot(path: str | None) -> None:
     if path is not None:
         from ..storage import check_target
 
+        if not path.lower().endswith(".png"):
+            raise UsageError(f'--plot "{path}": a PNG is written; give it a name that ends in .png')
         check_target(path)
 
 

@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import graphs
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxpress.optimizer import UsageError, optimize
 from onnxpress.optimizer.report import Report
 
 MAIN = "from onnxpress.optimizer import cli; cli.{}()"
@@ -163,6 +165,8 @@ def test_options_override_the_recipe(model, tmp_path):
         (["MODEL", "-o", "."], 2, "is a folder"),
         (["MODEL", "--recipe", "gone.toml"], 1, "cannot read the recipe"),
         (["gone.onnx"], 1, "gone.onnx: no such file"),
+        (["MiniLM"], 1, "no model of the catalogue; did you mean 'minilm'?"),
+        (["MODEL", "--tokenizer", "t.json"], 2, "reads no calibration data with these settings; leave out tokenizer"),
         (["MODEL", "--exclude", "*"], 1, "nothing to quantize"),
     ],
 )
@@ -237,3 +241,33 @@ def test_help_is_quick_to_import():
     code = f"import sys; from onnxpress.optimizer import cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["optimize", "m.onnx", "--scheme", "int8-static", "--calibration", "d.npz", "-o", "d.npz"],
+        ["optimize", "m.onnx", "--scheme", "sparse", "--mask", "d.npz", "-o", "./d.npz"],
+        ["calibrate", "m.onnx", "--data", "d.npz", "-o", "d.npz"],
+        ["calibrate", "m.onnx", "--data", "d.npz", "-o", "m.onnx"],
+        ["export-mask", "m.onnx", "-o", "m.onnx"],
+        ["compare", "m.onnx", "m.onnx", "--plot", "m.onnx"],
+    ],
+)
+def test_what_is_read_is_never_written(tmp_path, arguments):
+    ir.save(graphs.matmul_model(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 64), np.float32))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    done = call(*arguments, entry="main", cwd=tmp_path)
+    assert done.returncode == 2
+    assert ("is read itself, and would be lost" in done.stderr) or ("ends in .png" in done.stderr)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_arguments_of_other_types_are_refused(model):
+    for wrong, message in (
+        ({"recipe": "int8"}, r"Recipe expected, not 'int8'; write Recipe\(\.\.\.\)"),
+        ({"calibration": "d.npz"}, "Calibration expected, not 'd.npz'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            optimize(model, **wrong)

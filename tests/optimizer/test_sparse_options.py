@@ -110,8 +110,10 @@ def test_a_layer_that_loses_nearly_all_is_told():
     assert converted(three_layers(), sparsity=0.9).warnings == ()
     (warning,) = converted(three_layers(), sparsity=0.99).warnings
     assert re.match(r"layer0 loses 9[89]\.\d % of its weights, and 2 more lose nearly all of theirs: ", warning)
-    assert warning.endswith("remove less, or choose by data (--calibration), or remove the same share of each layer "
-                            "(--allocation uniform)")  # fmt: skip
+    assert warning.endswith(
+        ": judge the model by a task, or remove less, or choose by data (--calibration), or remove the same share of "
+        "each layer (--allocation uniform)"
+    )
 
 
 def test_a_mask_that_leaves_next_to_nothing_is_told(tmp_path):
@@ -119,4 +121,4 @@ def test_a_mask_that_leaves_next_to_nothing_is_told(tmp_path):
     mask[0, 0] = True
     np.savez(tmp_path / "m.npz", W=mask)
     (warning,) = converted(one_product(weight(K, N)), mask=str(tmp_path / "m.npz")).warnings
-    assert warning == "product loses 99.9 % of its weights: the model may be of no use any more; remove less"
+    assert warning == "product loses 99.9 % of its weights: judge the model by a task, or remove less"
