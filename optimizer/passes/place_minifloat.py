@@ -22,6 +22,7 @@ from onnxpress.custom_ops import functions, reference
 
 from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.schemes import WeightScheme
+from .decode_minifloat import decode_minifloat
 from .int8_operators import Operator, Role
 from .matching import opset_of
 from .plan import array_of
@@ -83,7 +84,7 @@ class PlaceMinifloat:
         """Rewrite the graph, whose opset is `OPSET` at least; whether anything changed."""
         self._model, self._graph = model, model.graph
         self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
-        self._weights: dict[tuple[str, int, str], ir.Value] = {}
+        self._weights: dict[tuple[ir.Value, int, str, bool], tuple[str, ir.Value]] = {}
         self._constants: dict[str, ir.Value] = {}
         self._readers: dict[str, list[str]] = {}
         for node, operator in plan.operators.items():
@@ -167,27 +168,49 @@ class PlaceMinifloat:
         """A decoded weight, shared by all who read it alike."""
         node, value = operator.node, required(operator.node.inputs[1])
         axis = 0 if operator.role is Role.CONV or node.attributes.get_int("transB", 0) == 1 else 1
-        name = value.name or f"{node.name}_weight"
-        key = name, axis, scheme.format
+        # A function decodes rows, an output channel each: Gemm can read them so, MatMul gets them transposed.
+        as_rows = node.op_type == "Gemm" and scheme.format not in TYPES
+        if as_rows:
+            node.attributes["transB"] = ir.AttrInt64("transB", 1)
+        key = value, axis, scheme.format, as_rows
         if key not in self._weights:
+            name = self._name(value, node)
             rounded = self._round_weight(name, required(array_of(value)), axis, scheme)
-            codes = self._constant(f"{name}_{scheme.format}_{axis}", rounded.codes().view(TYPES[scheme.format]))
-            scales = self._constant(f"{name}_{scheme.format}_{axis}_scale", rounded.scales)
-            decode = ir.node(
-                "DequantizeLinear", [codes, scales], attributes={"axis": axis}, name=f"{codes.name}_decoded"
-            )
-            self._weights[key] = self._add(codes, decode, value)
-        self._readers.setdefault(name, []).append(node.name or "")
-        return self._weights[key]
+            decode = self._decode_by_type if scheme.format in TYPES else self._decode_by_function
+            self._weights[key] = name, decode(node, f"{name}_{scheme.format}", rounded)
+        name, decoded = self._weights[key]
+        self._readers[name].append(node.name or "")
+        return decoded
+
+    def _name(self, value: ir.Value, node: ir.Node) -> str:
+        """What a rounded constant is called: as the constant, but where another form of it is called so already."""
+        name = value.name or f"{node.name}_weight"
+        name = f"{name}_{node.name}" if name in self._readers else name
+        self._readers[name] = []
+        return name
+
+    def _decode_by_type(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
+        codes = self._constant(name, rounded.codes().view(TYPES[rounded.format]))
+        operands = [codes, self._constant(f"{name}_scale", rounded.scales)]
+        decode = ir.node("DequantizeLinear", operands, attributes={"axis": rounded.axis}, name=f"{name}_decoded")
+        return self._add(codes, decode, codes)
+
+    def _decode_by_function(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
+        codes = self._constant(name, rounded.rounded.packed)
+        scales = self._constant(f"{name}_scale", rounded.rounded.scales)
+        return decode_minifloat(
+            self._model, node, codes, scales, format=rounded.format, shape=rounded.rows_shape,
+            transposed=node.op_type == "MatMul",
+        )  # fmt: skip
 
     def _decode_rows(self, node: ir.Node, scheme: WeightScheme) -> None:
         """Rows of a table are read as codes: a Gather has no floating-point types of 8 bits, and decodes no others."""
         table, ids = required(node.inputs[0]), node.inputs[1]
-        name = table.name or f"{node.name}_table"
+        name = self._name(table, node)
         rounded = self._round_weight(name, required(array_of(table)), 1, scheme)
-        self._readers.setdefault(name, []).append(node.name or "")
-        codes = self._constant(f"{name}_{scheme.format}_codes", rounded.codes())
-        scales = self._constant(f"{name}_{scheme.format}_codes_scale", rounded.scales)
+        self._readers[name].append(node.name or "")
+        codes = self._constant(f"{name}_{scheme.format}", rounded.codes())
+        scales = self._constant(f"{name}_{scheme.format}_scale", rounded.scales)
         numbers = self._constant(f"{scheme.format}_numbers", reference.MINIFLOATS[scheme.format])
         like = node.outputs[0]
         rows = insert_before(node, "Gather", [codes, ids], None, suffix="_codes", attributes={"axis": 0})

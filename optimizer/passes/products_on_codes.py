@@ -24,6 +24,7 @@ from .rewriting import add_array
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
+_DECODERS = ("DequantizeLinear", "DequantizeMiniFloat")
 _FLOAT_CODES = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 _NUMBERS = np.finfo(np.float32)
 
@@ -36,7 +37,7 @@ class ProductOnCodes(abc.ABC):
         node: It.
         decode: The node that decodes its weight.
         axis: Of the weight's output channels.
-        scale: float32 [N] or of one element, of its weight.
+        scale: float32 [N], or [N, 1], or of one element, of its weight.
         bias: float64 [N].
     """
 
@@ -54,18 +55,20 @@ class ProductOnCodes(abc.ABC):
     @property
     def has_channels(self) -> bool:
         """Whether the weight has a scale a channel."""
-        return self.scale.ndim == 1 and len(self.scale) == self.channels
+        return self.scale.ndim > 0 and self.scale.size == self.channels
 
     def apply(self, graph: ir.Graph, maps: Sequence[tuple[Doubles, Doubles]]) -> str | None:
         """Let each channel give factor y + offset in place of y, by the last map that fits; or why none does."""
         factor, offset, mended = np.ones(self.channels), np.zeros(self.channels), False
         for tried, moved in maps:
-            fits = self._fits(self.scale * tried, tried * self.bias + moved)
+            fits = self._fits(self.scale.reshape(-1) * tried, tried * self.bias + moved)
             factor, offset = np.where(fits, tried, factor), np.where(fits, moved, offset)
             mended = mended or bool(fits.any())
         if not mended:
             return self._unfit()
-        scale = (self.scale * factor).astype(np.float32) if self.has_channels else self.scale
+        scale = self.scale
+        if self.has_channels:
+            scale = (scale.reshape(-1) * factor).astype(np.float32).reshape(scale.shape)
         self.node.resize_inputs(3)
         self._mend(graph, scale, factor * self.bias + offset)
         return None
@@ -88,11 +91,11 @@ class ProductOnCodes(abc.ABC):
         self.node.replace_input_with(index, value)
         _remove_unread(graph, old)
 
-    def _decoded(self, graph: ir.Graph, index: int, node: ir.Node, codes: ir.Value | None) -> None:
-        """Let the node read what a new one decodes."""
+    def _decoded(self, graph: ir.Graph, index: int, node: ir.Node, like: ir.Value | None) -> None:
+        """Let the node read what a new one decodes, of the shape of `like`."""
         output = node.outputs[0]
         output.name, output.type = f"{node.name}_dequantized", ir.TensorType(ir.DataType.FLOAT)
-        output.shape = codes.shape if codes is not None else None
+        output.shape = like.shape if like is not None else None
         graph.insert_before(self.node, node)
         self._read(graph, index, output)
 
@@ -150,12 +153,11 @@ class MinifloatProduct(ProductOnCodes):
     def _mend(self, graph: ir.Graph, scale: Floats, bias: Doubles) -> None:
         name = f"{self.node.name}_restored"
         if self.has_channels:
-            codes = self.decode.inputs[0]
-            inputs = [codes, add_array(graph, f"{name}_scale", scale)]
+            inputs = [self.decode.inputs[0], add_array(graph, f"{name}_scale", scale)]
             attributes = list(self.decode.attributes.values())
             node = ir.Node(self.decode.domain, self.decode.op_type, inputs, attributes,
                            overload=self.decode.overload, num_outputs=1, name=name)  # fmt: skip
-            self._decoded(graph, 1, node, codes)
+            self._decoded(graph, 1, node, self.decode.outputs[0])
         self._read(graph, 2, add_array(graph, f"{name}_bias", bias.astype(np.float32)))
 
 
@@ -172,10 +174,13 @@ def read_product(node: ir.Node) -> ProductOnCodes | str:
     ):
         return "Gemm with alpha or beta"
     axis = int(node.op_type == "Gemm" and not node.attributes.get_int("transB", 0))
-    bias = _read_bias(node, codes.shape[axis])
+    by_function = weight.op_type == "DequantizeMiniFloat"
+    bias = _read_bias(node, codes.shape[0 if by_function else axis])
     if bias is None:
         return "the bias is no constant"
-    if codes.dtype in _FLOAT_CODES:
+    if scale.size not in (1, len(bias)):
+        return "the weight has scales in blocks"
+    if by_function or codes.dtype in _FLOAT_CODES:
         return MinifloatProduct(node, weight, axis, scale, bias)
     if codes.dtype != np.int8:
         return "the weight is not of codes of 8 bits"
@@ -204,7 +209,7 @@ def _remove_unread(graph: ir.Graph, value: ir.Value | None) -> None:
 
 def _decoder(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == "DequantizeLinear" else None
+    return node if node is not None and node.op_type in _DECODERS else None
 
 
 def _read_bias(node: ir.Node, channels: int) -> Doubles | None:

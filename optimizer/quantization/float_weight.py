@@ -55,6 +55,11 @@ class FloatWeight:
         return self.rounded.error.energy
 
     @property
+    def rows_shape(self) -> tuple[int, ...]:
+        """With the output channels first."""
+        return (self.shape[self.axis], *(size for axis, size in enumerate(self.shape) if axis != self.axis))
+
+    @property
     def scales(self) -> Floats:
         """float32 [N]."""
         scales: Floats = self.rounded.scales[:, 0]
@@ -62,10 +67,9 @@ class FloatWeight:
 
     def codes(self) -> npt.NDArray[np.uint8]:
         """uint8 of the weight's shape."""
-        N, K = self.shape[self.axis], self.size // max(1, self.shape[self.axis])
+        K = self.size // max(1, self.shape[self.axis])
         rows = reference.unpack_codes(self.rounded.packed, reference.minifloat_bits(self.format), K, K)
-        moved = rows.reshape(N, *(size for axis, size in enumerate(self.shape) if axis != self.axis))
-        return np.ascontiguousarray(np.moveaxis(moved, 0, self.axis))
+        return np.ascontiguousarray(np.moveaxis(rows.reshape(self.rows_shape), 0, self.axis))
 
     def decoded(self) -> Floats:
         """What the codes stand for, float32 of the weight's shape."""

@@ -25,6 +25,8 @@ from onnxpress.optimizer.recipe import Recipe
 SIZE = 12
 STATIC, DYNAMIC = Recipe(scheme="fp8-static"), Recipe(scheme="fp8-dynamic")
 ACTIVATIONS = ("e4m3fn", "e5m2", "e3m4")
+WEIGHTS = {"e4m3fn": 30, "e5m2": 24, "e3m4": 36, "e3m2": 24, "e2m3": 28, "e2m1": 16}
+"""Least decibels of a weight of normal numbers."""
 LEVELS = ("ALL", "NONE")
 
 
@@ -171,10 +173,12 @@ def test_branches_are_left():
     assert "inside a graph" in decision.reason
 
 
+@pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("format", ACTIVATIONS)
 @pytest.mark.parametrize("recipe", [STATIC, DYNAMIC], ids=lambda recipe: recipe.scheme)
-def test_product_against_the_reference(recipe, format):
-    recipe = dataclasses.replace(recipe, activation_format=format, smooth=False if recipe is STATIC else None)
+def test_product_against_the_reference(recipe, format, weights):
+    smooth = False if recipe is STATIC else None
+    recipe = dataclasses.replace(recipe, activation_format=format, weight_format=weights, smooth=smooth)
     x, model = noise(20, 64), product()
     changed, report = converted(model, recipe, [{"x": x}] if recipe.scheme == "fp8-static" else None)
     weight = decoded(model.graph.initializers["w"].const_value.numpy(), 1, recipe)
@@ -183,8 +187,8 @@ def test_product_against_the_reference(recipe, format):
         (got,) = run(changed, {"x": x}, level)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
     assert report.rewritten == {"MatMul": 1}
-    assert [(w.name, w.nodes, w.scheme) for w in report.weights] == [("w", ("product",), "e4m3fn")]
-    assert report.weights[0].sqnr > 30
+    assert [(w.name, w.nodes, w.scheme) for w in report.weights] == [("w", ("product",), weights)]
+    assert report.weights[0].sqnr > WEIGHTS[weights] - 4
 
 
 def test_scales_are_those_of_the_calibration():
@@ -199,9 +203,10 @@ def test_scales_are_those_of_the_calibration():
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-def test_convolutional_network_against_the_reference():
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_convolutional_network_against_the_reference(weights):
     """The first product computes on float, the second on what is rounded."""
-    recipe = dataclasses.replace(STATIC, restore_moments=False)
+    recipe = dataclasses.replace(STATIC, weight_format=weights, restore_moments=False)
     b = graphs.Builder(17)
     x = b.input("x", [1, 8, 6, 6])
     y = b.op("Relu", b.op("Conv", x, b.constant("w0", noise(8, 8, 1, 1)), name="first"))
@@ -263,14 +268,15 @@ def test_old_models_are_raised(tmp_path):
     assert report.output.endswith("cnn.fp8-static.onnx")
 
 
-def test_shared_weights_and_attributes_of_gemm():
+@pytest.mark.parametrize("weights", ["e4m3fn", "e3m4"])
+def test_shared_weights_and_attributes_of_gemm(weights):
     b = graphs.Builder(17)
     w = b.constant("w", noise(16, 16))
     x = b.input("x", ["n", 16])
     y = b.op("Gemm", b.op("Gemm", x, w, name="a", alpha=0.25), w, name="b", transB=1)
     b.output(b.op("Gemm", y, w, b.constant("c", noise(16)), name="c", beta=2.0), ["n", 16])
     feeds = {"x": noise(4, 16)}
-    changed, report = converted(b.model(), dataclasses.replace(STATIC, smooth=False), [feeds])
+    changed, report = converted(b.model(), dataclasses.replace(STATIC, weight_format=weights, smooth=False), [feeds])
     assert decibels(run(b.model(), feeds)[0], run(changed, feeds)[0]) > 20
     assert sorted(weight.nodes for weight in report.weights) == [("a", "c"), ("b",)]
 
@@ -337,12 +343,13 @@ def test_an_inner_tensor_with_infinities_is_left(tmp_path):
     assert report.left["MatMul: inverse_out: it holds NaN or infinity"] == 1
 
 
-def test_restored_moments_are_nearer(tmp_path):
-    """Weights of 2 bits of mantissa, so that there is much to restore."""
+@pytest.mark.parametrize("weights", ["e5m2", "e2m1"])
+def test_restored_moments_are_nearer(tmp_path, weights):
+    """Weights of few bits of mantissa, so that there is much to restore, decoded by type and by function."""
     storage.save(cnn(), tmp_path / "cnn.onnx")
     results = {}
     for restore in (False, True):
-        recipe = dataclasses.replace(STATIC, weight_format="e5m2", restore_moments=restore, search=False)
+        recipe = dataclasses.replace(STATIC, weight_format=weights, restore_moments=restore, search=False)
         report = optimize(tmp_path / "cnn.onnx", recipe, tmp_path / "o.onnx", calibration=Calibration(images(16)))
         onnx.checker.check_model(report.output, full_check=True)
         model, changed = storage.load(tmp_path / "cnn.onnx"), storage.load(report.output)
