@@ -11,6 +11,7 @@ import onnx_ir as ir
 from .analysis.machine import products_saturate
 from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
+from .outcome import Progress
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
@@ -23,10 +24,10 @@ from .static_models import Builder, Calibrated
 class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
     """INT8 models of one float model."""
 
-    def __init__(self, calibrated: Calibrated, recipe: Recipe) -> None:
+    def __init__(self, calibrated: Calibrated, recipe: Recipe, progress: Progress) -> None:
         reasons = {name: why for name, tensor in calibrated.statistics.items() if (why := unusable(tensor)) is not None}
-        super().__init__(calibrated, recipe, plan_int8, reasons)
-        self._covariances = _covariances(self.model, calibrated.data, recipe) if self.feeds else None
+        super().__init__(calibrated, recipe, plan_int8, reasons, progress)
+        self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._ranges: dict[str, Range] = {}
         self._reduce_range = products_saturate() if recipe.reduce_range is None else recipe.reduce_range
@@ -82,12 +83,12 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
 
 
-def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe) -> Covariances | None:
+def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress: Progress) -> Covariances | None:
     if recipe.compensate is False:
         return None
     operators = plan_int8(model, recipe).operators.values()
     nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
-    return Covariances(model, nodes, data, centred=recipe.correct_bias)
+    return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)
 
 
 def _observed(node: ir.Node) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from .calibration.ranges import activation_range, unusable
+from .outcome import Progress
 from .passes.place_minifloat import Floats, PlaceMinifloat
 from .passes.plan_minifloat import MinifloatPlan, plan_minifloat
 from .quantization.float_weight import FloatWeight, round_weight
@@ -19,10 +20,10 @@ from .static_models import Builder, Calibrated
 class MinifloatBuilder(Builder[MinifloatPlan, FloatWeight]):
     """Models with scales from a calibration."""
 
-    def __init__(self, calibrated: Calibrated, recipe: Recipe) -> None:
+    def __init__(self, calibrated: Calibrated, recipe: Recipe, progress: Progress) -> None:
         statistics = calibrated.statistics
         reasons = {name: why for name, tensor in statistics.items() if (why := unusable(tensor, math.inf)) is not None}
-        super().__init__(calibrated, recipe, plan_minifloat, reasons)
+        super().__init__(calibrated, recipe, plan_minifloat, reasons, progress)
         self._rounded: dict[tuple[str, int, WeightScheme], FloatWeight] = {}
 
     def _rewrite(self, model: ir.Model, plan: MinifloatPlan) -> Callable[[str], tuple[str, ...]]:

@@ -16,10 +16,11 @@ from typing import Any
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
-from .analysis.metrics import Metric, check_metric, choose_metric
+from .analysis.metrics import COSINE, Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
+from .calibration.variety import constant_tensors
 from .errors import UsageError
 from .faster import prove_faster, slower_layers
 from .int8_models import Int8Builder
@@ -107,7 +108,7 @@ def convert(
         return Outcome(decisions, tuple)
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
-    builder = _builder(calibrate(model, recipe, data, progress), recipe)
+    builder = _builder(calibrate(model, recipe, data, progress), recipe, progress)
     kept = {} if recipe.is_minifloat else _kept_by_runtime(builder)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
@@ -145,8 +146,9 @@ def _noise(recipe: Recipe) -> Noise:
     return MinifloatNoise(*recipe.formats) if recipe.is_minifloat else IntegerNoise()
 
 
-def _builder(calibrated: Calibrated, recipe: Recipe) -> Builder[Any, Any]:
-    return MinifloatBuilder(calibrated, recipe) if recipe.is_minifloat else Int8Builder(calibrated, recipe)
+def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Builder[Any, Any]:
+    kind = MinifloatBuilder if recipe.is_minifloat else Int8Builder
+    return kind(calibrated, recipe, progress)
 
 
 def _refuse_statistics(recipe: Recipe) -> None:
@@ -219,13 +221,15 @@ def _outcome(
     search: MixedPrecision | None, seconds: tuple[float, float] | None,
 ) -> Outcome:  # fmt: skip
     details: dict[str, Any] = {}
-    rows, warnings = [], []
+    rows: list[tuple[str, str]] = []
+    warnings = constant_tensors(builder.observed())
     if not builder.recipe.is_minifloat:
         details["kernels"] = kernels = operators(optimized(candidate.model))
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:
         details["metric"] = {"name": metric.name, "float32": metric.reference, _label(builder.recipe): value}
-        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
+        own = f", on the first {len(builder.feeds)} batches of the calibration data" if metric.name == COSINE else ""
+        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"))
     if seconds is not None:
         details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))

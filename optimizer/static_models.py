@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import onnx_ir as ir
 
-from .calibration import Statistics, Wanted
+from .calibration import Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
 from .errors import OnnxpressError
+from .outcome import Progress
 from .passes import Decision
 from .passes.int8_operators import Operator
 from .passes.restore_moments import restore_in_order
@@ -85,6 +86,7 @@ class Builder(abc.ABC, Generic[P, W]):
         recipe: What is asked for.
         plan: Decides on nodes.
         unusable: Tensors that cannot be rounded, by name, and why.
+        progress: Told how the work goes on.
 
     Attributes:
         model: The float model.
@@ -93,11 +95,13 @@ class Builder(abc.ABC, Generic[P, W]):
     """
 
     def __init__(
-        self, calibrated: Calibrated, recipe: Recipe, plan: Planner[P], unusable: Mapping[str, str]
-    ) -> None:  # fmt: skip
+        self, calibrated: Calibrated, recipe: Recipe, plan: Planner[P], unusable: Mapping[str, str], progress: Progress
+    ) -> None:
         self.model, self.recipe = calibrated.model.clone(), recipe
         self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics, self._planner, self._unusable = calibrated.statistics, plan, unusable
+        self._progress = progress
+        self._seen: dict[str, None] = {}
         self._moments: Statistics | None = None
         self._weights: dict[str, W] = {}
         self._last: tuple[frozenset[str], Candidate] | None = None
@@ -125,6 +129,7 @@ class Builder(abc.ABC, Generic[P, W]):
             return self._last[1]
         model = self.model.clone()
         plan = self.plan(model, kept)
+        self._seen.update(dict.fromkeys(value.name or "" for value in plan.tensors()))
         self._weights.clear()
         found = self._rewrite(model, plan)
         readers = {name: found(name) for name in self._weights}
@@ -144,10 +149,22 @@ class Builder(abc.ABC, Generic[P, W]):
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
         if self._moments is None:
             self._moments = collect(self.model, self.feeds, dict.fromkeys(names, wanted))
-        restore_in_order(
-            model, self._moments, lambda changed, names: collect(changed, self.feeds, dict.fromkeys(names, wanted))
-        )
+        done = 0
+
+        def measure(changed: ir.Model, depth: Sequence[str]) -> Statistics:
+            nonlocal done
+            self._progress("restore moments", done, len(names))
+            done += len(depth)
+            return collect(changed, self.feeds, dict.fromkeys(depth, wanted))
+
+        restore_in_order(model, self._moments, measure)
+        self._progress("restore moments", len(names), len(names))
         return dataclasses.replace(candidate, model=model)
+
+    def observed(self) -> dict[str, TensorStatistics]:
+        """Of the tensors that were rounded in some model, but for inputs that data was given of."""
+        given = {value.name for value in self.model.graph.inputs} if self.feeds else set()
+        return {name: self._statistics[name] for name in self._seen if name not in given}
 
 
 def products(plan: Plan) -> list[str]:

@@ -398,10 +398,11 @@ def test_overrides_mix_formats():
     ({"weight_format": "e4m2"}, "weight_format is 'e4m2'; did you mean"),
     ({"activation_format": "e2m1"}, "activation_format is 'e2m1'"),
     ({"coverage": "all"}, "coverage is 'all'"),
-    ({"range_method": "mse"}, "supposes codes at equal distances"),
+    ({"range_method": "mse"}, "range_method is .*for codes at equal distances; fp8-static takes minmax"),
     ({"only_if_faster": True}, "only_if_faster: not read by scheme fp8-static"),
     ({"scheme": "fp8-dynamic", "smooth": True}, "smooth: not read by scheme fp8-dynamic"),
-    ({"scheme": "int8-static", "weight_format": "e4m3"}, "weight_format: not read by scheme int8-static"),
+    ({"scheme": "int8-static", "weight_format": "e4m3"}, "weight_format is 'e4m3', not read by scheme int8-static"),
+    ({"scheme": "int4", "overrides": [{"match": "a", "weight_format": "e5m2"}]}, "overrides.*not read by scheme int4"),
     ({"scheme": "int4", "coverage": "extended"}, "coverage: not read by scheme int4"),
 ])  # fmt: skip
 def test_recipes_that_make_no_sense(values, message):
