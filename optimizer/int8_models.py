@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from .analysis.machine import products_saturate
-from .calibration import Statistics, Wanted
+from .calibration import Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
 from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .errors import OnnxpressError
+from .outcome import Progress
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
 from .passes.restore_moments import restore_in_order
@@ -62,14 +63,19 @@ class Candidate:
 class Builder:
     """INT8 models of one float model."""
 
-    def __init__(self, calibrated: Calibrated, recipe: Recipe) -> None:
-        self.model, self.recipe = calibrated.model.clone(), recipe
+    def __init__(
+        self,
+        calibrated: Calibrated,
+        recipe: Recipe,
+        progress: Progress = lambda _stage, _done, _total: None,
+    ) -> None:
+        self.model, self.recipe, self._progress = calibrated.model.clone(), recipe, progress
         self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics = calibrated.statistics
         self._unusable = {
             name: reason for name, tensor in self._statistics.items() if (reason := unusable(tensor)) is not None
         }
-        self._covariances = _covariances(self.model, calibrated.data, recipe) if self.feeds else None
+        self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._ranges: dict[str, Range] = {}
         self._moments: Statistics | None = None
@@ -122,10 +128,22 @@ class Builder:
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
         if self._moments is None:
             self._moments = collect(self.model, self.feeds, dict.fromkeys(names, wanted))
-        restore_in_order(
-            model, self._moments, lambda changed, names: collect(changed, self.feeds, dict.fromkeys(names, wanted))
-        )
+        done = 0
+
+        def measure(changed: ir.Model, depth: Sequence[str]) -> Statistics:
+            nonlocal done
+            self._progress("restore moments", done, len(names))
+            done += len(depth)
+            return collect(changed, self.feeds, dict.fromkeys(depth, wanted))
+
+        restore_in_order(model, self._moments, measure)
+        self._progress("restore moments", len(names), len(names))
         return dataclasses.replace(candidate, model=model)
+
+    def observed(self) -> dict[str, TensorStatistics]:
+        """Of the tensors that were rounded to codes in some model, but for inputs that data was given of."""
+        given = {value.name for value in self.model.graph.inputs} if self.feeds else set()
+        return {name: self._statistics[name] for name in self._ranges if name not in given}
 
     def _range(self, name: str) -> Range:
         if name not in self._ranges:
@@ -167,12 +185,12 @@ class Builder:
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
 
 
-def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe) -> Covariances | None:
+def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress: Progress) -> Covariances | None:
     if recipe.compensate is False:
         return None
     operators = plan_int8(model, recipe).operators.values()
     nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
-    return Covariances(model, nodes, data, centred=recipe.correct_bias)
+    return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)
 
 
 def _observed(node: ir.Node) -> str:

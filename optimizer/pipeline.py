@@ -119,10 +119,10 @@ class _Given:
         if seen is None or not isinstance(self._data, Data):
             return outcome
         name, most = self._data.name, self.asked.samples
-        few = [f"{name}: {seen} samples, and {most} were asked for"] if most is not None and seen < most else []
+        few = [f"{seen} samples, and {most} were asked for"] if most is not None and seen < most else []
         return dataclasses.replace(
             outcome,
-            warnings=[*outcome.warnings, *few],
+            warnings=[*outcome.warnings, *(f"{name}: {doubt}" for doubt in [*few, *self._data.doubts])],
             details={"samples": seen, **outcome.details},
             rows=[("calibrated on", f"{seen} samples of {name}"), *outcome.rows],
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import OnnxpressError, UsageError
+from .errors import OnnxpressError, SettingError, UsageError
+from .origin import Origin
 from .quantization.schemes import SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
 
@@ -87,7 +88,7 @@ class NodeSettings:
 
     weight: WeightScheme
     accuracy_level: int
-    sparsity: float
+    sparsity: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,8 @@ class Recipe:
         only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
             faster than float32.
         fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
-        sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1.
+        sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1; None takes 0.8, or 0.5 by
+            magnitude, which no model bears more of in one shot.
         block: Inputs x outputs of a block, such as "4x4", "4x1" or "1x16"; None takes 4x4, or finds it in weights that
             are sparse already.
         dtype: Of the weights that are kept: "int8" or "float32".
@@ -177,7 +179,7 @@ class Recipe:
     metric: str | None = None
     only_if_faster: bool = False
     fuse: bool = True
-    sparsity: float = 0.8
+    sparsity: float | None = None
     block: str | None = None
     dtype: str = "int8"
     criterion: str | None = None
@@ -195,11 +197,8 @@ class Recipe:
             UsageError: A value is of the wrong type or not among the choices.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
-        checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
-        own = {key: getattr(self, key) for key in _OF_A_NODE}
-        _node_settings(own, "recipe")
-        for index, override in enumerate(self.overrides):
-            _node_settings({**own, **override.given()}, f"recipe: overrides[{index}]")
+        checked(type(self), {key: value for key, value in values.items() if value is not None}, Origin())
+        _check_together(values, self.overrides, Origin())
 
     @property
     def kind(self) -> str:
@@ -207,40 +206,53 @@ class Recipe:
         return SCHEMES[self.scheme].kind
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    def from_mapping(cls, values: Mapping[str, Any], origin: Origin | None = None) -> Recipe:
         """Build a recipe from plain values, as TOML and JSON give them.
 
+        Args:
+            values: By key.
+            origin: Where they come from, for messages.
+
         Raises:
-            UsageError: An unknown key, or a value of the wrong type or not among the choices.
+            UsageError: An unknown key, or a value of the wrong type, not among the choices, or that nothing reads.
         """
-        fields = checked(cls, values, source)
+        origin = origin or Origin()
+        fields = checked(cls, values, origin)
         overrides = fields.pop("overrides", ())
         if not isinstance(overrides, list | tuple) or not all(isinstance(o, Mapping) for o in overrides):
-            raise UsageError(f"{source}: overrides must be a list of tables, written as [[overrides]]")
+            raise UsageError(f"{origin.text}: overrides must be a list of tables, written as [[overrides]]")
         built = []
         for index, table in enumerate(overrides):
-            where = f"{source}: overrides[{index}]"
+            where = origin.inner(f"overrides[{index}]", table)
             override = Override(**checked(Override, table, where))
             if override.match is None and override.op_type is None:
-                raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
+                raise UsageError(f"{where.text}: give match (a pattern on node names) or op_type")
             built.append(override)
             if (
                 override.scheme is not None
                 and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind
             ):
-                raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
+                raise UsageError(f'{where.text}: scheme "{override.scheme}" is of another kind than that of the recipe')
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        _check_together({**defaults, **fields}, built, origin)
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):
-            raise UsageError(f"{source}: {', '.join(unread)}: not read by scheme {recipe.scheme}")
-        if not recipe.chooses:
-            given = sorted(_CHOOSING & fields.keys())
-            given += [f"overrides[{i}].sparsity" for i, each in enumerate(built) if each.sparsity is not None]
-            if given:
-                say = "the mask says" if recipe.mask is not None else "without pruning the zeros that are there say"
-                raise UsageError(
-                    f"{source}: {', '.join(given)}: not read: {say} which blocks go; leave out the one or the other"
-                )
+            raise UsageError(f"{origin.name(unread)}: not read by scheme {recipe.scheme}")
+        recipe._refuse_two_choices(fields, origin)
         return recipe
+
+    def _refuse_two_choices(self, given: Mapping[str, Any], origin: Origin) -> None:
+        """Of which blocks go, one thing alone has the say."""
+        if self.mask is not None and not self.prune:
+            both = origin.name(["mask", "prune"])
+            raise UsageError(f"{both}: the masks say which weights go, or the zeros that are there do; leave one out")
+        if self.chooses:
+            return
+        unread = sorted(_CHOOSING & given.keys())
+        unread += [f"overrides[{i}].sparsity" for i, each in enumerate(self.overrides) if each.sparsity is not None]
+        if unread:
+            say = "the mask says" if self.mask is not None else "without pruning the zeros that are there say"
+            raise UsageError(f"{origin.name(unread)}: not read: {say} which blocks go; leave out the one or the other")
 
     @property
     def chooses(self) -> bool:
@@ -248,12 +260,15 @@ class Recipe:
         return self.prune and self.mask is None
 
     @classmethod
-    def from_toml(cls, path: str | Path, given: Mapping[str, Any] | None = None) -> Recipe:
+    def from_toml(
+        cls, path: str | Path, given: Mapping[str, Any] | None = None, options: Mapping[str, str] | None = None
+    ) -> Recipe:
         """Read a recipe file.
 
         Args:
             path: The file.
             given: Values that take the place of the file's.
+            options: How they are written on the command line, as in `Origin`.
 
         Raises:
             UsageError: The file is not valid TOML or not a valid recipe.
@@ -269,7 +284,7 @@ class Recipe:
             raise OnnxpressError(f"{path}: cannot read the recipe: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: not valid TOML: {error}") from error
-        return cls.from_mapping({**values, **(given or {})}, str(path))
+        return cls.from_mapping({**values, **(given or {})}, Origin(str(path), options or {}))
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
@@ -295,7 +310,7 @@ class Recipe:
                 values.update(override.given())
         if keep:
             return "kept in float by an override of the recipe"
-        return _node_settings(values, f"node {name}")
+        return _node_settings(values, Origin(f"node {name}"))
 
     def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:
         """Patterns that match none of the (name, op_type) pairs: most likely typing errors."""
@@ -313,7 +328,16 @@ class Recipe:
         return unused
 
 
-def _node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:
+def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], origin: Origin) -> None:
+    """Refuse settings that do not go together, of the recipe or of nodes that an override matches."""
+    own = {key: values[key] for key in _OF_A_NODE}
+    _node_settings(own, origin)
+    for index, override in enumerate(overrides):
+        given = override.given()
+        _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
+
+
+def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
     """The settings of a node, defaults filled in.
 
     Raises:
@@ -323,10 +347,10 @@ def _node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:
     keys = ("block_size", "symmetric", "search", "scale_type", "per_channel")
     try:
         weight = weight_scheme(name, **{key: values[key] for key in keys})
-    except UsageError as error:
-        raise UsageError(f"{source}: {error}") from error
+    except SettingError as error:
+        raise origin.restate(error) from error
     if level == 4 and not weight.integer:
-        raise UsageError(f"{source}: accuracy_level is 4, activations of int8, but {name} takes 0 to 3")
+        raise origin.error("accuracy_level", level, f", activations of int8, but {name} takes 0 to 3")
     if level is None:
         level = 4 if weight.integer else 3
     return NodeSettings(weight, level, values["sparsity"])

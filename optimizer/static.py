@@ -16,10 +16,11 @@ from typing import Any
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
-from .analysis.metrics import Metric, check_metric, choose_metric
+from .analysis.metrics import COSINE, Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
+from .calibration.variety import constant_tensors
 from .errors import UsageError
 from .faster import prove_faster, slower_layers
 from .int8_models import Builder, Calibrated, Candidate, products
@@ -102,7 +103,7 @@ def convert(
         return Outcome(decisions, tuple)
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
-    builder = Builder(calibrate(model, recipe, data, progress), recipe)
+    builder = Builder(calibrate(model, recipe, data, progress), recipe, progress)
     kept = _kept_by_runtime(builder)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
@@ -190,10 +191,11 @@ def _outcome(
     kernels = operators(optimized(candidate.model))
     details: dict[str, Any] = {"kernels": kernels}
     rows = [("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items()))]
-    warnings = []
+    warnings = constant_tensors(builder.observed())
     if metric is not None:
         details["metric"] = {"name": metric.name, "float32": metric.reference, "int8": value}
-        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
+        own = f", on the first {len(builder.feeds)} batches of the calibration data" if metric.name == COSINE else ""
+        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"))
     if seconds is not None:
         details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))

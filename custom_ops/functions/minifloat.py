@@ -1,14 +1,29 @@
-"""`onnxpress::MatMulMiniFloat` in standard ops: codes look their values up in a table."""
+"""`onnxpress::MatMulMiniFloat` and `DequantizeMiniFloat` in standard ops: codes look their values up in a table."""
 
 from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..reference import E8M0, MINIFLOATS, block_codes, minifloat_bits
-from .body import Body, function
+from ..reference import E8M0, MINIFLOATS, PLANES, block_codes, minifloat_bits
+from .body import Body, Size, function
 from .nbits import unpack
 
 _FLOAT, _INT32 = int(ir.DataType.FLOAT), int(ir.DataType.INT32)
+
+
+def _decode(
+    body: Body, packed: ir.Value, scales: ir.Value, lead: tuple[int, int], size: Size, format: str, scale: ir.DataType
+) -> ir.Value:
+    """Rows of a weight, each with the codes that pad its last block; `lead` are rows and blocks, 0 as they come."""
+    codes = unpack(body, packed, lead, size, minifloat_bits(format))
+    values = body.op("Gather", body.constant(MINIFLOATS[format]), body.op("Cast", codes, to=_INT32))
+    factor = scales
+    if scale == ir.DataType.UINT8:
+        factor = body.op("Gather", body.constant(E8M0), body.op("Cast", factor, to=_INT32))
+    elif scale != ir.DataType.FLOAT:
+        factor = body.op("Cast", factor, to=_FLOAT)
+    weight = body.op("Mul", values, body.op("Reshape", factor, body.shape(*lead, 1)))
+    return body.op("Reshape", weight, body.shape(lead[0], -1))
 
 
 def matmul_minifloat(
@@ -44,15 +59,7 @@ def matmul_minifloat(
     body = Body()
     inputs = [ir.Value(name=name) for name in ("A", "B", "scales", "bias")][: 4 if bias else 3]
 
-    codes = unpack(body, inputs[1], (N, blocks), size, minifloat_bits(format))
-    values = body.op("Gather", body.constant(MINIFLOATS[format]), body.op("Cast", codes, to=_INT32))
-    factor = inputs[2]
-    if scale == ir.DataType.UINT8:
-        factor = body.op("Gather", body.constant(E8M0), body.op("Cast", factor, to=_INT32))
-    elif scale != ir.DataType.FLOAT:
-        factor = body.op("Cast", factor, to=_FLOAT)
-    weight = body.op("Mul", values, body.op("Reshape", factor, body.shape(N, blocks, 1)))
-    weight = body.op("Reshape", weight, body.shape(N, blocks * size))
+    weight = _decode(body, inputs[1], inputs[2], (N, blocks), size, format, scale)
     if blocks * size != K:
         weight = body.slice(weight, 0, K)
     weight = body.op("Transpose", weight)
@@ -69,3 +76,45 @@ def matmul_minifloat(
         "K": K, "N": N, "format": format, "block_size": block_size, "accuracy_level": 0,
     }  # fmt: skip
     return function("MatMulMiniFloat", "_".join(parts), body, inputs, y, attributes, opset)
+
+
+def _bytes(body: Body, size: Size, format: str) -> Size:
+    """Of a block."""
+    total: Size = 0
+    for width in PLANES[minifloat_bits(format)]:
+        total = body.add(total, body.ceil_divide(size, 8 // width))
+    return total
+
+
+def dequantize_minifloat(*, format: str, scale: ir.DataType = ir.DataType.FLOAT, opset: int = 18) -> ir.Function:
+    """Body of `onnxpress::DequantizeMiniFloat`: a weight as float32 in the shape of the attribute `shape`.
+
+    It is one for all sizes, so ONNX Runtime before 1.27, which takes the first of several functions of a name, runs
+    models of one format. Whatever its inputs are constants of is constant: ONNX Runtime decodes it once.
+
+    Args:
+        format: A key of `reference.MINIFLOATS`.
+        scale: Type of the scales: FLOAT, FLOAT16, BFLOAT16, or UINT8 for codes of `reference.E8M0`.
+        opset: That of the model, from MIN_OPSET on; the checker wants functions to have the same.
+
+    Returns:
+        The function, with inputs codes and scales as B and scales of MatMulMiniFloat with N = shape[0] and K the
+        product of the other sizes; its `overload` is unique for these arguments.
+    """
+    body = Body()
+    packed, scales = ir.Value(name="codes"), ir.Value(name="scales")
+    shape = body.attribute("shape", ir.AttributeType.INTS)
+    block = body.op("Reshape", body.attribute("block_size", ir.AttributeType.INT), body.shape(1))
+    K = body.op("ReduceProd", body.slice(shape, 1, 2**31 - 1), keepdims=1)
+    size = body.op("Where", body.op("Equal", block, body.shape(0)), K, block)
+    # The sizes that must be: whatever else comes, Reshape refuses.
+    lead = body.slice(shape, 0, 1), body.size(body.ceil_divide(K, size))
+    in_full = body.op("Reshape", packed, body.op("Concat", *lead, body.size(_bytes(body, size, format)), axis=0))
+    factor = body.op("Reshape", scales, body.op("Concat", *lead, axis=0))
+    rows = _decode(body, in_full, factor, (0, 0), size, format, scale)
+    weight = body.op("Reshape", body.slice(rows, 0, K), shape)
+    overload = f"{format}_scale_{scale.name.lower()}"
+    return function(
+        "DequantizeMiniFloat", overload, body, [packed, scales], weight, {"format": format, "block_size": 0}, opset,
+        {"shape": ir.AttributeType.INTS},
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Op `onnxpress::MatMulMiniFloat`: a weight of small floating-point codes, decoded and scaled block by block.
+"""Ops `onnxpress::MatMulMiniFloat` and `DequantizeMiniFloat`: small floating-point codes, scaled block by block.
 
 A code of a sign, e exponent bits E and m mantissa bits M stands for
 
@@ -10,6 +10,8 @@ so E = 0 is for subnormal numbers. Formats differ in e, m, bias and in which cod
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -119,6 +121,25 @@ def dequantize_minifloat(
         float32 [K, N].
     """
     return _dequantize(MINIFLOATS[format], packed, scales, block_codes(block_size, K), K)
+
+
+def dequantize_minifloat_tensor(
+    codes: UInt8, scales: npt.NDArray[np.generic], *, format: str, shape: Sequence[int], block_size: int = 0
+) -> Float32:
+    """Op `onnxpress::DequantizeMiniFloat`: a tensor of any axes, decoded and scaled row by row.
+
+    Args:
+        codes: uint8 [shape[0], n_blocks, bytes], the codes of a block as in `pack_codes`.
+        scales: As in `dequantize_minifloat`.
+        format: A key of `MINIFLOATS`.
+        shape: Of the tensor. A row is what belongs to an index of the first axis, the others flattened.
+        block_size: Codes in a block; 0 for one block a row.
+
+    Returns:
+        float32, of that shape.
+    """
+    weight = dequantize_minifloat(codes, scales, format=format, block_size=block_size, K=math.prod(shape[1:]))
+    return np.ascontiguousarray(weight.T).reshape(shape)
 
 
 def _dequantize(table: Float32, packed: UInt8, scales: npt.NDArray[np.generic], block_size: int, K: int) -> Float32:

@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Json, Quiet, console, progress_bar, share
+from .terminal import Json, Quiet, as_written, console, progress_bar, share
 
 _DATA, _STATIC, _SPARSE = "Data of int8-static and sparse", "int8-static", "sparse"
 
 
 def optimize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A file, a folder of an exported model, or a catalogue name.")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
     scheme: Annotated[
@@ -133,7 +134,7 @@ def optimize(
         ),
     ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of blocks to remove; 0.8.", rich_help_panel=_SPARSE)
+        float | None, typer.Option(help="Share of blocks to remove; 0.8, or 0.5 by magnitude.", rich_help_panel=_SPARSE)
     ] = None,
     block: Annotated[
         str | None,
@@ -180,6 +181,7 @@ def optimize(
 ) -> None:
     """Convert a model to low-bit or sparse forms."""
     from ..calibration import Calibration
+    from ..origin import Origin
     from ..pipeline import optimize as run
     from ..recipe import Recipe
 
@@ -196,7 +198,8 @@ def optimize(
         "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
-    chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")
+    options = as_written(context, given)
+    chosen = Recipe.from_toml(recipe, given, options) if recipe else Recipe.from_mapping(given, Origin(options=options))
     data = Calibration(calibration, statistics, samples=samples, batch=batch, images=images, tokenizer=tokenizer)
     with progress_bar(quiet or json_) as progress:
         report = run(model, chosen, output, calibration=data, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import SettingError
 
 if TYPE_CHECKING:
     from .formats import Format
@@ -144,21 +144,21 @@ def weight_scheme(
     """The scheme of a name with some settings; None takes its default.
 
     Raises:
-        UsageError: The scheme has no such settings.
+        SettingError: The scheme has no such settings.
     """
     preset = SCHEMES[name]
     block = preset.block_size if block_size is None else block_size
     if preset.fixed and block != preset.block_size:
-        raise UsageError(f"block_size is {block}, but {name} has blocks of {preset.block_size} by definition")
+        raise SettingError("block_size", block, f", but {name} has blocks of {preset.block_size} by definition")
     if block == 0 and preset.integer:
-        raise UsageError(f"block_size is 0, one scale a channel, which {name} has not; take 16 to 256")
+        raise SettingError("block_size", 0, f", one scale a channel, which {name} has not; take 16 to 256")
     if not per_channel and block != 0 and preset.kind == "weight-only":
-        raise UsageError(f"per_channel is false, but {name} has blocks of {block}; set block_size = 0, too")
+        raise SettingError("per_channel", False, f", but {name} has blocks of {block}; set block_size = 0, too")
     scales = scale_type or preset.scale_types[0]
     if scales not in preset.scale_types:
-        raise UsageError(f"scale_type is {scales!r}, but {name} takes {' or '.join(preset.scale_types)}")
+        raise SettingError("scale_type", scales, f", but {name} takes {' or '.join(preset.scale_types)}")
     if symmetric is False and preset.symmetric and (not preset.integer or scales in _POWERS_OF_TWO):
-        raise UsageError(f"symmetric is false, but {name} has no zero points")
+        raise SettingError("symmetric", False, f", but {name} has no zero points")
     return WeightScheme(
         name, preset.format, block, preset.symmetric if symmetric is None else symmetric, search, scales,
         per_channel,

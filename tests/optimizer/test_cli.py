@@ -51,7 +51,26 @@ def test_sizes_in_the_summary(sizes, text, capsys):
 
     report = Report("a", "b", {}, {"MatMul": 1}, {"int4": 1}, {}, (), 0.0, *sizes, {}, 0)
     report.print(console())
-    assert text in re.sub(" +\n", "\n", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert text in shown
+    assert " \n" not in shown
+
+
+def test_progress_off_a_terminal(capsys):
+    from onnxpress.optimizer.commands.terminal import progress_lines
+
+    now = [0.0]
+    update = progress_lines(clock=lambda: now[0])
+    for done in range(5):
+        update("calibrate", done, 4)
+        now[0] += 6
+    update("check data", 1, 1)
+    now[0] += 11
+    update("check data", 2, 2)  # the whole is not known
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrate ...", "calibrate: 2 of 4 (50 %), 12 s", "calibrate: 4, 24 s",
+        "check data ...", "check data: 2, 11 s",
+    ]  # fmt: skip
 
 
 def test_worst_weights_are_told_by_the_node_that_a_pattern_matches(tmp_path):
@@ -132,9 +151,13 @@ def test_options_override_the_recipe(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["MODEL", "--scheme", "int9"], 2, "scheme is 'int9'"),
-        (["MODEL", "--block-size", "7"], 2, "block_size is 7"),
+        (["MODEL", "--scheme", "int9"], 2, "--scheme is 'int9'"),
+        (["MODEL", "--scheme", "INT4"], 2, "--scheme is 'INT4'; did you mean \"int4\"?"),
+        (["MODEL", "--block-size", "512"], 2, "error: --block-size is 512; must be one of 0, 16"),
         (["MODEL", "--form", "qoperater"], 2, 'did you mean "qoperator"'),
+        (["MODEL", "--scheme", "fp8", "--asymmetric"], 2, "error: --asymmetric, but fp8 has no zero points"),
+        (["MODEL", "--scheme", "sparse", "--mask", "m.npz", "--no-prune"], 2, "error: --mask, --no-prune: the masks"),
+        (["MODEL", "--max-drop", "1%"], 2, "error: --max-drop: not read by scheme int4"),
         (["MODEL", "--nonsense"], 2, "nonsense"),
         (["MODEL", "-o", "nowhere/out.onnx"], 2, "does not exist"),
         (["MODEL", "-o", "."], 2, "is a folder"),
