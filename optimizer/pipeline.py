@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from . import dynamic, sparse, static, storage, weight_only
+from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
@@ -38,7 +38,7 @@ def optimize(
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
-        calibration: What int8-static and sparse learn about tensors from; a model of the catalogue has its own.
+        calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
         progress: Told how the work goes on.
 
     Returns:
@@ -133,7 +133,7 @@ class _Given:
 
 
 def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> Outcome:
-    if recipe.kind == "static":
+    if recipe.kind in ("static", "minifloat-static"):
         return given.tell(static.convert(model, recipe, given.open(), progress, source))
     if recipe.kind == "sparse" and (sparse.needs_data(recipe) or given.asked == Calibration()):
         return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
@@ -141,6 +141,8 @@ def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progre
         unread = [name for name, value in vars(given.asked).items() if value is not None]
         listed = ", ".join(unread).replace("data", "calibration")
         raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings; leave out {listed}")
+    if recipe.kind == "minifloat-dynamic":
+        return minifloat_dynamic.convert(model, recipe, progress)
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
 
 
@@ -152,7 +154,10 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """
     if recipe.clean_up:
         CleanUp()(model)
-    deciders = {"weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide}
+    deciders = {
+        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
+    }  # fmt: skip
     return deciders[recipe.kind](model, recipe)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import OnnxpressError, SettingError, UsageError
 from .origin import Origin
-from .quantization.schemes import SCHEMES, WeightScheme, weight_scheme
+from .quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
 
 _ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
@@ -22,6 +22,10 @@ _READ = {
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
        "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
+    "minifloat-static": _ALWAYS
+    | {"search", "weight_format", "activation_format", "coverage", "first_and_last", "range_method", "percentile",
+       "smooth", "restore_moments", "max_drop", "metric"},
+    "minifloat-dynamic": _ALWAYS | {"search", "weight_format", "activation_format", "coverage", "first_and_last"},
     "sparse": _ALWAYS
     | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
        "prune", "mask", "expect_m", "range_method", "percentile"},
@@ -30,6 +34,7 @@ _READ = {
 
 _OF_A_NODE = (
     "scheme", "block_size", "symmetric", "search", "scale_type", "per_channel", "accuracy_level", "sparsity",
+    "weight_format", "activation_format",
 )  # fmt: skip
 """What is settled node by node."""
 
@@ -52,6 +57,8 @@ class Override:
         scale_type: As in `Recipe`.
         accuracy_level: As in `Recipe`.
         sparsity: As in `Recipe`.
+        weight_format: As in `Recipe`.
+        activation_format: As in `Recipe`.
     """
 
     match: str | None = None
@@ -64,6 +71,8 @@ class Override:
     scale_type: str | None = None
     accuracy_level: int | None = None
     sparsity: float | None = None
+    weight_format: str | None = None
+    activation_format: str | None = None
 
     def applies(self, name: str, op_type: str) -> bool:
         """Whether the node of this name and type is meant."""
@@ -89,6 +98,7 @@ class NodeSettings:
     weight: WeightScheme
     accuracy_level: int
     sparsity: float | None
+    activation_format: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +109,8 @@ class Recipe:
         scheme: int2, int3, int4, int5, int6 or int8: bits of a weight. fp8, fp6, fp4 and others with a sign, an
             exponent and a mantissa, nf4, the Microscaling mxfp8, mxfp6 and mxfp4, and bfp8, bfp6 and bfp4: integers
             with scales that are powers of two. int8-static and int8-dynamic round activations too, with scales from
-            a calibration or from each tensor as it comes.
+            a calibration or from each tensor as it comes, and so do fp8-static, fp8-e3m4-static, fp8-e5m2-static,
+            fp8-mixed-static (e3m4 weights, e4m3fn activations) and fp8-dynamic.
         block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256, or 0 for all of an output channel; None
             takes the scheme's default.
         symmetric: One fixed zero point instead of one a block; None takes the scheme's default. Of activations where
@@ -117,8 +128,9 @@ class Recipe:
         include: Glob patterns on node names; empty means all.
         exclude: Glob patterns on node names to keep in float.
         overrides: Settings for some nodes; the last match wins, key by key.
-        range_method: How int8-static gets the range of a tensor from what a calibration saw: "minmax",
-            "moving-average", "percentile", "entropy" or "mse".
+        range_method: How a static scheme gets the range of a tensor from what a calibration saw: "minmax",
+            "moving-average", "percentile", "entropy" or "mse", the last two of integers alone; None takes "percentile"
+            for integers and "minmax" for floating-point numbers.
         percentile: Share of the values, in percent, that the method "percentile" keeps.
         activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
         per_channel: One scale an output channel of a weight rather than one in all, where weights have no blocks.
@@ -135,6 +147,13 @@ class Recipe:
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
         only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
             faster than float32.
+        weight_format: Of fp8-static and fp8-dynamic: e4m3fn (or e4m3), e5m2, e3m4, e3m2, e2m3 or e2m1; None takes the
+            scheme's.
+        activation_format: The same of activations: e4m3fn (or e4m3), e5m2 or e3m4.
+        coverage: What these round: "standard" is what Conv, Gemm and MatMul read, "extended" also what Add and Mul of
+            two tensors, LayerNormalization and BatchNormalization read, and the tables of embeddings.
+        first_and_last: Let them round what the first and the last products read, too; None does in models without
+            Conv.
         fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
         sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1; None takes 0.8, or 0.5 by
             magnitude, which no model bears more of in one shot.
@@ -165,7 +184,7 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
-    range_method: str = "percentile"
+    range_method: str | None = None
     percentile: float = 99.999
     activation_type: str = "uint8"
     per_channel: bool = True
@@ -178,6 +197,10 @@ class Recipe:
     max_drop: float | None = None
     metric: str | None = None
     only_if_faster: bool = False
+    weight_format: str | None = None
+    activation_format: str | None = None
+    coverage: str = "standard"
+    first_and_last: bool | None = None
     fuse: bool = True
     sparsity: float | None = None
     block: str | None = None
@@ -204,6 +227,26 @@ class Recipe:
     def kind(self) -> str:
         """Of the scheme, see `Preset`."""
         return SCHEMES[self.scheme].kind
+
+    @property
+    def is_minifloat(self) -> bool:
+        """Whether activations become floating-point numbers of few bits."""
+        return self.kind.startswith("minifloat")
+
+    @property
+    def ranges(self) -> str:
+        """The range method."""
+        return self.range_method or ("minmax" if self.is_minifloat else "percentile")
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """Of weights and activations of a scheme that rounds both to minifloats, where no override says another."""
+        settings = _node_settings({key: getattr(self, key) for key in _OF_A_NODE}, Origin())
+        return settings.weight.format, settings.activation_format
+
+    def reads(self, key: str) -> bool:
+        """Whether the scheme reads a key."""
+        return key in _READ[self.kind]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: Origin | None = None) -> Recipe:
@@ -335,6 +378,10 @@ def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], or
     for index, override in enumerate(overrides):
         given = override.given()
         _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
+    method = values["range_method"]
+    if SCHEMES[values["scheme"]].kind == "minifloat-static" and method in ("entropy", "mse"):
+        problem = f", for codes at equal distances; {values['scheme']} takes minmax, moving-average or percentile"
+        raise origin.error("range_method", method, problem)
 
 
 def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
@@ -353,4 +400,10 @@ def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
         raise origin.error("accuracy_level", level, f", activations of int8, but {name} takes 0 to 3")
     if level is None:
         level = 4 if weight.integer else 3
-    return NodeSettings(weight, level, values["sparsity"])
+    for key in ("weight_format", "activation_format"):
+        if values[key] is not None and not SCHEMES[name].activations:
+            raise origin.error(key, values[key], f", not read by scheme {name}")
+    if (given := values["weight_format"]) is not None:
+        weight = dataclasses.replace(weight, format=FORMAT_ALIASES.get(given, given))
+    activations = values["activation_format"] or SCHEMES[name].activations
+    return NodeSettings(weight, level, values["sparsity"], FORMAT_ALIASES.get(activations, activations))

@@ -8,13 +8,14 @@ from typing import Any
 
 from .errors import SettingError, UsageError, closest
 from .origin import Origin
-from .quantization.schemes import SCALE_TYPES, SCHEMES
+from .quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
 
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 ACTIVATION_TYPES = ("uint8", "int8")
+COVERAGES = ("standard", "extended")
 CRITERIA = ("magnitude", "wanda", "obs")
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -25,6 +26,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "accuracy_level": ACCURACY_LEVELS,
     "range_method": RANGE_METHODS,
     "activation_type": ACTIVATION_TYPES,
+    "weight_format": (*WEIGHT_FORMATS, *FORMAT_ALIASES),
+    "activation_format": (*ACTIVATION_FORMATS, *FORMAT_ALIASES),
+    "coverage": COVERAGES,
     "dtype": ("int8", "float32"),
     "criterion": CRITERIA,
     "allocation": ("uniform", "sensitivity"),
@@ -43,6 +47,7 @@ _TYPES: dict[str, type] = {
     "correct_bias": bool,
     "compensate": bool,
     "restore_moments": bool,
+    "first_and_last": bool,
     "only_if_faster": bool,
     "fuse": bool,
     "metric": str,

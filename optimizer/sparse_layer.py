@@ -242,7 +242,7 @@ class Layer:
         recipe, statistics = self._recipe, self._statistics
         if recipe.activations == "dynamic" or recipe.dtype != "int8" or statistics is None:
             return None
-        low, high = activation_range(statistics, recipe.range_method, percentile=recipe.percentile)
+        low, high = activation_range(statistics, recipe.ranges, percentile=recipe.percentile)
         return parameters_of_range(low, high, np.uint8)
 
 

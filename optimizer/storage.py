@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import onnx_ir as ir
 
 from .errors import OnnxpressError, UsageError, closest
+from .narrow_types import check_narrow_types
 
 if TYPE_CHECKING:
     import onnx
@@ -79,8 +80,8 @@ def load(path: str | Path) -> ir.Model:
         path: The .onnx file.
 
     Raises:
-        OnnxpressError: The file is missing, no model, damaged, of an unknown opset, or refers to external data that
-            is missing, too short or outside the model's folder.
+        OnnxpressError: The file is missing, no model, damaged, of an unknown opset or with types that its opset does
+            not know, or refers to external data that is missing, too short or outside the model's folder.
     """
     path = Path(path)
     proto = _parse(path)
@@ -97,6 +98,7 @@ def load(path: str | Path) -> ir.Model:
         constant = value.const_value
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
+    check_narrow_types(model, str(path))
     return model
 
 

@@ -47,7 +47,7 @@ FLOAT = "float32"
 
 _SAMPLES = 16  # on which outputs are compared
 _SEEDS = 4  # as many random inputs, where there is no data
-_READ_DATA = ("static", "sparse")
+_READ_DATA = ("static", "minifloat-static", "sparse")
 
 
 @dataclasses.dataclass(frozen=True)
