@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from . import storage
 from .outcome import Outcome
-from .passes import Decision, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
+from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
 from .passes.declare_functions import declare_functions
 from .passes.lazy_weight import LazyWeight
 from .quantization.rtn import decibels
@@ -21,11 +21,11 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     decisions = plan(model, recipe)
     if RaiseOpset(_opset_needed(decisions))(model):
         decisions = plan(model, recipe)
-    product, gather = QuantizeMatMul(), QuantizeGather()
-    product(model, decisions)
-    gather(model, decisions)
+    product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
+    for rewrite in (product, convolution, gather):
+        rewrite(model, decisions)
     declare_functions(model)
-    lazy = [*product.weights, *gather.weights]
+    lazy = [*product.weights, *convolution.weights, *gather.weights]
     return Outcome(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .block_sparse import block_sparse_matmul
 from .body import DOMAIN
-from .minifloat import matmul_minifloat
+from .minifloat import dequantize_minifloat, matmul_minifloat, round_minifloat
 from .nbits import matmul_nbits
 
 OPSET = 1
@@ -18,4 +18,13 @@ OPSET = 1
 MIN_OPSET = 13
 """Oldest opset of a model whose functions these can be."""
 
-__all__ = ["DOMAIN", "MIN_OPSET", "OPSET", "block_sparse_matmul", "matmul_minifloat", "matmul_nbits"]
+__all__ = [
+    "DOMAIN",
+    "MIN_OPSET",
+    "OPSET",
+    "block_sparse_matmul",
+    "dequantize_minifloat",
+    "matmul_minifloat",
+    "matmul_nbits",
+    "round_minifloat",
+]

@@ -6,31 +6,31 @@ import numpy as np
 import onnx_ir as ir
 
 from ..reference import PLANES
-from .body import Body, function
+from .body import Body, Size, function
 
 
-def unpack(body: Body, packed: ir.Value, lead: tuple[int, ...], count: int, bits: int) -> ir.Value:
-    """Codes of `packed` uint8 [*lead, bytes] as float32 [*lead, count].
+def unpack(body: Body, packed: ir.Value, lead: tuple[int, ...], count: Size, bits: int) -> ir.Value:
+    """Codes of `packed` uint8 [*lead, bytes] as float32 [*lead, count]; sizes of 0 are those that `packed` has.
 
     Mod is the mask here: bitwise And came to ONNX only with opset 18.
     """
     total: ir.Value | None = None
-    begin = shift = 0
+    begin: Size = 0
+    shift = 0
     for width in PLANES[bits]:
         per_byte = 8 // width
-        size = -(-count // per_byte)
-        plane = body.slice(packed, begin, begin + size)
-        column = body.op("Reshape", plane, body.shape(*lead, size, 1))
+        end = body.add(begin, body.ceil_divide(count, per_byte))
+        column = body.op("Reshape", body.slice(packed, begin, end), body.shape(*lead, -1, 1))
         shifts = body.constant(np.arange(per_byte, dtype=np.uint8) * np.uint8(width))
         shifted = body.op("BitShift", column, shifts, direction="RIGHT")
         if width < 8:
             shifted = body.op("Mod", shifted, body.constant(np.array(2**width, np.uint8)))
-        flat = body.op("Reshape", shifted, body.shape(*lead, size * per_byte))
+        flat = body.op("Reshape", shifted, body.shape(*lead, -1))
         codes = body.op("Cast", body.slice(flat, 0, count), to=int(ir.DataType.FLOAT))
         if shift:
             codes = body.op("Mul", codes, body.constant(np.array(2.0**shift, np.float32)))
         total = codes if total is None else body.op("Add", total, codes)
-        begin, shift = begin + size, shift + width
+        begin, shift = end, shift + width
     assert total is not None
     return total
 

@@ -14,9 +14,11 @@ from .minifloat import (
     Layout,
     block_codes,
     dequantize_minifloat,
+    dequantize_minifloat_tensor,
     matmul_minifloat,
     minifloat_bits,
     minifloat_zero,
+    round_minifloat,
 )
 from .nbits import activation_block, dequantize, matmul_nbits, quantize_activations, round_to_bfloat16
 from .rounding import SHRINKS, all_finite, quantize_block, quantize_blocks
@@ -36,6 +38,7 @@ __all__ = [
     "decode_blocks",
     "dequantize",
     "dequantize_minifloat",
+    "dequantize_minifloat_tensor",
     "dynamic_quantize_linear",
     "gather_rows",
     "matmul_int8",
@@ -51,6 +54,7 @@ __all__ = [
     "quantize_blocks",
     "quantize_linear",
     "quantize_rows",
+    "round_minifloat",
     "round_to_bfloat16",
     "unpack_codes",
     "unpack_zero_points",

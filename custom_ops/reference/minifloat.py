@@ -1,4 +1,4 @@
-"""Op `onnxpress::MatMulMiniFloat`: a weight of small floating-point codes, decoded and scaled block by block.
+"""Ops `onnxpress::MatMulMiniFloat` and `DequantizeMiniFloat`: small floating-point codes, scaled block by block.
 
 A code of a sign, e exponent bits E and m mantissa bits M stands for
 
@@ -10,6 +10,8 @@ so E = 0 is for subnormal numbers. Formats differ in e, m, bias and in which cod
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -121,6 +123,25 @@ def dequantize_minifloat(
     return _dequantize(MINIFLOATS[format], packed, scales, block_codes(block_size, K), K)
 
 
+def dequantize_minifloat_tensor(
+    codes: UInt8, scales: npt.NDArray[np.generic], *, format: str, shape: Sequence[int], block_size: int = 0
+) -> Float32:
+    """Op `onnxpress::DequantizeMiniFloat`: a tensor of any axes, decoded and scaled row by row.
+
+    Args:
+        codes: uint8 [shape[0], n_blocks, bytes], the codes of a block as in `pack_codes`.
+        scales: As in `dequantize_minifloat`.
+        format: A key of `MINIFLOATS`.
+        shape: Of the tensor. A row is what belongs to an index of the first axis, the others flattened.
+        block_size: Codes in a block; 0 for one block a row.
+
+    Returns:
+        float32, of that shape.
+    """
+    weight = dequantize_minifloat(codes, scales, format=format, block_size=block_size, K=math.prod(shape[1:]))
+    return np.ascontiguousarray(weight.T).reshape(shape)
+
+
 def _dequantize(table: Float32, packed: UInt8, scales: npt.NDArray[np.generic], block_size: int, K: int) -> Float32:
     values = table[_unpack(packed, int(table.size).bit_length() - 1, block_size)]
     factor = E8M0[scales] if scales.dtype == np.uint8 else scales.astype(np.float32)
@@ -167,3 +188,29 @@ def matmul_minifloat(
     if bias is not None:
         result = result + np.asarray(bias, np.float64)
     return result.reshape(*A.shape[:-1], packed.shape[0])
+
+
+def round_minifloat(X: Float32, scale: npt.NDArray[np.float32] | float, *, format: str) -> Float32:
+    """Op `onnxpress::RoundMiniFloat`: scale * (the number of a format that is nearest to X / scale).
+
+    Of two numbers equally near the one of the even code is taken; what lies beyond the largest, infinity as well, is
+    held to it, and NaN stays NaN.
+
+    Args:
+        X: float32, any shape.
+        scale: Positive, float32 [].
+        format: A key of `LAYOUTS`.
+
+    Returns:
+        float32, the shape of X.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.asarray(X, np.float32) / np.float32(scale)
+    numbers = MINIFLOATS[format][: 2 ** (minifloat_bits(format) - 1)]
+    numbers = numbers[np.isfinite(numbers)].astype(np.float64)
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    magnitude = np.abs(x).astype(np.float64)
+    below, above = (np.searchsorted(middles, magnitude, side) for side in ("left", "right"))
+    nearest = np.where(below % 2 == 0, below, above)  # they differ where x is a middle, and one of them is even
+    rounded: Float32 = np.copysign(numbers[nearest], x).astype(np.float32) * np.float32(scale)
+    return np.where(np.isnan(x), x, rounded)

@@ -7,6 +7,7 @@ from .fold_affine import FoldAffine
 from .matmul_to_gemm import MatMulToGemm
 from .plan import Decision, plan
 from .push_transpose import PushTranspose
+from .quantize_conv import QuantizeConv
 from .quantize_gather import QuantizeGather
 from .quantize_matmul import QuantizeMatMul
 from .raise_opset import RaiseOpset
@@ -22,6 +23,7 @@ __all__ = [
     "FoldAffine",
     "MatMulToGemm",
     "PushTranspose",
+    "QuantizeConv",
     "QuantizeGather",
     "QuantizeMatMul",
     "RaiseOpset",

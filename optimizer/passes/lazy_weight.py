@@ -56,9 +56,11 @@ class LazyWeight:
 
         Args:
             part: "packed" uint8 [N, n_blocks, bytes], "rows" uint8 [N, K * bits / 8], "scales" [N, n_blocks],
-                "zero_points" uint8 [N, bytes]; for DequantizeLinear "codes" [K, N], "scales_kn" and
-                "zero_points_kn" [n_blocks, N] in blocks, "scales_n" [N] or "scale" [] without.
-            dtype: Type of scales ("scales" and others; UINT8 for exponents) or of codes ("codes", "zero_points_kn").
+                "zero_points" uint8 [N, bytes]; for DequantizeLinear "codes" [K, N], "codes_nk" [N, K] or
+                "codes_shaped" in the shape of the weight, "scales_kn" and "zero_points_kn" [n_blocks, N] in blocks,
+                "scales_n" [N] or "scale" [] without.
+            dtype: Type of scales ("scales" and others; UINT8 for exponents) or of codes ("codes" and others,
+                "zero_points_kn").
         """
         K, N, bits = self.weight.K, self.weight.N, self.scheme.bits
         blob = reference.packed_bytes(self.scheme.codes_a_block(K), bits)
@@ -71,6 +73,8 @@ class LazyWeight:
                 _kernels.pack_zero_points(np.zeros((1, self.blocks), np.uint8), bits).shape[1],
             ),
             "codes": (K, N),
+            "codes_nk": (N, K),
+            "codes_shaped": tuple(self.weight.tensor.shape.numpy()),
             "scales_kn": (self.blocks, N),
             "zero_points_kn": (self.blocks, N),
             "scales_n": (N,),
@@ -111,15 +115,18 @@ class LazyWeight:
         return np.asarray(scales).astype(dtype.numpy())
 
     def _standard(self, result: QuantizedWeight, part: str, dtype: ir.DataType) -> np.ndarray:
-        """Codes or zero points in [K, N] order as an ONNX type; signed integers are centred on zero."""
+        """Codes or zero points in the order of a part as an ONNX type; signed integers are centred on zero."""
         bits = self.scheme.bits
-        if part == "codes":
+        if part == "zero_points_kn":
+            codes = np.ascontiguousarray(result.zero_points.T)
+        else:
             K = self.weight.K
             unpack = _kernels.unpack_codes if self.scheme.block_size else reference.unpack_codes
             codes = unpack(result.packed, bits, self.scheme.codes_a_block(K), K)
-        else:
-            codes = result.zero_points
-        codes = np.ascontiguousarray(codes.T)
+            if part == "codes":
+                codes = np.ascontiguousarray(codes.T)
+            elif part == "codes_shaped":
+                codes = codes.reshape(self.weight.tensor.shape.numpy())
         if dtype in (ir.DataType.INT4, ir.DataType.INT8):
             codes -= np.uint8(2 ** (bits - 1))  # wraps around to two's complement
             codes = codes.view(np.int8)
@@ -130,6 +137,7 @@ class LazyWeight:
 
     def _quantize(self) -> QuantizedWeight:
         array = np.ascontiguousarray(self.weight.tensor.numpy())
+        array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
         if self.factor != 1 and not self.scheme.has_kernel:
             array = array.astype(np.float32) * np.float32(self.factor)
         result = quantize_rtn(array, self.scheme, self.weight.transposed)

@@ -2,7 +2,8 @@
 
 A node is taken when y = A W with a constant W of two axes that we can read: the second input of MatMul or Gemm, or,
 where embeddings are wanted, the table of a Gather. The constant may stand behind Identity, Transpose and casts
-between float32 and float16, which are undone by reading it accordingly, never by storing another copy.
+between float32 and float16, which are undone by reading it accordingly, never by storing another copy. Conv and
+ConvTranspose are taken where codes are no integers: no kernel reads theirs, so they only make the file smaller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
-from .weight_form import WeightForm, weight_form
+from .weight_form import WeightForm, convolution_form, weight_form
 
 # Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
 MIN_ELEMENTS = 1024
@@ -26,7 +27,9 @@ MIN_ELEMENTS = 1024
 MIN_TABLE_ELEMENTS = 1 << 20
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_WITH_WEIGHTS = {"Conv", "ConvTranspose", "LSTM", "GRU", "RNN", "Einsum"}
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
+_DECODERS = ("DequantizeLinear", "DequantizeMiniFloat")
 _QUANTIZED = {
     "BlockSparseMatMul",
     "DynamicQuantizeLSTM",
@@ -51,7 +54,8 @@ class Weight:
 
     Attributes:
         value: The initializer, or the output of a Constant node.
-        tensor: Its data.
+        tensor: Its data: of two axes, or of more whose first are the output channels of a Conv or the input channels
+            of a ConvTranspose, each with a row of all the others.
         transposed: Whether output channels are its first axis, everything between it and the node counted.
         dtype: Its type as the node sees it, after casts.
     """
@@ -64,7 +68,8 @@ class Weight:
     @property
     def K(self) -> int:
         """Length of the reduction."""
-        return self.tensor.shape.numpy()[1 if self.transposed else 0]
+        shape = self.tensor.shape.numpy()
+        return math.prod(shape[1:]) if self.transposed else shape[0]
 
     @property
     def N(self) -> int:
@@ -135,7 +140,7 @@ def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
 
 def not_taken(who: str, op_type: str, path: str) -> str:
     """The reason to leave an operator with weights that a scheme has no form for."""
-    hint = " (int8-static does)" if op_type in ("Conv", "ConvTranspose") and not path else ""
+    hint = " (int8-static does)" if op_type in _CONVOLUTIONS and not path else ""
     return f"{who} not take {op_type}{hint}"
 
 
@@ -160,6 +165,8 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -
         return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
     if node.op_type in ("MatMul", "Gemm"):
         return _decide_product(node, path, recipe, finite)
+    if node.op_type in _CONVOLUTIONS:
+        return _decide_convolution(node, path, recipe, finite)
     if node.op_type == "Gather":
         return _decide_table(node, path, recipe, finite)
     return None
@@ -175,7 +182,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
         if weight == "no constant weight" and not isinstance(left, str):
             return Decision(node, path, False, "the constant is on the left", left.tensor.size)
         return Decision(node, path, False, weight)
-    reason = _refuse(weight) or _refuse_values(weight, finite)
+    reason = _refuse(weight) or _refuse_rank(weight) or _refuse_values(weight, finite)
     if not math.isfinite(node.attributes.get_float("alpha", 1.0)):
         reason = "alpha is no finite number"
     size = weight.tensor.size
@@ -192,6 +199,29 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
 
 
+def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+    settings = recipe.settings(node.name or "", node.op_type)
+    if isinstance(settings, NodeSettings) and settings.weight.integer:
+        return Decision(node, path, False, not_taken("weight-only schemes of integers do", node.op_type, path))
+    weight = _find_weight(node.inputs[1] if len(node.inputs) > 1 else None, True)
+    if isinstance(weight, str):
+        return Decision(node, path, False, weight)
+    size, reason = weight.tensor.size, _refuse(weight)
+    if reason is None and len(weight.tensor.shape) < 3:
+        reason = f"weight of {len(weight.tensor.shape)} axes"
+    if reason is None and not weight.transposed:
+        reason = "the weight is behind a Transpose"
+    reason = reason or _refuse_values(weight, finite)
+    if reason is None and size < MIN_ELEMENTS:
+        reason = f"fewer than {MIN_ELEMENTS} weights"
+    if reason or isinstance(settings, str):
+        return Decision(node, path, False, reason or str(settings), size)
+    form = convolution_form(recipe.form, settings.weight, weight.dtype, weight.K)
+    if isinstance(form, str):
+        return Decision(node, path, False, form, size)
+    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
+
+
 def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
     table = _find_weight(node.inputs[0], True)
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
@@ -202,7 +232,7 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
         return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
     if not recipe.embeddings:
         return Decision(node, path, False, "embedding table; --embeddings takes it", size)
-    reason = _refuse(table)
+    reason = _refuse(table) or _refuse_rank(table)
     if reason is None and isinstance(settings, str):
         reason = settings
     if reason is None and node.attributes.get_int("axis", 0) != 0:
@@ -230,7 +260,7 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
         producer = value.producer()
         if producer is None:
             break
-        if producer.op_type == "DequantizeLinear" or producer.op_type in _QUANTIZED:
+        if producer.op_type in _DECODERS or producer.op_type in _QUANTIZED:
             return "already quantized"
         if producer.domain not in ("", "ai.onnx") or producer.op_type not in (
             "Identity",
@@ -277,18 +307,19 @@ def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
 
 
 def _refuse(weight: Weight) -> str | None:
-    """Why a constant's type and shape rule it out."""
-    tensor = weight.tensor
+    """Why what a constant is rules it out."""
     if weight.value.is_graph_input():
         return "the weight is also a graph input, which a caller may override"
-    if tensor.dtype not in _FLOATS:
-        return f"weight of type {tensor.dtype.name}"
-    rank = len(tensor.shape)
-    if rank != 2:
-        return "scalar weight" if rank == 0 else f"batched weight of {rank} axes" if rank > 2 else "weight of one axis"
-    if tensor.size == 0:
-        return "empty weight"
-    return None
+    if weight.tensor.dtype not in _FLOATS:
+        return f"weight of type {weight.tensor.dtype.name}"
+    return "empty weight" if weight.tensor.size == 0 else None
+
+
+def _refuse_rank(weight: Weight) -> str | None:
+    rank = len(weight.tensor.shape)
+    if rank == 2:
+        return None
+    return "scalar weight" if rank == 0 else f"batched weight of {rank} axes" if rank > 2 else "weight of one axis"
 
 
 def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:

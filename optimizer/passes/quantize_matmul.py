@@ -17,7 +17,8 @@ from onnxpress.custom_ops import functions
 from .lazy_weight import LazyWeight
 from .plan import Decision
 from .product_bias import add_scaled, find_bias
-from .rewriting import add_initializer, insert_before, replace, required
+from .rewriting import insert_before, replace, required
+from .stored_weights import StoredWeights
 from .weight_form import WeightForm
 
 
@@ -29,14 +30,13 @@ class QuantizeMatMul:
     """
 
     def __init__(self) -> None:
-        self._weights: dict[tuple[object, ...], LazyWeight] = {}
-        self._values: dict[tuple[object, ...], ir.Value] = {}
+        self._stored = StoredWeights()
         self.warnings: list[str] = []
 
     @property
     def weights(self) -> list[LazyWeight]:
         """The weights that were rounded, each once."""
-        return list(self._weights.values())
+        return self._stored.weights
 
     def __call__(self, model: ir.Model, decisions: list[Decision]) -> bool:
         """Rewrite; whether anything changed."""
@@ -54,40 +54,12 @@ class QuantizeMatMul:
                 self._replace(model, decision, form)
         return bool(taken)
 
-    def _lazy(self, decision: Decision, form: WeightForm, factor: float) -> LazyWeight:
-        assert decision.weight is not None
-        weight = decision.weight
-        key = (id(weight.tensor), weight.transposed, form.scheme, factor)
-        if key not in self._weights:
-            self._weights[key] = LazyWeight(weight.value.name or "weight", weight, form.scheme, factor)
-        self._weights[key].nodes.append(decision.node.name or "")
-        return self._weights[key]
-
-    def _part(self, lazy: LazyWeight, part: str, dtype: ir.DataType, suffix: str) -> ir.Value:
-        """The initializer of a part, made once for all nodes that share it."""
-        key = (id(self._graph), id(lazy), part)
-        if key not in self._values:
-            name = f"{lazy.name}_{lazy.scheme.name}_{suffix}"
-            self._values[key] = add_initializer(self._graph, name, lazy.tensor(part, dtype))
-        return self._values[key]
-
-    def _scales(self, node: ir.Node, lazy: LazyWeight, form: WeightForm, part: str) -> ir.Value:
-        """Scales in the type of A: ONNX Runtime folds the cast when it loads the model."""
-        weight_type = lazy.weight.dtype
-        scales = self._part(lazy, part, form.scales, "scales")
-        if form.scales == weight_type or form.ours:
-            return scales
-        cast = insert_before(node, "Cast", [scales], None, suffix="_scales", attributes={"to": int(weight_type)})
-        cast.type = ir.TensorType(weight_type)
-        cast.shape = scales.shape
-        return cast
-
     def _replace(self, model: ir.Model, decision: Decision, form: WeightForm) -> None:
         node, settings, weight = decision.node, decision.settings, decision.weight
         assert settings is not None
         assert weight is not None
         gemm = node.op_type == "Gemm"
-        lazy = self._lazy(decision, form, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
+        lazy = self._stored.weight(decision, form, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
 
         a = node.inputs[0]
         assert a is not None
@@ -125,13 +97,13 @@ class QuantizeMatMul:
 
     def _operands(self, node: ir.Node, lazy: LazyWeight, form: WeightForm) -> list[ir.Value | None]:
         """What the operator takes between A and the bias."""
-        packed = self._part(lazy, "packed", ir.DataType.UINT8, "codes")
-        scales = self._scales(node, lazy, form, "scales")
+        packed = self._stored.part(self._graph, lazy, "packed", ir.DataType.UINT8, "codes")
+        scales = self._stored.scales(self._graph, node, lazy, form, "scales")
         if form.op_type == "MatMulMiniFloat":
             return [packed, scales]
         points = None
         if not form.scheme.symmetric:
-            points = self._part(lazy, "zero_points", ir.DataType.UINT8, "zero_points")
+            points = self._stored.part(self._graph, lazy, "zero_points", ir.DataType.UINT8, "zero_points")
         return [packed, scales, points, *([] if form.ours else [None])]
 
     def _function(self, model: ir.Model, lazy: LazyWeight, form: WeightForm, bias: bool) -> ir.Function:
@@ -152,12 +124,15 @@ class QuantizeMatMul:
     def _dequantize(self, decision: Decision, form: WeightForm) -> None:
         node, weight, scheme = decision.node, decision.weight, form.scheme
         assert weight is not None
-        lazy = self._lazy(decision, form, 1.0)
-        self._warn(form)
+        lazy = self._stored.weight(decision, form)
+        self.warnings += [form.warning] if form.warning and form.warning not in self.warnings else []
         part = "scales_kn" if scheme.block_size else "scales_n" if scheme.per_channel else "scale"
-        inputs = [self._part(lazy, "codes", form.codes, "codes"), self._scales(node, lazy, form, part)]
+        inputs = [
+            self._stored.part(self._graph, lazy, "codes", form.codes, "codes"),
+            self._stored.scales(self._graph, node, lazy, form, part),
+        ]
         if not scheme.symmetric:
-            inputs.append(self._part(lazy, "zero_points_kn", form.codes, "zero_points"))
+            inputs.append(self._stored.part(self._graph, lazy, "zero_points_kn", form.codes, "zero_points"))
         dequantized = insert_before(
             node, "DequantizeLinear", inputs, None, suffix="_weight",
             attributes={"axis": 0, "block_size": scheme.block_size} if scheme.block_size else {"axis": 1},
@@ -167,11 +142,3 @@ class QuantizeMatMul:
         node.replace_input_with(1, dequantized)
         if node.op_type == "Gemm":
             node.attributes["transB"] = ir.AttrInt64("transB", 0)
-
-    def _warn(self, form: WeightForm) -> None:
-        bits, note = form.scheme.bits, ""
-        if form.codes == ir.DataType.FLOAT4E2M1:
-            note = "ONNX Runtime up to 1.32 has no DequantizeLinear of FLOAT4E2M1: only our execution provider runs it"
-        elif form.scheme.integer and bits not in (4, 8):
-            note = f"form qdq stores int{bits} codes in {4 if bits < 4 else 8} bits: ONNX has no such type"
-        self.warnings += [note] if note and note not in self.warnings else []

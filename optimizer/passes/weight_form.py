@@ -5,6 +5,8 @@
 | "qoperator" | com.microsoft::MatMulNBits where it has the bits, else our MatMulNBits | our MatMulMiniFloat |
 | "onnxpress" | our MatMulNBits | the same |
 | "qdq" | DequantizeLinear in blocks | DequantizeLinear in blocks or by channels, where ONNX has the type |
+
+A convolution keeps its operator and reads what our DequantizeMiniFloat, or DequantizeLinear, makes of the codes.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class WeightForm:
 
     Attributes:
         domain: Its domain.
-        op_type: "MatMulNBits", "MatMulMiniFloat" or "DequantizeLinear".
+        op_type: "MatMulNBits", "MatMulMiniFloat", "DequantizeMiniFloat" or "DequantizeLinear".
         scheme: How the weight is rounded, with scales that the operator can take.
         scales: Type of the stored scales.
         opset: Oldest opset of the standard domain that it needs.
@@ -60,19 +62,45 @@ class WeightForm:
         """Whether the operator is of our domain, which ties the type of scales to no other."""
         return self.domain == functions.DOMAIN
 
+    @property
+    def warning(self) -> str:
+        """What whoever asked for it should know; empty where there is nothing."""
+        if self.codes == ir.DataType.FLOAT4E2M1:
+            return "ONNX Runtime up to 1.32 has no DequantizeLinear of FLOAT4E2M1: only our execution provider runs it"
+        if self.op_type == "DequantizeLinear" and self.scheme.integer and self.scheme.bits not in (4, 8):
+            stored = 4 if self.scheme.bits < 4 else 8
+            return f"form qdq stores int{self.scheme.bits} codes in {stored} bits: ONNX has no such type"
+        return ""
+
 
 def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str:
     """The operator for a weight that its node reads as `dtype`, or why there is none."""
     if form == "qdq":
         return _standard_form(scheme, dtype)
     if not scheme.integer:
-        scales = ir.DataType.UINT8 if scheme.scale_type == "e8m0" else _SCALES[scheme.scale_type]
-        return WeightForm(functions.DOMAIN, "MatMulMiniFloat", scheme, scales, functions.MIN_OPSET)
+        return _minifloat_form("MatMulMiniFloat", scheme)
     tied = dtype == ir.DataType.FLOAT16
     if form == "onnxpress" or scheme.bits not in _MICROSOFT_BITS or (tied and not scheme.has_kernel):
         return WeightForm(functions.DOMAIN, "MatMulNBits", scheme, _SCALES[scheme.scale_type], functions.MIN_OPSET)
     scheme = dataclasses.replace(scheme, scale_type="float16") if tied else scheme
     return WeightForm(MICROSOFT, "MatMulNBits", scheme, _SCALES[scheme.scale_type])
+
+
+def convolution_form(form: str, scheme: WeightScheme, dtype: ir.DataType, K: int) -> WeightForm | str:
+    """What decodes a weight of rows of K that is no integers for a convolution, or why nothing does."""
+    if scheme.block_size >= K:  # as one block of K, without the codes that would pad it
+        scheme = dataclasses.replace(scheme, block_size=0)
+    if form != "qdq":
+        return _minifloat_form("DequantizeMiniFloat", scheme)
+    standard = _standard_form(scheme, dtype)
+    if isinstance(standard, WeightForm) and standard.codes == ir.DataType.FLOAT4E2M1:
+        return "nothing that we know of decodes FLOAT4E2M1 for convolutions; form qoperator has an operator"
+    return standard
+
+
+def _minifloat_form(op_type: str, scheme: WeightScheme) -> WeightForm:
+    scales = ir.DataType.UINT8 if scheme.scale_type == "e8m0" else _SCALES[scheme.scale_type]
+    return WeightForm(functions.DOMAIN, op_type, scheme, scales, functions.MIN_OPSET)
 
 
 def _standard_form(scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str:

@@ -270,7 +270,7 @@ def test_reasons_for_leaving():
         "computed": "no constant weight",
         "left": "the constant is on the left",
         "quantized": "already quantized",
-        "conv": "weight-only schemes do not take Conv (int8-static does)",
+        "conv": "weight-only schemes of integers do not take Conv (int8-static does)",
         "ours": "already quantized",
     }
     assert reasons(b.model(), Recipe(include=("good", "left")))["left"] == "the constant is on the left"

@@ -1,4 +1,4 @@
-"""MiniLM with weights of small floats: judged by people's similarities, and checked against its decoded weights."""
+"""Real models with weights of small floats: judged by their tasks, and checked against their decoded weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from onnxpress.custom_ops import reference
 from onnxpress.models.evaluate import evaluate
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.session import open_session, session_options
+from onnxpress.optimizer.passes.rewriting import add_array
+from onnxpress.optimizer.recipe import Override
 
 pytestmark = pytest.mark.real
 FLOAT_LEE = 0.656
@@ -57,3 +59,43 @@ def test_the_model_is_that_of_its_decoded_weights(scheme, tmp_path):
     for ours in (False, True) if alone else (True,):
         (got,) = open_session(path, session_options(ours=ours)).run(None, feeds)
         np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("name", "taken"), [("ppocr-rec", 32), ("efficientnet-lite0", 45), ("ppocr-det", 45)])
+@pytest.mark.parametrize("scheme", ["fp8", "fp6-e3m2", "mxfp4"])
+def test_networks_of_convolutions(name, taken, scheme, tmp_path):
+    """They compute what the float model computes of the decoded weights, constant once the model is loaded."""
+    path, optimized = tmp_path / "out.onnx", tmp_path / "optimized.onnx"
+    products = tuple(Override(op_type=each, keep_float=True) for each in ("MatMul", "Gemm"))
+    report = optimize(name, Recipe(scheme=scheme, clean_up=False, overrides=products), path)
+    assert report.rewritten["Conv"] == taken
+    proto, model = onnx.load(path), ir.load(models.path(name))
+    arrays = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    weights = {}
+    for node in proto.graph.node:
+        if node.op_type == "DequantizeMiniFloat":
+            given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            given["format"] = given["format"].decode()
+            weights[node.output[0]] = reference.dequantize_minifloat_tensor(*map(arrays.get, node.input), **given)
+    readers = {n.name: weights[n.input[1]] for n in proto.graph.node if len(n.input) > 1 and n.input[1] in weights}
+    for node in model.graph:
+        if node.name in readers:
+            node.replace_input_with(1, add_array(model.graph, f"{node.name}_rounded", readers[node.name]))
+    options = session_options()
+    options.optimized_model_filepath = str(optimized)
+    sessions = open_session(ir.to_proto(model).SerializeToString(), session_options()), open_session(path, options)
+    kinds = {node.op_type for node in onnx.load(optimized).graph.node}
+    assert kinds & {"Conv", "FusedConv"}
+    assert not kinds & {"DequantizeMiniFloat", "BitShift", "Mod"}
+    size = {"ppocr-rec": (48, 320), "ppocr-det": (160, 192), "efficientnet-lite0": (224, 224)}[name]
+    image = np.random.default_rng(3).random((1, 3, *size), np.float32)
+    want, got = (each.run(None, {each.get_inputs()[0].name: image})[0] for each in sessions)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_convolutions_still_read(tmp_path):
+    path = tmp_path / "out.onnx"
+    report = optimize("ppocr-rec", Recipe(scheme="fp8-e3m4"), path)
+    assert report.rewritten == {"Conv": 32, "MatMul": 9}
+    assert report.size_before > 3.5 * report.size_after
+    assert evaluate(path).value == pytest.approx(evaluate("ppocr-rec").value, abs=0.01)  # of 200 lines two
