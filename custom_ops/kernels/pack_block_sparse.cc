@@ -238,7 +238,7 @@ void pack_strips(const BlockSparseSource& s, std::int64_t row, const std::vector
 std::uint32_t group_code(const BlockSparseLayout& layout, std::int64_t k) {
   const auto at = static_cast<std::uint32_t>(std::max<std::int64_t>(k, 0));
   if (layout.is_float) return at * 64;
-  return at / 4 * 64 + (layout.gathers ? at % 4 : 0);
+  return layout.gathers ? at * 16 : at / 4 * 64;
 }
 
 // The groups of a tile of 16 outputs with a stored weight, as lines of 16 words.
@@ -413,7 +413,7 @@ bool is_safe(const BlockSparseLayout& layout, const BlockSparseWeight& w) {
     if (count < 0 || count > layout.groups || count % step != 0) return false;
   }
   for (std::int64_t i = 0; i < layout.groups * (w.gathers || w.bundles ? 4 : 1); ++i) {
-    if (w.groups[i] / 64 >= k_groups || w.groups[i] % 64 > (w.gathers ? 3 : 0)) return false;
+    if (w.groups[i] / 64 >= k_groups || w.groups[i] % (w.gathers ? 16 : 64) != 0) return false;
   }
   for (std::int64_t i = 0; i < (w.bundles ? lists * 4 : 0); ++i) {
     // As many lines as there are outputs, in whole tiles.
