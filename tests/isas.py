@@ -11,6 +11,7 @@ def code_that_runs(isa: str, accuracy_level: int, M: int, block_size: int, K: in
     """The instruction set whose code computes MatMulNBits: `isa`, or the best below it that has such code."""
     of_its_own = {
         "avxvnni": accuracy_level == 4,
+        "avx512vbmi": False,
         "avx512bf16": accuracy_level == 3,
         "amx": accuracy_level >= 3 and M >= 12 and reference.activation_block(block_size, K) % 32 == 0,
     }

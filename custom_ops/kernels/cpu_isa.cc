@@ -42,6 +42,8 @@ const char* isa_name(Isa isa) {
       return "amx";
     case Isa::kAvx512Bf16:
       return "avx512bf16";
+    case Isa::kAvx512Vbmi:
+      return "avx512vbmi";
     case Isa::kAvx512Vnni:
       return "avx512vnni";
     case Isa::kAvxVnni:
@@ -67,8 +69,11 @@ std::vector<Isa> supported_isas() {
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vnni");
   if (avx512vnni) isas.push_back(Isa::kAvx512Vnni);
-  if (avx512vnni && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
-  if (avx512vnni && has_amx()) isas.push_back(Isa::kAmx);
+  // What follows may use the tables of bytes, which all CPUs with tiles have, and all with bfloat16 but Cooper Lake.
+  const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi");
+  if (avx512vbmi) isas.push_back(Isa::kAvx512Vbmi);
+  if (avx512vbmi && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
+  if (avx512vbmi && has_amx()) isas.push_back(Isa::kAmx);
 #elif defined(__aarch64__)
   if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) isas.push_back(Isa::kNeon);
 #endif
@@ -82,7 +87,7 @@ namespace {
 Isa fastest_isa() {
   const Isa best = supported_isas().back();
 #if defined(__x86_64__)
-  if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512Vnni;
+  if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512Vbmi;
 #endif
   return best;
 }
@@ -90,7 +95,8 @@ Isa fastest_isa() {
 }  // namespace
 
 Isa parse_isa(const std::string& name, const std::string& setting) {
-  for (Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAvx512Bf16, Isa::kAmx}) {
+  for (Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAvx512Vbmi,
+                  Isa::kAvx512Bf16, Isa::kAmx}) {
     if (name != isa_name(isa)) continue;
     for (Isa have : supported_isas()) {
       if (have == isa) return isa;
@@ -98,8 +104,9 @@ Isa parse_isa(const std::string& name, const std::string& setting) {
     throw std::runtime_error(setting + name + ": this CPU lacks these instructions; best here is " +
                              isa_name(supported_isas().back()));
   }
-  throw std::runtime_error(setting + name +
-                           ": unknown instruction set; use scalar, neon, avx2, avxvnni, avx512vnni, avx512bf16 or amx");
+  throw std::runtime_error(
+      setting + name +
+      ": unknown instruction set; use scalar, neon, avx2, avxvnni, avx512vnni, avx512vbmi, avx512bf16 or amx");
 }
 
 Isa chosen_isa() {

@@ -7,7 +7,7 @@
 namespace onnxpress {
 
 // In order of rank: what has no code for one runs the best below it.
-enum class Isa { kScalar, kNeon, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Bf16, kAmx };
+enum class Isa { kScalar, kNeon, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi, kAvx512Bf16, kAmx };
 
 const char* isa_name(Isa isa);
 

@@ -120,7 +120,7 @@ void multiply_int8(const Job& job, const NBitsInt8Kernels& kernels) {
 // AMX multiplies 16 rows in the time of one, and blocks in whole spans.
 Isa suited_isa(const NBitsProblem& p, Isa isa) {
   const bool suits = p.M >= kLeastRowsOfAmx && p.weight->block_size % kSpan == 0;
-  return isa == Isa::kAmx && !suits ? Isa::kAvx512Vnni : isa;
+  return isa == Isa::kAmx && !suits ? Isa::kAvx512Vbmi : isa;
 }
 
 }  // namespace
@@ -151,12 +151,13 @@ const NBitsFloatKernels& nbits_float(Isa isa) {
 
 namespace {
 
-const MiniFloatKernels& minifloat_float(Isa isa) {
+const MiniFloatKernels& minifloat_float(CodeKind kind, Isa isa) {
 #if defined(__x86_64__)
+  if (isa >= Isa::kAvx512Vbmi && minifloat(kind).bits() == 8) return minifloat_avx512vbmi();
   if (isa >= Isa::kAvx512Vnni) return minifloat_avx512vnni();
   if (isa >= Isa::kAvx2) return minifloat_avx2();
 #endif
-  (void)isa;
+  (void)kind, (void)isa;
   return minifloat_scalar();
 }
 
@@ -164,7 +165,7 @@ const MiniFloatKernels& minifloat_float(Isa isa) {
 
 const NBitsFloatProduct& float_product(const NBitsWeight& w, Isa isa) {
   const bool is_integer = w.kind == CodeKind::kInteger;
-  return is_integer ? nbits_float(isa).products[w.bits] : minifloat_float(isa).products[index_of(w.kind)];
+  return is_integer ? nbits_float(isa).products[w.bits] : minifloat_float(w.kind, isa).products[index_of(w.kind)];
 }
 
 const NBitsBFloat16Product* bfloat16_product(const NBitsWeight& w, Isa isa) {

@@ -2,7 +2,7 @@
 // is a span. Panels are those of AVX-512 BF16: a line of pairs is a row of an AMX tile.
 #include "kernels/amx_tiles.h"
 #include "kernels/matmul_nbits_bfloat16.h"
-#include "kernels/minifloat_avx512.h"
+#include "kernels/minifloat_avx512vbmi.h"
 #include "kernels/simd_avx512bf16.h"
 
 namespace onnxpress {
@@ -88,10 +88,10 @@ const NBitsBFloat16Kernels& nbits_bfloat16_amx() {
 
 const MiniFloatBFloat16Kernels& minifloat_bfloat16_amx() {
   static constexpr MiniFloatBFloat16Kernels kernels{
-      {make_product<MiniFloatPairs<CodeKind::kE4M3FN>>(), make_product<MiniFloatPairs<CodeKind::kE5M2>>(),
-       make_product<MiniFloatPairs<CodeKind::kE3M4>>(), make_product<MiniFloatPairs<CodeKind::kE3M2>>(),
-       make_product<MiniFloatPairs<CodeKind::kE2M3>>(), make_product<MiniFloatPairs<CodeKind::kE2M1>>(),
-       make_product<MiniFloatPairs<CodeKind::kNF4>>()}};
+      {make_product<VbmiPairs<CodeKind::kE4M3FN>>(), make_product<VbmiPairs<CodeKind::kE5M2>>(),
+       make_product<VbmiPairs<CodeKind::kE3M4>>(), make_product<VbmiPairs<CodeKind::kE3M2>>(),
+       make_product<VbmiPairs<CodeKind::kE2M3>>(), make_product<VbmiPairs<CodeKind::kE2M1>>(),
+       make_product<VbmiPairs<CodeKind::kNF4>>()}};
   return kernels;
 }
 

@@ -94,6 +94,7 @@ const NBitsInt8Kernels& nbits_int8_avx512vnni();
 const NBitsInt8Kernels& nbits_int8_amx();
 const NBitsFloatKernels& nbits_float_avx512vnni();
 const MiniFloatKernels& minifloat_avx512vnni();
+const MiniFloatKernels& minifloat_avx512vbmi();  // of 8 bits
 const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
 const NBitsBFloat16Kernels& nbits_bfloat16_amx();
 const MiniFloatBFloat16Kernels& minifloat_bfloat16_avx512bf16();

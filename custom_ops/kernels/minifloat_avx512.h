@@ -58,7 +58,7 @@ struct MiniFloatPairs {
   }
 };
 
-template <CodeKind Kind>
+template <CodeKind Kind, class Pairs = MiniFloatPairs<Kind>>
 struct Avx512MiniFloats {
   static constexpr bool kHasZeroPoints = false;
 
@@ -71,7 +71,7 @@ struct Avx512MiniFloats {
         v[j.value] = look_up(_mm512_srli_epi32(line, kShift));
       });
     } else {
-      const FourPairs pairs = MiniFloatPairs<Kind>::template pairs<G>(span);
+      const FourPairs pairs = Pairs::template pairs<G>(span);
       split(pairs.even, v[0], v[2]);
       split(pairs.odd, v[1], v[3]);
     }

@@ -26,7 +26,7 @@ def test_scalar_is_always_there():
     assert _kernels.supported_isas()[0] == "scalar"
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512bf16", "amx"])
+@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "avx512bf16", "amx"])
 def test_environment_forces_or_refuses(isa):
     done = run("from onnxpress.custom_ops import _kernels; print(_kernels.chosen_isa())", isa)
     if isa in _kernels.supported_isas():

@@ -17,7 +17,7 @@ COLUMNS = [1, 15, 16, 17, 33, 100]
 
 def expected_isa(isa, M):
     """AVX512_BF16 has nothing for integers, and few rows would leave tiles idle."""
-    return "avx512vnni" if isa == "avx512bf16" or (isa == "amx" and M < 8) else isa
+    return "avx512vnni" if isa in ("avx512vbmi", "avx512bf16") or (isa == "amx" and M < 8) else isa
 
 
 def codes_of(rng, shape, signed, extreme=False):

@@ -12,12 +12,14 @@ from onnxpress.custom_ops import _kernels, reference
 SHAPES = [(1, 1, 1), (1, 33, 17), (2, 31, 16), (3, 64, 15), (5, 257, 31), (7, 100, 37), (13, 300, 65), (49, 40, 50)]
 
 
-def code_that_runs(isa, accuracy_level, M):
+def code_that_runs(isa, format, accuracy_level, M):
     """What computes it: `isa`, or the best below it that has such code."""
     if isa == "amx":
-        isa = "amx" if M >= 12 else "avx512vnni"
+        isa = "amx" if M >= 12 else "avx512vbmi"
     if isa in ("avx512bf16", "amx") and accuracy_level != 3:
-        return "avx512vnni"
+        isa = "avx512vbmi"
+    if isa == "avx512vbmi" and reference.minifloat_bits(format) != 8:
+        isa = "avx512vnni"
     return {"avxvnni": "avx2", "neon": "scalar"}.get(isa, isa)
 
 
@@ -44,7 +46,7 @@ def test_matches_reference(isa, format, accuracy_level):
             )
             level = level_computed(ran, accuracy_level)
             want = reference.matmul_minifloat(A, packed, scales, bias, **arguments, accuracy_level=level)
-            assert ran == code_that_runs(isa, accuracy_level, M)
+            assert ran == code_that_runs(isa, format, accuracy_level, M)
             bound = tolerance(A, packed, scales, **arguments) + np.finfo(np.float32).eps * np.abs(want)
             assert np.all(np.abs(got - want) <= bound), (M, K, N, block_size, np.abs(got - want).max())
             signed.append((got - want) / bound)
@@ -80,7 +82,7 @@ def test_every_code_is_exact(isa, format, M, scale_type):
         others[:, np.arange(K) != k] = reference.minifloat_zero(format)
         alone = reference.pack_codes(others[:, None], reference.minifloat_bits(format))
         got, ran = _kernels.matmul_minifloat(A, alone, scales, None, **arguments, isa=isa)
-        assert ran == code_that_runs(isa, 0, M)
+        assert ran == code_that_runs(isa, format, 0, M)
         numbers = is_number[codes[:, k]]
         np.testing.assert_array_equal(got[:, numbers], np.broadcast_to(want[k, numbers], (M, numbers.sum())))
 
@@ -97,7 +99,7 @@ def test_every_code_in_bfloat16(isa, format):
             np.ones((M, 1), np.float32), packed, scales, None,
             format=format, block_size=0, K=1, accuracy_level=3, isa=isa,
         )  # fmt: skip
-        assert ran == code_that_runs(isa, 3, M)
+        assert ran == code_that_runs(isa, format, 3, M)
         values = reference.MINIFLOATS[format][codes]
         if level_computed(ran, 3) == 3:
             values = reference.round_to_bfloat16(values)
@@ -119,7 +121,7 @@ def test_larger_products(isa, format, accuracy_level):
         )
         level = level_computed(ran, accuracy_level)
         want = reference.matmul_minifloat(A, packed, scales, **arguments, accuracy_level=level)
-        assert ran == code_that_runs(isa, accuracy_level, M)
+        assert ran == code_that_runs(isa, format, accuracy_level, M)
         assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, **arguments))
 
 
