@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
+from .already_quantized import check_not_quantized, quantized_nodes
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
@@ -46,7 +47,7 @@ def optimize(
 
     Raises:
         UsageError: The output cannot be written where it is asked for, or an argument is of another type.
-        OnnxpressError: The model cannot be read or holds nothing to quantize; nothing is written then.
+        OnnxpressError: The model cannot be read, is quantized already or holds nothing to quantize; nothing is written.
     """
     recipe, calibration = recipe or Recipe(), calibration or Calibration()
     for given, kind in ((recipe, Recipe), (calibration, Calibration)):
@@ -65,6 +66,7 @@ def optimize(
         loaded = storage.load(path)
         size_before = storage.size_on_disk(path, loaded)
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
+    check_not_quantized(loaded, source)
     external = storage.has_external_data(loaded)
     clock.lap("read")
 
@@ -149,9 +151,13 @@ def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progre
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """What `optimize` would decide of the nodes of a model, which is changed, before it calibrates or measures.
 
+    Of a model that it refuses, because it is quantized already, these are the nodes that show it.
+
     Raises:
         OnnxpressError: The model cannot be prepared for the scheme.
     """
+    if before := [Decision(node, "", False, "already quantized") for node in quantized_nodes(model)]:
+        return before
     if recipe.clean_up:
         CleanUp()(model)
     deciders = {
@@ -183,8 +189,6 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
     if any(d.taken for d in decisions):
         return
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
-    if any(d.reason == "already quantized" for d in decisions):
-        raise OnnxpressError(f"{source}: the model is already quantized; start from the float model")
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
     what = "make sparse" if recipe.kind == "sparse" else "quantize"
     raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed})")
@@ -192,7 +196,4 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:
     names = [(d.node.name or "", d.op_type) for d in decisions]
-    found = [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(names)]
-    if any(d.reason == "already quantized" for d in decisions):
-        found.append("parts of the model were quantized before and stay as they are")
-    return found
+    return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(names)]

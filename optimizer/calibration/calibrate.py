@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from .. import storage
+from ..already_quantized import check_not_quantized
 from ..errors import UsageError
 from ..outcome import Progress
 from ..passes import CleanUp
@@ -106,12 +107,13 @@ def calibrate(
 
     Raises:
         UsageError: The data does not fit, or nothing can be written there.
-        OnnxpressError: The model or the data cannot be read, or the model cannot be run.
+        OnnxpressError: The model or the data cannot be read, or the model is quantized already or cannot be run.
     """
     begin = time.perf_counter()
     path = storage.resolve(model)
     target = storage.check_target(output, [path, data])
     loaded = storage.load(path)
+    check_not_quantized(loaded, str(path))
     if data is None:
         if Path(model).exists():
             raise UsageError("--data is missing: say what to run the model on; only models of the catalogue bring data")

@@ -25,28 +25,10 @@ from .weight_form import WeightForm, convolution_form, weight_form
 MIN_ELEMENTS = 1024
 # A table read a row at a time costs memory, not time: only large ones are worth it.
 MIN_TABLE_ELEMENTS = 1 << 20
-# What makes float weights of codes.
-DECODERS = ("DequantizeLinear", "DequantizeMiniFloat")
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
-_QUANTIZED = {
-    "BlockSparseMatMul",
-    "DynamicQuantizeLSTM",
-    "DynamicQuantizeMatMul",
-    "GatherBlockQuantized",
-    "MatMulBnb4",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "MatMulMiniFloat",
-    "MatMulNBits",
-    "ConvInteger",
-    "QAttention",
-    "QGemm",
-    "QLinearConv",
-    "QLinearMatMul",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +139,7 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
 
 def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
     if node.domain not in ("", "ai.onnx"):
-        if node.op_type in _QUANTIZED:
-            return Decision(node, path, False, "already quantized")
         return None
-    if node.op_type in _QUANTIZED:
-        return Decision(node, path, False, "already quantized")
     if node.op_type in _WITH_WEIGHTS:
         return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
     if node.op_type in ("MatMul", "Gemm"):
@@ -261,8 +239,6 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
         producer = value.producer()
         if producer is None:
             break
-        if producer.op_type in DECODERS or producer.op_type in _QUANTIZED:
-            return "already quantized"
         if producer.domain not in ("", "ai.onnx") or producer.op_type not in (
             "Identity",
             "Transpose",

@@ -105,7 +105,7 @@ def plan_int8(
 def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
     operator = understand(node)
     if not isinstance(operator, Operator):
-        return "already quantized" if operator is not None and _reads_codes(node) else operator
+        return operator
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in node.outputs):
         return "computes on another type than float32" if operator.is_product else None
     if operator.is_product:
@@ -113,12 +113,6 @@ def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
         if isinstance(settings, str):
             return settings
     return operator
-
-
-def _reads_codes(node: ir.Node) -> bool:
-    """Whether the second operand, where a weight is, was rounded before."""
-    producer = node.inputs[1].producer() if len(node.inputs) > 1 and node.inputs[1] is not None else None
-    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _follow(operators: dict[ir.Node, Operator], clamps: Mapping[ir.Node, Operator]) -> Int8Plan:

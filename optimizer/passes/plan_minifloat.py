@@ -89,8 +89,6 @@ def _understand(node: ir.Node) -> Operator | str | None:
         return f"these schemes do not round what {node.op_type} reads"
     if is_standard(node, *_PRODUCTS):
         found = understand(node)
-        if _is_rounded(node):
-            return "already quantized"
         constant = isinstance(found, Operator) and not all(map(_varies, found.activations))
         return "the constant is on the left" if constant else found
     if is_standard(node, *_NORMS) and _varies(node.inputs[0]):
@@ -113,12 +111,6 @@ def _table(node: ir.Node) -> Operator | str | None:
     if len(table.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
         return "Gather of a table that is no matrix, or along another axis than 0"
     return refuse_weight(node.inputs[0]) or Operator(node, Role.TABLE, inputs=(), constant=0)
-
-
-def _is_rounded(node: ir.Node) -> bool:
-    """Whether a weight, or an activation, was rounded before."""
-    producers = [value.producer() for value in node.inputs[:2] if value is not None]
-    return any(is_standard(producer, "DequantizeLinear") for producer in producers)
 
 
 def _reason(node: ir.Node, operator: Operator | str, recipe: Recipe, unusable: Mapping[str, str]) -> str | None:

@@ -252,10 +252,7 @@ def test_reasons_for_leaving():
     for name, value in cases.items():
         b.op("MatMul", x, value, name=name)
     b.op("MatMul", b.constant("left_W", W), x, name="left")
-    codes = b.constant("codes", np.ones((64, 64), np.int8))
-    b.op("MatMul", x, b.op("DequantizeLinear", codes, b.constant("s", np.float32(0.1).reshape(()))), name="quantized")
     b.op("Conv", x, b.constant("kernel", np.ones((8, 64, 3), np.float32)), name="conv")
-    b.op("MatMulNBits", x, name="ours", domain="com.microsoft")
     b.op("MatMul", x, b.constant("good_W", W), name="good")
     assert reasons(b.model()) == {
         "batched": "batched weight of 3 axes",
@@ -267,9 +264,7 @@ def test_reasons_for_leaving():
         "empty": "empty weight",
         "computed": "no constant weight",
         "left": "the constant is on the left",
-        "quantized": "already quantized",
         "conv": "weight-only schemes of integers do not take Conv (int8-static does)",
-        "ours": "already quantized",
     }
     assert reasons(b.model(), Recipe(include=("good", "left")))["left"] == "the constant is on the left"
     assert reasons(b.model(), Recipe(exclude=("g*",)))["good"] == "excluded by the recipe"

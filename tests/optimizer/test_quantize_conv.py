@@ -249,7 +249,7 @@ def test_beside_products_inside_a_branch(tmp_path):
     found = inspect(tmp_path / "out.onnx", Recipe(scheme="fp8"))
     assert found.operators["onnxpress::DequantizeMiniFloat"] == 2
     assert {(op, reason) for _, op, reason in found.left} == {
-        ("Conv", "already quantized"), ("MatMulMiniFloat", "already quantized"),
+        ("DequantizeMiniFloat", "already quantized"), ("MatMulMiniFloat", "already quantized"),
     }  # fmt: skip
     with pytest.raises(OnnxpressError, match="already quantized"):
         optimize(tmp_path / "out.onnx", Recipe(scheme="fp8"), tmp_path / "again.onnx")
