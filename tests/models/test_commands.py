@@ -54,7 +54,7 @@ def test_models_prints_the_path_of_one(run, tmp_path):
 def test_unknown_model_is_a_usage_error(run):
     code, out, err = run("models", "silero")
     assert (code, out) == (2, "")
-    assert err == "error: no model 'silero' in the catalogue; did you mean 'silero-vad'?\n"
+    assert err == 'error: no model "silero" in the catalogue; did you mean "silero-vad"?\n'
 
 
 @pytest.fixture
