@@ -9,7 +9,7 @@ import typing
 import graphs
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import cli
+from onnxpress.optimizer import cli, storage
 from onnxpress.optimizer.commands import convert, terminal
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.quantization.schemes import SCHEMES
@@ -101,3 +101,40 @@ def test_inspect_takes_the_options_that_its_reasons_advise(run):
     code, _, err = run("inspect", "m.onnx", "--coverage", "extended")
     assert (code, err) == (2, "error: --coverage: not read by scheme int4\n")
     assert run("inspect", "m.onnx", "--embeddings")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheme", "int4", "--calibration", "d.npz"], "reads no calibration data"),
+        (
+            ["--scheme", "int8-dynamic", "--samples", "8"],
+            "reads no calibration data with these settings; leave out",
+        ),
+        (["--scheme", "fp8-dynamic", "--statistics", "s.npz"], "reads no calibration data"),
+        (["--scheme", "sparse", "--criterion", "magnitude", "--images", "imagenet"], "leave out images"),
+        (["--scheme", "int8-static"], "this has to see data: give --calibration"),
+        (["--scheme", "fp8-static", "--samples", "8"], "this has to see data: give --calibration"),
+        (["--scheme", "int8-static", "--calibration", "d.npz", "--statistics", "s.npz"], "not both"),
+        (["--scheme", "sparse", "--calibration", "d.npz", "--statistics", "s.npz"], "not both"),
+        (["--scheme", "int8-static", "--statistics", "s.npz", "--max-drop", "1%"], "max_drop: runs models on data"),
+        (["--scheme", "fp8-static", "--calibration", "d.npz", "--metric", "le"], 'did you mean "lee"?'),
+        (["--scheme", "fp8-static", "--calibration", "d.npz", "--metric", "no_such_module:f"], "cannot import no_such"),
+        (["--scheme", "int8-static", "--calibration", "d", "--images", "imagenot"], 'did you mean "imagenet"?'),
+        (["--scheme", "sparse", "--activations", "static"], 'activations "static" needs a calibration'),
+        (["--scheme", "sparse", "--criterion", "obs"], 'criterion "obs" needs a calibration'),
+    ],
+)
+def test_requests_that_no_model_meets_are_refused_before_one_is_read(run, monkeypatch, options, message):
+    ir.save(graphs.matmul_model(), "m.onnx")
+    monkeypatch.setattr(storage, "load", lambda _path: pytest.fail("the model is read"))
+    code, out, err = run("optimize", "m.onnx", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_without_a_model_is_called_one(run, tmp_path):
+    for name in (".", str(tmp_path)):
+        assert run("optimize", name)[1:] == ("", f"error: {name}: the folder holds no .onnx file\n")
