@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .. import storage
-from ..errors import OnnxpressError, UsageError, closest
+from ..errors import OnnxpressError, UsageError, suggestion
 from ..imports import load_function
 from .compare import measure
 from .feeds import Feeds
@@ -88,6 +88,20 @@ def choose_metric(
     if not math.isfinite(reference):
         raise OnnxpressError(f"metric {name}: gives {reference} for the float model; nothing can be judged by it")
     return Metric(name, reference, judge)
+
+
+def check_name(name: str) -> None:
+    """Refuse at once what is a metric of no model.
+
+    Raises:
+        UsageError: There is no such task or function.
+    """
+    from onnxpress.models.tasks import TASKS
+
+    if ":" in name:
+        load_function(name)
+    elif name not in TASKS:
+        raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, "module:function"])}')
 
 
 def check_metric(name: str, model: ir.Model, source: str) -> None:
@@ -178,12 +192,9 @@ class _Task:
     """A task with labels. NaN is its value for a model whose outputs no longer depend on the inputs."""
 
     def __init__(self, name: str, session: ort.InferenceSession, path: Path | None, source: str) -> None:
-        from onnxpress.models.tasks import TASKS, choose
+        from onnxpress.models.tasks import choose
 
-        if name not in TASKS:
-            near = closest(name, TASKS)
-            hint = f"did you mean '{near}'?" if near else f"there are {', '.join(TASKS)}, or write module:function"
-            raise UsageError(f"no metric '{name}'; {hint}")
+        check_name(name)
         self._name, self._source = name, source
         self._path = storage.resolve(path) if path is not None else _NOWHERE
         try:
