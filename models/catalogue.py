@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from onnxpress.optimizer.errors import UsageError, closest
+from onnxpress.optimizer.errors import UsageError, suggestion
 
 from .fetch import Entry, Installed, Package, provide
 
@@ -190,9 +190,7 @@ def entry(name: str) -> Entry:
     for candidate in _ENTRIES:
         if candidate.name == name:
             return candidate
-    near = closest(name, names())
-    hint = f"did you mean '{near}'?" if near else f"there are {', '.join(names())}"
-    raise UsageError(f"no model '{name}' in the catalogue; {hint}")
+    raise UsageError(f'no model "{name}" in the catalogue; {suggestion(name, names())}')
 
 
 def path(name: str) -> Path:

@@ -66,18 +66,15 @@ def evaluate(
         model: A file, a folder or a name of the catalogue.
         task: A name of `tasks.TASKS`; None takes the first that fits the model.
         session_options: For ONNX Runtime. The custom ops are registered with them where the model uses them.
-        session: Judged in place of ONNX Runtime's: an `OpenVinoSession` of the model, or of what became of it.
+        session: Judged in place of the one that these options make, such as an `OpenVinoSession` of the model, or of
+            what became of it.
 
     Raises:
         UsageError: There is no such task, or none fits.
         OnnxpressError: The model or the task's data cannot be had, or the model does not run.
     """
     path = storage.resolve(model)
-    if session is None:
-        options = session_options or sessions.session_options()
-        if sessions.uses_our_ops(storage.load(path)):
-            custom_ops.register(options)
-        session = sessions.open_session(path, options)
+    session = session or _open(path, session_options or sessions.session_options())
     chosen = choose(session, task, str(model))
     try:
         score = chosen.evaluate(session, path)
@@ -91,20 +88,58 @@ def evaluate(
     return TaskResult(str(model), chosen.name, chosen.metric, score.value, score.details)
 
 
-def check(model: str | Path, task: str | None = None) -> None:
-    """Refuse at once what `evaluate` could not begin with.
+def evaluate_with_provider(model: str | Path, task: str | None = None) -> list[TaskResult | Failure]:
+    """Run a task on a model as it is, unless it is compiled, and on our execution provider.
+
+    Args:
+        model: As `evaluate` takes it.
+        task: As `evaluate` takes it.
+
+    Returns:
+        A result, or the reason why there is none, of each.
+
+    Raises:
+        UsageError: There is no such task, or none fits.
+        OnnxpressError: The model runs in neither way.
+    """
+    path = storage.resolve(model)
+    ways: dict[str, dict[str, str] | None] = {str(model): None, f"{model} + ep": {}}
+    if sessions.is_compiled(storage.load(path)):
+        del ways[str(model)]
+    results = [
+        _tried(str(model), shown, task, partial(_open, path, sessions.session_options(provider=provider)))
+        for shown, provider in ways.items()
+    ]
+    if all(isinstance(result, Failure) for result in results):
+        raise OnnxpressError("; ".join(result.error for result in results if isinstance(result, Failure)))
+    return results
+
+
+def check(model: str | Path, task: str | None = None, provider: bool = False) -> None:
+    """Refuse at once what `evaluate`, or `evaluate_with_provider`, could not begin with.
 
     Raises:
         UsageError: There is no such task, or none fits.
         OnnxpressError: The model cannot be had or loaded.
     """
+    path = storage.resolve(model)
+    try:
+        choose(_look(path), task, str(model))
+    except UsageError:
+        raise
+    except OnnxpressError:
+        if not provider:
+            raise
+        choose(_open(path, sessions.session_options(provider={})), task, str(model))
+
+
+def _look(path: Path) -> ort.InferenceSession:
+    """A session of which only inputs and outputs are looked at."""
     import onnxruntime as ort
 
-    path = storage.resolve(model)
-    options = sessions.session_options(ours=sessions.uses_our_ops(storage.load(path)))
-    # Only inputs and outputs are looked at.
+    options = sessions.session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    choose(sessions.open_session(path, options), task, str(model))
+    return _open(path, options)
 
 
 def check_peers(*, nncf: bool) -> None:
@@ -147,9 +182,13 @@ def evaluate_in_openvino(
     return results
 
 
-def _tried(
-    model: str, shown: str, task: str | None, open_session: Callable[[], openvino.OpenVinoSession]
-) -> TaskResult | Failure:
+def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    if sessions.uses_our_ops(storage.load(path)):
+        custom_ops.register(options)
+    return sessions.open_session(path, options)
+
+
+def _tried(model: str, shown: str, task: str | None, open_session: Callable[[], Any]) -> TaskResult | Failure:
     try:
         return replace(evaluate(model, task, session=open_session()), model=shown)
     except UsageError:

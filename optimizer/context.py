@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxpress import ep
 
 from . import storage
-from .analysis.session import session_options
+from .analysis.session import compiled_nodes, is_compiled, session_options
 from .errors import OnnxpressError, UsageError
 from .report import ContextReport
 
@@ -63,7 +63,7 @@ def compile_context(
     if target.exists() and target.samefile(path):
         raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
     source = storage.load(path)
-    if list(_context_nodes(source)):
+    if is_compiled(source):
         raise OnnxpressError(f"{path}: the model is compiled already; start from the one that it was made of")
     given = {"accuracy_level": accuracy_level, "claim": claim}
     options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
@@ -82,7 +82,7 @@ def compile_context(
             for old in replaced - {weights}:
                 old.unlink(missing_ok=True)
             size = storage.size_on_disk(target, context) + size_weights
-    compiled = len(list(_context_nodes(context)))
+    compiled = len(list(compiled_nodes(context)))
     return ContextReport(
         source=str(path),
         output=str(target),
@@ -151,16 +151,8 @@ def _tidy(model: ir.Model) -> None:
         del model.graph.opset_imports[domain]
 
 
-def _context_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    for graph in storage.graphs(model):
-        for node in graph:
-            source = node.attributes.get("source")
-            if node.op_type == "EPContext" and source is not None and source.value == ep.NAME:
-                yield node
-
-
 def _weights_names(model: ir.Model) -> set[str]:
-    attributes = [node.attributes.get("ep_cache_context") for node in _context_nodes(model)]
+    attributes = [node.attributes.get("ep_cache_context") for node in compiled_nodes(model)]
     return {attribute.as_string() for attribute in attributes if attribute is not None}
 
 

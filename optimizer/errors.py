@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Collection
 
 
 class OnnxpressError(Exception):
@@ -25,20 +26,27 @@ class SettingError(UsageError):
         key: The setting.
         value: Its value.
         problem: What is wrong with it; begins with a comma or a semicolon.
+        remedy: Another setting, key and value, with which it may have its value; `Origin` tells how to write that.
     """
 
-    def __init__(self, key: str, value: object, problem: str) -> None:
+    def __init__(self, key: str, value: object, problem: str, remedy: tuple[str, object] | None = None) -> None:
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
         super().__init__(f"{key} is {value_text(value)}{problem}")
-        self.key, self.value, self.problem = key, value, problem
 
 
 def value_text(value: object) -> str:
-    """A value as TOML writes it, where that differs for numbers and flags, else as Python does."""
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    """A value as TOML writes it, where that differs for text and flags, else as Python does."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)
 
 
-def closest(word: str, known: Iterable[str]) -> str | None:
-    """What somebody who wrote this word is most likely to have meant, whatever the case; None if that is unclear."""
+def suggestion(word: str, known: Collection[str], listed: str = "there are") -> str:
+    """What somebody who wrote this word is most likely to have meant, whatever the case; if that is unclear, all names.
+
+    Args:
+        word: Which is none of the names.
+        known: The names.
+        listed: What leads the list of them.
+    """
     names = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), names, n=1)
-    return names[near[0]] if near else None
+    return f'did you mean "{names[near[0]]}"?' if near else f"{listed} {', '.join(known)}"

@@ -28,7 +28,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         OnnxpressError: The opset is too old and cannot be raised.
     """
     progress("rewrite", 0, 1)
-    prepare(model, opset=OPSET)
+    prepare(model, recipe, opset=OPSET)
     plan = plan_minifloat(model, recipe)
     weights: dict[str, FloatWeight] = {}
 
@@ -50,5 +50,5 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    prepare(model, opset=OPSET)
+    prepare(model, recipe, opset=OPSET)
     return plan_minifloat(model, recipe).decisions

@@ -40,5 +40,10 @@ class Origin:
         return UsageError(f"{self.name([key])} is {value_text(value)}{problem}")
 
     def restate(self, error: SettingError) -> UsageError:
-        """An error that knows the key alone, with its origin."""
-        return self.error(error.key, error.value, error.problem)
+        """An error that knows the key alone, with its origin; it advises to write where that was written."""
+        advice = ""
+        if error.remedy is not None:
+            key, value = error.remedy
+            on_line = error.key in self.options
+            advice = f"give --{key.replace('_', '-')} {value}" if on_line else f"set {key} = {value_text(value)}"
+        return self.error(error.key, error.value, error.problem + (f"; {advice}, too" if advice else ""))

@@ -17,15 +17,17 @@ from .passes import (
 )
 from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.expand_lrn import ExpandLrn
+from .recipe import Recipe
 
 _OPSET = 13  # DequantizeLinear has scales a channel
 
 
-def prepare(model: ir.Model, *, gemm: bool = True, opset: int = _OPSET) -> None:
+def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True, opset: int = _OPSET) -> None:
     """Rewrite a model that CleanUp went over; its tensors then have the names that statistics know them by.
 
     Args:
         model: The model, changed in place.
+        recipe: Whose patterns keep a ConvTranspose as it is.
         gemm: Write MatMul with a bias as Gemm, which takes the name of the Add.
         opset: That the model has to have at least.
 
@@ -33,8 +35,9 @@ def prepare(model: ir.Model, *, gemm: bool = True, opset: int = _OPSET) -> None:
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
-        SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(),
-        MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset), ExpandHardActivations(), ExpandLrn(),
+        SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
+        SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),
+        ExpandHardActivations(), ExpandLrn(),
     ):  # fmt: skip
         if step is not None:
             step(model)

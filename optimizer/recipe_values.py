@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import SettingError, UsageError, closest
+from .errors import SettingError, UsageError, suggestion
 from .origin import Origin
 from .quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
 
@@ -26,14 +26,15 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "accuracy_level": ACCURACY_LEVELS,
     "range_method": RANGE_METHODS,
     "activation_type": ACTIVATION_TYPES,
-    "weight_format": (*WEIGHT_FORMATS, *FORMAT_ALIASES),
-    "activation_format": (*ACTIVATION_FORMATS, *FORMAT_ALIASES),
+    "weight_format": WEIGHT_FORMATS,
+    "activation_format": ACTIVATION_FORMATS,
     "coverage": COVERAGES,
     "dtype": ("int8", "float32"),
     "criterion": CRITERIA,
     "allocation": ("uniform", "sensitivity"),
     "activations": ("dynamic", "static"),
 }
+_FORMATS = ("weight_format", "activation_format")
 _TYPES: dict[str, type] = {
     "symmetric": bool,
     "search": bool,
@@ -71,9 +72,7 @@ def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, 
     result = {}
     for key, value in values.items():
         if key not in known:
-            near = closest(key, known)
-            hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(known)}"
-            raise UsageError(f'{origin.text}: unknown key "{key}"; {hint}')
+            raise UsageError(f'{origin.text}: unknown key "{key}"; {suggestion(key, known, "known keys:")}')
         try:
             result[key] = _checked_value(key, value)
         except SettingError as error:
@@ -84,11 +83,10 @@ def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, 
 def _checked_value(key: str, value: object) -> object:
     if key in _CHOICES:
         choices = _CHOICES[key]
-        if isinstance(value, bool) or value not in choices:
-            near = closest(value, map(str, choices)) if isinstance(value, str) else None
-            hint = f'did you mean "{near}"? ' if near else ""
-            listed = ", ".join(str(c) for c in choices)
-            raise SettingError(key, value, f"; {hint}must be one of {listed}")
+        word = value if isinstance(value, str) else ""
+        meant = FORMAT_ALIASES.get(word, value) if key in _FORMATS else value
+        if isinstance(value, bool) or meant not in choices:
+            raise SettingError(key, value, f"; {suggestion(word, [str(c) for c in choices], 'must be one of')}")
     elif key in _NUMBERS:
         low, high = _NUMBERS[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:

@@ -115,7 +115,7 @@ def _masked(model: ir.Model, recipe: Recipe) -> tuple[Recipe, str | None]:
 
 def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision]]:
     """The block, and what becomes of each product of the prepared model."""
-    prepare(model, gemm=False)
+    prepare(model, recipe, gemm=False)
     if recipe.fuse:
         FuseHeads()(model)
     block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)

@@ -132,9 +132,9 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         OnnxpressError: The opset is too old and cannot be raised.
     """
     if recipe.is_minifloat:
-        prepare(model, opset=OPSET)
+        prepare(model, recipe, opset=OPSET)
     else:
-        prepare(model)
+        prepare(model, recipe)
     return _plan(model, recipe).decisions
 
 

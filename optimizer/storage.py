@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import onnx_ir as ir
 
-from .errors import OnnxpressError, UsageError, closest
+from .errors import OnnxpressError, UsageError, suggestion
 from .narrow_types import check_narrow_types
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def resolve(model: str | Path) -> Path:
         return models.path(str(model))
     if path.suffix or os.sep in str(model):
         raise OnnxpressError(f"{model}: no such file")
-    near = closest(str(model), models.names())
-    hint = f"did you mean '{near}'?" if near else f"there are {', '.join(models.names())}"
-    raise OnnxpressError(f"{model}: no such file, and no model of the catalogue; {hint}")
+    raise OnnxpressError(
+        f"{model}: no such file, and no model of the catalogue; {suggestion(str(model), models.names())}"
+    )
 
 
 def _in_folder(folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnxpress.optimizer.errors import UsageError, closest
+from onnxpress.optimizer.errors import UsageError, suggestion
 
 from . import agreement, detection, reading, sentiment, similarity, speech
 from .task import Score, Task
@@ -48,9 +48,7 @@ def choose(session: ort.InferenceSession, name: str | None, model: str) -> Task:
             f"{model}: no task fits this model; there are {', '.join(TASKS)}; onnxpress compare is for any model"
         )
     if name not in TASKS:
-        near = closest(name, TASKS)
-        hint = f"did you mean '{near}'?" if near else f"there are {', '.join(TASKS)}"
-        raise UsageError(f"no task '{name}'; {hint}")
+        raise UsageError(f'no task "{name}"; {suggestion(name, TASKS)}')
     task = TASKS[name]
     if not task.fits(session):
         raise UsageError(f"{model}: the task '{name}' does not fit this model; it needs {task.needs}")

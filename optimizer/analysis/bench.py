@@ -29,7 +29,7 @@ from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError
 from . import openvino as peers
 from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
-from .session import uses_our_ops
+from .session import is_compiled, uses_our_ops
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -227,11 +227,11 @@ class _Entry:
 
 
 def _entries(model: str, provider: bool, openvino: bool) -> list[_Entry]:
-    """The model as it is, and where wanted on our execution provider and in OpenVINO."""
+    """The model as it is, unless that cannot run, and where wanted on our execution provider and in OpenVINO."""
     path = storage.resolve(model)
     loaded = storage.load(path)
     plain = _Entry(model, model, path, storage.size_on_disk(path, loaded), uses_our_ops(loaded))
-    entries = [plain]
+    entries = [] if provider and is_compiled(loaded) else [plain]
     if provider:
         entries.append(dataclasses.replace(plain, name=f"{model} + ep", provider={}))
     if openvino:

@@ -114,6 +114,7 @@ def compare(
     *,
     data: str | Path | None = None,
     dims: dict[str, int] | None = None,
+    provider: bool = False,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Comparison:
@@ -124,6 +125,7 @@ def compare(
         second: The model to judge.
         data: An .npz file of inputs; random ones otherwise.
         dims: Sizes of symbolic dimensions for random inputs, see `random_feeds`.
+        provider: Run the model to judge on our execution provider.
         seed: Of random inputs.
         progress: Told how the work goes on.
 
@@ -131,7 +133,7 @@ def compare(
         UsageError: The inputs do not fit, or the models have different inputs or outputs.
         OnnxpressError: A model cannot be loaded or run.
     """
-    models = [_Probe(storage.resolve(path)) for path in (first, second)]
+    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider)]
     one, other = (probe.session.get_inputs() for probe in models)
     inputs = shared_inputs(str(first), one, str(second), other)
     feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed)
@@ -173,15 +175,15 @@ def _is_comparable(array: object, is_output: bool) -> bool:
 class _Probe:
     """A model whose inner tensors can be read. Nothing is written beside it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, provider: bool = False) -> None:
+        self.path, self._provider = path, dict[str, str]() if provider else None
         self.model = storage.load(path)
         self.tensors = _float_tensors(self.model)
         self.session = self._open(path)
 
     def _open(self, source: Path | bytes) -> Any:
         config = {_FOLDER_KEY: str(self.path.parent.resolve())} if isinstance(source, bytes) else {}
-        options = session_options(ours=uses_our_ops(self.model), config=config)
+        options = session_options(ours=uses_our_ops(self.model), provider=self._provider, config=config)
         return open_session(source, options, self.path)
 
     def run(self, names: Sequence[str], feeds: Feeds) -> list[npt.NDArray[Any]]:
@@ -189,8 +191,10 @@ class _Probe:
         import onnx
 
         proto = onnx.load(str(self.path), load_external_data=False)
+        typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
+        wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        proto.graph.output.extend(wanted)
         try:
             values: list[npt.NDArray[Any]] = self._open(proto.SerializeToString()).run(list(names), feeds)
         except OnnxpressError:

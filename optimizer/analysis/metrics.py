@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .. import storage
-from ..errors import OnnxpressError, UsageError, closest
+from ..errors import OnnxpressError, UsageError, suggestion
 from ..imports import load_function
 from .compare import measure
 from .feeds import Feeds
@@ -181,9 +181,7 @@ class _Task:
         from onnxpress.models.tasks import TASKS, choose
 
         if name not in TASKS:
-            near = closest(name, TASKS)
-            hint = f"did you mean '{near}'?" if near else f"there are {', '.join(TASKS)}, or write module:function"
-            raise UsageError(f"no metric '{name}'; {hint}")
+            raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, "module:function"])}')
         self._name, self._source = name, source
         self._path = storage.resolve(path) if path is not None else _NOWHERE
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from onnxpress import custom_ops, ep
 
+from .. import storage
 from ..errors import OnnxpressError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ _FATAL_ONLY = 4  # errors come as exceptions, which say the same
 def uses_our_ops(model: ir.Model) -> bool:
     """Whether some node is of domain `onnxpress`."""
     return "onnxpress" in model.graph.opset_imports
+
+
+def compiled_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes that `onnxpress compile` wrote, which run on our execution provider alone."""
+    for graph in storage.graphs(model):
+        for node in graph:
+            source = node.attributes.get("source")
+            if node.op_type == "EPContext" and source is not None and source.value == ep.NAME:
+                yield node
+
+
+def is_compiled(model: ir.Model) -> bool:
+    """Whether the model runs on our execution provider alone."""
+    return any(True for _ in compiled_nodes(model))
 
 
 def session_options(
@@ -80,6 +95,11 @@ def open_session(
         return ort.InferenceSession(source, options, None if options.has_providers() else ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         message = " ".join(str(error).split())
+        if "EPContext" in message and ep.NAME in message and not options.has_providers():
+            raise OnnxpressError(
+                f"{shown}: is compiled for our execution provider, on which alone it runs: give --ep, or in Python "
+                "ep.append to the session's options"
+            ) from error
         raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {message}{_hint(message)}") from error
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.feeds import Feeds
-from ..errors import OnnxpressError, UsageError, closest
+from ..errors import OnnxpressError, UsageError, suggestion
 from .inputs import Input
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -83,9 +83,7 @@ class ImageRecipe:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                near = closest(key, known)
-                hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(known)}"
-                raise UsageError(f'{source}: unknown key "{key}"; {hint}')
+                raise UsageError(f'{source}: unknown key "{key}"; {suggestion(key, known, "known keys:")}')
         try:
             return cls(**{key: _value(key, value) for key, value in values.items()})
         except UsageError as error:
@@ -156,8 +154,7 @@ def recipe_of(images: str | Path | ImageRecipe) -> ImageRecipe:
     if str(images) in PRESETS:
         return PRESETS[str(images)]
     if not Path(images).exists():
-        near = closest(str(images), PRESETS)
-        hint = f'did you mean "{near}"?' if near else f"the presets are {', '.join(PRESETS)}"
+        hint = suggestion(str(images), PRESETS, "the presets are")
         raise UsageError(f'images "{images}": no such file, and no preset; {hint}')
     return ImageRecipe.from_toml(images)
 

@@ -87,6 +87,7 @@ def compare(
     second: Annotated[str, typer.Argument(help="The model to judge.")],
     data: Annotated[str, typer.Option(help="An .npz file of inputs, or random.")] = "random",
     dim: _Dims = None,
+    ep: Annotated[bool, typer.Option("--ep", help="The model to judge on our execution provider.")] = False,
     top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
     plot: _Plot = None,
     json_: Json = False,
@@ -96,7 +97,8 @@ def compare(
 
     _check_plot(plot)
     with progress_bar(json_) as progress:
-        result = run(first, second, data=None if data == "random" else data, dims=_sizes(dim), progress=progress)
+        given = None if data == "random" else data
+        result = run(first, second, data=given, dims=_sizes(dim), provider=ep, progress=progress)
     if plot:
         from ..analysis.plots import plot_comparison
 

@@ -44,6 +44,7 @@ def evaluate(
             "classifiers with float32) or speech; the first that fits by default."
         ),
     ] = None,
+    ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
     openvino: OpenVino = False,
     nncf: Nncf = False,
     calibration: NncfData = None,
@@ -56,32 +57,33 @@ def evaluate(
     import dataclasses
     import json
 
-    from onnxpress.models.evaluate import Failure, TaskResult, check, check_peers
+    from onnxpress.models.evaluate import Failure, TaskResult, check, check_peers, evaluate_with_provider
     from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
 
     data = nncf_data(nncf, calibration, samples, images, tokenizer)
     for name in model:
-        check(name, task)
+        check(name, task, ep)
     if openvino or data is not None:
         check_peers(nncf=data is not None)
-    results = [run(name, task) for name in model]
-    others: list[TaskResult | Failure] = []
+    results: list[TaskResult | Failure] = []
+    for name in model:
+        results += evaluate_with_provider(name, task) if ep else [run(name, task)]
     if openvino or data is not None:
         from onnxpress.models.evaluate import evaluate_in_openvino
 
-        others = evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
+        results += evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
     if json_:
-        print(json.dumps([dataclasses.asdict(result) for result in [*results, *others]], indent=2))
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
         return
     table = Table("model", "task", "metric", "value", "change", "also", box=None)
-    failed = [other for other in others if isinstance(other, Failure)]
-    for result in [*results, *(other for other in others if isinstance(other, TaskResult))]:
-        same = result is not results[0] and result.task == results[0].task
-        change = f"{result.value - results[0].value:+.4f}" if same else ""
+    judged = [result for result in results if isinstance(result, TaskResult)]
+    for result in judged:
+        same = result is not judged[0] and result.task == judged[0].task
+        change = f"{result.value - judged[0].value:+.4f}" if same else ""
         details = {name: value for name, value in result.details.items() if name != result.metric.lower()}
         also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in details.items())
         table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}", change, also)
     console().print(table)
-    for failure in failed:
+    for failure in (result for result in results if isinstance(result, Failure)):
         console().print(f"cannot be judged: {failure.model}: {failure.error}", soft_wrap=True)

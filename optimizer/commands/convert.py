@@ -139,9 +139,9 @@ def optimize(
         ),
     ] = None,
     weight_format: Annotated[
-        str | None, typer.Option(help="e4m3, e5m2, e3m4, e3m2, e2m3 or e2m1.", rich_help_panel=_FP8)
+        str | None, typer.Option(help="e4m3fn, e5m2, e3m4, e3m2, e2m3 or e2m1.", rich_help_panel=_FP8)
     ] = None,
-    activation_format: Annotated[str | None, typer.Option(help="e4m3, e5m2 or e3m4.", rich_help_panel=_FP8)] = None,
+    activation_format: Annotated[str | None, typer.Option(help="e4m3fn, e5m2 or e3m4.", rich_help_panel=_FP8)] = None,
     coverage: Annotated[
         str | None,
         typer.Option(help="standard (default) or extended: Add, Mul, norms, embeddings too.", rich_help_panel=_FP8),

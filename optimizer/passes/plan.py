@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
+from .rewriting import written_type
 from .weight_form import WeightForm, convolution_form, weight_form
 
 # Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
@@ -109,8 +110,8 @@ class Decision:
 
     @property
     def op_type(self) -> str:
-        """Operator of the node."""
-        return self.node.op_type
+        """Operator of the node, as it was before the model was prepared."""
+        return written_type(self.node)
 
 
 def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ..recipe import Recipe
 from .int8_operators import Operator, Role, array_size, understand
 from .plan import Decision, constant_of, nested_nodes
+from .rewriting import written_type
 
 _SCHEME = "int8"
 
@@ -105,14 +106,19 @@ def plan_int8(
 def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
     operator = understand(node)
     if not isinstance(operator, Operator):
-        return "already quantized" if operator is not None and _reads_codes(node) else operator
+        if operator is not None and _reads_codes(node):
+            return "already quantized"
+        # A ConvTranspose that the recipe keeps could be a Conv by now.
+        return (_kept(node, recipe) if node.op_type == "ConvTranspose" else None) or operator
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in node.outputs):
         return "computes on another type than float32" if operator.is_product else None
-    if operator.is_product:
-        settings = recipe.settings(node.name or "", node.op_type)
-        if isinstance(settings, str):
-            return settings
-    return operator
+    return (_kept(node, recipe) if operator.is_product else None) or operator
+
+
+def _kept(node: ir.Node, recipe: Recipe) -> str | None:
+    """Why the recipe keeps a node in float."""
+    settings = recipe.settings(node.name or "", written_type(node))
+    return settings if isinstance(settings, str) else None
 
 
 def _reads_codes(node: ir.Node) -> bool:

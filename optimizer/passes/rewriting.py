@@ -17,6 +17,19 @@ def required(thing: Thing | None) -> Thing:
     return thing
 
 
+_WRITTEN = "onnxpress.written_type"
+
+
+def written_type(node: ir.Node) -> str:
+    """The operator that a node of the prepared model stands for in the model as the user knows it."""
+    return str(node.meta.get(_WRITTEN, node.op_type))
+
+
+def stand_for(new: ir.Node, old: ir.Node) -> None:
+    """Give a node the name and the written type of the one whose work it takes over, which recipes and reports name."""
+    new.name, new.meta[_WRITTEN] = old.name, written_type(old)
+
+
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a tensor under `name`, or the next free name after it."""
     unique, count = name, 1

@@ -3,7 +3,7 @@
     y[m, k h + i, k w + j] = b[m] + sum_c W[c, m, i, j] x[c, h, w]
 
 for a kernel of k x k that strides by k: a 1x1 Conv to the channels (i, j, m), and DepthToSpace. ONNX Runtime has a Conv
-of 8 bits, and moves 8-bit codes, but has no such ConvTranspose.
+of 8 bits, and moves 8-bit codes, but has no such ConvTranspose. The Conv stands for it in recipes and reports.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..recipe import Recipe
 from .matching import Floats, fixed, input_of, is_fixed, is_standard, remove_unused
-from .rewriting import add_array, insert_before, replace
+from .rewriting import add_array, insert_before, replace, required, stand_for
 
 
 class SplitConvTranspose:
     """Write a ConvTranspose of float32 as Conv and DepthToSpace, where its kernel is as large as its strides.
 
+    Args:
+        recipe: Whose patterns keep some as they are.
+
     Attributes:
         left: The others, by name, and why.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, recipe: Recipe | None = None) -> None:
         self.left: dict[str, str] = {}
+        self._recipe = recipe or Recipe()
 
     def __call__(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
@@ -32,7 +37,8 @@ class SplitConvTranspose:
         for node in list(model.graph):
             if not is_standard(node, "ConvTranspose"):
                 continue
-            reason = _refuse(node)
+            settings = self._recipe.settings(node.name or "", node.op_type)
+            reason = settings if isinstance(settings, str) else _refuse(node)
             if reason is not None:
                 self.left[node.name or ""] = reason
                 continue
@@ -81,6 +87,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is not None and len(shape) == 4:
         blocks.shape = ir.Shape([shape[0], outputs * size * size, shape[2], shape[3]])
+    stand_for(required(blocks.producer()), node)
     moved = insert_before(
         node, "DepthToSpace", [blocks], node.outputs[0], attributes={"blocksize": size}, suffix="_moved"
     )

@@ -172,7 +172,7 @@ def weight_scheme(
     if block == 0 and preset.integer:
         raise SettingError("block_size", 0, f", one scale a channel, which {name} has not; take 16 to 256")
     if not per_channel and block != 0 and preset.kind == "weight-only":
-        raise SettingError("per_channel", False, f", but {name} has blocks of {block}; set block_size = 0, too")
+        raise SettingError("per_channel", False, f", but {name} has blocks of {block}", ("block_size", 0))
     scales = scale_type or preset.scale_types[0]
     if scales not in preset.scale_types:
         raise SettingError("scale_type", scales, f", but {name} takes {' or '.join(preset.scale_types)}")

@@ -12,7 +12,7 @@ def test_every_model_has_its_data():
 
 
 def test_unknown_model():
-    with pytest.raises(UsageError, match="did you mean 'minilm'"):
+    with pytest.raises(UsageError, match='did you mean "minilm"'):
         models.calibration("minilmm", 1)
 
 

@@ -17,7 +17,7 @@ def test_names_are_those_that_the_documentation_uses():
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(UsageError, match=r"no model 'minilmm'.*did you mean 'minilm'"):
+    with pytest.raises(UsageError, match=r'no model "minilmm".*did you mean "minilm"'):
         models.path("minilmm")
 
 

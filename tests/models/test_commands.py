@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import graphs
+import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress.models import catalogue, evaluate
 from onnxpress.models.evaluate import TaskResult
-from onnxpress.optimizer import Calibration, cli
+from onnxpress.models.tasks.task import Score
+from onnxpress.optimizer import Calibration, Recipe, cli, optimize
+from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from sessions import KNOWS_WHO_RUNS_WHAT
 
 
 @pytest.fixture
@@ -54,7 +58,7 @@ def test_models_prints_the_path_of_one(run, tmp_path):
 def test_unknown_model_is_a_usage_error(run):
     code, out, err = run("models", "silero")
     assert (code, out) == (2, "")
-    assert err == "error: no model 'silero' in the catalogue; did you mean 'silero-vad'?\n"
+    assert err == 'error: no model "silero" in the catalogue; did you mean "silero-vad"?\n'
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def scores(monkeypatch):
     monkeypatch.setattr(
         evaluate, "evaluate", lambda m, t: TaskResult(m, t or "lee", "Pearson", values[m], {"pairs": 3, "also": 0.25})
     )
-    monkeypatch.setattr(evaluate, "check", lambda _model, _task: None)
+    monkeypatch.setattr(evaluate, "check", lambda *_given: None)
     monkeypatch.setattr(evaluate, "check_peers", lambda nncf: None)
 
 
@@ -102,6 +106,51 @@ def test_evaluate_puts_openvino_beside(run, scores, monkeypatch):
     assert asked == [(["a.onnx"], None, None), ([], None, ("a.onnx", Calibration("x.npz")))]
 
 
+class Mean:
+    """A task for any model of one input: the mean of its output on ones."""
+
+    name, metric = "mean", "Mean"
+
+    def evaluate(self, session, _path):
+        (x,) = session.get_inputs()
+        (y,) = session.run(None, {x.name: np.ones((2, x.shape[1]), np.float32)})
+        return Score(float(y.mean()), {})
+
+
+@pytest.fixture
+def int4(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate, "choose", lambda *_given: Mean())
+    optimize(graphs.matmul_model(128, 64, bias=True), Recipe(), tmp_path / "int4.onnx")
+    return str(tmp_path / "int4.onnx")
+
+
+def test_evaluate_on_the_execution_provider_too(run, int4, tmp_path):
+    compile_context(int4, tmp_path / "c.onnx")
+    compiled = str(tmp_path / "c.onnx")
+    code, _, err = run("evaluate", int4, compiled)
+    assert code == 1
+    assert err.startswith(f"error: {compiled}: is compiled for our execution provider")
+    assert "give --ep" in err
+    assert "EPContext" not in err
+    rows = json.loads(run("evaluate", int4, compiled, "--ep", "--json")[1])
+    assert [row["model"] for row in rows] == [int4, f"{int4} + ep", f"{compiled} + ep"]
+    assert rows[0]["value"] == pytest.approx(rows[1]["value"], rel=0.05)
+    assert rows[1]["value"] == rows[2]["value"]
+    code, out, _ = run("evaluate", compiled, "--ep")
+    assert code == 0
+    assert out.splitlines()[-1].split()[1:5] == ["+", "ep", "mean", "Mean"]
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 refuses FLOAT4E2M1 before a provider sees it")
+def test_evaluate_tells_which_way_cannot_be_judged(run, int4, tmp_path):
+    fp4 = str(tmp_path / "fp4.onnx")
+    optimize(graphs.matmul_model(128, 64, bias=True), Recipe(scheme="mxfp4", form="qdq"), fp4)
+    code, out, _ = run("evaluate", int4, fp4, "--ep")
+    assert code == 0
+    assert out.splitlines()[-2].split()[1:5] == ["+", "ep", "mean", "Mean"]
+    assert out.splitlines()[-1].startswith(f"cannot be judged: {fp4}: {fp4}: ONNX Runtime cannot load the model")
+
+
 def test_evaluate_goes_on_after_a_model_that_openvino_cannot_compile(run, scores, monkeypatch, tmp_path):
     def compiled(path):
         if path.name == "b.onnx":
@@ -125,7 +174,7 @@ def test_evaluate_goes_on_after_a_model_that_openvino_cannot_compile(run, scores
 def test_evaluate_asks_for_what_is_not_installed_first(run, monkeypatch, peer):
     for name in ("openvino", "nncf"):
         monkeypatch.setitem(sys.modules, name, None if name == peer else ir)
-    monkeypatch.setattr(evaluate, "check", lambda _model, _task: None)
+    monkeypatch.setattr(evaluate, "check", lambda *_given: None)
     monkeypatch.setattr(evaluate, "evaluate", lambda *_given: pytest.fail("measured"))
     code, _, err = run("evaluate", "a.onnx", f"--{peer}")
     assert code == 2

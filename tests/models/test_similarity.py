@@ -102,7 +102,7 @@ def test_other_models_do_not_fit(tmp_path, change):
 
 def test_unknown_task_suggests_the_nearest(tmp_path):
     save_encoder(tmp_path)
-    with pytest.raises(UsageError, match="no task 'simlex'; did you mean 'simlex999'"):
+    with pytest.raises(UsageError, match='no task "simlex"; did you mean "simlex999"'):
         evaluate(tmp_path / "model.onnx", "simlex")
 
 

@@ -153,8 +153,8 @@ def test_options_override_the_recipe(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["MODEL", "--scheme", "int9"], 2, "--scheme is 'int9'"),
-        (["MODEL", "--scheme", "INT4"], 2, "--scheme is 'INT4'; did you mean \"int4\"?"),
+        (["MODEL", "--scheme", "int9"], 2, '--scheme is "int9"'),
+        (["MODEL", "--scheme", "INT4"], 2, '--scheme is "INT4"; did you mean "int4"?'),
         (["MODEL", "--block-size", "512"], 2, "error: --block-size is 512; must be one of 0, 16"),
         (["MODEL", "--form", "qoperater"], 2, 'did you mean "qoperator"'),
         (["MODEL", "--scheme", "fp8", "--asymmetric"], 2, "error: --asymmetric, but fp8 has no zero points"),
@@ -165,7 +165,7 @@ def test_options_override_the_recipe(model, tmp_path):
         (["MODEL", "-o", "."], 2, "is a folder"),
         (["MODEL", "--recipe", "gone.toml"], 1, "cannot read the recipe"),
         (["gone.onnx"], 1, "gone.onnx: no such file"),
-        (["MiniLM"], 1, "no model of the catalogue; did you mean 'minilm'?"),
+        (["MiniLM"], 1, 'no model of the catalogue; did you mean "minilm"?'),
         (["MODEL", "--tokenizer", "t.json"], 2, "reads no calibration data with these settings; leave out tokenizer"),
         (["MODEL", "--exclude", "*"], 1, "nothing to quantize"),
     ],

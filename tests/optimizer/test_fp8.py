@@ -399,13 +399,15 @@ def test_overrides_mix_formats():
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"weight_format": "e4m2"}, "weight_format is 'e4m2'; did you mean"),
-    ({"activation_format": "e2m1"}, "activation_format is 'e2m1'"),
-    ({"coverage": "all"}, "coverage is 'all'"),
+    ({"weight_format": "e4m2"}, 'weight_format is "e4m2"; did you mean'),
+    ({"weight_format": "int4"}, "; must be one of e4m3fn, e5m2, e3m4, e3m2, e2m3, e2m1$"),
+    ({"activation_format": ["e4m3"]}, "; must be one of e4m3fn, e5m2, e3m4$"),
+    ({"activation_format": "e2m1"}, 'activation_format is "e2m1"'),
+    ({"coverage": "all"}, 'coverage is "all"'),
     ({"range_method": "mse"}, "range_method is .*for codes at equal distances; fp8-static takes minmax"),
     ({"only_if_faster": True}, "only_if_faster: not read by scheme fp8-static"),
     ({"scheme": "fp8-dynamic", "smooth": True}, "smooth: not read by scheme fp8-dynamic"),
-    ({"scheme": "int8-static", "weight_format": "e4m3"}, "weight_format is 'e4m3', not read by scheme int8-static"),
+    ({"scheme": "int8-static", "weight_format": "e4m3"}, 'weight_format is "e4m3", not read by scheme int8-static'),
     ({"scheme": "int4", "overrides": [{"match": "a", "weight_format": "e5m2"}]}, "overrides.*not read by scheme int4"),
     ({"scheme": "int4", "coverage": "extended"}, "coverage: not read by scheme int4"),
 ])  # fmt: skip

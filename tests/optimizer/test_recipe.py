@@ -35,11 +35,11 @@ def test_toml_round_trip(tmp_path):
     [
         ("blocksize = 32", 'unknown key "blocksize"; did you mean "block_size"'),
         ("qqq = 1", 'unknown key "qqq"; known keys'),
-        ('scheme = "int44"', "scheme is 'int44'; did you mean \"int4\""),
+        ('scheme = "int44"', 'scheme is "int44"; did you mean "int4"'),
         ("block_size = 48", "block_size is 48; must be one of 0, 16, 32, 64, 128, 256"),
         ("block_size = true", "block_size is true"),
         ("search = 1", "search is 1, must be true or false"),
-        ('include = "a"', "include is 'a', must be a list of strings"),
+        ('include = "a"', 'include is "a", must be a list of strings'),
         ("include = [1]", "must be a list of strings"),
         ("overrides = 3", "overrides must be a list of tables"),
         ("[[overrides]]\nkeep_float = true", "give match"),
@@ -77,11 +77,16 @@ def test_a_mask_beside_the_zeros_that_are_there_is_refused():
     ("text", "given", "message"),
     [
         ("", {"block_size": 512}, "--block-size is 512; must be one of 0, 16, 32, 64, 128, 256"),
-        ("", {"scheme": "INT4"}, "--scheme is 'INT4'; did you mean \"int4\"?"),
+        ("", {"scheme": "INT4"}, '--scheme is "INT4"; did you mean "int4"?'),
         ('scheme = "mxfp4"', {"block_size": 64}, "--block-size is 64, but mxfp4 has blocks of 32"),
         ("block_size = 64", {"scheme": "mxfp4"}, "FILE: block_size is 64, but mxfp4 has blocks of 32"),
         ('scheme = "fp8"', {"symmetric": False}, "--asymmetric, but fp8 has no zero points"),
         ('scheme = "int8-dynamic"\nmetric = "lee"', {"max_drop": 0.1}, "--max-drop, FILE: metric: not read by scheme"),
+        ('scheme = "fp4"', {"per_channel": False}, "--per-tensor, but fp4 has blocks of 32; give --block-size 0, too"),
+        (
+            'scheme = "fp4"\nper_channel = false', {},
+            "FILE: per_channel is false, but fp4 has blocks of 32; set block_size = 0, too",
+        ),
         ('scheme = "sparse"\nmask = "m.npz"', {"prune": False}, "--no-prune, FILE: mask: the masks say"),
         (
             '[[overrides]]\nmatch = "a"\nscheme = "mxfp8"', {"block_size": 64},
@@ -95,7 +100,7 @@ def test_a_mask_beside_the_zeros_that_are_there_is_refused():
 )  # fmt: skip
 def test_errors_call_settings_what_the_user_wrote(tmp_path, text, given, message):
     options = {"block_size": "--block-size", "scheme": "--scheme", "symmetric": "--asymmetric",
-               "max_drop": "--max-drop", "prune": "--no-prune"}  # fmt: skip
+               "max_drop": "--max-drop", "prune": "--no-prune", "per_channel": "--per-tensor"}  # fmt: skip
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     with pytest.raises(UsageError) as error:

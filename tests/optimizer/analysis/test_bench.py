@@ -12,6 +12,7 @@ from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.bench import bench, take_turns
 from onnxpress.optimizer.analysis.feeds import fitted, random_feeds
 from onnxpress.optimizer.analysis.plots import plot_benchmark, shorten
+from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from sessions import KNOWS_WHO_RUNS_WHAT
 
@@ -84,6 +85,18 @@ def test_what_one_way_of_running_cannot_do_is_told(tmp_path):
     assert [(t.model, t.ours) for t in result.timings] == [(f"{fp4} + ep", True)]
     (left,) = result.left
     assert left.startswith(f"{fp4}: ONNX Runtime cannot load the model: ")
+
+
+def test_a_compiled_model_runs_on_the_execution_provider_alone(tmp_path):
+    optimize(graphs.matmul_model(), Recipe(), tmp_path / "a.onnx")
+    compile_context(tmp_path / "a.onnx", tmp_path / "c.onnx")
+    with pytest.raises(OnnxpressError, match=r"c\.onnx: is compiled for our execution provider, .*: give --ep") as told:
+        bench([str(tmp_path / "c.onnx")], dims={}, rounds=1)
+    assert "EPContext" not in str(told.value)
+    models = [str(tmp_path / name) for name in ("a.onnx", "c.onnx")]
+    result = bench(models, dims={}, rounds=1, provider=True)
+    assert [timing.model for timing in result.timings] == [models[0], f"{models[0]} + ep", f"{models[1]} + ep"]
+    assert result.left == []
 
 
 def test_inputs_from_data(tmp_path):

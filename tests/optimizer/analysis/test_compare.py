@@ -13,8 +13,10 @@ import pytest
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare, measure
 from onnxpress.optimizer.analysis.plots import plot_comparison
+from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from rich.console import Console
+from sessions import KNOWS_WHO_RUNS_WHAT
 
 
 def chain(tmp_path, name, noise=0.0, external=False):
@@ -199,6 +201,34 @@ def test_an_output_that_is_handed_on_is_compared(tmp_path):
     assert {output.name: output.sqnr == math.inf for output in compare(*paths).outputs} == {
         "product_out": False, "x": True
     }  # fmt: skip
+
+
+def test_the_model_to_judge_on_the_execution_provider(tmp_path):
+    model, int4, compiled = (tmp_path / name for name in ("a.onnx", "b.onnx", "c.onnx"))
+    ir.save(graphs.matmul_model(128, 64, bias=True), model)
+    optimize(model, Recipe(), int4)
+    compile_context(int4, compiled)
+    with pytest.raises(OnnxpressError, match=r"c\.onnx: is compiled .*: give --ep"):
+        compare(model, compiled)
+    expected = compare(model, int4, provider=True).outputs[0].sqnr
+    assert expected == pytest.approx(compare(model, int4).outputs[0].sqnr, abs=2)
+    assert compare(model, compiled, provider=True).outputs[0].sqnr == expected
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 refuses FLOAT4E2M1 before a provider sees it")
+def test_float4_is_compared_on_the_execution_provider(tmp_path):
+    model, fp4 = tmp_path / "a.onnx", tmp_path / "b.onnx"
+    b = graphs.Builder()
+    y = b.op("MatMul", b.input("x", ["m", 128]), b.constant("W0", graphs.weight(128, 64)), name="first")
+    y = b.op("Relu", y, name="relu")
+    b.output(b.op("MatMul", y, b.constant("W1", graphs.weight(64, 64)), name="second"), ["m", 64])
+    ir.save(b.model(), model)
+    optimize(model, Recipe(scheme="mxfp4", form="qdq"), fp4)
+    with pytest.raises(OnnxpressError, match="NOT_IMPLEMENTED"):
+        compare(model, fp4)
+    result = compare(model, fp4, provider=True)
+    assert {tensor.name for tensor in result.tensors} == {"first_out", "relu_out", "second_out"}
+    assert all(10 < tensor.sqnr < 40 for tensor in result.tensors)
 
 
 def test_plot_is_a_png(tmp_path):

@@ -165,11 +165,11 @@ def test_command(model, bare, quality, tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--schemes", "fp9"], "scheme is 'fp9'"),
+        (["--schemes", "fp9"], 'scheme is "fp9"'),
         (["--schemes", "fp8,fp8"], "name each scheme once"),
-        (["--schemes", ""], "scheme is ''"),
+        (["--schemes", ""], 'scheme is ""'),
         (["--max-drop", "-1"], "--max-drop"),
-        (["--task", "le"], "did you mean 'lee'"),
+        (["--task", "le"], 'did you mean "lee"'),
         (["--task", "lee"], "does not fit this model"),
         (["--task", "other.onnx=lee"], "other.onnx is none of the models"),
         (["--task", "lee", "--task", "reading"], "is the second for all models"),

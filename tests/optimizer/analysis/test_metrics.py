@@ -136,9 +136,9 @@ def test_own_functions_that_fail(function, body, message):
 
 
 def test_names_that_are_nothing(function):
-    with pytest.raises(UsageError, match="no metric 'simlex'; did you mean 'simlex999'"):
+    with pytest.raises(UsageError, match='no metric "simlex"; did you mean "simlex999"'):
         choose_metric("simlex", model(), [])
-    with pytest.raises(UsageError, match=r"no metric 'top-1'; there are lee, .* or write module:function"):
+    with pytest.raises(UsageError, match=r'no metric "top-1"; there are lee, .*, module:function'):
         choose_metric("top-1", model(), [])
     with pytest.raises(UsageError, match="does not fit this model"):
         choose_metric("lee", model(), [])
