@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import partial
 from pathlib import Path
 
-from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.errors import UsageError, closest
 
 from .fetch import Entry, Installed, Package, provide
 
@@ -191,8 +190,8 @@ def entry(name: str) -> Entry:
     for candidate in _ENTRIES:
         if candidate.name == name:
             return candidate
-    near = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(names())}"
+    near = closest(name, names())
+    hint = f"did you mean '{near}'?" if near else f"there are {', '.join(names())}"
     raise UsageError(f"no model '{name}' in the catalogue; {hint}")
 
 

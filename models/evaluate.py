@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from onnxpress import custom_ops
 from onnxpress.optimizer import storage
 from onnxpress.optimizer.analysis import openvino
 from onnxpress.optimizer.analysis import session as sessions
-from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
 from .tasks import choose
 
@@ -38,6 +39,19 @@ class TaskResult:
     metric: str
     value: float
     details: Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A model that could not be judged.
+
+    Attributes:
+        model: As the caller named it, and where it was to run.
+        error: Why.
+    """
+
+    model: str
+    error: str
 
 
 def evaluate(
@@ -95,8 +109,8 @@ def check(model: str | Path, task: str | None = None) -> None:
 
 def evaluate_in_openvino(
     models: Sequence[str], task: str | None = None, nncf: tuple[str, Calibration] | None = None
-) -> list[TaskResult]:
-    """Run a task on models in OpenVINO.
+) -> list[TaskResult | Failure]:
+    """Run a task on models in OpenVINO; of one that it cannot compile or run, the reason.
 
     Args:
         models: Files, folders or names of the catalogue.
@@ -105,15 +119,30 @@ def evaluate_in_openvino(
 
     Raises:
         UsageError: There is no such task, none fits, or OpenVINO or NNCF is not installed.
-        OnnxpressError: A model cannot be had, rounded, compiled or run.
+        OnnxpressError: A model cannot be had.
     """
     results = []
     for name in models:
-        session = openvino.OpenVinoSession(storage.resolve(name))
-        results.append(replace(evaluate(name, task, session=session), model=f"{name} in OpenVINO"))
+        begin = partial(openvino.OpenVinoSession, storage.resolve(name))
+        results.append(_tried(name, f"{name} in OpenVINO", task, begin))
     if nncf is not None:
         name, data = nncf
+        path = storage.resolve(name)
         with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
-            session = openvino.OpenVinoSession(openvino.quantize(name, data, Path(folder)), onnx=storage.resolve(name))
-            results.append(replace(evaluate(name, task, session=session), model=f"{name} by NNCF in OpenVINO"))
+
+            def rounded() -> openvino.OpenVinoSession:
+                return openvino.OpenVinoSession(openvino.quantize(name, data, Path(folder)), onnx=path)
+
+            results.append(_tried(name, f"{name} by NNCF in OpenVINO", task, rounded))
     return results
+
+
+def _tried(
+    model: str, shown: str, task: str | None, open_session: Callable[[], openvino.OpenVinoSession]
+) -> TaskResult | Failure:
+    try:
+        return replace(evaluate(model, task, session=open_session()), model=shown)
+    except UsageError:
+        raise
+    except OnnxpressError as error:
+        return Failure(shown, str(error))

@@ -66,8 +66,8 @@ def export_mask(model: str | Path, output: str | Path) -> MaskReport:
         UsageError: Nothing can be written there.
         OnnxpressError: The model cannot be read, or no weight of it holds zeros.
     """
-    target = storage.check_target(output)
     path = storage.resolve(model)
+    target = storage.check_target(output, [path])
     masks = masks_of(storage.load(path))
     if not masks:
         raise OnnxpressError(f"{path}: no weight of a MatMul or Gemm holds zeros, so there is no mask to write")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from . import dynamic, sparse, static, storage, weight_only
+from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
@@ -38,17 +38,20 @@ def optimize(
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
-        calibration: What int8-static and sparse learn about tensors from; a model of the catalogue has its own.
+        calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
         progress: Told how the work goes on.
 
     Returns:
         What was done.
 
     Raises:
-        UsageError: The output cannot be written where it is asked for.
+        UsageError: The output cannot be written where it is asked for, or an argument is of another type.
         OnnxpressError: The model cannot be read or holds nothing to quantize; nothing is written then.
     """
-    recipe = recipe or Recipe()
+    recipe, calibration = recipe or Recipe(), calibration or Calibration()
+    for given, kind in ((recipe, Recipe), (calibration, Calibration)):
+        if not isinstance(given, kind):
+            raise UsageError(f"{kind.__name__} expected, not {given!r:.40}; write {kind.__name__}(...)")
     clock = _Clock()
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
@@ -58,6 +61,7 @@ def optimize(
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
         if target.exists() and target.samefile(path):
             raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
+        storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
         loaded = storage.load(path)
         size_before = storage.size_on_disk(path, loaded)
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
@@ -70,7 +74,7 @@ def optimize(
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, _Given(calibration or Calibration(), loaded, named, path), source, progress)
+    outcome = _convert(loaded, recipe, _Given(calibration, loaded, named, path), source, progress)
     _refuse_nothing_to_do(source, recipe, outcome.decisions)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
@@ -119,22 +123,26 @@ class _Given:
         if seen is None or not isinstance(self._data, Data):
             return outcome
         name, most = self._data.name, self.asked.samples
-        few = [f"{name}: {seen} samples, and {most} were asked for"] if most is not None and seen < most else []
+        few = [f"{seen} samples, and {most} were asked for"] if most is not None and seen < most else []
         return dataclasses.replace(
             outcome,
-            warnings=[*outcome.warnings, *few],
+            warnings=[*outcome.warnings, *(f"{name}: {doubt}" for doubt in [*few, *self._data.doubts])],
             details={"samples": seen, **outcome.details},
             rows=[("calibrated on", f"{seen} samples of {name}"), *outcome.rows],
         )
 
 
 def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> Outcome:
-    if recipe.kind == "static":
+    if recipe.kind in ("static", "minifloat-static"):
         return given.tell(static.convert(model, recipe, given.open(), progress, source))
     if recipe.kind == "sparse" and (sparse.needs_data(recipe) or given.asked == Calibration()):
         return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
     if given.asked != Calibration():
-        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings")
+        unread = [name for name, value in vars(given.asked).items() if value is not None]
+        listed = ", ".join(unread).replace("data", "calibration")
+        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings; leave out {listed}")
+    if recipe.kind == "minifloat-dynamic":
+        return minifloat_dynamic.convert(model, recipe, progress)
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
 
 
@@ -146,7 +154,10 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """
     if recipe.clean_up:
         CleanUp()(model)
-    deciders = {"weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide}
+    deciders = {
+        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
+    }  # fmt: skip
     return deciders[recipe.kind](model, recipe)
 
 

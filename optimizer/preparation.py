@@ -21,19 +21,20 @@ from .passes.expand_lrn import ExpandLrn
 _OPSET = 13  # DequantizeLinear has scales a channel
 
 
-def prepare(model: ir.Model, *, gemm: bool = True) -> None:
+def prepare(model: ir.Model, *, gemm: bool = True, opset: int = _OPSET) -> None:
     """Rewrite a model that CleanUp went over; its tensors then have the names that statistics know them by.
 
     Args:
         model: The model, changed in place.
         gemm: Write MatMul with a bias as Gemm, which takes the name of the Add.
+        opset: That the model has to have at least.
 
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
         SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(), SplitConvTranspose(),
-        MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(_OPSET), ExpandHardActivations(), ExpandLrn(),
+        MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset), ExpandHardActivations(), ExpandLrn(),
     ):  # fmt: skip
         if step is not None:
             step(model)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import OnnxpressError, UsageError
-from .quantization.schemes import SCHEMES, WeightScheme, weight_scheme
+from .errors import OnnxpressError, SettingError, UsageError
+from .origin import Origin
+from .quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
 
 _ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
@@ -21,6 +22,10 @@ _READ = {
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
        "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
+    "minifloat-static": _ALWAYS
+    | {"search", "weight_format", "activation_format", "coverage", "first_and_last", "range_method", "percentile",
+       "smooth", "restore_moments", "max_drop", "metric"},
+    "minifloat-dynamic": _ALWAYS | {"search", "weight_format", "activation_format", "coverage", "first_and_last"},
     "sparse": _ALWAYS
     | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
        "prune", "mask", "expect_m", "range_method", "percentile"},
@@ -29,6 +34,7 @@ _READ = {
 
 _OF_A_NODE = (
     "scheme", "block_size", "symmetric", "search", "scale_type", "per_channel", "accuracy_level", "sparsity",
+    "weight_format", "activation_format",
 )  # fmt: skip
 """What is settled node by node."""
 
@@ -51,6 +57,8 @@ class Override:
         scale_type: As in `Recipe`.
         accuracy_level: As in `Recipe`.
         sparsity: As in `Recipe`.
+        weight_format: As in `Recipe`.
+        activation_format: As in `Recipe`.
     """
 
     match: str | None = None
@@ -63,6 +71,8 @@ class Override:
     scale_type: str | None = None
     accuracy_level: int | None = None
     sparsity: float | None = None
+    weight_format: str | None = None
+    activation_format: str | None = None
 
     def applies(self, name: str, op_type: str) -> bool:
         """Whether the node of this name and type is meant."""
@@ -87,7 +97,8 @@ class NodeSettings:
 
     weight: WeightScheme
     accuracy_level: int
-    sparsity: float
+    sparsity: float | None
+    activation_format: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +109,8 @@ class Recipe:
         scheme: int2, int3, int4, int5, int6 or int8: bits of a weight. fp8, fp6, fp4 and others with a sign, an
             exponent and a mantissa, nf4, the Microscaling mxfp8, mxfp6 and mxfp4, and bfp8, bfp6 and bfp4: integers
             with scales that are powers of two. int8-static and int8-dynamic round activations too, with scales from
-            a calibration or from each tensor as it comes.
+            a calibration or from each tensor as it comes, and so do fp8-static, fp8-e3m4-static, fp8-e5m2-static,
+            fp8-mixed-static (e3m4 weights, e4m3fn activations) and fp8-dynamic.
         block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256, or 0 for all of an output channel; None
             takes the scheme's default.
         symmetric: One fixed zero point instead of one a block; None takes the scheme's default. Of activations where
@@ -116,8 +128,9 @@ class Recipe:
         include: Glob patterns on node names; empty means all.
         exclude: Glob patterns on node names to keep in float.
         overrides: Settings for some nodes; the last match wins, key by key.
-        range_method: How int8-static gets the range of a tensor from what a calibration saw: "minmax",
-            "moving-average", "percentile", "entropy" or "mse".
+        range_method: How a static scheme gets the range of a tensor from what a calibration saw: "minmax",
+            "moving-average", "percentile", "entropy" or "mse", the last two of integers alone; None takes "percentile"
+            for integers and "minmax" for floating-point numbers.
         percentile: Share of the values, in percent, that the method "percentile" keeps.
         activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
         per_channel: One scale an output channel of a weight rather than one in all, where weights have no blocks.
@@ -134,8 +147,16 @@ class Recipe:
         metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
         only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
             faster than float32.
+        weight_format: Of fp8-static and fp8-dynamic: e4m3fn (or e4m3), e5m2, e3m4, e3m2, e2m3 or e2m1; None takes the
+            scheme's.
+        activation_format: The same of activations: e4m3fn (or e4m3), e5m2 or e3m4.
+        coverage: What these round: "standard" is what Conv, Gemm and MatMul read, "extended" also what Add and Mul of
+            two tensors, LayerNormalization and BatchNormalization read, and the tables of embeddings.
+        first_and_last: Let them round what the first and the last products read, too; None does in models without
+            Conv.
         fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
-        sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1.
+        sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1; None takes 0.8, or 0.5 by
+            magnitude, which no model bears more of in one shot.
         block: Inputs x outputs of a block, such as "4x4", "4x1" or "1x16"; None takes 4x4, or finds it in weights that
             are sparse already.
         dtype: Of the weights that are kept: "int8" or "float32".
@@ -163,7 +184,7 @@ class Recipe:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
-    range_method: str = "percentile"
+    range_method: str | None = None
     percentile: float = 99.999
     activation_type: str = "uint8"
     per_channel: bool = True
@@ -176,8 +197,12 @@ class Recipe:
     max_drop: float | None = None
     metric: str | None = None
     only_if_faster: bool = False
+    weight_format: str | None = None
+    activation_format: str | None = None
+    coverage: str = "standard"
+    first_and_last: bool | None = None
     fuse: bool = True
-    sparsity: float = 0.8
+    sparsity: float | None = None
     block: str | None = None
     dtype: str = "int8"
     criterion: str | None = None
@@ -195,52 +220,82 @@ class Recipe:
             UsageError: A value is of the wrong type or not among the choices.
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
-        checked(type(self), {key: value for key, value in values.items() if value is not None}, "recipe")
-        own = {key: getattr(self, key) for key in _OF_A_NODE}
-        _node_settings(own, "recipe")
-        for index, override in enumerate(self.overrides):
-            _node_settings({**own, **override.given()}, f"recipe: overrides[{index}]")
+        checked(type(self), {key: value for key, value in values.items() if value is not None}, Origin())
+        _check_together(values, self.overrides, Origin())
 
     @property
     def kind(self) -> str:
         """Of the scheme, see `Preset`."""
         return SCHEMES[self.scheme].kind
 
+    @property
+    def is_minifloat(self) -> bool:
+        """Whether activations become floating-point numbers of few bits."""
+        return self.kind.startswith("minifloat")
+
+    @property
+    def ranges(self) -> str:
+        """The range method."""
+        return self.range_method or ("minmax" if self.is_minifloat else "percentile")
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """Of weights and activations of a scheme that rounds both to minifloats, where no override says another."""
+        settings = _node_settings({key: getattr(self, key) for key in _OF_A_NODE}, Origin())
+        return settings.weight.format, settings.activation_format
+
+    def reads(self, key: str) -> bool:
+        """Whether the scheme reads a key."""
+        return key in _READ[self.kind]
+
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    def from_mapping(cls, values: Mapping[str, Any], origin: Origin | None = None) -> Recipe:
         """Build a recipe from plain values, as TOML and JSON give them.
 
+        Args:
+            values: By key.
+            origin: Where they come from, for messages.
+
         Raises:
-            UsageError: An unknown key, or a value of the wrong type or not among the choices.
+            UsageError: An unknown key, or a value of the wrong type, not among the choices, or that nothing reads.
         """
-        fields = checked(cls, values, source)
+        origin = origin or Origin()
+        fields = checked(cls, values, origin)
         overrides = fields.pop("overrides", ())
         if not isinstance(overrides, list | tuple) or not all(isinstance(o, Mapping) for o in overrides):
-            raise UsageError(f"{source}: overrides must be a list of tables, written as [[overrides]]")
+            raise UsageError(f"{origin.text}: overrides must be a list of tables, written as [[overrides]]")
         built = []
         for index, table in enumerate(overrides):
-            where = f"{source}: overrides[{index}]"
+            where = origin.inner(f"overrides[{index}]", table)
             override = Override(**checked(Override, table, where))
             if override.match is None and override.op_type is None:
-                raise UsageError(f"{where}: give match (a pattern on node names) or op_type")
+                raise UsageError(f"{where.text}: give match (a pattern on node names) or op_type")
             built.append(override)
             if (
                 override.scheme is not None
                 and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind
             ):
-                raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
+                raise UsageError(f'{where.text}: scheme "{override.scheme}" is of another kind than that of the recipe')
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        _check_together({**defaults, **fields}, built, origin)
         recipe = cls(**fields, overrides=tuple(built))
         if unread := sorted(fields.keys() - _READ[recipe.kind]):
-            raise UsageError(f"{source}: {', '.join(unread)}: not read by scheme {recipe.scheme}")
-        if not recipe.chooses:
-            given = sorted(_CHOOSING & fields.keys())
-            given += [f"overrides[{i}].sparsity" for i, each in enumerate(built) if each.sparsity is not None]
-            if given:
-                say = "the mask says" if recipe.mask is not None else "without pruning the zeros that are there say"
-                raise UsageError(
-                    f"{source}: {', '.join(given)}: not read: {say} which blocks go; leave out the one or the other"
-                )
+            raise UsageError(f"{origin.name(unread)}: not read by scheme {recipe.scheme}")
+        recipe._refuse_two_choices(fields, origin)
         return recipe
+
+    def _refuse_two_choices(self, given: Mapping[str, Any], origin: Origin) -> None:
+        """Of which blocks go, one thing alone has the say."""
+        if self.mask is not None and not self.prune:
+            both = origin.name(["mask", "prune"])
+            raise UsageError(f"{both}: the masks say which weights go, or the zeros that are there do; leave one out")
+        if self.chooses:
+            return
+        unread = sorted(_CHOOSING & given.keys())
+        unread += [f"overrides[{i}].sparsity" for i, each in enumerate(self.overrides) if each.sparsity is not None]
+        if unread:
+            say = "the mask says" if self.mask is not None else "without pruning the zeros that are there say"
+            raise UsageError(f"{origin.name(unread)}: not read: {say} which blocks go; leave out the one or the other")
 
     @property
     def chooses(self) -> bool:
@@ -248,12 +303,15 @@ class Recipe:
         return self.prune and self.mask is None
 
     @classmethod
-    def from_toml(cls, path: str | Path, given: Mapping[str, Any] | None = None) -> Recipe:
+    def from_toml(
+        cls, path: str | Path, given: Mapping[str, Any] | None = None, options: Mapping[str, str] | None = None
+    ) -> Recipe:
         """Read a recipe file.
 
         Args:
             path: The file.
             given: Values that take the place of the file's.
+            options: How they are written on the command line, as in `Origin`.
 
         Raises:
             UsageError: The file is not valid TOML or not a valid recipe.
@@ -269,7 +327,7 @@ class Recipe:
             raise OnnxpressError(f"{path}: cannot read the recipe: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: not valid TOML: {error}") from error
-        return cls.from_mapping({**values, **(given or {})}, str(path))
+        return cls.from_mapping({**values, **(given or {})}, Origin(str(path), options or {}))
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
@@ -295,7 +353,7 @@ class Recipe:
                 values.update(override.given())
         if keep:
             return "kept in float by an override of the recipe"
-        return _node_settings(values, f"node {name}")
+        return _node_settings(values, Origin(f"node {name}"))
 
     def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:
         """Patterns that match none of the (name, op_type) pairs: most likely typing errors."""
@@ -313,7 +371,20 @@ class Recipe:
         return unused
 
 
-def _node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:
+def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], origin: Origin) -> None:
+    """Refuse settings that do not go together, of the recipe or of nodes that an override matches."""
+    own = {key: values[key] for key in _OF_A_NODE}
+    _node_settings(own, origin)
+    for index, override in enumerate(overrides):
+        given = override.given()
+        _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
+    method = values["range_method"]
+    if SCHEMES[values["scheme"]].kind == "minifloat-static" and method in ("entropy", "mse"):
+        problem = f", for codes at equal distances; {values['scheme']} takes minmax, moving-average or percentile"
+        raise origin.error("range_method", method, problem)
+
+
+def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
     """The settings of a node, defaults filled in.
 
     Raises:
@@ -323,10 +394,16 @@ def _node_settings(values: Mapping[str, Any], source: str) -> NodeSettings:
     keys = ("block_size", "symmetric", "search", "scale_type", "per_channel")
     try:
         weight = weight_scheme(name, **{key: values[key] for key in keys})
-    except UsageError as error:
-        raise UsageError(f"{source}: {error}") from error
+    except SettingError as error:
+        raise origin.restate(error) from error
     if level == 4 and not weight.integer:
-        raise UsageError(f"{source}: accuracy_level is 4, activations of int8, but {name} takes 0 to 3")
+        raise origin.error("accuracy_level", level, f", activations of int8, but {name} takes 0 to 3")
     if level is None:
         level = 4 if weight.integer else 3
-    return NodeSettings(weight, level, values["sparsity"])
+    for key in ("weight_format", "activation_format"):
+        if values[key] is not None and not SCHEMES[name].activations:
+            raise origin.error(key, values[key], f", not read by scheme {name}")
+    if (given := values["weight_format"]) is not None:
+        weight = dataclasses.replace(weight, format=FORMAT_ALIASES.get(given, given))
+    activations = values["activation_format"] or SCHEMES[name].activations
+    return NodeSettings(weight, level, values["sparsity"], FORMAT_ALIASES.get(activations, activations))

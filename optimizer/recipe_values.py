@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import UsageError
-from .quantization.schemes import SCALE_TYPES, SCHEMES
+from .errors import SettingError, UsageError, closest
+from .origin import Origin
+from .quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
 
 BLOCK_SIZES = (0, 16, 32, 64, 128, 256)
 FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 ACTIVATION_TYPES = ("uint8", "int8")
+COVERAGES = ("standard", "extended")
 CRITERIA = ("magnitude", "wanda", "obs")
 
 _CHOICES: dict[str, tuple[object, ...]] = {
@@ -25,6 +26,9 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "accuracy_level": ACCURACY_LEVELS,
     "range_method": RANGE_METHODS,
     "activation_type": ACTIVATION_TYPES,
+    "weight_format": (*WEIGHT_FORMATS, *FORMAT_ALIASES),
+    "activation_format": (*ACTIVATION_FORMATS, *FORMAT_ALIASES),
+    "coverage": COVERAGES,
     "dtype": ("int8", "float32"),
     "criterion": CRITERIA,
     "allocation": ("uniform", "sensitivity"),
@@ -43,6 +47,7 @@ _TYPES: dict[str, type] = {
     "correct_bias": bool,
     "compensate": bool,
     "restore_moments": bool,
+    "first_and_last": bool,
     "only_if_faster": bool,
     "fuse": bool,
     "metric": str,
@@ -56,54 +61,58 @@ _MOST_ROWS = 1 << 16
 _NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}
 
 
-def checked(kind: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The values with every key known and every value of its type; lists become tuples."""
+def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """The values with every key known and every value of its type; lists become tuples.
+
+    Raises:
+        UsageError: A key is unknown, or a value of another type or not among the choices.
+    """
     known = [field.name for field in dataclasses.fields(kind)]
     result = {}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else f"; known keys: {', '.join(known)}"
-            raise UsageError(f'{source}: unknown key "{key}"{hint}')
-        result[key] = _checked_value(key, value, source)
+            near = closest(key, known)
+            hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(known)}"
+            raise UsageError(f'{origin.text}: unknown key "{key}"; {hint}')
+        try:
+            result[key] = _checked_value(key, value)
+        except SettingError as error:
+            raise origin.restate(error) from error
     return result
 
 
-def _checked_value(key: str, value: object, source: str) -> object:
+def _checked_value(key: str, value: object) -> object:
     if key in _CHOICES:
         choices = _CHOICES[key]
         if isinstance(value, bool) or value not in choices:
-            near = difflib.get_close_matches(str(value), [str(c) for c in choices], n=1)
-            hint = f'did you mean "{near[0]}"? ' if near else ""
+            near = closest(value, map(str, choices)) if isinstance(value, str) else None
+            hint = f'did you mean "{near}"? ' if near else ""
             listed = ", ".join(str(c) for c in choices)
-            raise UsageError(f"{source}: {key} is {value!r}; {hint}must be one of {listed}")
+            raise SettingError(key, value, f"; {hint}must be one of {listed}")
     elif key in _NUMBERS:
         low, high = _NUMBERS[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or not low < value <= high:
-            raise UsageError(f"{source}: {key} is {value!r}, must be a number above {low} and up to {high}")
+            raise SettingError(key, value, f", must be a number above {low:g} and up to {high:g}")
         return float(value)
     elif key == "sparsity":
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise UsageError(f"{source}: sparsity is {value!r}, must be a number from 0 up to but not 1, such as 0.8")
+            raise SettingError(key, value, ", must be a number from 0 up to but not 1, such as 0.8")
         return float(value)
     elif key == "block":
         from .sparsity.blocks import Block
 
         if not isinstance(value, str):
-            raise UsageError(f'{source}: block is {value!r}, must be a string of inputs x outputs, such as "4x4"')
-        try:
-            return str(Block.parse(value))
-        except UsageError as error:
-            raise UsageError(f"{source}: {error}") from error
+            raise SettingError(key, value, ', must be a string of inputs x outputs, such as "4x4"')
+        return str(Block.parse(value))
     elif key == "expect_m":
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST_ROWS:
-            raise UsageError(f"{source}: expect_m is {value!r}, must be a whole number from 1 to {_MOST_ROWS}")
+            raise SettingError(key, value, f", must be a whole number from 1 to {_MOST_ROWS}")
     elif key in _TYPES:
         if not isinstance(value, _TYPES[key]):
             expected = {bool: "true or false", str: "a string"}[_TYPES[key]]
-            raise UsageError(f"{source}: {key} is {value!r}, must be {expected}")
+            raise SettingError(key, value, f", must be {expected}")
     elif key in ("include", "exclude"):
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise UsageError(f"{source}: {key} is {value!r}, must be a list of strings")
+            raise SettingError(key, value, ", must be a list of strings")
         return tuple(value)
     return value

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .quantization.rtn import decibels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +35,27 @@ class WeightReport:
     parameters: int
     sqnr: float
     gain: float
+
+
+class Rounded(Protocol):
+    """What is reported of a rounded weight."""
+
+    @property
+    def scheme(self) -> str: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def error(self) -> float: ...  # noqa: D102
+
+    @property
+    def energy(self) -> float: ...  # noqa: D102
+
+
+def weight_report(name: str, nodes: tuple[str, ...], weight: Rounded) -> WeightReport:
+    """The report of a weight whose scales were not compared with others."""
+    return WeightReport(name, nodes, weight.scheme, weight.size, decibels(weight.energy, weight.error), 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,7 +33,7 @@ from .passes.separate_layer_norm import SeparateLayerNorm
 from .passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from .preparation import prepare
 from .recipe import Recipe
-from .sparse_layer import Layer, read_weight, share_out
+from .sparse_layer import Layer, LayerReport, read_weight, share_out
 from .sparse_order import finish_in_order
 from .sparsity import Block, occupied
 
@@ -41,6 +41,7 @@ DEFAULT_BLOCK = Block(4, 4)
 _BLOCKS = (Block(4, 4), Block(1, 16), Block(4, 1), Block(1, 4))  # that the kernels are fast for, large ones first
 _LARGER = 1.05  # times the weights of the best block that a larger one may keep
 _SHOWN = 40  # layers
+_NEARLY_ALL = 0.98  # of the weights of a layer
 
 Open = Callable[[], Data | Statistics]
 
@@ -62,6 +63,8 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
     block, decisions = _plan(model, recipe)
     taken = [decision for decision in decisions if decision.taken]
     known = _observe(model, recipe, taken, data, progress)
+    if recipe.criterion is None:
+        recipe = dataclasses.replace(recipe, criterion="obs" if known.statistics is not None else "magnitude")
     layers: dict[ir.Node, Layer] = {}
     for index, decision in enumerate(decisions):
         if not decision.taken:
@@ -243,4 +246,19 @@ def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[
         "layers": [dataclasses.asdict(report) for report in reports],
     }
     weights = tuple(report.as_weight(recipe.dtype) for report in reports)
-    return Outcome(decisions, lambda: weights, details=details, rows=rows)
+    return Outcome(decisions, lambda: weights, warnings=_emptied(reports, recipe), details=details, rows=rows)
+
+
+def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
+    """The warning about layers of which next to nothing is left."""
+    found = [report for report in reports if report.sparsity >= _NEARLY_ALL]
+    if not found:
+        return []
+    first = f"{found[0].node} loses {100 * found[0].sparsity:.1f} % of its weights"
+    which = first if len(found) == 1 else f"{first}, and {len(found) - 1} more lose nearly all of theirs"
+    advice = ["judge the model by a task", "remove less"]
+    if recipe.prune and recipe.criterion == "magnitude":
+        advice.append("choose by data (--calibration)")
+    if recipe.prune and recipe.allocation == "sensitivity":
+        advice.append("remove the same share of each layer (--allocation uniform)")
+    return [f"{which}: {', or '.join(advice)}"]

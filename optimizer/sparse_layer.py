@@ -130,8 +130,8 @@ class Layer:
         assert decision.weight is not None
         assert decision.settings is not None
         self.decision, self.node, self.block = decision, decision.node, block
-        self.sparsity = decision.settings.sparsity
-        self.criterion = recipe.criterion or ("obs" if statistics is not None else "magnitude")
+        self.criterion = recipe.criterion or "magnitude"
+        self.sparsity = decision.settings.sparsity if decision.settings.sparsity is not None else share_of(recipe)
         self._statistics, self._recipe = statistics, recipe
         self.scores: Scores | None = None
         self.mask: Mask | None = None
@@ -242,19 +242,24 @@ class Layer:
         recipe, statistics = self._recipe, self._statistics
         if recipe.activations == "dynamic" or recipe.dtype != "int8" or statistics is None:
             return None
-        low, high = activation_range(statistics, recipe.range_method, percentile=recipe.percentile)
+        low, high = activation_range(statistics, recipe.ranges, percentile=recipe.percentile)
         return parameters_of_range(low, high, np.uint8)
+
+
+def share_of(recipe: Recipe) -> float:
+    """The share of all blocks to remove; magnitudes tell too little for more than half."""
+    return recipe.sparsity if recipe.sparsity is not None else 0.5 if recipe.criterion == "magnitude" else 0.8
 
 
 def share_out(layers: list[Layer], recipe: Recipe) -> None:
     """Choose the blocks that stay in every layer with scores: of each its share, or of all together."""
     scored = {str(index): layer for index, layer in enumerate(layers) if layer.scores is not None}
     together = {} if recipe.allocation == "uniform" else {
-        name: layer for name, layer in scored.items() if layer.sparsity == recipe.sparsity
+        name: layer for name, layer in scored.items() if layer.sparsity == share_of(recipe)
     }  # fmt: skip
     weights = {name: 1 / max(layer.energy, np.finfo(np.float64).tiny) for name, layer in together.items()}
     scores = {name: layer.scores for name, layer in together.items() if layer.scores is not None}
-    for name, mask in allocate(scores, weights, recipe.sparsity).items():
+    for name, mask in allocate(scores, weights, share_of(recipe)).items():
         together[name].mask = mask
     for name, layer in scored.items():
         if name not in together and layer.scores is not None:

@@ -1,7 +1,7 @@
-"""Calibrated INT8: which passes run in which order, and what is measured between them.
+"""Calibrated integers and minifloats: which passes run in which order, and what is measured between them.
 
-    prepare: float rewrites -> collect: what tensors hold -> plan -> place QDQ -> restore moments
-          -> ask ONNX Runtime what it made of it -> leave in float what it would, what hurts and what is slower
+    prepare: float rewrites -> collect: what tensors hold -> plan -> place -> restore moments
+          -> ask ONNX Runtime what it made of integers -> leave in float what it would, what hurts and what is slower
 
 Everything that is tried is built from the same float graph, which is changed in place only when all is decided.
 """
@@ -16,23 +16,29 @@ from typing import Any
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
-from .analysis.metrics import Metric, check_metric, choose_metric
+from .analysis.metrics import COSINE, Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
+from .calibration.variety import constant_tensors
 from .errors import UsageError
 from .faster import prove_faster, slower_layers
-from .int8_models import Builder, Calibrated, Candidate, products
+from .int8_models import Int8Builder
+from .minifloat_models import MinifloatBuilder
 from .outcome import Outcome, Progress
 from .passes import Decision
+from .passes.declare_functions import declare_functions
 from .passes.equalize_channels import EqualizeChannels
 from .passes.int8_operators import Role
+from .passes.place_minifloat import OPSET
 from .passes.plan_int8 import plan_int8
+from .passes.plan_minifloat import plan_minifloat
 from .passes.smooth_matmul import SmoothMatMul, smoothable
 from .preparation import prepare
-from .quantization.rtn import decibels
+from .quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from .recipe import Recipe
-from .report import WeightReport
+from .report import weight_report
+from .static_models import Builder, Calibrated, Candidate, Plan, products
 
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
@@ -45,9 +51,9 @@ _HISTOGRAMS = ("percentile", "entropy", "mse")
 
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     """What to collect of a prepared model, by tensor."""
-    plan = plan_int8(model, recipe)
+    plan = _plan(model, recipe)
     smoothed = set() if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
-    histogram = recipe.range_method in _HISTOGRAMS
+    histogram = recipe.ranges in _HISTOGRAMS
     found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
     for operator in plan.operators.values():
         if not operator.is_product or operator.constant is None:
@@ -72,7 +78,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     if recipe.equalize:
         moved |= EqualizeChannels(statistics)(model)
     if recipe.smooth is not False:
-        moved |= SmoothMatMul(statistics, insert=recipe.smooth is True)(model)
+        moved |= SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))(model)
     if moved:
         again = {name: dataclasses.replace(what, gram=False) for name, what in wanted(model, recipe).items()}
         statistics = collect(model, data, again, progress=progress)
@@ -102,8 +108,8 @@ def convert(
         return Outcome(decisions, tuple)
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
-    builder = Builder(calibrate(model, recipe, data, progress), recipe)
-    kept = _kept_by_runtime(builder)
+    builder = _builder(calibrate(model, recipe, data, progress), recipe, progress)
+    kept = {} if recipe.is_minifloat else _kept_by_runtime(builder)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
     metric = choose_metric(recipe.metric, builder.model, builder.feeds, source) if builder.feeds else None
@@ -113,7 +119,9 @@ def convert(
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
     candidate, value = _choose(builder, kept, metric, search)
-    model.graph = candidate.model.graph
+    model.graph, model.ir_version = candidate.model.graph, candidate.model.ir_version
+    model.functions.update(candidate.model.functions)
+    declare_functions(model)
     return _outcome(builder, candidate, metric, value, search, seconds)
 
 
@@ -123,8 +131,24 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    prepare(model)
-    return plan_int8(model, recipe).decisions
+    if recipe.is_minifloat:
+        prepare(model, opset=OPSET)
+    else:
+        prepare(model)
+    return _plan(model, recipe).decisions
+
+
+def _plan(model: ir.Model, recipe: Recipe) -> Plan:
+    return plan_minifloat(model, recipe) if recipe.is_minifloat else plan_int8(model, recipe)
+
+
+def _noise(recipe: Recipe) -> Noise:
+    return MinifloatNoise(*recipe.formats) if recipe.is_minifloat else IntegerNoise()
+
+
+def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Builder[Any, Any]:
+    kind = MinifloatBuilder if recipe.is_minifloat else Int8Builder
+    return kind(calibrated, recipe, progress)
 
 
 def _refuse_statistics(recipe: Recipe) -> None:
@@ -136,7 +160,7 @@ def _refuse_statistics(recipe: Recipe) -> None:
         )
 
 
-def _kept_by_runtime(builder: Builder) -> dict[str, str]:
+def _kept_by_runtime(builder: Builder[Any, Any]) -> dict[str, str]:
     """Products that ONNX Runtime would compute in float between two conversions."""
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
@@ -149,7 +173,7 @@ def _kept_by_runtime(builder: Builder) -> dict[str, str]:
 
 
 def _search(
-    builder: Builder, kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
+    builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
 ) -> MixedPrecision:
     """The fewest products in float with which the metric is within the bound."""
     nodes = products(builder.plan(builder.model.clone(), kept))
@@ -160,7 +184,7 @@ def _search(
 
 
 def _choose(
-    builder: Builder, kept: Mapping[str, str], metric: Metric | None, search: MixedPrecision | None
+    builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric | None, search: MixedPrecision | None
 ) -> tuple[Candidate, float]:
     """The model with or without restored moments, and its metric; NaN where there is none.
 
@@ -179,26 +203,38 @@ def _choose(
     return restored, value
 
 
+def _label(recipe: Recipe) -> str:
+    return "minifloat" if recipe.is_minifloat else "int8"
+
+
+def _by_default(recipe: Recipe, step: str) -> bool:
+    """Whether a scheme takes a step where nobody says and there is data."""
+    return recipe.reads(step) and getattr(recipe, step) is None
+
+
 def _value(metric: Metric | None, candidate: Candidate) -> float:
     return math.nan if metric is None else metric(candidate.model)
 
 
 def _outcome(
-    builder: Builder, candidate: Candidate, metric: Metric | None, value: float, search: MixedPrecision | None,
-    seconds: tuple[float, float] | None,
+    builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
+    search: MixedPrecision | None, seconds: tuple[float, float] | None,
 ) -> Outcome:  # fmt: skip
-    kernels = operators(optimized(candidate.model))
-    details: dict[str, Any] = {"kernels": kernels}
-    rows = [("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items()))]
-    warnings = []
+    details: dict[str, Any] = {}
+    rows: list[tuple[str, str]] = []
+    warnings = constant_tensors(builder.observed())
+    if not builder.recipe.is_minifloat:
+        details["kernels"] = kernels = operators(optimized(candidate.model))
+        rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:
-        details["metric"] = {"name": metric.name, "float32": metric.reference, "int8": value}
-        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}"))
+        details["metric"] = {"name": metric.name, "float32": metric.reference, _label(builder.recipe): value}
+        own = f", on the first {len(builder.feeds)} batches of the calibration data" if metric.name == COSINE else ""
+        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"))
     if seconds is not None:
         details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
     if not builder.feeds:
-        skipped = [what for name, what in _SKIPPED.items() if getattr(builder.recipe, name) is None]
+        skipped = [what for name, what in _SKIPPED.items() if _by_default(builder.recipe, name)]
         listed = " and ".join(filter(None, (", ".join(skipped[:-1]), *skipped[-1:])))
         rows += [("skipped", f"{listed}, for which there must be data")] if skipped else []
     if search is not None:
@@ -207,9 +243,6 @@ def _outcome(
         if not search.met:
             warnings.append("the bound on the metric's drop was not met; this is the best mixture that was tried")
     weights = tuple(
-        WeightReport(
-            name, candidate.readers[name], "int8", rounded.codes.size, decibels(rounded.energy, rounded.error), 0.0
-        )
-        for name, rounded in candidate.weights.items()
+        weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
     )
-    return Outcome(candidate.plan.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)
+    return Outcome(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)

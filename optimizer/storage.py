@@ -13,13 +13,14 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import onnx_ir as ir
 
-from .errors import OnnxpressError, UsageError
+from .errors import OnnxpressError, UsageError, closest
+from .narrow_types import check_narrow_types
 
 if TYPE_CHECKING:
     import onnx
@@ -55,7 +56,9 @@ def resolve(model: str | Path) -> Path:
         return models.path(str(model))
     if path.suffix or os.sep in str(model):
         raise OnnxpressError(f"{model}: no such file")
-    raise OnnxpressError(f"{model}: no such file, and no model of the catalogue ({', '.join(models.names())})")
+    near = closest(str(model), models.names())
+    hint = f"did you mean '{near}'?" if near else f"there are {', '.join(models.names())}"
+    raise OnnxpressError(f"{model}: no such file, and no model of the catalogue; {hint}")
 
 
 def _in_folder(folder: Path) -> Path:
@@ -77,8 +80,8 @@ def load(path: str | Path) -> ir.Model:
         path: The .onnx file.
 
     Raises:
-        OnnxpressError: The file is missing, no model, damaged, of an unknown opset, or refers to external data that
-            is missing, too short or outside the model's folder.
+        OnnxpressError: The file is missing, no model, damaged, of an unknown opset or with types that its opset does
+            not know, or refers to external data that is missing, too short or outside the model's folder.
     """
     path = Path(path)
     proto = _parse(path)
@@ -95,6 +98,7 @@ def load(path: str | Path) -> ir.Model:
         constant = value.const_value
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
+    check_narrow_types(model, str(path))
     return model
 
 
@@ -221,13 +225,20 @@ def size_on_disk(path: str | Path, model: ir.Model) -> int:
     return path.stat().st_size + sum(file.stat().st_size for file in files)
 
 
-def check_target(path: str | Path) -> Path:
+def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
     """The output path, when a file can be written there.
 
+    Args:
+        path: The output.
+        read: Paths of what is read; others than paths are passed over.
+
     Raises:
-        UsageError: It is a folder or a device, or its folder does not exist or cannot be written to.
+        UsageError: It is a folder or a device, its folder does not exist or cannot be written to, or it is read.
     """
     path = Path(path)
+    for other in read:
+        if isinstance(other, str | Path) and path.is_file() and Path(other).is_file() and path.samefile(other):
+            raise UsageError(f"{path}: is read itself, and would be lost; name another output")
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name the output file")
     if path.exists() and not path.is_file():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from .block_sparse import block_sparse_matmul
 from .body import DOMAIN
-from .minifloat import dequantize_minifloat, matmul_minifloat
+from .minifloat import dequantize_minifloat, matmul_minifloat, round_minifloat
 from .nbits import matmul_nbits
 
 OPSET = 1
@@ -26,4 +26,5 @@ __all__ = [
     "dequantize_minifloat",
     "matmul_minifloat",
     "matmul_nbits",
+    "round_minifloat",
 ]

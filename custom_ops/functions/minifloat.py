@@ -1,10 +1,15 @@
-"""`onnxpress::MatMulMiniFloat` and `DequantizeMiniFloat` in standard ops: codes look their values up in a table."""
+"""Ops of minifloats in standard ops.
+
+Codes of weights look their values up in a table. Activations are rounded without codes: within [2^e, 2^(e + 1)) numbers
+of m mantissa bits are 2^(e - m) apart, and comparisons with powers of two find that step exactly.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
-from ..reference import E8M0, MINIFLOATS, PLANES, block_codes, minifloat_bits
+from ..reference import E8M0, LAYOUTS, MINIFLOATS, PLANES, block_codes, minifloat_bits
 from .body import Body, Size, function
 from .nbits import unpack
 
@@ -118,3 +123,34 @@ def dequantize_minifloat(*, format: str, scale: ir.DataType = ir.DataType.FLOAT,
         "DequantizeMiniFloat", overload, body, [packed, scales], weight, {"format": format, "block_size": 0}, opset,
         {"shape": ir.AttributeType.INTS},
     )  # fmt: skip
+
+
+def round_minifloat(*, format: str, opset: int = 18) -> ir.Function:
+    """Body of `onnxpress::RoundMiniFloat`, exactly `reference.round_minifloat`.
+
+    Args:
+        format: A key of `reference.LAYOUTS`.
+        opset: That of the model, from MIN_OPSET on; the checker wants functions to have the same.
+
+    Returns:
+        The function, with inputs X, float32 of any shape, and scale, float32 [], which divides X before it is rounded
+        and multiplies it behind; its `overload` is the format.
+    """
+    layout = LAYOUTS[format]
+    most = float(max(number for number in MINIFLOATS[format] if np.isfinite(number)))
+    body = Body()
+    inputs = [ir.Value(name=name) for name in ("X", "scale")]
+
+    def constant(number: float) -> ir.Value:
+        return body.constant(np.array(number, np.float32))
+
+    x = body.op("Clip", body.op("Div", *inputs), constant(-most), constant(most))
+    magnitude = body.op("Abs", x)
+    least = 1 - layout.bias
+    step = constant(2.0 ** (least - layout.mantissa))
+    for exponent in range(least + 1, int(np.frexp(most)[1])):
+        reached = body.op("GreaterOrEqual", magnitude, constant(2.0**exponent))
+        step = body.op("Where", reached, constant(2.0 ** (exponent - layout.mantissa)), step)
+    rounded = body.op("Mul", body.op("Round", body.op("Div", x, step)), step)
+    y = body.op("Mul", rounded, inputs[1])
+    return function("RoundMiniFloat", format, body, inputs, y, {"format": format}, opset)

@@ -102,8 +102,7 @@ class LazyTiles {
   void load(std::size_t begin, std::size_t end) {
     end = std::min(end, states_.size());
     for (std::size_t tile = begin; tile < end; ++tile) {
-      if (states_[tile].load(std::memory_order_relaxed) != kMissing || states_[tile].exchange(kBusy) != kMissing)
-        continue;
+      if (!claim(states_[tile])) continue;
       static thread_local Room room;
       std::uint8_t* memory = room.of(static_cast<std::size_t>(kRowsOfTile * (rows_.row_bytes + kLine)));
       kernels_.load_tile(p_, rows_, static_cast<std::int64_t>(tile) * kRowsOfTile, memory);
@@ -116,6 +115,13 @@ class LazyTiles {
 
  private:
   enum : int { kMissing, kBusy, kReady };
+
+  // An exchange would do as well if it did not undo kReady, which may come between the look and the claim.
+  static bool claim(std::atomic<int>& state) {
+    int missing = kMissing;
+    return state.load(std::memory_order_relaxed) == kMissing &&
+           state.compare_exchange_strong(missing, kBusy, std::memory_order_relaxed);
+  }
 
   const BlockSparseProblem& p_;
   const BlockSparseKernels& kernels_;

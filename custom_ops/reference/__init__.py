@@ -18,6 +18,7 @@ from .minifloat import (
     matmul_minifloat,
     minifloat_bits,
     minifloat_zero,
+    round_minifloat,
     rounding_errors,
 )
 from .nbits import activation_block, dequantize, matmul_nbits, quantize_activations, round_to_bfloat16
@@ -54,6 +55,7 @@ __all__ = [
     "quantize_blocks",
     "quantize_linear",
     "quantize_rows",
+    "round_minifloat",
     "round_to_bfloat16",
     "rounding_errors",
     "unpack_codes",

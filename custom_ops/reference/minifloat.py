@@ -216,3 +216,29 @@ def matmul_minifloat(
     if bias is not None:
         result = result + np.asarray(bias, np.float64)
     return result.reshape(*A.shape[:-1], packed.shape[0])
+
+
+def round_minifloat(X: Float32, scale: npt.NDArray[np.float32] | float, *, format: str) -> Float32:
+    """Op `onnxpress::RoundMiniFloat`: scale * (the number of a format that is nearest to X / scale).
+
+    Of two numbers equally near the one of the even code is taken; what lies beyond the largest, infinity as well, is
+    held to it, and NaN stays NaN.
+
+    Args:
+        X: float32, any shape.
+        scale: Positive, float32 [].
+        format: A key of `LAYOUTS`.
+
+    Returns:
+        float32, the shape of X.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = np.asarray(X, np.float32) / np.float32(scale)
+    numbers = MINIFLOATS[format][: 2 ** (minifloat_bits(format) - 1)]
+    numbers = numbers[np.isfinite(numbers)].astype(np.float64)
+    middles = (numbers[1:] + numbers[:-1]) / 2
+    magnitude = np.abs(x).astype(np.float64)
+    below, above = (np.searchsorted(middles, magnitude, side) for side in ("left", "right"))
+    nearest = np.where(below % 2 == 0, below, above)  # they differ where x is a middle, and one of them is even
+    rounded: Float32 = np.copysign(numbers[nearest], x).astype(np.float32) * np.float32(scale)
+    return np.where(np.isnan(x), x, rounded)

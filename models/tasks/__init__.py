@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
-from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.errors import UsageError, closest
 
 from . import agreement, detection, reading, sentiment, similarity, speech
 from .task import Score, Task
@@ -45,10 +44,12 @@ def choose(session: ort.InferenceSession, name: str | None, model: str) -> Task:
         for task in TASKS.values():
             if task.fits(session):
                 return task
-        raise UsageError(f"{model}: no task fits this model; there are {', '.join(TASKS)}")
+        raise UsageError(
+            f"{model}: no task fits this model; there are {', '.join(TASKS)}; onnxpress compare is for any model"
+        )
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TASKS)}"
+        near = closest(name, TASKS)
+        hint = f"did you mean '{near}'?" if near else f"there are {', '.join(TASKS)}"
         raise UsageError(f"no task '{name}'; {hint}")
     task = TASKS[name]
     if not task.fits(session):

@@ -24,9 +24,11 @@ import numpy as np
 from onnxpress import ep
 
 from .. import storage
+from ..calibration import Statistics
+from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError
 from . import openvino as peers
-from .feeds import random_feeds, symbolic_sizes
+from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
 from .session import uses_our_ops
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ class Benchmark:
         if any(t.ours for t in self.timings):
             console.print("* on the kernels of onnxpress")
         for line in self.left:
-            console.print(f"not timed: {line}")
+            console.print(f"cannot run: {line}", soft_wrap=True)
 
 
 def _megabytes(size: int) -> str:
@@ -129,33 +131,57 @@ def bench(
     provider: bool = False,
     openvino: bool = False,
     nncf: Calibration | None = None,
+    data: Calibration | None = None,
     openvino_config: Mapping[str, str] | None = None,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Benchmark:
-    """Time models on the same random inputs.
+    """Time models on the same inputs.
 
     Args:
         models: Files, folders or names of the catalogue.
-        dims: Sizes of symbolic dimensions, see `random_feeds`.
+        dims: Sizes of symbolic dimensions of random inputs, see `random_feeds`.
         threads: Intra-op threads; all cores by default.
         rounds: Turns of each model.
         config: Session configuration entries of ONNX Runtime for all models.
         provider: Time each model a second time, on our execution provider.
         openvino: Time each model in OpenVINO too, compiled for the shapes of the inputs.
         nncf: Time in OpenVINO what NNCF makes of the first model with this data.
+        data: Inputs in place of random ones: the first batch of this data.
         openvino_config: Properties of OpenVINO's CPU plugin.
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: The models differ in their inputs, or OpenVINO or NNCF is asked for and not installed.
-        OnnxpressError: A model cannot be loaded or run in ONNX Runtime.
+        UsageError: The models differ in their inputs, the data does not fit them, or OpenVINO or NNCF is asked for and
+            not installed.
+        OnnxpressError: A model cannot be loaded or run in any of the ways asked for.
     """
-    common = _Common(threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}))
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
+        common = _Common(
+            threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}),
+            Path(folder), None if data is None else _first_batch(models[0], data),
+        )  # fmt: skip
         entries = [entry for model in models for entry in _entries(model, provider, openvino)]
+        left = []
         if nncf is not None:
-            entries.append(_rounded_by_nncf(models[0], nncf, Path(folder)))
-        return _bench(entries, common, rounds, progress)
+            try:
+                entries.append(_rounded_by_nncf(models[0], nncf, Path(folder)))
+            except UsageError:
+                raise
+            except OnnxpressError as error:
+                left.append(f"{models[0]} by NNCF: {error}")
+        result = _bench(entries, common, rounds, progress)
+        return dataclasses.replace(result, left=result.left + left)
+
+
+def _first_batch(model: str, data: Calibration) -> Feeds:
+    path = storage.resolve(model)
+    opened = data.open(storage.load(path), None if Path(model).exists() else model, path)
+    if isinstance(opened, Statistics):
+        raise UsageError("statistics hold no inputs; give data")
+    feeds, *_ = list(opened)
+    if opened.seen is not None and opened.seen < opened.batch:
+        raise UsageError(f"{opened.name}: has {opened.seen} samples, too few for a batch of {opened.batch}")
+    return feeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +192,25 @@ class _Common:
     dims: Mapping[str, int]
     config: Mapping[str, str]
     openvino_config: Mapping[str, str]
+    folder: Path
+    given: Feeds | None  # in place of random inputs
+
+    def feeds(self, inputs: list[Any], model: str) -> Feeds:
+        """The inputs of a model."""
+        return random_feeds(inputs, self.dims) if self.given is None else fitted(self.given, inputs, model)
+
+    def sizes(self) -> dict[str, Any]:
+        """What OpenVINO compiles for."""
+        if self.given is None:
+            return {"dims": dict(self.dims)}
+        return {"shapes": {name: list(x.shape) for name, x in self.given.items()}}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
     """A model in one way of running it."""
 
+    model: str
     name: str
     path: Path
     size: int
@@ -182,8 +221,8 @@ class _Entry:
     def options(self, common: _Common) -> dict[str, Any]:
         """What `open_any` takes beside the path."""
         if self.onnx is not None:
-            return {"onnx": str(self.onnx), "threads": common.threads, "dims": dict(common.dims),
-                    "config": dict(common.openvino_config)}  # fmt: skip
+            config = dict(common.openvino_config)
+            return {"onnx": str(self.onnx), "threads": common.threads, "config": config, **common.sizes()}
         return {"threads": common.threads, "ours": self.ours, "provider": self.provider, "config": dict(common.config)}
 
 
@@ -191,12 +230,12 @@ def _entries(model: str, provider: bool, openvino: bool) -> list[_Entry]:
     """The model as it is, and where wanted on our execution provider and in OpenVINO."""
     path = storage.resolve(model)
     loaded = storage.load(path)
-    plain = _Entry(model, path, storage.size_on_disk(path, loaded), uses_our_ops(loaded))
+    plain = _Entry(model, model, path, storage.size_on_disk(path, loaded), uses_our_ops(loaded))
     entries = [plain]
     if provider:
         entries.append(dataclasses.replace(plain, name=f"{model} + ep", provider={}))
     if openvino:
-        entries.append(_Entry(f"{model} in OpenVINO", path, plain.size, onnx=path))
+        entries.append(_Entry(model, f"{model} in OpenVINO", path, plain.size, onnx=path))
     return entries
 
 
@@ -204,26 +243,30 @@ def _rounded_by_nncf(model: str, calibration: Calibration, folder: Path) -> _Ent
     onnx = storage.resolve(model)
     made = peers.quantize(model, calibration, folder)
     size = sum(file.stat().st_size for file in (made, made.with_suffix(".bin")))
-    return _Entry(f"{model} by NNCF in OpenVINO", made, size, onnx=onnx)
+    return _Entry(model, f"{model} by NNCF in OpenVINO", made, size, onnx=onnx)
 
 
 def _bench(
     entries: Sequence[_Entry], common: _Common, rounds: int, progress: Callable[[str, int, int], None]
 ) -> Benchmark:  # fmt: skip
     runs: list[_Run] = []
-    loads, left = [], []
+    loads: list[dict[str, float]] = []
+    failed: list[tuple[_Entry, OnnxpressError]] = []
     for entry in entries:
         try:
             run = _Run(entry, common)
             if runs:
                 _refuse_other_inputs(runs[0], run)
             run()  # what fails, fails here, with a message of our own
-            loads.append(_probe_load(entry, common))
+            loads.append(_probe_load(run, common))
             runs.append(run)
+        except UsageError:
+            raise
         except OnnxpressError as error:
-            if entry.onnx is None or isinstance(error, UsageError):
-                raise
-            left.append(f"{entry.name}: {error}")
+            failed.append((entry, error))
+    for entry, reason in failed:
+        if all(run.entry.model != entry.model for run in runs):
+            raise reason
     samples = take_turns(runs, rounds, progress)
     medians = [float(np.median(times)) for times in samples]
     timings = [
@@ -237,6 +280,7 @@ def _bench(
     runtimes = setup(common.threads, common.config)
     if any(entry.onnx is not None for entry in entries):
         runtimes += f"\n{peers.setup(common.openvino_config)}"
+    left = [f"{entry.name}: {str(reason).removeprefix(f'{entry.path}: ')}" for entry, reason in failed]
     return Benchmark(timings, machine(), runtimes, {k: list(v.shape) for k, v in runs[0].feeds.items()}, left)
 
 
@@ -264,7 +308,7 @@ class _Run:
 
     def __init__(self, entry: _Entry, common: _Common) -> None:
         self.entry, self._session = entry, peers.open_any(entry.path, entry.options(common))
-        self.feeds = random_feeds(self._session.get_inputs(), common.dims)
+        self.feeds = common.feeds(self._session.get_inputs(), entry.name)
 
     def is_ours(self) -> bool:
         """Whether there are custom ops of ours, or our execution provider takes any node.
@@ -315,10 +359,11 @@ def take_turns(
     return samples
 
 
-def _probe_load(entry: _Entry, common: _Common) -> dict[str, float]:
-    path = str(entry.path)
-    given = [json.dumps(options) for options in (entry.options(common), dict(common.dims))]
-    command = [sys.executable, "-m", f"{__package__}.load_probe", path, *given]
+def _probe_load(run: _Run, common: _Common) -> dict[str, float]:
+    path, feeds = str(run.entry.path), common.folder / "feeds.npz"
+    write_npz(feeds, run.feeds)
+    options = json.dumps(run.entry.options(common))
+    command = [sys.executable, "-m", f"{__package__}.load_probe", path, options, str(feeds)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["the process died"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
     Args:
         inputs: A session's inputs.
         dims: Sizes of symbolic dimensions: by exact name, or "batch", "sequence" and "past" for all whose names
-            say so. A name such as "past + sequence" is the sum of its parts, and so is a total.
+            say so. A name such as "past + sequence" is the sum of its parts, and so is a total. A size without a name
+            is called after its input and axis, such as "x:1".
         seed: Of the generator.
 
     Raises:
@@ -84,9 +86,19 @@ def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> 
 
 def symbolic_sizes(inputs: list[Any]) -> list[str]:
     """Names of the inputs' sizes that a caller may choose."""
-    names = [size for node in inputs for size in node.shape if isinstance(size, str)]
+    names = [
+        _place(node, axis) if size is None else size
+        for node in inputs
+        for axis, size in enumerate(node.shape)
+        if not isinstance(size, int)
+    ]
     parts = [part.strip() for name in names for part in name.split("+")]
     return list(dict.fromkeys([*names, *parts]))
+
+
+def _place(node: Any, axis: int) -> str:
+    """What a size without a name is called."""
+    return f"{node.name}:{axis}"
 
 
 def type_name(dtype: np.dtype) -> str:
@@ -117,15 +129,17 @@ def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) 
 
 def _shape(node: Any, dims: Mapping[str, int]) -> tuple[int, ...]:
     image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
-    return tuple(
-        size if isinstance(size, int) else _size(size, dims, _SIDE if image and axis >= 2 else 1)
-        for axis, size in enumerate(node.shape)
-    )
+
+    def size_of(axis: int, size: int | str | None) -> int:
+        if isinstance(size, int):
+            return size
+        default = _SIDE if image and axis >= 2 else 1
+        return dims.get(_place(node, axis), default) if size is None else _size(size, dims, default)
+
+    return tuple(size_of(axis, size) for axis, size in enumerate(node.shape))
 
 
-def _size(name: str | None, dims: Mapping[str, int], default: int) -> int:
-    if name is None:
-        return default
+def _size(name: str, dims: Mapping[str, int], default: int) -> int:
     if name in dims:
         return dims[name]
     if "+" in name:
@@ -138,6 +152,26 @@ def _size(name: str | None, dims: Mapping[str, int], default: int) -> int:
     return default
 
 
+def fitted(feeds: Feeds, inputs: list[Any], model: str) -> Feeds:
+    """Feeds of one model for another that may take floats of another width.
+
+    Args:
+        feeds: By input.
+        inputs: A session's inputs.
+        model: What to call its model in an error.
+
+    Raises:
+        UsageError: It has other inputs.
+    """
+    wanted = {node.name: np.dtype(_TYPES[node.type]) for node in inputs if node.type in _TYPES}
+    if names := {node.name for node in inputs} ^ feeds.keys():
+        raise UsageError(f"{model}: the data is for the inputs {', '.join(feeds)}; {', '.join(sorted(names))} differ")
+    return {
+        name: x.astype(wanted[name]) if x.dtype.kind == "f" and wanted[name].kind == "f" else x
+        for name, x in feeds.items()
+    }
+
+
 def read_arrays(path: str | Path, of: str = "") -> Feeds:
     """The arrays of an .npz file by name.
 
@@ -148,14 +182,14 @@ def read_arrays(path: str | Path, of: str = "") -> Feeds:
     Raises:
         OnnxpressError: The file cannot be read.
     """
+    if not Path(path).exists():
+        raise OnnxpressError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        what = "a folder" if Path(path).is_dir() else "none"
+        raise OnnxpressError(f"{path}: give an .npz file{of}, as np.savez(file, name=array) makes it; this is {what}")
     try:
-        archive = np.load(path, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            raise ValueError("it holds one array without a name; np.savez(file, name=array) makes an .npz")
-        with archive:
+        with np.load(path, allow_pickle=False) as archive:
             return dict(archive)
-    except FileNotFoundError as error:
-        raise OnnxpressError(f"{path}: no such file") from error
     except Exception as error:  # numpy raises many types for a file that is no .npz
         raise OnnxpressError(f"{path}: not a readable .npz file{of}: {error}") from error
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from .. import storage
 from ..calibration import Calibration
 from ..errors import OnnxpressError, UsageError
+from ..origin import Origin
 from ..outcome import Progress
 from ..pipeline import optimize
 from ..recipe import Recipe
@@ -46,7 +47,7 @@ FLOAT = "float32"
 
 _SAMPLES = 16  # on which outputs are compared
 _SEEDS = 4  # as many random inputs, where there is no data
-_READ_DATA = ("static", "sparse")
+_READ_DATA = ("static", "minifloat-static", "sparse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def study_formats(
             raise UsageError(f"{what}s are {', '.join(names) or 'none'}; name each {what} once")
     if not 0 <= max_drop <= 1:
         raise UsageError(f"max_drop is {max_drop}, must be a share from 0 to 1")
-    recipes = [Recipe.from_mapping({"scheme": scheme}, "schemes") for scheme in schemes]
+    recipes = [Recipe.from_mapping({"scheme": scheme}, Origin("schemes")) for scheme in schemes]
     if folder is not None:
         _make(Path(folder))
     workloads = [_workload(name, (metrics or {}).get(name), (data or {}).get(name)) for name in models]

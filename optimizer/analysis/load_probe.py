@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .feeds import random_feeds
+from .feeds import read_arrays
 from .openvino import import_peer, open_any
 
 
@@ -19,19 +19,19 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def main(path: str, options: dict[str, Any], dims: dict[str, int]) -> None:
+def main(path: str, options: dict[str, Any], feeds: str) -> None:
     """Print {"load_seconds", "memory"}: memory is what the process gained by loading and one run.
 
-    `options` is what `open_any` takes.
+    `options` is what `open_any` takes, `feeds` an .npz file of the inputs.
     """
     import_peer("openvino" if "onnx" in options else "onnxruntime")
     before = resident()
     start = time.perf_counter()
     session = open_any(Path(path), options)
     seconds = time.perf_counter() - start
-    session.run(None, random_feeds(session.get_inputs(), dims))
+    session.run(None, read_arrays(feeds))
     print(json.dumps({"load_seconds": seconds, "memory": resident() - before}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]))
+    main(sys.argv[1], json.loads(sys.argv[2]), sys.argv[3])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 import os
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .. import storage
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, closest
 from ..imports import load_function
 from .compare import measure
 from .feeds import Feeds
@@ -182,8 +181,8 @@ class _Task:
         from onnxpress.models.tasks import TASKS, choose
 
         if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(TASKS)}, or write module:function"
+            near = closest(name, TASKS)
+            hint = f"did you mean '{near}'?" if near else f"there are {', '.join(TASKS)}, or write module:function"
             raise UsageError(f"no metric '{name}'; {hint}")
         self._name, self._source = name, source
         self._path = storage.resolve(path) if path is not None else _NOWHERE

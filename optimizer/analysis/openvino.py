@@ -36,6 +36,7 @@ class OpenVinoSession:
         onnx: The ONNX file that says what inputs and outputs are called; `path` itself by default.
         threads: None leaves the choice to OpenVINO.
         dims: Compile for the shapes that `random_feeds` makes of these sizes; None leaves symbolic sizes open.
+        shapes: Compile for these shapes by input instead.
         config: Properties of OpenVINO's CPU plugin, over those that are set here.
 
     Raises:
@@ -50,6 +51,7 @@ class OpenVinoSession:
         onnx: str | Path | None = None,
         threads: int | None = None,
         dims: Mapping[str, int] | None = None,
+        shapes: Mapping[str, Sequence[int]] | None = None,
         config: Mapping[str, str] | None = None,
     ) -> None:
         core = import_peer("openvino").Core()
@@ -60,8 +62,10 @@ class OpenVinoSession:
         count = {} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}
         try:
             model = core.read_model(str(path))
-            if dims is not None:
-                model.reshape({name: list(x.shape) for name, x in random_feeds(self._inputs, dims).items()})
+            if shapes is None and dims is not None:
+                shapes = {name: x.shape for name, x in random_feeds(self._inputs, dims).items()}
+            if shapes is not None:
+                model.reshape({name: list(shape) for name, shape in shapes.items()})
             self._outputs = [_output(name, out) for name, out in zip(self._names, model.outputs, strict=True)]
             self._request = core.compile_model(
                 model, "CPU", {**_CONFIG, **count, **(config or {})}

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from ..calibration import Calibration
 from ..errors import OnnxpressError, UsageError
+from ..origin import Origin
 from ..outcome import Progress
 from ..pipeline import optimize
 from ..recipe import Recipe
+from ..sparse_layer import share_of
 from .bench import bench
 
 if TYPE_CHECKING:
@@ -122,20 +124,21 @@ def study_sparsity(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    origin = Origin("study-sparsity", {key: f"--{key}" for key in ("block", "criterion", "sparsity")})
     wanted = [
-        Recipe.from_mapping({"scheme": "sparse", "block": block, "criterion": criterion, "sparsity": sparsity})
+        Recipe.from_mapping({"scheme": "sparse", "block": block, "criterion": criterion, "sparsity": sparsity}, origin)
         for criterion in criteria for block in blocks for sparsity in sparsities
     ]  # fmt: skip
     judge = _Judge(place / _SCORES, tasks)
     points = [Point(model, "", "", 0.0, judge(model))]
     for done, recipe in enumerate(wanted):
         progress("models", done, len(wanted))
-        target = place / f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * recipe.sparsity:g}.onnx"
+        target = place / f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * share_of(recipe):g}.onnx"
         if not target.exists():
             given = None if recipe.criterion == "magnitude" else calibration
             optimize(model, recipe, target, calibration=given)
         scores = judge(str(target))
-        points.append(Point(str(target), recipe.block or "", recipe.criterion or "", recipe.sparsity, scores))
+        points.append(Point(str(target), recipe.block or "", recipe.criterion or "", share_of(recipe), scores))
     progress("models", len(wanted), len(wanted))
     if dims is None:
         return Study(points, judge.metrics, "", "")

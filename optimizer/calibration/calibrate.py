@@ -46,6 +46,7 @@ class CalibrationReport:
         tensors: How many tensors were observed.
         batches: How often the model ran, at most.
         unusable: Tensors that cannot be rounded to codes, and why.
+        warnings: What is odd about the data.
         seconds: What it took.
         peak_memory: Of the process, in bytes.
     """
@@ -55,6 +56,7 @@ class CalibrationReport:
     tensors: int
     batches: int
     unusable: dict[str, str]
+    warnings: list[str]
     seconds: float
     peak_memory: int
 
@@ -70,6 +72,8 @@ class CalibrationReport:
             console.print(f"cannot be rounded: {name}: {reason}")
         if len(self.unusable) > _SHOWN:
             console.print(f"and {len(self.unusable) - _SHOWN} more")
+        for warning in self.warnings:
+            console.print(f"warning: {warning}", style="yellow")
 
 
 def calibrate(
@@ -105,8 +109,8 @@ def calibrate(
         OnnxpressError: The model or the data cannot be read, or the model cannot be run.
     """
     begin = time.perf_counter()
-    target = storage.check_target(output)
     path = storage.resolve(model)
+    target = storage.check_target(output, [path, data])
     loaded = storage.load(path)
     if data is None:
         if Path(model).exists():
@@ -119,7 +123,7 @@ def calibrate(
     CleanUp()(loaded)
     prepare(loaded)
     found = collect(loaded, opened, activations(loaded, gram=gram), progress=progress)
-    return _finish(found, str(path), target, begin)
+    return _finish(found, str(path), target, begin, [f"{opened.name}: {doubt}" for doubt in opened.doubts])
 
 
 def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:
@@ -144,12 +148,15 @@ def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:
     return _finish(found, ", ".join(map(str, files)), target, begin)
 
 
-def _finish(found: Statistics, source: str, target: Path, begin: float) -> CalibrationReport:
+def _finish(
+    found: Statistics, source: str, target: Path, begin: float, warnings: Sequence[str] = ()
+) -> CalibrationReport:
     found.save(target)
     reasons = {name: reason for name, tensor in found.items() if (reason := unusable(tensor)) is not None}
     batches = max((tensor.batches for tensor in found.values()), default=0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return CalibrationReport(source, str(target), len(found), batches, reasons, time.perf_counter() - begin, peak)
+    seconds = time.perf_counter() - begin
+    return CalibrationReport(source, str(target), len(found), batches, reasons, list(warnings), seconds, peak)
 
 
 def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:

@@ -13,6 +13,7 @@ from ..analysis.feeds import Feeds
 from ..errors import OnnxpressError, UsageError
 from ..imports import is_reference, load_function
 from .inputs import Input
+from .variety import Variety
 
 if TYPE_CHECKING:
     from .images import ImageRecipe
@@ -28,6 +29,7 @@ class Data:
         name: What messages call the source.
         samples: The most samples to take, or None for all.
         seen: How many there were, once somebody went through all of them; else None.
+        doubts: What is odd about them, once somebody did.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Data:
         """
         self.name, self.samples, self.batch = name, samples, batch
         self.seen: int | None = None
+        self.doubts: list[str] = []
         self._inputs, self._begin = tuple(inputs), begin
 
     def __iter__(self) -> Iterator[Feeds]:
@@ -59,9 +62,11 @@ class Data:
             OnnxpressError: The source cannot be read.
         """
         batch: list[Feeds] = []
-        count = 0
+        count, variety = 0, Variety()
         for count, sample in enumerate(itertools.islice(self._begin(), self.samples), 1):
             batch.append(self._checked(sample, count - 1))
+            if self.seen is None:
+                variety.see(batch[-1])
             if len(batch) == self.batch:
                 yield self._together(batch, count - len(batch))
                 batch = []
@@ -69,6 +74,8 @@ class Data:
             yield self._together(batch, count - len(batch))
         if count == 0:
             raise UsageError(f"{self.name}: holds no samples; a calibration needs some")
+        if self.seen is None:
+            self.doubts = variety.doubts()
         self.seen = count
 
     def _checked(self, sample: Any, index: int) -> Feeds:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis.feeds import Feeds
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, closest
 from .inputs import Input
 
 LAYOUTS = ("NCHW", "NHWC")
@@ -55,20 +55,18 @@ class ImageRecipe:
             UsageError: A value is out of its range.
         """
         if self.layout is not None and self.layout not in LAYOUTS:
-            raise UsageError(f"image recipe: layout is {self.layout!r}, must be one of {', '.join(LAYOUTS)}")
+            raise UsageError(f"layout is {self.layout!r}, must be one of {', '.join(LAYOUTS)}")
         if self.channels not in CHANNELS:
-            raise UsageError(f"image recipe: channels is {self.channels!r}, must be one of {', '.join(CHANNELS)}")
+            raise UsageError(f"channels is {self.channels!r}, must be one of {', '.join(CHANNELS)}")
         if self.size is not None and not all(0 < side <= _MOST_SIDE for side in self.size):
-            raise UsageError(f"image recipe: size is {list(self.size)}, sides must be from 1 to {_MOST_SIDE}")
+            raise UsageError(f"size is {list(self.size)}, sides must be from 1 to {_MOST_SIDE}")
         if self.crop is not None and not 0.05 <= self.crop <= 1:
-            raise UsageError(f"image recipe: crop is {self.crop}, must be from 0.05 to 1")
+            raise UsageError(f"crop is {self.crop}, must be from 0.05 to 1")
         for name, numbers in (("mean", self.mean), ("std", self.std), ("scale", (self.scale,))):
             if name != "scale" and len(numbers) not in (1, self.planes):
-                raise UsageError(
-                    f"image recipe: {name} has {len(numbers)} numbers, {self.channels} needs {self.planes}"
-                )
+                raise UsageError(f"{name} has {len(numbers)} numbers, {self.channels} needs {self.planes}")
             if not all(map(math.isfinite, numbers)) or (name != "mean" and 0 in numbers):
-                raise UsageError(f"image recipe: {name} is {list(numbers)}, must be finite and, but for mean, not zero")
+                raise UsageError(f"{name} is {list(numbers)}, must be finite and, but for mean, not zero")
 
     @property
     def planes(self) -> int:
@@ -85,8 +83,13 @@ class ImageRecipe:
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
-                raise UsageError(f'{source}: unknown key "{key}"; known keys: {", ".join(known)}')
-        return cls(**{key: _value(key, value, source) for key, value in values.items()})
+                near = closest(key, known)
+                hint = f'did you mean "{near}"?' if near else f"known keys: {', '.join(known)}"
+                raise UsageError(f'{source}: unknown key "{key}"; {hint}')
+        try:
+            return cls(**{key: _value(key, value) for key, value in values.items()})
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from error
 
     @classmethod
     def from_toml(cls, path: str | Path) -> ImageRecipe:
@@ -120,21 +123,21 @@ PRESETS = {
 """Recipes by name: torchvision's, Caffe's means in BGR, -1 to 1, 0 to 1, and bytes as they are."""
 
 
-def _value(key: str, value: Any, source: str) -> Any:
+def _value(key: str, value: Any) -> Any:
     def numbers(kind: type | tuple[type, ...]) -> tuple[Any, ...]:
         items = tuple(value) if isinstance(value, list | tuple) else (value,)
         if not items or not all(isinstance(item, kind) and not isinstance(item, bool) for item in items):
-            raise UsageError(f"{source}: {key} is {value!r}, must be a number or a list of numbers")
+            raise UsageError(f"{key} is {value!r}, must be a number or a list of numbers")
         return items
 
     if key in ("layout", "channels"):
         if not isinstance(value, str):
-            raise UsageError(f"{source}: {key} is {value!r}, must be a string")
+            raise UsageError(f"{key} is {value!r}, must be a string")
         return value
     if key == "size":
         sides = numbers(int)
         if len(sides) > 2:
-            raise UsageError(f"{source}: size is {value!r}, must be one number, or height and width")
+            raise UsageError(f"size is {value!r}, must be one number, or height and width")
         return (sides[0], sides[-1])
     if key == "crop" and value in (None, False):  # TOML has no null
         return None
@@ -153,7 +156,9 @@ def recipe_of(images: str | Path | ImageRecipe) -> ImageRecipe:
     if str(images) in PRESETS:
         return PRESETS[str(images)]
     if not Path(images).exists():
-        raise UsageError(f'images "{images}": no such file, and no preset ({", ".join(PRESETS)})')
+        near = closest(str(images), PRESETS)
+        hint = f'did you mean "{near}"?' if near else f"the presets are {', '.join(PRESETS)}"
+        raise UsageError(f'images "{images}": no such file, and no preset; {hint}')
     return ImageRecipe.from_toml(images)
 
 

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..analysis.feeds import Feeds
+from ..outcome import Progress
 from ..passes.rewriting import required
 from .observe import Observer
 
@@ -44,10 +45,19 @@ class Covariances:
         nodes: Conv, Gemm and MatMul nodes with constant weights, in the order of the graph.
         data: Batches of inputs, which can be gone through several times; the first 64 are used.
         centred: About the mean, for products whose bias takes the mean of an error away.
+        progress: Told how the work goes on.
     """
 
-    def __init__(self, model: ir.Model, nodes: Sequence[ir.Node], data: Iterable[Feeds], *, centred: bool) -> None:
-        self._model, self._data, self._centred = model, data, centred
+    def __init__(
+        self,
+        model: ir.Model,
+        nodes: Sequence[ir.Node],
+        data: Iterable[Feeds],
+        *,
+        centred: bool,
+        progress: Progress = lambda _stage, _done, _total: None,
+    ) -> None:
+        self._model, self._data, self._centred, self._progress = model, data, centred, progress
         self._groups = _groups([node for node in nodes if _inputs(node) <= _MOST_INPUTS])
         self._held: dict[str, Doubles] = {}
 
@@ -70,10 +80,13 @@ class Covariances:
         given = {value.name for value in self._model.graph.inputs}
         inner = sorted({name for node in group if (name := required(node.inputs[0]).name or "") not in given})
         observer = Observer(self._model, inner) if inner else None
-        for feeds in islice(self._data, _BATCHES):
+        before, whole = self._groups.index(group) * _BATCHES, len(self._groups) * _BATCHES
+        for batch, feeds in enumerate(islice(self._data, _BATCHES)):
+            self._progress("compensate", before + batch, whole)
             values = {**feeds, **(dict(zip(inner, observer.run(feeds), strict=True)) if observer else {})}
             for node in group:
                 sums[node.name or ""].add(_draw(node, values[required(node.inputs[0]).name or ""], generator))
+        self._progress("compensate", before + _BATCHES, whole)
         return {name: total.covariance() for name, total in sums.items()}
 
 

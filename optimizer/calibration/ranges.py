@@ -42,13 +42,13 @@ _ROUNDS = 3
 Range = tuple[float, float]
 
 
-def unusable(statistics: TensorStatistics) -> str | None:
-    """Why a tensor cannot be rounded to codes; None where it can."""
+def unusable(statistics: TensorStatistics, most: float = MOST_ABSMAX) -> str | None:
+    """Why a tensor with magnitudes up to `most` cannot be rounded to codes; None where it can."""
     if not statistics.finite:
         return "it holds NaN or infinity"
     if statistics.count == 0:
         return "no value of it was seen"
-    if statistics.absmax > MOST_ABSMAX:
+    if statistics.absmax > most:
         return f"its values reach {statistics.absmax:.1e}, beyond what codes of 8 bits can scale"
     return None
 

@@ -10,7 +10,10 @@ from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .terminal import Json, console, progress_bar, share
 
-_Dims = Annotated[list[str] | None, typer.Option("--dim", help="NAME=SIZE of a symbolic dimension; repeatable.")]
+_Dims = Annotated[
+    list[str] | None,
+    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, INPUT:AXIS=SIZE of one without a name; repeatable."),
+]
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
 
 
@@ -56,6 +59,8 @@ def _check_plot(path: str | None) -> None:
     if path is not None:
         from ..storage import check_target
 
+        if not path.lower().endswith(".png"):
+            raise UsageError(f'--plot "{path}": a PNG is written; give it a name that ends in .png')
         check_target(path)
 
 
@@ -67,9 +72,10 @@ def inspect(
 ) -> None:
     """Show what is in a model, and what a scheme would take of it."""
     from ..analysis.inspect import inspect as run
+    from ..origin import Origin
     from ..recipe import Recipe
 
-    result = run(model, Recipe.from_mapping({"scheme": scheme}, "command line"))
+    result = run(model, Recipe.from_mapping({"scheme": scheme}, Origin(options={"scheme": "--scheme"})))
     if json_:
         print(result.to_json())
     else:
@@ -107,6 +113,10 @@ def bench(
     seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
     past: Annotated[int, typer.Option(min=0, help="Size of dimensions named past.")] = 0,
     dim: _Dims = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Inputs, as optimize takes them for --calibration: the first sample, or --batch of them."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 9,
     ort_option: Annotated[
@@ -127,13 +137,20 @@ def bench(
 ) -> None:
     """Time models side by side in ONNX Runtime, and in OpenVINO where that is asked for."""
     from ..analysis.bench import bench as run
+    from ..calibration import Calibration
 
     _check_plot(plot)
     dims = {"batch": batch, "sequence": seq, "past": past, **_sizes(dim)}
+    if data is not None and dim:
+        raise UsageError("--dim: the inputs of --data have their sizes; leave one out")
+    given = None
+    if data is not None:
+        given = Calibration(data, samples=batch, batch=batch, images=images, tokenizer=tokenizer)
+        images, tokenizer = (images, tokenizer) if nncf else (None, None)
     with progress_bar(json_) as progress:
         result = run(
             model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
-            provider=ep, openvino=openvino, nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
+            provider=ep, openvino=openvino, nncf=nncf_data(nncf, calibration, samples, images, tokenizer), data=given,
             openvino_config=_pairs(openvino_option, "--openvino-option"), progress=progress,
         )  # fmt: skip
     if plot:

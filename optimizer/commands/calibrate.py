@@ -38,7 +38,7 @@ def calibrate(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Observe what a model's tensors hold on some data, for int8-static and sparse."""
+    """Observe what a model's tensors hold on some data, for static schemes and sparse."""
     from ..calibration import calibrate as calibration
 
     if merge:

@@ -56,7 +56,7 @@ def evaluate(
     import dataclasses
     import json
 
-    from onnxpress.models.evaluate import check
+    from onnxpress.models.evaluate import Failure, TaskResult, check
     from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
 
@@ -64,18 +64,22 @@ def evaluate(
     for name in model:
         check(name, task)
     results = [run(name, task) for name in model]
+    others: list[TaskResult | Failure] = []
     if openvino or data is not None:
         from onnxpress.models.evaluate import evaluate_in_openvino
 
-        results += evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
+        others = evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
     if json_:
-        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+        print(json.dumps([dataclasses.asdict(result) for result in [*results, *others]], indent=2))
         return
     table = Table("model", "task", "metric", "value", "change", "also", box=None)
-    for result in results:
+    failed = [other for other in others if isinstance(other, Failure)]
+    for result in [*results, *(other for other in others if isinstance(other, TaskResult))]:
         same = result is not results[0] and result.task == results[0].task
         change = f"{result.value - results[0].value:+.4f}" if same else ""
-        others = {name: value for name, value in result.details.items() if name != result.metric.lower()}
-        also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in others.items())
+        details = {name: value for name, value in result.details.items() if name != result.metric.lower()}
+        also = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in details.items())
         table.add_row(result.model, result.task, result.metric, f"{result.value:.4f}", change, also)
     console().print(table)
+    for failure in failed:
+        console().print(f"cannot be judged: {failure.model}: {failure.error}", soft_wrap=True)

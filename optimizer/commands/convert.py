@@ -6,19 +6,22 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Json, Quiet, console, progress_bar, share
+from .terminal import Json, Quiet, as_written, console, progress_bar, share
 
-_DATA, _STATIC, _SPARSE = "Data of int8-static and sparse", "int8-static", "sparse"
+_DATA, _STATIC, _SPARSE = "Data of static schemes and sparse", "int8-static and fp8-static", "sparse"
+_FP8 = "fp8-static and fp8-dynamic"
 
 
 def optimize(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A file, a folder of an exported model, or a catalogue name.")],
     output: Annotated[str | None, typer.Option("-o", "--output", help="File to write.")] = None,
     scheme: Annotated[
         str | None,
         typer.Option(
             help="int2, int3, int4 (default), int5, int6, int8; fp8, fp8-e3m4, fp8-e5m2, fp6, fp6-e2m3, fp6-e3m2, fp4, "
-            "nf4, mxfp8, mxfp6, mxfp4, bfp8, bfp6, bfp4; int8-static, int8-dynamic or sparse."
+            "nf4, mxfp8, mxfp6, mxfp4, bfp8, bfp6, bfp4; int8-static, int8-dynamic; fp8-static, fp8-e3m4-static, "
+            "fp8-e5m2-static, fp8-mixed-static, fp8-dynamic; or sparse."
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
@@ -64,7 +67,10 @@ def optimize(
     ] = None,
     range_method: Annotated[
         str | None,
-        typer.Option(help="minmax, moving-average, percentile (default), entropy or mse.", rich_help_panel=_DATA),
+        typer.Option(
+            help="minmax (default of fp8), moving-average, percentile (default of int8), entropy or mse.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     percentile: Annotated[
         float | None,
@@ -132,8 +138,24 @@ def optimize(
             "--only-if-faster/--always", help="Layers measured slower in int8 stay in float.", rich_help_panel=_STATIC
         ),
     ] = None,
+    weight_format: Annotated[
+        str | None, typer.Option(help="e4m3, e5m2, e3m4, e3m2, e2m3 or e2m1.", rich_help_panel=_FP8)
+    ] = None,
+    activation_format: Annotated[str | None, typer.Option(help="e4m3, e5m2 or e3m4.", rich_help_panel=_FP8)] = None,
+    coverage: Annotated[
+        str | None,
+        typer.Option(help="standard (default) or extended: Add, Mul, norms, embeddings too.", rich_help_panel=_FP8),
+    ] = None,
+    first_and_last: Annotated[
+        bool | None,
+        typer.Option(
+            "--first-and-last/--no-first-and-last",
+            help="Round these products too; by default of models without Conv.",
+            rich_help_panel=_FP8,
+        ),
+    ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of blocks to remove; 0.8.", rich_help_panel=_SPARSE)
+        float | None, typer.Option(help="Share of blocks to remove; 0.8, or 0.5 by magnitude.", rich_help_panel=_SPARSE)
     ] = None,
     block: Annotated[
         str | None,
@@ -180,6 +202,7 @@ def optimize(
 ) -> None:
     """Convert a model to low-bit or sparse forms."""
     from ..calibration import Calibration
+    from ..origin import Origin
     from ..pipeline import optimize as run
     from ..recipe import Recipe
 
@@ -191,12 +214,14 @@ def optimize(
         "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
         "compensate": compensate, "restore_moments": restore_moments, "metric": metric,
         "max_drop": None if max_drop is None else share(max_drop, "--max-drop"),
-        "only_if_faster": only_if_faster, "sparsity": sparsity, "block": block, "dtype": dtype,
+        "only_if_faster": only_if_faster, "weight_format": weight_format, "activation_format": activation_format,
+        "coverage": coverage, "first_and_last": first_and_last, "sparsity": sparsity, "block": block, "dtype": dtype,
         "criterion": criterion, "allocation": allocation, "activations": activations, "sequential": sequential,
         "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
-    chosen = Recipe.from_toml(recipe, given) if recipe else Recipe.from_mapping(given, "command line")
+    options = as_written(context, given)
+    chosen = Recipe.from_toml(recipe, given, options) if recipe else Recipe.from_mapping(given, Origin(options=options))
     data = Calibration(calibration, statistics, samples=samples, batch=batch, images=images, tokenizer=tokenizer)
     with progress_bar(quiet or json_) as progress:
         report = run(model, chosen, output, calibration=data, progress=progress)

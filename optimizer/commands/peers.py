@@ -49,5 +49,7 @@ def nncf_data(
 
     data = Calibration(calibration, samples=samples, images=images, tokenizer=tokenizer)
     if not nncf and data != Calibration():
-        raise UsageError("--calibration, --samples, --images and --tokenizer are read by --nncf alone")
+        raise UsageError(
+            "--calibration, --samples, --images and --tokenizer are read by --nncf alone (or bench --data)"
+        )
     return data if nncf else None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from ..outcome import Progress
 
 _FILE_WIDTH = 160
+_EVERY = 10.0  # seconds between lines of progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
@@ -39,28 +43,57 @@ def share(text: str, option: str) -> float:
     return value
 
 
+def as_written(context: typer.Context, values: Mapping[str, Any]) -> dict[str, str]:
+    """The options of a command that have these values, by parameter: of a flag that is off, the one that says so."""
+    return {
+        parameter.name: (parameter.secondary_opts if values[parameter.name] is False else parameter.opts)[0]
+        for parameter in context.command.params
+        if parameter.name in values
+    }
+
+
+class _Trimmed(io.TextIOBase):
+    """Standard output without the spaces that fill the lines of a table."""
+
+    def write(self, text: str) -> int:
+        sys.stdout.write(re.sub(" +$", "", text, flags=re.MULTILINE))
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 def console() -> Console:
     """Standard output; names and shapes with brackets are no markup, and a file or a pipe has room for long names."""
     from rich.console import Console
 
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    if sys.stdout.isatty():
+        return Console(markup=False, highlight=False)
+    return Console(markup=False, highlight=False, width=_FILE_WIDTH, file=cast(IO[str], _Trimmed()))
 
 
-def _lines() -> Progress:
-    """What prints the name of each stage when it begins."""
-    seen: set[str] = set()
+def progress_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
+    """What prints the name of each stage when it begins, and how far it is every ten seconds, to standard error."""
+    begun: dict[str, float] = {}
+    last = clock()
 
-    def update(stage: str, _done: int, _total: int) -> None:
-        if stage not in seen:
-            seen.add(stage)
+    def update(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        now = clock()
+        if stage not in begun:
+            begun[stage] = last = now
             print(f"{stage} ...", file=sys.stderr, flush=True)
+        elif now - last >= _EVERY:
+            last = now
+            share = f" of {total} ({100 * done // total} %)" if done < total else ""  # the whole may not be known
+            print(f"{stage}: {done}{share}, {now - begun[stage]:.0f} s", file=sys.stderr, flush=True)
 
     return update
 
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """Progress on standard error: a bar where that is a terminal, else a line a stage."""
+    """Progress on standard error: a bar where that is a terminal, else lines, see `progress_lines`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -69,7 +102,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         yield lambda _stage, _done, _total: None
         return
     if not console.is_terminal:
-        yield _lines()
+        yield progress_lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:

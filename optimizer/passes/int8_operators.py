@@ -31,6 +31,7 @@ class Role(enum.Enum):
     CONCAT = "Concat"
     SPLIT = "Split"
     SCALE = "product by a positive constant: the same codes with another scale"
+    TABLE = "Gather of a constant"
     CLAMP = "Relu or Clip: the rounding of what it bounds saturates"
 
 
@@ -66,6 +67,11 @@ class Operator:
     constant: int | None = None
     factor: float = 1.0
     bounds: tuple[float, float] = (-math.inf, math.inf)
+
+    @property
+    def activations(self) -> list[ir.Value]:
+        """The inputs that are activations."""
+        return [value for index in self.inputs if (value := self.node.inputs[index]) is not None]
 
     @property
     def is_product(self) -> bool:
@@ -126,12 +132,13 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(tensor.numpy().reshape(-1)[0])
 
 
-def _refuse_weight(value: ir.Value | None) -> str | None:
+def refuse_weight(value: ir.Value | None) -> str | None:
+    """Why a value is no weight that can be rounded."""
     tensor = _constant(value)
     if tensor is None:
         return "no constant weight"
     if tensor.dtype != ir.DataType.FLOAT:
-        return f"weight of type {tensor.dtype.name}; int8 schemes take float32"
+        return f"weight of type {tensor.dtype.name}; these schemes take float32"
     if tensor.size == 0:
         return "empty weight"
     finite = is_finite(tensor.numpy())
@@ -152,12 +159,12 @@ def _refuse_bias(node: ir.Node, index: int) -> str | None:
 
 
 def _conv(node: ir.Node) -> Operator | str:
-    reason = _refuse_weight(_input(node, 1)) or _refuse_bias(node, 2)
+    reason = refuse_weight(_input(node, 1)) or _refuse_bias(node, 2)
     return reason or Operator(node, Role.CONV, constant=1)
 
 
 def _gemm(node: ir.Node) -> Operator | str:
-    reason = _refuse_weight(_input(node, 1)) or _refuse_bias(node, 2)
+    reason = refuse_weight(_input(node, 1)) or _refuse_bias(node, 2)
     if reason:
         return reason
     if node.attributes.get_int("transA", 0):
@@ -182,7 +189,7 @@ def _matmul(node: ir.Node) -> Operator | str:
         if any(shape is not None and len(shape) < 2 for shape in shapes):
             return "product with a vector"
         return Operator(node, Role.MATMUL_OF_TWO, inputs=(0, 1))
-    reason = _refuse_weight(node.inputs[1])
+    reason = refuse_weight(node.inputs[1])
     if reason:
         return reason
     if len(constant_of(node.inputs[1]).shape) != 2:  # type: ignore[union-attr]
@@ -217,7 +224,7 @@ def _binary(node: ir.Node) -> Operator | str | None:
             return Operator(node, Role.SCALE, factor=1 / number)
     if node.op_type == "Div":
         return "Div by or of a constant"
-    reason = _refuse_weight(node.inputs[index])
+    reason = refuse_weight(node.inputs[index])
     return reason or Operator(node, Role.BINARY, inputs=(1 - index,), constant=index)
 
 

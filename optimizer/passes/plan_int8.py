@@ -38,7 +38,7 @@ class Int8Plan:
 
     def inputs(self, operator: Operator) -> list[ir.Value]:
         """The activations that an operator reads as codes."""
-        return [value for index in operator.inputs if (value := operator.node.inputs[index]) is not None]
+        return operator.activations
 
     def outputs(self, operator: Operator) -> list[ir.Value]:
         """The values that take the codes of an operator's results; none where the results stay in float."""

@@ -6,9 +6,10 @@
 outliers costs all others their steps; a weight has one scale an output channel, so the factors s of the channels that
 it reads cost it less. How far to go is measured for each tensor: the error of alpha is, from the statistics alone,
 
-    E = d^2 / 12 |s W|^2 + tr(R' G R) / rows,   R = (round(s W) - s W) / s
+    E = sum_k e_k |s W|_k^2 + tr(R' G R) / rows,   R = (round(s W) - s W) / s
 
-with d the step of X / s and G = X'X its Gram matrix, or its diagonal where there is no more. Products that read one
+with e the mean squared errors of the channels of X / s, see `quantization.noise`, and G = X'X its Gram matrix, or its
+diagonal where there is no more. Products that read one
 tensor share s. Where nothing can divide the tensor, a Mul by 1 / s may.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..quantization.affine import AffineParameters, quantize_weight
+from ..quantization.noise import IntegerNoise, Noise
 from .absorb_scale import Doubles, Operand, Reader, find_makers
 from .equalize_channels import balanced
 from .int8_operators import Operator, understand
@@ -91,17 +92,21 @@ class SmoothMatMul:
     Args:
         statistics: By name of the tensor, with channels along its last axis.
         insert: Spend a Mul where nothing absorbs the scale.
+        noise: Of what the tensors are rounded to.
 
     Attributes:
         smoothed: By name of the tensor.
         left: By name of the reading node, why it was left.
     """
 
-    def __init__(self, statistics: Mapping[str, ChannelStatistics], insert: bool = False) -> None:
+    def __init__(
+        self, statistics: Mapping[str, ChannelStatistics], insert: bool = False, noise: Noise | None = None
+    ) -> None:
         self.smoothed: dict[str, Smoothed] = {}
         self.left: dict[str, str] = {}
         self._statistics = statistics
         self._insert = insert
+        self._noise = noise or IntegerNoise()
 
     def __call__(self, model: ir.Model) -> bool:
         """Rewrite weights; whether anything changed."""
@@ -121,7 +126,7 @@ class SmoothMatMul:
         makers = _makers(value, readers, self._insert)
         if isinstance(makers, str):
             return makers
-        alpha, scale, error = _Model(statistics, readers).best()
+        alpha, scale, error = _Model(statistics, readers, self._noise).best()
         if error > (_WORTH if makers else _WORTH_A_NODE):
             return "little to gain"
         if makers:
@@ -180,9 +185,9 @@ def _insert_mul(value: ir.Value, nodes: list[ir.Node], scale: Doubles) -> None:
 
 
 class _Model:
-    """The error that rounding to 8 bits leaves in the products of one tensor."""
+    """The error that rounding leaves in the products of one tensor."""
 
-    def __init__(self, statistics: ChannelStatistics, readers: list[Reader]) -> None:
+    def __init__(self, statistics: ChannelStatistics, readers: list[Reader], noise: Noise) -> None:
         matrices = [reader.weight if reader.axis == 1 else reader.weight.T for reader in readers]
         self._input_ranges = _lifted(np.max([reader.input_ranges() for reader in readers], axis=0))
         self._absmax = np.asarray(statistics.channel_absmax, np.float64)
@@ -198,6 +203,8 @@ class _Model:
         extreme = max(abs(statistics.low), abs(statistics.high))
         self._sides = (max(statistics.high, 0.0) - min(statistics.low, 0.0)) / extreme if extreme > 0 else 1.0
         self._gram = self._mean_gram(statistics)
+        self._squares: Doubles = self._gram.diagonal() if self._gram.ndim == 2 else self._gram
+        self._noise = noise
 
     def _mean_gram(self, statistics: ChannelStatistics) -> Doubles:
         """X'X of a row in the mean, [K, K], or its diagonal alone, [K]."""
@@ -225,13 +232,11 @@ class _Model:
 
     def _error(self, scale: Doubles) -> float:
         weight = (self._weight * scale[:, None]).astype(np.float32)
-        step = self._sides * float((self._absmax / scale).max()) / 255
-        rounded = quantize_weight(weight, 1, search=False)
-        wrong = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, 1) - weight
-        wrong = wrong / scale[:, None]
+        noise = self._noise.of_activation(self._absmax / scale, self._squares / scale**2, self._sides)
+        wrong = self._noise.of_weight(weight) / scale[:, None]
         seen = self._gram @ wrong if self._gram.ndim == 2 else self._gram[:, None] * wrong
         of_weight = (wrong * seen).sum(axis=0)
-        of_activation = step**2 / 12 * np.square(weight, dtype=np.float64).sum(axis=0)
+        of_activation = noise @ np.square(weight, dtype=np.float64)
         return float((of_weight + of_activation) @ self._stands_for)
 
 

@@ -121,6 +121,12 @@ class QuantizedTensor:
     zero_point: Codes
     error: float
     energy: float
+    scheme = "int8"
+
+    @property
+    def size(self) -> int:
+        """Its elements."""
+        return self.codes.size
 
 
 def quantize_weight(

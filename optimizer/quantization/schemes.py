@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import SettingError
 
 if TYPE_CHECKING:
     from .formats import Format
@@ -24,10 +24,12 @@ class Preset:
         format: Of a weight, a key of `formats.FORMATS`.
         symmetric: Whether it defaults to one fixed zero point, of weights in "weight-only", of activations else.
         kind: "weight-only", "static" (activations too, with scales from a calibration), "dynamic" (activations
-            too, with a scale from each tensor as it comes) or "sparse" (blocks of weights that are zero left out).
+            too, with a scale from each tensor as it comes), "minifloat-static" and "minifloat-dynamic" (the same with
+            floating-point numbers) or "sparse" (blocks of weights that are zero left out).
         block_size: By default; 0 for one scale an output channel.
         scale_types: That scales can have, the default first.
         fixed: Whether the block size is part of the format.
+        activations: Their format in "minifloat-static" and "minifloat-dynamic".
     """
 
     format: str
@@ -36,6 +38,7 @@ class Preset:
     block_size: int = 32
     scale_types: tuple[str, ...] = _KERNEL_SCALES
     fixed: bool = False
+    activations: str = ""
 
     @property
     def integer(self) -> bool:
@@ -55,6 +58,10 @@ def _in_blocks(name: str) -> Preset:
 def _mx(name: str) -> Preset:
     """A Microscaling format (OCP MX specification 1.0)."""
     return Preset(name, scale_types=("e8m0",), fixed=True)
+
+
+def _of_both(weights: str, activations: str, kind: str = "minifloat-static") -> Preset:
+    return Preset(weights, kind=kind, block_size=0, scale_types=("float32",), activations=activations)
 
 
 # Asymmetric blocks cost `bits` bits a block and win 0.4 to 2 dB at low widths; at 8 bits nothing is left to win.
@@ -81,8 +88,20 @@ SCHEMES = {
     "bfp4": Preset("int4", scale_types=_POWERS_OF_TWO),
     "int8-static": Preset("int8", False, "static"),
     "int8-dynamic": Preset("int8", False, "dynamic"),
+    "fp8-static": _of_both("e4m3fn", "e4m3fn"),
+    "fp8-e3m4-static": _of_both("e3m4", "e3m4"),
+    "fp8-e5m2-static": _of_both("e5m2", "e5m2"),
+    "fp8-mixed-static": _of_both("e3m4", "e4m3fn"),
+    "fp8-dynamic": _of_both("e4m3fn", "e4m3fn", "minifloat-dynamic"),
     "sparse": Preset("int8", kind="sparse"),
 }
+
+
+WEIGHT_FORMATS = ("e4m3fn", "e5m2", "e3m4", "e3m2", "e2m3", "e2m1")
+"""Of weights beside rounded activations, keys of `formats.FORMATS`."""
+ACTIVATION_FORMATS = ("e4m3fn", "e5m2", "e3m4")
+FORMAT_ALIASES = {"e4m3": "e4m3fn"}
+"""Other names of formats in recipes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,21 +163,21 @@ def weight_scheme(
     """The scheme of a name with some settings; None takes its default.
 
     Raises:
-        UsageError: The scheme has no such settings.
+        SettingError: The scheme has no such settings.
     """
     preset = SCHEMES[name]
     block = preset.block_size if block_size is None else block_size
     if preset.fixed and block != preset.block_size:
-        raise UsageError(f"block_size is {block}, but {name} has blocks of {preset.block_size} by definition")
+        raise SettingError("block_size", block, f", but {name} has blocks of {preset.block_size} by definition")
     if block == 0 and preset.integer:
-        raise UsageError(f"block_size is 0, one scale a channel, which {name} has not; take 16 to 256")
+        raise SettingError("block_size", 0, f", one scale a channel, which {name} has not; take 16 to 256")
     if not per_channel and block != 0 and preset.kind == "weight-only":
-        raise UsageError(f"per_channel is false, but {name} has blocks of {block}; set block_size = 0, too")
+        raise SettingError("per_channel", False, f", but {name} has blocks of {block}; set block_size = 0, too")
     scales = scale_type or preset.scale_types[0]
     if scales not in preset.scale_types:
-        raise UsageError(f"scale_type is {scales!r}, but {name} takes {' or '.join(preset.scale_types)}")
+        raise SettingError("scale_type", scales, f", but {name} takes {' or '.join(preset.scale_types)}")
     if symmetric is False and preset.symmetric and (not preset.integer or scales in _POWERS_OF_TWO):
-        raise UsageError(f"symmetric is false, but {name} has no zero points")
+        raise SettingError("symmetric", False, f", but {name} has no zero points")
     return WeightScheme(
         name, preset.format, block, preset.symmetric if symmetric is None else symmetric, search, scales,
         per_channel,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import UsageError
+from ..errors import SettingError
 
 MOST = 64
 """The longest side of a block."""
@@ -41,14 +41,13 @@ class Block:
         """Read "KxN".
 
         Raises:
-            UsageError: It is not of this form, or a side is not from 1 to 64.
+            SettingError: It is not of this form, or a side is not from 1 to 64.
         """
         found = re.fullmatch(r"(\d{1,9})x(\d{1,9})", text.strip().lower(), re.ASCII)
         sides = tuple(int(side) for side in found.groups()) if found else (0, 0)
         if not all(1 <= side <= MOST for side in sides):
-            raise UsageError(
-                f"block is {text!r}, must be inputs x outputs, such as 4x4, 4x1 or 1x16, each from 1 to {MOST}"
-            )
+            problem = f", must be inputs x outputs, such as 4x4, 4x1 or 1x16, each from 1 to {MOST}"
+            raise SettingError("block", text, problem)
         return cls(*sides)
 
     def __str__(self) -> str:

@@ -168,3 +168,59 @@ def test_overloads_tell_everything_apart():
     ]  # fmt: skip
     names = {functions.matmul_minifloat(**(base | change)).overload for change in changes}
     assert len(names) == len(changes)
+
+
+def dense(format):
+    """Float32 of all exponents, every number of a format, the middles of neighbours and what lies beside these."""
+    x = np.arange(0, 2**32, 1 << 14, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    values = np.unique(reference.MINIFLOATS[format][np.isfinite(reference.MINIFLOATS[format])])
+    middles = (values[1:] + values[:-1]) / 2
+    exact = np.concatenate([values, middles])
+    x = np.concatenate([x[np.isfinite(x)], exact, *(np.nextafter(exact, np.float32(end)) for end in (-np.inf, np.inf))])
+    return x.astype(np.float32)
+
+
+def rounded(x, scale, format):
+    """What ml_dtypes makes of it; its casts do not saturate."""
+    values = reference.MINIFLOATS[format]
+    most = values[np.isfinite(values)].max()
+    with np.errstate(over="ignore"):
+        held = np.clip(x / np.float32(scale), -most, most)
+    return held.astype(KINDS[format]).astype(np.float32) * np.float32(scale)
+
+
+@pytest.mark.parametrize("format", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 0.0371, 1e-30])
+def test_round_minifloat_is_a_cast_that_saturates(format, scale):
+    x = np.concatenate([dense(format), dense(format) * np.float32(scale)])
+    same_bits(reference.round_minifloat(x, scale, format=format), rounded(x, scale, format))
+    special = reference.round_minifloat(np.array([np.nan, np.inf, -np.inf], np.float32), 2.0, format=format)
+    most = 2 * np.nanmax(reference.MINIFLOATS[format][np.isfinite(reference.MINIFLOATS[format])])
+    same_bits(special, np.array([np.nan, most, -most], np.float32))
+
+
+def rounding_model(format, opset):
+    b = graphs.Builder(opset)
+    y = b.op("RoundMiniFloat", b.input("X", ["n"]), b.input("scale", []), domain="onnxpress", format=format)
+    body = functions.round_minifloat(format=format, opset=opset)
+    y.producer().overload = body.overload
+    b.output(y, ["n"])
+    b.graph.opset_imports["onnxpress"] = 1
+    model = b.model(10)
+    model.functions[body.identifier()] = body
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString()
+
+
+@pytest.mark.parametrize("opset", [functions.MIN_OPSET, 21])
+@pytest.mark.parametrize("format", KINDS)
+def test_body_of_round_minifloat_is_exact(format, opset):
+    model = rounding_model(format, opset)
+    for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
+        session = ort.InferenceSession(model, options(graph_optimization_level=level))
+        for scale in (1.0, 0.0371, 1e-30):
+            x = np.concatenate([dense(format), dense(format) * np.float32(scale), np.float32([np.inf, -np.inf])])
+            (got,) = session.run(None, {"X": x, "scale": np.array(scale, np.float32)})
+            np.testing.assert_array_equal(got, reference.round_minifloat(x, scale, format=format))
+        assert np.isnan(session.run(None, {"X": np.float32([np.nan]), "scale": np.array(1, np.float32)})[0]).all()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import graphs
 import onnx_ir as ir
@@ -9,7 +10,7 @@ import pytest
 from onnxpress.models import catalogue, evaluate
 from onnxpress.models.evaluate import TaskResult
 from onnxpress.optimizer import Calibration, cli
-from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
 
 @pytest.fixture
@@ -98,6 +99,25 @@ def test_evaluate_puts_openvino_beside(run, scores, monkeypatch):
     assert out.splitlines()[-1].split()[:6] == ["a.onnx", "in", "OpenVINO", "lee", "Pearson", "0.5000"]
     run("evaluate", "a.onnx", "b.onnx", "--nncf", "--calibration", "x.npz")
     assert asked == [(["a.onnx"], None, None), ([], None, ("a.onnx", Calibration("x.npz")))]
+
+
+def test_evaluate_goes_on_after_a_model_that_openvino_cannot_compile(run, scores, monkeypatch, tmp_path):
+    def compiled(path):
+        if path.name == "b.onnx":
+            raise OnnxpressError(f"{path}: OpenVINO cannot compile the model: no such operator")
+
+    monkeypatch.setattr(evaluate.openvino, "OpenVinoSession", compiled)
+    monkeypatch.setattr(evaluate.storage, "resolve", Path)
+    values = {"a.onnx": 0.75, "b.onnx": 0.5}
+    monkeypatch.setattr(evaluate, "evaluate", lambda m, t, session=None: TaskResult(m, "lee", "Pearson", values[m], {}))
+    code, out, _ = run("evaluate", "b.onnx", "a.onnx", "--openvino")
+    assert code == 0
+    assert out.splitlines()[-2].split()[:6] == ["a.onnx", "in", "OpenVINO", "lee", "Pearson", "0.7500"]
+    told = "b.onnx: OpenVINO cannot compile the model: no such operator"
+    assert out.splitlines()[-1] == f"cannot be judged: b.onnx in OpenVINO: {told}"
+    rows = json.loads(run("evaluate", "b.onnx", "a.onnx", "--openvino", "--json")[1])
+    assert rows[2] == {"model": "b.onnx in OpenVINO", "error": told}
+    assert rows[3]["value"] == 0.75
 
 
 def test_evaluate_in_openvino_needs_it(run, monkeypatch, tmp_path):

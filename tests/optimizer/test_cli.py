@@ -9,9 +9,11 @@ import subprocess
 import sys
 
 import graphs
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnxpress.optimizer import UsageError, optimize
 from onnxpress.optimizer.report import Report
 
 MAIN = "from onnxpress.optimizer import cli; cli.{}()"
@@ -51,7 +53,26 @@ def test_sizes_in_the_summary(sizes, text, capsys):
 
     report = Report("a", "b", {}, {"MatMul": 1}, {"int4": 1}, {}, (), 0.0, *sizes, {}, 0)
     report.print(console())
-    assert text in re.sub(" +\n", "\n", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert text in shown
+    assert " \n" not in shown
+
+
+def test_progress_off_a_terminal(capsys):
+    from onnxpress.optimizer.commands.terminal import progress_lines
+
+    now = [0.0]
+    update = progress_lines(clock=lambda: now[0])
+    for done in range(5):
+        update("calibrate", done, 4)
+        now[0] += 6
+    update("check data", 1, 1)
+    now[0] += 11
+    update("check data", 2, 2)  # the whole is not known
+    assert capsys.readouterr().err.splitlines() == [
+        "calibrate ...", "calibrate: 2 of 4 (50 %), 12 s", "calibrate: 4, 24 s",
+        "check data ...", "check data: 2, 11 s",
+    ]  # fmt: skip
 
 
 def test_worst_weights_are_told_by_the_node_that_a_pattern_matches(tmp_path):
@@ -132,14 +153,20 @@ def test_options_override_the_recipe(model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["MODEL", "--scheme", "int9"], 2, "scheme is 'int9'"),
-        (["MODEL", "--block-size", "7"], 2, "block_size is 7"),
+        (["MODEL", "--scheme", "int9"], 2, "--scheme is 'int9'"),
+        (["MODEL", "--scheme", "INT4"], 2, "--scheme is 'INT4'; did you mean \"int4\"?"),
+        (["MODEL", "--block-size", "512"], 2, "error: --block-size is 512; must be one of 0, 16"),
         (["MODEL", "--form", "qoperater"], 2, 'did you mean "qoperator"'),
+        (["MODEL", "--scheme", "fp8", "--asymmetric"], 2, "error: --asymmetric, but fp8 has no zero points"),
+        (["MODEL", "--scheme", "sparse", "--mask", "m.npz", "--no-prune"], 2, "error: --mask, --no-prune: the masks"),
+        (["MODEL", "--max-drop", "1%"], 2, "error: --max-drop: not read by scheme int4"),
         (["MODEL", "--nonsense"], 2, "nonsense"),
         (["MODEL", "-o", "nowhere/out.onnx"], 2, "does not exist"),
         (["MODEL", "-o", "."], 2, "is a folder"),
         (["MODEL", "--recipe", "gone.toml"], 1, "cannot read the recipe"),
         (["gone.onnx"], 1, "gone.onnx: no such file"),
+        (["MiniLM"], 1, "no model of the catalogue; did you mean 'minilm'?"),
+        (["MODEL", "--tokenizer", "t.json"], 2, "reads no calibration data with these settings; leave out tokenizer"),
         (["MODEL", "--exclude", "*"], 1, "nothing to quantize"),
     ],
 )
@@ -214,3 +241,33 @@ def test_help_is_quick_to_import():
     code = f"import sys; from onnxpress.optimizer import cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["optimize", "m.onnx", "--scheme", "int8-static", "--calibration", "d.npz", "-o", "d.npz"],
+        ["optimize", "m.onnx", "--scheme", "sparse", "--mask", "d.npz", "-o", "./d.npz"],
+        ["calibrate", "m.onnx", "--data", "d.npz", "-o", "d.npz"],
+        ["calibrate", "m.onnx", "--data", "d.npz", "-o", "m.onnx"],
+        ["export-mask", "m.onnx", "-o", "m.onnx"],
+        ["compare", "m.onnx", "m.onnx", "--plot", "m.onnx"],
+    ],
+)
+def test_what_is_read_is_never_written(tmp_path, arguments):
+    ir.save(graphs.matmul_model(), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.ones((2, 64), np.float32))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    done = call(*arguments, entry="main", cwd=tmp_path)
+    assert done.returncode == 2
+    assert ("is read itself, and would be lost" in done.stderr) or ("ends in .png" in done.stderr)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_arguments_of_other_types_are_refused(model):
+    for wrong, message in (
+        ({"recipe": "int8"}, r"Recipe expected, not 'int8'; write Recipe\(\.\.\.\)"),
+        ({"calibration": "d.npz"}, "Calibration expected, not 'd.npz'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            optimize(model, **wrong)

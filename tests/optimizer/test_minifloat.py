@@ -23,7 +23,7 @@ from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.recipe import Override
 
 RNG = np.random.default_rng(23)
-MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.format.startswith("int")]
+MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.kind == "weight-only"]
 BLOCK_FLOATS = ["bfp8", "bfp6", "bfp4"]
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 ONE_OVERLOAD = ort.__version__.startswith("1.23.")

@@ -24,7 +24,7 @@ from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.recipe import Override
 
 RNG = np.random.default_rng(31)
-MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.format.startswith("int")]
+MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.kind == "weight-only"]
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 SHAPES = {
     "plain": ("Conv", (40, 12, 3, 3), 1),

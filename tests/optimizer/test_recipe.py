@@ -37,7 +37,7 @@ def test_toml_round_trip(tmp_path):
         ("qqq = 1", 'unknown key "qqq"; known keys'),
         ('scheme = "int44"', "scheme is 'int44'; did you mean \"int4\""),
         ("block_size = 48", "block_size is 48; must be one of 0, 16, 32, 64, 128, 256"),
-        ("block_size = true", "block_size is True"),
+        ("block_size = true", "block_size is true"),
         ("search = 1", "search is 1, must be true or false"),
         ('include = "a"', "include is 'a', must be a list of strings"),
         ("include = [1]", "must be a list of strings"),
@@ -65,6 +65,42 @@ def test_what_chooses_blocks_is_refused_where_something_else_does(kept, says, ke
               "overrides": [{"match": "*", "sparsity": 0.5}]}  # fmt: skip
     with pytest.raises(UsageError, match=rf"{key}.*: not read: .*{says}.*leave out the one or the other"):
         Recipe.from_mapping({"scheme": "sparse", key: values[key], **kept})
+
+
+def test_a_mask_beside_the_zeros_that_are_there_is_refused():
+    with pytest.raises(UsageError, match=r"recipe: mask, prune: the masks say .* leave one out"):
+        Recipe.from_mapping({"scheme": "sparse", "mask": "m.npz", "prune": False})
+    assert Recipe.from_mapping({"scheme": "sparse", "mask": "m.npz", "prune": True}).mask == "m.npz"
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "message"),
+    [
+        ("", {"block_size": 512}, "--block-size is 512; must be one of 0, 16, 32, 64, 128, 256"),
+        ("", {"scheme": "INT4"}, "--scheme is 'INT4'; did you mean \"int4\"?"),
+        ('scheme = "mxfp4"', {"block_size": 64}, "--block-size is 64, but mxfp4 has blocks of 32"),
+        ("block_size = 64", {"scheme": "mxfp4"}, "FILE: block_size is 64, but mxfp4 has blocks of 32"),
+        ('scheme = "fp8"', {"symmetric": False}, "--asymmetric, but fp8 has no zero points"),
+        ('scheme = "int8-dynamic"\nmetric = "lee"', {"max_drop": 0.1}, "--max-drop, FILE: metric: not read by scheme"),
+        ('scheme = "sparse"\nmask = "m.npz"', {"prune": False}, "--no-prune, FILE: mask: the masks say"),
+        (
+            '[[overrides]]\nmatch = "a"\nscheme = "mxfp8"', {"block_size": 64},
+            "--block-size is 64, but mxfp8 has blocks of 32",
+        ),
+        (
+            '[[overrides]]\nmatch = "a"\nblock_size = 64', {"scheme": "mxfp8"},
+            "FILE: overrides[0]: block_size is 64, but mxfp8 has blocks of 32",
+        ),
+    ],
+)  # fmt: skip
+def test_errors_call_settings_what_the_user_wrote(tmp_path, text, given, message):
+    options = {"block_size": "--block-size", "scheme": "--scheme", "symmetric": "--asymmetric",
+               "max_drop": "--max-drop", "prune": "--no-prune"}  # fmt: skip
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError) as error:
+        Recipe.from_toml(path, given, {key: options[key] for key in given})
+    assert str(error.value).startswith(message.replace("FILE", str(path)))
 
 
 @pytest.mark.parametrize("kept", [{"prune": False}, {"mask": "masks.npz"}])

@@ -67,7 +67,7 @@ def test_left_with_the_reason(make, values, reason):
         ({"sparsity": -0.1}, "sparsity is -0.1"),
         ({"sparsity": float("nan")}, "sparsity is nan"),
         ({"sparsity": "0.8"}, "sparsity is '0.8'"),
-        ({"sparsity": True}, "sparsity is True"),
+        ({"sparsity": True}, "sparsity is true"),
         ({"block": "4"}, "block is '4'"),
         ({"block": "0x4"}, "block is '0x4'"),
         ({"block": "4x65"}, "block is '4x65'"),

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from graphs import Builder, weight
 from onnxpress.optimizer import sparse
 from onnxpress.optimizer.analysis.sparse_cost import SparseCost
 from onnxpress.optimizer.recipe import Override
-from pruning import batch, converted, dense, expected, one_product, pruned, run, samples, sparse_nodes, three_layers
+from pruning import (
+    K,
+    N,
+    batch,
+    converted,
+    dense,
+    expected,
+    one_product,
+    pruned,
+    run,
+    samples,
+    sparse_nodes,
+    three_layers,
+)
 
 
 def test_overrides_by_layer():
@@ -81,3 +96,29 @@ def test_a_layer_that_is_sparse_enough_is_left_as_it_is():
     converted(model, samples(64), sparsity=0.7, dtype="float32")
     np.testing.assert_array_equal(dense(sparse_nodes(model)["ready"]), W)
     assert (dense(sparse_nodes(model)["whole"]) == 0).mean() == pytest.approx(0.7, abs=0.01)
+
+
+def test_the_share_that_goes_where_nobody_says():
+    """Magnitudes say less than data does."""
+    assert converted(three_layers()).details["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert converted(three_layers(), samples(64)).details["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert converted(three_layers(), samples(64), criterion="wanda").details["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert converted(three_layers(), sparsity=0.8).details["sparsity"] == pytest.approx(0.8, abs=1e-3)
+
+
+def test_a_layer_that_loses_nearly_all_is_told():
+    assert converted(three_layers(), sparsity=0.9).warnings == ()
+    (warning,) = converted(three_layers(), sparsity=0.99).warnings
+    assert re.match(r"layer0 loses 9[89]\.\d % of its weights, and 2 more lose nearly all of theirs: ", warning)
+    assert warning.endswith(
+        ": judge the model by a task, or remove less, or choose by data (--calibration), or remove the same share of "
+        "each layer (--allocation uniform)"
+    )
+
+
+def test_a_mask_that_leaves_next_to_nothing_is_told(tmp_path):
+    mask = np.zeros((K, N), np.bool_)
+    mask[0, 0] = True
+    np.savez(tmp_path / "m.npz", W=mask)
+    (warning,) = converted(one_product(weight(K, N)), mask=str(tmp_path / "m.npz")).warnings
+    assert warning == "product loses 99.9 % of its weights: judge the model by a task, or remove less"

@@ -299,7 +299,7 @@ def test_no_data(path):
 
 
 def test_data_for_a_scheme_without(path):
-    with pytest.raises(UsageError, match="int4 reads no calibration data"):
+    with pytest.raises(UsageError, match="int4 reads no calibration data with these settings; leave out calibration"):
         optimize(path, Recipe(), calibration=Calibration(images()))
 
 
@@ -364,3 +364,25 @@ def test_dead_branch(tmp_path):
         recipe = Recipe(scheme="int8-static", clean_up=clean)
         report = optimize(tmp_path / "cnn.onnx", recipe, calibration=Calibration(images()))
         assert np.isfinite(outputs(report.output, images())).all()
+
+
+def test_the_report_tells_data_that_never_changes(path, tmp_path):
+    same = [{"x": np.full((1, 8, SIZE, SIZE), 2, np.float32)}] * 3
+    warnings = optimize(path, STATIC, tmp_path / "out.onnx", calibration=Calibration(same)).warnings
+    assert any("input 'x' is 2 everywhere in all 3 samples" in warning for warning in warnings)
+    assert optimize(path, STATIC, tmp_path / "out.onnx", calibration=Calibration(images())).warnings == ()
+
+
+def test_the_report_tells_tensors_that_never_change(tmp_path):
+    model = cnn()
+    conv = next(node for node in model.graph if node.name == "conv1")
+    bias = conv.inputs[2]
+    bias.const_value = ir.tensor(np.full(8, -1e3, np.float32), name=bias.name)  # nothing passes the Relu behind it
+    storage.save(model, tmp_path / "cnn.onnx")
+    report = optimize(tmp_path / "cnn.onnx", STATIC, calibration=Calibration(images()))
+    assert any(warning.startswith("tensor 'relu1_out' holds one value") for warning in report.warnings)
+
+
+def test_the_report_says_what_the_cosine_was_measured_on(path):
+    rows = dict(optimize(path, STATIC, calibration=Calibration(images())).rows)
+    assert rows["accuracy"].endswith("on the first 6 batches of the calibration data")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 
 import graphs
+import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.bench import bench, take_turns
-from onnxpress.optimizer.analysis.feeds import random_feeds
+from onnxpress.optimizer.analysis.feeds import fitted, random_feeds
 from onnxpress.optimizer.analysis.plots import plot_benchmark, shorten
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
@@ -70,6 +71,44 @@ def test_models_that_cannot_be_timed(tmp_path):
         bench([str(broken)], dims={})
 
 
+def test_what_one_way_of_running_cannot_do_is_told(tmp_path):
+    """No ONNX Runtime has a DequantizeLinear of FLOAT4E2M1; the execution provider takes it with the product."""
+    model, fp4 = tmp_path / "a.onnx", str(tmp_path / "b.onnx")
+    ir.save(graphs.matmul_model(), model)
+    optimize(model, Recipe(scheme="mxfp4", form="qdq"), fp4)
+    with pytest.raises(OnnxpressError, match=r"b\.onnx: ONNX Runtime cannot load the model: .*DequantizeLinear"):
+        bench([str(model), fp4], dims={}, rounds=1)
+    result = bench([fp4], dims={}, rounds=1, provider=True)
+    assert [(t.model, t.ours) for t in result.timings] == [(f"{fp4} + ep", True)]
+    (left,) = result.left
+    assert left.startswith(f"{fp4}: ONNX Runtime cannot load the model: ")
+
+
+def test_inputs_from_data(tmp_path):
+    model = tmp_path / "a.onnx"
+    ir.save(graphs.matmul_model(), model)
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    for batch in (1, 3):
+        result = bench(
+            [str(model)], dims={}, rounds=1, data=Calibration(tmp_path / "x.npz", samples=batch, batch=batch)
+        )
+        assert result.inputs == {"x": [batch, 64]}
+    half = tmp_path / "half.onnx"
+    ir.save(graphs.matmul_model(dtype=np.float16), half)
+    both = bench([str(model), str(half)], dims={}, rounds=1, data=Calibration([{"x": x}]))
+    assert len(both.timings) == 2
+    with pytest.raises(UsageError, match="has 5 samples, too few for a batch of 8"):
+        bench([str(model)], dims={}, data=Calibration(tmp_path / "x.npz", samples=8, batch=8))
+    with pytest.raises(UsageError, match="sample 0: lacks input 'x'"):
+        bench([str(model)], dims={}, data=Calibration([{"z": x}]))
+
+
+def test_data_of_another_models_inputs(tmp_path):
+    with pytest.raises(UsageError, match="m: the data is for the inputs x; x, z differ"):
+        fitted({"x": np.zeros(3)}, [Input("z", "tensor(float)", [3])], "m")
+
+
 def test_models_of_other_inputs_are_not_timed_beside_each_other(tmp_path):
     def saved(name, x, sizes, kind=ir.DataType.FLOAT):
         b = graphs.Builder()
@@ -110,9 +149,10 @@ def test_inputs_that_are_made_up():
             Input("position_ids", "tensor(int64)", ["batch_size", "sequence_length"]),
             Input("past.0", "tensor(float)", ["batch_size", 2, "past_sequence_length", 8]),
             Input("image", "tensor(float)", [None, 3, "h", None]),
+            Input("sound", "tensor(float)", [None, None]),
             Input("flag", "tensor(bool)", []),
         ],
-        {"batch": 2, "sequence": 5, "past": 7, "h": 48},
+        {"batch": 2, "sequence": 5, "past": 7, "h": 48, "sound:1": 512},
     )
     assert feeds["input_ids"].shape == (2, 5)
     assert feeds["attention_mask"].shape == (2, 12)
@@ -121,7 +161,10 @@ def test_inputs_that_are_made_up():
     assert feeds["position_ids"][1].tolist() == [0, 1, 2, 3, 4]
     assert feeds["past.0"].shape == (2, 2, 7, 8)
     assert feeds["image"].shape == (1, 3, 48, 224)
+    assert feeds["sound"].shape == (1, 512)
     assert feeds["flag"].shape == ()
+    with pytest.raises(UsageError, match="the model's symbolic sizes: x:0, n"):
+        random_feeds([Input("x", "tensor(float)", [None, "n"])], {"x:1": 4})
     with pytest.raises(OnnxpressError, match="too large"):
         random_feeds([Input("x", "tensor(float)", ["n"])], {"n": 2**40})
     with pytest.raises(OnnxpressError, match="cannot be made up"):

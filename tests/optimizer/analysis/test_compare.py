@@ -108,7 +108,9 @@ def test_data_that_is_no_file(tmp_path):
     with pytest.raises(OnnxpressError, match="no such file"):
         compare(model, model, data=tmp_path / "gone.npz")
     (tmp_path / "bad.npz").write_bytes(b"no archive")
-    with pytest.raises(OnnxpressError, match=r"not a readable \.npz"):
+    with pytest.raises(OnnxpressError, match=r"give an \.npz file, .*; this is a folder"):
+        compare(model, model, data=tmp_path)
+    with pytest.raises(OnnxpressError, match=r"bad\.npz: give an \.npz file"):
         compare(model, model, data=tmp_path / "bad.npz")
 
 

@@ -74,12 +74,12 @@ def mixed():
     return b.model()
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "sparse"])
+@pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
 def test_it_lists_what_the_conversion_takes_and_leaves(tmp_path, scheme):
     ir.save(mixed(), tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
     data = [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(4)]
-    given = Calibration(data) if scheme in ("int8-static", "sparse") else None
+    given = Calibration(data) if scheme in ("int8-static", "fp8-static", "sparse") else None
     found = inspect(tmp_path / "m.onnx", Recipe(scheme=scheme))
     report = optimize(tmp_path / "m.onnx", Recipe(scheme=scheme), tmp_path / "o.onnx", calibration=given)
     assert Counter(op for _, op, _ in found.taken) == report.rewritten

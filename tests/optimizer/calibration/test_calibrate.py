@@ -67,6 +67,12 @@ def test_what_cannot_be_rounded_is_told(tmp_path):
     assert "cannot be rounded: log_out: it holds NaN or infinity" in done.output
 
 
+def test_data_that_never_changes_is_told(model, tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.ones((5, 64), np.float32))
+    done = run("calibrate", model, "--data", tmp_path / "d.npz", "-o", tmp_path / "s.npz")
+    assert "d.npz: input 'x' is 1 everywhere in all 5 samples" in " ".join(done.output.split())
+
+
 def test_a_model_of_the_catalogue_brings_its_data(model, tmp_path, monkeypatch):
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     monkeypatch.setattr(storage, "resolve", lambda _model: model)

@@ -215,3 +215,29 @@ def test_damaged_files(tmp_path):
     np.savez(path, ids=np.zeros((3, 4), np.int64), scale=np.zeros(2, np.float32))
     with pytest.raises(UsageError, match="different numbers of samples: 'ids' 3, 'scale' 2"):
         list(open_data(path, TWO))
+
+
+@pytest.mark.parametrize(
+    ("samples", "doubt"),
+    [
+        (
+            [{"ids": [[0] * 4], "scale": 1.0}, {"ids": [[1] * 4], "scale": 1.0}],
+            "input 'scale' is 1 everywhere in all 2",
+        ),
+        ([{"ids": [[0] * 4], "scale": 1.0}], "input 'scale' is 1 everywhere in all 1 samples"),
+        ([{"ids": [[0] * 4], "scale": 1.0}, {"ids": [[0] * 4], "scale": 2.0}], None),  # whole numbers may be the same
+        ([{"ids": [[0] * 4]}] * 3, "all 3 samples are the same"),
+        ([{"ids": [[0] * 4]}, {"ids": [[1] * 4]}, {"ids": [[0] * 4]}], None),
+        ([{"ids": [[0] * 4]}], None),
+    ],
+)
+def test_what_never_changes_is_told_after_a_pass(samples, doubt):
+    samples = [
+        {k: np.asarray(v, np.int64 if k == "ids" else np.float32) for k, v in sample.items()} for sample in samples
+    ]
+    data = open_data(samples, TWO[: len(samples[0])])
+    assert data.doubts == []
+    for _ in range(2):
+        list(data)
+        assert len(data.doubts) == (doubt is not None)
+        assert all(text.startswith(doubt) for text in data.doubts)

@@ -79,7 +79,7 @@ def test_toml(folder, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sice = 8", 'unknown key "sice"; known keys: size'),
+        ("sice = 8", 'unknown key "sice"; did you mean "size"'),
         ("size = [1, 2, 3]", "must be one number, or height and width"),
         ("size = 0", "sides must be from 1"),
         ("size = 1.5", "must be a number"),
@@ -96,15 +96,17 @@ def test_toml(folder, tmp_path):
 def test_wrong_recipes(tmp_path, text, message):
     path = tmp_path / "recipe.toml"
     path.write_text(text)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as error:
         ImageRecipe.from_toml(path)
+    assert str(error.value).startswith(f"{path}: ")
 
 
 def test_wrong_images(folder, tmp_path):
     two = [NCHW, Input("size", np.dtype(np.int64), (2,))]
     for inputs, images, message in (
         (two, "imagenet", "one input has four axes; this one takes image float32"),
-        ([NCHW], "imagenot", "no such file, and no preset"),
+        ([NCHW], "imagenot", 'no such file, and no preset; did you mean "imagenet"'),
+        ([NCHW], "mine.toml", "no such file, and no preset; the presets are imagenet"),
     ):
         with pytest.raises(UsageError, match=message):
             open_data(folder, inputs, images=images)

@@ -1,0 +1,54 @@
+"""Dynamic minifloats: weights rounded once, activations as they come. The order of its passes."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from .outcome import Outcome, Progress
+from .passes import Decision
+from .passes.declare_functions import declare_functions
+from .passes.place_minifloat import OPSET, Floats, PlaceMinifloat
+from .passes.plan_minifloat import plan_minifloat
+from .preparation import prepare
+from .quantization.float_weight import FloatWeight, round_weight
+from .quantization.schemes import WeightScheme
+from .recipe import Recipe
+from .report import weight_report
+
+
+def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage, _done, _total: None) -> Outcome:
+    """Convert a float model, which CleanUp went over, in place.
+
+    Args:
+        model: The model.
+        recipe: Of kind "minifloat-dynamic".
+        progress: Told the stage, what is done of it, and the whole.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    progress("rewrite", 0, 1)
+    prepare(model, opset=OPSET)
+    plan = plan_minifloat(model, recipe)
+    weights: dict[str, FloatWeight] = {}
+
+    def rounded(name: str, weight: Floats, axis: int, scheme: WeightScheme) -> FloatWeight:
+        weights[name] = round_weight(weight, axis, scheme)
+        return weights[name]
+
+    place = PlaceMinifloat(rounded, None)
+    place(model, plan)
+    declare_functions(model)
+    progress("rewrite", 1, 1)
+    reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
+    return Outcome(plan.decisions, lambda: reports)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `convert` would decide of a cleaned-up float model, which is changed in place.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    prepare(model, opset=OPSET)
+    return plan_minifloat(model, recipe).decisions
