@@ -107,6 +107,16 @@ def check(model: str | Path, task: str | None = None) -> None:
     choose(sessions.open_session(path, options), task, str(model))
 
 
+def check_peers(*, nncf: bool) -> None:
+    """Refuse at once what `evaluate_in_openvino` could not begin with.
+
+    Raises:
+        UsageError: OpenVINO, or NNCF where it is to be used, is not installed.
+    """
+    for name in ("openvino", "nncf") if nncf else ("openvino",):
+        openvino.import_peer(name)
+
+
 def evaluate_in_openvino(
     models: Sequence[str], task: str | None = None, nncf: tuple[str, Calibration] | None = None
 ) -> list[TaskResult | Failure]:

@@ -112,6 +112,7 @@ def dequantize_minifloat(*, format: str, scale: ir.DataType = ir.DataType.FLOAT,
     block = body.op("Reshape", body.attribute("block_size", ir.AttributeType.INT), body.shape(1))
     K = body.op("ReduceProd", body.slice(shape, 1, 2**31 - 1), keepdims=1)
     size = body.op("Where", body.op("Equal", block, body.shape(0)), K, block)
+    size = body.op("Max", size, body.shape(1))  # a product of hostile sizes may be 0, and no CPU divides by it
     # The sizes that must be: whatever else comes, Reshape refuses.
     lead = body.slice(shape, 0, 1), body.size(body.ceil_divide(K, size))
     in_full = body.op("Reshape", packed, body.op("Concat", *lead, body.size(_bytes(body, size, format)), axis=0))

@@ -57,7 +57,8 @@ SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kern
   static thread_local Room room;
   const BlockSparseWeight& w = *p.weight;
   SparseRows rows{};
-  rows.together = p.M <= kernels.few ? 0 : together_of(p, kernels);
+  rows.tile = kernels.has_halves && !w.is_float && p.M <= 8 ? 8 : kRowsOfTile;
+  rows.together = p.M <= (w.is_float ? kernels.few_floats : kernels.few_codes) ? 0 : together_of(p, kernels);
   rows.zero_point = p.is_static ? p.input.zero_point : 128;
   rows.row_bytes = w.padded_k * (w.is_float ? 4 : 1);
   if (rows.together == 0 && w.is_float) {  // as they are
@@ -65,13 +66,13 @@ SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kern
     rows.row_bytes = w.K * 4;
     return rows;
   }
-  const std::int64_t step = kRowsOfTile * std::max<std::int64_t>(rows.together, 1);
-  const std::int64_t count = ceil_div(p.M, step) * step;
+  const std::int64_t step = rows.tile * std::max<std::int64_t>(rows.together, 1);
+  const std::int64_t count = ceil_div(p.M, step) * step, scales = std::max(count, kRowsOfTile);
   const std::int64_t outputs = std::max(w.tiles * kTile, w.block_rows * w.block_n);
   const auto bytes = static_cast<std::size_t>(count * rows.row_bytes);
-  rows.words = room.of(bytes + static_cast<std::size_t>(count + outputs) * sizeof(float));
+  rows.words = room.of(bytes + static_cast<std::size_t>(scales + outputs) * sizeof(float));
   rows.scales = reinterpret_cast<float*>(rows.words + bytes);
-  auto* starts = reinterpret_cast<std::uint32_t*>(rows.scales + count);  // modulo 2^32
+  auto* starts = reinterpret_cast<std::uint32_t*>(rows.scales + scales);  // modulo 2^32
   const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
   for (std::int64_t n = 0; n < w.N; ++n) starts[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
   rows.starts = reinterpret_cast<const std::int32_t*>(starts);
@@ -132,7 +133,7 @@ class LazyTiles {
 void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
                    const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
-  const std::int64_t step = kRowsOfTile * rows.together;
+  const std::int64_t step = rows.tile * rows.together;
   LazyTiles tiles(p, kernels, rows);
 
   // Pieces and their parts begin where a block row and a tile of outputs do.

@@ -72,8 +72,7 @@ struct BlockSparseWeight {
 
   // [block_rows + 1], or for 64 outputs after the other, in chunk after chunk of groups, the steps of bundles
   const std::int64_t* row_groups = nullptr;
-  // [groups] or [steps, 4]: 64 times the group; where `gathers` [groups, 4]: 64 times the group of four aligned k, plus
-  // which of them
+  // [groups] or [steps, 4]: 64 times the group; where `gathers` [groups, 4]: 16 times the k
   const std::uint32_t* groups = nullptr;
   const std::uint8_t* strips = nullptr;   // [groups, block_n] or [steps, 4] words
   const std::uint8_t* bundled = nullptr;  // [bundles, 4]: which of the 64 outputs

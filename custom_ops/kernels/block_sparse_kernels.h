@@ -9,11 +9,12 @@ namespace onnxpress {
 
 // Rows of A as words: four uint8 codes, or a float32.
 //
-// For many rows, in tiles of 16 rows, `together` of which lie side by side: [groups, together, 16] words. For few rows,
-// one after the other.
+// For many rows, in tiles of 16 rows, `together` of which lie side by side, or in one tile of 8: [groups, together,
+// tile] words, or where the weight gathers [K, together, tile] codes. For few rows, one after the other.
 struct SparseRows {
   std::uint8_t* words;
   std::int64_t row_bytes;  // of all words of one row
+  std::int64_t tile;       // rows, 16 or 8
   std::int64_t together;   // tiles, 1 or 2; 0 for few rows
   std::int32_t zero_point;
   float* scales;               // [M], of codes
@@ -23,7 +24,7 @@ struct SparseRows {
 constexpr std::int64_t kChunk = 128;  // groups that are gathered at once, to stay in the L1 cache
 
 // Block rows from a multiple of 16 outputs on, in parts of at most `part` block rows (such a multiple too), for
-// 16 * together rows of A.
+// tile * together rows of A.
 struct SparsePiece {
   std::int64_t first_row;  // of A
   std::int64_t block_row, end, part;
@@ -34,7 +35,8 @@ struct SparsePiece {
 struct BlockSparseKernels {
   const char* isa;
   std::int64_t most_together;
-  std::int64_t few;  // the most rows that are few
+  bool has_halves;                     // tiles of 8 rows, of codes
+  std::int64_t few_codes, few_floats;  // the most rows that are few
   // With room for 16 rows and as many lines.
   void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row, std::uint8_t* room);
   void (*load_row)(const BlockSparseProblem&, const SparseRows&, std::int64_t row);

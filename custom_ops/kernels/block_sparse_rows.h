@@ -54,25 +54,39 @@ void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::i
   load_all_words<S>(p, rows, row, rows.words + row * rows.row_bytes);
 }
 
+// From 16 rows of 16 words, `from_step` bytes apart, to the places of group `group` and those behind it in a tile.
+template <class S>
+void turn_words(const BlockSparseProblem& p, const SparseRows& rows, const std::uint8_t* from, std::int64_t from_step,
+                std::int64_t tile, std::int64_t group) {
+  const std::int64_t step = 4 * rows.tile * rows.together;  // of groups
+  std::uint8_t* to = rows.words + tile / rows.together * step * (rows.row_bytes / 4) + group * step;
+  const std::int64_t which = tile % rows.together;
+  if constexpr (S::kHasHalves) {
+    if (rows.tile == 8) return S::transpose_half(from, from_step, to, p.weight->gathers);
+  }
+  if (!p.weight->gathers) return S::transpose(from, from_step, to + kLine * which, step);
+  alignas(64) std::uint8_t lines[16 * kLine];
+  S::transpose(from, from_step, lines, kLine);
+  for (int i = 0; i < 16; ++i) S::turn_bytes(lines + kLine * i, to + step * i + 16 * which, step / 4);
+}
+
 template <class S>
 void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::uint8_t* room) {
   const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
-  const std::int64_t tile = first_row / 16, step = kLine * rows.together;
-  std::uint8_t* to =
-      rows.words + tile / rows.together * rows.together * 16 * rows.row_bytes + tile % rows.together * kLine;
-  const std::int64_t K = p.weight->K;
+  const std::int64_t tile = first_row / 16, K = p.weight->K;
   if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
     for (std::int64_t r = 0; r < 16; ++r) rows.scales[first_row + r] = p.input.scale;
     for (std::int64_t word = 0; 4 * word < K; word += 16) {
-      S::transpose(p.codes + first_row * K + 4 * word, K, to + word * step, step);
+      turn_words<S>(p, rows, p.codes + first_row * K + 4 * word, K, tile, word);
     }
     return;
   }
   const std::int64_t room_step = rows.row_bytes + kLine;  // rows whose distance is a power of two share few sets
   for (std::int64_t r = 0; r < count; ++r) load_all_words<S>(p, rows, first_row + r, room + r * room_step);
+  for (std::int64_t r = count; r < 16; ++r) rows.scales[first_row + r] = 0;
   if (count < 16) memset(room + count * room_step, 0, static_cast<std::size_t>((16 - count) * room_step));
   for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
-    S::transpose(room + 4 * word, room_step, to + word * step, step);
+    turn_words<S>(p, rows, room + 4 * word, room_step, tile, word);
   }
 }
 

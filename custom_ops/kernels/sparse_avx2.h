@@ -29,7 +29,9 @@ constexpr Places kPlaces = make_places();
 
 struct SparseAvx2 : Int8Avx2 {
   static constexpr std::int64_t kTogether = 1;
-  static constexpr std::int64_t kFew = 3;
+  static constexpr bool kHasHalves = false;
+  static constexpr std::int64_t kFewCodes = 3, kFewFloats = 3;
+  static constexpr int kSums = 4;
 
   // Bytes widened to 16 bits, the even and the odd ones apart, as in int8_avx2.h.
   struct Codes {
@@ -71,19 +73,30 @@ struct SparseAvx2 : Int8Avx2 {
   static void store(std::uint8_t* line, F32 a) { Avx2::store(reinterpret_cast<float*>(line), a); }
 
   template <int Count>
-  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
+  static void gather(const std::uint8_t* const (&from)[4], std::uint8_t* to) {
     static_assert(Count == 1);
-    U8 all = zero_int();
-    unroll<4>(ONNXPRESS_EACH(j) {
-      const __m128i right = _mm_cvtsi32_si128(static_cast<int>(8 * (ks[j.value] & 3)));
-      const U8 v = Avx2::load(lines[j.value]);
-      const auto moved = [&](__m256i part) {
-        const __m256i byte = _mm256_and_si256(_mm256_srl_epi32(part, right), _mm256_set1_epi32(255));
-        return _mm256_slli_epi32(byte, 8 * j.value);
-      };
-      all = bit_or(all, U8{moved(v.low), moved(v.high)});
-    });
-    store(to, all);
+    const auto k = [&](int j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[j])); };
+    const auto put = [&](int i, __m128i v) { _mm_store_si128(reinterpret_cast<__m128i*>(to + 16 * i), v); };
+    const __m128i low01 = _mm_unpacklo_epi8(k(0), k(1)), high01 = _mm_unpackhi_epi8(k(0), k(1));
+    const __m128i low23 = _mm_unpacklo_epi8(k(2), k(3)), high23 = _mm_unpackhi_epi8(k(2), k(3));
+    put(0, _mm_unpacklo_epi16(low01, low23));
+    put(1, _mm_unpackhi_epi16(low01, low23));
+    put(2, _mm_unpacklo_epi16(high01, high23));
+    put(3, _mm_unpackhi_epi16(high01, high23));
+  }
+  static void turn_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const auto part = [&](int i) {
+      return _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + i), order);
+    };
+    const auto put = [&](int j, __m128i v) { _mm_store_si128(reinterpret_cast<__m128i*>(to + j * to_step), v); };
+    const __m128i a = part(0), b = part(1), c = part(2), d = part(3);
+    const __m128i low_ab = _mm_unpacklo_epi32(a, b), high_ab = _mm_unpackhi_epi32(a, b);
+    const __m128i low_cd = _mm_unpacklo_epi32(c, d), high_cd = _mm_unpackhi_epi32(c, d);
+    put(0, _mm_unpacklo_epi64(low_ab, low_cd));
+    put(1, _mm_unpackhi_epi64(low_ab, low_cd));
+    put(2, _mm_unpacklo_epi64(high_ab, high_cd));
+    put(3, _mm_unpackhi_epi64(high_ab, high_cd));
   }
 
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {

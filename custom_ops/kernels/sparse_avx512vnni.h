@@ -9,26 +9,11 @@
 namespace onnxpress {
 namespace {
 
-// For byte j of each of four words, to be byte k of it: where it comes from, and that the others become zero.
-struct Places {
-  alignas(16) std::uint8_t of[4][4][16];
-};
-constexpr Places make_places() {
-  Places places{};
-  for (int j = 0; j < 4; ++j) {
-    for (int k = 0; k < 4; ++k) {
-      for (int i = 0; i < 16; ++i) {
-        places.of[j][k][i] = static_cast<std::uint8_t>(i % 4 == j ? i / 4 * 4 + k : 128);
-      }
-    }
-  }
-  return places;
-}
-constexpr Places kPlaces = make_places();
-
 struct SparseAvx512Vnni : Int8Avx512Vnni {
   static constexpr std::int64_t kTogether = 2;
-  static constexpr std::int64_t kFew = 6;
+  static constexpr bool kHasHalves = true;
+  static constexpr std::int64_t kFewCodes = 2, kFewFloats = 6;
+  static constexpr int kSums = 8;
 
   using Codes = __m512i;
   static Codes codes(const std::uint8_t* line) { return _mm512_load_si512(line); }
@@ -55,21 +40,58 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
   using Int8Avx512Vnni::store;
 
   template <int Count>
-  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
-    __m512i places[4];
-    unroll<4>(ONNXPRESS_EACH(j) {
-      const std::uint8_t* place = kPlaces.of[j.value][ks[j.value] & 3];
-      places[j.value] = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(place)));
-    });
+  static void gather(const std::uint8_t* const (&from)[4], std::uint8_t* to) {
     unroll<Count>(ONNXPRESS_EACH(t) {
-      __m512i moved[4];
-      unroll<4>(ONNXPRESS_EACH(j) {
-        moved[j.value] = _mm512_shuffle_epi8(_mm512_load_si512(lines[j.value] + 64 * t.value), places[j.value]);
-      });
-      constexpr int kOr = 0xfe;  // of three
-      const __m512i three = _mm512_ternarylogic_epi32(moved[0], moved[1], moved[2], kOr);
-      _mm512_store_si512(to + 64 * t.value, _mm512_or_si512(three, moved[3]));
+      const auto k = [&](int j) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[j] + 16 * t.value)); };
+      __m512i v = _mm512_castsi128_si512(k(0));
+      v = _mm512_inserti32x4(v, k(1), 1);
+      v = _mm512_inserti32x4(v, k(2), 2);
+      v = _mm512_inserti32x4(v, k(3), 3);
+      _mm512_store_si512(to + 64 * t.value, turn_fours(_mm512_permutexvar_epi32(turned_words(), v)));
     });
+  }
+  static void turn_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
+    const __m512i v = _mm512_permutexvar_epi32(turned_words(), turn_fours(_mm512_load_si512(line)));
+    unroll<4>(ONNXPRESS_EACH(j) {
+      _mm_store_si128(reinterpret_cast<__m128i*>(to + j.value * to_step), _mm512_extracti32x4_epi32(v, j.value));
+    });
+  }
+
+  // ---- Half lines, of 8 rows, two in a vector
+
+  // Of two fours of words.
+  static FourWords eight_codes(const std::uint8_t* words) {
+    const __m512i both = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
+    return _mm512_shuffle_i64x2(both, both, 0x50);
+  }
+  static FourWords four_codes_below(const std::uint8_t* words) {
+    return _mm512_maskz_broadcast_i32x4(0xff, _mm_load_si128(reinterpret_cast<const __m128i*>(words)));
+  }
+  static Codes two_halves(const std::uint8_t* below, const std::uint8_t* above) {
+    const auto half = [](const std::uint8_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); };
+    return _mm512_inserti64x4(_mm512_castsi256_si512(half(below)), half(above), 1);
+  }
+  static I32 set_below(std::int32_t v) { return _mm512_maskz_set1_epi32(0xff, v); }
+  // Their sums below, zeros above.
+  static I32 add_halves(I32 v) {
+    return _mm512_zextsi256_si512(_mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)));
+  }
+  static void gather_half(const std::uint8_t* const (&from)[4], std::uint8_t* to) {
+    const auto k = [&](int j) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from[j])); };
+    const __m128i two01 = _mm_unpacklo_epi8(k(0), k(1)), two23 = _mm_unpacklo_epi8(k(2), k(3));
+    _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi16(two01, two23));
+    _mm_store_si128(reinterpret_cast<__m128i*>(to + 16), _mm_unpackhi_epi16(two01, two23));
+  }
+  // As `transpose` to lines that follow each other, bytes turned as `turn_bytes` does where they are to be.
+  static void transpose_half(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, bool turns_bytes) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    for_each_turned([=](std::int64_t i) { return _mm512_loadu_si512(from + i * from_step); },
+                    [=](std::int64_t i, I32 line) {
+                      const __m256i half = _mm512_castsi512_si256(line);
+                      const __m256i turned =
+                          _mm256_permutevar8x32_epi32(_mm512_castsi512_si256(turn_fours(line)), order);
+                      _mm256_store_si256(reinterpret_cast<__m256i*>(to + 32 * i), turns_bytes ? turned : half);
+                    });
   }
 
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
@@ -116,8 +138,7 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
     const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(ints(0), ints(1)), zero_point);
     const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(ints(2), ints(3)), zero_point);
     // Packing works within 128-bit quarters: there, byte i of the four numbers follow each other four by four.
-    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_shuffle_epi8(_mm512_packus_epi16(first, second), _mm512_broadcast_i32x4(order));
+    return turn_fours(_mm512_packus_epi16(first, second));
   }
   static void store_words(std::uint8_t* p, I32 words, std::int64_t count) {
     if (count >= 64) {
@@ -135,8 +156,7 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
     const __m512i codes =
         _mm512_packs_epi16(_mm512_packs_epi32(ints(0), ints(1)), _mm512_packs_epi32(ints(2), ints(3)));
     // Packing works within 128-bit quarters, from each of which four words follow each other.
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i in_order = _mm512_permutexvar_epi32(order, codes);
+    const __m512i in_order = _mm512_permutexvar_epi32(turned_words(), codes);
     _mm512_store_si512(line, _mm512_xor_si512(in_order, _mm512_set1_epi8(-128)));
   }
 
@@ -148,6 +168,13 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
   }
 
  private:
+  // Of 4 x 4 bytes in each quarter.
+  static __m512i turn_fours(__m512i v) {
+    const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(order));
+  }
+  static __m512i turned_words() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+
   // By the scale: where a product with its inverse might be rounded to another integer, exactly.
   static void divide(const F32 (&values)[4], const CodeFormat& format, F32 (&quotients)[4]) {
     F32 distance = _mm512_setzero_ps();

@@ -13,7 +13,9 @@ namespace {
 
 struct SparseScalar : Int8Scalar {
   static constexpr std::int64_t kTogether = 1;  // lines of rows that a strip of 4 outputs multiplies at once
-  static constexpr std::int64_t kFew = 3;       // rows up to which lanes are outputs
+  static constexpr bool kHasHalves = false;     // as in sparse_avx512vnni.h
+  static constexpr std::int64_t kFewCodes = 3, kFewFloats = 3;  // rows up to which lanes are outputs
+  static constexpr int kSums = 4;                               // that hide the latency of the products
 
   // The words of 16 rows: uint8 codes, and what the product with one weight of each kind needs.
   using Codes = const std::uint8_t*;
@@ -60,12 +62,20 @@ struct SparseScalar : Int8Scalar {
   static void store(std::uint8_t* line, const F32& a) { std::memcpy(line, a.v, sizeof a.v); }
   using Int8Scalar::store;
 
-  // `Count` lines of any four k: byte j of each word is byte `ks[j] & 3` of the word in line j, and so for the lines
-  // behind that.
+  // `Count` lines of any four k: byte j of each word is one of the 16 bytes at `from[j]`, and so for those a line
+  // behind.
   template <int Count>
-  static void gather(const std::uint8_t* const (&lines)[4], const std::uint32_t* ks, std::uint8_t* to) {
-    for (int i = 0; i < 16 * Count; ++i) {
-      for (int j = 0; j < 4; ++j) to[4 * i + j] = lines[j][4 * i + static_cast<int>(ks[j] & 3)];
+  static void gather(const std::uint8_t* const (&from)[4], std::uint8_t* to) {
+    for (int t = 0; t < Count; ++t) {
+      for (int i = 0; i < 16; ++i) {
+        for (int j = 0; j < 4; ++j) to[64 * t + 4 * i + j] = from[j][16 * t + i];
+      }
+    }
+  }
+  // Byte j of word i becomes byte i of 16 that lie `to_step` j behind `to`.
+  static void turn_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 4; ++j) to[to_step * j + i] = line[4 * i + j];
     }
   }
   // Word j of line i becomes word i of line j. `from` may lie anywhere.

@@ -39,7 +39,7 @@ from .session import open_session, session_options, uses_our_ops
 if TYPE_CHECKING:
     from rich.console import Console
 
-SCHEMES = ("fp8", "fp8-e3m4", "fp8-e5m2", "fp6", "fp4", "int8-static")
+SCHEMES = ("int8-static", "fp8-e5m2-static", "fp8-static", "fp8-e3m4-static", "fp6", "fp4")
 """Those that are studied where nobody says."""
 
 FLOAT = "float32"

@@ -79,5 +79,11 @@ def open_session(
     try:
         return ort.InferenceSession(source, options, None if options.has_providers() else ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-        line = str(error).strip().splitlines()[0]
-        raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {line}") from error
+        message = " ".join(str(error).split())
+        raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {message}{_hint(message)}") from error
+
+
+def _hint(message: str) -> str:
+    """What helps where ONNX Runtime before 1.32 makes an operator of int8 of a product of FLOAT8, and refuses it."""
+    fused = "float8" in message and ("QLinearMatMul" in message or "MatMulIntegerToFloat" in message)
+    return "; use ONNX Runtime 1.32 or newer, or the session entry session.disable_quant_qdq=1" if fused else ""

@@ -46,6 +46,8 @@ def array_samples(path: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[
         return lambda: _npz(path, inputs)
     if path.suffix == ".npy":
         return lambda: _npy({_only(path, inputs): path}, inputs)
+    if path.suffix == ".txt":
+        raise UsageError(f"{path}: lines of text need the model's tokenizer.json; name it with --tokenizer")
     raise UsageError(
         f"{path}: give an .npz or .npy file, a folder of them, a folder of images with an image recipe (--images), or "
         "lines of text with a tokenizer.json (--tokenizer)"

@@ -213,7 +213,10 @@ def study(
     models: Annotated[list[str], typer.Argument(help="Float models: files, folders or catalogue names.")],
     schemes: Annotated[
         str | None,
-        typer.Option(help="As optimize takes them, with commas; fp8,fp8-e3m4,fp8-e5m2,fp6,fp4,int8-static by default."),
+        typer.Option(
+            help="As optimize takes them, with commas; int8-static,fp8-e5m2-static,fp8-static,fp8-e3m4-static,fp6,fp4 "
+            "by default."
+        ),
     ] = None,
     task: Annotated[
         list[str] | None,

@@ -56,13 +56,15 @@ def evaluate(
     import dataclasses
     import json
 
-    from onnxpress.models.evaluate import Failure, TaskResult, check
+    from onnxpress.models.evaluate import Failure, TaskResult, check, check_peers
     from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
 
     data = nncf_data(nncf, calibration, samples, images, tokenizer)
     for name in model:
         check(name, task)
+    if openvino or data is not None:
+        check_peers(nncf=data is not None)
     results = [run(name, task) for name in model]
     others: list[TaskResult | Failure] = []
     if openvino or data is not None:

@@ -122,7 +122,7 @@ def test_it_is_folded(tmp_path):
     "change",
     [
         {"shape": (7, 5, 3, 4)}, {"shape": (8, 5, 3, 3)}, {"shape": (7, -5, 3, 3)}, {"shape": (7, 2**62, 2**62)},
-        {"block_size": 16}, {"block_size": -3}, {"block_size": 2**62},
+        {"block_size": 16}, {"block_size": -3}, {"block_size": 2**62}, {"shape": (7, 2**32, 2**31), "block_size": -1},
         {"scales": np.ones((7, 2), np.float32)}, {"scales": np.ones((6, 1), np.float32)},
         {"codes": np.zeros((7, 1, 20), np.uint8)}, {"codes": np.zeros((7, 1, 46), np.uint8)},
         {"codes": np.zeros((7, 2, 45), np.uint8), "scales": np.ones((7, 2), np.float32)},

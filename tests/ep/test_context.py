@@ -18,6 +18,7 @@ from contexts import compiled, feeds_of, nbits_model, run
 from onnxpress import ep
 from onnxpress.optimizer import OnnxpressError, compile_context
 from sessions import KNOWS_WHO_RUNS_WHAT, options
+from sparse import Case
 
 ALL = "matmul_nbits,qdq_matmul,dynamic_matmul"  # also where we are no faster
 
@@ -253,10 +254,11 @@ def test_the_bytes_of_this_version():
             with tempfile.TemporaryDirectory() as folder:
                 model = nbits_model(bits, zero_points=zero_points, bias="constant", K=288)
                 digest.update(compiled(Path(folder), model)[2].read_bytes())
-    for model in (gated_model(), int8_model()):
+    sparse = [ir.from_proto(onnx.load_from_string(Case(70, 37, *block).model())) for block in ((4, 4), (1, 4), (4, 1))]
+    for model in (gated_model(), int8_model(), *sparse):
         with tempfile.TemporaryDirectory() as folder:
-            digest.update(compiled(Path(folder), model, claim=ALL)[2].read_bytes())
-    assert digest.hexdigest()[:16] == "7884b3d4a026a58c"
+            digest.update(compiled(Path(folder), model, claim=f"{ALL},block_sparse")[2].read_bytes())
+    assert digest.hexdigest()[:16] == "5289b92488102be7"
 
 
 SCRIPT = """

@@ -116,7 +116,7 @@ def test_other_lengths(saved):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"format": 3}, "version 3 of the format, this library has version 2; compile the model again"),
+        ({"format": 4}, "version 4 of the format, this library has version 3; compile the model again"),
         ({"byte_order": 0x04030201}, "another byte order"),
         ({"file_size": 1 << 60}, "damaged: it has"),
         ({"index_offset": WORD}, "no index"),

@@ -64,6 +64,7 @@ def scores(monkeypatch):
         evaluate, "evaluate", lambda m, t: TaskResult(m, t or "lee", "Pearson", values[m], {"pairs": 3, "also": 0.25})
     )
     monkeypatch.setattr(evaluate, "check", lambda _model, _task: None)
+    monkeypatch.setattr(evaluate, "check_peers", lambda nncf: None)
 
 
 def test_evaluate_compares_with_the_first(run, scores):
@@ -118,6 +119,17 @@ def test_evaluate_goes_on_after_a_model_that_openvino_cannot_compile(run, scores
     rows = json.loads(run("evaluate", "b.onnx", "a.onnx", "--openvino", "--json")[1])
     assert rows[2] == {"model": "b.onnx in OpenVINO", "error": told}
     assert rows[3]["value"] == 0.75
+
+
+@pytest.mark.parametrize("peer", ["openvino", "nncf"])
+def test_evaluate_asks_for_what_is_not_installed_first(run, monkeypatch, peer):
+    for name in ("openvino", "nncf"):
+        monkeypatch.setitem(sys.modules, name, None if name == peer else ir)
+    monkeypatch.setattr(evaluate, "check", lambda _model, _task: None)
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_given: pytest.fail("measured"))
+    code, _, err = run("evaluate", "a.onnx", f"--{peer}")
+    assert code == 2
+    assert err.startswith(f'error: needs {peer}: pip install "onnxpress[peers]"')
 
 
 def test_evaluate_in_openvino_needs_it(run, monkeypatch, tmp_path):

@@ -10,9 +10,10 @@ import graphs
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from int8 import decibels, run
-from onnxpress.custom_ops import reference
+from onnxpress.custom_ops import reference, register
 from onnxpress.optimizer import storage
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
@@ -21,6 +22,9 @@ from onnxpress.optimizer.passes.plan_minifloat import plan_minifloat
 from onnxpress.optimizer.pipeline import optimize
 from onnxpress.optimizer.quantization.float_weight import round_weight
 from onnxpress.optimizer.recipe import Recipe
+from sessions import RUNS_FLOAT8_PRODUCTS, on_provider, options, taken
+
+pytestmark = pytest.mark.skipif(not RUNS_FLOAT8_PRODUCTS, reason="ONNX Runtime before 1.32 refuses products of FLOAT8")
 
 SIZE = 12
 STATIC, DYNAMIC = Recipe(scheme="fp8-static"), Recipe(scheme="fp8-dynamic")
@@ -416,3 +420,22 @@ def test_names_of_formats():
     assert Recipe(scheme="fp8-mixed-static").formats == ("e3m4", "e4m3fn")
     assert Recipe(scheme="fp8-e5m2-static").formats == ("e5m2", "e5m2")
     assert STATIC.ranges == "minmax"
+
+
+@pytest.mark.parametrize("weights", ["e4m3fn", "e5m2", "e3m4", "e2m1"])
+@pytest.mark.parametrize("format", ACTIVATIONS)
+def test_the_same_on_our_kernels(format, weights):
+    """One product, whose rounded operands are the same for all; sums of the kernels may be of bfloat16."""
+    recipe = dataclasses.replace(DYNAMIC, activation_format=format, weight_format=weights)
+    x = {"x": noise(5, 64)}
+    changed, _ = converted(product(), recipe)
+    (want,) = run(changed, x)
+    proto = ir.to_proto(changed).SerializeToString()
+    registered = options()
+    register(registered)
+    for session in (ort.InferenceSession(proto, registered), on_provider(proto)):
+        np.testing.assert_allclose(session.run(None, x)[0], want, rtol=0, atol=1e-2 * np.abs(want).max())
+    exact = on_provider(proto, accuracy_level=0)
+    np.testing.assert_allclose(exact.run(None, x)[0], want, rtol=0, atol=1e-5 * np.abs(want).max())
+    if weights in ("e4m3fn", "e5m2"):
+        assert taken(exact) in (None, ["DequantizeLinear", "MatMul"])

@@ -14,6 +14,7 @@ from onnxpress.optimizer.analysis.inspect import inspect
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.report import group_reasons
+from sessions import RUNS_FLOAT8_PRODUCTS
 
 
 def test_counts_and_reasons(tmp_path):
@@ -76,6 +77,8 @@ def mixed():
 
 @pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
 def test_it_lists_what_the_conversion_takes_and_leaves(tmp_path, scheme):
+    if scheme == "fp8-static" and not RUNS_FLOAT8_PRODUCTS:
+        pytest.skip("ONNX Runtime before 1.32 refuses products of FLOAT8")
     ir.save(mixed(), tmp_path / "m.onnx")
     rng = np.random.default_rng(0)
     data = [{"x": rng.standard_normal((1, 8, 6, 6)).astype(np.float32)} for _ in range(4)]

@@ -164,12 +164,12 @@ def test_nothing(tmp_path):
 
 
 def test_wrong_sources(tmp_path):
-    (tmp_path / "lines.txt").write_text("hello")
+    (tmp_path / "lines.md").write_text("hello")
     (tmp_path / "pictures" / "a").mkdir(parents=True)
     (tmp_path / "pictures" / "a" / "1.JPG").write_bytes(b"")
     for source, kind, message in (
         (tmp_path / "gone", OnnxpressError, "no such file or folder"),
-        (tmp_path / "lines.txt", UsageError, "give an .npz"),
+        (tmp_path / "lines.md", UsageError, "give an .npz"),
         (tmp_path / "pictures", UsageError, "holds images; say with --images"),
         (3, UsageError, "is a int"),
         (GOOD, UsageError, "is a dict"),

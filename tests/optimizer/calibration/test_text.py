@@ -65,3 +65,8 @@ def test_what_is_no_text(tokenizer, lines, tmp_path):
     lines.write_text("\n \n")
     with pytest.raises(UsageError, match="holds no samples"):
         list(open_data(lines, BERT, tokenizer=tokenizer))
+
+
+def test_lines_without_a_tokenizer(lines):
+    with pytest.raises(UsageError, match=r"lines\.txt: lines of text need the model's tokenizer\.json; .*--tokenizer"):
+        open_data(lines, BERT)
