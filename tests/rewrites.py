@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnxpress.optimizer import optimize
 from onnxpress.optimizer.analysis.session import open_session, session_options
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -16,6 +17,14 @@ def run(model, feeds, level=LEVELS[0]):
     options.graph_optimization_level = level
     source = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     return open_session(source, options).run(None, feeds)
+
+
+def emitted(model, recipe, tmp_path):
+    """Optimize, check the file, and give what it holds and the report."""
+    report = optimize(model, recipe, tmp_path / "out.onnx")
+    proto = onnx.load(report.output)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto, report
 
 
 def number(b, name, value, shape=()):

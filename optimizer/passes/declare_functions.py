@@ -8,6 +8,12 @@ from onnxpress.custom_ops import functions
 _OVERLOAD_IR_VERSION = 10
 
 
+def add_function(model: ir.Model, function: ir.Function) -> ir.Function:
+    """Let a model hold the body of a node of our domain, once a variant; the one that it holds is returned."""
+    model.graph.opset_imports.setdefault(functions.DOMAIN, functions.OPSET)
+    return model.functions.setdefault(function.identifier(), function)
+
+
 def declare_functions(model: ir.Model) -> None:
     """Remove what nobody uses any more, and declare our domain where nodes of it have their bodies beside them."""
     import onnx_ir.passes.common as common

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from .declare_functions import add_function
 from .rewriting import insert_before, required
 
 
@@ -42,11 +43,8 @@ def decode_minifloat(
     Returns:
         The weight.
     """
-    function = functions.dequantize_minifloat(
-        format=format, scale=required(scales.dtype), opset=model.graph.opset_imports[""]
-    )
-    model.functions.setdefault(function.identifier(), function)
-    model.graph.opset_imports.setdefault(functions.DOMAIN, functions.OPSET)
+    scale, opset = required(scales.dtype), model.graph.opset_imports[""]
+    function = add_function(model, functions.dequantize_minifloat(format=format, scale=scale, opset=opset))
     weight = insert_before(
         reader, "DequantizeMiniFloat", [codes, scales], None, domain=functions.DOMAIN, overload=function.overload,
         suffix="_weight", attributes={"format": format, "shape": list(shape), "block_size": block_size},

@@ -21,7 +21,9 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions, reference
 
 from ..quantization.float_weight import TYPES, FloatWeight
+from ..quantization.formats import FORMATS
 from ..quantization.schemes import WeightScheme
+from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
 from .int8_operators import Operator, Role
 from .matching import opset_of
@@ -49,19 +51,14 @@ def activation_scale(largest: float, format: str) -> float:
 
     A tensor of zeros has the scale 1, and so has e5m2 where it holds the largest magnitude as a normal number.
     """
-    most = _most(format)
+    most = FORMATS[format].max
     if largest == 0 or (format == "e5m2" and 2.0**-14 <= largest <= most):
         return 1.0
     return min(max(largest / most, _LEAST), _most_scale(format))
 
 
-def _most(format: str) -> float:
-    numbers = reference.MINIFLOATS[format]
-    return float(numbers[np.isfinite(numbers)].max())
-
-
 def _most_scale(format: str) -> float:
-    return float(np.finfo(np.float32).max) / 2 / _most(format)
+    return float(np.finfo(np.float32).max) / 2 / FORMATS[format].max
 
 
 class PlaceMinifloat:
@@ -123,8 +120,7 @@ class PlaceMinifloat:
 
     def _function_node(self, value: ir.Value, scale: ir.Value, format: str, name: str) -> ir.Node:
         function = functions.round_minifloat(format=format, opset=opset_of(self._model))
-        self._model.functions.setdefault(function.identifier(), function)
-        self._graph.opset_imports.setdefault(functions.DOMAIN, functions.OPSET)
+        function = add_function(self._model, function)
         return ir.node(
             "RoundMiniFloat", [value, scale], attributes={"format": format},
             domain=functions.DOMAIN, overload=function.overload, name=name,
@@ -143,7 +139,11 @@ class PlaceMinifloat:
         """Held as in `activation_scale`, but that of zeros is the least."""
         most, low, high = (
             self._constant(f"{format}_{name}", np.array(number, np.float32))
-            for name, number in (("max", _most(format)), ("scale_min", _LEAST), ("scale_max", _most_scale(format)))
+            for name, number in (
+                ("max", FORMATS[format].max),
+                ("scale_min", _LEAST),
+                ("scale_max", _most_scale(format)),
+            )
         )
         name = f"{value.name}_{format}_scale"
         scale = self._add(value, ir.node("Abs", [value], name=f"{name}_abs"), value)

@@ -86,7 +86,7 @@ class PlaceQdq:
         self._codes: dict[ir.Value, _Codes] = {}
         self._constants: dict[str, ir.Value] = {}
         # What a node reads and makes is looked up before anything is rewired.
-        steps = [(operator, plan.inputs(operator), plan.outputs(operator)) for operator in plan.operators.values()]
+        steps = [(operator, operator.activations, plan.outputs(operator)) for operator in plan.operators.values()]
         for operator, reads, makes in steps:
             for value in reads:
                 if value not in self._codes:

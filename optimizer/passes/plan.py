@@ -25,11 +25,12 @@ from .weight_form import WeightForm, convolution_form, weight_form
 MIN_ELEMENTS = 1024
 # A table read a row at a time costs memory, not time: only large ones are worth it.
 MIN_TABLE_ELEMENTS = 1 << 20
+# What makes float weights of codes.
+DECODERS = ("DequantizeLinear", "DequantizeMiniFloat")
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
-_DECODERS = ("DequantizeLinear", "DequantizeMiniFloat")
 _QUANTIZED = {
     "BlockSparseMatMul",
     "DynamicQuantizeLSTM",
@@ -260,7 +261,7 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
         producer = value.producer()
         if producer is None:
             break
-        if producer.op_type in _DECODERS or producer.op_type in _QUANTIZED:
+        if producer.op_type in DECODERS or producer.op_type in _QUANTIZED:
             return "already quantized"
         if producer.domain not in ("", "ai.onnx") or producer.op_type not in (
             "Identity",

@@ -36,10 +36,6 @@ class Int8Plan:
     replaced: dict[ir.Node, Operator]
     decisions: list[Decision] = dataclasses.field(default_factory=list)
 
-    def inputs(self, operator: Operator) -> list[ir.Value]:
-        """The activations that an operator reads as codes."""
-        return operator.activations
-
     def outputs(self, operator: Operator) -> list[ir.Value]:
         """The values that take the codes of an operator's results; none where the results stay in float."""
         ends = [self.ends[value] for value in operator.node.outputs]
@@ -59,7 +55,7 @@ class Int8Plan:
         """All values that are rounded, each once."""
         found: dict[ir.Value, None] = {}
         for operator in self.operators.values():
-            found.update(dict.fromkeys([*self.inputs(operator), *self.outputs(operator)]))
+            found.update(dict.fromkeys([*operator.activations, *self.outputs(operator)]))
         return list(found)
 
 
@@ -143,7 +139,7 @@ def _follow(operators: dict[ir.Node, Operator], clamps: Mapping[ir.Node, Operato
 
 
 def _reason_to_drop(plan: Int8Plan, operator: Operator, made: set[ir.Value], unusable: Mapping[str, str]) -> str | None:
-    for value in (*plan.inputs(operator), *plan.outputs(operator)):
+    for value in (*operator.activations, *plan.outputs(operator)):
         if (reason := unusable.get(value.name or "")) is not None:
             return f"{value.name}: {reason}"
     if operator.is_product:
@@ -152,7 +148,7 @@ def _reason_to_drop(plan: Int8Plan, operator: Operator, made: set[ir.Value], unu
         return "no int8 operator reads it"
     # A graph input that is only moved is rounded first: that moves a quarter of the bytes.
     moves = operator.role is Role.MOVE
-    if not any(value in made or (moves and value.is_graph_input()) for value in plan.inputs(operator)):
+    if not any(value in made or (moves and value.is_graph_input()) for value in operator.activations):
         return "no int8 operator feeds it"
     return None
 

@@ -18,13 +18,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..quantization.affine import LEAST_SCALE, quantize_bias
-from .plan import array_of
+from .plan import DECODERS, array_of
 from .rewriting import add_array
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
-_DECODERS = ("DequantizeLinear", "DequantizeMiniFloat")
 _FLOAT_CODES = (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 _NUMBERS = np.finfo(np.float32)
 
@@ -209,7 +208,7 @@ def _remove_unread(graph: ir.Graph, value: ir.Value | None) -> None:
 
 def _decoder(value: ir.Value | None) -> ir.Node | None:
     node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type in _DECODERS else None
+    return node if node is not None and node.op_type in DECODERS else None
 
 
 def _read_bias(node: ir.Node, channels: int) -> Doubles | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from .declare_functions import add_function
 from .lazy_weight import LazyWeight
 from .plan import Decision
 from .product_bias import add_scaled, find_bias
@@ -119,7 +120,7 @@ class QuantizeMatMul:
                 format=scheme.format, K=weight.K, N=weight.N, block_size=scheme.block_size,
                 activation=weight.dtype, scale=form.scales, bias=bias, opset=opset,
             )  # fmt: skip
-        return model.functions.setdefault(function.identifier(), function)
+        return add_function(model, function)
 
     def _dequantize(self, decision: Decision, form: WeightForm) -> None:
         node, weight, scheme = decision.node, decision.weight, form.scheme

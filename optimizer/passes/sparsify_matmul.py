@@ -18,6 +18,7 @@ from onnxpress.custom_ops import functions
 
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
+from .declare_functions import add_function
 from .matching import is_standard, sole_reader
 from .plan import constant_of
 from .product_bias import add_scaled, find_bias
@@ -161,8 +162,7 @@ class SparsifyMatMul:
             bias=len(node.inputs) > 5 and node.inputs[5] is not None,
             static=static, quantized_output=len(node.inputs) == 10, opset=model.graph.opset_imports[""],
         )  # fmt: skip
-        function = model.functions.setdefault(function.identifier(), function)
-        node.overload = function.overload
+        node.overload = add_function(model, function).overload
 
 
 def _activated(last: ir.Node) -> tuple[ir.Node, str]:

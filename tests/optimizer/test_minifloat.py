@@ -21,6 +21,7 @@ from onnxpress.optimizer.quantization.formats import FORMATS
 from onnxpress.optimizer.quantization.rtn import quantize_rtn
 from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.recipe import Override
+from rewrites import emitted
 
 RNG = np.random.default_rng(23)
 MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.kind == "weight-only"]
@@ -28,14 +29,6 @@ BLOCK_FLOATS = ["bfp8", "bfp6", "bfp4"]
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 ONE_OVERLOAD = ort.__version__.startswith("1.23.")
 """ONNX Runtime 1.23 takes the first of several functions of a name for all nodes."""
-
-
-def emitted(model, recipe, tmp_path):
-    target = tmp_path / "out.onnx"
-    report = optimize(model, recipe, target)
-    proto = onnx.load(target)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto, report
 
 
 def weight_of(proto, op_type="MatMulMiniFloat"):

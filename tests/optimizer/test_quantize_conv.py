@@ -22,6 +22,7 @@ from onnxpress.optimizer.quantization.formats import FORMATS
 from onnxpress.optimizer.quantization.rtn import quantize_rtn
 from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.recipe import Override
+from rewrites import emitted
 
 RNG = np.random.default_rng(31)
 MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.kind == "weight-only"]
@@ -51,14 +52,6 @@ def model_of(kind, dtype=np.float32, opset=18):
         [None] * len(shape), ir.DataType.from_numpy(np.dtype(dtype)),
     )  # fmt: skip
     return b.model()
-
-
-def emitted(model, recipe, tmp_path):
-    target = tmp_path / "out.onnx"
-    report = optimize(model, recipe, target)
-    proto = onnx.load(target)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto, report
 
 
 def rounded(W, recipe):

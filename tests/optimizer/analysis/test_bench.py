@@ -13,6 +13,7 @@ from onnxpress.optimizer.analysis.bench import bench, take_turns
 from onnxpress.optimizer.analysis.feeds import fitted, random_feeds
 from onnxpress.optimizer.analysis.plots import plot_benchmark, shorten
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from sessions import KNOWS_WHO_RUNS_WHAT
 
 
 def test_models_take_turns_and_the_first_changes():
@@ -71,6 +72,7 @@ def test_models_that_cannot_be_timed(tmp_path):
         bench([str(broken)], dims={})
 
 
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 refuses FLOAT4E2M1 before a provider sees it")
 def test_what_one_way_of_running_cannot_do_is_told(tmp_path):
     """No ONNX Runtime has a DequantizeLinear of FLOAT4E2M1; the execution provider takes it with the product."""
     model, fp4 = tmp_path / "a.onnx", str(tmp_path / "b.onnx")
