@@ -18,6 +18,7 @@ from .outcome import Outcome, Progress
 from .passes import CleanUp, Decision, plan
 from .recipe import Recipe
 from .report import Report, group_reasons
+from .request import check_request
 
 METADATA_KEY = "onnxpress.recipe"
 """Key of the output's metadata that holds the recipe as JSON."""
@@ -45,13 +46,16 @@ def optimize(
         What was done.
 
     Raises:
-        UsageError: The output cannot be written where it is asked for, or an argument is of another type.
+        UsageError: The output cannot be written where it is asked for, an argument is of another type, or the recipe
+            and the calibration do not go together.
         OnnxpressError: The model cannot be read or holds nothing to quantize; nothing is written then.
     """
     recipe, calibration = recipe or Recipe(), calibration or Calibration()
     for given, kind in ((recipe, Recipe), (calibration, Calibration)):
         if not isinstance(given, kind):
             raise UsageError(f"{kind.__name__} expected, not {given!r:.40}; write {kind.__name__}(...)")
+    named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
+    check_request(recipe, calibration, named)
     clock = _Clock()
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
@@ -64,7 +68,6 @@ def optimize(
         storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
         loaded = storage.load(path)
         size_before = storage.size_on_disk(path, loaded)
-    named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
     external = storage.has_external_data(loaded)
     clock.lap("read")
 
@@ -135,12 +138,8 @@ class _Given:
 def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> Outcome:
     if recipe.kind in ("static", "minifloat-static"):
         return given.tell(static.convert(model, recipe, given.open(), progress, source))
-    if recipe.kind == "sparse" and (sparse.needs_data(recipe) or given.asked == Calibration()):
+    if recipe.kind == "sparse":
         return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
-    if given.asked != Calibration():
-        unread = [name for name, value in vars(given.asked).items() if value is not None]
-        listed = ", ".join(unread).replace("data", "calibration")
-        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings; leave out {listed}")
     if recipe.kind == "minifloat-dynamic":
         return minifloat_dynamic.convert(model, recipe, progress)
     return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)

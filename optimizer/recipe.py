@@ -261,6 +261,9 @@ class Recipe:
         """
         origin = origin or Origin()
         fields = checked(cls, values, origin)
+        scheme = fields.get("scheme", cls.scheme)
+        if unread := sorted(fields.keys() - _READ[SCHEMES[scheme].kind]):
+            raise UsageError(f"{origin.name(unread)}: not read by scheme {scheme}")
         overrides = fields.pop("overrides", ())
         if not isinstance(overrides, list | tuple) or not all(isinstance(o, Mapping) for o in overrides):
             raise UsageError(f"{origin.text}: overrides must be a list of tables, written as [[overrides]]")
@@ -271,16 +274,11 @@ class Recipe:
             if override.match is None and override.op_type is None:
                 raise UsageError(f"{where.text}: give match (a pattern on node names) or op_type")
             built.append(override)
-            if (
-                override.scheme is not None
-                and SCHEMES[override.scheme].kind != SCHEMES[fields.get("scheme", cls.scheme)].kind
-            ):
+            if override.scheme is not None and SCHEMES[override.scheme].kind != SCHEMES[scheme].kind:
                 raise UsageError(f'{where.text}: scheme "{override.scheme}" is of another kind than that of the recipe')
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}
         _check_together({**defaults, **fields}, built, origin)
         recipe = cls(**fields, overrides=tuple(built))
-        if unread := sorted(fields.keys() - _READ[recipe.kind]):
-            raise UsageError(f"{origin.name(unread)}: not read by scheme {recipe.scheme}")
         recipe._refuse_two_choices(fields, origin)
         return recipe
 

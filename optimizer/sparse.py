@@ -161,6 +161,18 @@ def needs_data(recipe: Recipe) -> bool:
     return _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
 
 
+def refuse_without_data(recipe: Recipe) -> None:
+    """Raise UsageError where a recipe asks for what only a calibration tells."""
+    for key, value, other in (
+        ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
+        ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
+    ):
+        if value not in (None, other):
+            raise UsageError(
+                f'{key} "{value}" needs a calibration: give --calibration or --statistics, or take {key} "{other}"'
+            )
+
+
 def _is_static(recipe: Recipe) -> bool:
     return recipe.activations == "static" and recipe.dtype == "int8"
 
@@ -181,14 +193,6 @@ def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open 
     if not taken or not needs_data(recipe):
         return _Known()
     if data is None:
-        for key, value, other in (
-            ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
-            ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
-        ):
-            if value not in (None, other):
-                raise UsageError(
-                    f'{key} "{value}" needs a calibration: give --calibration or --statistics, or take {key} "{other}"'
-                )
         return _Known()
     opened = data()
     settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)

@@ -98,11 +98,9 @@ def convert(
         source: What to call the model in an error.
 
     Raises:
-        UsageError: The recipe asks for what runs models on data, and there are only statistics.
+        UsageError: The metric does not fit the model.
         OnnxpressError: ONNX Runtime cannot run the model, a metric fails, or the model has to be faster and is not.
     """
-    if isinstance(data, Statistics):
-        _refuse_statistics(recipe)
     decisions = decide(model, recipe)
     if not any(decision.taken for decision in decisions):
         return Outcome(decisions, tuple)
@@ -151,7 +149,8 @@ def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Buil
     return kind(calibrated, recipe, progress)
 
 
-def _refuse_statistics(recipe: Recipe) -> None:
+def refuse_statistics(recipe: Recipe) -> None:
+    """Raise UsageError where a recipe asks for what runs models on data, of which there are only statistics."""
     asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:

@@ -96,6 +96,14 @@ class FormatStudy:
                 passed.setdefault(verdict.scheme, []).append(verdict.passed)
         return {scheme: sum(each) / len(each) for scheme, each in passed.items()}
 
+    def _failed(self) -> dict[str, dict[str, list[str]]]:
+        """Schemes by model by the reason why there is no verdict, which many may share."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for verdict in self.verdicts:
+            if verdict.reason:
+                found.setdefault(verdict.reason, {}).setdefault(verdict.model, []).append(verdict.scheme)
+        return found
+
     def to_json(self) -> str:
         """Everything as JSON; what is infinite or NaN becomes null."""
         values = dataclasses.asdict(self)
@@ -108,11 +116,14 @@ class FormatStudy:
         from rich.table import Table
 
         table = Table(box=None)
-        for column in ("model", "scheme", "metric", "value", "loss", "passes", "size", "why not"):
+        for column in ("model", "scheme", "metric", "value", "loss", "passes", "size"):
             table.add_column(column, justify="right" if column in ("value", "loss", "size") else "left")
         for verdict in self.verdicts:
             table.add_row(*_cells(verdict))
         console.print(table)
+        for reason, failed in self._failed().items():
+            listed = "; ".join(f"{model} as {', '.join(schemes)}" for model, schemes in failed.items())
+            console.print(f"cannot be judged: {listed}: {reason}", soft_wrap=True)
         console.print(f"coverage: the models that lose {100 * self.max_drop:g} % at most")
         coverage = Table(box=None)
         coverage.add_column("scheme")
@@ -129,7 +140,7 @@ def _cells(verdict: Verdict) -> tuple[str, ...]:
     loss = "" if verdict.loss is None or verdict.scheme == FLOAT else f"{round(100 * verdict.loss, 2) + 0.0:.2f} %"
     passes = "" if verdict.scheme == FLOAT else "yes" if verdict.passed else "no"
     size = "" if verdict.size is None else size_text(verdict.size)
-    return verdict.model, verdict.scheme, verdict.metric, value, loss, passes, size, verdict.reason
+    return verdict.model, verdict.scheme, verdict.metric, value, loss, passes, size
 
 
 def study_formats(

@@ -90,6 +90,20 @@ def choose_metric(
     return Metric(name, reference, judge)
 
 
+def check_name(name: str) -> None:
+    """Refuse at once what is a metric of no model.
+
+    Raises:
+        UsageError: There is no such task or function.
+    """
+    from onnxpress.models.tasks import TASKS
+
+    if ":" in name:
+        load_function(name)
+    elif name not in TASKS:
+        raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, "module:function"])}')
+
+
 def check_metric(name: str, model: ir.Model, source: str) -> None:
     """Refuse at once what `choose_metric` would refuse of a name, before there is data.
 
@@ -178,10 +192,9 @@ class _Task:
     """A task with labels. NaN is its value for a model whose outputs no longer depend on the inputs."""
 
     def __init__(self, name: str, session: ort.InferenceSession, path: Path | None, source: str) -> None:
-        from onnxpress.models.tasks import TASKS, choose
+        from onnxpress.models.tasks import choose
 
-        if name not in TASKS:
-            raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, "module:function"])}')
+        check_name(name)
         self._name, self._source = name, source
         self._path = storage.resolve(path) if path is not None else _NOWHERE
         try:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..errors import UsageError
 from .data import Data, open_data
+from .images import recipe_of
 from .inputs import inputs_of
 from .statistics import Statistics
 
@@ -42,6 +43,23 @@ class Calibration:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
         return self.data is not None or self.statistics is not None or name is not None
 
+    def check(self, name: str | None) -> None:
+        """Refuse what cannot be opened whatever the model is; of which `name` is as in `is_there`.
+
+        Raises:
+            UsageError: Nothing is given, or data and statistics both, or `images` means nothing.
+            OnnxpressError: The file of `images` cannot be read.
+        """
+        if self.data is not None and self.statistics is not None:
+            raise UsageError("give calibration data or statistics, not both")
+        if not self.is_there(name):
+            raise UsageError(
+                "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, "
+                "lines of text with --tokenizer, or module:function), or --statistics"
+            )
+        if self.images is not None:
+            recipe_of(self.images)
+
     def open(self, model: ir.Model, name: str | None = None, path: Path | None = None) -> Data | Statistics:
         """The data, or the statistics.
 
@@ -51,21 +69,15 @@ class Calibration:
             path: The model's file, beside which a tokenizer may lie.
 
         Raises:
-            UsageError: Nothing is given, or both.
+            UsageError: As `check`.
             OnnxpressError: It cannot be read.
         """
+        self.check(name)
         if self.statistics is not None:
-            if self.data is not None:
-                raise UsageError("give calibration data or statistics, not both")
             return self.statistics if isinstance(self.statistics, Statistics) else Statistics.load(self.statistics)
         samples, batch = self.samples or SAMPLES, self.batch or 1
         data: Any = self.data
-        if data is None:
-            if name is None:
-                raise UsageError(
-                    "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, "
-                    "lines of text with --tokenizer, or module:function), or --statistics"
-                )
+        if data is None and name is not None:
             data = own_data(name, samples)
         tokenizer = self.tokenizer or tokenizer_beside(path, data)
         return open_data(data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=tokenizer)

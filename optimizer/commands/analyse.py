@@ -8,7 +8,7 @@ import typer
 
 from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
-from .terminal import Json, console, progress_bar, share
+from .terminal import Coverage, Embeddings, FirstAndLast, Json, as_written, console, progress_bar, share
 
 _Dims = Annotated[
     list[str] | None,
@@ -65,8 +65,12 @@ def _check_plot(path: str | None) -> None:
 
 
 def inspect(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A file, a folder or a catalogue name.")],
     scheme: Annotated[str, typer.Option(help="The scheme to ask about.")] = "int4",
+    embeddings: Embeddings = None,
+    coverage: Coverage = None,
+    first_and_last: FirstAndLast = None,
     nodes: Annotated[bool, typer.Option("--nodes", help="List every node rather than counts.")] = False,
     json_: Json = False,
 ) -> None:
@@ -75,7 +79,9 @@ def inspect(
     from ..origin import Origin
     from ..recipe import Recipe
 
-    result = run(model, Recipe.from_mapping({"scheme": scheme}, Origin(options={"scheme": "--scheme"})))
+    given = {"scheme": scheme, "embeddings": embeddings, "coverage": coverage, "first_and_last": first_and_last}
+    given = {key: value for key, value in given.items() if value is not None}
+    result = run(model, Recipe.from_mapping(given, Origin(options=as_written(context, given))))
     if json_:
         print(result.to_json())
     else:

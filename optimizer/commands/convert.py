@@ -6,10 +6,27 @@ from typing import Annotated
 
 import typer
 
-from .terminal import Json, Quiet, as_written, console, progress_bar, share
+from .terminal import (
+    FP8,
+    WEIGHT_ONLY,
+    Coverage,
+    Embeddings,
+    FirstAndLast,
+    Json,
+    Quiet,
+    as_written,
+    console,
+    progress_bar,
+    share,
+)
 
-_DATA, _STATIC, _SPARSE = "Data of static schemes and sparse", "int8-static and fp8-static", "sparse"
-_FP8 = "fp8-static and fp8-dynamic"
+# Panels of options by the schemes that take them.
+_AND_INT8 = "Weights alone and int8-static"
+_DATA = "Data of static schemes and sparse"
+_STATIC = "int8-static and fp8-static"
+_INT8_STATIC = "int8-static"
+_INT8 = "int8-static and int8-dynamic"
+_SPARSE = "sparse"
 
 
 def optimize(
@@ -25,24 +42,44 @@ def optimize(
         ),
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Weights that share a scale: 16 to 256; 0: a channel.")] = None,
-    symmetric: Annotated[
-        bool | None, typer.Option("--symmetric/--asymmetric", help="One fixed zero point, or one a block or tensor.")
-    ] = None,
     search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
-    scale_type: Annotated[
-        str | None, typer.Option(help="float32, float16; of fp and nf also bfloat16, e8m0, pow2.")
-    ] = None,
-    form: Annotated[str | None, typer.Option(help="qoperator (default), qdq or onnxpress.")] = None,
-    accuracy_level: Annotated[
-        int | None, typer.Option(help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32.")
-    ] = None,
-    embeddings: Annotated[
-        bool | None, typer.Option("--embeddings/--no-embeddings", help="Quantize large Gather tables too.")
-    ] = None,
     clean_up: Annotated[bool | None, typer.Option("--clean-up/--no-clean-up", help="Fold and fuse first.")] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only nodes whose name matches; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not nodes whose name matches; repeatable.")] = None,
+    block_size: Annotated[
+        int | None,
+        typer.Option(help="Weights that share a scale: 16 to 256; 0: a channel.", rich_help_panel=WEIGHT_ONLY),
+    ] = None,
+    scale_type: Annotated[
+        str | None,
+        typer.Option(help="float32, float16; of fp and nf also bfloat16, e8m0, pow2.", rich_help_panel=WEIGHT_ONLY),
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option(help="qoperator (default), qdq or onnxpress.", rich_help_panel=WEIGHT_ONLY)
+    ] = None,
+    accuracy_level: Annotated[
+        int | None,
+        typer.Option(
+            help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32.", rich_help_panel=WEIGHT_ONLY
+        ),
+    ] = None,
+    embeddings: Embeddings = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="One fixed zero point, or one a block or tensor.",
+            rich_help_panel=_AND_INT8,
+        ),
+    ] = None,
+    per_channel: Annotated[
+        bool | None,
+        typer.Option(
+            "--per-channel/--per-tensor",
+            help="Scales of weights; of weights alone with --block-size 0.",
+            rich_help_panel=_AND_INT8,
+        ),
+    ] = None,
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -68,34 +105,13 @@ def optimize(
     range_method: Annotated[
         str | None,
         typer.Option(
-            help="minmax (default of fp8), moving-average, percentile (default of int8), entropy or mse.",
+            help="minmax (default of fp8), moving-average, percentile (default of int8); of int8 entropy and mse, too.",
             rich_help_panel=_DATA,
         ),
     ] = None,
     percentile: Annotated[
         float | None,
         typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_DATA),
-    ] = None,
-    activation_type: Annotated[
-        str | None,
-        typer.Option(help="uint8 (default) or int8, which stock x86 computes in float.", rich_help_panel=_STATIC),
-    ] = None,
-    per_channel: Annotated[
-        bool | None, typer.Option("--per-channel/--per-tensor", help="Scales of weights.", rich_help_panel=_STATIC)
-    ] = None,
-    reduce_range: Annotated[
-        bool | None,
-        typer.Option(
-            "--reduce-range/--full-range", help="Weights of 7 bits; asks the machine.", rich_help_panel=_STATIC
-        ),
-    ] = None,
-    equalize: Annotated[
-        bool | None,
-        typer.Option(
-            "--equalize/--no-equalize",
-            help="Even out channels of neighbouring layers; not by default.",
-            rich_help_panel=_STATIC,
-        ),
     ] = None,
     smooth: Annotated[
         bool | None,
@@ -104,14 +120,6 @@ def optimize(
             help="Outliers into weights of MatMul; --smooth: also by a Mul.",
             rich_help_panel=_STATIC,
         ),
-    ] = None,
-    compensate: Annotated[
-        bool | None,
-        typer.Option("--compensate/--no-compensate", help="Rounding of weights by the data.", rich_help_panel=_STATIC),
-    ] = None,
-    correct_bias: Annotated[
-        bool | None,
-        typer.Option("--correct-bias/--no-correct-bias", help="Mean error of weights.", rich_help_panel=_STATIC),
     ] = None,
     restore_moments: Annotated[
         bool | None,
@@ -132,28 +140,46 @@ def optimize(
             rich_help_panel=_STATIC,
         ),
     ] = None,
+    activation_type: Annotated[
+        str | None,
+        typer.Option(help="uint8 (default) or int8, which stock x86 computes in float.", rich_help_panel=_INT8_STATIC),
+    ] = None,
+    equalize: Annotated[
+        bool | None,
+        typer.Option(
+            "--equalize/--no-equalize",
+            help="Even out channels of neighbouring layers; not by default.",
+            rich_help_panel=_INT8_STATIC,
+        ),
+    ] = None,
+    compensate: Annotated[
+        bool | None,
+        typer.Option(
+            "--compensate/--no-compensate", help="Rounding of weights by the data.", rich_help_panel=_INT8_STATIC
+        ),
+    ] = None,
+    correct_bias: Annotated[
+        bool | None,
+        typer.Option("--correct-bias/--no-correct-bias", help="Mean error of weights.", rich_help_panel=_INT8_STATIC),
+    ] = None,
     only_if_faster: Annotated[
         bool | None,
         typer.Option(
-            "--only-if-faster/--always", help="Layers measured slower in int8 stay in float.", rich_help_panel=_STATIC
+            "--only-if-faster/--always",
+            help="Layers measured slower in int8 stay in float.",
+            rich_help_panel=_INT8_STATIC,
         ),
+    ] = None,
+    reduce_range: Annotated[
+        bool | None,
+        typer.Option("--reduce-range/--full-range", help="Weights of 7 bits; asks the machine.", rich_help_panel=_INT8),
     ] = None,
     weight_format: Annotated[
-        str | None, typer.Option(help="e4m3fn, e5m2, e3m4, e3m2, e2m3 or e2m1.", rich_help_panel=_FP8)
+        str | None, typer.Option(help="e4m3fn, e5m2, e3m4, e3m2, e2m3 or e2m1.", rich_help_panel=FP8)
     ] = None,
-    activation_format: Annotated[str | None, typer.Option(help="e4m3fn, e5m2 or e3m4.", rich_help_panel=_FP8)] = None,
-    coverage: Annotated[
-        str | None,
-        typer.Option(help="standard (default) or extended: Add, Mul, norms, embeddings too.", rich_help_panel=_FP8),
-    ] = None,
-    first_and_last: Annotated[
-        bool | None,
-        typer.Option(
-            "--first-and-last/--no-first-and-last",
-            help="Round these products too; by default of models without Conv.",
-            rich_help_panel=_FP8,
-        ),
-    ] = None,
+    activation_format: Annotated[str | None, typer.Option(help="e4m3fn, e5m2 or e3m4.", rich_help_panel=FP8)] = None,
+    coverage: Coverage = None,
+    first_and_last: FirstAndLast = None,
     sparsity: Annotated[
         float | None, typer.Option(help="Share of blocks to remove; 0.8, or 0.5 by magnitude.", rich_help_panel=_SPARSE)
     ] = None,

@@ -407,7 +407,7 @@ def test_overrides_mix_formats():
     ({"range_method": "mse"}, "range_method is .*for codes at equal distances; fp8-static takes minmax"),
     ({"only_if_faster": True}, "only_if_faster: not read by scheme fp8-static"),
     ({"scheme": "fp8-dynamic", "smooth": True}, "smooth: not read by scheme fp8-dynamic"),
-    ({"scheme": "int8-static", "weight_format": "e4m3"}, 'weight_format is "e4m3", not read by scheme int8-static'),
+    ({"scheme": "int8-static", "weight_format": "e4m3"}, "weight_format: not read by scheme int8-static"),
     ({"scheme": "int4", "overrides": [{"match": "a", "weight_format": "e5m2"}]}, "overrides.*not read by scheme int4"),
     ({"scheme": "int4", "coverage": "extended"}, "coverage: not read by scheme int4"),
 ])  # fmt: skip

@@ -148,6 +148,17 @@ def test_a_model_that_cannot_be_judged_is_no_end(model, tmp_path):
     assert study.coverage == {"fp8": 0.5}
 
 
+def test_a_reason_that_many_share_is_told_once(model, bare):
+    done = invoke(model, bare, "--schemes", "int8-static,fp8-static,fp8")
+    assert done.exit_code == 0, done.output
+    told = [line for line in done.stdout.splitlines() if line.startswith("cannot be judged: ")]
+    both = "as int8-static, fp8-static"
+    assert told[0].startswith(f"cannot be judged: {model} {both}; {bare} {both}: this has to see data: give --calib")
+    assert told[1].startswith(f"cannot be judged: {bare} as fp8: {bare}: nothing to quantize")
+    assert len(told) == 2
+    assert done.stdout.count("this has to see data") == 1
+
+
 def test_command(model, bare, quality, tmp_path):
     plot = tmp_path / "study.png"
     done = invoke(

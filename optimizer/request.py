@@ -1,0 +1,38 @@
+"""What is wrong with a request whatever the model is, so that it is told before the model is read."""
+
+from __future__ import annotations
+
+from . import sparse, static
+from .analysis.metrics import check_name
+from .calibration import Calibration
+from .errors import UsageError
+from .recipe import Recipe
+
+
+def check_request(recipe: Recipe, calibration: Calibration, name: str | None) -> None:
+    """Refuse data that nobody reads, or that is lacking, and a metric that is none.
+
+    Args:
+        recipe: What to do.
+        calibration: What was given to learn from.
+        name: Of the model in the catalogue, which has data of its own; None of another.
+
+    Raises:
+        UsageError: The request cannot be met with any model.
+        OnnxpressError: A file that it names cannot be read.
+    """
+    if recipe.metric is not None:
+        check_name(recipe.metric)
+    if recipe.kind in ("static", "minifloat-static"):
+        calibration.check(name)
+        if calibration.statistics is not None:
+            static.refuse_statistics(recipe)
+    elif recipe.kind == "sparse" and sparse.needs_data(recipe):
+        if calibration.is_there(name):
+            calibration.check(name)
+        else:
+            sparse.refuse_without_data(recipe)
+    elif calibration != Calibration():
+        unread = [key for key, value in vars(calibration).items() if value is not None]
+        listed = ", ".join(unread).replace("data", "calibration")
+        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings; leave out {listed}")
