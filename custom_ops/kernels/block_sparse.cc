@@ -43,14 +43,15 @@ class Room {
   std::size_t capacity_ = 0;
 };
 
-// Two tiles of rows at once save loads of the weight; but where one output is all that lines of rows are gathered for,
-// they should come from the L1 cache.
+// Tiles of rows that are multiplied at once share loads of the weight: four tiles where they leave no more rows empty
+// than two do. But where lines of rows are loaded for one output alone, they should come from the L1 cache.
 std::int64_t together_of(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
   constexpr std::int64_t kMostBytes = 1 << 16;
   const BlockSparseWeight& w = *p.weight;
-  if (p.M <= kRowsOfTile) return 1;
-  const std::int64_t bytes = w.padded_k * (w.is_float ? 4 : 1) * kRowsOfTile * 2;
-  return w.gathers && w.block_n == 1 && bytes > kMostBytes ? 1 : kernels.most_together;
+  const std::int64_t tiles = ceil_div(p.M, kRowsOfTile);
+  if (tiles == 1 || kernels.most_together == 1) return 1;
+  if (w.gathers && w.block_n == 1 && w.padded_k * kRowsOfTile * 2 > kMostBytes) return 1;
+  return !w.bundles && ceil_div(tiles, 4) * 2 == ceil_div(tiles, 2) ? kernels.most_together : 2;
 }
 
 SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {

@@ -15,7 +15,7 @@ struct SparseRows {
   std::uint8_t* words;
   std::int64_t row_bytes;  // of all words of one row
   std::int64_t tile;       // rows, 16 or 8
-  std::int64_t together;   // tiles, 1 or 2; 0 for few rows
+  std::int64_t together;   // tiles, 1, 2 or 4; 0 for few rows
   std::int32_t zero_point;
   float* scales;               // [M], of codes
   const std::int32_t* starts;  // [outputs of all block rows]: minus the zero point times the sum of a column's codes

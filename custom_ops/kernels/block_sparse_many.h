@@ -249,7 +249,8 @@ void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const 
   if constexpr (S::kHasHalves) {
     if (rows.tile == 8) return multiply_piece<S, HalfLines<S>>(p, rows, piece);
   }
-  if constexpr (S::kTogether == 2) {
+  if constexpr (S::kTogether > 1) {
+    if (rows.together == 4) return multiply_whole_lines<S, 4>(p, rows, piece);
     if (rows.together == 2) return multiply_whole_lines<S, 2>(p, rows, piece);
   }
   multiply_whole_lines<S, 1>(p, rows, piece);

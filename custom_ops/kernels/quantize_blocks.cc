@@ -7,9 +7,8 @@
 #include "kernels/quantize_blocks_kernels.h"
 
 namespace onnxpress {
-namespace {
 
-const QuantizeKernels& kernels_of(Isa isa) {
+const QuantizeKernels& quantize_kernels(Isa isa) {
 #if defined(__x86_64__)
   if (isa >= Isa::kAvx512Vnni) return quantize_kernels_avx512vnni();
   if (isa >= Isa::kAvx2) return quantize_kernels_avx2();
@@ -17,6 +16,8 @@ const QuantizeKernels& kernels_of(Isa isa) {
   (void)isa;
   return quantize_kernels_scalar();
 }
+
+namespace {
 
 // `count` consecutive values of the weight as floats.
 void load_values(const WeightView& weight, const QuantizeKernels& kernels, std::int64_t from, std::int64_t count,
@@ -49,7 +50,7 @@ void load_block(const WeightView& weight, const QuantizeKernels& kernels, std::i
 
 SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
                               const QuantizedBlocks& out, Isa isa) {
-  const QuantizeKernels& kernels = kernels_of(isa);
+  const QuantizeKernels& kernels = quantize_kernels(isa);
   const std::int64_t size = scheme.block_size;
   const std::int64_t blocks = (weight.K + size - 1) / size;
   const std::int64_t blob = size * scheme.bits / 8;
@@ -85,7 +86,7 @@ SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& schem
 }
 
 bool all_finite(const void* data, bool half, std::int64_t count, Isa isa) {
-  const QuantizeKernels& kernels = kernels_of(isa);
+  const QuantizeKernels& kernels = quantize_kernels(isa);
   return half ? kernels.finite_half(static_cast<const std::uint16_t*>(data), count)
               : kernels.finite_float(static_cast<const std::uint32_t*>(data), count);
 }

@@ -2,6 +2,9 @@
 
 namespace onnxpress {
 
-const QuantizeKernels& quantize_kernels_avx512vnni() { return kQuantizeKernels; }
+const QuantizeKernels& quantize_kernels_avx512vnni() {
+  static constexpr QuantizeKernels kernels = make_quantize_kernels("avx512vnni");
+  return kernels;
+}
 
 }  // namespace onnxpress

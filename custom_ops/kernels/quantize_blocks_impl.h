@@ -9,6 +9,7 @@
 
 #include "kernels/half.h"
 #include "kernels/quantize_blocks_kernels.h"
+#include "kernels/rounding_errors_impl.h"
 
 namespace onnxpress {
 namespace {
@@ -170,7 +171,9 @@ void halves_to_floats(const std::uint16_t* halves, float* floats, std::int64_t c
   for (std::int64_t i = 0; i < count; ++i) floats[i] = half_to_float(halves[i]);
 }
 
-constexpr QuantizeKernels kQuantizeKernels{quantize_block, finite_float, finite_half, halves_to_floats};
+constexpr QuantizeKernels make_quantize_kernels(const char* isa) {
+  return {isa, quantize_block, finite_float, finite_half, halves_to_floats, rounding_errors};
+}
 
 }  // namespace
 }  // namespace onnxpress

@@ -1,4 +1,4 @@
-// The table of functions that every instruction set fills for quantize_blocks.
+// The table of functions that every instruction set fills for quantize_blocks and rounding_errors.
 #pragma once
 
 #include <cstdint>
@@ -19,11 +19,23 @@ struct LaneBlock {
   float baseline[kLanes];
 };
 
+inline constexpr int kRoundingValues = 16;
+
+// Which numbers there are to round to.
+struct RoundingRule {
+  bool is_table;
+  float low, high, least_power, rounder;                       // 1.5 * 2^23 steps of numbers from 1 to 2
+  float values[kRoundingValues], bounds[kRoundingValues - 1];  // in ascending order, and where the next begins
+};
+
 struct QuantizeKernels {
+  const char* isa;
   void (*block)(const BlockScheme&, LaneBlock&);
   bool (*finite_float)(const std::uint32_t*, std::int64_t);
   bool (*finite_half)(const std::uint16_t*, std::int64_t);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);
+  // Adds to the sums of `RoundingErrors` for one block.
+  void (*errors)(const float* x, std::int64_t size, float scale, const RoundingRule&, double (&sums)[3]);
 };
 
 const QuantizeKernels& quantize_kernels_scalar();
@@ -31,5 +43,8 @@ const QuantizeKernels& quantize_kernels_scalar();
 const QuantizeKernels& quantize_kernels_avx2();
 const QuantizeKernels& quantize_kernels_avx512vnni();
 #endif
+
+// The best not above `isa`.
+const QuantizeKernels& quantize_kernels(Isa isa);
 
 }  // namespace onnxpress

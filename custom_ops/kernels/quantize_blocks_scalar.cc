@@ -2,6 +2,9 @@
 
 namespace onnxpress {
 
-const QuantizeKernels& quantize_kernels_scalar() { return kQuantizeKernels; }
+const QuantizeKernels& quantize_kernels_scalar() {
+  static constexpr QuantizeKernels kernels = make_quantize_kernels("scalar");
+  return kernels;
+}
 
 }  // namespace onnxpress

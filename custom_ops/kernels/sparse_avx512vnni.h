@@ -10,7 +10,7 @@ namespace onnxpress {
 namespace {
 
 struct SparseAvx512Vnni : Int8Avx512Vnni {
-  static constexpr std::int64_t kTogether = 2;
+  static constexpr std::int64_t kTogether = 4;
   static constexpr bool kHasHalves = true;
   static constexpr std::int64_t kFewCodes = 2, kFewFloats = 6;
   static constexpr int kSums = 8;

@@ -19,6 +19,7 @@ from .minifloat import (
     minifloat_bits,
     minifloat_zero,
     round_minifloat,
+    rounding_errors,
 )
 from .nbits import activation_block, dequantize, matmul_nbits, quantize_activations, round_to_bfloat16
 from .rounding import SHRINKS, all_finite, quantize_block, quantize_blocks
@@ -56,6 +57,7 @@ __all__ = [
     "quantize_rows",
     "round_minifloat",
     "round_to_bfloat16",
+    "rounding_errors",
     "unpack_codes",
     "unpack_zero_points",
 ]

@@ -142,6 +142,34 @@ def dequantize_minifloat_tensor(
     return np.ascontiguousarray(weight.T).reshape(shape)
 
 
+def rounding_errors(
+    x: Float32, scales: Float32, format: str
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """What rounding blocks to a format costs, and what the scale of least squared error is made of.
+
+    Args:
+        x: float32 [blocks, size], finite.
+        scales: float32 [blocks], positive.
+        format: A key of `MINIFLOATS`.
+
+    Returns:
+        Of each block, for q as the number nearest to the float32 x / scale, halfway cases to the even code: the sums
+        of (q scale - x)^2, of x q and of q q.
+    """
+    table = MINIFLOATS[format].astype(np.float64)
+    codes = np.flatnonzero(np.isfinite(table) & ~((table == 0) & np.signbit(table)))
+    codes = codes[np.argsort(table[codes])]
+    numbers = table[codes]
+    with np.errstate(over="ignore"):
+        y = np.clip((x / scales[:, None]).astype(np.float64), numbers[0], numbers[-1])
+    above = np.clip(np.searchsorted(numbers, y), 1, numbers.size - 1)
+    to_lower, to_upper = np.abs(y - numbers[above - 1]), np.abs(numbers[above] - y)
+    lower = (to_lower < to_upper) | ((to_lower == to_upper) & (codes[above - 1] % 2 == 0))
+    q = numbers[np.where(lower, above - 1, above)]
+    difference = q * scales[:, None] - x
+    return np.square(difference).sum(axis=1), (x * q).sum(axis=1), np.square(q).sum(axis=1)
+
+
 def _dequantize(table: Float32, packed: UInt8, scales: npt.NDArray[np.generic], block_size: int, K: int) -> Float32:
     values = table[_unpack(packed, int(table.size).bit_length() - 1, block_size)]
     factor = E8M0[scales] if scales.dtype == np.uint8 else scales.astype(np.float32)

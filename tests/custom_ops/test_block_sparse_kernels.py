@@ -9,7 +9,7 @@ from onnxpress.custom_ops import _kernels, reference
 from sparse import Case
 
 ISAS = _kernels.supported_isas()
-ROWS = [*range(1, 18), 33, 70]
+ROWS = [*range(1, 18), 33, 64, 70, 100]
 BLOCKS = [(4, 4), (4, 1), (1, 4), (1, 16), (8, 2), (3, 5), (64, 64), (1, 1), (6, 7), (12, 48), (5, 33)]
 
 

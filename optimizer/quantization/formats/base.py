@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ class Format(abc.ABC):
 
     name: str
     bits: int
+    has_kernel: ClassVar[bool] = False
+    """Whether `_kernels.rounding_errors` knows it by its name."""
 
     @functools.cached_property
     def values(self) -> Floats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ class Codebook(Format):
     """
 
     name: str
+    has_kernel: ClassVar[bool] = True
 
     @property
     def bits(self) -> int:  # type: ignore[override]

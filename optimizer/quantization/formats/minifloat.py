@@ -11,6 +11,7 @@ nearest even as the addition is. Counted in steps from zero, |x| / s + 2^m (e - 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 from onnxpress.custom_ops.reference import LAYOUTS, Layout
@@ -29,6 +30,7 @@ class MiniFloat(Format):
     """
 
     name: str
+    has_kernel: ClassVar[bool] = True
 
     @property
     def layout(self) -> Layout:

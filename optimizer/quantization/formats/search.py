@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+from onnxpress.custom_ops import _kernels
 
 from .base import Floats, Format
 from .scales import ScaleType
@@ -93,6 +94,14 @@ class _Blocks:
     def judge(self, scale: Floats) -> tuple[Floats, Floats, Floats]:
         """The nearest scales that there are, the squared error of each block, and the least-squares scales."""
         scale = self.scale_type.round(scale * self.power.astype(np.float64), self.weights) / self.power
+        if self.weights.has_kernel and self.importance is None:
+            error, above, below, _ = _kernels.rounding_errors(self.x, scale, self.weights.name)
+        else:
+            error, above, below = self._errors(scale)
+        return scale, error, np.divide(above, below, out=scale.copy(), where=below > 0)
+
+    def _errors(self, scale: Floats) -> tuple[Floats, Floats, Floats]:
+        """What `_kernels.rounding_errors` gives, of any format."""
         error, above, below = (np.zeros_like(scale) for _ in range(3))
         step = max(1, _PIECE // len(scale))
         for begin in range(0, self.x.shape[1], step):
@@ -105,7 +114,7 @@ class _Blocks:
             error += _sum(difference, difference, counts)
             above += _sum(x, q, counts)
             below += _sum(q, q, counts)
-        return scale, error, np.divide(above, below, out=scale.copy(), where=below > 0)
+        return error, above, below
 
 
 def _sum(a: Floats, b: Floats, importance: Floats | None) -> Floats:

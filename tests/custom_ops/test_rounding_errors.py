@@ -1,0 +1,62 @@
+"""What rounding to small floating-point numbers costs: the C++ against NumPy, the same on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from isas import ISAS
+from minifloats import FORMATS
+from onnxpress.custom_ops import _kernels, reference
+
+
+def code_that_runs(isa):
+    return {"avxvnni": "avx2", "neon": "scalar"}.get(isa, "avx512vnni" if isa.startswith(("avx512", "amx")) else isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 15), (5, 16), (3, 33), (40, 32), (2, 4096), (2, 9001), (3, 0)])
+def test_sums(isa, format, count, size):
+    rng = np.random.default_rng(count + size)
+    x = rng.standard_t(4, (count, size)).astype(np.float32)
+    scales = rng.uniform(0.05, 2, count).astype(np.float32)
+    *got, ran = _kernels.rounding_errors(x, scales, format, isa)
+    assert ran == code_that_runs(isa)
+    for mine, want in zip(got, reference.rounding_errors(x, scales, format), strict=True):
+        assert mine.dtype == np.float32
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
+    for mine, plain in zip(got, _kernels.rounding_errors(x, scales, format, "scalar")[:3], strict=True):
+        np.testing.assert_array_equal(mine, plain)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_each_number_alone(isa, format):
+    """All numbers, what lies halfway, and their neighbours; beyond the ends; infinite after division."""
+    values = reference.MINIFLOATS[format]
+    values = np.unique(values[np.isfinite(values)])
+    middles = ((values[1:].astype(np.float64) + values[:-1]) / 2).astype(np.float32)
+    x = np.concatenate([values, middles, [1e30, -1e30, 3e38, 1e-30, -1e-40, 0]]).astype(np.float32)
+    x = np.concatenate([x, np.nextafter(x, np.float32(-np.inf)), np.nextafter(x, np.float32(np.inf))])
+    x = x[np.isfinite(x)][:, None]
+    for scale in (1, 0.25, 1e-20):
+        scales = np.full(len(x), scale, np.float32)
+        _, above, below, _ = _kernels.rounding_errors(x, scales, format, isa)
+        _, want_above, want_below = reference.rounding_errors(x, scales, format)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(below, want_below.astype(np.float32))
+            np.testing.assert_array_equal(above, want_above.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "int4"}, "format is 'int4', must be"),
+        ({"x": np.zeros(3, np.float32)}, "two axes"),
+        ({"scales": np.ones(4, np.float32)}, "scales has the wrong shape"),
+    ],
+)
+def test_wrong_arguments(change, message):
+    given = {"x": np.zeros((3, 4), np.float32), "scales": np.ones(3, np.float32), "format": "nf4", **change}
+    with pytest.raises(ValueError, match=message):
+        _kernels.rounding_errors(**given)
