@@ -57,10 +57,14 @@ OURS = [
 """What is found first, and the node that it was made of."""
 
 
+def given(scheme: str) -> Calibration | None:
+    return Calibration(DATA) if scheme.endswith("-static") else None
+
+
 def refused(model: ir.Model, scheme: str, form: str) -> None:
     before = list(model.graph)
     with pytest.raises(OnnxpressError, match=f"already quantized: node '.+' is a {form}; convert the float model"):
-        optimize(model, Recipe(scheme=scheme))
+        optimize(model, Recipe(scheme=scheme), calibration=given(scheme))
     assert list(model.graph) == before
 
 
@@ -68,8 +72,7 @@ def refused(model: ir.Model, scheme: str, form: str) -> None:
 def test_what_we_made_is_refused_by_all_schemes(form, node, recipe):
     model = network()
     assert not list(quantized_nodes(model))
-    given = Calibration(DATA) if recipe.scheme == "int8-static" else None
-    report = optimize(model, dataclasses.replace(recipe, include=(node,)), calibration=given)
+    report = optimize(model, dataclasses.replace(recipe, include=(node,)), calibration=given(recipe.scheme))
     assert sum(report.rewritten.values()) == 1
     for scheme in SCHEMES:
         refused(model, scheme, form)
