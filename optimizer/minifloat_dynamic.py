@@ -7,6 +7,7 @@ import onnx_ir as ir
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
+from .passes.float8_products import warn_of_float8_products
 from .passes.place_minifloat import OPSET, Floats, PlaceMinifloat
 from .passes.plan_minifloat import plan_minifloat
 from .preparation import prepare
@@ -41,7 +42,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     declare_functions(model)
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
-    return Outcome(plan.decisions, lambda: reports)
+    return Outcome(plan.decisions, lambda: reports, warnings=warn_of_float8_products(model))
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

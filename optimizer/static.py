@@ -29,6 +29,7 @@ from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
 from .passes.equalize_channels import EqualizeChannels
+from .passes.float8_products import warn_of_float8_products
 from .passes.int8_operators import Role
 from .passes.place_minifloat import OPSET
 from .passes.plan_int8 import plan_int8
@@ -221,7 +222,7 @@ def _outcome(
 ) -> Outcome:  # fmt: skip
     details: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
-    warnings = constant_tensors(builder.observed())
+    warnings = [*constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
     if not builder.recipe.is_minifloat:
         details["kernels"] = kernels = operators(optimized(candidate.model))
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))

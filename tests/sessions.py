@@ -9,7 +9,7 @@ KNOWS_WHO_RUNS_WHAT = hasattr(ort.InferenceSession, "get_provider_graph_assignme
 """ONNX Runtime 1.23 does not."""
 
 RUNS_FLOAT8_PRODUCTS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32)
-"""Before, ONNX Runtime takes a MatMul of rounded FLOAT8 tensors for one of int8, and refuses it."""
+"""Before, ONNX Runtime takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, and refuses it."""
 
 
 def options(**settings: object) -> ort.SessionOptions:

@@ -15,6 +15,7 @@ from ..errors import OnnxpressError, UsageError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+_FUSED = ("QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
 _FATAL_ONLY = 4  # errors come as exceptions, which say the same
 
 
@@ -105,5 +106,5 @@ def open_session(
 
 def _hint(message: str) -> str:
     """What helps where ONNX Runtime before 1.32 makes an operator of int8 of a product of FLOAT8, and refuses it."""
-    fused = "float8" in message and ("QLinearMatMul" in message or "MatMulIntegerToFloat" in message)
+    fused = "float8" in message and any(name in message for name in _FUSED)
     return "; use ONNX Runtime 1.32 or newer, or the session entry session.disable_quant_qdq=1" if fused else ""
