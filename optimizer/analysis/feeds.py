@@ -166,10 +166,20 @@ def fitted(feeds: Feeds, inputs: list[Any], model: str) -> Feeds:
     wanted = {node.name: np.dtype(_TYPES[node.type]) for node in inputs if node.type in _TYPES}
     if names := {node.name for node in inputs} ^ feeds.keys():
         raise UsageError(f"{model}: the data is for the inputs {', '.join(feeds)}; {', '.join(sorted(names))} differ")
-    return {
-        name: x.astype(wanted[name]) if x.dtype.kind == "f" and wanted[name].kind == "f" else x
-        for name, x in feeds.items()
-    }
+    return {name: in_width(x, wanted.get(name, x.dtype)) for name, x in feeds.items()}
+
+
+def in_width(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Floats as those of another width, of which too large ones are infinite; anything else as it is."""
+    if array.dtype == dtype or not (is_float(array.dtype) and is_float(dtype)):
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(dtype)
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether elements are floats, those of 8 and 16 bits that NumPy itself does not know included."""
+    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
 def read_arrays(path: str | Path, of: str = "") -> Feeds:
@@ -198,7 +208,7 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
     """Inputs from an .npz file.
 
     Args:
-        path: Arrays by the names of the inputs.
+        path: Arrays by the names of the inputs; floats may be of another width.
         inputs: A session's inputs.
 
     Raises:
@@ -213,6 +223,7 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
         )
     if unknown := sorted(arrays.keys() - expected.keys()):
         raise UsageError(f"{path}: {', '.join(unknown)} is no input of the model, which has {', '.join(expected)}")
+    arrays = fitted(arrays, inputs, str(path))
     for name, node in expected.items():
         _check(path, arrays[name], node)
     return arrays
@@ -230,4 +241,4 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     if array.size == 0 and 0 not in node.shape and "past" not in node.name:  # which a first step has none of
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, which holds no numbers to compare by")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise UsageError(f"{path}: {node.name} holds NaN or infinity")
+        raise UsageError(f"{path}: {node.name} holds NaN or infinity as {array.dtype}")

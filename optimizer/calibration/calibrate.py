@@ -177,7 +177,7 @@ def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:
     values += [value for node in model.graph for value in node.outputs if constant_of(value) is None]
     found = {value.name: _wanted(value, gram) for value in values if value.name and value.dtype in _FLOATS}
     if not found:
-        raise UsageError("the model has no float tensors to observe; is it quantized already?")
+        raise UsageError("the model has no tensors of float32, float16 or float64 to observe")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analysis.feeds import Feeds
+from ..analysis.feeds import Feeds, in_width, is_float
 from ..errors import OnnxpressError, UsageError
 from ..imports import is_reference, load_function
 from .inputs import Input
@@ -23,7 +23,7 @@ _MOST_LENGTH = 1 << 20
 
 
 class Data:
-    """Sets of inputs that can be gone through again and again.
+    """Sets of inputs that can be gone through again and again; floats of another width become those of the model.
 
     Attributes:
         name: What messages call the source.
@@ -90,7 +90,7 @@ class Data:
             raise UsageError(f"{where}: lacks input '{missing[0]}'; it has {', '.join(map(str, sample)) or 'nothing'}")
         if unknown := [str(name) for name in sample if name not in expected]:
             raise UsageError(f"{where}: '{unknown[0]}' is no input of the model, which takes {', '.join(expected)}")
-        feeds = {entry.name: np.asarray(sample[entry.name]) for entry in self._inputs}
+        feeds = {entry.name: in_width(np.asarray(sample[entry.name]), entry.dtype) for entry in self._inputs}
         for entry in self._inputs:
             check(feeds[entry.name], entry, f"{where}: input '{entry.name}'")
         return feeds
@@ -135,12 +135,7 @@ def check(array: np.ndarray, entry: Input, where: str) -> None:
         advice = "; samples lie along a first axis" if array.ndim + 1 == len(entry.shape) else ""
         raise UsageError(f"{where}: has shape {list(array.shape)}, the model takes {list(entry.shape)}{advice}")
     if is_float(array.dtype) and not np.isfinite(array).all():
-        raise UsageError(f"{where}: holds NaN or infinity; remove the sample")
-
-
-def is_float(dtype: np.dtype) -> bool:
-    """Whether elements are floats, those of 8 and 16 bits that NumPy itself does not know included."""
-    return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
+        raise UsageError(f"{where}: holds NaN or infinity as {array.dtype}; remove the sample")
 
 
 def open_data(

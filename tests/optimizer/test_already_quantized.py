@@ -21,9 +21,9 @@ BOTH_ENDS = Recipe(scheme="fp8-dynamic", first_and_last=True)
 DATA = [{"x": np.random.default_rng(i).standard_normal((1, 8, 8, 8)).astype(np.float32)} for i in range(2)]
 
 
-def network(opset: int = 17) -> ir.Model:
+def network() -> ir.Model:
     """A convolution, three products, one of them of two activations; some stay in float."""
-    b = graphs.Builder(opset)
+    b = graphs.Builder(17)
     kernel, vector = graphs.weight(16, 72).reshape(16, 8, 3, 3), b.constant("v", np.ones(32, np.float32))
     y = b.op("Conv", b.input("x", [1, 8, 8, 8]), b.constant("C", kernel), name="conv")
     y = b.op("Reshape", y, b.constant("rows", np.array([9, 64])))
@@ -42,16 +42,8 @@ OURS = [
     ("onnxpress::DequantizeMiniFloat", "conv", Recipe(scheme="fp8")),
     ("DequantizeLinear of .*", "conv", Recipe(scheme="int8-static")),
     ("DynamicQuantizeLinear", "product", Recipe(scheme="int8-dynamic")),
-    (
-        "DequantizeLinear of FLOAT8E5M2",
-        "scores",
-        Recipe(scheme="fp8-dynamic", activation_format="e5m2", first_and_last=True),
-    ),
-    (
-        "onnxpress::RoundMiniFloat",
-        "scores",
-        Recipe(scheme="fp8-dynamic", activation_format="e3m4", first_and_last=True),
-    ),
+    ("DequantizeLinear of FLOAT8E5M2", "scores", dataclasses.replace(BOTH_ENDS, activation_format="e5m2")),
+    ("onnxpress::RoundMiniFloat", "scores", dataclasses.replace(BOTH_ENDS, activation_format="e3m4")),
     ("onnxpress::BlockSparseMatMul", "product", Recipe(scheme="sparse")),
 ]
 """What is found first, and the node that it was made of."""

@@ -111,8 +111,9 @@ def test_inputs_from_data(tmp_path):
         assert result.inputs == {"x": [batch, 64]}
     half = tmp_path / "half.onnx"
     ir.save(graphs.matmul_model(dtype=np.float16), half)
-    both = bench([str(model), str(half)], dims={}, rounds=1, data=Calibration([{"x": x}]))
-    assert len(both.timings) == 2
+    for models in ([model, half], [half, model]):
+        both = bench([str(each) for each in models], dims={}, rounds=1, data=Calibration([{"x": x}]))
+        assert len(both.timings) == 2
     with pytest.raises(UsageError, match="has 5 samples, too few for a batch of 8"):
         bench([str(model)], dims={}, data=Calibration(tmp_path / "x.npz", samples=8, batch=8))
     with pytest.raises(UsageError, match="sample 0: lacks input 'x'"):

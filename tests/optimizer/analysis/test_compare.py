@@ -91,7 +91,8 @@ def test_nan_ranks_first_and_json_stays_valid(tmp_path):
         ({}, "lacks the model's input x"),
         ({"y": np.zeros((1, 64), np.float32)}, "lacks the model's input x; it holds y"),
         ({"x": np.zeros((1, 64), np.float32), "y": np.zeros(1)}, "y is no input"),
-        ({"x": np.zeros((1, 64))}, "x is float64, the model takes float32"),
+        ({"x": np.zeros((1, 64), int)}, "x is int64, the model takes float32"),
+        ({"x": np.full((1, 64), 1e39)}, "x holds NaN or infinity as float32"),
         ({"x": np.zeros(64, np.float32)}, r"x has shape \[64\]"),
         ({"x": np.zeros((1, 63), np.float32)}, r"x has shape \[1, 63\]"),
         ({"x": np.zeros((0, 64), np.float32)}, r"x has shape \[0, 64\], which holds no numbers"),
@@ -117,7 +118,7 @@ def test_data_that_is_no_file(tmp_path):
 
 
 def test_data_is_used(tmp_path):
-    np.savez(tmp_path / "data.npz", x=np.zeros((1, 64), np.float32))
+    np.savez(tmp_path / "data.npz", x=np.zeros((1, 64)))  # of another width
     result = compare(chain(tmp_path, "a.onnx"), chain(tmp_path, "b.onnx", 0.5), data=tmp_path / "data.npz")
     assert all(t.sqnr == math.inf for t in result.tensors)
 

@@ -130,7 +130,8 @@ GOOD = {"x": np.zeros((1, 3, 2), np.float32)}
         ({}, "lacks input 'x'; it has nothing"),
         ({"y": GOOD["x"]}, "lacks input 'x'; it has y"),
         ({**GOOD, "y": GOOD["x"]}, "'y' is no input of the model, which takes x"),
-        ({"x": GOOD["x"].astype(np.float64)}, "input 'x': is float64, the model takes float32"),
+        ({"x": GOOD["x"].astype(np.int64)}, "input 'x': is int64, the model takes float32"),
+        ({"x": np.full((1, 3, 2), 1e39)}, "input 'x': holds NaN or infinity as float32"),
         (
             {"x": GOOD["x"][0]},
             r"input 'x': has shape \[3, 2\], the model takes \['batch', 3, None\]; samples lie along",
@@ -145,6 +146,15 @@ GOOD = {"x": np.zeros((1, 3, 2), np.float32)}
 def test_samples_that_do_not_fit(bad, message):
     with pytest.raises(UsageError, match=f"calibration data: sample 1: {message}"):
         list(open_data([GOOD, bad], ONE))
+
+
+@pytest.mark.parametrize("given", [np.float16, np.float64])
+@pytest.mark.parametrize("wanted", [np.float16, np.float32, np.float64])
+def test_floats_of_another_width_are_converted(given, wanted):
+    x = arrays().astype(np.float16).astype(given)
+    (feeds,) = open_data([{"x": x}], [Input("x", np.dtype(wanted), ("batch", 3, None))])
+    assert feeds["x"].dtype == wanted
+    np.testing.assert_array_equal(feeds["x"], x)
 
 
 def test_samples_that_make_no_batch():
