@@ -38,8 +38,8 @@ def check_not_quantized(model: ir.Model, source: str) -> None:
         return
     name = node.name or next((value.name for value in node.outputs if value.name), "")
     raise OnnxpressError(
-        f"{source}: the model is already quantized: node '{name}' is a {_form(node)}; convert the float model that it "
-        "was made of"
+        f"{source}: the model is already quantized, as node '{name}' ({_form(node)}) shows; convert the float model "
+        "that it was made of"
     )
 
 

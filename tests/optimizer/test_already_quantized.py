@@ -55,7 +55,7 @@ def given(scheme: str) -> Calibration | None:
 
 def refused(model: ir.Model, scheme: str, form: str) -> None:
     before = list(model.graph)
-    with pytest.raises(OnnxpressError, match=f"already quantized: node '.+' is a {form}; convert the float model"):
+    with pytest.raises(OnnxpressError, match=rf"already quantized, as node '.+' \({form}\) shows; convert the float"):
         optimize(model, Recipe(scheme=scheme), calibration=given(scheme))
     assert list(model.graph) == before
 

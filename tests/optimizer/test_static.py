@@ -307,7 +307,7 @@ def test_data_for_a_scheme_without(path):
     ({"x": np.full((1, 8, SIZE, SIZE), np.nan, np.float32)}, "x"),
     ({"y": noise(1, 8, SIZE, SIZE)}, "x"),
     ({"x": noise(1, 8, SIZE)}, "x"),
-    ({"x": noise(1, 8, SIZE, SIZE).astype(np.float64)}, "float64"),
+    ({"x": noise(1, 8, SIZE, SIZE).astype(np.int32)}, "int32"),
 ])  # fmt: skip
 def test_data_that_does_not_fit(path, tmp_path, feed, text):
     with pytest.raises(OnnxpressError, match=text):
