@@ -17,6 +17,7 @@ from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
 from .passes import CleanUp, Decision, plan
+from .passes.rewriting import written_name
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
@@ -194,5 +195,5 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:
-    names = [(d.node.name or "", d.op_type) for d in decisions]
+    names = [(name, d.op_type) for d in decisions for name in (d.node.name or "", written_name(d.node))]
     return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(names)]

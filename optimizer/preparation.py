@@ -28,7 +28,7 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
     Args:
         model: The model, changed in place.
         recipe: Whose patterns keep a ConvTranspose as it is.
-        gemm: Write MatMul with a bias as Gemm, which takes the name of the Add.
+        gemm: Write MatMul with a bias as Gemm.
         opset: That the model has to have at least.
 
     Raises:

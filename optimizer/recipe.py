@@ -337,16 +337,17 @@ class Recipe:
         ]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != []}
 
-    def settings(self, name: str, op_type: str) -> NodeSettings | str:
-        """What to do with one node: its settings, or the reason to leave it in float."""
-        if self.include and not any(fnmatch.fnmatchcase(name, p) for p in self.include):
+    def settings(self, name: str, op_type: str, other: str | None = None) -> NodeSettings | str:
+        """What to do with one node: its settings, or the reason to leave it in float; patterns may match either name."""
+        names = (name, name if other is None else other)
+        if self.include and not any(fnmatch.fnmatchcase(name, p) for p in self.include for name in names):
             return "not included by the recipe"
-        if any(fnmatch.fnmatchcase(name, p) for p in self.exclude):
+        if any(fnmatch.fnmatchcase(name, p) for p in self.exclude for name in names):
             return "excluded by the recipe"
         values = {key: getattr(self, key) for key in _OF_A_NODE}
         keep = False
         for override in self.overrides:
-            if override.applies(name, op_type):
+            if any(override.applies(name, op_type) for name in names):
                 keep = override.keep_float
                 values.update(override.given())
         if keep:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .rewriting import add_array, insert_before, replace
+from .rewriting import add_array, insert_before, replace, required, stand_for
 
 
 class ExpandHardActivations:
@@ -45,4 +45,5 @@ class ExpandHardActivations:
         result = insert_before(node, "Clip", [moved, low, high], like, suffix="_clipped")
         if swish:
             result = insert_before(node, "Mul", [x, result], like, suffix="_product")
+        stand_for(required(result.producer()), node)
         replace(node, result)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .matching import exact_rank, is_standard, opset_of
-from .rewriting import add_array, insert_before, replace
+from .rewriting import add_array, insert_before, replace, required, stand_for
 
 _AXES_AS_INPUT = 13  # the opset from which Unsqueeze and Squeeze have them so
 
@@ -61,7 +61,9 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
     else:
         exponent = add_array(graph, f"{node.name}_beta", np.float32(beta))
         power = insert_before(node, "Pow", [base, exponent], like, suffix="_power")
-    replace(node, insert_before(node, "Div", [x, power], like, suffix="_quotient"))
+    quotient = insert_before(node, "Div", [x, power], like, suffix="_quotient")
+    stand_for(required(quotient.producer()), node)
+    replace(node, quotient)
 
 
 def _mean_of_neighbours(graph: ir.Graph, node: ir.Node, squares: ir.Value, size: int) -> ir.Value:

@@ -1,6 +1,7 @@
 """x + x g = x (g + 1): one product of the large tensor in place of a product and a sum, the sum where g is small.
 
-That is the residual form of a squeeze-and-excitation block, whose gate g has one number a channel.
+That is the residual form of a squeeze-and-excitation block, whose gate g has one number a channel. The Mul stands for the Add
+in recipes and reports.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from .matching import is_standard, sole_reader
-from .rewriting import add_array, insert_before, replace
+from .rewriting import add_array, insert_before, replace, required, stand_for
 
 
 class FactorGates:
@@ -29,7 +30,9 @@ class FactorGates:
             x, gate, scaled = parts
             one = add_array(model.graph, f"{node.outputs[0].name}_one", np.array(1, np.float32))
             more = insert_before(node, "Add", [gate, one], gate, suffix="_gate")
-            replace(node, insert_before(node, "Mul", [x, more], node.outputs[0], suffix="_product"))
+            product = insert_before(node, "Mul", [x, more], node.outputs[0], suffix="_product")
+            stand_for(required(product.producer()), node)
+            replace(node, product)
             model.graph.remove(scaled, safe=True)
             changed = True
         return changed

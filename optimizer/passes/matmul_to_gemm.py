@@ -1,7 +1,7 @@
 """A product of matrices with a bias behind it is a Gemm: x W + b = Gemm(x, W, b).
 
 ONNX Runtime makes the same of it, but before it looks for codes of 8 bits, with the bias left in float, and then finds
-no Gemm of 8 bits in it.
+no Gemm of 8 bits in it. The Gemm stands for the MatMul in recipes and reports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from .matching import exact_rank, is_fixed, is_standard, remove_unused, sole_reader
 from .plan import constant_of
-from .rewriting import insert_before, replace
+from .rewriting import insert_before, replace, required, stand_for
 
 
 class MatMulToGemm:
@@ -49,6 +49,7 @@ class MatMulToGemm:
             self.left[node.name or ""] = reason
             return False
         product = insert_before(add, "Gemm", [x, weight, bias], add.outputs[0], suffix="_gemm")
+        stand_for(required(product.producer()), node)
         replace(add, product)
         return True
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ..recipe import Recipe
 from .int8_operators import Operator, Role, array_size, understand
 from .plan import Decision, constant_of, nested_nodes
-from .rewriting import written_type
+from .rewriting import settings_of
 
 _SCHEME = "int8"
 
@@ -115,7 +115,7 @@ def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
 
 def _kept(node: ir.Node, recipe: Recipe) -> str | None:
     """Why the recipe keeps a node in float."""
-    settings = recipe.settings(node.name or "", written_type(node))
+    settings = settings_of(recipe, node)
     return settings if isinstance(settings, str) else None
 
 

@@ -19,7 +19,7 @@ from ..recipe import NodeSettings, Recipe
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
 from .matching import is_standard
 from .plan import MIN_TABLE_ELEMENTS, Decision, constant_of, nested_nodes
-from .rewriting import written_type
+from .rewriting import settings_of
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _NORMS = ("LayerNormalization", "BatchNormalization")
@@ -70,7 +70,7 @@ def plan_minifloat(
     reasons: dict[ir.Node, str] = {}
     for node, operator in understood.items():
         reason = _reason(node, operator, recipe, unusable or {}) or (kept or {}).get(node.name or "") or ends.get(node)
-        chosen = recipe.settings(node.name or "", written_type(node))
+        chosen = settings_of(recipe, node)
         if isinstance(chosen, str) and node.op_type == "ConvTranspose":  # it might be a Conv by now
             reason = chosen
         if reason is None and isinstance(operator, Operator) and isinstance(chosen, NodeSettings):

@@ -26,14 +26,14 @@ class RaiseOpset:
             return False
         from onnxscript import version_converter
 
-        noted = {node.name: dict(node.meta) for node in model.graph if node.meta}
+        noted = {node.outputs[0].name: dict(node.meta) for node in model.graph.all_nodes() if node.meta and node.outputs}
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # what matters is checked below
         try:
             version_converter.convert_version(model, self.version, fallback=True)
         except Exception as error:  # converters raise whatever their adapters do
             raise OnnxpressError(f"opset {current} cannot be raised to {self.version}: {error}") from error
-        for node in model.graph:  # new objects, of the same names
-            node.meta.update(noted.get(node.name, {}))
+        for node in model.graph.all_nodes():  # new objects, whose tensors have the same names
+            node.meta.update(noted.get(node.outputs[0].name, {}) if node.outputs else {})
         if model.opset_imports.get("", 0) < self.version:
             raise OnnxpressError(
                 f"opset {current} cannot be raised to {self.version}; export the model with opset {self.version}, "

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from .affine_chains import Affine, read_link
 from .clamps import Clamp, read_clamp
 from .matching import behind, fixed, is_standard, least_rank, number, opset_of, remove_unused, sole_reader
-from .rewriting import add_array, insert_before, replace
+from .rewriting import add_array, insert_before, replace, required, stand_for
 from .weight_form import MICROSOFT
 
 # Constants of exporters are float32, or a double of few digits.
@@ -129,6 +129,7 @@ class RecogniseActivations:
             else:
                 gate = _insert(end, "HardSigmoid", [x], "_gate", alpha=slope, beta=offset)
                 result = insert_before(end, "Mul", [x, gate], end.outputs[0], suffix="_product")
+            stand_for(required(result.producer()), end)
             replace(end, result)
             return True
         if is_standard(node, "HardSigmoid"):

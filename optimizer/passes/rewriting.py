@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from ..recipe import NodeSettings, Recipe
+
 Thing = TypeVar("Thing")
 
 
@@ -17,17 +19,33 @@ def required(thing: Thing | None) -> Thing:
     return thing
 
 
-_WRITTEN = "onnxpress.written_type"
+_WRITTEN = "onnxpress.written"  # name and operator
+
+
+def written_name(node: ir.Node) -> str:
+    """The name, in the model as the user knows it, of the node that one of the prepared model stands for."""
+    return str(node.meta[_WRITTEN][0]) if _WRITTEN in node.meta else node.name or ""
 
 
 def written_type(node: ir.Node) -> str:
     """The operator that a node of the prepared model stands for in the model as the user knows it."""
-    return str(node.meta.get(_WRITTEN, node.op_type))
+    return str(node.meta[_WRITTEN][1]) if _WRITTEN in node.meta else node.op_type
+
+
+def settings_of(recipe: Recipe, node: ir.Node) -> NodeSettings | str:
+    """What to do with a node; patterns may call it what it is called now and what the user calls it."""
+    return recipe.settings(node.name or "", written_type(node), written_name(node))
+
+
+def remember_name(node: ir.Node) -> None:
+    """Note what the user calls a node."""
+    node.meta[_WRITTEN] = written_name(node), written_type(node)
 
 
 def stand_for(new: ir.Node, old: ir.Node) -> None:
-    """Give a node the name and the written type of the one whose work it takes over, which recipes and reports name."""
-    new.name, new.meta[_WRITTEN] = old.name, written_type(old)
+    """Let recipes and reports call a node what they call the one whose work it takes over."""
+    new.name = old.name or new.name
+    new.meta[_WRITTEN] = written_name(old), written_type(old)
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

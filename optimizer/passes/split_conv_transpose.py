@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from ..recipe import Recipe
 from .matching import Floats, fixed, input_of, is_fixed, is_standard, remove_unused
-from .rewriting import add_array, insert_before, replace, required, stand_for
+from .rewriting import add_array, insert_before, replace, required, settings_of, stand_for
 
 
 class SplitConvTranspose:
@@ -37,7 +37,7 @@ class SplitConvTranspose:
         for node in list(model.graph):
             if not is_standard(node, "ConvTranspose"):
                 continue
-            settings = self._recipe.settings(node.name or "", node.op_type)
+            settings = settings_of(self._recipe, node)
             reason = settings if isinstance(settings, str) else _refuse(node)
             if reason is not None:
                 self.left[node.name or ""] = reason

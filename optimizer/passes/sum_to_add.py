@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .matching import is_standard, opset_of
-from .rewriting import insert_before, replace
+from .rewriting import insert_before, replace, required, stand_for
 
 _BROADCASTS = 8  # the opset from which Sum broadcasts, as Add does from 7 on
 
@@ -22,10 +22,7 @@ class SumToAdd:
             return False
         found = [node for node in model.graph if is_standard(node, "Sum") and len(node.inputs) == 2]
         for node in found:
-            name = node.name
             added = insert_before(node, "Add", list(node.inputs), node.outputs[0], suffix="_add")
-            maker = added.producer()
+            stand_for(required(added.producer()), node)
             replace(node, added)
-            if maker is not None:
-                maker.name = name
         return bool(found)

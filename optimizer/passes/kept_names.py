@@ -1,0 +1,58 @@
+"""Names that libraries' rewrites take from nodes, given back: recipes and reports call a node what the user's model does.
+
+Inlining numbers the nodes of a function that is called twice, a branch of an If that is always taken gives its nodes
+other names, and a rule that folds a BatchNormalization into a Conv makes a new Conv.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+
+from .rewriting import remember_name, stand_for, written_name
+
+
+@contextmanager
+def inner_names_kept(model: ir.Model) -> Iterator[None]:
+    """While nodes of functions and of graphs inside nodes move into other graphs.
+
+    Each keeps the name that it has inside where no other node has it by then; in any case patterns may call it that.
+    """
+    outer = set(model.graph)
+    for node in [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]:
+        if node not in outer:
+            remember_name(node)
+    yield
+    nodes = list(model.graph.all_nodes())
+    taken = {node.name for node in nodes}
+    for node in nodes:
+        name = written_name(node)
+        if name and name not in taken:
+            node.name = name
+            taken.add(name)
+
+
+@contextmanager
+def replaced_names_kept(model: ir.Model) -> Iterator[None]:
+    """While rules replace nodes: a new node stands for the nearest one of its operator among those in whose place it is.
+
+    That is found by the tensor that it makes, whose name stays, on the way back through the nodes that are gone.
+    """
+    before = {node: [value.name for value in node.inputs if value is not None] for node in model.graph.all_nodes()}
+    makers = {value.name: node for node in before for value in node.outputs if value.name}
+    yield
+    taken: set[ir.Node] = set()
+    for node in model.graph.all_nodes():
+        if node in before:
+            continue
+        level = [makers.get(value.name) for value in node.outputs]
+        while gone := [old for old in level if old is not None and old.graph is None]:
+            same = next((old for old in gone if old.op_identifier() == node.op_identifier()), None)
+            if same is not None:
+                if same not in taken:
+                    stand_for(node, same)
+                    taken.add(same)
+                break
+            level = [makers.get(name) for name in dict.fromkeys(name for old in gone for name in before[old])]
