@@ -131,6 +131,49 @@ class LazyTiles {
   std::vector<std::atomic<int>> states_;
 };
 
+// Hands out pieces: `columns` of them for each step of rows. A thread stays with its step while that has any left: rows
+// that it laid out lie in its own cache, which can be far from another thread's.
+class Pieces {
+ public:
+  Pieces(std::int64_t steps, std::int64_t columns)
+      : call_(new_call()), columns_(columns), taken_(static_cast<std::size_t>(steps)) {}
+
+  struct Place {
+    std::int64_t step, column;
+  };
+
+  // To be called once for each piece, on the thread that works on it.
+  Place take() {
+    static thread_local std::uint64_t call = 0;
+    static thread_local std::size_t step = 0;
+    if (call != call_) step = next(0);
+    call = call_;
+    for (;; step = next(step)) {
+      std::atomic<std::int64_t>& taken = taken_[step];
+      if (taken.load(std::memory_order_relaxed) >= columns_) continue;
+      const std::int64_t column = taken.fetch_add(1, std::memory_order_relaxed);
+      if (column < columns_) return {static_cast<std::int64_t>(step), column};
+    }
+  }
+
+ private:
+  static std::uint64_t new_call() {
+    static std::atomic<std::uint64_t> calls{0};
+    return calls.fetch_add(1, std::memory_order_relaxed) + 1;
+  }
+
+  // A step that no thread has begun, or else the one behind.
+  std::size_t next(std::size_t step) {
+    const bool all_begun = begun_.load(std::memory_order_relaxed) >= taken_.size();
+    return (all_begun ? step + 1 : begun_.fetch_add(1, std::memory_order_relaxed)) % taken_.size();
+  }
+
+  const std::uint64_t call_;
+  const std::int64_t columns_;
+  std::atomic<std::size_t> begun_{0};
+  std::vector<std::atomic<std::int64_t>> taken_;
+};
+
 void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
                    const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
@@ -146,14 +189,16 @@ void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernel
   const std::int64_t block_rows = ceil_div(wanted, part) * part * unit;
   const std::int64_t columns = ceil_div(w.block_rows, block_rows);
   const auto sums = static_cast<std::size_t>(part * unit * w.block_n * kLine * rows.together);
-  parallel.for_each(static_cast<std::size_t>(columns * ceil_div(p.M, step)), [&](std::size_t index) {
+  const std::int64_t steps = ceil_div(p.M, step);
+  Pieces pieces(steps, columns);
+  parallel.for_each(static_cast<std::size_t>(columns * steps), [&](std::size_t) {
     static thread_local Room room;
-    const std::int64_t at = static_cast<std::int64_t>(index);
+    const Pieces::Place place = pieces.take();
     SparsePiece piece{};
-    piece.first_row = at / columns * step;
+    piece.first_row = place.step * step;
     const auto first_tile = static_cast<std::size_t>(piece.first_row / kRowsOfTile);
     tiles.load(first_tile, first_tile + static_cast<std::size_t>(rows.together));
-    piece.block_row = at % columns * block_rows;
+    piece.block_row = place.column * block_rows;
     piece.end = std::min(piece.block_row + block_rows, w.block_rows);
     piece.part = part * unit;
     piece.sums = room.of(sums + static_cast<std::size_t>(kChunk * kLine * rows.together));
