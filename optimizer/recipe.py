@@ -338,7 +338,7 @@ class Recipe:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != []}
 
     def settings(self, name: str, op_type: str, other: str | None = None) -> NodeSettings | str:
-        """What to do with one node: its settings, or the reason to leave it in float; patterns may match either name."""
+        """What to do with one node: its settings, or the reason to leave it in float. Patterns match either name."""
         names = (name, name if other is None else other)
         if self.include and not any(fnmatch.fnmatchcase(name, p) for p in self.include for name in names):
             return "not included by the recipe"

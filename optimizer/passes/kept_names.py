@@ -40,14 +40,14 @@ def replaced_names_kept(model: ir.Model) -> Iterator[None]:
 
     That is found by the tensor that it makes, whose name stays, on the way back through the nodes that are gone.
     """
-    before = {node: [value.name for value in node.inputs if value is not None] for node in model.graph.all_nodes()}
+    before = {node: [value.name or "" for value in node.inputs if value is not None] for node in model.graph.all_nodes()}
     makers = {value.name: node for node in before for value in node.outputs if value.name}
     yield
     taken: set[ir.Node] = set()
     for node in model.graph.all_nodes():
         if node in before:
             continue
-        level = [makers.get(value.name) for value in node.outputs]
+        level = [makers.get(value.name or "") for value in node.outputs]
         while gone := [old for old in level if old is not None and old.graph is None]:
             same = next((old for old in gone if old.op_identifier() == node.op_identifier()), None)
             if same is not None:
