@@ -34,6 +34,19 @@ class SettingError(UsageError):
         super().__init__(f"{key} is {value_text(value)}{problem}")
 
 
+class SettingsError(UsageError):
+    """Settings do not go with the rest of a request, whatever their values.
+
+    Attributes:
+        keys: The settings.
+        problem: What is wrong; begins with a colon or a comma.
+    """
+
+    def __init__(self, keys: Collection[str], problem: str) -> None:
+        self.keys, self.problem = tuple(keys), problem
+        super().__init__(f"{', '.join(keys)}{problem}")
+
+
 def value_text(value: object) -> str:
     """A value as TOML writes it, where that differs for text and flags, else as Python does."""
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | str) else repr(value)

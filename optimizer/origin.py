@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
-from .errors import SettingError, UsageError, value_text
+from .errors import SettingError, SettingsError, UsageError, value_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,18 @@ class Origin:
             return UsageError(f"{self.options[key]}{problem}")
         return UsageError(f"{self.name([key])} is {value_text(value)}{problem}")
 
-    def restate(self, error: SettingError) -> UsageError:
-        """An error that knows the key alone, with its origin; it advises to write where that was written."""
+    @contextmanager
+    def stated(self) -> Iterator[None]:
+        """While errors about settings that know keys alone are raised: they become errors with their origin."""
+        try:
+            yield
+        except (SettingError, SettingsError) as error:
+            raise self.restate(error) from error
+
+    def restate(self, error: SettingError | SettingsError) -> UsageError:
+        """An error that knows keys alone, with their origin; it advises to write where that was written."""
+        if isinstance(error, SettingsError):
+            return UsageError(f"{self.name(error.keys)}{error.problem}")
         advice = ""
         if error.remedy is not None:
             key, value = error.remedy

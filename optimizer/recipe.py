@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import OnnxpressError, SettingError, UsageError
+from .errors import OnnxpressError, UsageError
 from .origin import Origin
 from .quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
@@ -391,10 +391,8 @@ def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
     """
     name, level = values["scheme"], values["accuracy_level"]
     keys = ("block_size", "symmetric", "search", "scale_type", "per_channel")
-    try:
+    with origin.stated():
         weight = weight_scheme(name, **{key: values[key] for key in keys})
-    except SettingError as error:
-        raise origin.restate(error) from error
     if level == 4 and not weight.integer:
         raise origin.error("accuracy_level", level, f", activations of int8, but {name} takes 0 to 3")
     if level is None:

@@ -73,10 +73,8 @@ def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, 
     for key, value in values.items():
         if key not in known:
             raise UsageError(f'{origin.text}: unknown key "{key}"; {suggestion(key, known, "known keys:")}')
-        try:
+        with origin.stated():
             result[key] = _checked_value(key, value)
-        except SettingError as error:
-            raise origin.restate(error) from error
     return result
 
 

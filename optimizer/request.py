@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import sparse, static
 from .analysis.metrics import check_name
 from .calibration import Calibration
-from .errors import UsageError
+from .errors import SettingsError
 from .recipe import Recipe
 
 
@@ -18,7 +18,8 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
         name: Of the model in the catalogue, which has data of its own; None of another.
 
     Raises:
-        UsageError: The request cannot be met with any model.
+        SettingError, SettingsError: Settings, by key, with which the request cannot be met with any model.
+        UsageError: It cannot be met otherwise: there is no data, or no such metric.
         OnnxpressError: A file that it names cannot be read.
     """
     if recipe.metric is not None:
@@ -34,5 +35,4 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
             sparse.refuse_without_data(recipe)
     elif calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
-        listed = ", ".join(unread).replace("data", "calibration")
-        raise UsageError(f"scheme {recipe.scheme} reads no calibration data with these settings; leave out {listed}")
+        raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")

@@ -20,7 +20,7 @@ from .analysis.machine import products_saturate
 from .analysis.sparse_cost import measure
 from .calibration import Data, Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
-from .errors import UsageError
+from .errors import SettingError, UsageError
 from .masks import apply_masks
 from .outcome import Outcome, Progress
 from .passes import Decision
@@ -162,15 +162,14 @@ def needs_data(recipe: Recipe) -> bool:
 
 
 def refuse_without_data(recipe: Recipe) -> None:
-    """Raise UsageError where a recipe asks for what only a calibration tells."""
+    """Raise SettingError where a recipe asks for what only a calibration tells."""
     for key, value, other in (
         ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
         ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
     ):
         if value not in (None, other):
-            raise UsageError(
-                f'{key} "{value}" needs a calibration: give --calibration or --statistics, or take {key} "{other}"'
-            )
+            problem = f', which needs a calibration: give --calibration or --statistics, or take "{other}"'
+            raise SettingError(key, value, problem)
 
 
 def _is_static(recipe: Recipe) -> bool:

@@ -21,7 +21,7 @@ from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
 from .calibration.variety import constant_tensors
-from .errors import UsageError
+from .errors import SettingsError
 from .faster import prove_faster, slower_layers
 from .int8_models import Int8Builder
 from .minifloat_models import MinifloatBuilder
@@ -151,13 +151,11 @@ def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Buil
 
 
 def refuse_statistics(recipe: Recipe) -> None:
-    """Raise UsageError where a recipe asks for what runs models on data, of which there are only statistics."""
+    """Raise SettingsError where a recipe asks for what runs models on data, of which there are only statistics."""
     asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:
-        raise UsageError(
-            f"{', '.join(asked)}: runs models on data; statistics alone are too little: give --calibration"
-        )
+        raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
 
 
 def _kept_by_runtime(builder: Builder[Any, Any]) -> dict[str, str]:

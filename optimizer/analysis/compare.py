@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
 from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
-from .session import open_session, session_options, uses_our_ops
+from .session import is_compiled, open_session, session_options, uses_our_ops
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,10 +131,15 @@ def compare(
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: The inputs do not fit, or the models have different inputs or outputs.
+        UsageError: The inputs do not fit, the models have different inputs or outputs, or the reference is compiled.
         OnnxpressError: A model cannot be loaded or run.
     """
     models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider)]
+    if is_compiled(models[0].model):
+        raise UsageError(
+            f"{first}: is compiled for our execution provider; the reference has to be a model that ONNX Runtime runs "
+            "without it, such as the one that it was made of"
+        )
     one, other = (probe.session.get_inputs() for probe in models)
     inputs = shared_inputs(str(first), one, str(second), other)
     feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed)
@@ -179,7 +185,11 @@ class _Probe:
         self.path, self._provider = path, dict[str, str]() if provider else None
         self.model = storage.load(path)
         self.tensors = _float_tensors(self.model)
-        self.session = self._open(path)
+
+    @cached_property
+    def session(self) -> Any:
+        """Of the model as it is."""
+        return self._open(self.path)
 
     def _open(self, source: Path | bytes) -> Any:
         config = {_FOLDER_KEY: str(self.path.parent.resolve())} if isinstance(source, bytes) else {}

@@ -29,7 +29,8 @@ def compiled_nodes(model: ir.Model) -> Iterator[ir.Node]:
     for graph in storage.graphs(model):
         for node in graph:
             source = node.attributes.get("source")
-            if node.op_type == "EPContext" and source is not None and source.value == ep.NAME:
+            is_context = node.op_type == "EPContext" and node.domain == "com.microsoft"
+            if is_context and source is not None and source.value == ep.NAME:
                 yield node
 
 
@@ -96,12 +97,23 @@ def open_session(
         return ort.InferenceSession(source, options, None if options.has_providers() else ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         message = " ".join(str(error).split())
-        if "EPContext" in message and ep.NAME in message and not options.has_providers():
+        if not options.has_providers() and _holds_compiled(model):
             raise OnnxpressError(
                 f"{shown}: is compiled for our execution provider, on which alone it runs: give --ep, or in Python "
                 "ep.append to the session's options"
             ) from error
         raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {message}{_hint(message)}") from error
+
+
+def _holds_compiled(source: str | Path | bytes) -> bool:
+    """`is_compiled` of what ONNX Runtime refused, which need not be a model; versions differ in what they say of one."""
+    import onnx
+
+    try:
+        model = ir.from_proto(onnx.load_from_string(source)) if isinstance(source, bytes) else storage.load(source)
+        return is_compiled(model)
+    except Exception:  # deserializers raise whatever damaged files lead to; ONNX Runtime's own error is told instead
+        return False
 
 
 def _hint(message: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..errors import UsageError
+from ..errors import SettingsError, UsageError
 from .data import Data, open_data
 from .images import recipe_of
 from .inputs import inputs_of
@@ -51,7 +51,7 @@ class Calibration:
             OnnxpressError: The file of `images` cannot be read.
         """
         if self.data is not None and self.statistics is not None:
-            raise UsageError("give calibration data or statistics, not both")
+            raise SettingsError(["data", "statistics"], ": give one of them, not both")
         if not self.is_there(name):
             raise UsageError(
                 "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, "

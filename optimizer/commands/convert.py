@@ -246,10 +246,15 @@ def optimize(
         "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
-    options = as_written(context, given)
-    chosen = Recipe.from_toml(recipe, given, options) if recipe else Recipe.from_mapping(given, Origin(options=options))
-    data = Calibration(calibration, statistics, samples=samples, batch=batch, images=images, tokenizer=tokenizer)
-    with progress_bar(quiet or json_) as progress:
+    learnt = {
+        "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
+        "tokenizer": tokenizer,
+    }  # fmt: skip
+    options = as_written(context, {**given, **learnt}) | {"data": "--calibration"}
+    origin = Origin(recipe or "recipe", options)
+    chosen = Recipe.from_toml(recipe, given, options) if recipe else Recipe.from_mapping(given, origin)
+    data = Calibration(**learnt)
+    with progress_bar(quiet or json_) as progress, origin.stated():
         report = run(model, chosen, output, calibration=data, progress=progress)
     if json_:
         print(report.to_json())

@@ -1,7 +1,7 @@
 """x + x g = x (g + 1): one product of the large tensor in place of a product and a sum, the sum where g is small.
 
-That is the residual form of a squeeze-and-excitation block, whose gate g has one number a channel. The Mul stands for the Add
-in recipes and reports.
+That is the residual form of a squeeze-and-excitation block, whose gate g has one number a channel. The Mul stands for
+the Add in recipes and reports.
 """
 
 from __future__ import annotations

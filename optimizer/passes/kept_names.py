@@ -1,4 +1,4 @@
-"""Names that libraries' rewrites take from nodes, given back: recipes and reports call a node what the user's model does.
+"""Names that libraries' rewrites take from nodes, given back: recipes and reports call these as the user's model does.
 
 Inlining numbers the nodes of a function that is called twice, a branch of an If that is always taken gives its nodes
 other names, and a rule that folds a BatchNormalization into a Conv makes a new Conv.
@@ -36,11 +36,11 @@ def inner_names_kept(model: ir.Model) -> Iterator[None]:
 
 @contextmanager
 def replaced_names_kept(model: ir.Model) -> Iterator[None]:
-    """While rules replace nodes: a new node stands for the nearest one of its operator among those in whose place it is.
+    """While rules replace nodes: a new node stands for the nearest of its operator among those in whose place it is.
 
     That is found by the tensor that it makes, whose name stays, on the way back through the nodes that are gone.
     """
-    before = {node: [value.name or "" for value in node.inputs if value is not None] for node in model.graph.all_nodes()}
+    before = {node: [value.name or "" for value in node.inputs if value] for node in model.graph.all_nodes()}
     makers = {value.name: node for node in before for value in node.outputs if value.name}
     yield
     taken: set[ir.Node] = set()

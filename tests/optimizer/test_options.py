@@ -106,23 +106,38 @@ def test_inspect_takes_the_options_that_its_reasons_advise(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scheme", "int4", "--calibration", "d.npz"], "reads no calibration data"),
+        (["--scheme", "int4", "--calibration", "d.npz"], "--calibration: scheme int4 reads no calibration data"),
         (
             ["--scheme", "int8-dynamic", "--samples", "8"],
-            "reads no calibration data with these settings; leave out",
+            "--samples: scheme int8-dynamic reads no calibration data with these settings",
         ),
-        (["--scheme", "fp8-dynamic", "--statistics", "s.npz"], "reads no calibration data"),
-        (["--scheme", "sparse", "--criterion", "magnitude", "--images", "imagenet"], "leave out images"),
+        (["--scheme", "fp8-dynamic", "--statistics", "s.npz"], "--statistics: scheme fp8-dynamic reads no"),
+        (
+            ["--scheme", "sparse", "--criterion", "magnitude", "--images", "imagenet"],
+            "--images: scheme sparse reads no",
+        ),
         (["--scheme", "int8-static"], "this has to see data: give --calibration"),
         (["--scheme", "fp8-static", "--samples", "8"], "this has to see data: give --calibration"),
-        (["--scheme", "int8-static", "--calibration", "d.npz", "--statistics", "s.npz"], "not both"),
-        (["--scheme", "sparse", "--calibration", "d.npz", "--statistics", "s.npz"], "not both"),
-        (["--scheme", "int8-static", "--statistics", "s.npz", "--max-drop", "1%"], "max_drop: runs models on data"),
+        (
+            ["--scheme", "int8-static", "--calibration", "d.npz", "--statistics", "s.npz"],
+            "--calibration, --statistics: give one of them, not both",
+        ),
+        (
+            ["--scheme", "sparse", "--calibration", "d.npz", "--statistics", "s.npz"],
+            "--calibration, --statistics: give one of them, not both",
+        ),
+        (
+            ["--scheme", "int8-static", "--statistics", "s.npz", "--max-drop", "1%"],
+            "error: --max-drop: runs models on data",
+        ),
         (["--scheme", "fp8-static", "--calibration", "d.npz", "--metric", "le"], 'did you mean "lee"?'),
         (["--scheme", "fp8-static", "--calibration", "d.npz", "--metric", "no_such_module:f"], "cannot import no_such"),
         (["--scheme", "int8-static", "--calibration", "d", "--images", "imagenot"], 'did you mean "imagenet"?'),
-        (["--scheme", "sparse", "--activations", "static"], 'activations "static" needs a calibration'),
-        (["--scheme", "sparse", "--criterion", "obs"], 'criterion "obs" needs a calibration'),
+        (
+            ["--scheme", "sparse", "--activations", "static"],
+            'error: --activations is "static", which needs a calibration',
+        ),
+        (["--scheme", "sparse", "--criterion", "obs"], 'error: --criterion is "obs", which needs a calibration'),
     ],
 )
 def test_requests_that_no_model_meets_are_refused_before_one_is_read(run, monkeypatch, options, message):
@@ -138,3 +153,24 @@ def test_requests_that_no_model_meets_are_refused_before_one_is_read(run, monkey
 def test_a_folder_without_a_model_is_called_one(run, tmp_path):
     for name in (".", str(tmp_path)):
         assert run("optimize", name)[1:] == ("", f"error: {name}: the folder holds no .onnx file\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ('scheme = "sparse"\nactivations = "static"\n', [], 'r.toml: activations is "static", which needs'),
+        ('scheme = "sparse"\ncriterion = "obs"\n', ["--criterion", "wanda"], '--criterion is "wanda", which needs'),
+        (
+            'scheme = "int8-static"\nmax_drop = 0.01\n',
+            ["--metric", "lee", "--statistics", "s.npz"],
+            "--metric, r.toml: max_drop: runs models on data",
+        ),
+        ('scheme = "int4"\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
+    ],
+)
+def test_settings_are_called_what_they_are_where_they_were_written(run, tmp_path, text, options, message):
+    ir.save(graphs.matmul_model(), "m.onnx")
+    (tmp_path / "r.toml").write_text(text)
+    code, _, err = run("optimize", "m.onnx", "--recipe", "r.toml", *options)
+    assert code == 2
+    assert err.startswith(f"error: {message}")

@@ -107,5 +107,5 @@ def test_data_that_nothing_reads_is_refused(values):
     [("criterion", "wanda", "magnitude"), ("criterion", "obs", "magnitude"), ("activations", "static", "dynamic")],
 )
 def test_without_data_what_needs_it_is_refused(key, value, other):
-    with pytest.raises(UsageError, match=f'{key} "{value}" needs a calibration: .*or take {key} "{other}"'):
+    with pytest.raises(UsageError, match=f'{key} is "{value}", which needs a calibration: .*or take "{other}"'):
         converted(product(), **{key: value})

@@ -299,7 +299,7 @@ def test_no_data(path):
 
 
 def test_data_for_a_scheme_without(path):
-    with pytest.raises(UsageError, match="int4 reads no calibration data with these settings; leave out calibration"):
+    with pytest.raises(UsageError, match="data: scheme int4 reads no calibration data with these settings"):
         optimize(path, Recipe(), calibration=Calibration(images()))
 
 

@@ -249,3 +249,18 @@ def test_sparsity_of_each_layer(tmp_path):
         console = Console(width=160, file=io.StringIO())
         comparison.print(console)
         assert ("zeros" in console.file.getvalue()) == ("75.0 %" in console.file.getvalue()) == shown
+
+
+@pytest.mark.parametrize("provider", [False, True])
+def test_a_compiled_model_is_no_reference(tmp_path, provider):
+    optimize(graphs.matmul_model(), Recipe(), tmp_path / "a.onnx")
+    compile_context(tmp_path / "a.onnx", tmp_path / "c.onnx")
+    with pytest.raises(UsageError, match=r"c\.onnx: is compiled .*; the reference has to be a model") as told:
+        compare(tmp_path / "c.onnx", tmp_path / "a.onnx", provider=provider)
+    assert "--ep" not in str(told.value)
+    if provider:
+        (error,) = compare(tmp_path / "a.onnx", tmp_path / "c.onnx", provider=True).outputs
+        assert error.sqnr > 30
+    else:
+        with pytest.raises(OnnxpressError, match=r"c\.onnx: is compiled .*: give --ep"):
+            compare(tmp_path / "a.onnx", tmp_path / "c.onnx")
