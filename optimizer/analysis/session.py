@@ -106,7 +106,7 @@ def open_session(
 
 
 def _holds_compiled(source: str | Path | bytes) -> bool:
-    """`is_compiled` of what ONNX Runtime refused, which need not be a model; versions differ in what they say of one."""
+    """`is_compiled` of what ONNX Runtime refused, perhaps no model. Its words differ from version to version."""
     import onnx
 
     try:

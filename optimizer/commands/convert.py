@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -246,7 +246,7 @@ def optimize(
         "prune": prune, "mask": mask, "expect_m": expect_m,
     }  # fmt: skip
     given = {key: value for key, value in given.items() if value is not None}
-    learnt = {
+    learnt: dict[str, Any] = {
         "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
         "tokenizer": tokenizer,
     }  # fmt: skip
