@@ -16,7 +16,7 @@ from .already_quantized import check_not_quantized, quantized_nodes
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, plan
+from .passes import CleanUp, Decision, NameNodes, plan
 from .passes.rewriting import written_name
 from .recipe import Recipe
 from .report import Report, group_reasons
@@ -74,6 +74,7 @@ def optimize(
     external = storage.has_external_data(loaded)
     clock.lap("read")
 
+    NameNodes()(loaded)
     if recipe.clean_up:
         progress("clean-up", 0, 1)
         CleanUp()(loaded)
@@ -158,6 +159,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """
     if before := [Decision(node, "", False, "already quantized") for node in quantized_nodes(model)]:
         return before
+    NameNodes()(model)
     if recipe.clean_up:
         CleanUp()(model)
     deciders = {

@@ -17,7 +17,7 @@ from .. import storage
 from ..already_quantized import check_not_quantized
 from ..errors import UsageError
 from ..outcome import Progress
-from ..passes import CleanUp
+from ..passes import CleanUp, NameNodes
 from ..passes.plan import constant_of
 from ..preparation import prepare
 from .collect import collect
@@ -122,6 +122,7 @@ def calibrate(
     opened = open_data(
         data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length
     )
+    NameNodes()(loaded)
     CleanUp()(loaded)
     prepare(loaded)
     found = collect(loaded, opened, activations(loaded, gram=gram), progress=progress)

@@ -5,6 +5,7 @@ from .clean_up import CleanUp
 from .factor_gates import FactorGates
 from .fold_affine import FoldAffine
 from .matmul_to_gemm import MatMulToGemm
+from .name_nodes import NameNodes
 from .plan import Decision, plan
 from .push_transpose import PushTranspose
 from .quantize_conv import QuantizeConv
@@ -22,6 +23,7 @@ __all__ = [
     "FactorGates",
     "FoldAffine",
     "MatMulToGemm",
+    "NameNodes",
     "PushTranspose",
     "QuantizeConv",
     "QuantizeGather",

@@ -1,0 +1,31 @@
+"""Nodes without names are named after the tensors that they make; recipes, measurements and new nodes go by names."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+class NameNodes:
+    """Give each node without a name that of its first output, or the next free one after it.
+
+    Nodes of functions are named for themselves: inlining sees to it that no two have the same name.
+    """
+
+    def __call__(self, model: ir.Model) -> bool:
+        """Name those of all graphs and functions; whether anything changed."""
+        graphs = [model.graph, *model.functions.values()]
+        return sum(_name(list(graph.all_nodes())) for graph in graphs) > 0
+
+
+def _name(nodes: list[ir.Node]) -> int:
+    """How many had no name."""
+    taken = {node.name for node in nodes}
+    nameless = [node for node in nodes if not node.name]
+    for node in nameless:
+        base = next((value.name for value in node.outputs if value.name), node.op_type)
+        name, count = base, 1
+        while name in taken:
+            name, count = f"{base}_{count}", count + 1
+        node.name = name
+        taken.add(name)
+    return len(nameless)
