@@ -13,8 +13,8 @@ class NameNodes:
 
     def __call__(self, model: ir.Model) -> bool:
         """Name those of all graphs and functions; whether anything changed."""
-        graphs = [model.graph, *model.functions.values()]
-        return sum(_name(list(graph.all_nodes())) for graph in graphs) > 0
+        groups = [list(model.graph.all_nodes()), *(list(each.all_nodes()) for each in model.functions.values())]
+        return sum(map(_name, groups)) > 0
 
 
 def _name(nodes: list[ir.Node]) -> int:
