@@ -44,7 +44,7 @@ def test_resnet_but_for_its_ends(tmp_path):
     assert report.rewritten == {"Conv": 52}
     assert report.details["metric"]["minifloat"] > 0.99
     whole = dataclasses.replace(Recipe(scheme="fp8-static"), first_and_last=True)
-    assert converted("resnet-nsfw", tmp_path / "out.onnx", whole).rewritten == {"Conv": 53, "Gemm": 1}
+    assert converted("resnet-nsfw", tmp_path / "out.onnx", whole).rewritten == {"Conv": 53, "MatMul": 1}
 
 
 def test_recogniser_reads_as_well(tmp_path, monkeypatch):
