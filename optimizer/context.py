@@ -60,9 +60,8 @@ def compile_context(
     start = time.perf_counter()
     path = storage.resolve(model)
     target = storage.check_target(output or _default_output(model, path))
-    if target.exists() and target.samefile(path):
-        raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
     source = storage.load(path)
+    storage.check_apart(target, path, source)
     if is_compiled(source):
         raise OnnxpressError(f"{path}: the model is compiled already; start from the one that it was made of")
     given = {"accuracy_level": accuracy_level, "claim": claim}

@@ -67,8 +67,10 @@ def export_mask(model: str | Path, output: str | Path) -> MaskReport:
         OnnxpressError: The model cannot be read, or no weight of it holds zeros.
     """
     path = storage.resolve(model)
-    target = storage.check_target(output, [path])
-    masks = masks_of(storage.load(path))
+    target = storage.check_target(output)
+    loaded = storage.load(path)
+    storage.check_apart(target, path, loaded)
+    masks = masks_of(loaded)
     if not masks:
         raise OnnxpressError(f"{path}: no weight of a MatMul or Gemm holds zeros, so there is no mask to write")
     write_npz(target, masks)

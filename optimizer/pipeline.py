@@ -65,10 +65,9 @@ def optimize(
     else:
         path = storage.resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
-        if target.exists() and target.samefile(path):
-            raise UsageError(f"{target}: is the model itself, which would be lost; name another file with --output")
         storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
         loaded = storage.load(path)
+        storage.check_apart(target, path, loaded)
         size_before = storage.size_on_disk(path, loaded)
     check_not_quantized(loaded, source)
     external = storage.has_external_data(loaded)

@@ -221,8 +221,11 @@ def _nbytes(tensor: ir.TensorProtocol) -> int:
 def size_on_disk(path: str | Path, model: ir.Model) -> int:
     """Bytes of a model file and of the external data files that it uses."""
     path = Path(path)
-    files = {path.parent / str(tensor.location) for _, tensor in _external_tensors(model)}
-    return path.stat().st_size + sum(file.stat().st_size for file in files)
+    return path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, model))
+
+
+def _external_files(path: Path, model: ir.Model) -> set[Path]:
+    return {path.parent / str(tensor.location) for _, tensor in _external_tensors(model)}
 
 
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
@@ -248,6 +251,23 @@ def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UsageError(f"{path}: the folder {path.parent} is not writable")
     return path
+
+
+def check_apart(target: Path, path: Path, model: ir.Model) -> None:
+    """Refuse an output that is the model which is read, or a file of its external data.
+
+    Args:
+        target: The output.
+        path: The model.
+        model: What it holds.
+
+    Raises:
+        UsageError: It names the output.
+    """
+    data = ((file, "holds weights of the model") for file in _external_files(path, model))
+    for file, what in ((path, "is the model itself"), *data):
+        if target.exists() and file.exists() and target.samefile(file):
+            raise UsageError(f"{target}: {what}, which would be lost; name another file with --output")
 
 
 def has_external_data(model: ir.Model) -> bool:

@@ -111,8 +111,9 @@ def calibrate(
     """
     begin = time.perf_counter()
     path = storage.resolve(model)
-    target = storage.check_target(output, [path, data])
+    target = storage.check_target(output, [data])
     loaded = storage.load(path)
+    storage.check_apart(target, path, loaded)
     check_not_quantized(loaded, str(path))
     if data is None:
         if Path(model).exists():

@@ -231,6 +231,7 @@ def optimize(
     from ..origin import Origin
     from ..pipeline import optimize as run
     from ..recipe import Recipe
+    from ..storage import check_target
 
     given = {
         "scheme": scheme, "block_size": block_size, "symmetric": symmetric, "search": search,
@@ -254,6 +255,8 @@ def optimize(
     origin = Origin(recipe or "recipe", options)
     chosen = Recipe.from_toml(recipe, given, options) if recipe else Recipe.from_mapping(given, origin)
     data = Calibration(**learnt)
+    if output is not None:
+        check_target(output, [recipe])
     with progress_bar(quiet or json_) as progress, origin.stated():
         report = run(model, chosen, output, calibration=data, progress=progress)
     if json_:
