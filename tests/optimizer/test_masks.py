@@ -130,6 +130,14 @@ def test_codes_have_no_masks(scheme, path, tmp_path):
     assert not (tmp_path / "masks.npz").exists()
 
 
+def test_what_is_compiled_has_no_masks(tmp_path):
+    b = Builder()
+    b.output(b.op("EPContext", b.input("x", ["m", 64]), domain="com.microsoft", name="packed"), ["m", 64])
+    ir.save(b.model(), tmp_path / "m.ctx.onnx")
+    with pytest.raises(OnnxpressError, match=r"already compiled, as node 'packed' .* shows"):
+        export_mask(tmp_path / "m.ctx.onnx", tmp_path / "masks.npz")
+
+
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
