@@ -36,11 +36,14 @@ def check_not_quantized(model: ir.Model, source: str) -> None:
     node = next(quantized_nodes(model), None)
     if node is None:
         return
+    raise OnnxpressError(f"{source}: {evidence(node)}; convert the float model that it was made of")
+
+
+def evidence(node: ir.Node) -> str:
+    """That a model is quantized or compiled, as one of its `quantized_nodes` shows."""
     name = node.name or next((value.name for value in node.outputs if value.name), "")
-    raise OnnxpressError(
-        f"{source}: the model is already quantized, as node '{name}' ({_form(node)}) shows; convert the float model "
-        "that it was made of"
-    )
+    done = "compiled" if node.op_type == "EPContext" else "quantized"
+    return f"the model is already {done}, as node '{name}' ({_form(node)}) shows"
 
 
 def quantized_nodes(model: ir.Model) -> Iterator[ir.Node]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .commands import analyse, calibrate, catalogue, convert
-from .errors import OnnxpressError, UsageError
+from .errors import Interrupted, OnnxpressError, UsageError
 
 app = typer.Typer(
     name="onnxpress",
@@ -47,7 +47,8 @@ def _run(entry: Callable[[], object]) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         code = stop.code if isinstance(stop, SystemExit) else _INTERRUPTED  # typer turns the one into the other
         if code in (_INTERRUPTED, _TERMINATED):
-            print("interrupted; nothing was written", file=sys.stderr)
+            kept = stop.kept if isinstance(stop, Interrupted) else "nothing was written"
+            print(f"interrupted; {kept}", file=sys.stderr)
         sys.exit(code)
 
 

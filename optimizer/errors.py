@@ -19,6 +19,18 @@ class UsageError(OnnxpressError):
     exit_code = 2
 
 
+class Interrupted(SystemExit):
+    """A command was stopped that keeps what it has written.
+
+    Attributes:
+        kept: What is kept, and where, for the user.
+    """
+
+    def __init__(self, code: str | int | None, kept: str) -> None:
+        self.kept = kept
+        super().__init__(code)
+
+
 class SettingError(UsageError):
     """A setting has a value that it cannot have.
 

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import storage
+from .already_quantized import evidence, quantized_nodes
 from .analysis.feeds import read_arrays
 from .calibration.archive import write_npz
 from .errors import OnnxpressError, UsageError
@@ -72,9 +73,16 @@ def export_mask(model: str | Path, output: str | Path) -> MaskReport:
     storage.check_apart(target, path, loaded)
     masks = masks_of(loaded)
     if not masks:
-        raise OnnxpressError(f"{path}: no weight of a MatMul or Gemm holds zeros, so there is no mask to write")
+        raise OnnxpressError(f"{path}: {_why_none(loaded)}")
     write_npz(target, masks)
     return MaskReport(str(path), str(target), {name: 1 - float(mask.mean()) for name, mask in masks.items()})
+
+
+def _why_none(model: ir.Model) -> str:
+    node = next(quantized_nodes(model), None)
+    if node is not None:
+        return f"{evidence(node)}, and codes have no mask; export those of the float model that it was made of"
+    return "no weight of a MatMul or Gemm holds zeros, so there is no mask to write"
 
 
 def masks_of(model: ir.Model) -> dict[str, Mask]:

@@ -280,7 +280,19 @@ class Recipe:
         _check_together({**defaults, **fields}, built, origin)
         recipe = cls(**fields, overrides=tuple(built))
         recipe._refuse_two_choices(fields, origin)
+        for key, why in recipe._idle().items():
+            if key in fields:
+                raise UsageError(f"{origin.name([key])}: not read {why}")
         return recipe
+
+    def _idle(self) -> dict[str, str]:
+        """Keys of scheme sparse that the value of another one leaves without effect, and with which."""
+        idle = {}
+        if self.kind == "sparse" and self.dtype == "float32":
+            idle["activations"] = "with dtype float32, which leaves them as they are"
+        if self.criterion not in (None, "obs"):
+            idle["sequential"] = f"with criterion {self.criterion}, which moves no weights"
+        return idle
 
     def _refuse_two_choices(self, given: Mapping[str, Any], origin: Origin) -> None:
         """Of which blocks go, one thing alone has the say."""
@@ -329,7 +341,7 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
-        read = _READ[self.kind] if self.chooses else _READ[self.kind] - _CHOOSING
+        read = _READ[self.kind] - self._idle().keys() - (frozenset() if self.chooses else _CHOOSING)
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}

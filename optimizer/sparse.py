@@ -170,6 +170,10 @@ def refuse_without_data(recipe: Recipe) -> None:
         if value not in (None, other):
             problem = f', which needs a calibration: give --calibration or --statistics, or take "{other}"'
             raise SettingError(key, value, problem)
+    if not recipe.sequential:
+        raise SettingError(
+            "sequential", False, ", but without a calibration no weights move: give --calibration or --statistics"
+        )
 
 
 def _is_static(recipe: Recipe) -> bool:

@@ -8,7 +8,7 @@ import typer
 
 from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
-from .terminal import Coverage, Embeddings, FirstAndLast, Json, as_written, console, progress_bar, share
+from .terminal import Coverage, Embeddings, FirstAndLast, Json, as_written, console, kept_in, progress_bar, share
 
 _Dims = Annotated[
     list[str] | None,
@@ -249,7 +249,7 @@ def study(
     from ..analysis import format_study as study
 
     _check_plot(plot)
-    with progress_bar(json_) as progress:
+    with kept_in(folder), progress_bar(json_) as progress:
         result = study.study_formats(
             models, study.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")],
             metrics=_by_model(task, models, "--task"), data=_by_model(calibration, models, "--calibration"),
@@ -286,7 +286,7 @@ def study_sparsity(
 
     _check_plot(plot)
     chosen: dict[str, Any] = {"blocks": block, "sparsities": sparsity, "criteria": criterion, "tasks": task}
-    with progress_bar(json_) as progress:
+    with kept_in(folder), progress_bar(json_) as progress:
         result = study.study_sparsity(
             model, folder, dims={"batch": batch, "sequence": seq} if time else None, rounds=rounds,
             calibration=Calibration(calibration) if calibration else None, progress=progress,

@@ -202,7 +202,10 @@ def optimize(
         typer.Option(help="sensitivity (default): more where layers lose less; or uniform.", rich_help_panel=_SPARSE),
     ] = None,
     activations: Annotated[
-        str | None, typer.Option(help="dynamic (default) or static, of int8.", rich_help_panel=_SPARSE)
+        str | None,
+        typer.Option(
+            help="Scales of them, for --dtype int8 alone: dynamic (default) or static.", rich_help_panel=_SPARSE
+        ),
     ] = None,
     sequential: Annotated[
         bool | None,
@@ -291,7 +294,10 @@ def compile(  # noqa: A001
         str | None, typer.Option("-o", "--output", help="File to write; NAME.ctx.onnx by default.")
     ] = None,
     accuracy_level: Annotated[
-        int | None, typer.Option(help="4: activations rounded to int8; 0 or 1: float32; the nodes' own by default.")
+        int | None,
+        typer.Option(
+            help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32; the nodes' own by default."
+        ),
     ] = None,
     claim: Annotated[str | None, typer.Option(help="Families of nodes to take, with commas; all by default.")] = None,
     json_: Json = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..errors import UsageError
+from ..errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +109,18 @@ def progress_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
             print(f"{stage}: {done}{share}, {now - begun[stage]:.0f} s", file=sys.stderr, flush=True)
 
     return update
+
+
+@contextmanager
+def kept_in(folder: str | None) -> Iterator[None]:
+    """What is written here stays in the folder, if there is one, when the command is stopped; the user is told so."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if folder is None:
+            raise
+        code = stop.code if isinstance(stop, SystemExit) else 128 + signal.SIGINT
+        raise Interrupted(code, f"{folder} keeps what was finished, and the same command goes on from there") from stop
 
 
 @contextmanager

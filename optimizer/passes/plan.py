@@ -210,8 +210,6 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     settings = settings_of(recipe, node)
     if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
         return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
-    if not recipe.embeddings:
-        return Decision(node, path, False, "embedding table; --embeddings takes it", size)
     reason = _refuse(table) or _refuse_rank(table)
     if reason is None and isinstance(settings, str):
         reason = settings
@@ -224,6 +222,8 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
             reason = f"GatherBlockQuantized has no {settings.weight.bits} bits"
         elif table.K % settings.weight.block_size:
             reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
+    if reason is None and not recipe.embeddings:
+        reason = "embedding table; --embeddings takes it"
     reason = reason or _refuse_values(table, finite)
     if reason or isinstance(settings, str):
         return Decision(node, path, False, str(reason), size)

@@ -116,6 +116,31 @@ cli.optimize_main()
         assert os.listdir(tmp_path) == ["model.onnx"]
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_an_interrupted_study_keeps_what_was_finished(name, status, model, tmp_path):
+    folder = tmp_path / "kept"
+    code = f"""
+import os, signal, sys
+from onnxpress.optimizer import cli, pipeline
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv[1:] = ["study", {str(model)!r}, "--schemes", "fp8,fp4", "--folder", {str(folder)!r}]
+save = pipeline.storage.save
+def interrupted(*arguments, **options):
+    if os.listdir({str(folder)!r}):
+        os.kill(os.getpid(), signal.{name})
+    return save(*arguments, **options)
+pipeline.storage.save = interrupted
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == status
+    last = done.stderr.splitlines()[-1]
+    assert last == f"interrupted; {folder} keeps what was finished, and the same command goes on from there"
+    (kept,) = folder.iterdir()
+    assert ".fp8." in kept.name
+    onnx.checker.check_model(str(kept))
+
+
 def test_versions():
     done = call("--version", entry="main")
     assert done.returncode == 0

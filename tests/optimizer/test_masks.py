@@ -122,6 +122,14 @@ def test_no_zeros_no_masks(path, tmp_path):
     assert not (tmp_path / "masks.npz").exists()
 
 
+@pytest.mark.parametrize("scheme", ["int4", "int8-dynamic", "fp8"])
+def test_codes_have_no_masks(scheme, path, tmp_path):
+    optimize(path, Recipe(scheme=scheme), tmp_path / "low.onnx")
+    with pytest.raises(OnnxpressError, match=r"already quantized, as node .* shows.* of the float model"):
+        export_mask(tmp_path / "low.onnx", tmp_path / "masks.npz")
+    assert not (tmp_path / "masks.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("masks", "message"),
     [

@@ -265,14 +265,18 @@ def test_what_the_standard_form_cannot_say(scheme, dtype, reason, tmp_path):
 
 
 @pytest.mark.parametrize("embeddings", [False, True])
-@pytest.mark.parametrize("scheme", ["fp8", "nf4", "bfp8", "mxfp4"])
-def test_tables_are_left(scheme, embeddings):
+@pytest.mark.parametrize(
+    ("scheme", "lacking"),
+    [(scheme, scheme) for scheme in ("fp8", "nf4", "bfp8", "mxfp4")]
+    + [(f"int{bits}", f"{bits} bits") for bits in (2, 3, 5, 6)],
+)
+def test_tables_are_left(scheme, lacking, embeddings):
     b = graphs.Builder()
     table, ids = b.constant("table", graphs.weight(16400, 64)), b.input("ids", ["m"], ir.DataType.INT64)
     x = b.op("Gather", table, ids, name="embed")
     b.output(b.op("MatMul", x, b.constant("W", graphs.weight(64, 32)), name="product"), ["m", 32])
     decisions = {d.node.name: d for d in plan(b.model(), Recipe(scheme=scheme, embeddings=embeddings))}
-    assert decisions["embed"].reason == f"GatherBlockQuantized has no {scheme}"
+    assert decisions["embed"].reason == f"GatherBlockQuantized has no {lacking}"
     assert decisions["product"].taken
 
 

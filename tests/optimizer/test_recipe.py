@@ -116,6 +116,25 @@ def test_a_recipe_that_chooses_no_blocks_is_stored_without_what_chooses(kept):
     assert Recipe.from_mapping(stored) == recipe
 
 
+@pytest.mark.parametrize(
+    ("values", "key", "reason"),
+    [
+        ({"dtype": "float32", "activations": "static"}, "activations", "with dtype float32"),
+        ({"dtype": "float32", "activations": "dynamic"}, "activations", "with dtype float32"),
+        ({"criterion": "magnitude", "sequential": False}, "sequential", "with criterion magnitude"),
+        ({"criterion": "wanda", "sequential": True}, "sequential", "with criterion wanda"),
+    ],
+)
+def test_what_another_setting_leaves_without_effect_is_refused_and_not_stored(values, key, reason):
+    values = {"scheme": "sparse", **values}
+    with pytest.raises(UsageError, match=f"{key}: not read {reason}"):
+        Recipe.from_mapping(values)
+    del values[key]
+    recipe = Recipe.from_mapping(values)
+    assert key not in recipe.to_mapping()
+    assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+
+
 def test_missing_recipe(tmp_path):
     with pytest.raises(OnnxpressError, match="cannot read the recipe"):
         Recipe.from_toml(tmp_path / "gone.toml")

@@ -109,3 +109,8 @@ def test_data_that_nothing_reads_is_refused(values):
 def test_without_data_what_needs_it_is_refused(key, value, other):
     with pytest.raises(UsageError, match=f'{key} is "{value}", which needs a calibration: .*or take "{other}"'):
         converted(product(), **{key: value})
+
+
+def test_without_data_nothing_moves_at_once():
+    with pytest.raises(UsageError, match="sequential is false, but without a calibration no weights move"):
+        converted(product(), sequential=False)
