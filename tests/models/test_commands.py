@@ -8,10 +8,11 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
+from command_line import runner
 from onnxpress.models import catalogue, evaluate
 from onnxpress.models.evaluate import TaskResult
 from onnxpress.models.tasks.task import Score
-from onnxpress.optimizer import Calibration, Recipe, cli, optimize
+from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from sessions import KNOWS_WHO_RUNS_WHAT
@@ -22,15 +23,7 @@ def run(monkeypatch, capsys, tmp_path):
     """Run the command line; its exit code, output and errors."""
     monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int | str | None, str, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxpress", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def test_models_lists_what_there_is_and_fetches_nothing(run, tmp_path):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import typing
 
 import graphs
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import cli, storage
+from command_line import runner
+from onnxpress.optimizer import storage
 from onnxpress.optimizer.commands import convert, terminal
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.quantization.schemes import SCHEMES
@@ -73,15 +73,7 @@ def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
 def run(monkeypatch, capsys, tmp_path):
     """Run the command line; its exit code, output and errors."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int | str | None, str, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxpress", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return call
+    return runner(monkeypatch, capsys)
 
 
 def test_inspect_takes_the_options_that_its_reasons_advise(run):
