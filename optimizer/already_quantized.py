@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from .errors import OnnxpressError
+from .passes.rewriting import result_name
 
 _OPERATORS = frozenset({
     "BlockSparseMatMul", "ConvInteger", "DequantizeBFP", "DequantizeMiniFloat", "DequantizeWithOrder",
@@ -41,7 +42,7 @@ def check_not_quantized(model: ir.Model, source: str) -> None:
 
 def evidence(node: ir.Node) -> str:
     """That a model is quantized or compiled, as one of its `quantized_nodes` shows."""
-    name = node.name or next((value.name for value in node.outputs if value.name), "")
+    name = node.name or result_name(node) or ""
     done = "compiled" if node.op_type == "EPContext" else "quantized"
     return f"the model is already {done}, as node '{name}' ({_form(node)}) shows"
 

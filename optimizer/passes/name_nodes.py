@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .rewriting import result_name
+
 
 class NameNodes:
     """Give each node without a name that of its first output, or the next free one after it.
@@ -22,7 +24,7 @@ def _name(nodes: list[ir.Node]) -> int:
     taken = {node.name for node in nodes}
     nameless = [node for node in nodes if not node.name]
     for node in nameless:
-        base = next((value.name for value in node.outputs if value.name), node.op_type)
+        base = result_name(node) or node.op_type
         name, count = base, 1
         while name in taken:
             name, count = f"{base}_{count}", count + 1

@@ -7,6 +7,7 @@ import logging
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
+from .rewriting import result_name
 
 
 class RaiseOpset:
@@ -26,22 +27,17 @@ class RaiseOpset:
             return False
         from onnxscript import version_converter
 
-        noted = {_result(node): dict(node.meta) for node in model.graph.all_nodes() if node.meta}
+        noted = {result_name(node): dict(node.meta) for node in model.graph.all_nodes() if node.meta}
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # what matters is checked below
         try:
             version_converter.convert_version(model, self.version, fallback=True)
         except Exception as error:  # converters raise whatever their adapters do
             raise OnnxpressError(f"opset {current} cannot be raised to {self.version}: {error}") from error
         for node in model.graph.all_nodes():  # new objects, whose tensors have the same names
-            node.meta.update(noted.get(_result(node), {}))
+            node.meta.update(noted.get(result_name(node), {}))
         if model.opset_imports.get("", 0) < self.version:
             raise OnnxpressError(
                 f"opset {current} cannot be raised to {self.version}; export the model with opset {self.version}, "
                 "or use --form qoperator"
             )
         return True
-
-
-def _result(node: ir.Node) -> str | None:
-    """Name of what a node makes; nodes themselves need not have names."""
-    return next((value.name for value in node.outputs if value.name), None)

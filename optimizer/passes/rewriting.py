@@ -22,6 +22,11 @@ def required(thing: Thing | None) -> Thing:
 _WRITTEN = "onnxpress.written"  # name and operator
 
 
+def result_name(node: ir.Node) -> str | None:
+    """Name of what a node makes; nodes themselves need not have names."""
+    return next((value.name for value in node.outputs if value.name), None)
+
+
 def written_name(node: ir.Node) -> str:
     """The name, in the model as the user knows it, of the node that one of the prepared model stands for."""
     return str(node.meta[_WRITTEN][0]) if _WRITTEN in node.meta else node.name or ""
