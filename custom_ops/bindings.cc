@@ -19,7 +19,7 @@ void check_scheme(int bits, std::int64_t block_size) {
           "block_size must be a power of two from 16, got " + std::to_string(block_size));
 }
 
-std::tuple<double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
+std::tuple<double, double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
                                                       std::int64_t block_size, bool symmetric, bool search,
                                                       const std::string& scale_type,
                                                       std::pair<std::int64_t, std::int64_t> columns, Bytes& packed,
@@ -40,12 +40,12 @@ std::tuple<double, double, double> py_quantize_blocks(const py::array& weight, b
   const QuantizedBlocks out{packed.mutable_data(), scales.mutable_data(), zero_points.mutable_data()};
   const BlockScheme scheme{bits, block_size, symmetric, search, scale_type == "float16"};
   const Isa chosen = isa_of(isa);
-  SquaredErrors errors;
+  RoundingCosts errors;
   {
     py::gil_scoped_release release;
     errors = quantize_blocks(view, scheme, begin, end, out, chosen);
   }
-  return {errors.error, errors.baseline, errors.energy};
+  return {errors.error, errors.cost, errors.baseline, errors.energy};
 }
 
 Bytes py_unpack_codes(const Bytes& packed, int bits, std::int64_t block_size, std::int64_t K) {

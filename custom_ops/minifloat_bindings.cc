@@ -53,23 +53,23 @@ std::pair<Floats, std::string> py_matmul(const Floats& A, const Bytes& packed, c
   return {Y, ran};
 }
 
-std::tuple<Floats, Floats, Floats, std::string> py_rounding_errors(const Floats& x, const Floats& scales,
-                                                                   const std::string& format,
-                                                                   const std::optional<std::string>& isa) {
+std::tuple<Floats, std::string> py_rounding_errors(const Floats& x, const Floats& scales, const Floats& growth,
+                                                   const std::string& format, const std::optional<std::string>& isa) {
   const CodeKind kind = minifloat_kind(format.c_str());
   require(kind != CodeKind::kInteger, "format is '" + format + "', must be " + minifloat_names());
   require(x.ndim() == 2, "x must have two axes");
   check_shape(scales, "scales", {x.shape(0)});
-  Floats error(x.shape(0)), above(x.shape(0)), below(x.shape(0));
-  const ScaledBlocks blocks{x.data(), scales.data(), x.shape(0), x.shape(1)};
-  const RoundingErrors out{error.mutable_data(), above.mutable_data(), below.mutable_data()};
+  check_shape(growth, "growth", {x.shape(0)});
+  Floats sums({x.shape(0), static_cast<std::int64_t>(kRoundingSums)});
+  const ScaledBlocks blocks{x.data(), scales.data(), growth.data(), x.shape(0), x.shape(1)};
+  float* to = sums.mutable_data();
   const Isa chosen = isa_of(isa);
   const char* ran = nullptr;
   {
     py::gil_scoped_release release;
-    ran = rounding_errors(blocks, kind, out, chosen);
+    ran = rounding_errors(blocks, kind, to, chosen);
   }
-  return {error, above, below, ran};
+  return {sums, ran};
 }
 
 }  // namespace
@@ -78,9 +78,9 @@ void bind_minifloat(py::module_& m) {
   m.def("matmul_minifloat", py_matmul, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("bias"),
         py::kw_only(), py::arg("format"), py::arg("block_size"), py::arg("K"), py::arg("accuracy_level") = 0,
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
-  m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("format"),
-        py::arg("isa") = py::none(),
-        "Returns the error, the sums above and below, and the name of the instruction set whose code ran.");
+  m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("growth"),
+        py::arg("format"), py::arg("isa") = py::none(),
+        "Returns six sums of each block and the name of the instruction set whose code ran.");
 }
 
 }  // namespace onnxpress

@@ -20,7 +20,7 @@ class Outcome:
     Attributes:
         decisions: One for each node that could be taken.
         weights: The rounded weights; called when the model is written, because some are rounded only then.
-        gain: What the scale search won over all weights, in dB; called likewise.
+        gain: By how much the scale search lowered what it minimises, over all weights, in dB; called likewise.
         warnings: What the user should know.
         details: Other findings by name, plain values for JSON.
         rows: The same for a person: a label and a line each.

@@ -115,7 +115,7 @@ class Recipe:
             takes the scheme's default.
         symmetric: One fixed zero point instead of one a block; None takes the scheme's default. Of activations where
             the scheme rounds them: their weights always have it.
-        search: Search each block's scale for the least squared error, instead of taking it from min and max.
+        search: Search each block's scale, errors of large weights counting more, instead of taking it from min and max.
         scale_type: float32 or float16; of floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2
             (powers of two as float32); None takes the scheme's default.
         form: "qoperator" (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else

@@ -26,7 +26,8 @@ class WeightReport:
         scheme: Such as "int4".
         parameters: Its elements.
         sqnr: Signal to quantization noise ratio in dB.
-        gain: What the scale search won over plain min/max rounding, in dB.
+        gain: By how much the scale search lowered what it minimises, against plain min/max rounding, in dB. It is no
+            measure of the model's outputs.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Report:
         schemes: Nodes rewritten, by scheme.
         left: Nodes left alone, by operator and reason.
         weights: The rounded weights.
-        gain: What the scale search won over all weights, in dB.
+        gain: The same over all weights.
         size_before: Bytes of the model and its external data.
         size_after: The same for the output.
         seconds: Time of each stage.
@@ -129,7 +130,7 @@ class Report:
         for label, line in self.rows:
             table.add_row(label, line)
         if self.gain:
-            table.add_row("scale search", f"{self.gain:+.2f} dB against plain min/max")
+            table.add_row("scale search", f"weighted error {self.gain:.2f} dB below that of plain min/max")
         for index, weight in enumerate(self.worst):
             label = "lowest SQNR" if index == 0 else ""  # signal to quantization noise ratio: more is better
             table.add_row(

@@ -48,7 +48,7 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
 
 def _gain(weights: list[LazyWeight]) -> float:
     errors = [weight.error for weight in weights if weight.error is not None]
-    return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.error for e in errors)) if errors else 0.0
+    return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0
 
 
 def _doubled(model: ir.Model, decisions: list[Decision]) -> list[str]:

@@ -48,7 +48,7 @@ void load_block(const WeightView& weight, const QuantizeKernels& kernels, std::i
 
 }  // namespace
 
-SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
+RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
                               const QuantizedBlocks& out, Isa isa) {
   const QuantizeKernels& kernels = quantize_kernels(isa);
   const std::int64_t size = scheme.block_size;
@@ -58,8 +58,8 @@ SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& schem
   float* x = memory.data();
   float* row = x + 3 * size * kLanes;
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(size));
-  LaneBlock block{x, x + size * kLanes, x + 2 * size * kLanes, {}, {}, {}, {}};
-  SquaredErrors errors;
+  LaneBlock block{x, x + size * kLanes, x + 2 * size * kLanes, {}, {}, {}, {}, {}};
+  RoundingCosts errors;
   // Along the rows of a [K, N] weight first: memory comes in whole pages rather than a cache line of each.
   for (std::int64_t b = 0; b < blocks; ++b) {
     for (std::int64_t n = begin; n < end; n += kLanes) {
@@ -75,6 +75,7 @@ SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& schem
         out.scales[at] = block.scale[c];
         out.zero_points[at] = static_cast<std::uint8_t>(block.zero_point[c]);
         errors.error += static_cast<double>(block.error[c]);
+        errors.cost += static_cast<double>(block.cost[c]);
         errors.baseline += static_cast<double>(block.baseline[c]);
       }
       for (std::int64_t i = 0; i < size * kLanes; ++i) {

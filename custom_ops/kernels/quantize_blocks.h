@@ -1,5 +1,5 @@
-// Rounding a float weight to 2 to 8 bits in blocks along K, with a search for the scale of least squared error.
-// `quantize_block` in reference.py is the algorithm; results are the same bit for bit on every instruction set.
+// Rounding a float weight to 2 to 8 bits in blocks along K, with a search for each block's scale.
+// `quantize_block` in reference/rounding.py is the algorithm; results are the same bit for bit on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -30,14 +30,15 @@ struct QuantizedBlocks {
   std::uint8_t* zero_points;  // [N, blocks], one code a byte
 };
 
-struct SquaredErrors {
-  double error = 0;
-  double baseline = 0;  // of plain min/max rounding
+struct RoundingCosts {
+  double error = 0;     // squared
+  double cost = 0;      // what the search minimises
+  double baseline = 0;  // the same of plain min/max rounding
   double energy = 0;    // of the weight
 };
 
 // Output channels [begin, end). Throws std::bad_alloc.
-SquaredErrors quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
+RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
                               const QuantizedBlocks& out, Isa isa);
 
 // Whether no value is NaN or infinite.

@@ -14,7 +14,8 @@
 namespace onnxpress {
 namespace {
 
-constexpr int kShrinkSteps = 12;  // 1, 0.96, ... 0.56: SHRINKS in reference.py
+constexpr float kMultiples[] = {1.1f, 1.05f, 0.95f, 0.9f, 0.85f};  // MULTIPLES in reference/rounding.py
+constexpr float kLeastCount = 0.5f;                                // LEAST_COUNT
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 static_assert(sizeof(Lanes) == sizeof(LaneBlock::scale));
@@ -31,13 +32,18 @@ inline float clamp(float v, float low, float high) {
   return v > high ? high : v;
 }
 
-// To the stored type, within its range. Subnormal scales become 0: their reciprocal would be infinite.
+// Subnormal scales become 0: their reciprocal would be infinite.
+inline void drop_subnormals(Lanes& scale) {
+  const Lanes zero = {};
+  scale = (scale < FLT_MIN) & (scale > -FLT_MIN) ? zero : scale;
+}
+
+// To the stored type, within its range.
 inline void round_scales(const BlockScheme& scheme, Lanes& scale) {
   if (scheme.half_scales) {
     for (int c = 0; c < kLanes; ++c) scale[c] = half_to_float(float_to_half(clamp(scale[c], -65504.0f, 65504.0f)));
   } else {
-    const Lanes zero = {};
-    scale = (scale < FLT_MIN) & (scale > -FLT_MIN) ? zero : scale;
+    drop_subnormals(scale);
   }
 }
 
@@ -47,59 +53,103 @@ inline void reciprocals(const Lanes& v, Lanes& out) {
 }
 
 struct Candidate {
-  Lanes scale, zero_point, error;
+  Lanes scale, zero_point, cost;
 };
 
-// Nearest codes at the scale and zero point of the candidate, and their squared error.
-inline void round_codes(const LaneBlock& b, std::int64_t size, float levels, Candidate& candidate, float* codes) {
-  const Lanes low = {}, high = low + levels, scale = candidate.scale, zero = candidate.zero_point;
-  Lanes inverse, total = {};
-  reciprocals(scale, inverse);
-  for (std::int64_t k = 0; k < size; ++k) {
-    Lanes value;
-    load(b.x + k * kLanes, value);
-    Lanes code = value * inverse + zero;
+// Nearest codes at a scale and zero point.
+struct Nearest {
+  Lanes inverse, zero, high;
+  Nearest(const Candidate& at, float levels) : zero(at.zero_point) {
+    reciprocals(at.scale, inverse);
+    const Lanes none = {};
+    high = none + levels;
+  }
+  __attribute__((always_inline)) void operator()(const Lanes& value, Lanes& code) const {
+    const Lanes low = {};
+    code = value * inverse + zero;
     code = code < low ? low : code;
     code = code > high ? high : code;
     code = (code + kRounder) - kRounder;
-    const Lanes difference = (code - zero) * scale - value;
-    total += difference * difference;
-    store(code, codes + k * kLanes);
   }
-  candidate.error = total;
+};
+
+// What each weight's squared error counts: more, the larger it is within its block.
+inline void count_errors(const LaneBlock& b, std::int64_t size, Lanes extreme) {
+  Lanes share, total = {};
+  drop_subnormals(extreme);
+  reciprocals(extreme, share);
+  for (std::int64_t k = 0; k < size; ++k) {
+    Lanes value;
+    load(b.x + k * kLanes, value);
+    value *= share;
+    value *= value;
+    total += value;
+    store(value, b.counts + k * kLanes);
+  }
+  Lanes factor;
+  reciprocals(total, factor);
+  factor *= static_cast<float>(size);
+  for (std::int64_t k = 0; k < size; ++k) {
+    Lanes square;
+    load(b.counts + k * kLanes, square);
+    store(square * factor + kLeastCount, b.counts + k * kLanes);
+  }
 }
 
-// The scale of least squared error for the codes in b.trial: sum(x q) / sum(q q).
-inline void refine_scale(const BlockScheme& scheme, const LaneBlock& b, Candidate& candidate) {
+// What the search minimises, at the scale and zero point of the candidate.
+inline void judge(const LaneBlock& b, std::int64_t size, float levels, Candidate& candidate) {
+  const Nearest nearest(candidate, levels);
+  Lanes total = {};
+  for (std::int64_t k = 0; k < size; ++k) {
+    Lanes value, count, code;
+    load(b.x + k * kLanes, value);
+    load(b.counts + k * kLanes, count);
+    nearest(value, code);
+    const Lanes difference = (code - candidate.zero_point) * candidate.scale - value;
+    total += difference * difference * count;
+  }
+  candidate.cost = total;
+}
+
+// The scale of least squares for the codes that it gives: sum(h x q) / sum(h q q).
+inline void refine_scale(const BlockScheme& scheme, const LaneBlock& b, float levels, Candidate& candidate) {
+  const Nearest nearest(candidate, levels);
   const Lanes none = {};
   Lanes above = {}, below = {};
   for (std::int64_t k = 0; k < scheme.block_size; ++k) {
-    Lanes value, code;
+    Lanes value, count, code;
     load(b.x + k * kLanes, value);
-    load(b.trial + k * kLanes, code);
+    load(b.counts + k * kLanes, count);
+    nearest(value, code);
     const Lanes q = code - candidate.zero_point;
-    above += value * q;
-    below += q * q;
+    const Lanes weighted = q * count;
+    above += value * weighted;
+    below += q * weighted;
   }
   candidate.scale = below > none ? above / below : none;
   round_scales(scheme, candidate.scale);
 }
 
-// Takes the codes in b.trial over where they are better.
-inline void keep_better(const BlockScheme& scheme, const Candidate& candidate, Candidate& best, LaneBlock& b) {
-  const auto better = candidate.error < best.error;
-  bool any = false;
-  for (int c = 0; c < kLanes; ++c) any |= better[c] != 0;
-  if (!any) return;
-  for (std::int64_t k = 0; k < scheme.block_size; ++k) {
-    Lanes found, kept;
-    load(b.trial + k * kLanes, found);
-    load(b.codes + k * kLanes, kept);
-    store(better ? found : kept, b.codes + k * kLanes);
-  }
+inline void keep_better(const Candidate& candidate, Candidate& best) {
+  const auto better = candidate.cost < best.cost;
   best.scale = better ? candidate.scale : best.scale;
   best.zero_point = better ? candidate.zero_point : best.zero_point;
-  best.error = better ? candidate.error : best.error;
+  best.cost = better ? candidate.cost : best.cost;
+}
+
+// The codes, and their squared error.
+inline void round_block(const LaneBlock& b, std::int64_t size, float levels, const Candidate& best, Lanes& error) {
+  const Nearest nearest(best, levels);
+  Lanes total = {};
+  for (std::int64_t k = 0; k < size; ++k) {
+    Lanes value, code;
+    load(b.x + k * kLanes, value);
+    nearest(value, code);
+    const Lanes difference = (code - best.zero_point) * best.scale - value;
+    total += difference * difference;
+    store(code, b.codes + k * kLanes);
+  }
+  error = total;
 }
 
 void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
@@ -113,37 +163,43 @@ void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
     low = value < low ? value : low;
     high = value > high ? value : high;
   }
-  const auto propose = [&](float shrink, Candidate& candidate) {
+  const Lanes extreme = high > -low ? high : low;
+  count_errors(b, scheme.block_size, extreme);
+  const auto propose = [&](float multiple, Candidate& candidate) {
     if (scheme.symmetric) {
-      const Lanes extreme = high > -low ? high : low;
-      candidate.scale = extreme * shrink / -middle;
+      candidate.scale = extreme * multiple / -middle;
       round_scales(scheme, candidate.scale);
       candidate.zero_point = none + middle;
-      return;
+    } else {
+      candidate.scale = high * multiple / levels - low * multiple / levels;
+      round_scales(scheme, candidate.scale);
+      Lanes zero;
+      reciprocals(candidate.scale, zero);
+      zero = -low * multiple * zero;
+      zero = zero > levels ? none + levels : zero;
+      candidate.zero_point = (zero + kRounder) - kRounder;
     }
-    candidate.scale = high * shrink / levels - low * shrink / levels;
-    round_scales(scheme, candidate.scale);
-    Lanes zero;
-    reciprocals(candidate.scale, zero);
-    zero = -low * shrink * zero;
-    zero = zero > levels ? none + levels : zero;
-    candidate.zero_point = (zero + kRounder) - kRounder;
+    judge(b, scheme.block_size, levels, candidate);
   };
   Candidate best, trial;
   propose(1.0f, best);
-  round_codes(b, scheme.block_size, levels, best, b.codes);
-  store(best.error, b.baseline);
-  for (int step = 0; scheme.search && step < kShrinkSteps; ++step) {
-    propose(static_cast<float>(1.0 - 0.04 * step), trial);
-    round_codes(b, scheme.block_size, levels, trial, b.trial);
-    keep_better(scheme, trial, best, b);
-    refine_scale(scheme, b, trial);
-    round_codes(b, scheme.block_size, levels, trial, b.trial);
-    keep_better(scheme, trial, best, b);
+  store(best.cost, b.baseline);
+  if (scheme.search) {
+    for (const float multiple : kMultiples) {
+      propose(multiple, trial);
+      keep_better(trial, best);
+    }
+    trial = best;
+    refine_scale(scheme, b, levels, trial);
+    judge(b, scheme.block_size, levels, trial);
+    keep_better(trial, best);
   }
+  Lanes error;
+  round_block(b, scheme.block_size, levels, best, error);
   store(best.scale, b.scale);
   store(best.zero_point, b.zero_point);
-  store(best.error, b.error);
+  store(best.cost, b.cost);
+  store(error, b.error);
 }
 
 // NaN and infinity have all bits of the exponent set.

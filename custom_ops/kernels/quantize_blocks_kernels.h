@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/quantize_blocks.h"
+#include "kernels/rounding_errors.h"
 
 namespace onnxpress {
 
@@ -12,10 +13,11 @@ inline constexpr int kLanes = 16;  // blocks of 16 output channels side by side
 struct LaneBlock {
   const float* x;  // [block_size, 16]
   float* codes;    // [block_size, 16]
-  float* trial;    // [block_size, 16], scratch
+  float* counts;   // [block_size, 16], scratch
   float scale[kLanes];
   float zero_point[kLanes];
   float error[kLanes];
+  float cost[kLanes];
   float baseline[kLanes];
 };
 
@@ -34,8 +36,9 @@ struct QuantizeKernels {
   bool (*finite_float)(const std::uint32_t*, std::int64_t);
   bool (*finite_half)(const std::uint16_t*, std::int64_t);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);
-  // Adds to the sums of `RoundingErrors` for one block.
-  void (*errors)(const float* x, std::int64_t size, float scale, const RoundingRule&, double (&sums)[3]);
+  // Adds to the sums of `rounding_errors` for one block.
+  void (*errors)(const float* x, std::int64_t size, float scale, float growth, const RoundingRule&,
+                 double (&sums)[kRoundingSums]);
 };
 
 const QuantizeKernels& quantize_kernels_scalar();

@@ -32,15 +32,13 @@ RoundingRule rule_of(CodeKind kind) {
 
 }  // namespace
 
-const char* rounding_errors(const ScaledBlocks& blocks, CodeKind kind, const RoundingErrors& out, Isa isa) {
+const char* rounding_errors(const ScaledBlocks& blocks, CodeKind kind, float* sums, Isa isa) {
   const QuantizeKernels& kernels = quantize_kernels(isa);
   const RoundingRule rule = rule_of(kind);
   for (std::int64_t b = 0; b < blocks.count; ++b) {
-    double sums[3] = {};
-    kernels.errors(blocks.x + b * blocks.size, blocks.size, blocks.scales[b], rule, sums);
-    out.error[b] = static_cast<float>(sums[0]);
-    out.above[b] = static_cast<float>(sums[1]);
-    out.below[b] = static_cast<float>(sums[2]);
+    double found[kRoundingSums] = {};
+    kernels.errors(blocks.x + b * blocks.size, blocks.size, blocks.scales[b], blocks.growth[b], rule, found);
+    for (int i = 0; i < kRoundingSums; ++i) sums[b * kRoundingSums + i] = static_cast<float>(found[i]);
   }
   return kernels.isa;
 }

@@ -11,17 +11,15 @@ namespace onnxpress {
 struct ScaledBlocks {
   const float* x;       // [count, size], finite
   const float* scales;  // [count], positive
+  const float* growth;  // [count]: the error of x counts h = 1 + growth x^2
   std::int64_t count, size;
 };
 
-// [count] each, of q as the nearest number to x / scale, halfway cases to the even code, held to the largest.
-struct RoundingErrors {
-  float* error;  // sum (q scale - x)^2
-  float* above;  // sum x q
-  float* below;  // sum q q
-};
+inline constexpr int kRoundingSums = 6;
 
-// The same bit for bit on every instruction set. Returns the name of that whose code ran.
-const char* rounding_errors(const ScaledBlocks& blocks, CodeKind kind, const RoundingErrors& out, Isa isa);
+// Writes [count, 6]: of q as the nearest number to x / scale, halfway cases to the even code, held to the largest, the
+// sums of (q scale - x)^2, h (q scale - x)^2, h x q, h q q, q scale - x and q. The same bit for bit on every instruction
+// set. Returns the name of that whose code ran.
+const char* rounding_errors(const ScaledBlocks& blocks, CodeKind kind, float* sums, Isa isa);
 
 }  // namespace onnxpress

@@ -45,11 +45,12 @@ inline double total(const Sixteen& lanes) {
 }
 
 template <class Nearest>
-void block_errors(const float* x, std::int64_t size, float scale, const Nearest& nearest, double (&sums)[3]) {
+void block_errors(const float* x, std::int64_t size, float scale, float growth, const Nearest& nearest,
+                  double (&sums)[kRoundingSums]) {
   constexpr std::int64_t kStretch = 4096;  // summed in float32: 256 numbers a lane
   for (std::int64_t begin = 0; begin < size; begin += kStretch) {
     const std::int64_t end = size - begin < kStretch ? size : begin + kStretch;
-    Sixteen error = {}, above = {}, below = {};
+    Sixteen parts[kRoundingSums] = {};
     for (std::int64_t k = begin; k < end; k += 16) {
       Sixteen value = {}, q;
       if (end - k >= 16) {
@@ -58,22 +59,25 @@ void block_errors(const float* x, std::int64_t size, float scale, const Nearest&
         std::memcpy(&value, x + k, static_cast<std::size_t>(end - k) * sizeof(float));
       }
       nearest(value / scale, q);
-      const Sixteen difference = q * scale - value;
-      error += difference * difference;
-      above += value * q;
-      below += q * q;
+      const Sixteen difference = q * scale - value, square = difference * difference;
+      const Sixteen count = value * value * growth + 1.0f, weighted = count * q;
+      parts[0] += square;
+      parts[1] += count * square;
+      parts[2] += weighted * value;
+      parts[3] += weighted * q;
+      parts[4] += difference;
+      parts[5] += q;
     }
-    sums[0] += total(error);
-    sums[1] += total(above);
-    sums[2] += total(below);
+    for (int i = 0; i < kRoundingSums; ++i) sums[i] += total(parts[i]);
   }
 }
 
-void rounding_errors(const float* x, std::int64_t size, float scale, const RoundingRule& rule, double (&sums)[3]) {
+void rounding_errors(const float* x, std::int64_t size, float scale, float growth, const RoundingRule& rule,
+                     double (&sums)[kRoundingSums]) {
   if (rule.is_table) {
-    block_errors(x, size, scale, NearestOfTable{rule}, sums);
+    block_errors(x, size, scale, growth, NearestOfTable{rule}, sums);
   } else {
-    block_errors(x, size, scale, NearestMiniFloat{rule}, sums);
+    block_errors(x, size, scale, growth, NearestMiniFloat{rule}, sums);
   }
 }
 

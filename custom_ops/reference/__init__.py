@@ -22,14 +22,15 @@ from .minifloat import (
     rounding_errors,
 )
 from .nbits import activation_block, dequantize, matmul_nbits, quantize_activations, round_to_bfloat16
-from .rounding import SHRINKS, all_finite, quantize_block, quantize_blocks
+from .rounding import LEAST_COUNT, MULTIPLES, all_finite, quantize_block, quantize_blocks
 
 __all__ = [
     "E8M0",
     "LAYOUTS",
     "MINIFLOATS",
     "PLANES",
-    "SHRINKS",
+    "LEAST_COUNT",
+    "MULTIPLES",
     "Layout",
     "activate",
     "activation_block",

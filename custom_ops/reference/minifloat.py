@@ -142,19 +142,18 @@ def dequantize_minifloat_tensor(
     return np.ascontiguousarray(weight.T).reshape(shape)
 
 
-def rounding_errors(
-    x: Float32, scales: Float32, format: str
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """What rounding blocks to a format costs, and what the scale of least squared error is made of.
+def rounding_errors(x: Float32, scales: Float32, growth: Float32, format: str) -> npt.NDArray[np.float64]:
+    """What rounding blocks to a format costs, and what the best scale for its codes is made of.
 
     Args:
         x: float32 [blocks, size], finite.
         scales: float32 [blocks], positive.
+        growth: float32 [blocks]: the error of x counts h = 1 + growth x^2.
         format: A key of `MINIFLOATS`.
 
     Returns:
-        Of each block, for q as the number nearest to the float32 x / scale, halfway cases to the even code: the sums
-        of (q scale - x)^2, of x q and of q q.
+        float64 [blocks, 6], for q as the number nearest to the float32 x / scale, halfway cases to the even code: the
+        sums of (q scale - x)^2, h (q scale - x)^2, h x q, h q q, q scale - x and q.
     """
     table = MINIFLOATS[format].astype(np.float64)
     codes = np.flatnonzero(np.isfinite(table) & ~((table == 0) & np.signbit(table)))
@@ -167,7 +166,9 @@ def rounding_errors(
     lower = (to_lower < to_upper) | ((to_lower == to_upper) & (codes[above - 1] % 2 == 0))
     q = numbers[np.where(lower, above - 1, above)]
     difference = q * scales[:, None] - x
-    return np.square(difference).sum(axis=1), (x * q).sum(axis=1), np.square(q).sum(axis=1)
+    square, counts = np.square(difference), 1 + growth[:, None].astype(np.float64) * np.square(x, dtype=np.float64)
+    terms = (square, counts * square, counts * x * q, counts * q * q, difference, q)
+    return np.stack([term.sum(axis=1) for term in terms], axis=1)
 
 
 def _dequantize(table: Float32, packed: UInt8, scales: npt.NDArray[np.generic], block_size: int, K: int) -> Float32:

@@ -33,8 +33,8 @@ class LazyInt8:
         self._lock = threading.Lock()
         self._pending: set[str] = set()
         self._result: QuantizedTensor | None = None
-        self._error: float | None = None
-        self._baseline = self._energy = 0.0
+        self._report: WeightReport | None = None
+        self._costs = (0.0, 0.0)
 
     def codes(self) -> ir.LazyTensor:
         """int8 [K, N]."""
@@ -46,15 +46,12 @@ class LazyInt8:
 
     def report(self) -> WeightReport | None:
         """What rounding cost, once it was done."""
-        if self._error is None:
-            return None
-        sqnr, gain = decibels(self._energy, self._error), decibels(self._baseline, self._error)
-        return WeightReport(self.name, tuple(self.nodes), "int8", self.weight.tensor.size, sqnr, gain)
+        return self._report
 
     @property
-    def errors(self) -> tuple[float, float]:
-        """Squared errors of this and of plain min/max rounding; zeros before it was done."""
-        return self._error or 0.0, self._baseline
+    def costs(self) -> tuple[float, float]:
+        """What the search for scales minimises, and that of plain min/max rounding; zeros before it was done."""
+        return self._costs
 
     def _tensor(self, part: str, dtype: ir.DataType, shape: list[int]) -> ir.LazyTensor:
         self._pending.add(part)
@@ -76,7 +73,8 @@ class LazyInt8:
         if self.weight.transposed:
             array = np.ascontiguousarray(array.T)
         result = quantize_weight(array, 1, reduce_range=self._reduce_range, search=self._search)
-        plain = quantize_weight(array, 1, reduce_range=self._reduce_range, search=False) if self._search else result
-        self._error, self._baseline, self._energy = result.error, plain.error, result.energy
+        self._costs = result.cost, result.baseline
+        sqnr, gain = decibels(result.energy, result.error), decibels(result.baseline, result.cost)
+        self._report = WeightReport(self.name, tuple(self.nodes), "int8", result.size, sqnr, gain)
         release(self.weight.tensor)
         return result

@@ -31,15 +31,19 @@ class LazyWeight:
         weight: The constant.
         scheme: How it is rounded.
         factor: Gemm's alpha: of the scales, or of the weight where scales cannot be any number.
+        convolution: Whether its rows are the output channels of a Conv.
         nodes: Names of the nodes that read it.
         error: What rounding cost, once it was done.
     """
 
-    def __init__(self, name: str, weight: Weight, scheme: WeightScheme, factor: float = 1.0) -> None:
+    def __init__(
+        self, name: str, weight: Weight, scheme: WeightScheme, factor: float = 1.0, *, convolution: bool = False
+    ) -> None:
         self.name = name
         self.weight = weight
         self.scheme = scheme
         self.factor = factor
+        self.convolution = convolution
         self.nodes: list[str] = []
         self.error: WeightError | None = None
         self._lock = threading.Lock()
@@ -140,7 +144,7 @@ class LazyWeight:
         array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
         if self.factor != 1 and not self.scheme.has_kernel:
             array = array.astype(np.float32) * np.float32(self.factor)
-        result = quantize_rtn(array, self.scheme, self.weight.transposed)
+        result = quantize_rtn(array, self.scheme, self.weight.transposed, convolution=self.convolution)
         del array
         release(self.weight.tensor)
         self.error = result.error

@@ -37,7 +37,7 @@ class QuantizeDynamic:
 
     Args:
         reduce_range: Weights of 7 bits, for machines whose products saturate.
-        search: Search the scale of least squared error of each column.
+        search: Search the best scale of each column.
     """
 
     def __init__(self, reduce_range: bool = False, search: bool = True) -> None:
@@ -63,9 +63,9 @@ class QuantizeDynamic:
         return tuple(report for weight in self._weights.values() if (report := weight.report()) is not None)
 
     def gain(self) -> float:
-        """What the search for scales won over all weights, in dB."""
-        errors = [weight.errors for weight in self._weights.values()]
-        return decibels(math.fsum(b for _, b in errors), math.fsum(e for e, _ in errors)) if errors else 0.0
+        """By how much the search for scales lowered what it minimises, over all weights, in dB."""
+        costs = [weight.costs for weight in self._weights.values()]
+        return decibels(math.fsum(plain for _, plain in costs), math.fsum(cost for cost, _ in costs)) if costs else 0.0
 
     def _rewrite_product(self, decision: Decision) -> None:
         node = decision.node

@@ -25,9 +25,11 @@ class StoredWeights:
     def weight(self, decision: Decision, form: WeightForm, factor: float = 1.0) -> LazyWeight:
         """The rounded weight of a node; `factor` as in `LazyWeight`."""
         weight = required(decision.weight)
-        key = (id(weight.tensor), weight.transposed, form.scheme, factor)
+        convolution = decision.op_type == "Conv"
+        key = (id(weight.tensor), weight.transposed, form.scheme, factor, convolution)
         if key not in self._weights:
-            self._weights[key] = LazyWeight(weight.value.name or "weight", weight, form.scheme, factor)
+            name = weight.value.name or "weight"
+            self._weights[key] = LazyWeight(name, weight, form.scheme, factor, convolution=convolution)
         self._weights[key].nodes.append(decision.node.name or "")
         return self._weights[key]
 

@@ -1,12 +1,12 @@
 """Codes of 8 bits and what they mean: x = s (q - z), with q rounded to the nearest and held within its type.
 
 Activations: z is a whole number, so zero has a code of its own: padding and the cut of a Relu cost nothing. Weights:
-z = 0 and codes within -127 and 127, the scale of each channel that of the least squared error
+z = 0 and codes within -127 and 127, the scale of each channel that of
 
-    min over s of |w - s clip(rint(w / s))|^2,
+    min over s of sum h (w - s clip(rint(w / s)))^2,   h = LEAST_COUNT + w^2 / mean(w^2),
 
-found as in `rtn`: by steps that shrink the range, each followed by the least-squares scale of the codes it gives,
-s = <w, q> / <q, q>. Biases: int32 in units of s_x s_w, which is what the sum of a product comes in.
+errors that count more where weights are large (`custom_ops.reference.quantize_block` says why), among some multiples of
+that of the largest magnitude and the best's least-squares scale for the codes it gives. Biases: int32 in units of s_x s_w, which is what the sum of a product comes in.
 
 A scale is never below 2^-60, so that a product of two of them is still a normal float32.
 """
@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnxpress.custom_ops.reference import LEAST_COUNT
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int8]
 
 LEAST_SCALE = np.float32(2.0**-60)
-_SHRINKS = (1.0, 0.97, 0.94, 0.9, 0.85, 0.8, 0.72, 0.64, 0.55)
+_MULTIPLES = (0.97, 0.94, 0.9, 0.85)
+_SUMS = ("error", "energy", "cost", "baseline")
 _PIECE = 1 << 18  # elements searched at a time: some arrays of it stay in a core's cache
 _MOST_BIAS = 2**30
 """Codes of biases are held below: the other half of int32 is for the sum of products, 33,000 of the largest."""
@@ -114,6 +116,8 @@ class QuantizedTensor:
         zero_point: int8 zeros of the same shape.
         error: Sum of squares of what rounding changed.
         energy: Sum of squares of the weight.
+        cost: What the search of scales minimised.
+        baseline: The same with the scales of the largest magnitudes.
     """
 
     codes: Codes
@@ -121,6 +125,8 @@ class QuantizedTensor:
     zero_point: Codes
     error: float
     energy: float
+    cost: float = 0.0
+    baseline: float = 0.0
     scheme = "int8"
 
     @property
@@ -144,7 +150,7 @@ def quantize_weight(
         axis: That of its output channels, which get a scale each; None for one scale in all.
         reduce_range: Codes within -63 and 63: two products by a uint8 then fit int16, in which CPUs without VNNI
             add them up. Otherwise within -127 and 127.
-        search: Search the scale of least squared error; otherwise the largest magnitude gets the last code.
+        search: Search the scale; otherwise the largest magnitude gets the last code.
         least_scale: [N] (or []), no scale may be below: see `least_weight_scale`.
 
     Returns:
@@ -160,12 +166,15 @@ def quantize_weight(
     scale = np.maximum(_sound(extremes / np.float32(most)), least)
     codes = np.empty(flat.shape, np.int8)
 
-    def run(piece: slice) -> tuple[float, float]:
+    def run(piece: slice) -> tuple[float, ...]:
         channels = _Channels(flat[piece], most)
+        baseline = cost = channels.costs(channels.codes(scale[piece]), scale[piece])
         if search:
-            scale[piece] = channels.search(scale[piece], least[piece])
+            scale[piece], cost = channels.search(scale[piece], cost, least[piece])
         codes[piece] = found = channels.codes(scale[piece])
-        return float(channels.errors(found, scale[piece]).sum()), float(np.square(channels.rows).sum(dtype=np.float64))
+        error = np.square(found * scale[piece, None] - channels.rows)
+        sums = (error, np.square(channels.rows), cost, baseline)
+        return tuple(float(each.sum(dtype=np.float64)) for each in sums)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         sums = list(pool.map(run, _pieces(flat.shape)))
@@ -176,8 +185,7 @@ def quantize_weight(
         codes=np.ascontiguousarray(shaped),
         scale=scale,
         zero_point=np.zeros(scale.shape, np.int8),
-        error=math.fsum(error for error, _ in sums),
-        energy=math.fsum(energy for _, energy in sums),
+        **{name: math.fsum(each) for name, each in zip(_SUMS, zip(*sums, strict=True), strict=True)},
     )
 
 
@@ -192,6 +200,12 @@ class _Channels:
     def __init__(self, rows: Floats, most: int) -> None:
         self.rows = np.ascontiguousarray(rows)
         self._most = np.float32(most)
+        peak = np.abs(self.rows).max(axis=1, keepdims=True)
+        share = np.divide(self.rows, peak, out=np.zeros_like(self.rows), where=peak > 0)
+        np.square(share, out=share)
+        mean = share.mean(axis=1, keepdims=True)
+        self._counts: Floats = np.divide(share, mean, out=share, where=mean > 0)
+        self._counts += np.float32(LEAST_COUNT)
 
     def codes(self, scale: Floats) -> Floats:
         """Whole numbers as float32."""
@@ -199,31 +213,30 @@ class _Channels:
         np.rint(codes, out=codes)
         return np.clip(codes, -self._most, self._most, out=codes)
 
-    def errors(self, codes: Floats, scale: Floats) -> Floats:
-        """Squared error of each row."""
+    def costs(self, codes: Floats, scale: Floats) -> Floats:
+        """What each row costs."""
         wrong = codes * scale[:, None]
         wrong -= self.rows
-        sums: Floats = np.einsum("nk,nk->n", wrong, wrong)
+        sums: Floats = np.einsum("nk,nk,nk->n", wrong, wrong, self._counts)
         return sums
 
-    def search(self, scale: Floats, least: Floats) -> Floats:
-        """The best scale of each row: `scale`, a fraction of it, or the least-squares one of either's codes."""
-        best, error = scale, self.errors(self.codes(scale), scale)
-        for shrink in _SHRINKS:
-            tried = scale * np.float32(shrink)
-            for _ in range(2):
-                tried = np.maximum(tried, least)
-                codes = self.codes(tried)
-                wrong = self.errors(codes, tried)
-                better = wrong < error
-                best, error = np.where(better, tried, best), np.where(better, wrong, error)
-                tried = self._least_squares(codes, tried)
-        return best
+    def search(self, scale: Floats, cost: Floats, least: Floats) -> tuple[Floats, Floats]:
+        """The best scale of each row, and its cost: `scale`, a multiple, or the least-squares one of the best's codes."""
+        best = scale
+        for multiple in (*_MULTIPLES, None):
+            tried = self._least_squares(best) if multiple is None else scale * np.float32(multiple)
+            tried = np.maximum(tried, least)
+            wrong = self.costs(self.codes(tried), tried)
+            better = wrong < cost
+            best, cost = np.where(better, tried, best), np.where(better, wrong, cost)
+        return best, cost
 
-    def _least_squares(self, codes: Floats, otherwise: Floats) -> Floats:
-        above, below = np.einsum("nk,nk->n", codes, self.rows), np.einsum("nk,nk->n", codes, codes)
-        scale: Floats = np.divide(above, below, out=otherwise.copy(), where=below > 0)
-        return scale
+    def _least_squares(self, scale: Floats) -> Floats:
+        codes = self.codes(scale)
+        weighted = codes * self._counts
+        above, below = np.einsum("nk,nk->n", weighted, self.rows), np.einsum("nk,nk->n", weighted, codes)
+        found: Floats = np.divide(above, below, out=scale.copy(), where=below > 0)
+        return found
 
 
 def least_weight_scale(bias: npt.NDArray[np.floating], x_scale: npt.ArrayLike) -> Floats:

@@ -85,8 +85,8 @@ def round_weight(weight: Floats, axis: int, scheme: WeightScheme) -> FloatWeight
     Args:
         weight: Finite, of any shape but [].
         axis: Of its output channels.
-        scheme: Its format, and whether scales of least squared error are searched.
+        scheme: Its format, and whether scales are searched.
     """
     rows = np.moveaxis(weight, axis, 0)
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1), np.float32)
-    return FloatWeight(weight.shape, axis, scheme.format, quantize_rtn(flat, scheme, transposed=True))
+    return FloatWeight(weight.shape, axis, scheme.format, quantize_rtn(flat, scheme, True, convolution=weight.ndim > 2))

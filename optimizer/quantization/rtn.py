@@ -1,4 +1,4 @@
-"""Round to nearest, block by block, with a search for the scale of least squared error."""
+"""Round to nearest, block by block, with a search for the scale that costs least."""
 
 from __future__ import annotations
 
@@ -23,9 +23,17 @@ _ELEMENTS_A_TASK = 1 << 18  # fewer, and the calls of NumPy cost more than they 
 
 @dataclasses.dataclass(frozen=True)
 class WeightError:
-    """Sums over a weight: squared error, that of plain min/max rounding, and squares of the weight."""
+    """Sums over a weight.
+
+    Attributes:
+        error: Squared error.
+        cost: What the scale search minimised: errors that count more where weights are large, see `formats.search`.
+        baseline: The same of plain min/max rounding.
+        energy: Squares of the weight.
+    """
 
     error: float
+    cost: float
     baseline: float
     energy: float
 
@@ -36,8 +44,8 @@ class WeightError:
 
     @property
     def gain(self) -> float:
-        """What the scale search won over plain min/max, in dB."""
-        return decibels(self.baseline, self.error)
+        """By how much the scale search lowered what it minimises, against plain min/max, in dB."""
+        return decibels(self.baseline, self.cost)
 
 
 def decibels(signal: float, noise: float) -> float:
@@ -68,21 +76,24 @@ def quantize_rtn(
     weight: npt.NDArray[np.floating],
     scheme: WeightScheme,
     transposed: bool = False,
+    *,
+    convolution: bool = False,
     importance: npt.NDArray[np.floating] | None = None,
 ) -> QuantizedWeight:
     """Round a weight to blocks of codes of any format.
 
-    Integers have zero points where the scheme is asymmetric, and their blocks' scales are the best of a dozen
-    fractions of the range, each also after one least-squares step for the codes it gives
-    (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero, see `find_scales`. The
+    Integers have zero points where the scheme is asymmetric, and their blocks' scales are the best of a few near that
+    of minimum and maximum (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero, see `find_scales`. The
     result does not depend on the number of threads.
 
     Args:
         weight: float32 or float16, finite, C-contiguous, [K, N], or [N, K] if `transposed`.
         scheme: Format, block size and the rest.
         transposed: Whether output channels are the first axis.
-        importance: [K], what the squares of each input's weights count, in the search and in the error; for formats
-            without zero points.
+        convolution: Whether inputs are those of a convolution, which have a sign in common; for formats without a
+            kernel.
+        importance: [K], what the squared error of each input's weights counts in the search; for formats without zero
+            points.
 
     Returns:
         The codes and their error.
@@ -99,9 +110,9 @@ def quantize_rtn(
     packed = np.empty((N, blocks, size), np.uint8)
     scales = np.empty((N, blocks), np.float32)
 
-    def run(begin: int, end: int) -> tuple[float, float, float]:
+    def run(begin: int, end: int) -> tuple[float, ...]:
         part = weight[begin:end] if transposed else weight[:, begin:end].T
-        codes, scales[begin:end], sums = _round_channels(part.astype(np.float32), scheme, importance)
+        codes, scales[begin:end], sums = _round_channels(part.astype(np.float32), scheme, convolution, importance)
         packed[begin:end] = _kernels.pack_zero_points(codes, scheme.bits).reshape(end - begin, blocks, size)
         return sums
 
@@ -112,8 +123,8 @@ def quantize_rtn(
 
 
 def _round_channels(
-    part: Floats, scheme: WeightScheme, importance: npt.NDArray[np.floating] | None
-) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, float, float]]:
+    part: Floats, scheme: WeightScheme, convolution: bool, importance: npt.NDArray[np.floating] | None
+) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, ...]]:
     """Codes [n * n_blocks, block], scales [n, n_blocks] and the sums of `WeightError` of output channels [n, K]."""
     n, K = part.shape
     block, blocks = scheme.codes_a_block(K), scheme.blocks(K)
@@ -123,19 +134,19 @@ def _round_channels(
     counts: Floats | None = None
     if importance is not None:
         counts = np.tile(np.pad(importance.astype(np.float32), (0, missing)), n).reshape(rows.shape)
-    scale, error, baseline = find_scales(
-        rows, scheme.numbers, SCALE_TYPES[scheme.scale_type], search=scheme.search, importance=counts
-    )
-    scale = np.broadcast_to(scale, len(x))
+    found = find_scales(
+        rows, scheme.numbers, SCALE_TYPES[scheme.scale_type],
+        search=scheme.search, convolution=convolution, importance=counts,
+    )  # fmt: skip
+    scale = np.broadcast_to(found.scales, len(x))
     codes = np.empty(x.shape, np.uint8)
     step = max(1, _ELEMENTS_A_TASK // block)
     for piece in (slice(begin, begin + step) for begin in range(0, len(x), step)):
         with np.errstate(over="ignore"):  # what is infinite is held to the largest
             scaled: Floats = x[piece] / scale[piece, None]
         codes[piece] = scheme.numbers.encode(scaled)
-    squares = np.square(rows, dtype=np.float64)
-    energy = float((squares if counts is None else squares * counts).sum())
-    sums = (math.fsum(error), math.fsum(baseline), energy)
+    energy = float(np.square(rows, dtype=np.float64).sum())
+    sums = (*(math.fsum(each) for each in (found.error, found.cost, found.baseline)), energy)
     return codes, scale.reshape(n, blocks), sums
 
 
@@ -146,7 +157,7 @@ def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transpose
     scales = np.empty((N, blocks), np.float32)
     zero_points = np.empty((N, blocks), np.uint8)
 
-    def run(begin: int, end: int) -> tuple[float, float, float]:
+    def run(begin: int, end: int) -> tuple[float, ...]:
         return _kernels.quantize_blocks(
             weight, transposed, scheme.bits, scheme.block_size, scheme.symmetric, scheme.search, scheme.scale_type,
             (begin, end), packed, scales, zero_points,
@@ -156,7 +167,7 @@ def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transpose
     return QuantizedWeight(packed, scales, zero_points, WeightError(*sums))
 
 
-def _in_parallel(run: Callable[[int, int], tuple[float, float, float]], count: int, step: int) -> list[float]:
+def _in_parallel(run: Callable[[int, int], tuple[float, ...]], count: int, step: int) -> list[float]:
     """Sums over what `run` gives for ranges of output channels."""
     ranges = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -113,7 +113,7 @@ class WeightScheme:
         format: What codes stand for, a key of `formats.FORMATS`.
         block_size: Weights that share a scale; 0 for those of an output channel.
         symmetric: No zero points but that of the format.
-        search: Search the scale of least squared error.
+        search: Search the best scales.
         scale_type: One of `SCALE_TYPES`.
         per_channel: Without blocks, one scale an output channel, not one in all.
     """

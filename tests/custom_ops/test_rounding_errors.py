@@ -20,13 +20,13 @@ def test_sums(isa, format, count, size):
     rng = np.random.default_rng(count + size)
     x = rng.standard_t(4, (count, size)).astype(np.float32)
     scales = rng.uniform(0.05, 2, count).astype(np.float32)
-    *got, ran = _kernels.rounding_errors(x, scales, format, isa)
+    growth = rng.uniform(0, 3, count).astype(np.float32)
+    got, ran = _kernels.rounding_errors(x, scales, growth, format, isa)
     assert ran == code_that_runs(isa)
-    for mine, want in zip(got, reference.rounding_errors(x, scales, format), strict=True):
-        assert mine.dtype == np.float32
-        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
-    for mine, plain in zip(got, _kernels.rounding_errors(x, scales, format, "scalar")[:3], strict=True):
-        np.testing.assert_array_equal(mine, plain)
+    assert got.dtype == np.float32
+    # Sums of numbers of both signs: bounded by their number, not by what is left of them.
+    np.testing.assert_allclose(got, reference.rounding_errors(x, scales, growth, format), rtol=1e-5, atol=2e-6 * (5 + size))
+    np.testing.assert_array_equal(got, _kernels.rounding_errors(x, scales, growth, format, "scalar")[0])
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -41,11 +41,12 @@ def test_each_number_alone(isa, format):
     x = x[np.isfinite(x)][:, None]
     for scale in (1, 0.25, 1e-20):
         scales = np.full(len(x), scale, np.float32)
-        _, above, below, _ = _kernels.rounding_errors(x, scales, format, isa)
-        _, want_above, want_below = reference.rounding_errors(x, scales, format)
+        evenly = np.zeros(len(x), np.float32)
+        sums, _ = _kernels.rounding_errors(x, scales, evenly, format, isa)
+        want = reference.rounding_errors(x, scales, evenly, format)
         with np.errstate(over="ignore"):
-            np.testing.assert_array_equal(below, want_below.astype(np.float32))
-            np.testing.assert_array_equal(above, want_above.astype(np.float32))
+            for column in (2, 3, 5):  # x q, q q and q
+                np.testing.assert_array_equal(sums[:, column], want[:, column].astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -54,9 +55,11 @@ def test_each_number_alone(isa, format):
         ({"format": "int4"}, "format is 'int4', must be"),
         ({"x": np.zeros(3, np.float32)}, "two axes"),
         ({"scales": np.ones(4, np.float32)}, "scales has the wrong shape"),
+        ({"growth": np.ones(4, np.float32)}, "growth has the wrong shape"),
     ],
 )
 def test_wrong_arguments(change, message):
-    given = {"x": np.zeros((3, 4), np.float32), "scales": np.ones(3, np.float32), "format": "nf4", **change}
+    given = {"x": np.zeros((3, 4), np.float32), "scales": np.ones(3, np.float32), "growth": np.zeros(3, np.float32)}
+    given |= {"format": "nf4", **change}
     with pytest.raises(ValueError, match=message):
         _kernels.rounding_errors(**given)

@@ -1,10 +1,20 @@
 """The scale of each block with which rounding costs least.
 
-    min over s of  sum_k h_k (x_k - s round(x_k / s))^2
+With e = s round(x / s) - x the cost of a block is one of
 
-with weights h, 1 by default. Candidates are multiples, from 1/2 to 2, of the scale that puts the largest magnitude on
-the largest number of the format, each followed by one step of Lloyd's method: the least-squares scale for the numbers
-q that x was rounded to, s = sum(h x q) / sum(h q q). Floating-point formats gain by scales above 1, too: what they
+    product       sum_k h_k e_k^2,  h_k = 1 + x_k^2 / (c mean(x^2))
+    convolution   sum_k e_k^2 + (sum_k e_k)^2 / (pi - 1)
+    importance    sum_k h_k e_k^2,  h from data
+
+Plain squares would cut off the largest weights for the good of the many small ones, but products need the large ones
+most, which meet their large activations; c is `LEAST_COUNT`, and why h is the weight's own square says `quantize_block`
+in `custom_ops.reference`. What a convolution reads comes mostly from a Relu, or the like of it: numbers of one sign,
+whose common part meets the sum of the errors. For a normal number cut off at zero the squared mean is 1 / (pi - 1) of
+the variance, so this is the expected squared error of the output, but for a factor.
+
+Candidates are multiples over an octave of the scale that puts the largest magnitude on the largest number of the
+format; the best of them is followed by one step of Lloyd's method: the scale of least cost for the numbers q that x was
+rounded to, for a product s = sum(h x q) / sum(h q q). Floating-point formats gain by scales above 1, too: what they
 round off goes up and down within a power of two.
 
 Of powers of two there are few: that of the rule of the Microscaling formats (OCP MX specification 1.0, section 6.3),
@@ -16,22 +26,41 @@ Blocks are divided by a power of two near their magnitude first, so that squares
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
 
 import numpy as np
 import numpy.typing as npt
 from onnxpress.custom_ops import _kernels
+from onnxpress.custom_ops.reference import LEAST_COUNT
 
 from .base import Floats, Format
 from .scales import ScaleType
 
-_MULTIPLES = tuple(2.0 ** (step / 12) for step in range(-12, 13))
+_MULTIPLES = tuple(2.0 ** (step / 12) for step in range(-6, 6) if step != 0)
+_SHARED = np.float32(1 / (math.pi - 1))
+"""Squared mean over variance of a normal number that is cut off at zero."""
 _PIECE = 1 << 18  # numbers rounded at a time: some arrays of them stay in the caches
 
 
+@dataclasses.dataclass(frozen=True)
+class FoundScales:
+    """Scales [blocks], and of each block the squared error, the cost, and the cost of the first candidate."""
+
+    scales: Floats
+    error: npt.NDArray[np.float64]
+    cost: npt.NDArray[np.float64]
+    baseline: npt.NDArray[np.float64]
+
+
 def find_scales(
-    x: Floats, weights: Format, scale_type: ScaleType, *, search: bool = True, importance: Floats | None = None
-) -> tuple[Floats, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    x: Floats,
+    weights: Format,
+    scale_type: ScaleType,
+    *,
+    search: bool = True,
+    convolution: bool = False,
+    importance: Floats | None = None,
+) -> FoundScales:
     """A scale for each block.
 
     Args:
@@ -39,24 +68,25 @@ def find_scales(
         weights: The format to round to.
         scale_type: What scales can be.
         search: Try candidates; otherwise the first of them.
+        convolution: Whether each block is of the inputs of one output channel of a convolution.
         importance: [blocks, size] or [size]: what the squared error of each number counts.
 
     Returns:
-        Scales [blocks], the squared error of each block with it, and that without a search. A block of zeros has
-        the scale 1.
+        Scales and what they cost. A block of zeros has the scale 1.
     """
     peak = np.abs(x).max(axis=1)
     power = _power(np.clip(np.frexp(peak)[1], -125, 127))
-    blocks = _Blocks(x / power[:, None], power, weights, scale_type, importance)
+    blocks = _Blocks(x / power[:, None], power, weights, scale_type, convolution, importance)
     first = _first(peak / power, weights, scale_type)
-    best, error, _ = blocks.judge(first)
-    baseline = error.astype(np.float64)
-    for tried, wrong in blocks.candidates(first) if search else ():
-        better = wrong < error
-        best, error = np.where(better, tried, best), np.where(better, wrong, error)
-    scales = np.where(peak > 0, best * power, np.float32(1)).astype(np.float32)
+    best = blocks.judge(first)
+    baseline = best.cost
+    for multiple in blocks.multiples() if search else ():
+        best = best.or_better(blocks.judge(first * np.float32(multiple)))
+    if search and not scale_type.power_of_two:
+        best = best.or_better(blocks.judge(best.refined))
+    scales = np.where(peak > 0, best.scale * power, np.float32(1)).astype(np.float32)
     square = np.square(power.astype(np.float64))
-    return scales, error.astype(np.float64) * square, baseline * square
+    return FoundScales(scales, best.error * square, best.cost * square, baseline * square)
 
 
 def _first(peak: Floats, weights: Format, scale_type: ScaleType) -> Floats:
@@ -71,55 +101,86 @@ def _power(exponent: npt.NDArray[np.integer]) -> Floats:
     return power
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """Scales [blocks] that there are, what they cost, and the scales of least cost for the codes that they give."""
+
+    scale: Floats
+    error: Floats
+    cost: Floats
+    refined: Floats
+
+    def or_better(self, other: _Judged) -> _Judged:
+        """Of each block the one that costs less."""
+        better = other.cost < self.cost
+        return _Judged(*(np.where(better, theirs, ours) for ours, theirs in zip(_fields(self), _fields(other), strict=True)))
+
+
+def _fields(judged: _Judged) -> tuple[Floats, Floats, Floats, Floats]:
+    return judged.scale, judged.error, judged.cost, judged.refined
+
+
 class _Blocks:
     """Blocks divided by `power`, as all scales here are."""
 
-    x: Floats
-    power: Floats
-    weights: Format
-    scale_type: ScaleType
-    importance: Floats | None
+    def __init__(
+        self, x: Floats, power: Floats, weights: Format, scale_type: ScaleType, convolution: bool,
+        importance: Floats | None,
+    ) -> None:  # fmt: skip
+        self._x = x
+        self._power = power
+        self._weights = weights
+        self._scale_type = scale_type
+        self._importance = importance
+        self._shared = _SHARED if convolution and importance is None else np.float32(0)
+        self._sums = x.sum(axis=1)
+        squares = np.einsum("bk,bk->b", x, x)
+        grows = (squares > 0) & (not convolution)
+        self._growth = np.divide(x.shape[1] / LEAST_COUNT, squares, out=np.zeros_like(squares), where=grows)
 
-    def candidates(self, first: Floats) -> Iterator[tuple[Floats, Floats]]:
-        """Scales and what they cost."""
-        if self.scale_type.power_of_two:
-            yield from (self.judge(first * np.float32(2.0**step))[:2] for step in (1, -1))
-            return
-        for multiple in _MULTIPLES:
-            scale, error, refined = self.judge(first * np.float32(multiple))
-            yield scale, error
-            yield self.judge(refined)[:2]
+    def multiples(self) -> tuple[float, ...]:
+        """Of the first candidate."""
+        return (2.0, 0.5) if self._scale_type.power_of_two else _MULTIPLES
 
-    def judge(self, scale: Floats) -> tuple[Floats, Floats, Floats]:
-        """The nearest scales that there are, the squared error of each block, and the least-squares scales."""
-        scale = self.scale_type.round(scale * self.power.astype(np.float64), self.weights) / self.power
-        if self.weights.has_kernel and self.importance is None:
-            error, above, below, _ = _kernels.rounding_errors(self.x, scale, self.weights.name)
+    def judge(self, scale: Floats) -> _Judged:
+        """The nearest scales that there are."""
+        scale = self._scale_type.round(scale * self._power.astype(np.float64), self._weights) / self._power
+        if self._weights.has_kernel and self._importance is None:
+            sums, _ = _kernels.rounding_errors(self._x, scale, self._growth, self._weights.name)
         else:
-            error, above, below = self._errors(scale)
-        return scale, error, np.divide(above, below, out=scale.copy(), where=below > 0)
+            sums = self._errors(scale)
+        error, cost, above, below, shift, total = sums.T
+        cost = cost + self._shared * shift * shift
+        above, below = above + self._shared * self._sums * total, below + self._shared * total * total
+        refined = np.divide(above, below, out=scale.copy(), where=(above > 0) & (below > 0))
+        return _Judged(scale, error, cost, refined)
 
-    def _errors(self, scale: Floats) -> tuple[Floats, Floats, Floats]:
+    def _errors(self, scale: Floats) -> Floats:
         """What `_kernels.rounding_errors` gives, of any format."""
-        error, above, below = (np.zeros_like(scale) for _ in range(3))
+        sums = np.zeros((len(scale), 6), np.float32)
         step = max(1, _PIECE // len(scale))
-        for begin in range(0, self.x.shape[1], step):
-            x = self.x[:, begin : begin + step]
-            counts = None if self.importance is None else self.importance[..., begin : begin + step]
+        for begin in range(0, self._x.shape[1], step):
+            x = self._x[:, begin : begin + step]
             with np.errstate(over="ignore"):  # what is infinite is held to the largest
-                q = self.weights.round(x / scale[:, None])
+                q = self._weights.round(x / scale[:, None])
             difference = q * scale[:, None]
             difference -= x
-            error += _sum(difference, difference, counts)
-            above += _sum(x, q, counts)
-            below += _sum(q, q, counts)
-        return error, above, below
+            counted = self._counts(x, begin)
+            weighted = counted * q
+            sums += np.stack([
+                np.einsum("bk,bk->b", difference, difference),
+                np.einsum("bk,bk,bk->b", counted, difference, difference),
+                np.einsum("bk,bk->b", weighted, x),
+                np.einsum("bk,bk->b", weighted, q),
+                difference.sum(axis=1),
+                q.sum(axis=1),
+            ], axis=1)  # fmt: skip
+        return sums
 
-
-def _sum(a: Floats, b: Floats, importance: Floats | None) -> Floats:
-    if importance is None:
-        sums: Floats = np.einsum("bk,bk->b", a, b)
-    else:
-        sums = np.einsum("bk,bk,bk->b", a, b, np.broadcast_to(importance, a.shape))
-    return sums
+    def _counts(self, x: Floats, begin: int) -> Floats:
+        """h for a piece of the blocks from number `begin` on."""
+        if self._importance is not None:
+            counts: Floats = np.broadcast_to(self._importance[..., begin : begin + x.shape[1]], x.shape)
+        else:
+            counts = x * x * self._growth[:, None] + np.float32(1)
+        return counts
