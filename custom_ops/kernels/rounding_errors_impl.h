@@ -60,7 +60,7 @@ void block_errors(const float* x, std::int64_t size, float scale, float growth, 
       }
       nearest(value / scale, q);
       const Sixteen difference = q * scale - value, square = difference * difference;
-      const Sixteen count = value * value * growth + 1.0f, weighted = count * q;
+      const Sixteen count = value * growth * value + 1.0f, weighted = count * q;
       parts[0] += square;
       parts[1] += count * square;
       parts[2] += weighted * value;

@@ -12,9 +12,9 @@ in `custom_ops.reference`. What a convolution reads comes mostly from a Relu, or
 whose common part meets the sum of the errors. For a normal number cut off at zero the squared mean is 1 / (pi - 1) of
 the variance, so this is the expected squared error of the output, but for a factor.
 
-Candidates are multiples over an octave of the scale that puts the largest magnitude on the largest number of the
+Candidates are multiples of the scale that puts the largest magnitude on the largest number of the
 format; the best of them is followed by one step of Lloyd's method: the scale of least cost for the numbers q that x was
-rounded to, for a product s = sum(h x q) / sum(h q q). Floating-point formats gain by scales above 1, too: what they
+rounded to, for a product s = sum(h x q) / sum(h q q). Floating-point formats gain by multiples above 1, too: what they
 round off goes up and down within a power of two.
 
 Of powers of two there are few: that of the rule of the Microscaling formats (OCP MX specification 1.0, section 6.3),
@@ -36,7 +36,7 @@ from onnxpress.custom_ops.reference import LEAST_COUNT
 from .base import Floats, Format
 from .scales import ScaleType
 
-_MULTIPLES = tuple(2.0 ** (step / 12) for step in range(-6, 6) if step != 0)
+_MULTIPLES = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 _SHARED = np.float32(1 / (math.pi - 1))
 """Squared mean over variance of a normal number that is cut off at zero."""
 _PIECE = 1 << 18  # numbers rounded at a time: some arrays of them stay in the caches
