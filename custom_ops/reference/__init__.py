@@ -27,10 +27,10 @@ from .rounding import LEAST_COUNT, MULTIPLES, all_finite, quantize_block, quanti
 __all__ = [
     "E8M0",
     "LAYOUTS",
-    "MINIFLOATS",
-    "PLANES",
     "LEAST_COUNT",
+    "MINIFLOATS",
     "MULTIPLES",
+    "PLANES",
     "Layout",
     "activate",
     "activation_block",

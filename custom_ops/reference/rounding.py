@@ -22,7 +22,8 @@ def _round_scale(scale: Float32, scale_type: str) -> Float32:
 
 
 def _reciprocal(x: Float32) -> Float32:
-    return np.divide(np.float32(1), x, out=np.zeros_like(x), where=x != 0)
+    result: Float32 = np.divide(np.float32(1), x, out=np.zeros_like(x), where=x != 0)
+    return result
 
 
 def _sum(rows: Float32) -> Float32:
@@ -43,7 +44,8 @@ def _counts(x: Float32, extreme: Float32) -> Float32:
     """What each weight's squared error counts: more, the larger it is within its block."""
     share = x * _reciprocal(_round_scale(extreme, "float32"))
     squares = share * share
-    return squares * (np.float32(len(x)) * _reciprocal(_sum(squares))) + np.float32(LEAST_COUNT)
+    counts: Float32 = squares * (np.float32(len(x)) * _reciprocal(_sum(squares))) + np.float32(LEAST_COUNT)
+    return counts
 
 
 def quantize_block(
@@ -100,7 +102,11 @@ def quantize_block(
         tried, offset = candidate(multiple)
         wrong = judge(tried, offset)
         better = wrong < cost
-        scale, zero, cost = np.where(better, tried, scale), np.where(better, offset, zero), np.where(better, wrong, cost)
+        scale, zero, cost = (
+            np.where(better, tried, scale),
+            np.where(better, offset, zero),
+            np.where(better, wrong, cost),
+        )
     if search:
         q = _codes(x, scale, zero, levels) - zero
         weighted = q * counts

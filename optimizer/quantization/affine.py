@@ -6,7 +6,8 @@ z = 0 and codes within -127 and 127, the scale of each channel that of
     min over s of sum h (w - s clip(rint(w / s)))^2,   h = LEAST_COUNT + w^2 / mean(w^2),
 
 errors that count more where weights are large (`custom_ops.reference.quantize_block` says why), among some multiples of
-that of the largest magnitude and the best's least-squares scale for the codes it gives. Biases: int32 in units of s_x s_w, which is what the sum of a product comes in.
+that of the largest magnitude and the best's least-squares scale for the codes it gives. Biases: int32 in units of
+s_x s_w, which is what the sum of a product comes in.
 
 A scale is never below 2^-60, so that a product of two of them is still a normal float32.
 """
@@ -221,7 +222,7 @@ class _Channels:
         return sums
 
     def search(self, scale: Floats, cost: Floats, least: Floats) -> tuple[Floats, Floats]:
-        """The best scale of each row, and its cost: `scale`, a multiple, or the least-squares one of the best's codes."""
+        """The best scale of each row, and its cost: `scale`, a multiple, or the best's least-squares one."""
         best = scale
         for multiple in (*_MULTIPLES, None):
             tried = self._least_squares(best) if multiple is None else scale * np.float32(multiple)

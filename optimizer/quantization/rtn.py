@@ -83,8 +83,8 @@ def quantize_rtn(
     """Round a weight to blocks of codes of any format.
 
     Integers have zero points where the scheme is asymmetric, and their blocks' scales are the best of a few near that
-    of minimum and maximum (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero, see `find_scales`. The
-    result does not depend on the number of threads.
+    of minimum and maximum (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero,
+    see `find_scales`. The result does not depend on the number of threads.
 
     Args:
         weight: float32 or float16, finite, C-contiguous, [K, N], or [N, K] if `transposed`.

@@ -25,7 +25,9 @@ def test_sums(isa, format, count, size):
     assert ran == code_that_runs(isa)
     assert got.dtype == np.float32
     # Sums of numbers of both signs: bounded by their number, not by what is left of them.
-    np.testing.assert_allclose(got, reference.rounding_errors(x, scales, growth, format), rtol=1e-5, atol=2e-6 * (5 + size))
+    np.testing.assert_allclose(
+        got, reference.rounding_errors(x, scales, growth, format), rtol=1e-5, atol=2e-6 * (5 + size)
+    )
     np.testing.assert_array_equal(got, _kernels.rounding_errors(x, scales, growth, format, "scalar")[0])
 
 

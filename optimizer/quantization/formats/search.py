@@ -79,14 +79,15 @@ def find_scales(
     blocks = _Blocks(x / power[:, None], power, weights, scale_type, convolution, importance)
     first = _first(peak / power, weights, scale_type)
     best = blocks.judge(first)
-    baseline = best.cost
+    plain = best.cost
     for multiple in blocks.multiples() if search else ():
         best = best.or_better(blocks.judge(first * np.float32(multiple)))
     if search and not scale_type.power_of_two:
         best = best.or_better(blocks.judge(best.refined))
     scales = np.where(peak > 0, best.scale * power, np.float32(1)).astype(np.float32)
     square = np.square(power.astype(np.float64))
-    return FoundScales(scales, best.error * square, best.cost * square, baseline * square)
+    error, cost, baseline = (each.astype(np.float64) * square for each in (best.error, best.cost, plain))
+    return FoundScales(scales, error, cost, baseline)
 
 
 def _first(peak: Floats, weights: Format, scale_type: ScaleType) -> Floats:
@@ -113,11 +114,12 @@ class _Judged:
     def or_better(self, other: _Judged) -> _Judged:
         """Of each block the one that costs less."""
         better = other.cost < self.cost
-        return _Judged(*(np.where(better, theirs, ours) for ours, theirs in zip(_fields(self), _fields(other), strict=True)))
-
-
-def _fields(judged: _Judged) -> tuple[Floats, Floats, Floats, Floats]:
-    return judged.scale, judged.error, judged.cost, judged.refined
+        return _Judged(
+            scale=np.where(better, other.scale, self.scale),
+            error=np.where(better, other.error, self.error),
+            cost=np.where(better, other.cost, self.cost),
+            refined=np.where(better, other.refined, self.refined),
+        )
 
 
 class _Blocks:
@@ -178,7 +180,7 @@ class _Blocks:
         return sums
 
     def _counts(self, x: Floats, begin: int) -> Floats:
-        """h for a piece of the blocks from number `begin` on."""
+        """The h of a piece of the blocks, from number `begin` on."""
         if self._importance is not None:
             counts: Floats = np.broadcast_to(self._importance[..., begin : begin + x.shape[1]], x.shape)
         else:

@@ -99,7 +99,7 @@ def test_the_search_gains_on_tails():
 
 
 def test_the_search_keeps_an_outlier():
-    """Of squared error alone, to cut an outlier of six to five costs 1; steps for six cost 12.2 in all, for five 8.5."""
+    """In squares, to cut an outlier of six to five costs 1; steps for six cost 12.2 in all, those for five 8.5."""
     weight = np.clip(np.random.default_rng(0).standard_normal((3, 65536)), -4, 4).astype(np.float32)
     weight[:, 7] = 6
     rounded = quantize_weight(weight, 0)
