@@ -32,7 +32,7 @@ def _fold(node: ir.Node) -> bool:
     graph = node.graph
     if not isinstance(graph, ir.Graph) or len(node.inputs) != 2 or node.outputs[0].is_graph_output():
         return False
-    tensor, wanted = (_own_constant(value) for value in node.inputs)
+    tensor, wanted = (constant_of(value) if value is not None else None for value in node.inputs)
     if tensor is None or wanted is None:
         return False
     shape = _shape(tensor.shape.numpy(), wanted.numpy().tolist(), node.attributes.get_int("allowzero", 0) == 1)
@@ -45,12 +45,6 @@ def _fold(node: ir.Node) -> bool:
     ir.convenience.replace_all_uses_with(node.outputs[0], folded)
     graph.remove(node, safe=True)
     return True
-
-
-def _own_constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return None
-    return constant_of(value)
 
 
 def _shape(sizes: Sequence[int], wanted: Sequence[int], zero_is_a_size: bool) -> list[int] | None:

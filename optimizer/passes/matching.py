@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeGuard
 
 import numpy as np
@@ -35,9 +37,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_fixed(value: ir.Value | None) -> bool:
     """Whether a value is a constant of float32 that no caller can override; nothing is read."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return False
-    tensor = constant_of(value)
+    tensor = constant_of(value) if value is not None else None
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 
@@ -108,8 +108,31 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
     return 0, False
 
 
-def remove_unused(model: ir.Model) -> None:
-    """Drop nodes and initializers that nothing reads."""
+def is_foreign(node: ir.Node) -> bool:
+    """Whether only some library knows what a node does, which may be more than make its outputs."""
+    return node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "onnxpress")
+
+
+@contextmanager
+def unread_kept(model: ir.Model) -> Iterator[None]:
+    """While a library removes nodes whose outputs nobody reads: those stay that ONNX Runtime runs for what they do."""
+    kept = []
+    for graph in (model.graph, *model.graph.subgraphs()):
+        unread = [node.outputs[0] for node in graph if is_foreign(node) and node.outputs and _is_unread(node)]
+        graph.outputs.extend(unread)
+        kept.append((graph, len(unread)))
+    yield
+    for graph, count in kept:
+        del graph.outputs[len(graph.outputs) - count :]
+
+
+def _is_unread(node: ir.Node) -> bool:
+    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
+
+
+def remove_unused(model: ir.Model) -> bool:
+    """Drop nodes and initializers that nothing reads; whether there were any."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    RemoveUnusedNodesPass()(model)
+    with unread_kept(model):
+        return RemoveUnusedNodesPass()(model).modified

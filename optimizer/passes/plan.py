@@ -234,6 +234,8 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
     cast: ir.DataType | None = None
     while value is not None:
+        if value.is_initializer() and value.is_graph_input():
+            return "the weight is also a graph input, which a caller may override"
         tensor = constant_of(value)
         if tensor is not None:
             return Weight(value, tensor, flipped, cast or tensor.dtype)
@@ -260,9 +262,9 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
 
 
 def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node's output."""
+    """The tensor of an initializer or of a Constant node's output; None where a caller may override it."""
     if value.is_initializer():
-        return value.const_value
+        return None if value.is_graph_input() else value.const_value
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
         attribute = producer.attributes.get("value")
@@ -286,8 +288,6 @@ def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
 
 def _refuse(weight: Weight) -> str | None:
     """Why what a constant is rules it out."""
-    if weight.value.is_graph_input():
-        return "the weight is also a graph input, which a caller may override"
     if weight.tensor.dtype not in _FLOATS:
         return f"weight of type {weight.tensor.dtype.name}"
     return "empty weight" if weight.tensor.size == 0 else None
