@@ -15,6 +15,7 @@ from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .already_quantized import check_not_quantized, quantized_nodes
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
+from .names import settle_names
 from .outcome import Outcome, Progress
 from .passes import CleanUp, Decision, NameNodes, plan
 from .passes.rewriting import written_name
@@ -69,6 +70,7 @@ def optimize(
         loaded = storage.load(path)
         storage.check_apart(target, path, loaded)
         size_before = storage.size_on_disk(path, loaded)
+    settle_names(loaded)
     check_not_quantized(loaded, source)
     external = storage.has_external_data(loaded)
     clock.lap("read")

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from .calibration import Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
 from .errors import OnnxpressError
+from .names import copy_of
 from .outcome import Progress
 from .passes import Decision
 from .passes.int8_operators import Operator
@@ -97,7 +98,7 @@ class Builder(abc.ABC, Generic[P, W]):
     def __init__(
         self, calibrated: Calibrated, recipe: Recipe, plan: Planner[P], unusable: Mapping[str, str], progress: Progress
     ) -> None:
-        self.model, self.recipe = calibrated.model.clone(), recipe
+        self.model, self.recipe = copy_of(calibrated.model), recipe
         self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics, self._planner, self._unusable = calibrated.statistics, plan, unusable
         self._progress = progress
@@ -127,7 +128,7 @@ class Builder(abc.ABC, Generic[P, W]):
         names = frozenset(kept)
         if self._last is not None and self._last[0] == names:
             return self._last[1]
-        model = self.model.clone()
+        model = copy_of(self.model)
         plan = self.plan(model, kept)
         self._seen.update(dict.fromkeys(value.name or "" for value in plan.tensors()))
         self._weights.clear()
@@ -144,7 +145,7 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def restored(self, candidate: Candidate) -> Candidate:
         """A copy whose channels have their moments back."""
-        model = candidate.model.clone()
+        model = copy_of(candidate.model)
         wanted = Wanted(histogram=False, channel_axis=1)
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
         if self._moments is None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import onnx_ir as ir
 
 from .errors import OnnxpressError, UsageError, suggestion
+from .names import settle_names
 from .narrow_types import check_narrow_types
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def load(path: str | Path) -> ir.Model:
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
     check_narrow_types(model, str(path))
+    settle_names(model)
     return model
 
 

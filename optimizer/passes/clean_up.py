@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..names import names_kept_apart
 from .fold_reshape import FoldReshape
 from .kept_names import inner_names_kept, replaced_names_kept
 
@@ -54,7 +55,7 @@ class CleanUp:
 
     def __call__(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
-        with _quiet_libraries():
+        with names_kept_apart(model), _quiet_libraries():
             return self._clean_up(model)
 
     def _clean_up(self, model: ir.Model) -> bool:
