@@ -28,7 +28,7 @@ class Names:
 
     def __init__(self, root: Root) -> None:
         self.graphs: set[Root] = {root, *root.subgraphs()}
-        self._values = {value.name for value in _values(root) if value.name}
+        self._values = {value.name for value in values_of(root) if value.name}
         self._nodes = {node.name for node in root.all_nodes() if node.name}
         self._last: Counter[str] = Counter()
         for graph in self.graphs:
@@ -81,8 +81,8 @@ def copy_of(model: ir.Model) -> ir.Model:
 @contextmanager
 def names_kept_apart(model: ir.Model) -> Iterator[None]:
     """While others add values and nodes: afterwards, those that have a name of one that was there get another."""
-    values = {id(value): value.name for root in _roots(model) for value in _values(root)}
-    nodes = {id(node): node.name for root in _roots(model) for node in root.all_nodes()}
+    values = {id(value): value.name for root in roots(model) for value in values_of(root)}
+    nodes = {id(node): node.name for root in roots(model) for node in root.all_nodes()}
     yield
     _settle(model, values, nodes)
 
@@ -96,10 +96,10 @@ def _settle(model: ir.Model, values: Mapping[int, str | None], nodes: Mapping[in
         nodes: The same of nodes.
     """
     changed = False
-    for root in _roots(model):
+    for root in roots(model):
         names = Names(root)
         ends = {*root.inputs, *root.outputs}
-        order = sorted(_values(root), key=lambda value: (value not in ends, values.get(id(value), "") != value.name))
+        order = sorted(values_of(root), key=lambda value: (value not in ends, values.get(id(value), "") != value.name))
         seen: set[str] = set()
         for value in order:
             if value.name in seen:
@@ -115,11 +115,12 @@ def _settle(model: ir.Model, values: Mapping[int, str | None], nodes: Mapping[in
     return changed
 
 
-def _roots(model: ir.Model) -> list[Root]:
+def roots(model: ir.Model) -> list[Root]:
+    """The main graph and the bodies of functions."""
     return [model.graph, *model.functions.values()]
 
 
-def _values(root: Root) -> Iterator[ir.Value]:
+def values_of(root: Root) -> Iterator[ir.Value]:
     """Inputs, initializers and results, each once; those of outer graphs first."""
     seen: set[ir.Value] = set()
     for graph in (root, *root.subgraphs()):

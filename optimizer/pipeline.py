@@ -15,7 +15,7 @@ from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .already_quantized import check_not_quantized, quantized_nodes
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
-from .names import settle_names
+from .normalise import normalise
 from .outcome import Outcome, Progress
 from .passes import CleanUp, Decision, NameNodes, plan
 from .passes.rewriting import written_name
@@ -63,6 +63,7 @@ def optimize(
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
         target = storage.check_target(output) if output is not None else None
+        normalise(loaded, source)
     else:
         path = storage.resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
@@ -70,7 +71,6 @@ def optimize(
         loaded = storage.load(path)
         storage.check_apart(target, path, loaded)
         size_before = storage.size_on_disk(path, loaded)
-    settle_names(loaded)
     check_not_quantized(loaded, source)
     external = storage.has_external_data(loaded)
     clock.lap("read")
