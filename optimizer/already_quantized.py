@@ -20,8 +20,9 @@ _OPERATORS = frozenset({
     "GemmFloat8", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
     "MatMulMiniFloat", "MatMulNBits", "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "RoundMiniFloat",
 })  # fmt: skip
-"""Of any domain."""
 _FAMILIES = ("QLinear", "QOrdered")  # QLinearConv, QLinearMatMul, QLinearAdd, ...
+_DOMAINS = frozenset({"", "com.microsoft", "com.ms.internal.nhwc", functions.DOMAIN})
+"""Where these names mean that; others' operators may be called anything, and compute in float."""
 
 
 def check_not_quantized(model: ir.Model, source: str) -> None:
@@ -57,15 +58,18 @@ def quantized_nodes(model: ir.Model) -> Iterator[ir.Node]:
     called: set[ir.OperatorIdentifier] = set()
     for body in bodies:  # which grow
         for node in body.all_nodes():
-            if _is_quantized(node, model.graph):
-                yield node
             key = node.op_identifier()
-            if key in model.functions and key not in called and node.domain != functions.DOMAIN:
-                called.add(key)
-                bodies.append(model.functions[key])
+            if key in model.functions and node.domain != functions.DOMAIN:  # its body says it, not its name
+                if key not in called:
+                    called.add(key)
+                    bodies.append(model.functions[key])
+            elif _is_quantized(node, model.graph):
+                yield node
 
 
 def _is_quantized(node: ir.Node, graph: ir.Graph) -> bool:
+    if node.domain not in _DOMAINS:
+        return False
     if node.op_type == "DequantizeLinear":
         return not _decodes_input(node, graph)
     return node.op_type in _OPERATORS or node.op_type.startswith(_FAMILIES)

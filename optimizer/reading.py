@@ -1,4 +1,4 @@
-"""Models as onnx-ir holds them: what it has no form for is rewritten on the way in, or kept and given back on the way out.
+"""Models as onnx-ir holds them: what it has no form for is rewritten on the way in, or given back on the way out.
 
 Sparse constants become dense ones. Types that it does not know, such as the maps of classifiers, travel as metadata of
 their values, which survives clones, renaming and serialization.
