@@ -15,6 +15,7 @@ from .passes import (
     SplitConvTranspose,
     SumToAdd,
 )
+from .passes.constants import mark_constants
 from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.expand_lrn import ExpandLrn
 from .recipe import Recipe
@@ -34,6 +35,7 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
+    mark_constants(model)
     for step in (
         SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
         SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),

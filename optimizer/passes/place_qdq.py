@@ -26,8 +26,8 @@ from ..quantization.affine import (
     parameters_of_range,
     quantize_bias,
 )
+from .constants import array_of
 from .int8_operators import Operator, Role
-from .plan import array_of
 from .plan_int8 import Int8Plan, is_bias
 from .rewriting import add_array, required
 from .sharing import insert_behind
