@@ -14,6 +14,7 @@ from .passes.quantize_dynamic import QuantizeDynamic
 from .passes.raise_opset import RaiseOpset
 from .passes.remove_unused import remove_unused
 from .passes.separate_layer_norm import SeparateLayerNorm
+from .passes.squeeze_weights import SqueezeWeights
 from .recipe import Recipe
 from .report import group_reasons
 
@@ -69,6 +70,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
 def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decision], FuseAttention]:
     """Decisions on products and on attentions, which are fused by then."""
     RaiseOpset(_OPSET)(model)
+    SqueezeWeights()(model)
     decisions = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
     fuse = FuseAttention(reasons.get)

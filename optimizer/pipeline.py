@@ -16,7 +16,7 @@ from .already_quantized import check_not_quantized, quantized_nodes
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, NameNodes, plan
+from .passes import CleanUp, Decision, NameNodes
 from .passes.rewriting import written_name
 from .recipe import Recipe
 from .report import Report, group_reasons
@@ -162,7 +162,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     if recipe.clean_up:
         CleanUp()(model)
     deciders = {
-        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
     }  # fmt: skip
     return deciders[recipe.kind](model, recipe)

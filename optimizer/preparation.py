@@ -13,9 +13,9 @@ from .passes import (
     RaiseOpset,
     RecogniseActivations,
     SplitConvTranspose,
+    SqueezeWeights,
     SumToAdd,
 )
-from .passes.constants import mark_constants
 from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.expand_lrn import ExpandLrn
 from .recipe import Recipe
@@ -35,9 +35,8 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    mark_constants(model)
     for step in (
-        SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
+        SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
         SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),
         ExpandHardActivations(), ExpandLrn(),
     ):  # fmt: skip

@@ -7,7 +7,7 @@ import math
 import onnx_ir as ir
 
 from .outcome import Outcome
-from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
+from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, SqueezeWeights, plan
 from .passes.declare_functions import declare_functions
 from .passes.kept_in_float import kept_in_float
 from .passes.lazy_weight import LazyWeight
@@ -18,7 +18,7 @@ from .report import WeightReport
 
 def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
-    decisions = plan(model, recipe)
+    decisions = decide(model, recipe)
     if RaiseOpset(_opset_needed(decisions))(model):
         decisions = plan(model, recipe)
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
@@ -33,6 +33,12 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
         gain=lambda: _gain(lazy),
         warnings=[*kept_in_float(model, weights), *product.warnings],
     )
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What becomes of the nodes of a model, which CleanUp went over; it is prepared for that."""
+    SqueezeWeights()(model)
+    return plan(model, recipe)
 
 
 def _opset_needed(decisions: list[Decision]) -> int:

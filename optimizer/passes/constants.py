@@ -88,6 +88,11 @@ def why_unread(value: ir.Value) -> str | None:
     return result if isinstance(result, str) else None
 
 
+def is_computation(node: ir.Node) -> bool:
+    """Whether what a node makes depends on nothing but what it reads, and constants of it are worth to be computed."""
+    return node.domain in ("", "ai.onnx") and node.op_type in _COMPUTE
+
+
 def sources_of(value: ir.Value) -> tuple[ir.Value, ...]:
     """The stored constants that a constant is made of, which may be itself."""
     return value.meta[_KEY].sources if _KEY in value.meta else (value,)
@@ -129,9 +134,7 @@ def mark_constants(model: ir.Model) -> None:
 
 def _sources(node: ir.Node) -> tuple[ir.Value, ...] | None:
     """The stored constants that a node computes from; None where it does something else."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _COMPUTE:
-        return None
-    if any(attribute.is_ref() for attribute in node.attributes.values()):
+    if not is_computation(node) or any(attribute.is_ref() for attribute in node.attributes.values()):
         return None
     found: dict[ir.Value, None] = {}
     for value in node.inputs:

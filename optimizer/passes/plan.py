@@ -275,6 +275,8 @@ def _refuse_rank(weight: Weight) -> str | None:
     rank = len(weight.tensor.shape)
     if rank == 2:
         return None
+    if rank > 2 and all(size == 1 for size in weight.tensor.shape.numpy()[:-2]):
+        return f"weight of {rank} axes beside an operand whose number of axes is not known"
     return "scalar weight" if rank == 0 else f"batched weight of {rank} axes" if rank > 2 else "weight of one axis"
 
 
