@@ -221,7 +221,7 @@ def _outcome(
 ) -> Outcome:  # fmt: skip
     details: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
-    warnings = [*constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
+    warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
     if not builder.recipe.is_minifloat:
         details["kernels"] = kernels = operators(optimized(candidate.model))
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
