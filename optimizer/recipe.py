@@ -20,8 +20,8 @@ _READ = {
     | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
-    "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
+       "target", "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+    "dynamic": _ALWAYS | {"search", "reduce_range", "target", "fuse"},
     "minifloat-static": _ALWAYS
     | {"search", "weight_format", "activation_format", "coverage", "first_and_last", "range_method", "percentile",
        "smooth", "restore_moments", "max_drop", "metric"},
@@ -134,7 +134,8 @@ class Recipe:
         percentile: Share of the values, in percent, that the method "percentile" keeps.
         activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
         per_channel: One scale an output channel of a weight rather than one in all, where weights have no blocks.
-        reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks this machine.
+        reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks the target.
+        target: CPUs that int8 weights are made for: "this" machine's, or "any", which takes 7 bits.
         equalize: Even out the channels of neighbouring layers first.
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
             Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
@@ -189,6 +190,7 @@ class Recipe:
     activation_type: str = "uint8"
     per_channel: bool = True
     reduce_range: bool | None = None
+    target: str = "this"
     equalize: bool = False
     smooth: bool | None = None
     compensate: bool | None = None
@@ -393,6 +395,8 @@ def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], or
     if SCHEMES[values["scheme"]].kind == "minifloat-static" and method in ("entropy", "mse"):
         problem = f", for codes at equal distances; {values['scheme']} takes minmax, moving-average or percentile"
         raise origin.error("range_method", method, problem)
+    if values["target"] == "any" and values["reduce_range"] is False:
+        raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 
 
 def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
