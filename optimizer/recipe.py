@@ -20,7 +20,8 @@ _READ = {
     | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "target", "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
+       "target", "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric",
+       "only_if_faster"},
     "dynamic": _ALWAYS | {"search", "reduce_range", "target", "fuse"},
     "minifloat-static": _ALWAYS
     | {"search", "weight_format", "activation_format", "coverage", "first_and_last", "range_method", "percentile",

@@ -59,9 +59,9 @@ def reduces_range(recipe: Recipe) -> bool:
 def saturation_note() -> list[str]:
     """What to say beside times of products of uint8 and int8, whose weights have 7 bits."""
     note = (
-        "ONNX Runtime's products of uint8 and int8 saturate on this CPU with weights of 8 bits, ours do not; timed are"
+        "weights have 7 bits: with 8, ONNX Runtime's products of uint8 and int8 saturate on this CPU, and ours do not"
     )
-    return [f"{note} weights of 7 bits, with which both are exact"] if products_saturate() else []
+    return [note] if products_saturate() else []
 
 
 def made_for(reduced: bool) -> str:

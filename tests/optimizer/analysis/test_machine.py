@@ -26,7 +26,8 @@ def convert(tmp_path, scheme, **settings):
     data = Calibration(FEEDS) if scheme == "int8-static" else None
     report = optimize(graphs.matmul_model(), Recipe(scheme=scheme, **settings), tmp_path / "o.onnx", calibration=data)
     made = ir.load(report.output)
-    (codes,) = (v.const_value.numpy() for v in made.graph.initializers.values() if v.dtype == ir.DataType.INT8 and v.shape.rank() == 2)  # fmt: skip
+    constants = [value.const_value.numpy() for value in made.graph.initializers.values()]
+    (codes,) = (array for array in constants if array.dtype == np.int8 and array.ndim == 2)
     return np.abs(codes.astype(int)).max(), report
 
 
