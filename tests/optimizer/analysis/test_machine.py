@@ -91,4 +91,4 @@ def test_what_was_measured_is_so():
 
 def test_times_beside_a_saturating_runtime_say_so(saturates):
     (*_, note) = ["", *machine.saturation_note()]
-    assert ("weights of 7 bits" in note) == saturates
+    assert ("weights have 7 bits" in note) == saturates
