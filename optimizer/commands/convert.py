@@ -303,7 +303,9 @@ def compile(  # noqa: A001
             help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32; the nodes' own by default."
         ),
     ] = None,
-    claim: Annotated[str | None, typer.Option(help="Families of nodes to take, with commas; all by default.")] = None,
+    claim: Annotated[
+        str | None, typer.Option(help="Families of nodes to take, with commas; by default what it is faster on.")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
