@@ -160,7 +160,8 @@ def bench(
     with progress_bar(json_) as progress:
         result = run(
             model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
-            provider=ep, claim=claim, openvino=openvino, nncf=nncf_data(nncf, calibration, samples, images, tokenizer), data=given,
+            provider=ep, claim=claim, openvino=openvino, data=given,
+            nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
             openvino_config=_pairs(openvino_option, "--openvino-option"), progress=progress,
         )  # fmt: skip
     if plot:
