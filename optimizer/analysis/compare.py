@@ -23,7 +23,7 @@ from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
 from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
-from .session import is_compiled, open_session, session_options, uses_our_ops
+from .session import is_compiled, open_session, provider_options, session_options, uses_our_ops
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,6 +116,7 @@ def compare(
     data: str | Path | None = None,
     dims: dict[str, int] | None = None,
     provider: bool = False,
+    claim: str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Comparison:
@@ -127,6 +128,7 @@ def compare(
         data: An .npz file of inputs; random ones otherwise.
         dims: Sizes of symbolic dimensions for random inputs, see `random_feeds`.
         provider: Run the model to judge on our execution provider.
+        claim: The same, where it takes the nodes of these families, see `ep.append`.
         seed: Of random inputs.
         progress: Told how the work goes on.
 
@@ -134,7 +136,7 @@ def compare(
         UsageError: The inputs do not fit, the models have different inputs or outputs, or the reference is compiled.
         OnnxpressError: A model cannot be loaded or run.
     """
-    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider)]
+    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider_options(provider, claim))]
     if is_compiled(models[0].model):
         raise UsageError(
             f"{first}: is compiled for our execution provider; the reference has to be a model that ONNX Runtime runs "
@@ -181,8 +183,8 @@ def _is_comparable(array: object, is_output: bool) -> bool:
 class _Probe:
     """A model whose inner tensors can be read. Nothing is written beside it."""
 
-    def __init__(self, path: Path, provider: bool = False) -> None:
-        self.path, self._provider = path, dict[str, str]() if provider else None
+    def __init__(self, path: Path, provider: dict[str, str] | None = None) -> None:
+        self.path, self._provider = path, provider
         self.model = storage.load(path)
         self.tensors = _float_tensors(self.model)
 
