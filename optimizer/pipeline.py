@@ -80,9 +80,10 @@ def optimize(
 
     NameNodes()(loaded)
     annotations = Annotations(loaded)
+    clean_up = CleanUp()
     if recipe.clean_up:
         progress("clean-up", 0, 1)
-        CleanUp()(loaded)
+        clean_up(loaded)
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
@@ -112,7 +113,7 @@ def optimize(
         size_after=storage.size_on_disk(target, loaded) if target is not None else 0,
         seconds=clock.seconds,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        warnings=tuple(warnings),
+        warnings=tuple(clean_up.warnings + warnings),
         details=outcome.details,
         rows=tuple(outcome.rows),
     )

@@ -57,9 +57,9 @@ class _Computed:
 
 
 def stored_constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node's output."""
+    """The tensor of an initializer or of a Constant node's output; None where a caller may override it."""
     if value.is_initializer():
-        return value.const_value
+        return None if value.is_graph_input() else value.const_value
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
         attribute = producer.attributes.get("value")

@@ -233,6 +233,8 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
     cast: ir.DataType | None = None
     while value is not None:
+        if value.is_initializer() and value.is_graph_input():
+            return "the weight is also a graph input, which a caller may override"
         tensor = stored_constant(value)
         if tensor is not None:
             return Weight(value, tensor, flipped, cast or tensor.dtype)
@@ -264,8 +266,6 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
 
 def _refuse(weight: Weight) -> str | None:
     """Why what a constant is rules it out."""
-    if weight.value.is_graph_input():
-        return "the weight is also a graph input, which a caller may override"
     if weight.tensor.dtype not in _FLOATS:
         return f"weight of type {weight.tensor.dtype.name}"
     return "empty weight" if weight.tensor.size == 0 else None
