@@ -11,6 +11,7 @@ from .passes.fuse_attention import FuseAttention
 from .passes.plan_dynamic import plan_attention, plan_dynamic
 from .passes.quantize_dynamic import QuantizeDynamic
 from .passes.raise_opset import RaiseOpset
+from .passes.remove_unused import remove_unused
 from .passes.separate_layer_norm import SeparateLayerNorm
 from .recipe import Recipe
 from .report import group_reasons
@@ -34,8 +35,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    import onnx_ir.passes.common as common
-
     progress("rewrite", 0, 1)
     decisions, attention, fuse = _plan(model, recipe)
     quantize = QuantizeDynamic(
@@ -43,7 +42,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     )
     if quantize(model, [*decisions, *attention]):
         SeparateLayerNorm()(model)
-        common.RemoveUnusedNodesPass()(model)
+        remove_unused(model)
     progress("rewrite", 1, 1)
     left = group_reasons([("attention", reason) for reason in fuse.left.values()])
     return Outcome(

@@ -16,6 +16,7 @@ from .errors import OnnxpressError
 from .outcome import Progress
 from .passes import Decision
 from .passes.int8_operators import Operator
+from .passes.remove_unused import remove_unused
 from .passes.restore_moments import restore_in_order
 from .recipe import Recipe
 from .report import Rounded
@@ -122,8 +123,6 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def build(self, kept: Mapping[str, str]) -> Candidate:
         """The model with nodes of these names in float, without restored moments; the last one is kept at hand."""
-        import onnx_ir.passes.common as common
-
         names = frozenset(kept)
         if self._last is not None and self._last[0] == names:
             return self._last[1]
@@ -133,7 +132,7 @@ class Builder(abc.ABC, Generic[P, W]):
         self._weights.clear()
         found = self._rewrite(model, plan)
         readers = {name: found(name) for name in self._weights}
-        common.RemoveUnusedNodesPass()(model)
+        remove_unused(model)
         self._last = names, Candidate(model, plan.decisions, products(plan), dict(self._weights), readers)
         return self._last[1]
 

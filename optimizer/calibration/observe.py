@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ..analysis.feeds import Feeds
 from ..analysis.session import open_session, session_options, uses_our_ops
 from ..errors import OnnxpressError
+from ..passes.remove_unused import remove_unused
 from ..storage import LEAST_EXTERNAL, graphs
 
 _SIZE_SUFFIX = "/onnxpress_size"
@@ -104,7 +105,7 @@ def _size_of(model: ir.Model, value: ir.Value) -> ir.Value:
 def _prune(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 

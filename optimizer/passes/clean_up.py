@@ -15,6 +15,7 @@ from onnxpress.custom_ops import functions
 
 from .fold_reshape import FoldReshape
 from .kept_names import inner_names_kept, replaced_names_kept
+from .remove_unused import outputs_kept, remove_unused
 
 # onnxscript's default rules but two kinds. Its rule for Slices that make a Split has two outputs, and the matcher
 # walks the whole graph for each candidate of such a rule: minutes for a language model. And MatMul + Add stays as it
@@ -71,11 +72,11 @@ class CleanUp:
         # Rules come and go with versions of onnxscript.
         known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
         # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
-        with replaced_names_kept(model):
+        with replaced_names_kept(model), outputs_kept(model):
             modified |= RewritePass(known)(model).modified
+        modified |= common.CommonSubexpressionEliminationPass()(model).modified
+        modified |= remove_unused(model)
         for step in (
-            common.CommonSubexpressionEliminationPass(),
-            common.RemoveUnusedNodesPass(),
             common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
         ):
