@@ -22,7 +22,7 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
-from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .session import is_compiled, open_session, provider_options, session_options, uses_our_ops
 
 if TYPE_CHECKING:
@@ -152,7 +152,8 @@ def compare(
     for begin in range(0, len(shared), _GROUP):
         progress("compare", begin, len(shared))
         group = shared[begin : begin + _GROUP]
-        for name, a, b in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+        for name, *values in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+            a, b = map(_joined, values)
             if name in outputs and a.shape != b.shape:
                 raise OnnxpressError(
                     f"{second}: output {name} has shape {list(b.shape)}, in {first} it has {list(a.shape)}"
@@ -175,9 +176,15 @@ def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) 
     return ours
 
 
-def _is_comparable(array: object, is_output: bool) -> bool:
+def _joined(value: object) -> npt.NDArray[Any]:
+    """A tensor as it is, several of them one behind the other."""
+    arrays = arrays_of(value)
+    return arrays[0] if isinstance(value, np.ndarray) else np.concatenate([np.zeros(0), *map(np.ravel, arrays)])
+
+
+def _is_comparable(array: npt.NDArray[Any], is_output: bool) -> bool:
     """Whether it holds floats; outputs may be other numbers, too."""
-    return isinstance(array, np.ndarray) and array.dtype.kind in ("fiub" if is_output else "f")
+    return array.dtype.kind in ("fiub" if is_output else "f")
 
 
 class _Probe:
@@ -228,7 +235,7 @@ def _float_tensors(model: ir.Model) -> list[str]:
         for node in model.graph
         if node.op_type not in ("Constant", "Shape", "DequantizeLinear", "Cast")
         for value in node.outputs
-        if value.name and value.dtype in floats
+        if value.name and value.dtype in floats and not isinstance(value.type, ir.SequenceType | ir.OptionalType)
     ]
 
 

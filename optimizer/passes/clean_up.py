@@ -17,7 +17,7 @@ from .inline_functions import InlineFunctions
 from .kept_names import inner_names_kept, replaced_names_kept
 from .merge_equal import MergeEqual
 from .own_results import OwnResults
-from .remove_unused import remove_unused, unread_kept
+from .remove_unused import outputs_kept, remove_unused, unread_kept
 from .signature import signature_kept
 from .trusted_rules import TRUSTED, GuardedRule
 
@@ -105,7 +105,7 @@ class CleanUp:
         ]
         if not known:
             return False
-        with replaced_names_kept(model), unread_kept(model):
+        with replaced_names_kept(model), outputs_kept(model), unread_kept(model):
             changed: bool = RewritePass(known)(model).modified  # type: ignore[arg-type]
         for name, error in failed.items():
             self._warn(name, error)
