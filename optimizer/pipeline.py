@@ -15,8 +15,9 @@ from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .already_quantized import check_not_quantized, quantized_nodes
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
+from .normalise import normalise
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, NameNodes, plan
+from .passes import CleanUp, Decision, NameNodes
 from .passes.rewriting import written_name
 from .recipe import Recipe
 from .report import Report, group_reasons
@@ -62,6 +63,7 @@ def optimize(
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
         target = storage.check_target(output) if output is not None else None
+        normalise(loaded, source)
     else:
         path = storage.resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
@@ -162,7 +164,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     if recipe.clean_up:
         CleanUp()(model)
     deciders = {
-        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
     }  # fmt: skip
     return deciders[recipe.kind](model, recipe)

@@ -21,6 +21,8 @@ import onnx_ir as ir
 
 from .errors import OnnxpressError, UsageError, suggestion
 from .narrow_types import check_narrow_types
+from .normalise import normalise
+from .reading import from_proto, to_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -74,7 +76,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read a model; weights in external data are mapped when they are used.
+    """Read a model, in the form of `normalise`; weights in external data are mapped when they are used.
 
     Args:
         path: The .onnx file.
@@ -87,16 +89,14 @@ def load(path: str | Path) -> ir.Model:
     proto = _parse(path)
     _check_header(path, proto)
     _check_entries(path, proto)
-    try:
-        model = ir.from_proto(proto)
-    except Exception as error:  # the deserializer's own checks raise many types
-        raise OnnxpressError(f"{path}: not a valid ONNX model: {_first_line(error)}") from error
+    model = from_proto(proto, str(path))
     for owner, tensor, put in _external_places(model):
         put(_checked_external(path, owner, tensor))
     for value in initializers(model):
         constant = value.const_value
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
+    normalise(model, str(path))
     check_narrow_types(model, str(path))
     return model
 
@@ -152,13 +152,6 @@ def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
             yield from (attribute.t, *attribute.tensors)
             for subgraph in (attribute.g, *attribute.graphs):
                 yield from _tensor_protos(subgraph)
-
-
-def _first_line(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
@@ -458,7 +451,7 @@ def _write_model(model: ir.Model, path: Path, done: TensorDone, *, counted: bool
             assert isinstance(lazy, ir.LazyTensor)
             value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name)
             done(count, len(values))
-    data = ir.to_proto(model).SerializeToString(deterministic=True)
+    data = to_proto(model).SerializeToString(deterministic=True)
     with _replacing(path) as (file, _):
         file.write(data)
 

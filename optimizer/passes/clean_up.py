@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from .fold_reshape import FoldReshape
+from ..names import names_kept_apart
 from .kept_names import inner_names_kept, replaced_names_kept
+from .remove_unused import remove_unused
 
 # onnxscript's default rules but two kinds. Its rule for Slices that make a Split has two outputs, and the matcher
 # walks the whole graph for each candidate of such a rule: minutes for a language model. And MatMul + Add stays as it
@@ -54,7 +55,7 @@ class CleanUp:
 
     def __call__(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
-        with _quiet_libraries():
+        with names_kept_apart(model), _quiet_libraries():
             return self._clean_up(model)
 
     def _clean_up(self, model: ir.Model) -> bool:
@@ -67,15 +68,14 @@ class CleanUp:
         with inner_names_kept(model):
             modified = common.InlinePass(lambda function: function.domain != functions.DOMAIN)(model).modified
             modified |= fold_constants(model, onnx_shape_inference=True).modified
-        modified |= FoldReshape()(model)
         # Rules come and go with versions of onnxscript.
         known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
         # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
         with replaced_names_kept(model):
             modified |= RewritePass(known)(model).modified
+        modified |= common.CommonSubexpressionEliminationPass()(model).modified
+        modified |= remove_unused(model)
         for step in (
-            common.CommonSubexpressionEliminationPass(),
-            common.RemoveUnusedNodesPass(),
             common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
             common.RemoveUnusedOpsetsPass(),
         ):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .plan import array_of, constant_of
+from .constants import array_of, constant_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -106,10 +106,3 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
             return max(left, right), left_exact and right_exact
         return max(left - 1, right - 1, 0), False
     return 0, False
-
-
-def remove_unused(model: ir.Model) -> None:
-    """Drop nodes and initializers that nothing reads."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
