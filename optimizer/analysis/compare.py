@@ -23,13 +23,14 @@ from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
-from .session import is_compiled, open_session, provider_options, session_options, uses_our_ops
+from .session import (
+    FOLDER_KEY, is_compiled, open_session, provider_options, session_options, uses_our_ops,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _GROUP = 256  # tensors that are held at a time, for each model
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 DEFAULT_DIMS = {"batch": 2, "sequence": 32, "past": 0}
 """Sizes of random inputs where nobody says."""
 
@@ -193,6 +194,7 @@ class _Probe:
     def __init__(self, path: Path, provider: dict[str, str] | None = None) -> None:
         self.path, self._provider = path, provider
         self.model = storage.load(path)
+        self._folder = storage.common_folder(self.model, path)
         self.tensors = _float_tensors(self.model)
 
     @cached_property
@@ -201,7 +203,8 @@ class _Probe:
         return self._open(self.path)
 
     def _open(self, source: Path | bytes) -> Any:
-        config = {_FOLDER_KEY: str(self.path.parent.resolve())} if isinstance(source, bytes) else {}
+        of_bytes = {FOLDER_KEY: str(self._folder), "ep.context_file_path": str(self.path)}
+        config = of_bytes if isinstance(source, bytes) else {}
         options = session_options(ours=uses_our_ops(self.model), provider=self._provider, config=config)
         return open_session(source, options, self.path)
 
@@ -209,7 +212,7 @@ class _Probe:
         """Values of the named tensors."""
         import onnx
 
-        proto = onnx.load(str(self.path), load_external_data=False)
+        proto = ir.to_proto(self.model)
         typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
         wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]
