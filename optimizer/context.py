@@ -25,6 +25,7 @@ from . import storage
 from .analysis.session import FOLDER_KEY, compiled_nodes, is_compiled, session_options, wrong_option
 from .errors import OnnxpressError, UsageError
 from .inner_graphs import prepare_inner_graphs
+from .reading import to_proto
 from .report import ContextReport
 
 _INNER_GRAPHS = (
@@ -136,7 +137,7 @@ def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) 
     model: Path | bytes = path
     if len(savable.graph.outputs) > len(source.graph.outputs):
         config[FOLDER_KEY] = str(storage.common_folder(savable, path))
-        model = ir.to_proto(savable).SerializeToString()
+        model = to_proto(savable).SerializeToString()
     try:
         ep.session(model, session_options(config=config), **options)
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
