@@ -24,7 +24,12 @@ from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .session import (
-    FOLDER_KEY, is_compiled, open_session, provider_options, session_options, uses_our_ops,
+    FOLDER_KEY,
+    is_compiled,
+    open_session,
+    provider_options,
+    session_options,
+    uses_our_ops,
 )  # fmt: skip
 
 if TYPE_CHECKING:
