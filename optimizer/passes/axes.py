@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from .constants import constant_of
 from .matching import exact_rank, input_of
-from .plan import constant_of
 
 Perm = tuple[int, ...]
 

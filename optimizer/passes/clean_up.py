@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
-from .fold_reshape import FoldReshape
+from ..names import names_kept_apart
 from .inline_functions import InlineFunctions
 from .kept_names import inner_names_kept, replaced_names_kept
-from .matching import remove_unused, unread_kept
 from .merge_equal import MergeEqual
 from .own_results import OwnResults
+from .remove_unused import outputs_kept, remove_unused, unread_kept
 from .signature import signature_kept
 from .trusted_rules import TRUSTED, GuardedRule
 
@@ -44,7 +44,7 @@ class CleanUp:
         while True:
             before = model.clone()
             try:
-                with _quiet_libraries(), signature_kept(model):
+                with names_kept_apart(model), _quiet_libraries(), signature_kept(model):
                     return self._clean_up(model) or changed
             except _StepError as failure:
                 model.graph = before.graph
@@ -70,7 +70,6 @@ class CleanUp:
         return {
             "inlining": self._inline,
             "constant folding": self._fold,
-            "folding of reshapes": FoldReshape(),
             # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
             "rewrite rules": self._rewrite,
             "merging of equal nodes": MergeEqual(),
@@ -106,7 +105,7 @@ class CleanUp:
         ]
         if not known:
             return False
-        with replaced_names_kept(model), unread_kept(model):
+        with replaced_names_kept(model), outputs_kept(model), unread_kept(model):
             changed: bool = RewritePass(known)(model).modified  # type: ignore[arg-type]
         for name, error in failed.items():
             self._warn(name, error)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .plan import array_of, constant_of
+from .constants import array_of, constant_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -111,28 +109,3 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
 def is_foreign(node: ir.Node) -> bool:
     """Whether only some library knows what a node does, which may be more than make its outputs."""
     return node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "onnxpress")
-
-
-@contextmanager
-def unread_kept(model: ir.Model) -> Iterator[None]:
-    """While a library removes nodes whose outputs nobody reads: those stay that ONNX Runtime runs for what they do."""
-    kept = []
-    for graph in (model.graph, *model.graph.subgraphs()):
-        unread = [node.outputs[0] for node in graph if is_foreign(node) and node.outputs and _is_unread(node)]
-        graph.outputs.extend(unread)
-        kept.append((graph, len(unread)))
-    yield
-    for graph, count in kept:
-        del graph.outputs[len(graph.outputs) - count :]
-
-
-def _is_unread(node: ir.Node) -> bool:
-    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
-
-
-def remove_unused(model: ir.Model) -> bool:
-    """Drop nodes and initializers that nothing reads; whether there were any."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    with unread_kept(model):
-        return RemoveUnusedNodesPass()(model).modified

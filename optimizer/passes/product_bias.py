@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .plan import constant_of
+from .constants import constant_of
 from .rewriting import add_array, insert_before
 
 
