@@ -1,8 +1,8 @@
 """The rewrite rules of onnxscript that clean-up applies, what each is known to be wrong on, and its guard.
 
 A rule replaces a match only where its guard finds nothing of that kind. For all of them: nodes have one output, no
-attribute stands for one of a function, and a rule whose check raises an exception does not apply. That a caller may override
-what a rule takes for a constant, all rules ignore; clean-up sets such defaults aside while they run.
+attribute stands for one of a function, and a rule whose check raises an exception does not apply. What all rules
+ignore, that a caller may override what they take for a constant, is for `signature_kept`.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ TRUSTED = (
     Trusted("no_op_transpose_rule"),
     Trusted("normalize_pad_format_conv_rule", "dilations; pads beside auto_pad", guards.same_padding_of_dense_kernel),
     Trusted(
-        "one_reshape_matmul_reshape_rule",
+        "two_reshapes_matmul_reshape_rule",
         "a Reshape that changes what is multiplied",
         guards.reshapes_rows_alone,
     ),
     Trusted(
-        "two_reshapes_matmul_reshape_rule",
+        "one_reshape_matmul_reshape_rule",
         "a Reshape that changes what is multiplied",
         guards.reshapes_rows_alone,
     ),
@@ -132,7 +132,8 @@ class GuardedRule:
         if not match or not self._is_trusted(Match(model, match)):
             return None
         try:
-            replacement = self._rule.try_rewrite(model, graph, node, **more)
+            with np.errstate(all="ignore"):
+                replacement = self._rule.try_rewrite(model, graph, node, **more)
         except Exception as error:  # rules raise whatever they come across
             self.failed[self._trusted.name] = f"{type(error).__name__}: {error}"
             return None
