@@ -26,11 +26,6 @@ class InlineFunctions:
             for domain in function.opset_imports:
                 if domain in model.opset_imports:
                     function.opset_imports[domain] = model.opset_imports[domain]
-        for graph in (model.graph, *model.functions.values()):
-            for node in graph.all_nodes():
-                called = model.functions.get(node.op_identifier())
-                if called is not None and len(node.outputs) < len(called.outputs):
-                    node.resize_outputs(len(called.outputs))  # onnx-ir asks for all of them
         return common.InlinePass(_is_inlined)(model).modified
 
 

@@ -125,7 +125,7 @@ APPLIES = {
     "no_op_expand_rule": (17, ROW, FLOAT, lambda b, x: b.op("Expand", x, ints(b, 4, 6))),
     "no_op_static_scatter_nd_rule": (18, [4, "N"], FLOAT, lambda b, x: scatter(b, x, range(4))),
     "no_op_transpose_rule": (17, ROW, FLOAT, lambda b, x: b.op("Transpose", x, perm=[0, 1])),
-    "normalize_pad_format_conv_rule": (17, IMAGE, FLOAT, lambda b, x: conv(b, x, auto_pad="SAME_LOWER", strides=[2] * 2)),
+    "normalize_pad_format_conv_rule": (17, IMAGE, FLOAT, lambda b, x: conv(b, x, auto_pad="SAME_LOWER")),
     "one_reshape_matmul_reshape_rule": (17, [2, 3, 6], FLOAT, lambda b, x: reshapes(b, x, [6, 6], None, [2, 3, 5])),
     "two_reshapes_matmul_reshape_rule": (
         17, [1, 3, 6], FLOAT, lambda b, x: reshapes(b, x, [3, 6], [6, 5], [1, 3, 5], (1, 6, 5), reshaped=True),
