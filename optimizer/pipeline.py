@@ -17,7 +17,7 @@ from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .normalise import normalise
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, NameNodes, plan
+from .passes import CleanUp, Decision, NameNodes
 from .passes.rewriting import written_name
 from .recipe import Recipe
 from .report import Report, group_reasons
@@ -164,7 +164,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     if recipe.clean_up:
         CleanUp()(model)
     deciders = {
-        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
     }  # fmt: skip
     return deciders[recipe.kind](model, recipe)
