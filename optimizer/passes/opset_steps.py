@@ -213,17 +213,14 @@ def _as_newer_resize(node: ir.Node, rise: Rise, nearest: str) -> None:
     node.op_type = "Resize"
 
 
-def _upsample(node: ir.Node, rise: Rise) -> Edit | str | None:
-    """It became Resize; it never shrinks."""
+def _scales(node: ir.Node, rise: Rise) -> Edit | str | None:
     given = _given(node, "scales")
-    if isinstance(given, str):
-        return given
+    return given if isinstance(given, str) else lambda: _move(node, rise, given, {"scales": 1}, np.dtype(np.float32))
 
-    def edit() -> None:
-        _move(node, rise, given, {"scales": 1}, np.float32)
-        _as_newer_resize(node, rise, "floor")
 
-    return edit
+def _upsample(node: ir.Node, rise: Rise) -> Edit:
+    """It became Resize; it never shrinks."""
+    return lambda: _as_newer_resize(node, rise, "floor")
 
 
 def _no_tensorflow_pixels(node: ir.Node, rise: Rise) -> str | None:
@@ -284,6 +281,12 @@ def _reductions() -> Iterator[tuple[str, tuple[tuple[int, Step], ...]]]:
         yield f"Reduce{name}", ((18, _as_inputs(axes=1)),)
 
 
+_no_kernel = _unknown("ONNX Runtime has no such operator of a newer opset")
+_WITHOUT_KERNEL = (
+    "GlobalLpPool", "MaxRoiPool", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform",
+    "RandomUniformLike",
+)  # fmt: skip
+
 STEPS: dict[str, tuple[tuple[int, Step], ...]] = {
     "BatchNormalization": ((9, _spatial), (14, _one_result)),
     "Clip": ((11, _numbers_as_inputs(min=1, max=2)),),
@@ -296,12 +299,13 @@ STEPS: dict[str, tuple[tuple[int, Step], ...]] = {
     **dict(_reductions()),
     **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), ((13, _as_inputs(axes=1)),)),
     "Resize": ((11, _resize), (13, _no_tensorflow_pixels)),
-    "RoiAlign": ((16, _default_was("coordinate_transformation_mode", "output_half_pixel")),),
+    **dict.fromkeys(_WITHOUT_KERNEL, ((22, _no_kernel),)),
+    "RoiAlign": ((16, _default_was("coordinate_transformation_mode", "output_half_pixel")), (22, _no_kernel)),
     "Scan": ((9, _unknown("it went over batches on its own")),),
     "Scatter": ((11, _renamed("ScatterElements")),),
     "Slice": ((10, _as_inputs(starts=1, ends=2, axes=3)),),
     "Split": ((13, _as_inputs(split=1)), (18, _parts)),
     "TopK": ((10, _as_inputs(k=1)),),
-    "Upsample": ((10, _upsample),),
+    "Upsample": ((9, _scales), (10, _upsample)),
 }
 """What to do to a node that comes from an opset before one of these."""
