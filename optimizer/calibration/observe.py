@@ -17,6 +17,7 @@ from ..analysis.feeds import Feeds
 from ..analysis.session import open_session, session_options, uses_our_ops
 from ..errors import OnnxpressError
 from ..names import names_of
+from ..passes.remove_unused import remove_unused
 from ..reading import to_proto
 from ..storage import LEAST_EXTERNAL, graphs
 
@@ -107,7 +108,7 @@ def _size_of(model: ir.Model, value: ir.Value) -> ir.Value:
 def _prune(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 

@@ -21,6 +21,7 @@ from ..names import names_of
 from .int8_operators import scalar
 from .padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
 from .projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
+from .remove_unused import remove_unused
 from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from .sharing import insert_behind
 
@@ -75,8 +76,6 @@ class FuseAttention:
 
     def __call__(self, model: ir.Model) -> bool:
         """Fuse; whether anything changed."""
-        import onnx_ir.passes.common as common
-
         if any(not _is_whole(node) for node in model.graph):
             return False
         self._graph = model.graph
@@ -90,7 +89,7 @@ class FuseAttention:
                 self.left[node.name or ""] = found
         if self.fused:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
-            common.RemoveUnusedNodesPass()(model)
+            remove_unused(model)
         return bool(self.fused)
 
     def _find(self, softmax: ir.Node) -> FoundAttention | str | None:

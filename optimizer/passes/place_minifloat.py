@@ -23,11 +23,11 @@ from onnxpress.custom_ops import functions, reference
 from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.formats import FORMATS
 from ..quantization.schemes import WeightScheme
+from .constants import array_of
 from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
 from .int8_operators import Operator, Role
 from .matching import opset_of
-from .plan import array_of
 from .plan_minifloat import MinifloatPlan
 from .rewriting import SharedArrays, insert_before, replace, required, set_names
 from .sharing import insert_behind

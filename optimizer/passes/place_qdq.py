@@ -27,8 +27,8 @@ from ..quantization.affine import (
     parameters_of_range,
     quantize_bias,
 )
+from .constants import array_of
 from .int8_operators import Operator, Role
-from .plan import array_of
 from .plan_int8 import Int8Plan, is_bias
 from .rewriting import SharedArrays, required, set_names
 from .sharing import insert_behind

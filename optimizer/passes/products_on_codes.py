@@ -18,7 +18,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..quantization.affine import LEAST_SCALE, quantize_bias
-from .plan import array_of
+from .constants import array_of
 from .rewriting import add_array, set_names
 
 Doubles = npt.NDArray[np.float64]

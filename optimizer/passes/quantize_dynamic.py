@@ -19,8 +19,9 @@ import onnx_ir as ir
 
 from ..quantization.rtn import decibels
 from ..report import WeightReport
+from .constants import constant_of
 from .lazy_int8 import LazyInt8
-from .plan import Decision, constant_of
+from .plan import Decision
 from .plan_dynamic import MICROSOFT
 from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from .sharing import insert_behind
@@ -61,6 +62,11 @@ class QuantizeDynamic:
     def weights(self) -> tuple[WeightReport, ...]:
         """The weights that were rounded so far; they are when the model is written."""
         return tuple(report for weight in self._weights.values() if (report := weight.report()) is not None)
+
+    @property
+    def rounded(self) -> list[ir.Value]:
+        """The constants that they were rounded from."""
+        return [weight.weight.value for weight in self._weights.values()]
 
     def gain(self) -> float:
         """What the search for scales won over all weights, in dB."""

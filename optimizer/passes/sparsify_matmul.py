@@ -19,9 +19,9 @@ from onnxpress.custom_ops import functions
 from ..names import names_of
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
+from .constants import constant_of
 from .declare_functions import add_function
 from .matching import is_standard, sole_reader
-from .plan import constant_of
 from .product_bias import add_scaled, find_bias
 from .rewriting import add_array, insert_before, replace
 from .weight_form import MICROSOFT
