@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import onnx_ir as ir
@@ -11,6 +12,7 @@ from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, Rais
 from .passes.declare_functions import declare_functions
 from .passes.kept_in_float import kept_in_float
 from .passes.lazy_weight import LazyWeight
+from .passes.matching import opset_of
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
@@ -19,8 +21,6 @@ from .report import WeightReport
 def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
     decisions = decide(model, recipe)
-    if RaiseOpset(_opset_needed(decisions))(model):
-        decisions = plan(model, recipe)
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
@@ -36,13 +36,26 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What becomes of the nodes of a model, which CleanUp went over; it is prepared for that."""
+    """What becomes of the nodes of a model, which CleanUp went over; it is prepared for that.
+
+    Its opset is raised for the forms that need it. Where it cannot be, these nodes are left, and the others are taken
+    as they are.
+    """
     SqueezeWeights()(model)
-    return plan(model, recipe)
-
-
-def _opset_needed(decisions: list[Decision]) -> int:
-    return max((decision.form.opset for decision in decisions if decision.form is not None), default=1)
+    decisions = plan(model, recipe)
+    obstacle = ""
+    for opset in sorted({d.form.opset for d in decisions if d.form is not None}, reverse=True):
+        step = RaiseOpset(opset)
+        if (reason := step.obstacle(model)) is None:
+            if step(model):
+                decisions = plan(model, recipe)
+            break
+        obstacle = obstacle or reason
+    reached = opset_of(model)
+    return [
+        dataclasses.replace(d, taken=False, reason=obstacle) if d.form is not None and d.form.opset > reached else d
+        for d in decisions
+    ]
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
