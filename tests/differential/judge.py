@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import tempfile
 import traceback
 from collections import Counter
@@ -85,19 +86,16 @@ class Judge:
 
     def _floats(self, case: Case, expected, steps: Sequence[str]) -> Iterator[Finding]:
         """Clean-up, and what prepares a model for static schemes, which change no numbers."""
-        for step in steps:
-            if step not in ("clean-up", "prepare"):
+        model = ir.from_proto(case.model)
+        for step, rewrite in (("clean-up", _clean_up), ("prepare", prepare)):
+            if step not in steps:
                 continue
-            model = ir.from_proto(case.model)
             try:
-                NameNodes()(model)
-                CleanUp()(model)
-                if step == "prepare":
-                    prepare(model)
+                rewrite(model)
                 proto = ir.to_proto(model)
             except OnnxpressError:
                 self.seen[f"{step} refused"] += 1
-                continue
+                return
             except Exception as error:
                 yield Finding(case.seed, step, "raises", _raised(error))
                 return
@@ -141,7 +139,7 @@ class Judge:
         try:
             optimize(ir.from_proto(case.model), recipe, path, calibration=Calibration(samples) if static else None)
         except OnnxpressError as error:
-            self.seen["nothing to do" if "nothing to" in str(error) else f"refused: {str(error)[:60]}"] += 1
+            self.seen["nothing to do" if "nothing to" in str(error) else f"refused: {_reason(error)}"] += 1
             return
         except Exception as error:
             yield Finding(case.seed, step, "raises", _raised(error))
@@ -166,6 +164,16 @@ class Judge:
                 if detail and not _is_rough(case.model, feeds, wanted, least):
                     yield Finding(case.seed, where, "rounds", detail)
                     return
+
+
+def _reason(error: OnnxpressError) -> str:
+    """Without the names of a case."""
+    return re.sub(r"(?<=tensor |output |node )[^ ,:]+|'[^']*'|-?[0-9.]+", "_", str(error))[:90]
+
+
+def _clean_up(model: ir.Model) -> None:
+    NameNodes()(model)
+    CleanUp()(model)
 
 
 def _raised(error: Exception) -> str:

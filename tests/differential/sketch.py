@@ -135,7 +135,7 @@ class Sketch:
         found = self.pick(where=lambda v: v.rank in (2, 3) and v.shape[-1] >= 2)
         if found is not None and self.chance(0.9):
             return found
-        width = self.one_of(16, 32, 32, 48, 64)
+        width = self.one_of(16, 32, 48, 64, 64)
         return self.input(*self.one_of((3, width), (4, width), (1, width), (2, 3, width)))
 
     def image(self) -> Value:
