@@ -7,8 +7,10 @@ those that a BatchNormalization is folded into.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
@@ -34,6 +36,11 @@ _RULES = (
     "two_reshapes_matmul_reshape_rule", "unsqueeze_unsqueeze_rule",
 )  # fmt: skip
 
+STEPS = (
+    "inlining", "constant folding", "FoldReshape", *_RULES, "common subexpressions", "unused nodes",
+)  # fmt: skip
+"""What a clean-up consists of, in order; rules are applied together, again and again."""
+
 
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
@@ -52,6 +59,14 @@ def _quiet_libraries() -> Iterator[None]:
 class CleanUp:
     """Inline functions, fold constants, apply fusion rules, and remove what is double or unused."""
 
+    def __init__(self, without: Collection[str] = ()) -> None:
+        """Choose steps.
+
+        Args:
+            without: Those of `STEPS` to leave out.
+        """
+        self._without = frozenset(without)
+
     def __call__(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
         with _quiet_libraries():
@@ -64,20 +79,24 @@ class CleanUp:
         from onnxscript.rewriter.rules import common as rules
 
         # Bodies of our own operators are for whoever lacks our library; a model that has them is quantized already.
-        with inner_names_kept(model):
-            modified = common.InlinePass(lambda function: function.domain != functions.DOMAIN)(model).modified
-            modified |= fold_constants(model, onnx_shape_inference=True).modified
-        modified |= FoldReshape()(model)
+        inline = common.InlinePass(lambda function: function.domain != functions.DOMAIN)
         # Rules come and go with versions of onnxscript.
-        known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
+        known = [getattr(rules, name) for name in _RULES if hasattr(rules, name) and name not in self._without]
+
+        def step(name: str, change: Callable[[ir.Model], Any]) -> bool:
+            if name in self._without:
+                return False
+            result = change(model)
+            return bool(result if isinstance(result, bool) else result.modified)
+
+        with inner_names_kept(model):
+            modified = step("inlining", inline)
+            modified |= step("constant folding", partial(fold_constants, onnx_shape_inference=True))
+        modified |= step("FoldReshape", FoldReshape())
         # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
         with replaced_names_kept(model):
             modified |= RewritePass(known)(model).modified
-        for step in (
-            common.CommonSubexpressionEliminationPass(),
-            common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-            common.RemoveUnusedOpsetsPass(),
-        ):
-            modified |= step(model).modified
-        return modified
+        modified |= step("common subexpressions", common.CommonSubexpressionEliminationPass())
+        modified |= step("unused nodes", common.RemoveUnusedNodesPass())
+        modified |= common.RemoveUnusedFunctionsPass()(model).modified  # type: ignore[no-untyped-call]
+        return modified | common.RemoveUnusedOpsetsPass()(model).modified

@@ -42,7 +42,7 @@ def _window(s: Sketch, x: Value, kernel, *, dilate: bool = True):
     pads = np.minimum(pads, np.tile(np.array(kernel) - 1, 2))
     given = {
         "strides": strides if set(strides) != {1} or s.chance(0.5) else None,
-        "dilations": dilations if set(dilations) != {1} or dilate and s.chance(0.5) else None,
+        "dilations": dilations if set(dilations) != {1} or (dilate and s.chance(0.5)) else None,
         "auto_pad": auto,
     }
     if auto in (None, "NOTSET"):

@@ -49,7 +49,9 @@ def with_constant(s: Sketch) -> Value:
     shape = np.broadcast_shapes(x.shape, _shape(s, name))
     if len(shape) > 4:
         raise Unfit
-    return s.op(kind, [x, name] if s.chance(0.8) and kind != "Div" or kind == "Div" and s.chance(0.9) else [name, x], shape)
+    return s.op(
+        kind, [x, name] if (s.chance(0.8) and kind != "Div") or (kind == "Div" and s.chance(0.9)) else [name, x], shape
+    )
 
 
 def _shape(s: Sketch, name: str) -> tuple[int, ...]:

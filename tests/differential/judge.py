@@ -240,7 +240,9 @@ def _rounded(wanted, found, least: float) -> str | None:
 def _perturbed(feeds: Feeds, by: float) -> Feeds:
     rng = np.random.default_rng(7)
     return {
-        name: (array * (1 + by * rng.standard_normal(array.shape))).astype(array.dtype) if array.dtype.kind == "f" else array
+        name: (array * (1 + by * rng.standard_normal(array.shape))).astype(array.dtype)
+        if array.dtype.kind == "f"
+        else array
         for name, array in feeds.items()
     }
 

@@ -119,7 +119,9 @@ def attention(s: Sketch) -> Value:
     q, kt, v = projected([0, 2, 1, 3]), projected([0, 2, 3, 1]), projected([0, 2, 1, 3])
     scores = s.op("MatMul", [q, kt], (b, heads, m, m), keep=False)
     if s.chance(0.5):
-        scores = s.op("Div", [scores, s.constant(np.float64((k // heads) ** 0.5 * s.one_of(1, 1, 2)))], scores.shape, keep=False)
+        scores = s.op(
+            "Div", [scores, s.constant(np.float64((k // heads) ** 0.5 * s.one_of(1, 1, 2)))], scores.shape, keep=False
+        )
     else:
         scores = s.op("Mul", [scores, s.constant(np.float64((k // heads) ** -0.5))], scores.shape, keep=False)
     if s.chance(0.5):
@@ -168,4 +170,16 @@ def squeezed_product(s: Sketch) -> Value:
     return _axes(s, "Squeeze", y, [0], 3, (x.shape[0], 16))
 
 
-EMITTERS = (layer_norm, layer_norm, gelu, hard_swish, hard_swish, silu, gated, attention, rms_norm, channels_last, squeezed_product)
+EMITTERS = (
+    layer_norm,
+    layer_norm,
+    gelu,
+    hard_swish,
+    hard_swish,
+    silu,
+    gated,
+    attention,
+    rms_norm,
+    channels_last,
+    squeezed_product,
+)

@@ -109,7 +109,9 @@ def einsum(s: Sketch) -> Value:
     x = s.matrix()
     N = s.one_of(8, 16)
     left = "bik" if x.rank == 3 else "ik"
-    return s.op("Einsum", [x, s.constant(s.grid(x.shape[-1], N))], (*x.shape[:-1], N), equation=f"{left},kj->{left[:-1]}j")
+    return s.op(
+        "Einsum", [x, s.constant(s.grid(x.shape[-1], N))], (*x.shape[:-1], N), equation=f"{left},kj->{left[:-1]}j"
+    )
 
 
 def weight_of_parts(s: Sketch) -> Value:
@@ -120,7 +122,9 @@ def weight_of_parts(s: Sketch) -> Value:
     how = s.one_of("Concat", "Slice", "Mul", "Gather", "Split", "Reshape")
     if how == "Concat":
         N *= 2
-        weight = s.op(how, [s.constant(half, fixed=True), s.constant(s.grid(K, 16), fixed=True)], (K, N), axis=1, keep=False)
+        weight = s.op(
+            how, [s.constant(half, fixed=True), s.constant(s.grid(K, 16), fixed=True)], (K, N), axis=1, keep=False
+        )
     elif how == "Slice" and s.opset >= 10:
         whole = s.constant(np.concatenate([half, half], 1), fixed=True)
         weight = s.op(how, [whole, s.ints(0), s.ints(16), s.ints(1)], (K, N), keep=False)
@@ -137,4 +141,18 @@ def weight_of_parts(s: Sketch) -> Value:
     return s.op("MatMul", [x, weight], (*x.shape[:-1], N))
 
 
-EMITTERS = (matmul, matmul, matmul, matmul, gemm, gemm, gemm, of_activations, between_reshapes, table, lstm, einsum, weight_of_parts)
+EMITTERS = (
+    matmul,
+    matmul,
+    matmul,
+    matmul,
+    gemm,
+    gemm,
+    gemm,
+    of_activations,
+    between_reshapes,
+    table,
+    lstm,
+    einsum,
+    weight_of_parts,
+)

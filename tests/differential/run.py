@@ -77,7 +77,9 @@ def _work(given: argparse.Namespace) -> int:
 def _watch(given: argparse.Namespace) -> int:
     begin, number, seen, found = time.monotonic(), given.begin, Counter(), 0
     kinds: Counter[str] = Counter()
-    while (left := given.minutes - (time.monotonic() - begin) / 60) > 0 and (given.cases is None or number < given.cases):
+    while (left := given.minutes - (time.monotonic() - begin) / 60) > 0 and (
+        given.cases is None or number < given.cases
+    ):
         command = [sys.executable, __file__, "--worker", "--seed", str(given.seed), "--begin", str(number)]
         command += ["--minutes", str(left), "--steps", given.steps]
         command += ["--cases", str(given.cases)] if given.cases is not None else []

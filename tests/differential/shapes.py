@@ -146,7 +146,9 @@ def scatter(s: Sketch) -> Value:
         other = s.rng.permutation(rows).reshape(-1, 1)
         return s.op("ScatterND", [x, s.constant(indices, other, fixed=s.chance(0.7)), y], x.shape, reduction=reduction)
     indices = np.broadcast_to(order.reshape(-1, *([1] * (x.rank - 1))), x.shape)
-    return s.op("ScatterElements", [x, s.constant(indices.copy()), y], x.shape, axis=s.one_of(None, 0), reduction=reduction)
+    return s.op(
+        "ScatterElements", [x, s.constant(indices.copy()), y], x.shape, axis=s.one_of(None, 0), reduction=reduction
+    )
 
 
 def gather(s: Sketch) -> Value:
@@ -202,7 +204,9 @@ def pad(s: Sketch) -> Value:
 
 def reduce(s: Sketch) -> Value:
     x = s.any()
-    kind = s.one_of("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceMin", "ReduceSumSquare", "ReduceLogSumExp")
+    kind = s.one_of(
+        "ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "ReduceMin", "ReduceSumSquare", "ReduceLogSumExp"
+    )
     axis = s.between(0, x.rank - 1)
     keep = s.one_of(None, 0, 1)
     if x.rank == 1:
@@ -211,7 +215,7 @@ def reduce(s: Sketch) -> Value:
     shape[axis] = 1
     if keep == 0:
         del shape[axis]
-    if s.opset >= 18 or kind == "ReduceSum" and s.opset >= 13:
+    if s.opset >= 18 or (kind == "ReduceSum" and s.opset >= 13):
         return s.op(kind, [x, s.ints(axis)], shape, keepdims=keep)
     return s.op(kind, [x], shape, axes=[axis], keepdims=keep)
 

@@ -82,7 +82,9 @@ def text(model: onnx.ModelProto) -> str:
 
 
 def _shape(entry) -> str:
-    return str([d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in entry.type.tensor_type.shape.dim])
+    return str(
+        [d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in entry.type.tensor_type.shape.dim]
+    )
 
 
 def _node(node) -> list[str]:

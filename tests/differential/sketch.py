@@ -243,7 +243,9 @@ class Sketch:
         if dims:
             for entry in inputs:
                 _open(entry, self)
-        listed = self.initializers if self.ir_version < 4 else [t for t in self.initializers if t.name in self.overrides]
+        listed = (
+            self.initializers if self.ir_version < 4 else [t for t in self.initializers if t.name in self.overrides]
+        )
         inputs += [helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in listed]
         inner = {v.name: v for v in self.values if v.name not in self.feeds}
         outputs = [v for v in inner.values() if v.name not in self.used or self.chance(0.08)] or self.values[-1:]
