@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from . import storage
 from .analysis.checker import Bare, bare, new_complaint, standing
 from .analysis.feeds import Feeds, random_feeds
 from .analysis.outputs import OutputError, beyond_rounding, output_errors
@@ -43,6 +42,7 @@ _SIZES: tuple[tuple[Mapping[str, int], int], ...] = (
 _MOST_ELEMENTS = 1 << 16
 """Of all inputs together, up to which a batch has two samples: a second one repeats the same work."""
 _SHOWN = 3
+_MOST_LEFT_OUT = 3  # steps of a clean-up, beyond which there is none
 
 Outputs = list[Any]
 Result = TypeVar("Result")
@@ -84,7 +84,7 @@ class Gate:
         self.warnings: list[str] = []
         original = bare(model)
         self._standing = standing(original)
-        size = sum(v.const_value.nbytes for v in storage.initializers(model) if v.const_value is not None)
+        size = sum(tensor.nbytes for tensor in original.weights.values())
         self._runs: _Runs | None = None
         self._errors: list[OutputError] = []
         if check is False:
@@ -100,28 +100,28 @@ class Gate:
                 self._skipped = f"not by a run: {error}"
 
     def clean_up(self, model: ir.Model) -> None:
-        """CleanUp, in place, but for a step that changes what the model computes, which is named in a warning."""
-        if (problem := self._try(model)) is None:
-            return
-        guilty = self._guilty(model)
-        if guilty is not None and self._try(model, {guilty}) is None:
-            self.warnings.append(f"clean-up left out its step {guilty}: {problem}")
-            return
-        named = "" if guilty is None else f" (its step {guilty})"
-        self.warnings.append(f"clean-up was put aside{named}: {problem}")
+        """CleanUp, in place, but for steps that change what the model computes, which are named in a warning."""
+        without: list[str] = []
+        while (problem := self._try(model, without)) is not None:
+            guilty = self._guilty(model, without) if len(without) < _MOST_LEFT_OUT else None
+            if guilty is None:
+                self.warnings.append(f"clean-up was put aside: {problem}")
+                return
+            without.append(guilty)
+            self.warnings.append(f"clean-up went without its step {guilty}: {problem}")
 
-    def _guilty(self, model: ir.Model) -> str | None:
+    def _guilty(self, model: ir.Model, without: Sequence[str]) -> str | None:
         """The first step with which something is wrong, where nothing is without it and those behind it."""
         low, high = 0, len(STEPS)  # right with the first `low` steps, wrong with the first `high`
         while high - low > 1:
             middle = (low + high) // 2
-            if self._problem(model, set(STEPS[middle:]))[1] is None:
+            if self._problem(model, {*without, *STEPS[middle:]})[1] is None:
                 low = middle
             else:
                 high = middle
-        return STEPS[low] if self._problem(model, set(STEPS[low:]))[1] is None else None
+        return STEPS[low] if self._problem(model, {*without, *STEPS[low:]})[1] is None else None
 
-    def _try(self, model: ir.Model, without: Collection[str] = ()) -> str | None:
+    def _try(self, model: ir.Model, without: Collection[str]) -> str | None:
         """Clean up where that is right; else what is wrong."""
         cleaned, problem = self._problem(model, without)
         if problem is None:
@@ -238,11 +238,13 @@ def _first_runs(session: Any, weights: Feeds, model: ir.Model, sample: Feeds | N
         assert refused is not None
         raise refused
     on = "random inputs" if sample is None else "calibration data"
-    others = _overridden(session, model)
-    if not others:
-        return _Runs(on, names, [feeds], [wanted])
-    others = {**feeds, **others}
-    return _Runs(on, names, [feeds, others], [wanted, _run(session, {**others, **weights}, names)])
+    runs = _Runs(on, names, [feeds], [wanted])
+    if others := _overridden(session, model):
+        others = {**feeds, **others}
+        with suppress(OnnxpressError):  # its defaults may be the only numbers that it bears
+            runs.wanted.append(_run(session, {**others, **weights}, names))
+            runs.feeds.append(others)
+    return runs
 
 
 def _made(model: ir.Model, inputs: list[Any]) -> Iterator[Feeds]:
@@ -266,7 +268,7 @@ def _overridden(session: Any, model: ir.Model) -> Feeds:
         if tensor is not None and tensor.dtype.is_floating_point() and tensor.dtype.itemsize >= 2:
             array = tensor.numpy()
             noise = np.random.default_rng(0).uniform(0.5, 1.5, array.shape)
-            found[entry.name] = (array * noise + 0.1 * noise).astype(array.dtype)
+            found[entry.name] = np.asarray(array * noise + 0.1 * noise, array.dtype)
     return found
 
 

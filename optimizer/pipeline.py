@@ -19,7 +19,7 @@ from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .gate import Gate
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, NameNodes, plan
+from .passes import Decision, NameNodes, plan
 from .passes.rewriting import written_name
 from .recipe import Recipe
 from .report import Report, group_reasons
@@ -179,7 +179,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         return before
     NameNodes()(model)
     if recipe.clean_up:
-        CleanUp()(model)
+        Gate(model, recipe.check).clean_up(model)
     deciders = {
         "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,

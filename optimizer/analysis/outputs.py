@@ -19,8 +19,9 @@ from .feeds import is_float
 
 LEAST_SQNR = 3.0
 """Decibels of an output below which a conversion has ruined it: the noise is then 70 % of the signal."""
-LEAST_CHANNEL = 0.0
-"""The same of a channel of the last axis: there is then more noise than signal."""
+MOST_DROWNED = 0.1
+"""Share of the channels of the last axis that may have more noise than signal. A few of many, those that hold least,
+have it after good conversions, too."""
 LEAST_EQUAL = 0.5
 """Share of equal elements of an output that is no float."""
 _LEAST_ROWS = 8  # of which a channel's noise is told
@@ -39,6 +40,7 @@ class OutputError:
         sqnr: Signal to noise ratio in dB, infinite where equal; None where it is no float or of another shape.
         channel: The channel of the last axis that has the lowest; None where there are fewer than eight rows.
         channel_sqnr: Its ratio.
+        drowned: Share of the channels that have more noise than signal.
         equal: Share of equal elements of an output that is no float.
         shapes: The original's shape and its own, where these differ.
     """
@@ -47,6 +49,7 @@ class OutputError:
     sqnr: float | None = None
     channel: int | None = None
     channel_sqnr: float | None = None
+    drowned: float = 0.0
     equal: float | None = None
     shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
@@ -54,8 +57,7 @@ class OutputError:
     def is_ruined(self) -> bool:
         """Whether it is below a bound of this module, or holds NaN."""
         noisy = self.sqnr is not None and not self.sqnr >= LEAST_SQNR
-        uneven = self.channel_sqnr is not None and not self.channel_sqnr >= LEAST_CHANNEL
-        return noisy or uneven or (self.equal is not None and self.equal < LEAST_EQUAL)
+        return noisy or self.drowned > MOST_DROWNED or (self.equal is not None and self.equal < LEAST_EQUAL)
 
     def __str__(self) -> str:
         """A line for a person."""
@@ -64,7 +66,7 @@ class OutputError:
             return f"{self.name} is of another length, {now}, in float {was}: it cannot be compared"
         if self.equal is not None:
             return f"{self.name} {100 * self.equal:.1f} % equal"
-        worst = "" if self.channel is None else f" (channel {self.channel} of the last axis {self.channel_sqnr:.1f})"
+        worst = "" if self.channel is None else f", channel {self.channel} of the last axis {self.channel_sqnr:.1f} dB"
         return f"{self.name} {self.sqnr:.1f} dB{worst}"
 
 
@@ -84,7 +86,7 @@ def _error(name: str, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> Outp
     if channels is None or math.isnan(sqnr):
         return OutputError(name, sqnr)
     worst = int(np.argmin(channels))
-    return OutputError(name, sqnr, worst, float(channels[worst]))
+    return OutputError(name, sqnr, worst, float(channels[worst]), float(np.mean(channels < 0)))
 
 
 def _channels(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:

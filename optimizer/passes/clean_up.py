@@ -95,7 +95,7 @@ class CleanUp:
         modified |= step("FoldReshape", FoldReshape())
         # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
         with replaced_names_kept(model):
-            modified |= RewritePass(known)(model).modified
+            modified |= bool(known) and RewritePass(known)(model).modified
         modified |= step("common subexpressions", common.CommonSubexpressionEliminationPass())
         modified |= step("unused nodes", common.RemoveUnusedNodesPass())
         modified |= common.RemoveUnusedFunctionsPass()(model).modified  # type: ignore[no-untyped-call]
