@@ -319,3 +319,28 @@ def test_clean_up_without_all_of_its_steps_changes_nothing():
     clean_up.CleanUp(clean_up.STEPS)(model)
     assert [node.op_type for node in model.graph] == before
     run(model, {"x": np.ones((2, 64), np.float32)})
+
+
+class TestWhatIsNoFault:
+    def test_a_model_that_draws_random_numbers_is_not_compared(self, tmp_path):
+        b = Builder()
+        x = b.input("x", [2, 64])
+        y = b.op("MatMul", b.op("Add", x, b.op("RandomNormalLike", x)), b.constant("W", weight(64, 48)))
+        b.output(y, [2, 48])
+        report = optimize(b.model(), Recipe(), tmp_path / "out.onnx")
+        assert report.warnings == ()
+        assert dict(report.rows)["checked"].endswith("not by a run: the original draws random numbers")
+
+    def test_nor_is_one_that_makes_much_of_rounding(self, tmp_path, monkeypatch):
+        b = Builder()
+        y = b.op("MatMul", b.input("x", [4, 64]), b.constant("W", weight(64, 48)), name="product")
+        large = b.op("Mul", y, b.constant("large", np.float32(1e8).reshape(())))
+        b.output(b.op("Sin", large, name="steep"), [4, 48])
+
+        def nudge(model):
+            factor = model.graph.initializers["large"]
+            factor.const_value = ir.tensor(np.float32(1.000001e8).reshape(()), name="large")
+
+        spoil(monkeypatch, "FoldReshape", nudge)
+        report = optimize(b.model(), Recipe(scheme="int8"), tmp_path / "out.onnx")
+        assert not any("clean-up" in warning for warning in report.warnings)
