@@ -21,6 +21,7 @@ from .analysis.feeds import Feeds
 from .analysis.outputs import OutputError
 from .analysis.reference import Reference, run_original
 from .errors import OnnxpressError
+from .names import copy_of
 from .passes.clean_up import STEPS, CleanUp
 from .report import size_text
 
@@ -54,6 +55,7 @@ class Gate:
         self._reference: Reference | None = None
         self._not_run = ""
         self._errors: list[OutputError] = []
+        self._left_out: list[str] = []
         size = sum(tensor.nbytes for tensor in original.weights.values())
         if check is False:
             self._not_run = "not by a run: switched off"
@@ -75,7 +77,7 @@ class Gate:
                 self.warnings.append(f"clean-up was put aside: {problem}")
                 return
             without.append(guilty)
-            self.warnings.append(f"clean-up went without its step {guilty}: {problem}")
+            self.warnings.append(f"clean-up went without {guilty}: {problem}")
 
     def _guilty(self, model: ir.Model, without: Sequence[str]) -> str | None:
         """The first step with which something is wrong, where nothing is without it and those behind it."""
@@ -92,6 +94,7 @@ class Gate:
         """Clean up where that is right; else what is wrong."""
         cleaned, problem = self._cleaned(model, without)
         if problem is None:
+            self.warnings += self._left_out
             model.graph = cleaned.graph
             model.functions.clear()
             model.functions.update(cleaned.functions)
@@ -99,11 +102,12 @@ class Gate:
 
     def _cleaned(self, model: ir.Model, without: Collection[str]) -> tuple[ir.Model, str | None]:
         """A cleaned copy, and what is wrong with it."""
-        cleaned = model.clone()
+        cleaned, clean_up = copy_of(model), CleanUp(without)
         try:
-            CleanUp(without)(cleaned)
-        except Exception as error:  # of the libraries, for graphs that they did not expect
+            clean_up(cleaned)
+        except Exception as error:  # of libraries, around the steps, which it looks after itself
             return cleaned, f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"
+        self._left_out = clean_up.warnings
         made = bare(cleaned)
         if (complaint := new_complaint(self._standing, made)) is not None:
             return cleaned, f"ONNX's checker refuses what it makes: {complaint.text}"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
-from ..passes.plan import release
+from ..passes.constants import release
 from .checker import Bare
 from .feeds import Feeds, is_float, random_feeds
 from .outputs import OutputError, beyond_rounding, output_errors

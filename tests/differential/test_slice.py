@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from differential.case import make
 from differential.judge import Judge
 

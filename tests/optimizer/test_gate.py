@@ -17,17 +17,18 @@ from onnxpress.optimizer.analysis.token_limits import token_limits
 from onnxpress.optimizer.passes import clean_up
 from rewrites import run
 
+STEP = "merging of equal nodes"
 
-def spoil(monkeypatch, step, change):
+
+def spoil(monkeypatch, change):
     """Let a step of the clean-up do something else to a graph."""
-    original = clean_up.FoldReshape.__call__
+    original = clean_up.MergeEqual.__call__
 
     def spoiled(self, model):
         change(model)
         return original(self, model) or True
 
-    assert step == "FoldReshape"
-    monkeypatch.setattr(clean_up.FoldReshape, "__call__", spoiled)
+    monkeypatch.setattr(clean_up.MergeEqual, "__call__", spoiled)
 
 
 def of_op(model, op_type):
@@ -55,33 +56,31 @@ class TestCleanUp:
         def negate(model):
             of_op(model, "Relu").op_type = "Neg"
 
-        spoil(monkeypatch, "FoldReshape", negate)
+        spoil(monkeypatch, negate)
         report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
         (warning,) = report.warnings
-        assert warning.startswith("clean-up went without its step FoldReshape: output positive_out differs by ")
+        assert warning.startswith(f"clean-up went without {STEP}: output positive_out differs by ")
         assert [node.op_type for node in onnx.load(report.output).graph.node] == ["MatMulNBits", "Relu"]
 
     def test_a_step_that_raises(self, tmp_path, monkeypatch):
         def fail(_model):
             raise IndexError("tuple index out of range")
 
-        spoil(monkeypatch, "FoldReshape", fail)
+        spoil(monkeypatch, fail)
         report = optimize(chain(), Recipe(check=False), tmp_path / "out.onnx")
-        assert report.warnings == (
-            "clean-up went without its step FoldReshape: it fails with IndexError: tuple index out of range",
-        )
+        assert report.warnings == (f"clean-up went without {STEP}: IndexError: tuple index out of range",)
         assert [node.op_type for node in onnx.load(report.output).graph.node] == ["MatMulNBits", "Relu"]
 
     def test_a_step_that_makes_an_invalid_model(self, tmp_path, monkeypatch):
-        spoil(monkeypatch, "FoldReshape", lambda model: of_op(model, "Relu").attributes.add(ir.AttrInt64("axis", 1)))
+        spoil(monkeypatch, lambda model: of_op(model, "Relu").attributes.add(ir.AttrInt64("axis", 1)))
         report = optimize(chain(), Recipe(check=False), tmp_path / "out.onnx")
-        assert "went without its step FoldReshape: ONNX's checker refuses what it makes: " in report.warnings[0]
+        assert f"went without {STEP}: ONNX's checker refuses what it makes: " in report.warnings[0]
 
     def test_a_step_that_uses_a_name_twice(self, tmp_path, monkeypatch):
         def rename(model):
             of_op(model, "Relu").name = of_op(model, "MatMul").name
 
-        spoil(monkeypatch, "FoldReshape", rename)
+        spoil(monkeypatch, rename)
         report = optimize(chain(), Recipe(check=False), tmp_path / "out.onnx")
         assert "several values or nodes are named product" in report.warnings[0]
 
@@ -116,9 +115,9 @@ class TestCleanUp:
             new.outputs[0].name = name
             model.graph.remove(mul, safe=True)
 
-        spoil(monkeypatch, "FoldReshape", drop)
+        spoil(monkeypatch, drop)
         report = optimize(b.model(), Recipe(), tmp_path / "out.onnx")
-        assert report.warnings[0].startswith("clean-up went without its step FoldReshape: output scaled_out differs")
+        assert report.warnings[0].startswith(f"clean-up went without {STEP}: output scaled_out differs")
 
 
 class TestWhatIsRun:
@@ -341,6 +340,6 @@ class TestWhatIsNoFault:
             factor = model.graph.initializers["large"]
             factor.const_value = ir.tensor(np.float32(1.000001e8).reshape(()), name="large")
 
-        spoil(monkeypatch, "FoldReshape", nudge)
+        spoil(monkeypatch, nudge)
         report = optimize(b.model(), Recipe(scheme="int8"), tmp_path / "out.onnx")
         assert not any("clean-up" in warning for warning in report.warnings)
