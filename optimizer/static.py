@@ -216,6 +216,13 @@ def _value(metric: Metric | None, candidate: Candidate) -> float:
     return math.nan if metric is None else metric(candidate.model)
 
 
+def _accuracy(metric: Metric, value: float, batches: int) -> str:
+    own = f", on the first {batches} batches of the calibration data" if metric.name == COSINE else ""
+    if metric.name == COSINE and math.isnan(value):
+        return f"no {metric.name}: some are of another length than in float{own}; give a metric"
+    return f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"
+
+
 def _outcome(
     builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
     search: MixedPrecision | None, seconds: tuple[float, float] | None,
@@ -232,8 +239,7 @@ def _outcome(
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:
         details["metric"] = {"name": metric.name, "float32": metric.reference, _label(builder.recipe): value}
-        own = f", on the first {len(builder.feeds)} batches of the calibration data" if metric.name == COSINE else ""
-        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"))
+        rows.append(("accuracy", _accuracy(metric, value, len(builder.feeds))))
     if seconds is not None:
         details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
