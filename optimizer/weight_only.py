@@ -11,6 +11,7 @@ from .outcome import Outcome
 from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
 from .passes.declare_functions import declare_functions
 from .passes.lazy_weight import LazyWeight
+from .passes.quantize_gather import OPSET
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
@@ -35,7 +36,9 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
 
 
 def _opset_needed(decisions: list[Decision]) -> int:
-    return max((decision.form.opset for decision in decisions if decision.form is not None), default=1)
+    forms = (decision.form.opset for decision in decisions if decision.form is not None)
+    tables = (OPSET for decision in decisions if decision.taken and decision.op_type == "Gather")
+    return max((*forms, *tables), default=1)
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
