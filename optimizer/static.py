@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
+from .analysis.machine import made_for, reduces_range, warn_of_saturation
 from .analysis.metrics import COSINE, Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
@@ -25,6 +26,7 @@ from .errors import SettingsError
 from .faster import prove_faster, slower_layers
 from .int8_models import Int8Builder
 from .minifloat_models import MinifloatBuilder
+from .names import copy_of
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
@@ -83,7 +85,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
         return [Calibrated(model, data)]
     stages = [Calibrated(model, collect(model, data, wanted(model, recipe), progress=progress), data)]
     for step in ("equalize", "smooth"):
-        moved = stages[-1].model.clone()
+        moved = copy_of(stages[-1].model)
         if not recipe.reads(step) or not _move_scales(step, moved, stages[-1].statistics, recipe):
             continue
         again = wanted(moved, recipe)
@@ -190,7 +192,7 @@ def _search(
     builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
 ) -> MixedPrecision:
     """The fewest products in float with which the metric is within the bound."""
-    nodes = products(builder.plan(builder.model.clone(), kept))
+    nodes = products(builder.plan(copy_of(builder.model), kept))
     return search_mixed_precision(
         lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
         reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
@@ -245,8 +247,12 @@ def _outcome(
 ) -> Outcome:  # fmt: skip
     details: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
-    warnings = [*constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
+    warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
     if not builder.recipe.is_minifloat:
+        reduced = reduces_range(builder.recipe)
+        warnings += warn_of_saturation(reduced)
+        details["made_for"] = made_for(reduced)
+        rows.append(("made for", made_for(reduced)))
         details["kernels"] = kernels = operators(optimized(candidate.model))
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:

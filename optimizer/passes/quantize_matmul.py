@@ -14,6 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..names import names_of
 from .declare_functions import add_function
 from .lazy_weight import LazyWeight
 from .plan import Decision
@@ -89,7 +90,7 @@ class QuantizeMatMul:
         product.name = node.name
         model.graph.opset_imports.setdefault(product.domain, 1)
         if added is not None:
-            y.name = f"{last.outputs[0].name}_product"
+            y.name = names_of(self._graph).value(f"{last.outputs[0].name}_product")
             y = add_scaled(self._graph, node, y, added)
         replace(last, y)
         if last is not node:

@@ -1,4 +1,4 @@
-"""Dead code goes, and a node that stays keeps its outputs.
+"""Dead code goes, in all graphs, and a node that stays keeps its outputs.
 
 onnx-ir's pass also drops those outputs of live nodes that the standard calls optional. Some need each other: Attention
 takes a past only where it gives the present, GroupQueryAttention likewise. Only of operators whose further outputs are
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
-from .matching import is_standard
+from .matching import is_foreign, is_standard
 
 _WITH_BY_PRODUCTS = ("Dropout", "LayerNormalization", "MaxPool")
 
@@ -41,10 +41,27 @@ def outputs_kept(model: ir.Model) -> Iterator[None]:
                 value.name, value.type, value.shape = name, kind, shape
 
 
+@contextmanager
+def unread_kept(model: ir.Model) -> Iterator[None]:
+    """While a library removes nodes whose outputs nobody reads: those stay that ONNX Runtime runs for what they do."""
+    kept = []
+    for graph in (model.graph, *model.graph.subgraphs()):
+        unread = [node.outputs[0] for node in graph if is_foreign(node) and node.outputs and _is_unread(node)]
+        graph.outputs.extend(unread)
+        kept.append((graph, len(unread)))
+    yield
+    for graph, count in kept:
+        del graph.outputs[len(graph.outputs) - count :]
+
+
+def _is_unread(node: ir.Node) -> bool:
+    return not any(value.uses() or value.is_graph_output() for value in node.outputs)
+
+
 def _clean(graph: ir.Graph | ir.Function) -> int:
     kept, count = set(graph.outputs), 0
     for node in reversed(graph):
-        if not any(value in kept or value.uses() for value in node.outputs):
+        if not (is_foreign(node) or any(value in kept or value.uses() for value in node.outputs)):
             graph.remove(node, safe=True)
             count += 1
             continue
