@@ -9,6 +9,7 @@ import onnx_ir as ir
 from .outcome import Outcome
 from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, SqueezeWeights, plan
 from .passes.declare_functions import declare_functions
+from .passes.expand_sequence_map import ExpandSequenceMap
 from .passes.kept_in_float import kept_in_float
 from .passes.lazy_weight import LazyWeight
 from .passes.quantize_gather import OPSET
@@ -25,6 +26,7 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
+    ExpandSequenceMap()(model)
     declare_functions(model)
     weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]
