@@ -52,7 +52,7 @@ struct SessionEp : ort::Ep {
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
-    const bool all_stay = options.makes_context && is_inner(graph);
+    const bool all_stay = will_be_inlined(graph) || (options.makes_context && is_inner(graph));
     Claims claims{api, options, logger, GraphIndex(api, graph), {}};
     for (const ort::Node* node : claims.graph.nodes()) {
       if (is_saved(GraphNode(api, node))) {
@@ -74,6 +74,19 @@ struct SessionEp : ort::Ep {
     const ort::Node* parent = nullptr;
     ort::check(api, api.Graph_GetParentNode(graph, &parent));
     return parent != nullptr;
+  }
+
+  // Whether the graph lies, at any depth, in a SequenceMap. ONNX Runtime asks of it, then makes a Loop of the node by the
+  // operator's definition, which does not know nodes that were compiled meanwhile, and asks again of the Loop.
+  bool will_be_inlined(const ort::Graph* graph) const {
+    for (;;) {
+      const ort::Node* parent = nullptr;
+      ort::check(api, api.Graph_GetParentNode(graph, &parent));
+      if (parent == nullptr) return false;
+      if (GraphNode(api, parent).is("SequenceMap")) return true;
+      ort::check(api, api.Node_GetGraph(parent, &graph));
+      if (graph == nullptr) return false;
+    }
   }
 
   void compile(const ort::Graph** graphs, const ort::Node** fused, std::size_t count, ort::NodeComputeInfo** infos,
