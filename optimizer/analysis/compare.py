@@ -21,7 +21,9 @@ import onnx_ir as ir
 
 from .. import storage
 from ..errors import OnnxpressError, UsageError
+from ..external_data import common_folder
 from ..passes.block_weights import sparsity_of
+from ..reading import to_proto
 from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .session import FOLDER_KEY, is_compiled, open_session, session_options, uses_our_ops
 
@@ -183,7 +185,7 @@ class _Probe:
     def __init__(self, path: Path, provider: bool = False) -> None:
         self.path, self._provider = path, dict[str, str]() if provider else None
         self.model = storage.load(path)
-        self._folder = storage.common_folder(self.model, path)
+        self._folder = common_folder(self.model, path)
         self.tensors = _float_tensors(self.model)
 
     @cached_property
@@ -201,7 +203,7 @@ class _Probe:
         """Values of the named tensors."""
         import onnx
 
-        proto = ir.to_proto(self.model)
+        proto = to_proto(self.model)
         typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
         wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]
