@@ -132,8 +132,8 @@ def test_indices_beyond_the_table(index, scale):
     info, table = np.iinfo(index), Table(scale=scale)
     session = ep.session(table.model(index=index), options())
     for beyond in (ROWS, -ROWS - 1, info.max, info.min):
-        wrong = np.zeros((3, 2000), index)
-        wrong[2, -5] = beyond
+        wrong = np.zeros(6000, index)
+        wrong[-5] = beyond
         reason = f"GatherBlockQuantized node 'the_node': indices have {beyond}, must be {-ROWS} to {ROWS - 1}"
         with pytest.raises(Exception, match=reason):
             session.run(None, {"indices": wrong})
