@@ -22,7 +22,7 @@ import onnx_ir as ir
 from onnxpress import ep
 
 from . import storage
-from .analysis.session import FOLDER_KEY, compiled_nodes, is_compiled, session_options
+from .analysis.session import FOLDER_KEY, compiled_nodes, is_compiled, session_options, wrong_option
 from .errors import OnnxpressError, UsageError
 from .external_data import common_folder
 from .inner_graphs import prepare_inner_graphs
@@ -143,9 +143,8 @@ def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) 
         ep.session(model, session_options(config=config), **options)
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         line = str(error).strip().splitlines()[0]
-        wrong = any(f"{ep.NAME}: {name} " in line for name in options)
-        if wrong:
-            raise UsageError(line[line.find(ep.NAME) :]) from error
+        if (wrong := wrong_option(line)) is not None:
+            raise UsageError(wrong) from error
         inner = _INNER_GRAPHS if len(list(storage.graphs(source))) > 1 else ""
         raise OnnxpressError(f"{path}: cannot compile: {line}{inner}") from error
 

@@ -13,12 +13,15 @@ import onnx_ir as ir
 
 from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .already_quantized import check_not_quantized, quantized_nodes
+from .annotations import Annotations
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
 from .normalise import normalise
 from .outcome import Outcome, Progress
 from .passes import CleanUp, Decision, NameNodes
-from .passes.rewriting import written_name
+from .passes.plan import nested_nodes
+from .passes.plan_foreign import plan_foreign, with_foreign
+from .passes.rewriting import listed_names
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
@@ -76,14 +79,19 @@ def optimize(
     clock.lap("read")
 
     NameNodes()(loaded)
+    annotations = Annotations(loaded)
+    clean_up = CleanUp()
     if recipe.clean_up:
         progress("clean-up", 0, 1)
-        CleanUp()(loaded)
+        clean_up(loaded)
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, _Given(calibration, loaded, named, path), source, progress)
-    _refuse_nothing_to_do(source, recipe, outcome.decisions)
+    asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
+    outcome = _convert(loaded, asked, _Given(calibration, loaded, named, path), source, progress)
+    decisions = with_foreign(outcome.decisions, foreign)
+    _refuse_nothing_to_do(source, recipe, decisions)
+    warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
 
@@ -92,7 +100,6 @@ def optimize(
             loaded, target, external=external, done=lambda done, total: progress("quantize and write", done, total)
         )
     clock.lap("quantize and write")
-    decisions = outcome.decisions
     return Report(
         source=source,
         output=str(target) if target is not None else None,
@@ -106,7 +113,7 @@ def optimize(
         size_after=storage.size_on_disk(target, loaded) if target is not None else 0,
         seconds=clock.seconds,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        warnings=tuple(_warnings(recipe, decisions) + outcome.warnings),
+        warnings=tuple(clean_up.warnings + warnings),
         details=outcome.details,
         rows=tuple(outcome.rows),
     )
@@ -167,7 +174,13 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
     }  # fmt: skip
-    return deciders[recipe.kind](model, recipe)
+    asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
+    return with_foreign(deciders[recipe.kind](model, asked), foreign)
+
+
+def _names(model: ir.Model) -> set[str]:
+    """What nodes are called in the reports on a cleaned-up model, and by patterns."""
+    return {name for path, node in nested_nodes(model.graph, "") for name in listed_names(node, path)}
 
 
 def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:
@@ -198,5 +211,5 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:
-    names = [(name, d.op_type) for d in decisions for name in (d.node.name or "", written_name(d.node))]
-    return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(names)]
+    nodes = [(listed_names(d.node, d.path), d.op_type) for d in decisions]
+    return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(nodes)]

@@ -16,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
+from .analysis.machine import made_for, reduces_range, warn_of_saturation
 from .analysis.metrics import COSINE, Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
@@ -223,6 +224,10 @@ def _outcome(
     rows: list[tuple[str, str]] = []
     warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
     if not builder.recipe.is_minifloat:
+        reduced = reduces_range(builder.recipe)
+        warnings += warn_of_saturation(reduced)
+        details["made_for"] = made_for(reduced)
+        rows.append(("made for", made_for(reduced)))
         details["kernels"] = kernels = operators(optimized(candidate.model))
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 _MOST_INLINE = 1_500_000_000
 LEAST_EXTERNAL = 1024
 """Bytes of a tensor below which it stays in the model file."""
+
+UNREAD = "onnxpress.unread"
+"""Key of a loaded model's `meta`: the parts of the file that no model in memory holds."""
 
 _CHUNK = 1 << 24
 
@@ -92,6 +95,7 @@ def load(path: str | Path) -> ir.Model:
     _check_header(path, proto)
     _check_entries(path, proto)
     model = from_proto(proto, str(path))
+    model.meta[UNREAD] = ["training_info"] if proto.training_info else []
     for owner, tensor, put in external_places(model):
         put(checked(path, owner, tensor))
     for value in initializers(model):
@@ -305,7 +309,9 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
                     known[digest, size] = offset
                 places.append((value, known[digest, size], size))
             elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+                value.const_value = ir.Tensor(
+                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor)
+                )
                 tensor.release()
             done(count, len(values))
         target[0] = path.with_name(f"{path.name}.{whole.hexdigest()[:12]}.data")
@@ -314,9 +320,14 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
         assert tensor is not None
         value.const_value = ir.ExternalTensor(
             target[0].name, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
-            base_dir=path.parent,
+            base_dir=path.parent, **_said(tensor),
         )  # fmt: skip
     return target[0]
+
+
+def _said(tensor: ir.TensorProtocol) -> dict[str, Any]:
+    """What a tensor that takes another's place has to be given, beside its data."""
+    return {"doc_string": tensor.doc_string, "metadata_props": dict(tensor.metadata_props)}
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, offset: int) -> bytes:
@@ -347,7 +358,7 @@ def _write_model(model: ir.Model, path: Path, done: TensorDone, *, counted: bool
         for count, value in enumerate(values, 1):
             lazy = value.const_value
             assert isinstance(lazy, ir.LazyTensor)
-            value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name)
+            value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name, **_said(lazy))
             done(count, len(values))
     data = to_proto(model).SerializeToString(deterministic=True)
     with _replacing(path) as (file, _):

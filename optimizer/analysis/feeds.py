@@ -190,6 +190,15 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
+def arrays_of(output: object) -> list[np.ndarray]:
+    """The tensors of an output: itself, those of a sequence, the values of a map, none of an optional that is empty."""
+    if output is None:
+        return []
+    if isinstance(output, Mapping):
+        return [np.asarray([output[key] for key in sorted(output)])]
+    return [array for each in output for array in arrays_of(each)] if isinstance(output, list) else [np.asarray(output)]
+
+
 def read_arrays(path: str | Path, of: str = "") -> Feeds:
     """The arrays of an .npz file by name.
 
@@ -234,6 +243,9 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
     arrays = fitted(arrays, inputs, str(path))
     for name, node in expected.items():
         _check(path, arrays[name], node)
+    if arrays and not any(array.size for array in arrays.values()):  # of a past, a first step has none
+        name, array = next(iter(arrays.items()))
+        raise UsageError(f"{path}: {name} has shape {list(array.shape)}, which holds no numbers to compare by")
     return arrays
 
 
@@ -246,7 +258,5 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     )
     if not fits:
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")
-    if array.size == 0 and 0 not in node.shape and "past" not in node.name:  # which a first step has none of
-        raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, which holds no numbers to compare by")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UsageError(f"{path}: {node.name} holds NaN or infinity as {array.dtype}")

@@ -178,7 +178,8 @@ def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:
     mark_constants(model)
     values = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
     values += [value for node in model.graph for value in node.outputs if not is_constant(value)]
-    found = {value.name: _wanted(value, gram) for value in values if value.name and value.dtype in _FLOATS}
+    tensors = [value for value in values if isinstance(value.type, ir.TensorType)]  # sequences have a dtype, too
+    found = {value.name: _wanted(value, gram) for value in tensors if value.name and value.dtype in _FLOATS}
     if not found:
         raise UsageError("the model has no tensors of float32, float16 or float64 to observe")
     return found

@@ -44,6 +44,10 @@ FirstAndLast = Annotated[
         rich_help_panel=FP8,
     ),
 ]
+Claim = Annotated[
+    str | None,
+    typer.Option(help="Families of nodes that it takes, with commas, and --ep; by default what it is faster on."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

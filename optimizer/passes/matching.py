@@ -35,9 +35,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_fixed(value: ir.Value | None) -> bool:
     """Whether a value is a constant of float32 that no caller can override; nothing is read."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return False
-    tensor = constant_of(value)
+    tensor = constant_of(value) if value is not None else None
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 
@@ -106,3 +104,8 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
             return max(left, right), left_exact and right_exact
         return max(left - 1, right - 1, 0), False
     return 0, False
+
+
+def is_foreign(node: ir.Node) -> bool:
+    """Whether only some library knows what a node does, which may be more than make its outputs."""
+    return node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "onnxpress")

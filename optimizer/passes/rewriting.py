@@ -38,9 +38,15 @@ def written_type(node: ir.Node) -> str:
     return str(node.meta[_WRITTEN][1]) if _WRITTEN in node.meta else node.op_type
 
 
-def settings_of(recipe: Recipe, node: ir.Node) -> NodeSettings | str:
-    """What to do with a node; patterns may call it what it is called now and what the user calls it."""
-    return recipe.settings(node.name or "", written_type(node), written_name(node))
+def listed_names(node: ir.Node, path: str = "") -> set[str]:
+    """What patterns may call a node: what it is called now and what the user calls it, with where it is and without."""
+    names = {node.name or "", written_name(node)}
+    return names | {f"{path}/{name}" for name in names} if path else names
+
+
+def settings_of(recipe: Recipe, node: ir.Node, path: str = "") -> NodeSettings | str:
+    """What to do with a node, which lies within the nodes of the path."""
+    return recipe.settings(node.name or "", written_type(node), listed_names(node, path))
 
 
 def remember_name(node: ir.Node) -> None:
