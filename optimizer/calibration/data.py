@@ -77,8 +77,8 @@ class Data:
             yield self._together(batch, count - len(batch))
         if count < self._most:
             raise UsageError(
-                f"{self.name}: gave {self._most} samples and, when asked for them again, {count or 'none'}; what can be "
-                "gone through only once has to be made anew each time"
+                f"{self.name}: gave {self._most} samples and, when asked for them again, {count or 'none'}; what can "
+                "be gone through only once has to be made anew each time"
             )
         if count == 0:
             raise UsageError(f"{self.name}: holds no samples; a calibration needs some")
