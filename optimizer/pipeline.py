@@ -16,11 +16,12 @@ from .already_quantized import check_not_quantized, quantized_nodes
 from .annotations import Annotations
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
+from .normalise import normalise
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, NameNodes, plan
+from .passes import CleanUp, Decision, NameNodes
 from .passes.plan import nested_nodes
 from .passes.plan_foreign import plan_foreign, with_foreign
-from .passes.rewriting import names_of
+from .passes.rewriting import listed_names
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
@@ -65,6 +66,7 @@ def optimize(
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
         target = storage.check_target(output) if output is not None else None
+        normalise(loaded, source)
     else:
         path = storage.resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
@@ -78,9 +80,10 @@ def optimize(
 
     NameNodes()(loaded)
     annotations = Annotations(loaded)
+    clean_up = CleanUp()
     if recipe.clean_up:
         progress("clean-up", 0, 1)
-        CleanUp()(loaded)
+        clean_up(loaded)
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
@@ -110,7 +113,7 @@ def optimize(
         size_after=storage.size_on_disk(target, loaded) if target is not None else 0,
         seconds=clock.seconds,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        warnings=tuple(warnings),
+        warnings=tuple(clean_up.warnings + warnings),
         details=outcome.details,
         rows=tuple(outcome.rows),
     )
@@ -168,7 +171,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     if recipe.clean_up:
         CleanUp()(model)
     deciders = {
-        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
     }  # fmt: skip
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
@@ -177,7 +180,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
 
 def _names(model: ir.Model) -> set[str]:
     """What nodes are called in the reports on a cleaned-up model, and by patterns."""
-    return {name for path, node in nested_nodes(model.graph, "") for name in names_of(node, path)}
+    return {name for path, node in nested_nodes(model.graph, "") for name in listed_names(node, path)}
 
 
 def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:
@@ -208,5 +211,5 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:
-    nodes = [(names_of(d.node, d.path), d.op_type) for d in decisions]
+    nodes = [(listed_names(d.node, d.path), d.op_type) for d in decisions]
     return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(nodes)]

@@ -13,6 +13,7 @@ from .passes import (
     RaiseOpset,
     RecogniseActivations,
     SplitConvTranspose,
+    SqueezeWeights,
     SumToAdd,
 )
 from .passes.expand_hard_activations import ExpandHardActivations
@@ -35,7 +36,7 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
-        SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
+        SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
         SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),
         ExpandHardActivations(), ExpandLrn(),
     ):  # fmt: skip

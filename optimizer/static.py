@@ -26,6 +26,7 @@ from .errors import SettingsError
 from .faster import prove_faster, slower_layers
 from .int8_models import Int8Builder
 from .minifloat_models import MinifloatBuilder
+from .names import copy_of
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
@@ -175,7 +176,7 @@ def _search(
     builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
 ) -> MixedPrecision:
     """The fewest products in float with which the metric is within the bound."""
-    nodes = products(builder.plan(builder.model.clone(), kept))
+    nodes = products(builder.plan(copy_of(builder.model), kept))
     return search_mixed_precision(
         lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
         reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
@@ -221,7 +222,7 @@ def _outcome(
 ) -> Outcome:  # fmt: skip
     details: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
-    warnings = [*constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
+    warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
     if not builder.recipe.is_minifloat:
         reduced = reduces_range(builder.recipe)
         warnings += warn_of_saturation(reduced)

@@ -13,10 +13,14 @@ import onnx_ir as ir
 from .calibration import Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
 from .errors import OnnxpressError
+from .names import copy_of
 from .outcome import Progress
 from .passes import Decision
 from .passes.int8_operators import Operator
+from .passes.kept_in_float import kept_in_float
+from .passes.remove_unused import remove_unused
 from .passes.restore_moments import restore_in_order
+from .passes.rewriting import required
 from .recipe import Recipe
 from .report import Rounded
 
@@ -69,6 +73,7 @@ class Candidate:
         products: Names of the products that read rounded tensors.
         weights: The rounded weights by name.
         readers: The nodes that read each of them.
+        warnings: What the user should know.
     """
 
     model: ir.Model
@@ -76,6 +81,7 @@ class Candidate:
     products: list[str]
     weights: Mapping[str, Rounded]
     readers: Mapping[str, tuple[str, ...]]
+    warnings: Sequence[str] = ()
 
 
 class Builder(abc.ABC, Generic[P, W]):
@@ -97,7 +103,7 @@ class Builder(abc.ABC, Generic[P, W]):
     def __init__(
         self, calibrated: Calibrated, recipe: Recipe, plan: Planner[P], unusable: Mapping[str, str], progress: Progress
     ) -> None:
-        self.model, self.recipe = calibrated.model.clone(), recipe
+        self.model, self.recipe = copy_of(calibrated.model), recipe
         self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics, self._planner, self._unusable = calibrated.statistics, plan, unusable
         self._progress = progress
@@ -122,19 +128,23 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def build(self, kept: Mapping[str, str]) -> Candidate:
         """The model with nodes of these names in float, without restored moments; the last one is kept at hand."""
-        import onnx_ir.passes.common as common
-
         names = frozenset(kept)
         if self._last is not None and self._last[0] == names:
             return self._last[1]
-        model = self.model.clone()
+        model = copy_of(self.model)
         plan = self.plan(model, kept)
         self._seen.update(dict.fromkeys(value.name or "" for value in plan.tensors()))
         self._weights.clear()
+        constants = constant_operands(plan)
         found = self._rewrite(model, plan)
         readers = {name: found(name) for name in self._weights}
-        common.RemoveUnusedNodesPass()(model)
-        self._last = names, Candidate(model, plan.decisions, products(plan), dict(self._weights), readers)
+        remove_unused(model)
+        self._last = (
+            names,
+            Candidate(
+                model, plan.decisions, products(plan), dict(self._weights), readers, kept_in_float(model, constants)
+            ),
+        )
         return self._last[1]
 
     def unrestored(self, kept: Mapping[str, str]) -> tuple[ir.Model, list[str]]:
@@ -144,7 +154,7 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def restored(self, candidate: Candidate) -> Candidate:
         """A copy whose channels have their moments back."""
-        model = candidate.model.clone()
+        model = copy_of(candidate.model)
         wanted = Wanted(histogram=False, channel_axis=1)
         names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
         if self._moments is None:
@@ -170,3 +180,9 @@ class Builder(abc.ABC, Generic[P, W]):
 def products(plan: Plan) -> list[str]:
     """Names of the products that read rounded tensors."""
     return [operator.node.name or "" for operator in plan.operators.values() if operator.is_product]
+
+
+def constant_operands(plan: Plan) -> list[ir.Value]:
+    """The constants that are rounded."""
+    operators = [operator for operator in plan.operators.values() if operator.constant is not None]
+    return [required(operator.node.inputs[required(operator.constant)]) for operator in operators]

@@ -21,6 +21,8 @@ import onnx_ir as ir
 
 from .errors import OnnxpressError, UsageError, suggestion
 from .narrow_types import check_narrow_types
+from .normalise import normalise
+from .reading import from_proto, to_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -77,7 +79,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read a model; weights in external data are mapped when they are used.
+    """Read a model, in the form of `normalise`; weights in external data are mapped when they are used.
 
     Args:
         path: The .onnx file.
@@ -90,18 +92,15 @@ def load(path: str | Path) -> ir.Model:
     proto = _parse(path)
     _check_header(path, proto)
     _check_entries(path, proto)
-    try:
-        model = ir.from_proto(proto)
-    except Exception as error:  # the deserializer's own checks raise many types
-        raise OnnxpressError(f"{path}: not a valid ONNX model: {_first_line(error)}") from error
+    model = from_proto(proto, str(path))
     model.meta[UNREAD] = ["training_info"] if proto.training_info else []
-    for owner, tensor in _external_tensors(model):
-        tensor.base_dir = path.parent
-        _check_external(path, owner, tensor)
+    for owner, tensor, put in _external_places(model):
+        put(_checked_external(path, owner, tensor))
     for value in initializers(model):
         constant = value.const_value
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
+    normalise(model, str(path))
     check_narrow_types(model, str(path))
     return model
 
@@ -159,13 +158,6 @@ def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensor_protos(subgraph)
 
 
-def _first_line(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def graphs(model: ir.Model) -> Iterator[ir.Graph]:
     """The main graph and those inside its nodes, functions' included."""
     yield model.graph
@@ -180,30 +172,77 @@ def initializers(model: ir.Model) -> Iterator[ir.Value]:
         yield from graph.initializers.values()
 
 
-def _external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
-    for value in initializers(model):
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield f"initializer '{value.name}'", value.const_value
+def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
+    yield from (tensor for _, tensor, _ in _external_places(model))
+
+
+def _external_places(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor, Callable[[ir.ExternalTensor], None]]]:
+    """Who holds which tensor of external data, and how to put another one there."""
+
+    def put(tensor: ir.ExternalTensor) -> None:
+        holder.const_value = tensor
+
+    def put_attribute(tensor: ir.ExternalTensor) -> None:
+        node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, tensor)
+
+    for holder in initializers(model):
+        if isinstance(holder.const_value, ir.ExternalTensor):
+            yield f"initializer '{holder.name}'", holder.const_value, put
     roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for root in roots:
         for node in root.all_nodes():
-            for attribute in node.attributes.values():
-                if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.TENSOR:
-                    tensor = attribute.value
-                    if isinstance(tensor, ir.ExternalTensor):
-                        yield f"attribute '{attribute.name}' of node '{node.name}'", tensor
+            for name, attribute in list(node.attributes.items()):
+                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
+                    yield f"attribute '{name}' of node '{node.name}'", attribute.value, put_attribute
 
 
-def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
-    """Refuse external data that is not whole or not within the model's folder."""
+def _folders_of(path: Path) -> list[Path]:
+    """Where data of a model may lie: below its folder, or that of the file where the path is a link to one."""
+    return [path.parent, path.resolve().parent]
+
+
+def _find_external(path: Path, location: str) -> Path | None:
+    """The file, by its path without links; None where it is missing or, through links, in neither of the folders."""
+    folders = _folders_of(path)
+    found = next((folder / location for folder in folders if (folder / location).is_file()), None)
+    if found is None or not any(folder.resolve() in found.resolve().parents for folder in folders):
+        return None
+    return found.resolve()
+
+
+def common_folder(model: ir.Model, path: Path) -> Path:
+    """Make locations of external data relative to one folder, which a session has to be told with the model's bytes.
+
+    Args:
+        model: As `load` gives it; changed.
+        path: Its file, beside which a model without external data is.
+    """
+    folders = [os.path.realpath(tensor.base_dir) for tensor in _external_tensors(model)]
+    folder = Path(os.path.commonpath(folders)) if folders else path.parent.resolve()
+    for _, tensor, put in _external_places(model):
+        put(_tensor_at(tensor, Path(tensor.path).resolve(), folder))
+    return folder
+
+
+def _tensor_at(tensor: ir.ExternalTensor, data: Path, folder: Path) -> ir.ExternalTensor:
+    """The tensor with a location relative to another folder."""
+    return ir.ExternalTensor(
+        str(data.relative_to(folder)), tensor.offset, tensor.length, tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "", doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props), base_dir=folder,
+    )  # fmt: skip
+
+
+def _checked_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> ir.ExternalTensor:
+    """The tensor where its data really lie; refuses data that are not whole or not within the model's folders."""
     location = str(tensor.location)
     what = f"{path}: {owner}: external data '{location}'"
     if os.path.isabs(location) or ".." in Path(location).parts:
         raise OnnxpressError(f"{what} is not below the model's folder; move it there and use a relative location")
-    data = path.parent / location
-    if not data.is_file():
+    if not any((folder / location).is_file() for folder in _folders_of(path)):
         raise OnnxpressError(f"{what} is missing; it must lie beside the model")
-    if path.parent.resolve() not in data.resolve().parents:
+    data = _find_external(path, location)
+    if data is None:
         raise OnnxpressError(f"{what} is a link that leaves the model's folder; copy the files there (cp -L)")
     if data.stat().st_nlink > 1:
         raise OnnxpressError(f"{what} has several hard links and could be another's file; copy it")
@@ -216,6 +255,7 @@ def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
     size = data.stat().st_size
     if offset + needed > size:
         raise OnnxpressError(f"{what} ends at byte {size}, but the tensor needs bytes {offset} to {offset + needed}")
+    return _tensor_at(tensor, data, data.parent)
 
 
 def _nbytes(tensor: ir.TensorProtocol) -> int:
@@ -229,7 +269,7 @@ def size_on_disk(path: str | Path, model: ir.Model) -> int:
 
 
 def _external_files(path: Path, model: ir.Model) -> set[Path]:
-    return {path.parent / str(tensor.location) for _, tensor in _external_tensors(model)}
+    return {Path(tensor.path) for tensor in _external_tensors(model)}
 
 
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
@@ -422,7 +462,7 @@ def _write_model(model: ir.Model, path: Path, done: TensorDone, *, counted: bool
             assert isinstance(lazy, ir.LazyTensor)
             value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name, **_said(lazy))
             done(count, len(values))
-    data = ir.to_proto(model).SerializeToString(deterministic=True)
+    data = to_proto(model).SerializeToString(deterministic=True)
     with _replacing(path) as (file, _):
         file.write(data)
 

@@ -6,10 +6,10 @@ import math
 
 import onnx_ir as ir
 
-from . import storage
 from .outcome import Outcome
-from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
+from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, SqueezeWeights, plan
 from .passes.declare_functions import declare_functions
+from .passes.kept_in_float import kept_in_float
 from .passes.lazy_weight import LazyWeight
 from .quantization.rtn import decibels
 from .recipe import Recipe
@@ -18,20 +18,27 @@ from .report import WeightReport
 
 def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
-    decisions = plan(model, recipe)
+    decisions = decide(model, recipe)
     if RaiseOpset(_opset_needed(decisions))(model):
         decisions = plan(model, recipe)
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
     declare_functions(model)
+    weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]
     return Outcome(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
-        warnings=[*_doubled(model, decisions), *product.warnings],
+        warnings=[*kept_in_float(model, weights), *product.warnings],
     )
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What becomes of the nodes of a model, which CleanUp went over; it is prepared for that."""
+    SqueezeWeights()(model)
+    return plan(model, recipe)
 
 
 def _opset_needed(decisions: list[Decision]) -> int:
@@ -49,9 +56,3 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
 def _gain(weights: list[LazyWeight]) -> float:
     errors = [weight.error for weight in weights if weight.error is not None]
     return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.error for e in errors)) if errors else 0.0
-
-
-def _doubled(model: ir.Model, decisions: list[Decision]) -> list[str]:
-    kept = {value.name for value in storage.initializers(model)}
-    doubled = {d.weight.value.name for d in decisions if d.taken and d.weight and d.weight.value.name in kept}
-    return [f"{name} also stays in float: another node reads it" for name in sorted(filter(None, doubled))]

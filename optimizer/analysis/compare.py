@@ -22,14 +22,20 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
-from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
-from .session import is_compiled, open_session, provider_options, session_options, uses_our_ops
+from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from .session import (
+    FOLDER_KEY,
+    is_compiled,
+    open_session,
+    provider_options,
+    session_options,
+    uses_our_ops,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _GROUP = 256  # tensors that are held at a time, for each model
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 DEFAULT_DIMS = {"batch": 2, "sequence": 32, "past": 0}
 """Sizes of random inputs where nobody says."""
 
@@ -152,7 +158,8 @@ def compare(
     for begin in range(0, len(shared), _GROUP):
         progress("compare", begin, len(shared))
         group = shared[begin : begin + _GROUP]
-        for name, a, b in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+        for name, *values in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+            a, b = map(_joined, values)
             if name in outputs and a.shape != b.shape:
                 raise OnnxpressError(
                     f"{second}: output {name} has shape {list(b.shape)}, in {first} it has {list(a.shape)}"
@@ -175,9 +182,15 @@ def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) 
     return ours
 
 
-def _is_comparable(array: object, is_output: bool) -> bool:
+def _joined(value: object) -> npt.NDArray[Any]:
+    """A tensor as it is, several of them one behind the other."""
+    arrays = arrays_of(value)
+    return arrays[0] if isinstance(value, np.ndarray) else np.concatenate([np.zeros(0), *map(np.ravel, arrays)])
+
+
+def _is_comparable(array: npt.NDArray[Any], is_output: bool) -> bool:
     """Whether it holds floats; outputs may be other numbers, too."""
-    return isinstance(array, np.ndarray) and array.dtype.kind in ("fiub" if is_output else "f")
+    return array.dtype.kind in ("fiub" if is_output else "f")
 
 
 class _Probe:
@@ -186,6 +199,7 @@ class _Probe:
     def __init__(self, path: Path, provider: dict[str, str] | None = None) -> None:
         self.path, self._provider = path, provider
         self.model = storage.load(path)
+        self._folder = storage.common_folder(self.model, path)
         self.tensors = _float_tensors(self.model)
 
     @cached_property
@@ -194,7 +208,8 @@ class _Probe:
         return self._open(self.path)
 
     def _open(self, source: Path | bytes) -> Any:
-        config = {_FOLDER_KEY: str(self.path.parent.resolve())} if isinstance(source, bytes) else {}
+        of_bytes = {FOLDER_KEY: str(self._folder), "ep.context_file_path": str(self.path)}
+        config = of_bytes if isinstance(source, bytes) else {}
         options = session_options(ours=uses_our_ops(self.model), provider=self._provider, config=config)
         return open_session(source, options, self.path)
 
@@ -202,7 +217,7 @@ class _Probe:
         """Values of the named tensors."""
         import onnx
 
-        proto = onnx.load(str(self.path), load_external_data=False)
+        proto = ir.to_proto(self.model)
         typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
         wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]
@@ -228,7 +243,7 @@ def _float_tensors(model: ir.Model) -> list[str]:
         for node in model.graph
         if node.op_type not in ("Constant", "Shape", "DequantizeLinear", "Cast")
         for value in node.outputs
-        if value.name and value.dtype in floats
+        if value.name and value.dtype in floats and not isinstance(value.type, ir.SequenceType | ir.OptionalType)
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OnnxpressError, UsageError
+from ..normalise import is_nameless
 
 Feeds = dict[str, np.ndarray]
 
@@ -39,16 +40,17 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
     Args:
         inputs: A session's inputs.
         dims: Sizes of symbolic dimensions: by exact name, or "batch", "sequence" and "past" for all whose names
-            say so. A name such as "past + sequence" is the sum of its parts, and so is a total. A size without a name
-            is called after its input and axis, such as "x:1".
+            say so. A name such as "past + sequence" is the sum of its parts, and so is a total. Each open size can
+            also be called after its input and axis, such as "x:1", and one without a name of its own is.
         seed: Of the generator.
 
     Raises:
         OnnxpressError: An input is of a type that cannot be made up, or absurdly large.
         UsageError: No input has a size of that name.
     """
-    known = {*_WORDS, *symbolic_sizes(inputs)}
-    if unknown := sorted(set(dims) - known):
+    places = {_place(node, axis) for node in inputs for axis, size in enumerate(node.shape) if _is_open(size)}
+    names = {size for node in inputs for size in node.shape if isinstance(size, str)}
+    if unknown := sorted(set(dims) - {*_WORDS, *symbolic_sizes(inputs), *places, *names}):
         listed = ", ".join(symbolic_sizes(inputs)) or "none"
         raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
     generator = np.random.default_rng(seed)
@@ -74,12 +76,12 @@ def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> 
     for name, node in ours.items():
         also = theirs[name]
         sizes = list(zip(node.shape, also.shape, strict=False))
-        clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes)
+        clash = any(not _is_open(a) and not _is_open(b) and a != b for a, b in sizes)
         if node.type != also.type or len(node.shape) != len(also.shape) or clash:
             raise UsageError(
                 f"{second}: input '{name}' is {also.type} {also.shape}, in {first} it is {node.type} {node.shape}"
             )
-        shape = [b if isinstance(b, int) else a for a, b in sizes]
+        shape = [a if _is_open(b) else b for a, b in sizes]
         shared.append(types.SimpleNamespace(name=name, type=node.type, shape=shape))
     return shared
 
@@ -87,18 +89,23 @@ def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> 
 def symbolic_sizes(inputs: list[Any]) -> list[str]:
     """Names of the inputs' sizes that a caller may choose."""
     names = [
-        _place(node, axis) if size is None else size
+        size if isinstance(size, str) and not is_nameless(size) else _place(node, axis)
         for node in inputs
         for axis, size in enumerate(node.shape)
-        if not isinstance(size, int)
+        if _is_open(size)
     ]
     parts = [part.strip() for name in names for part in name.split("+")]
     return list(dict.fromkeys([*names, *parts]))
 
 
 def _place(node: Any, axis: int) -> str:
-    """What a size without a name is called."""
+    """What any open size may be called."""
     return f"{node.name}:{axis}"
+
+
+def _is_open(size: int | str | None) -> bool:
+    """Whether a caller may choose a size; ONNX Runtime has given -1 as it is and as None."""
+    return not isinstance(size, int) or size < 0
 
 
 def type_name(dtype: np.dtype) -> str:
@@ -131,10 +138,11 @@ def _shape(node: Any, dims: Mapping[str, int]) -> tuple[int, ...]:
     image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
 
     def size_of(axis: int, size: int | str | None) -> int:
-        if isinstance(size, int):
-            return size
+        if not _is_open(size):
+            return int(size or 0)
         default = _SIDE if image and axis >= 2 else 1
-        return dims.get(_place(node, axis), default) if size is None else _size(size, dims, default)
+        named = _size(size, dims, default) if isinstance(size, str) else default
+        return dims.get(_place(node, axis), named)
 
     return tuple(size_of(axis, size) for axis, size in enumerate(node.shape))
 
@@ -182,6 +190,15 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
+def arrays_of(output: object) -> list[np.ndarray]:
+    """The tensors of an output: itself, those of a sequence, the values of a map, none of an optional that is empty."""
+    if output is None:
+        return []
+    if isinstance(output, Mapping):
+        return [np.asarray([output[key] for key in sorted(output)])]
+    return [array for each in output for array in arrays_of(each)] if isinstance(output, list) else [np.asarray(output)]
+
+
 def read_arrays(path: str | Path, of: str = "") -> Feeds:
     """The arrays of an .npz file by name.
 
@@ -226,6 +243,9 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
     arrays = fitted(arrays, inputs, str(path))
     for name, node in expected.items():
         _check(path, arrays[name], node)
+    if arrays and not any(array.size for array in arrays.values()):  # of a past, a first step has none
+        name, array = next(iter(arrays.items()))
+        raise UsageError(f"{path}: {name} has shape {list(array.shape)}, which holds no numbers to compare by")
     return arrays
 
 
@@ -234,11 +254,9 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     if wanted is not None and array.dtype != wanted:
         raise UsageError(f"{path}: {node.name} is {array.dtype}, the model takes {wanted}")
     fits = len(node.shape) == array.ndim and all(
-        not isinstance(size, int) or size == have for size, have in zip(node.shape, array.shape, strict=True)
+        _is_open(size) or size == have for size, have in zip(node.shape, array.shape, strict=True)
     )
     if not fits:
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")
-    if array.size == 0 and 0 not in node.shape and "past" not in node.name:  # which a first step has none of
-        raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, which holds no numbers to compare by")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UsageError(f"{path}: {node.name} holds NaN or infinity as {array.dtype}")

@@ -15,6 +15,9 @@ from ..errors import OnnxpressError, UsageError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+"""Entry that tells a session of a model's bytes where external data lies."""
+
 _FUSED = ("QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
 _PROVIDER_OPTIONS = ("accuracy_level", "claim", "isa", "verify", "unknown option")
 _FATAL_ONLY = 4  # errors come as exceptions, which say the same

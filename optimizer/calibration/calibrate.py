@@ -18,7 +18,7 @@ from ..already_quantized import check_not_quantized
 from ..errors import UsageError
 from ..outcome import Progress
 from ..passes import CleanUp, NameNodes
-from ..passes.plan import constant_of
+from ..passes.constants import constant_of, is_constant, mark_constants
 from ..preparation import prepare
 from .collect import collect
 from .data import Source, open_data
@@ -175,9 +175,11 @@ def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:
     Raises:
         UsageError: There is no such tensor.
     """
+    mark_constants(model)
     values = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    values += [value for node in model.graph for value in node.outputs if constant_of(value) is None]
-    found = {value.name: _wanted(value, gram) for value in values if value.name and value.dtype in _FLOATS}
+    values += [value for node in model.graph for value in node.outputs if not is_constant(value)]
+    tensors = [value for value in values if isinstance(value.type, ir.TensorType)]  # sequences have a dtype, too
+    found = {value.name: _wanted(value, gram) for value in tensors if value.name and value.dtype in _FLOATS}
     if not found:
         raise UsageError("the model has no tensors of float32, float16 or float64 to observe")
     return found

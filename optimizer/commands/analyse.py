@@ -12,7 +12,7 @@ from .terminal import Claim, Coverage, Embeddings, FirstAndLast, Json, as_writte
 
 _Dims = Annotated[
     list[str] | None,
-    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, INPUT:AXIS=SIZE of one without a name; repeatable."),
+    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, or INPUT:AXIS=SIZE of any open one; repeatable."),
 ]
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
 

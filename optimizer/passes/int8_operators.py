@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
-from .plan import constant_of, release
+from .constants import constant_of, is_constant, release, why_unread
 
 
 class Role(enum.Enum):
@@ -135,8 +135,9 @@ def scalar(value: ir.Value | None) -> float | None:
 def refuse_weight(value: ir.Value | None) -> str | None:
     """Why a value is no weight that can be rounded."""
     tensor = _constant(value)
-    if tensor is None:
-        return "no constant weight"
+    if value is None or tensor is None:
+        reason = why_unread(value) if value is not None else None
+        return f"the weight is no stored constant: {reason}" if reason else "no constant weight"
     if tensor.dtype != ir.DataType.FLOAT:
         return f"weight of type {tensor.dtype.name}; these schemes take float32"
     if tensor.size == 0:
@@ -182,9 +183,9 @@ def _gemm(node: ir.Node) -> Operator | str:
 def _matmul(node: ir.Node) -> Operator | str:
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return "lacks an input"
-    if constant_of(node.inputs[0]) is not None:  # type: ignore[arg-type]
+    if is_constant(node.inputs[0]):
         return "the constant is on the left"
-    if constant_of(node.inputs[1]) is None:
+    if not is_constant(node.inputs[1]):
         shapes = [value.shape for value in node.inputs if value is not None]
         if any(shape is not None and len(shape) < 2 for shape in shapes):
             return "product with a vector"
@@ -198,7 +199,7 @@ def _matmul(node: ir.Node) -> Operator | str:
 
 
 def _move(node: ir.Node) -> Operator | str | None:
-    if constant_of(node.inputs[0]) is not None:  # type: ignore[arg-type]
+    if is_constant(node.inputs[0]):
         return None
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "MaxPool with indices"
@@ -210,7 +211,7 @@ def _move(node: ir.Node) -> Operator | str | None:
 def _binary(node: ir.Node) -> Operator | str | None:
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return "lacks an input"
-    constants = [index for index, value in enumerate(node.inputs) if constant_of(value) is not None]  # type: ignore[arg-type]
+    constants = [index for index, value in enumerate(node.inputs) if is_constant(value)]
     if len(constants) == 2:
         return None
     if not constants:
@@ -229,7 +230,7 @@ def _binary(node: ir.Node) -> Operator | str | None:
 
 
 def _concat(node: ir.Node) -> Operator | str | None:
-    constants = [value for value in node.inputs if value is None or constant_of(value) is not None]
+    constants = [value for value in node.inputs if value is None or is_constant(value)]
     if len(constants) == len(node.inputs):
         return None
     return "Concat with a constant" if constants else Operator(node, Role.CONCAT, inputs=tuple(range(len(node.inputs))))

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .plan import array_of, constant_of
+from .constants import array_of, constant_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,9 +35,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_fixed(value: ir.Value | None) -> bool:
     """Whether a value is a constant of float32 that no caller can override; nothing is read."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return False
-    tensor = constant_of(value)
+    tensor = constant_of(value) if value is not None else None
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 
@@ -108,8 +106,6 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
     return 0, False
 
 
-def remove_unused(model: ir.Model) -> None:
-    """Drop nodes and initializers that nothing reads."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
+def is_foreign(node: ir.Node) -> bool:
+    """Whether only some library knows what a node does, which may be more than make its outputs."""
+    return node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "onnxpress")

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import Recipe
-from .plan import Decision, Weight, constant_of, nested_nodes, not_taken, plan
+from .constants import constant_of
+from .plan import Decision, Weight, nested_nodes, not_taken, plan
 from .rewriting import settings_of
 
 MICROSOFT = "com.microsoft"

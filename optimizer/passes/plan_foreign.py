@@ -11,8 +11,9 @@ from collections.abc import Iterable
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from .plan import Decision, constant_of, nested_nodes
-from .rewriting import names_of
+from .constants import constant_of
+from .plan import Decision, nested_nodes
+from .rewriting import listed_names
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 _OF_RUNTIME = ("com.microsoft", "com.ms.internal")
@@ -29,7 +30,7 @@ def plan_foreign(model: ir.Model) -> list[Decision]:
 
 def with_foreign(decisions: list[Decision], foreign: Iterable[Decision]) -> list[Decision]:
     """The decisions of a scheme, and those of the foreign nodes that it knows nothing of."""
-    known = {name for decision in decisions for name in names_of(decision.node, decision.path)}
+    known = {name for decision in decisions for name in listed_names(decision.node, decision.path)}
     return [*decisions, *(decision for decision in foreign if decision.node_name not in known)]
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..recipe import Recipe
-from .matching import Floats, fixed, input_of, is_fixed, is_standard, remove_unused
+from .matching import Floats, fixed, input_of, is_fixed, is_standard
+from .remove_unused import remove_unused
 from .rewriting import add_array, insert_before, replace, required, settings_of, stand_for
 
 
