@@ -46,8 +46,11 @@ def _refuse(decision: Decision, recipe: Recipe, block: Block) -> str | None:
     assert weight is not None
     if weight.dtype != ir.DataType.FLOAT:
         return "computes on float16; scheme sparse takes float32"
-    if len(tuple(weight.value.uses())) > 1 or weight.value.is_graph_output():
-        return "another node reads the weight, too"
+    if weight.value.is_graph_output():
+        return "the weight is an output of the graph, too"
+    if len(weight.value.uses()) > 1:
+        others = any(reader is not node for reader in weight.value.consumers())
+        return "another node reads the weight, too" if others else "the node reads the weight twice"
     if block.k > weight.K or block.n > weight.N:
         return f"a block of {block} is larger than the weight of {weight.K} x {weight.N}"
     if recipe.dtype == "int8" and weight.K > _MOST_INT8:
