@@ -24,6 +24,7 @@ from .calibration.variety import constant_tensors
 from .errors import SettingsError
 from .faster import prove_faster, slower_layers
 from .int8_models import Int8Builder
+from .loadable import refused_by_runtime
 from .minifloat_models import MinifloatBuilder
 from .outcome import Outcome, Progress
 from .passes import Decision
@@ -108,7 +109,9 @@ def convert(
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
     builder = _builder(calibrate(model, recipe, data, progress), recipe, progress)
-    kept = {} if recipe.is_minifloat else _kept_by_runtime(builder)
+    kept = refused_by_runtime(builder)
+    if not recipe.is_minifloat:
+        kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
     metric = choose_metric(recipe.metric, builder.model, builder.feeds, source) if builder.feeds else None
@@ -158,11 +161,11 @@ def refuse_statistics(recipe: Recipe) -> None:
         raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
 
 
-def _kept_by_runtime(builder: Builder[Any, Any]) -> dict[str, str]:
-    """Products that ONNX Runtime would compute in float between two conversions."""
+def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
+    """Products that ONNX Runtime would compute in float between two conversions, beside those that it refuses."""
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        model, products = builder.unrestored(kept)
+        model, products = builder.unrestored({**refused, **kept})
         found = fallbacks(optimized(model), products)
         if not found:
             break
