@@ -23,7 +23,7 @@ from .calibration.collect import collect
 from .calibration.variety import constant_tensors
 from .errors import SettingsError
 from .faster import prove_faster, slower_layers
-from .int8_models import Int8Builder
+from .int8_models import Int8Builder, parts_of
 from .loadable import refused_by_runtime
 from .minifloat_models import MinifloatBuilder
 from .outcome import Outcome, Progress
@@ -57,6 +57,8 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     smoothed = set() if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
     histogram = recipe.ranges in _HISTOGRAMS
     found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
+    if not recipe.is_minifloat:
+        found = dict.fromkeys(parts_of(model, plan.tensors()), Wanted(histogram=False)) | found
     for operator in plan.operators.values():
         if not operator.is_product or operator.constant is None:
             continue
