@@ -1,8 +1,8 @@
 """The rewrite rules of onnxscript that clean-up applies, what each is known to be wrong on, and its guard.
 
 A rule replaces a match only where its guard finds nothing of that kind. For all of them: nodes have one output, no
-attribute stands for one of a function, and a rule whose check raises an exception does not apply. That a caller may override
-what a rule takes for a constant, all rules ignore; clean-up sets such defaults aside while they run.
+attribute stands for one of a function, and a rule whose check raises an exception does not apply. That a caller may
+override what a rule takes for a constant, all rules ignore; clean-up sets such defaults aside while they run.
 """
 
 from __future__ import annotations
