@@ -259,6 +259,8 @@ def _checked_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> ir.E
 
 
 def _nbytes(tensor: ir.TensorProtocol) -> int:
+    if tensor.dtype == ir.DataType.STRING:
+        return sum(map(len, tensor.numpy().ravel()))
     return math.ceil(tensor.dtype.itemsize * math.prod(tensor.shape.numpy()))
 
 

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError
 from ..passes.block_weights import sparsity_of
+from ..reading import to_proto
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .session import (
     FOLDER_KEY,
@@ -217,7 +218,7 @@ class _Probe:
         """Values of the named tensors."""
         import onnx
 
-        proto = ir.to_proto(self.model)
+        proto = to_proto(self.model)
         typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
         wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]
