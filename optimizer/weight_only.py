@@ -10,9 +10,11 @@ import onnx_ir as ir
 from .outcome import Outcome
 from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, SqueezeWeights, plan
 from .passes.declare_functions import declare_functions
+from .passes.expand_sequence_map import ExpandSequenceMap
 from .passes.kept_in_float import kept_in_float
 from .passes.lazy_weight import LazyWeight
 from .passes.matching import opset_of
+from .passes.quantize_gather import OPSET
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
@@ -24,6 +26,7 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
+    ExpandSequenceMap()(model)
     declare_functions(model)
     weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]
@@ -44,7 +47,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     SqueezeWeights()(model)
     decisions = plan(model, recipe)
     obstacle = ""
-    for opset in sorted({d.form.opset for d in decisions if d.form is not None}, reverse=True):
+    for opset in sorted(set(map(_opset_needed, decisions)), reverse=True):
         step = RaiseOpset(opset)
         if (reason := step.obstacle(model)) is None:
             if step(model):
@@ -53,9 +56,15 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         obstacle = obstacle or reason
     reached = opset_of(model)
     return [
-        dataclasses.replace(d, taken=False, reason=obstacle) if d.form is not None and d.form.opset > reached else d
-        for d in decisions
+        dataclasses.replace(each, taken=False, reason=obstacle) if _opset_needed(each) > reached else each
+        for each in decisions
     ]
+
+
+def _opset_needed(decision: Decision) -> int:
+    if decision.form is not None:
+        return decision.form.opset
+    return OPSET if decision.taken and decision.op_type == "Gather" else 1
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
