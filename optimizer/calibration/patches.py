@@ -138,7 +138,7 @@ def _inputs(node: ir.Node) -> int:
 
 def _weight_shape(node: ir.Node) -> tuple[int, ...]:
     """Of a constant, of which the graph itself may not say it."""
-    return required(constant_of(required(node.inputs[1]))).shape.numpy()
+    return tuple(required(constant_of(required(node.inputs[1]))).shape.numpy())
 
 
 def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
