@@ -153,8 +153,8 @@ def _shape(node: Any, dims: Mapping[str, int], side: int) -> tuple[int, ...]:
     image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
 
     def size_of(axis: int, size: int | str | None) -> int:
-        if not _is_open(size):
-            return int(size or 0)
+        if isinstance(size, int) and not _is_open(size):
+            return size
         default = side if image and axis >= 2 else 1
         named = _size(size, dims, default) if isinstance(size, str) else default
         return dims.get(_place(node, axis), named)

@@ -96,7 +96,7 @@ class SharedArrays:
         return self._made[name][0][1]
 
 
-def set_names(node: ir.Node, graph: ir.Graph | ir.Function, name: str, *results: str) -> None:
+def set_names(node: ir.Node, graph: ir.Graph, name: str, *results: str) -> None:
     """Name a node that is new in a graph, and its outputs, or by the next free names after these."""
     names = names_of(graph)
     node.name = names.node(name)
@@ -113,7 +113,7 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: Mapping[str, int | str | list[int]] | None = None,
+    attributes: Mapping[str, int | str | list[int] | ir.TensorProtocol] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`.
 
