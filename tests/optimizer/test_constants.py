@@ -98,12 +98,13 @@ def output(path, level):
     return open_session(path, chosen).run(None, DATA[0])[0]
 
 
-@pytest.mark.parametrize("clean_up", [True, False])
 @pytest.mark.parametrize(
     ("scheme", "bound"),
     [("int8", 0.03), ("int8-dynamic", 0.06), ("int8-static", 0.08), ("fp8-static", 0.15), ("sparse", 2.0)],
 )
-@pytest.mark.parametrize("make", EXPRESSIONS, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    ("make", "clean_up"), [*((make, True) for make in EXPRESSIONS), (split, False), (scaled, False)]
+)
 def test_a_computed_weight_is_taken(make, scheme, bound, clean_up, tmp_path):
     model = product(make)
     storage.save(model, tmp_path / "m.onnx")
