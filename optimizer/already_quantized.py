@@ -22,8 +22,9 @@ _OPERATORS = frozenset({
     "GemmFloat8", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
     "MatMulMiniFloat", "MulInteger", "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "RoundMiniFloat",
 })  # fmt: skip
-"""Of any domain."""
 _FAMILIES = ("MatMulBlockQuantized", "MatMulNBits", "QLinear", "QOrdered")  # QLinearConv, QLinearMatMul, ...
+_DOMAINS = frozenset({"", "com.microsoft", "com.ms.internal.nhwc", functions.DOMAIN})
+"""Where these names mean that; others' operators may be called anything, and compute in float."""
 _WEIGHTS = {
     "MatMul": (0, 1), "Gemm": (0, 1), "FusedMatMul": (0, 1), "FusedGemm": (0, 1), "Einsum": (0, 1, 2), "Conv": (1,),
     "ConvTranspose": (1,), "FusedConv": (1,), "Attention": (1,), "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
@@ -72,17 +73,20 @@ def quantized_nodes(model: ir.Model) -> Iterator[ir.Node]:
     calls: dict[ir.Value, ir.Value] = {}
     for body in bodies:  # which grow
         for node in body.all_nodes():
-            if _is_quantized(node, model.graph) or _decodes_by_hand(node, calls):
-                yield node
             key = node.op_identifier()
-            if key in model.functions and key not in called and node.domain != functions.DOMAIN:
-                called.add(key)
-                bodies.append(model.functions[key])
-                given = zip(model.functions[key].inputs, node.inputs, strict=False)
-                calls.update((formal, actual) for formal, actual in given if actual is not None)
+            if key in model.functions and node.domain != functions.DOMAIN:  # its body says it, not its name
+                if key not in called:
+                    called.add(key)
+                    bodies.append(model.functions[key])
+                    given = zip(model.functions[key].inputs, node.inputs, strict=False)
+                    calls.update((formal, actual) for formal, actual in given if actual is not None)
+            elif _is_quantized(node, model.graph) or _decodes_by_hand(node, calls):
+                yield node
 
 
 def _is_quantized(node: ir.Node, graph: ir.Graph) -> bool:
+    if node.domain not in _DOMAINS:
+        return False
     if node.op_type == "DequantizeLinear":
         return not _decodes_input(node, graph)
     return node.op_type in _OPERATORS or node.op_type.startswith(_FAMILIES)

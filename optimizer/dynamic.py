@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .analysis.machine import products_saturate
+from .analysis.machine import made_for, reduces_range, warn_of_saturation
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.fuse_attention import FuseAttention
@@ -39,9 +39,8 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     """
     progress("rewrite", 0, 1)
     decisions, attention, fuse = _plan(model, recipe)
-    quantize = QuantizeDynamic(
-        products_saturate() if recipe.reduce_range is None else recipe.reduce_range, recipe.search
-    )
+    reduced = reduces_range(recipe)
+    quantize = QuantizeDynamic(reduced, recipe.search)
     if quantize(model, [*decisions, *attention]):
         SeparateLayerNorm()(model)
         remove_unused(model)
@@ -51,9 +50,13 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
         weights=quantize.weights,
         gain=quantize.gain,
-        warnings=kept_in_float(model, quantize.rounded),
-        details={"attention": {"fused": len(fuse.fused), "left": left}},
-        rows=[("attention", f"{len(fuse.fused)} fused"), *(("", f"{n} left: {what}") for what, n in left.items())],
+        warnings=[*warn_of_saturation(reduced), *kept_in_float(model, quantize.rounded)],
+        details={"attention": {"fused": len(fuse.fused), "left": left}, "made_for": made_for(reduced)},
+        rows=[
+            ("made for", made_for(reduced)),
+            ("attention", f"{len(fuse.fused)} fused"),
+            *(("", f"{n} left: {what}") for what, n in left.items()),
+        ],
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .analysis.machine import products_saturate
+from .analysis.machine import reduces_range
 from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .outcome import Progress
@@ -36,7 +36,7 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         self._unusable = {**reasons, **self._unlike_parts()}
         self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
-        self._reduce_range = products_saturate() if recipe.reduce_range is None else recipe.reduce_range
+        self._reduce_range = reduces_range(recipe)
 
     def _unlike_parts(self) -> dict[str, str]:
         """Tensors that are joined of parts so unlike that the steps of all leave nothing of one, and why."""

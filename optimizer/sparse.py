@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .analysis.machine import products_saturate
+from .analysis.machine import made_for, reduces_range
 from .analysis.sparse_cost import measure
 from .calibration import Data, Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
@@ -84,12 +84,16 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
         rounded = _leave_slow(layers, decisions, recipe, recipe.expect_m, progress)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if rounded:
-        QuantizeDynamic(products_saturate(), recipe.search)(model, rounded)
+        QuantizeDynamic(reduces_range(recipe), recipe.search)(model, rounded)
     if SparsifyMatMul()(model, made):
         SeparateLayerNorm()(model)
     declare_functions(model)
     weights = [decision.weight.value for decision in [*decisions, *rounded] if decision.weight is not None]
     outcome = _outcome(list(layers.values()), recipe, block, decisions, how)
+    if rounded:
+        told = made_for(reduces_range(recipe))
+        outcome.rows.append(("dense layers", f"made for {told}"))
+        outcome.details["made_for"] = told
     return dataclasses.replace(outcome, warnings=[*outcome.warnings, *kept_in_float(model, weights)])
 
 

@@ -57,9 +57,9 @@ class _Computed:
 
 
 def stored_constant(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node's output."""
+    """The tensor of an initializer or of a Constant node's output; None where a caller may override it."""
     if value.is_initializer():
-        return value.const_value
+        return None if value.is_graph_input() else value.const_value
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
         attribute = producer.attributes.get("value")
@@ -129,7 +129,7 @@ def mark_constants(model: ir.Model) -> None:
             tensors = tuple(tensor for source in sources if (tensor := stored_constant(source)) is not None)
             known = value.meta.get(_KEY)  # perhaps of the value that this one is a clone of
             same = known is not None and list(map(id, known.tensors)) == list(map(id, tensors))
-            value.meta[_KEY] = _Computed(opset, sources, tensors, known.result if same else None)
+            value.meta[_KEY] = _Computed(opset, sources, tensors, known.result if known is not None and same else None)
 
 
 def _sources(node: ir.Node) -> tuple[ir.Value, ...] | None:
@@ -177,7 +177,7 @@ class _Body:
                 within.append(inner)
             else:
                 self._fed.append((f"c{index}", tensor))
-        nodes = []
+        nodes: list[ir.Node] = []
         for old in computing:
             inputs = [None if each is None else values[each] for each in old.inputs]
             attributes = list(old.attributes.values())

@@ -169,7 +169,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
         return Decision(node, path, False, reason, size)
     if size < MIN_ELEMENTS:
         return Decision(node, path, False, f"fewer than {MIN_ELEMENTS} weights", size)
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, size)
     form = weight_form(recipe.form, settings.weight, weight.dtype)
@@ -179,7 +179,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
 
 
 def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, NodeSettings) and settings.weight.integer:
         return Decision(node, path, False, not_taken("weight-only schemes of integers do", node.op_type, path))
     weight = _find_weight(node.inputs[1] if len(node.inputs) > 1 else None, True)
@@ -206,7 +206,7 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
         return None
     size = table.tensor.size
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
         return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
     reason = _refuse(table) or _refuse_rank(table)
@@ -233,6 +233,8 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
     cast: ir.DataType | None = None
     while value is not None:
+        if value.is_initializer() and value.is_graph_input():
+            return "the weight is also a graph input, which a caller may override"
         tensor = stored_constant(value)
         if tensor is not None:
             return Weight(value, tensor, flipped, cast or tensor.dtype)
@@ -264,8 +266,6 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
 
 def _refuse(weight: Weight) -> str | None:
     """Why what a constant is rules it out."""
-    if weight.value.is_graph_input():
-        return "the weight is also a graph input, which a caller may override"
     if weight.tensor.dtype not in _FLOATS:
         return f"weight of type {weight.tensor.dtype.name}"
     return "empty weight" if weight.tensor.size == 0 else None

@@ -59,7 +59,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, fused: Collection[ir.Node]
         recipe = dataclasses.replace(recipe, include=(), exclude=(), overrides=())
     elif not is_finite(weight.tensor.numpy()):
         return Decision(node, path, False, "the weight holds NaN or infinity", weight.tensor.size)
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, weight.tensor.size)
     return Decision(node, path, True, "int8", weight.tensor.size, weight, settings)

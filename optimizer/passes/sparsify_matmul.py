@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..names import names_of
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
 from .constants import constant_of
@@ -102,7 +103,7 @@ class SparsifyMatMul:
         if layer.transposed:
             made.metadata_props[TRANSPOSED_KEY] = "1"
         if added is not None:
-            y.name = f"{end.outputs[0].name}_product"
+            y.name = names_of(self._graph).value(f"{end.outputs[0].name}_product")
             y = add_scaled(self._graph, node, y, added)
         replace(end, y)
         for before in dict.fromkeys((last, node)):

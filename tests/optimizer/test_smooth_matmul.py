@@ -196,6 +196,6 @@ def test_no_mul_behind_codes():
 @pytest.mark.parametrize("insert", [False, True])
 def test_smoothable_names_what_the_pass_takes(residual, insert):
     model = encoder(residual)
-    names = smoothable(model, insert)
+    names = set(smoothable(model, insert))
     assert names == ({"n_out"} if insert or not residual else set())
     assert set(smoothed(model, insert)[0].smoothed) == names
