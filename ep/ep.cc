@@ -42,13 +42,23 @@ struct SessionEp : ort::Ep {
     for (const Family& family : families()) {
       if (!options.claims(family.name) || (options.makes_context && family.load == nullptr)) continue;
       try {
-        if (std::unique_ptr<Plan> plan = family.plan(claims, node)) return {std::move(plan), &family};
+        if (std::unique_ptr<Plan> plan = family.plan(claims, node)) {
+          leave_if_slower(claims, family, GraphNode(api, node));
+          return {std::move(plan), &family};
+        }
       } catch (const ort::InvalidArgument& reason) {
         log(std::string("left to others: ") + reason.what());
         return {};
       }
     }
     return {};
+  }
+
+  void leave_if_slower(const Claims& claims, const Family& family, const GraphNode& node) const {
+    const bool is_asked_for = claims.compiling || options.names(family.name) || node.domain() == kDomain;
+    if (!is_asked_for && !family.is_faster(options.isa)) {
+      node.reject(std::string("we are no faster on ") + isa_name(options.isa));
+    }
   }
 
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {

@@ -49,8 +49,6 @@ struct Claims {
   bool compiling = false;  // the graph holds the nodes of one plan, and no others to tell what was certain of them
 
   bool is_free(const ort::Node* node) const;
-  // Whether nodes of a family are to be taken even where that may not be faster.
-  bool is_forced(const char* family) const { return compiling || options.names(family); }
 };
 
 class SavedNode;
@@ -61,6 +59,9 @@ struct Family {
   // The plan around this node, null where it is not of the family. Throws InvalidArgument, with the reason, where it
   // is but has to be left to others.
   std::unique_ptr<Plan> (*plan)(const Claims& claims, const ort::Node* node);
+  // Whether our kernels are faster than ONNX Runtime's own. Where they are not, nodes are left to it unless `claim`
+  // names the family; nodes of our own domain, for which it has none, are taken.
+  bool (*is_faster)(Isa isa);
   // What `save` saved. Null where nothing is worth saving: in a context such nodes stay as they are.
   std::unique_ptr<CompiledNode> (*load)(SavedNode& saved) = nullptr;
 };

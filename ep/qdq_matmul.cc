@@ -82,7 +82,6 @@ std::unique_ptr<Plan> plan_qdq_matmul(const Claims& claims, const ort::Node* gra
   if (gemm && !is_plain_gemm(node)) node.reject("transA, alpha or beta is not the default");
 
   const Int8Input input = read_input(claims, *activations, nodes);
-  if (!claims.is_forced("qdq_matmul")) leave_if_slower(claims.options, node);
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
   plan->nodes = std::move(nodes);
   plan->nodes.push_back(graph_node);

@@ -24,7 +24,8 @@ from .calibration.collect import collect
 from .calibration.variety import constant_tensors
 from .errors import SettingsError
 from .faster import prove_faster, slower_layers
-from .int8_models import Int8Builder
+from .int8_models import Int8Builder, parts_of
+from .loadable import refused_by_runtime
 from .minifloat_models import MinifloatBuilder
 from .names import copy_of
 from .outcome import Outcome, Progress
@@ -59,6 +60,8 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     smoothed = {} if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
     histogram = recipe.ranges in _HISTOGRAMS
     found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
+    if not recipe.is_minifloat:
+        found = dict.fromkeys(parts_of(model, plan.tensors()), Wanted(histogram=False)) | found
     for operator in plan.operators.values():
         if not operator.is_product or operator.constant is None:
             continue
@@ -126,7 +129,9 @@ def convert(
         check_metric(recipe.metric, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
     builder = trials.settle(calibrate(model, recipe, data, progress), recipe)
-    kept = {} if recipe.is_minifloat else _kept_by_runtime(builder)
+    kept = refused_by_runtime(builder)
+    if not recipe.is_minifloat:
+        kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
     metric = choose_metric(recipe.metric, builder.model, builder.feeds, source) if builder.feeds else None
@@ -176,11 +181,11 @@ def refuse_statistics(recipe: Recipe) -> None:
         raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
 
 
-def _kept_by_runtime(builder: Builder[Any, Any]) -> dict[str, str]:
-    """Products that ONNX Runtime would compute in float between two conversions."""
+def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
+    """Products that ONNX Runtime would compute in float between two conversions, beside those that it refuses."""
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        model, products = builder.unrestored(kept)
+        model, products = builder.unrestored({**refused, **kept})
         found = fallbacks(optimized(model), products)
         if not found:
             break
@@ -241,6 +246,13 @@ def _value(metric: Metric | None, candidate: Candidate) -> float:
     return math.nan if metric is None else metric(candidate.model)
 
 
+def _accuracy(metric: Metric, value: float, batches: int) -> str:
+    own = f", on the first {batches} batches of the calibration data" if metric.name == COSINE else ""
+    if metric.name == COSINE and math.isnan(value):
+        return f"no {metric.name}: some are of another length than in float{own}; give a metric"
+    return f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"
+
+
 def _outcome(
     builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
     search: MixedPrecision | None, seconds: tuple[float, float] | None, verdicts: Sequence[Verdict],
@@ -257,8 +269,7 @@ def _outcome(
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:
         details["metric"] = {"name": metric.name, "float32": metric.reference, _label(builder.recipe): value}
-        own = f", on the first {len(builder.feeds)} batches of the calibration data" if metric.name == COSINE else ""
-        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"))
+        rows.append(("accuracy", _accuracy(metric, value, len(builder.feeds))))
     if seconds is not None:
         details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))

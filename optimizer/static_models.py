@@ -110,7 +110,7 @@ class Builder(abc.ABC, Generic[P, W]):
         self._progress = progress
         self._seen: dict[str, None] = {}
         self._weights: dict[str, W] = {}
-        self._last: tuple[frozenset[str], Candidate] | None = None
+        self._last: tuple[Mapping[str, str], Candidate] | None = None
 
     @abc.abstractmethod
     def _rewrite(self, model: ir.Model, plan: P) -> Callable[[str], tuple[str, ...]]:
@@ -128,8 +128,7 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def build(self, kept: Mapping[str, str]) -> Candidate:
         """The model with nodes of these names in float, without restored moments; the last one is kept at hand."""
-        names = frozenset(kept)
-        if self._last is not None and self._last[0] == names:
+        if self._last is not None and self._last[0] == kept:
             return self._last[1]
         model = copy_of(self.model)
         plan = self.plan(model, kept)
@@ -139,13 +138,10 @@ class Builder(abc.ABC, Generic[P, W]):
         found = self._rewrite(model, plan)
         readers = {name: found(name) for name in self._weights}
         remove_unused(model)
-        self._last = (
-            names,
-            Candidate(
-                model, plan.decisions, products(plan), dict(self._weights), readers, kept_in_float(model, constants)
-            ),
-        )
-        return self._last[1]
+        warnings = kept_in_float(model, constants)
+        candidate = Candidate(model, plan.decisions, products(plan), dict(self._weights), readers, warnings)
+        self._last = dict(kept), candidate
+        return candidate
 
     def unrestored(self, kept: Mapping[str, str]) -> tuple[ir.Model, list[str]]:
         """The same model and its rounded products."""

@@ -96,7 +96,7 @@ class SharedArrays:
         return self._made[name][0][1]
 
 
-def set_names(node: ir.Node, graph: ir.Graph | ir.Function, name: str, *results: str) -> None:
+def set_names(node: ir.Node, graph: ir.Graph, name: str, *results: str) -> None:
     """Name a node that is new in a graph, and its outputs, or by the next free names after these."""
     names = names_of(graph)
     node.name = names.node(name)

@@ -119,14 +119,14 @@ def sliced_sizes_are_numbers(match: Match) -> bool:
 
 
 def flat_size_is_known(match: Match) -> bool:
-    """A Flatten one of whose sizes is known and not 0, so that a Reshape can tell the other."""
+    """A Flatten one of whose sizes is known, so that a Reshape can tell the other; 0 would mean another axis to it."""
     node = match.root
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if shape is None:
+    if shape is None or 0 in shape.dims:
         return False
     axis = node.attributes.get_int("axis", 1)
     axis += len(shape) if axis < 0 else 0
-    return any(all(isinstance(size, int) and size > 0 for size in part) for part in (shape[:axis], shape[axis:]))
+    return any(all(isinstance(size, int) for size in part) for part in (shape[:axis], shape[axis:]))
 
 
 def normalization_of_inference(match: Match) -> bool:

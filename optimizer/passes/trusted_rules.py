@@ -1,8 +1,8 @@
 """The rewrite rules of onnxscript that clean-up applies, what each is known to be wrong on, and its guard.
 
 A rule replaces a match only where its guard finds nothing of that kind. For all of them: nodes have one output, no
-attribute stands for one of a function, and a rule that raises an exception does not apply. That a caller may override
-what a rule takes for a constant, all rules ignore; clean-up sets such defaults aside while they run.
+attribute stands for one of a function, and a rule whose check raises an exception does not apply. That a caller may
+override what a rule takes for a constant, all rules ignore; clean-up sets such defaults aside while they run.
 """
 
 from __future__ import annotations
@@ -127,8 +127,11 @@ class GuardedRule:
             return None
         try:
             match = self._rule.match(model, graph, node, check_nodes_are_removable=self._rule.remove_nodes)
-            if not match or not self._is_trusted(Match(model, match)):
-                return None
+        except Exception:  # checks that come across what they did not think of
+            return None
+        if not match or not self._is_trusted(Match(model, match)):
+            return None
+        try:
             replacement = self._rule.try_rewrite(model, graph, node, **more)
         except Exception as error:  # rules raise whatever they come across
             self.failed[self._trusted.name] = f"{type(error).__name__}: {error}"
