@@ -23,7 +23,6 @@ from .analysis.reference import Reference, run_original
 from .errors import OnnxpressError
 from .names import copy_of
 from .passes.clean_up import STEPS, CleanUp
-from .passes.own_results import OwnResults
 from .report import size_text
 
 MOST_WEIGHTS = 500_000_000
@@ -51,7 +50,6 @@ class Gate:
             OnnxpressError: Of `sample`.
         """
         self.warnings: list[str] = []
-        OwnResults()(model)  # or it could not be copied
         original = bare(model)
         self._standing = standing(original)
         self._reference: Reference | None = None
