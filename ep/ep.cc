@@ -86,8 +86,8 @@ struct SessionEp : ort::Ep {
     return parent != nullptr;
   }
 
-  // Whether the graph lies, at any depth, in a SequenceMap. ONNX Runtime asks of it, then makes a Loop of the node by the
-  // operator's definition, which does not know nodes that were compiled meanwhile, and asks again of the Loop.
+  // Whether the graph lies, at any depth, in a SequenceMap. ONNX Runtime asks of it, then makes a Loop of the node by
+  // the operator's definition, which does not know nodes that were compiled meanwhile, and asks again of the Loop.
   bool will_be_inlined(const ort::Graph* graph) const {
     for (;;) {
       const ort::Node* parent = nullptr;
