@@ -115,4 +115,6 @@ def checked(path: Path, owner: str, tensor: ir.ExternalTensor) -> ir.ExternalTen
 
 def nbytes(tensor: ir.TensorProtocol) -> int:
     """Bytes of a tensor in a file."""
+    if tensor.dtype == ir.DataType.STRING:
+        return sum(map(len, tensor.numpy().ravel()))
     return math.ceil(tensor.dtype.itemsize * math.prod(tensor.shape.numpy()))

@@ -110,7 +110,7 @@ class Gate:
         self._left_out = clean_up.warnings
         made = bare(cleaned)
         if (complaint := new_complaint(self._standing, made)) is not None:
-            return cleaned, f"ONNX's checker refuses what it makes: {complaint.text}"
+            return cleaned, f"the check refuses what it makes: {complaint.text}"
         return cleaned, None if self._reference is None else self._difference(model, made, self._reference)
 
     def _difference(self, model: ir.Model, made: Bare, reference: Reference) -> str | None:

@@ -16,6 +16,7 @@ from .passes.constants import array_of, is_constant
 from .passes.joined_parts import joined_parts
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
+from .passes.rewriting import float_name, required
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
 from .quantization.compensated import compensate
@@ -106,8 +107,8 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
     def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
         if not self.recipe.correct_bias:
             return None
-        # By now the input is decoded from codes; these still bear the name of what was observed.
-        mean = self._statistics[_observed(node)].channel_mean
+        # By now the input is decoded from codes.
+        mean = self._statistics[float_name(required(node.inputs[0]))].channel_mean
         if mean is None:
             return None
         is_conv = node.op_type == "Conv"
@@ -123,13 +124,6 @@ def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress:
     operators = plan_int8(model, recipe).operators.values()
     nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
     return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)
-
-
-def _observed(node: ir.Node) -> str:
-    """The name under which the input of a placed product was observed."""
-    decoder = node.inputs[0].producer()  # type: ignore[union-attr]
-    assert decoder is not None
-    return (decoder.name or "").removesuffix("_dequantize")
 
 
 def parts_of(model: ir.Model, tensors: Iterable[ir.Value]) -> list[str]:

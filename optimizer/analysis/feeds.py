@@ -268,8 +268,10 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     wanted = np.dtype(_TYPES[node.type]) if node.type in _TYPES else None
     if wanted is not None and array.dtype != wanted:
         raise UsageError(f"{path}: {node.name} is {array.dtype}, the model takes {wanted}")
-    fits = len(node.shape) == array.ndim and all(
-        _is_open(size) or size == have for size, have in zip(node.shape, array.shape, strict=True)
+    # ONNX Runtime gives no sizes for an input of any shape, as for one number.
+    fits = not node.shape or (
+        len(node.shape) == array.ndim
+        and all(_is_open(size) or size == have for size, have in zip(node.shape, array.shape, strict=True))
     )
     if not fits:
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")

@@ -10,7 +10,7 @@ from ..errors import OnnxpressError
 from ..names import roots
 from .opset_steps import SAME, TESTED, Edit, Rise, edits
 
-_OLDEST = 7  # before it, tensors of two shapes met only where an attribute said so
+_OLDEST = 7  # ONNX Runtime has kernels of few operators that are older
 
 
 class RaiseOpset:
@@ -64,7 +64,8 @@ class RaiseOpset:
 def _edits_of(node: ir.Node, rise: Rise) -> list[Edit] | str:
     if node.domain != "" or _since(node, rise.current) == _since(node, rise.target):
         return []
-    if rise.current < _OLDEST or rise.target > TESTED or node.op_type not in SAME:
+    is_older = rise.current < _OLDEST and _since(node, rise.current) != _since(node, _OLDEST)
+    if is_older or rise.target > TESTED or node.op_type not in SAME:
         return "it is not known to mean the same there"
     return edits(node, rise)
 

@@ -20,12 +20,10 @@ import onnx_ir as ir
 from ..quantization.moments import ChannelMoments, restoring_map
 from .matching import values_read
 from .products_on_codes import read_product
+from .rewriting import float_name
 
 Measure = Callable[[ir.Model, Sequence[str]], Mapping[str, ChannelMoments]]
 """(model, names of values) -> their moments along the channels, axis 1, on the calibration data."""
-
-_RENAMED = "_float"
-"""What `PlaceQdq` appends to a value whose name its decoded form took over, as an output of the graph."""
 
 
 class RestoreMoments:
@@ -67,7 +65,7 @@ class RestoreMoments:
         if isinstance(product, str):
             return product
         output = node.outputs[0]
-        want, have = self._reference.get(_float_name(output, self._reference)), measured.get(output.name or "")
+        want, have = self._reference.get(float_name(output)), measured.get(output.name or "")
         if want is None or have is None:
             return "no moments"
         maps = [restoring_map(want, have, mean_alone=alone) for alone in (True, False)[: 1 + product.has_channels]]
@@ -85,16 +83,8 @@ def mendable(model: ir.Model, known: Container[str]) -> list[ir.Node]:
         known: Names of values of the float model whose moments are known.
     """
     return [
-        node
-        for node in model.graph
-        if not isinstance(read_product(node), str) and _float_name(node.outputs[0], known) in known
+        node for node in model.graph if not isinstance(read_product(node), str) and float_name(node.outputs[0]) in known
     ]
-
-
-def _float_name(value: ir.Value, known: Container[str]) -> str:
-    """Of the same value in the float model."""
-    name = value.name or ""
-    return name if name in known else name.removesuffix(_RENAMED)
 
 
 def restore_in_order(model: ir.Model, reference: Mapping[str, ChannelMoments], measure: Measure) -> RestoreMoments:

@@ -21,6 +21,7 @@ def required(thing: Thing | None) -> Thing:
 
 
 _WRITTEN = "onnxpress.written"  # name and operator
+_FLOAT_NAME = "onnxpress.float_name"
 
 
 def result_name(node: ir.Node) -> str | None:
@@ -58,6 +59,16 @@ def stand_for(new: ir.Node, old: ir.Node) -> None:
     """Let recipes and reports call a node what they call the one whose work it takes over."""
     new.name = old.name or new.name
     new.meta[_WRITTEN] = written_name(old), written_type(old)
+
+
+def float_name(value: ir.Value) -> str:
+    """What a tensor is called in the float model, of which observations know it by name."""
+    return str(value.meta.get(_FLOAT_NAME, value.name or ""))
+
+
+def remember_float_name(value: ir.Value, name: str | None) -> None:
+    """Note what a tensor, or the one that it is decoded from, is called in the float model."""
+    value.meta[_FLOAT_NAME] = name or ""
 
 
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:

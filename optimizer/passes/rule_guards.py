@@ -110,10 +110,12 @@ def numbers_behind_conv(match: Match) -> bool:
 
 
 def sliced_sizes_are_numbers(match: Match) -> bool:
-    """Along the axes of a Slice, both sizes are known."""
+    """Along the axes of a Slice, both sizes are known, and the result's is not what somebody only states."""
     node = match.root
     data, result, axes = node.inputs[0], node.outputs[0], _array(input_of(node, 3))
     if data is None or data.shape is None or result.shape is None or axes is None:
+        return False
+    if any(_array(value) is None for value in node.inputs[1:]):
         return False
     return all(isinstance(data.shape[axis], int) and data.shape[axis] == result.shape[axis] for axis in axes.tolist())
 

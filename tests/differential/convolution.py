@@ -93,8 +93,9 @@ def _behind(s: Sketch, y: Value) -> Value:
 
 def _batch_norm(s: Sketch, y: Value) -> Value:
     c = y.shape[1]
-    names = [s.constant(s.rng.uniform(0.5, 2, c)), s.constant(s.rng.standard_normal(c)),
-             s.constant(s.rng.standard_normal(c)), s.constant(s.rng.uniform(0.3, 2, c), s.rng.uniform(0.3, 2, c))]  # fmt: skip
+    scale, bias, mean = s.rng.uniform(0.5, 2, c), s.rng.standard_normal(c), s.rng.standard_normal(c)
+    variance, other = s.rng.uniform(0.3, 2, (2, c))
+    names = [*map(s.constant, (scale, bias, mean)), s.constant(variance, other)]
     given = {"epsilon": s.one_of(None, 1e-3, 1e-5)}
     if s.opset >= 14 and s.chance(0.2):
         return s.op("BatchNormalization", [y, *names], y.shape, training_mode=1, more=2, **given)

@@ -17,7 +17,7 @@ def reshape(s: Sketch) -> Value:
             x = s.op("Flatten", [x], shape, axis=axis if axis != 1 or s.chance(0.5) else None)
             continue
         size = int(np.prod(x.shape))
-        choices = [x.shape, (size,), (1, size), (*x.shape, 1), x.shape[:1] + (size // max(x.shape[0], 1),)]
+        choices = [x.shape, (size,), (1, size), (*x.shape, 1), (x.shape[0], size // max(x.shape[0], 1))]
         for part in (2, 4, 8, 16):
             if size % part == 0:
                 choices.append((size // part, part))
