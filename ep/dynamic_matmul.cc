@@ -1,5 +1,6 @@
 #include "dynamic_matmul.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "dequantize.h"
@@ -90,6 +91,7 @@ class ScaleFinder {
 
   // The last product.
   GraphValue follow(GraphValue value) {
+    rank_ = value.type().dims.size();
     while (const ort::Node* reader = claims_.graph.only_reader(value)) {
       const GraphNode mul(claims_.api, reader);
       if (!mul.is("Mul") || !claims_.is_free(reader)) break;
@@ -109,7 +111,11 @@ class ScaleFinder {
   bool take_constant(const GraphValue& factor) {
     const ort::Value* constant = factor.constant();
     if (constant == nullptr || scales_.weight != nullptr) return false;
-    if (ort::type_and_shape(claims_.api, constant).dims.size() > 1) return false;  // it might add axes
+    const std::vector<std::int64_t> dims = ort::type_and_shape(claims_.api, constant).dims;
+    const bool adds_axes = dims.size() > std::max<std::size_t>(rank_, 1) && !claims_.compiling;
+    const bool is_row =
+        std::all_of(dims.begin(), dims.end() - !dims.empty(), [](std::int64_t size) { return size == 1; });
+    if (adds_axes || !is_row) return false;
     scales_.weight = constant;
     return true;
   }
@@ -148,6 +154,7 @@ class ScaleFinder {
   const Claims& claims_;
   std::vector<const ort::Node*>& nodes_;
   Scales scales_;
+  std::size_t rank_ = 0;  // of the product, 0 where it is unknown
 };
 
 // The DynamicQuantizeLinear that makes the codes, their zero point and their scale for this product alone.

@@ -173,7 +173,8 @@ Int8Source read_int8_weight(const ort::Api& api, const GraphNode& node, const In
   w.codes = static_cast<const std::uint8_t*>(ort::data(api, constants.codes));
 
   const auto is_per_column = [&](const ort::Value* value, ort::ElementType type, const char* name) {
-    const ort::TypeAndShape found = ort::type_and_shape(api, value);
+    ort::TypeAndShape found = ort::type_and_shape(api, value);
+    while (found.dims.size() > 1 && found.dims.front() == 1) found.dims.erase(found.dims.begin());
     const bool one = is_one_number(found);
     if (found.type != type || (!one && found.dims != std::vector<std::int64_t>{w.N})) {
       node.reject(std::string("its ") + name + " are neither one for all nor one a column, or of another type");
