@@ -343,7 +343,7 @@ def quantizer_style(*, activation="int8", readers=1, output_readers=0, op="MatMu
     ],
 )
 def test_what_is_taken_on_avx2(changes, takes):
-    """What ONNX Runtime would compute in float: activations that stay signed, or a Gemm with nothing but a float bias."""
+    """What ONNX Runtime computes in float: activations that stay signed, or a Gemm with nothing but a float bias."""
     proto = quantizer_style(**changes)
     operators = taken(ep.session(proto, options(), isa="avx2"))
     assert operators.count(changes.get("op", "MatMul")) == (changes.get("readers", 1) if takes else 0)
