@@ -10,9 +10,8 @@ namespace {
 
 std::unique_ptr<Int8Plan> make_plan(const Claims& claims, const GraphNode& node, const Int8Input& input,
                                     const Int8Source& weight, std::vector<const ort::Node*> nodes) {
-  const bool has_kernel = input.is_float() || !input.format.is_signed;
-  if (!claims.is_forced("dynamic_matmul")) leave_if_slower(claims.options, node, has_kernel);
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
+  plan->has_rival = input.is_float() || !input.format.is_signed;
   plan->nodes = std::move(nodes);
   return plan;
 }

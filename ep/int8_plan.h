@@ -62,8 +62,6 @@ class Int8Plan : public Plan {
 class SavedNode;
 std::unique_ptr<CompiledNode> load_int8(SavedNode& saved);
 
-// Rejects the node where ONNX Runtime's own kernels are, or may be, the faster. On AVX2 they are wherever it has one of
-// int8 for unsigned activations (`has_kernel`), and else it computes in float32 or in portable code.
-void leave_if_slower(const Options& options, const GraphNode& node, bool has_kernel);
+bool is_int8_faster(const Plan& plan, Isa isa);
 
 }  // namespace onnxpress

@@ -105,10 +105,8 @@ std::unique_ptr<Plan> plan_qdq_matmul(const Claims& claims, const ort::Node* gra
   if (gemm && !is_plain_gemm(node)) node.reject("transA, alpha or beta is not the default");
 
   const Int8Input input = read_input(claims, *activations, nodes);
-  if (!claims.is_forced("qdq_matmul")) {
-    leave_if_slower(claims.options, node, has_kernel(claims, node, activations->required(0, "x")));
-  }
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
+  plan->has_rival = has_kernel(claims, node, activations->required(0, "x"));
   plan->nodes = std::move(nodes);
   plan->nodes.push_back(graph_node);
   if (gemm && node.input(2)) {

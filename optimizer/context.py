@@ -24,6 +24,7 @@ from onnxpress import ep
 from . import storage
 from .analysis.session import FOLDER_KEY, compiled_nodes, is_compiled, session_options, wrong_option
 from .errors import OnnxpressError, UsageError
+from .external_data import common_folder
 from .inner_graphs import prepare_inner_graphs
 from .reading import to_proto
 from .report import ContextReport
@@ -136,7 +137,7 @@ def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) 
     prepare_inner_graphs(savable)
     model: Path | bytes = path
     if len(savable.graph.outputs) > len(source.graph.outputs):
-        config[FOLDER_KEY] = str(storage.common_folder(savable, path))
+        config[FOLDER_KEY] = str(common_folder(savable, path))
         model = to_proto(savable).SerializeToString()
     try:
         ep.session(model, session_options(config=config), **options)

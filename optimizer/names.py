@@ -16,8 +16,6 @@ import onnx_ir as ir
 
 _KEY = "onnxpress.names"
 
-Root = ir.Graph | ir.Function
-
 
 class Names:
     """The names that are taken in a graph and those inside its nodes.
@@ -26,8 +24,8 @@ class Names:
         graphs: All of them.
     """
 
-    def __init__(self, root: Root) -> None:
-        self.graphs: set[Root] = {root, *root.subgraphs()}
+    def __init__(self, root: ir.Graph) -> None:
+        self.graphs: set[ir.Graph] = {root, *root.subgraphs()}
         self._values = {value.name for value in values_of(root) if value.name}
         self._nodes = {node.name for node in root.all_nodes() if node.name}
         self._last: Counter[str] = Counter()
@@ -55,7 +53,7 @@ class Names:
         return name
 
 
-def names_of(graph: Root) -> Names:
+def names_of(graph: ir.Graph) -> Names:
     """The names of the model that a graph is part of; of a graph that nobody settled, those of what is inside it."""
     names = graph.meta.get(_KEY)
     if isinstance(names, Names) and graph in names.graphs:  # a clone has the mark of the graph that it was made of
@@ -115,17 +113,17 @@ def _settle(model: ir.Model, values: Mapping[int, str | None], nodes: Mapping[in
     return changed
 
 
-def roots(model: ir.Model) -> list[Root]:
-    """The main graph and the bodies of functions."""
-    return [model.graph, *model.functions.values()]
+def roots(model: ir.Model) -> list[ir.Graph]:
+    """The main graph and the bodies of functions, whose nodes see nothing outside."""
+    return [model.graph, *(function.graph for function in model.functions.values())]
 
 
-def values_of(root: Root) -> Iterator[ir.Value]:
+def values_of(root: ir.Graph) -> Iterator[ir.Value]:
     """Inputs, initializers and results, each once; those of outer graphs first."""
     seen: set[ir.Value] = set()
     for graph in (root, *root.subgraphs()):
-        constants = graph.initializers.values() if isinstance(graph, ir.Graph) else ()
-        for value in (*graph.inputs, *constants, *(value for node in graph for value in node.outputs)):
+        results = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *results):
             if value not in seen:
                 seen.add(value)
                 yield value

@@ -10,7 +10,7 @@ import re
 import onnx_ir as ir
 
 from .errors import OnnxpressError
-from .names import Root, roots, settle_names, values_of
+from .names import roots, settle_names, values_of
 
 _LEAST_IR = 4
 """The first version of the file format in which initializers need not be inputs, and inputs can be overridden."""
@@ -46,7 +46,7 @@ def is_nameless(size: str) -> bool:
     return _NO_NAME.fullmatch(size) is not None
 
 
-def _name_standard_domain(root: Root) -> None:
+def _name_standard_domain(root: ir.Graph) -> None:
     imports = root.opset_imports
     if "ai.onnx" in imports:  # onnx-ir has done the same for the nodes
         last = [domain for domain in imports if domain in ("", "ai.onnx")][-1]  # the last one counts
@@ -66,7 +66,7 @@ def _import_standard_domain(model: ir.Model) -> None:
         model.opset_imports[""] = max(since)
 
 
-def _open_sizes(root: Root) -> None:
+def _open_sizes(root: ir.Graph) -> None:
     for value in values_of(root):
         if value.shape is None or not any(_is_open(size) for size in value.shape):
             continue
@@ -91,7 +91,7 @@ def _free_inputs(model: ir.Model) -> None:
     model.ir_version = _LEAST_IR
 
 
-def _sort(root: Root, source: str) -> None:
+def _sort(root: ir.Graph, source: str) -> None:
     if _is_sorted(root, set()):
         return
     try:
@@ -100,7 +100,7 @@ def _sort(root: Root, source: str) -> None:
         raise OnnxpressError(f"{source}: nodes of the graph wait for each other's results, in a cycle") from error
 
 
-def _is_sorted(graph: Root, done: set[ir.Node]) -> bool:
+def _is_sorted(graph: ir.Graph, done: set[ir.Node]) -> bool:
     """Whether each node, and all inside it, reads of this graph and those around it what was made before."""
     for node in graph:
         makers = [value.producer() for value in node.inputs if value is not None]

@@ -18,6 +18,8 @@ from .passes import (
 )
 from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.expand_lrn import ExpandLrn
+from .passes.plain_average_pool import PlainAveragePool
+from .passes.resize_all_axes import ResizeAllAxes
 from .recipe import Recipe
 
 _OPSET = 13  # DequantizeLinear has scales a channel
@@ -38,7 +40,7 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
     for step in (
         SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
         SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),
-        ExpandHardActivations(), ExpandLrn(),
+        ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes(),
     ):  # fmt: skip
         if step is not None:
             step(model)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from .errors import OnnxpressError, first_line
+from .names import values_of
 
 if TYPE_CHECKING:
     import onnx
@@ -34,6 +36,7 @@ def from_proto(proto: onnx.ModelProto, source: str) -> ir.Model:
         OnnxpressError: It is no valid model.
     """
     for graph in _graphs(proto):
+        _keep_first(graph)
         _make_dense(graph, source)
     for info in _infos(proto):
         _put_aside(info)
@@ -45,7 +48,28 @@ def from_proto(proto: onnx.ModelProto, source: str) -> ir.Model:
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:
     """What a file of the model holds; weights in external data stay where they are."""
-    proto = ir.to_proto(model)
+    return _give_back(ir.to_proto(model))
+
+
+def load(path: Path) -> ir.Model:
+    """A model that ONNX Runtime or this process wrote, which needs no checks; external data stays where it is."""
+    import onnx
+
+    model = from_proto(onnx.load(path, load_external_data=False), str(path))
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    return model
+
+
+def save(model: ir.Model, path: Path, external_data: str, least: int) -> None:
+    """Write a model for ONNX Runtime alone: tensors beyond `least` bytes as external data; the model stays as it is."""
+    import onnx
+
+    ir.save(model, path, external_data=external_data, size_threshold_bytes=least)
+    if any(_TYPE_KEY in value.metadata_props for value in values_of(model.graph)):
+        path.write_bytes(_give_back(onnx.load(path, load_external_data=False)).SerializeToString())
+
+
+def _give_back(proto: onnx.ModelProto) -> onnx.ModelProto:
     for info in _infos(proto):
         for entry in info.metadata_props:
             if entry.key == _TYPE_KEY:
@@ -98,6 +122,18 @@ def _is_inner(type_: onnx.TypeProto) -> bool:
 
 
 _ELEMENTS = frozenset(kind.value for kind in ir.DataType)
+
+
+def _keep_first(graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+    """Of constants of one name, ONNX Runtime takes the first, and onnx-ir the last."""
+    import onnx
+
+    if not isinstance(graph, onnx.GraphProto):
+        return
+    first = {tensor.name: index for index, tensor in reversed(list(enumerate(graph.initializer)))}
+    for index in reversed(range(len(graph.initializer))):
+        if first[graph.initializer[index].name] != index:
+            del graph.initializer[index]
 
 
 def _make_dense(graph: onnx.GraphProto | onnx.FunctionProto, source: str) -> None:

@@ -15,7 +15,7 @@ from .origin import Origin
 from .quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
 
-_ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
+_ALWAYS = frozenset({"scheme", "clean_up", "check", "include", "exclude", "overrides"})
 _READ = {
     "weight-only": _ALWAYS
     | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
@@ -124,6 +124,8 @@ class Recipe:
             float32; None takes 4, or 3 for weights that are no integers.
         embeddings: Quantize large Gather tables too (4 and 8 bits).
         clean_up: Fold constants and fuse standard patterns first.
+        check: Run the model before and after, on calibration data or on random inputs, and compare; None does up to
+            500 MB of weights.
         include: Names of nodes, or glob patterns on them; empty means all. A node of an inner graph goes by its name,
             and by that behind those of the nodes around it, with slashes.
         exclude: The same of nodes to keep in float.
@@ -182,6 +184,7 @@ class Recipe:
     accuracy_level: int | None = None
     embeddings: bool = False
     clean_up: bool = True
+    check: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()

@@ -42,6 +42,7 @@ _TYPES: dict[str, type] = {
     "search": bool,
     "embeddings": bool,
     "clean_up": bool,
+    "check": bool,
     "keep_float": bool,
     "per_channel": bool,
     "reduce_range": bool,

@@ -10,8 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import onnx_ir as ir
 
-from .calibration import Statistics, TensorStatistics, Wanted
-from .calibration.collect import collect
+from .calibration import Statistics, TensorStatistics
 from .errors import OnnxpressError
 from .names import copy_of
 from .outcome import Progress
@@ -19,10 +18,10 @@ from .passes import Decision
 from .passes.int8_operators import Operator
 from .passes.kept_in_float import kept_in_float
 from .passes.remove_unused import remove_unused
-from .passes.restore_moments import restore_in_order
 from .passes.rewriting import required
 from .recipe import Recipe
 from .report import Rounded
+from .restoring import restore_moments
 
 _MEASURED = 16  # batches on which models are compared and moments restored
 
@@ -56,11 +55,13 @@ class Calibrated:
         model: After `prepare`, and after scales were moved between its channels.
         statistics: Of each tensor that may be rounded.
         data: The calibration data; empty where only statistics were given.
+        step: The setting that moved scales last; empty where none did.
     """
 
     model: ir.Model
     statistics: Statistics
     data: Iterable[Any] = ()
+    step: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +109,8 @@ class Builder(abc.ABC, Generic[P, W]):
         self._statistics, self._planner, self._unusable = calibrated.statistics, plan, unusable
         self._progress = progress
         self._seen: dict[str, None] = {}
-        self._moments: Statistics | None = None
         self._weights: dict[str, W] = {}
-        self._last: tuple[frozenset[str], Candidate] | None = None
+        self._last: tuple[Mapping[str, str], Candidate] | None = None
 
     @abc.abstractmethod
     def _rewrite(self, model: ir.Model, plan: P) -> Callable[[str], tuple[str, ...]]:
@@ -128,8 +128,7 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def build(self, kept: Mapping[str, str]) -> Candidate:
         """The model with nodes of these names in float, without restored moments; the last one is kept at hand."""
-        names = frozenset(kept)
-        if self._last is not None and self._last[0] == names:
+        if self._last is not None and self._last[0] == kept:
             return self._last[1]
         model = copy_of(self.model)
         plan = self.plan(model, kept)
@@ -139,13 +138,10 @@ class Builder(abc.ABC, Generic[P, W]):
         found = self._rewrite(model, plan)
         readers = {name: found(name) for name in self._weights}
         remove_unused(model)
-        self._last = (
-            names,
-            Candidate(
-                model, plan.decisions, products(plan), dict(self._weights), readers, kept_in_float(model, constants)
-            ),
-        )
-        return self._last[1]
+        warnings = kept_in_float(model, constants)
+        candidate = Candidate(model, plan.decisions, products(plan), dict(self._weights), readers, warnings)
+        self._last = dict(kept), candidate
+        return candidate
 
     def unrestored(self, kept: Mapping[str, str]) -> tuple[ir.Model, list[str]]:
         """The same model and its rounded products."""
@@ -155,20 +151,7 @@ class Builder(abc.ABC, Generic[P, W]):
     def restored(self, candidate: Candidate) -> Candidate:
         """A copy whose channels have their moments back."""
         model = copy_of(candidate.model)
-        wanted = Wanted(histogram=False, channel_axis=1)
-        names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
-        if self._moments is None:
-            self._moments = collect(self.model, self.feeds, dict.fromkeys(names, wanted))
-        done = 0
-
-        def measure(changed: ir.Model, depth: Sequence[str]) -> Statistics:
-            nonlocal done
-            self._progress("restore moments", done, len(names))
-            done += len(depth)
-            return collect(changed, self.feeds, dict.fromkeys(depth, wanted))
-
-        restore_in_order(model, self._moments, measure)
-        self._progress("restore moments", len(names), len(names))
+        restore_moments(self.model, model, self.feeds, self._progress)
         return dataclasses.replace(candidate, model=model)
 
     def observed(self) -> dict[str, TensorStatistics]:

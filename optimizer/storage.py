@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import tempfile
@@ -20,9 +19,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir as ir
 
 from .errors import OnnxpressError, UsageError, suggestion
+from .external_data import checked, external_places, external_tensors, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
 from .reading import from_proto, to_proto
+from .traverse import graphs as graphs
+from .traverse import initializers as initializers
 
 if TYPE_CHECKING:
     import onnx
@@ -94,8 +96,8 @@ def load(path: str | Path) -> ir.Model:
     _check_entries(path, proto)
     model = from_proto(proto, str(path))
     model.meta[UNREAD] = ["training_info"] if proto.training_info else []
-    for owner, tensor, put in _external_places(model):
-        put(_checked_external(path, owner, tensor))
+    for owner, tensor, put in external_places(model):
+        put(checked(path, owner, tensor))
     for value in initializers(model):
         constant = value.const_value
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
@@ -158,110 +160,6 @@ def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensor_protos(subgraph)
 
 
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """The main graph and those inside its nodes, functions' included."""
-    yield model.graph
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for root in roots:
-        yield from root.subgraphs()
-
-
-def initializers(model: ir.Model) -> Iterator[ir.Value]:
-    """All initializers of all graphs, in order."""
-    for graph in graphs(model):
-        yield from graph.initializers.values()
-
-
-def _external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
-    yield from (tensor for _, tensor, _ in _external_places(model))
-
-
-def _external_places(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor, Callable[[ir.ExternalTensor], None]]]:
-    """Who holds which tensor of external data, and how to put another one there."""
-
-    def put(tensor: ir.ExternalTensor) -> None:
-        holder.const_value = tensor
-
-    def put_attribute(tensor: ir.ExternalTensor) -> None:
-        node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, tensor)
-
-    for holder in initializers(model):
-        if isinstance(holder.const_value, ir.ExternalTensor):
-            yield f"initializer '{holder.name}'", holder.const_value, put
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for root in roots:
-        for node in root.all_nodes():
-            for name, attribute in list(node.attributes.items()):
-                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
-                    yield f"attribute '{name}' of node '{node.name}'", attribute.value, put_attribute
-
-
-def _folders_of(path: Path) -> list[Path]:
-    """Where data of a model may lie: below its folder, or that of the file where the path is a link to one."""
-    return [path.parent, path.resolve().parent]
-
-
-def _find_external(path: Path, location: str) -> Path | None:
-    """The file, by its path without links; None where it is missing or, through links, in neither of the folders."""
-    folders = _folders_of(path)
-    found = next((folder / location for folder in folders if (folder / location).is_file()), None)
-    if found is None or not any(folder.resolve() in found.resolve().parents for folder in folders):
-        return None
-    return found.resolve()
-
-
-def common_folder(model: ir.Model, path: Path) -> Path:
-    """Make locations of external data relative to one folder, which a session has to be told with the model's bytes.
-
-    Args:
-        model: As `load` gives it; changed.
-        path: Its file, beside which a model without external data is.
-    """
-    folders = [os.path.realpath(tensor.base_dir) for tensor in _external_tensors(model)]
-    folder = Path(os.path.commonpath(folders)) if folders else path.parent.resolve()
-    for _, tensor, put in _external_places(model):
-        put(_tensor_at(tensor, Path(tensor.path).resolve(), folder))
-    return folder
-
-
-def _tensor_at(tensor: ir.ExternalTensor, data: Path, folder: Path) -> ir.ExternalTensor:
-    """The tensor with a location relative to another folder."""
-    return ir.ExternalTensor(
-        str(data.relative_to(folder)), tensor.offset, tensor.length, tensor.dtype,
-        shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "", doc_string=tensor.doc_string,
-        metadata_props=dict(tensor.metadata_props), base_dir=folder,
-    )  # fmt: skip
-
-
-def _checked_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> ir.ExternalTensor:
-    """The tensor where its data really lie; refuses data that are not whole or not within the model's folders."""
-    location = str(tensor.location)
-    what = f"{path}: {owner}: external data '{location}'"
-    if os.path.isabs(location) or ".." in Path(location).parts:
-        raise OnnxpressError(f"{what} is not below the model's folder; move it there and use a relative location")
-    if not any((folder / location).is_file() for folder in _folders_of(path)):
-        raise OnnxpressError(f"{what} is missing; it must lie beside the model")
-    data = _find_external(path, location)
-    if data is None:
-        raise OnnxpressError(f"{what} is a link that leaves the model's folder; copy the files there (cp -L)")
-    if data.stat().st_nlink > 1:
-        raise OnnxpressError(f"{what} has several hard links and could be another's file; copy it")
-    if any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
-        raise OnnxpressError(f"{path}: {owner} has the impossible shape {tensor.shape}")
-    needed = _nbytes(tensor)
-    offset, length = tensor.offset or 0, tensor.length
-    if length is not None and length != needed:
-        raise OnnxpressError(f"{what} holds {length} bytes, the shape {tensor.shape} needs {needed}")
-    size = data.stat().st_size
-    if offset + needed > size:
-        raise OnnxpressError(f"{what} ends at byte {size}, but the tensor needs bytes {offset} to {offset + needed}")
-    return _tensor_at(tensor, data, data.parent)
-
-
-def _nbytes(tensor: ir.TensorProtocol) -> int:
-    return math.ceil(tensor.dtype.itemsize * math.prod(tensor.shape.numpy()))
-
-
 def size_on_disk(path: str | Path, model: ir.Model) -> int:
     """Bytes of a model file and of the external data files that it uses."""
     path = Path(path)
@@ -269,7 +167,7 @@ def size_on_disk(path: str | Path, model: ir.Model) -> int:
 
 
 def _external_files(path: Path, model: ir.Model) -> set[Path]:
-    return {Path(tensor.path) for tensor in _external_tensors(model)}
+    return {Path(tensor.path) for tensor in external_tensors(model)}
 
 
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
@@ -316,7 +214,7 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
 
 def has_external_data(model: ir.Model) -> bool:
     """Whether some tensor lies in a file of its own."""
-    return any(True for _ in _external_tensors(model))
+    return any(True for _ in external_tensors(model))
 
 
 def save(
@@ -340,7 +238,7 @@ def save(
     """
     path = check_target(path)
     _embed_attributes(model)
-    total = sum(_nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
+    total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
     external = has_external_data(model) if external is None else external
     replaced = _data_files_of(path)
     try:
@@ -399,7 +297,7 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
         for count, value in enumerate(values, 1):
             tensor = value.const_value
             assert tensor is not None
-            size = _nbytes(tensor)
+            size = nbytes(tensor)
             if size >= LEAST_EXTERNAL and tensor.dtype != ir.DataType.STRING:
                 offset = -(-file.tell() // _alignment(size)) * _alignment(size)
                 digest = _write_tensor(file, tensor, offset)
@@ -437,7 +335,7 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, offset: int) -> byt
     file.seek(offset)
     digest = hashlib.sha256()
     if isinstance(tensor, ir.ExternalTensor):
-        left = _nbytes(tensor)
+        left = nbytes(tensor)
         with open(tensor.path, "rb") as source:
             source.seek(tensor.offset or 0)
             while left > 0:

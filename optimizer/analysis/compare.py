@@ -21,7 +21,9 @@ import onnx_ir as ir
 
 from .. import storage
 from ..errors import OnnxpressError, UsageError
+from ..external_data import common_folder
 from ..passes.block_weights import sparsity_of
+from ..reading import to_proto
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .session import (
     FOLDER_KEY,
@@ -199,7 +201,7 @@ class _Probe:
     def __init__(self, path: Path, provider: dict[str, str] | None = None) -> None:
         self.path, self._provider = path, provider
         self.model = storage.load(path)
-        self._folder = storage.common_folder(self.model, path)
+        self._folder = common_folder(self.model, path)
         self.tensors = _float_tensors(self.model)
 
     @cached_property
@@ -217,7 +219,7 @@ class _Probe:
         """Values of the named tensors."""
         import onnx
 
-        proto = ir.to_proto(self.model)
+        proto = to_proto(self.model)
         typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
         wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]

@@ -34,7 +34,14 @@ _MOST_ELEMENTS = 1 << 30
 _WORDS = {"past": r"past", "batch": r"batch", "sequence": r"seq|length|token"}
 
 
-def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> Feeds:
+def random_feeds(
+    inputs: list[Any],
+    dims: Mapping[str, int],
+    seed: int = 0,
+    *,
+    limits: Mapping[str, int] | None = None,
+    side: int = _SIDE,
+) -> Feeds:
     """Plausible inputs: masks of ones, positions that count up, small token ids, normal floats.
 
     Args:
@@ -43,6 +50,8 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
             say so. A name such as "past + sequence" is the sum of its parts, and so is a total. Each open size can
             also be called after its input and axis, such as "x:1", and one without a name of its own is.
         seed: Of the generator.
+        limits: By input, the least number that an integer must not reach, as `token_limits` finds it.
+        side: Of an image whose size is open.
 
     Raises:
         OnnxpressError: An input is of a type that cannot be made up, or absurdly large.
@@ -54,7 +63,13 @@ def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> F
         listed = ", ".join(symbolic_sizes(inputs)) or "none"
         raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
     generator = np.random.default_rng(seed)
-    return {node.name: _random(node, dims, generator) for node in inputs}
+    limits = limits or {}
+    return {node.name: _below(limits.get(node.name), _random(node, dims, side, generator)) for node in inputs}
+
+
+def _below(limit: int | None, array: np.ndarray) -> np.ndarray:
+    """Integers that index a table of so many rows."""
+    return array % np.asarray(limit, array.dtype) if limit and array.dtype.kind in "iu" else array
 
 
 def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> list[Any]:
@@ -113,11 +128,11 @@ def type_name(dtype: np.dtype) -> str:
     return next((name for name, known in _TYPES.items() if known == dtype), f"tensor({dtype})")
 
 
-def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) -> np.ndarray:
+def _random(node: Any, dims: Mapping[str, int], side: int, generator: np.random.Generator) -> np.ndarray:
     if node.type not in _TYPES:
         raise OnnxpressError(f"input {node.name} of type {node.type}: give --data, it cannot be made up")
     dtype = _TYPES[node.type]
-    shape = _shape(node, dims)
+    shape = _shape(node, dims, side)
     if np.prod([float(size) for size in shape]) > _MOST_ELEMENTS:
         raise OnnxpressError(f"input {node.name} of shape {shape} is too large to make up; give --data")
     name = node.name.lower()
@@ -134,13 +149,13 @@ def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) 
     return generator.integers(0, _MOST_ID, shape).astype(dtype)
 
 
-def _shape(node: Any, dims: Mapping[str, int]) -> tuple[int, ...]:
+def _shape(node: Any, dims: Mapping[str, int], side: int) -> tuple[int, ...]:
     image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
 
     def size_of(axis: int, size: int | str | None) -> int:
-        if not _is_open(size):
-            return int(size or 0)
-        default = _SIDE if image and axis >= 2 else 1
+        if isinstance(size, int) and not _is_open(size):
+            return size
+        default = side if image and axis >= 2 else 1
         named = _size(size, dims, default) if isinstance(size, str) else default
         return dims.get(_place(node, axis), named)
 
@@ -253,8 +268,10 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     wanted = np.dtype(_TYPES[node.type]) if node.type in _TYPES else None
     if wanted is not None and array.dtype != wanted:
         raise UsageError(f"{path}: {node.name} is {array.dtype}, the model takes {wanted}")
-    fits = len(node.shape) == array.ndim and all(
-        _is_open(size) or size == have for size, have in zip(node.shape, array.shape, strict=True)
+    # ONNX Runtime gives no sizes for an input of any shape, as for one number.
+    fits = not node.shape or (
+        len(node.shape) == array.ndim
+        and all(_is_open(size) or size == have for size, have in zip(node.shape, array.shape, strict=True))
     )
     if not fits:
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")

@@ -67,7 +67,7 @@ def choose_metric(
         name: A name of `onnxpress.models.tasks.TASKS`; "module:function", called with an
             `onnxruntime.InferenceSession` for a number, more being better; or None for the likeness to the float model:
             the mean, over feeds and outputs, of the cosine of the two as vectors, and for outputs that are no floats
-            of the share of equal elements.
+            of the share of equal elements; NaN where an output has another shape, such as audio of another length.
         original: The float model, or its path, beside which a task finds the tokenizer.
         feeds: Inputs for the likeness; the others bring their own.
         source: What to call the float model in an error; its path by default.
@@ -157,9 +157,9 @@ def _likenesses(wanted: list[npt.NDArray[Any]], found: list[npt.NDArray[Any]]) -
 
 
 def _likeness(wanted: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
-    """1 where equal; -1, the least that a cosine can be, where the output holds NaN or has another shape."""
+    """1 where equal; -1, the least that a cosine can be, where the output holds NaN; NaN where it has another shape."""
     if wanted.shape != output.shape:
-        return -1.0
+        return math.nan
     if not np.issubdtype(wanted.dtype, np.floating):
         return float(np.mean(wanted == output)) if wanted.size else 1.0
     cosine = measure(wanted, output)[1]

@@ -16,8 +16,9 @@ import onnx_ir as ir
 from .. import storage
 from ..already_quantized import check_not_quantized
 from ..errors import UsageError
+from ..gate import Gate
 from ..outcome import Progress
-from ..passes import CleanUp, NameNodes
+from ..passes import NameNodes
 from ..passes.constants import constant_of, is_constant, mark_constants
 from ..preparation import prepare
 from .collect import collect
@@ -124,10 +125,12 @@ def calibrate(
         data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length
     )
     NameNodes()(loaded)
-    CleanUp()(loaded)
+    gate = Gate(loaded, None, lambda: next(iter(opened)))
+    gate.clean_up(loaded)
     prepare(loaded)
     found = collect(loaded, opened, activations(loaded, gram=gram), progress=progress)
-    return _finish(found, str(path), target, begin, [f"{opened.name}: {doubt}" for doubt in opened.doubts])
+    warnings = [*gate.warnings, *(f"{opened.name}: {doubt}" for doubt in opened.doubts)]
+    return _finish(found, str(path), target, begin, warnings)
 
 
 def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:

@@ -112,13 +112,13 @@ class Data:
 
     def _joined(self, arrays: list[np.ndarray], entry: Input, first: int) -> np.ndarray:
         where = f"{self.name}: input '{entry.name}'"
-        if not entry.shape:
+        if entry.shape == ():
             for index, array in enumerate(arrays):
                 if array != arrays[0]:
                     raise UsageError(f"{where}: samples {first} and {first + index} differ; use a batch of 1")
             return arrays[0]
         if not entry.has_free_batch:
-            raise UsageError(f"{where}: its leading size is fixed at {entry.shape[0]}; use a batch of 1")
+            raise UsageError(f"{where}: its leading size is fixed; use a batch of 1")
         for index, array in enumerate(arrays):
             if array.shape[1:] != arrays[0].shape[1:]:
                 raise UsageError(
@@ -136,10 +136,11 @@ def check(array: np.ndarray, entry: Input, where: str) -> None:
     """
     if array.dtype != entry.dtype and not (entry.dtype == object and array.dtype.kind in "US"):
         raise UsageError(f"{where}: is {array.dtype}, the model takes {entry.dtype}")
-    fits = array.ndim == len(entry.shape) and all(
-        not isinstance(size, int) or size == have for size, have in zip(entry.shape, array.shape, strict=True)
+    fits = entry.shape is None or (
+        array.ndim == len(entry.shape)
+        and all(not isinstance(size, int) or size == have for size, have in zip(entry.shape, array.shape, strict=True))
     )
-    if not fits:
+    if not fits and entry.shape is not None:
         advice = "; samples lie along a first axis" if array.ndim + 1 == len(entry.shape) else ""
         raise UsageError(f"{where}: has shape {list(array.shape)}, the model takes {list(entry.shape)}{advice}")
     if is_float(array.dtype) and not np.isfinite(array).all():

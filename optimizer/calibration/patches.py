@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ..analysis.feeds import Feeds
 from ..outcome import Progress
+from ..passes.constants import constant_of
 from ..passes.rewriting import required
 from .observe import Observer
 
@@ -129,10 +130,15 @@ class _Sum:
 
 def _inputs(node: ir.Node) -> int:
     """K."""
-    shape = required(required(node.inputs[1]).shape).numpy()
+    shape = _weight_shape(node)
     if node.op_type == "Conv":
         return math.prod(shape[1:])
     return shape[1] if node.attributes.get_int("transB", 0) else shape[0]
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...]:
+    """Of a constant, of which the graph itself may not say it."""
+    return tuple(required(constant_of(required(node.inputs[1]))).shape.numpy())
 
 
 def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -159,7 +165,7 @@ def _draw(node: ir.Node, x: Array, generator: np.random.Generator) -> Doubles:
 
 
 def _patches(node: ir.Node, x: Array, most: int, generator: np.random.Generator) -> Doubles:
-    kernel = [int(size) for size in required(required(node.inputs[1]).shape).numpy()[2:]]
+    kernel = list(_weight_shape(node)[2:])
     axes = range(2, x.ndim)
     strides, dilations = (node.attributes.get_ints(key, [1] * len(kernel)) for key in ("strides", "dilations"))
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]

@@ -44,6 +44,10 @@ def optimize(
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
     search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
     clean_up: Annotated[bool | None, typer.Option("--clean-up/--no-clean-up", help="Fold and fuse first.")] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option("--check/--no-check", help="Run the model before and after; by default up to 500 MB of weights."),
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only nodes whose name matches; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not nodes whose name matches; repeatable.")] = None,
     block_size: Annotated[
@@ -243,7 +247,8 @@ def optimize(
     given = {
         "scheme": scheme, "block_size": block_size, "symmetric": symmetric, "search": search,
         "scale_type": scale_type, "form": form, "accuracy_level": accuracy_level, "embeddings": embeddings,
-        "clean_up": clean_up, "include": include or None, "exclude": exclude or None, "range_method": range_method,
+        "clean_up": clean_up, "check": check, "include": include or None, "exclude": exclude or None,
+        "range_method": range_method,
         "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
         "reduce_range": reduce_range, "target": target, "equalize": equalize, "smooth": smooth,
         "correct_bias": correct_bias, "compensate": compensate, "restore_moments": restore_moments, "metric": metric,

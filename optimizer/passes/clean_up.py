@@ -21,6 +21,12 @@ from .remove_unused import outputs_kept, remove_unused, unread_kept
 from .signature import signature_kept
 from .trusted_rules import TRUSTED, GuardedRule
 
+STEPS = (
+    "inlining", "constant folding", *(trusted.name for trusted in TRUSTED), "merging of equal nodes",
+    "removal of unused nodes", "removal of unused functions", "removal of unused opsets",
+)  # fmt: skip
+"""Names of what a clean-up consists of, in order; rules are applied together, again and again."""
+
 
 class CleanUp:
     """Inline functions, fold constants, apply fusion rules, and remove what is double or unused.

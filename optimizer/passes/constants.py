@@ -156,6 +156,8 @@ def _result(value: ir.Value) -> ir.TensorProtocol | str | None:
         return None
     if known.result is None:
         known.result = _Body(value, known.opset).tensor()
+    if isinstance(known.result, ir.TensorProtocol) and (value.shape is None or value.dtype is None):
+        value.type, value.shape = ir.TensorType(known.result.dtype), ir.Shape(known.result.shape.numpy())
     return known.result
 
 

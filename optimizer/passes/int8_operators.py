@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from .constants import constant_of, is_constant, release, why_unread
+from .matching import least_rank
+from .plain_average_pool import needs_float
 
 
 class Role(enum.Enum):
@@ -105,7 +107,7 @@ def understand(node: ir.Node) -> Operator | str | None:
     if node.op_type in _MOVES:
         return _move(node)
     if node.op_type in _MAPS:
-        return Operator(node, Role.MAP)
+        return _map(node)
     readers = {
         "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "Add": _binary, "Mul": _binary, "Div": _binary,
         "Concat": _concat, "Split": _split, "Relu": _relu, "Clip": _clip,
@@ -130,6 +132,11 @@ def scalar(value: ir.Value | None) -> float | None:
     if tensor is None or tensor.size != 1 or not np.issubdtype(tensor.dtype.numpy(), np.number):
         return None
     return float(tensor.numpy().reshape(-1)[0])
+
+
+def _rank(value: ir.Value | None) -> int:
+    tensor = _constant(value)
+    return 0 if tensor is None else len(tensor.shape)
 
 
 def refuse_weight(value: ir.Value | None) -> str | None:
@@ -205,7 +212,15 @@ def _move(node: ir.Node) -> Operator | str | None:
         return "MaxPool with indices"
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") not in ("nearest", "linear"):
         return "Resize in mode cubic"
+    if "axes" in node.attributes:
+        return "Resize of some axes"
     return Operator(node, Role.MOVE)
+
+
+def _map(node: ir.Node) -> Operator | str:
+    if node.op_type == "AveragePool" and needs_float(node):
+        return "ONNX Runtime's int8 AveragePool has no dilations, and other counts where ceil_mode adds windows"
+    return Operator(node, Role.MAP)
 
 
 def _binary(node: ir.Node) -> Operator | str | None:
@@ -218,6 +233,8 @@ def _binary(node: ir.Node) -> Operator | str | None:
         return Operator(node, Role.BINARY, inputs=(0, 1)) if node.op_type != "Div" else "Div by an activation"
     index = constants[0]
     number = scalar(node.inputs[index])
+    if number is not None and _rank(node.inputs[index]) > least_rank(node.inputs[1 - index]):
+        number = None  # the result has more axes than the codes
     if node.op_type != "Add" and number is not None and number > 0 and math.isfinite(number):
         if node.op_type == "Mul":
             return Operator(node, Role.SCALE, inputs=(1 - index,), factor=number)

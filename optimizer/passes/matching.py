@@ -58,6 +58,14 @@ def behind(value: ir.Value | None, op_type: str) -> ir.Value | None:
     return input_of(maker, 0) if is_standard(maker, op_type) else None
 
 
+def values_read(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, its inner graphs included."""
+    inner = [attribute.value for attribute in node.attributes.values() if isinstance(attribute.value, ir.Graph)]
+    nested = [value for graph in inner for each in graph.all_nodes() for value in each.inputs]
+    nested += [value for graph in inner for value in graph.outputs]
+    return [value for value in (*node.inputs, *nested) if value is not None]
+
+
 def sole_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value, where it is of the same graph and nobody else does."""
     uses = tuple(value.uses())

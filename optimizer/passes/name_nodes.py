@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..names import Root, names_of
+from ..names import names_of, roots
 from .rewriting import result_name
 
 
@@ -16,11 +16,10 @@ class NameNodes:
 
     def __call__(self, model: ir.Model) -> bool:
         """Name those of all graphs and functions; whether anything changed."""
-        roots: list[Root] = [model.graph, *model.functions.values()]
-        return sum(map(_name, roots)) > 0
+        return sum(map(_name, roots(model))) > 0
 
 
-def _name(root: Root) -> int:
+def _name(root: ir.Graph) -> int:
     """How many had no name."""
     nameless = [node for node in root.all_nodes() if not node.name]
     for node in nameless:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .rewriting import set_names
+
 
 class OwnResults:
     """Add an Identity to branches and bodies for each result that comes from the graph around them."""
@@ -58,8 +60,10 @@ def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
 
 
 def _add_identity(graph: ir.Graph, index: int, value: ir.Value) -> None:
-    node = ir.node("Identity", [value], name=f"{graph.name}_{value.name}_result_{index}")
+    node = ir.node("Identity", [value])
+    name = f"{graph.name}_{value.name}_result_{index}"
+    set_names(node, graph, name, name)
     result = node.outputs[0]
-    result.name, result.type, result.shape = node.name, value.type, value.shape
+    result.type, result.shape = value.type, value.shape
     graph.append(node)
     graph.outputs[index] = result

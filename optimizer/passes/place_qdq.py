@@ -30,7 +30,7 @@ from ..quantization.affine import (
 from .constants import array_of
 from .int8_operators import Operator, Role
 from .plan_int8 import Int8Plan, is_bias
-from .rewriting import SharedArrays, required, set_names
+from .rewriting import SharedArrays, float_name, remember_float_name, required, set_names
 from .sharing import insert_behind
 
 Range = tuple[float, float]
@@ -152,6 +152,7 @@ class PlaceQdq:
             for index, output in enumerate(self._graph.outputs):
                 if output is value:
                     self._graph.outputs[index] = decoded
+            remember_float_name(value, float_name(value))
             value.name, decoded.name = names_of(self._graph).value(f"{value.name}_float"), value.name
 
     def _encode(self, value: ir.Value, result: ir.Value, parameters: AffineParameters) -> _Codes:
@@ -169,6 +170,7 @@ class PlaceQdq:
         set_names(node, self._graph, f"{value.name}_dequantize", f"{value.name}_dequantized")
         output = node.outputs[0]
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+        remember_float_name(output, float_name(value))
         insert_behind(codes.value, self._graph, node)
         return output
 

@@ -21,6 +21,7 @@ def required(thing: Thing | None) -> Thing:
 
 
 _WRITTEN = "onnxpress.written"  # name and operator
+_FLOAT_NAME = "onnxpress.float_name"
 
 
 def result_name(node: ir.Node) -> str | None:
@@ -60,6 +61,16 @@ def stand_for(new: ir.Node, old: ir.Node) -> None:
     new.meta[_WRITTEN] = written_name(old), written_type(old)
 
 
+def float_name(value: ir.Value) -> str:
+    """What a tensor is called in the float model, of which observations know it by name."""
+    return str(value.meta.get(_FLOAT_NAME, value.name or ""))
+
+
+def remember_float_name(value: ir.Value, name: str | None) -> None:
+    """Note what a tensor, or the one that it is decoded from, is called in the float model."""
+    value.meta[_FLOAT_NAME] = name or ""
+
+
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a tensor under `name`, or the next free name after it."""
     tensor.name = unique = names_of(graph).value(name)
@@ -96,7 +107,7 @@ class SharedArrays:
         return self._made[name][0][1]
 
 
-def set_names(node: ir.Node, graph: ir.Graph | ir.Function, name: str, *results: str) -> None:
+def set_names(node: ir.Node, graph: ir.Graph, name: str, *results: str) -> None:
     """Name a node that is new in a graph, and its outputs, or by the next free names after these."""
     names = names_of(graph)
     node.name = names.node(name)
@@ -113,7 +124,7 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: Mapping[str, int | str | list[int]] | None = None,
+    attributes: Mapping[str, int | str | list[int] | ir.TensorProtocol] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`.
 

@@ -110,23 +110,25 @@ def numbers_behind_conv(match: Match) -> bool:
 
 
 def sliced_sizes_are_numbers(match: Match) -> bool:
-    """Along the axes of a Slice, both sizes are known."""
+    """Along the axes of a Slice, both sizes are known, and the result's is not what somebody only states."""
     node = match.root
     data, result, axes = node.inputs[0], node.outputs[0], _array(input_of(node, 3))
     if data is None or data.shape is None or result.shape is None or axes is None:
+        return False
+    if any(_array(value) is None for value in node.inputs[1:]):
         return False
     return all(isinstance(data.shape[axis], int) and data.shape[axis] == result.shape[axis] for axis in axes.tolist())
 
 
 def flat_size_is_known(match: Match) -> bool:
-    """A Flatten one of whose sizes is known and not 0, so that a Reshape can tell the other."""
+    """A Flatten one of whose sizes is known, so that a Reshape can tell the other; 0 would mean another axis to it."""
     node = match.root
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    if shape is None:
+    if shape is None or 0 in shape.dims:
         return False
     axis = node.attributes.get_int("axis", 1)
     axis += len(shape) if axis < 0 else 0
-    return any(all(isinstance(size, int) and size > 0 for size in part) for part in (shape[:axis], shape[axis:]))
+    return any(all(isinstance(size, int) for size in part) for part in (shape[:axis], shape[axis:]))
 
 
 def normalization_of_inference(match: Match) -> bool:

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnxpress import ep
 from onnxpress.custom_ops import _kernels, reference
+from onnxpress.optimizer import compile_context
 from onnxpress.optimizer.analysis.machine import products_saturate
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
@@ -292,6 +293,44 @@ def test_a_scale_with_several_values_at_run_time():
     session = ep.session(proto, options(), claim="dynamic_matmul")
     with pytest.raises(Exception, match=r"'product0': the scale of A has shape .3., must be one for all"):
         session.run(None, feeds)
+
+
+@pytest.mark.parametrize("form", ["chain", "dynamic_quantize_matmul", "matmul_integer_to_float"])
+def test_a_product_that_nothing_reads(form):
+    """Without optimizations, which would remove it."""
+    model = Model(form=form, products=2)
+    proto = onnx.load_from_string(model.proto)
+    del proto.graph.output[1]
+    chosen = options(graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+    session = ep.session(proto.SerializeToString(), chosen, claim="dynamic_matmul")
+    if KNOWS_WHO_RUNS_WHAT:
+        assert {"product0", "product1"} <= set(ep.assigned_nodes(session)[ep.NAME])
+    feeds = model.feeds(5)
+    np.testing.assert_array_equal(session.run(None, feeds)[0], next(model.meaning(feeds)))
+
+
+@pytest.mark.parametrize("size", [33026, 65794])
+def test_sums_beyond_int32(size, tmp_path):
+    """The largest that there are: true ones, where ONNX Runtime's wrap around; saved ones, too."""
+    model = Model(weight="uint8", per="tensor", size=size)
+    W, scales, *_ = model.parts[0]
+    proto = onnx.load_from_string(model.proto)
+    for tensor in proto.graph.initializer:
+        if tensor.name == "W0":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(W), "W0"))
+        elif tensor.name == "points0":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(255, np.uint8), "points0"))
+    onnx.save(proto, tmp_path / "model.onnx")
+    compile_context(tmp_path / "model.onnx", claim="dynamic_matmul")
+    A = np.ones((3, size), np.float32)
+    want = np.full((3, N), -255.0 * size * np.float64(scales))
+    for name, given in (
+        ("model.onnx", {"claim": "dynamic_matmul"}),
+        ("model.ctx.onnx", {}),
+        ("model.ctx.onnx", {"verify": 1}),
+    ):
+        (got,) = ep.session(tmp_path / name, options(), **given).run(None, {"A": A})
+        np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_what_is_no_faster_is_left_unless_it_is_named(capfd):

@@ -290,6 +290,21 @@ def test_a_rounding_that_is_left(key, value):
     assert np.abs(got.astype(int) - want.astype(int)).max() <= 1
 
 
+def test_a_product_that_nothing_reads():
+    """Without optimizations, which would remove it."""
+    proto = onnx.load_from_string(make()[0])
+    unread = [onnx.NodeProto.FromString(node.SerializeToString()) for node in proto.graph.node]
+    for node in unread:
+        node.name += "_unread"
+        node.output[0] += "_unread"
+    unread[-1].input[:] = [name + "_unread" for name in unread[-1].input]
+    proto.graph.node.extend(unread)
+    session = ep.session(proto.SerializeToString(), options(graph_optimization_level=NONE), claim="qdq_matmul")
+    assert taken(session) in (sorted(GROUP * 2), None)
+    feeds = {"A": activations(session, 5)}
+    np.testing.assert_array_equal(session.run(None, feeds)[0], make()[1](feeds["A"]))
+
+
 def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
     session = ep.session(make()[0], options(log_severity_level=1), isa="scalar")
     assert "MatMul node 'product': we are no faster on scalar" in capfd.readouterr().err
