@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from .errors import OnnxpressError
 from .names import roots, settle_names, values_of
+from .own_results import OwnResults
 
 _LEAST_IR = 4
 """The first version of the file format in which initializers need not be inputs, and inputs can be overridden."""
@@ -23,7 +24,8 @@ def normalise(model: ir.Model, source: str) -> None:
 
     The standard domain is called "". Initializers that are constants are no inputs. Sizes that are below zero, or that
     have a name in which there is nothing to read such as "?", are open, and not equal to one another. Nodes follow
-    those whose results they read. Names of values are unique, see `names`.
+    those whose results they read. Inner graphs return what they make themselves. Names of values are unique, see
+    `names`.
 
     Args:
         model: As it was read.
@@ -38,6 +40,7 @@ def normalise(model: ir.Model, source: str) -> None:
         _sort(root, source)
     _import_standard_domain(model)
     _free_inputs(model)
+    OwnResults()(model)
     settle_names(model)
 
 

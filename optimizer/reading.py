@@ -17,6 +17,7 @@ import onnx_ir as ir
 
 from .errors import OnnxpressError, first_line
 from .names import values_of
+from .quiet_libraries import quiet_libraries
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,8 @@ def from_proto(proto: onnx.ModelProto, source: str) -> ir.Model:
     for info in _infos(proto):
         _put_aside(info)
     try:
-        return ir.from_proto(proto)
+        with quiet_libraries():
+            return ir.from_proto(proto)
     except Exception as error:  # the deserializer's own checks raise many types
         raise OnnxpressError(f"{source}: not a valid ONNX model: {first_line(error)}") from error
 

@@ -6,17 +6,15 @@ folded, so that no weight is materialized but those that a BatchNormalization is
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
 from ..names import names_kept_apart
+from ..quiet_libraries import quiet_libraries
 from .inline_functions import InlineFunctions
 from .kept_names import inner_names_kept, replaced_names_kept
 from .merge_equal import MergeEqual
-from .own_results import OwnResults
 from .remove_unused import outputs_kept, remove_unused, unread_kept
 from .signature import signature_kept
 from .trusted_rules import TRUSTED, GuardedRule
@@ -46,12 +44,11 @@ class CleanUp:
 
     def __call__(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
-        changed = OwnResults()(model)
         while True:
             before = model.clone()
             try:
-                with names_kept_apart(model), _quiet_libraries(), signature_kept(model):
-                    return self._clean_up(model) or changed
+                with names_kept_apart(model), quiet_libraries(), signature_kept(model):
+                    return self._clean_up(model)
             except _StepError as failure:
                 model.graph = before.graph
                 model.functions.clear()
@@ -127,17 +124,3 @@ class _StepError(Exception):
     def __init__(self, step: str) -> None:
         super().__init__(step)
         self.step = step
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Without the warnings of onnxscript and onnx-ir on nodes that they do not know."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

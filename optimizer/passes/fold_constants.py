@@ -18,8 +18,8 @@ from onnxscript.optimizer._constant_folding import (
     FoldConstantsPass,
 )
 
+from ..own_results import make_own
 from .matching import is_standard, opset_of
-from .own_results import make_own
 from .rule_guards import is_same_size
 from .trusted_rules import detach
 

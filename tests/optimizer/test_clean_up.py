@@ -10,6 +10,7 @@ from graphs import Builder, weight
 from onnx import helper, numpy_helper
 from onnxpress.optimizer import optimize
 from onnxpress.optimizer.analysis.session import open_session, session_options
+from onnxpress.optimizer.normalise import normalise
 from onnxpress.optimizer.passes import CleanUp
 from onnxpress.optimizer.passes.fold_constants import _ARITHMETIC, _MOVES
 from onnxpress.optimizer.passes.inline_functions import InlineFunctions
@@ -291,6 +292,7 @@ def test_a_branch_that_returns_an_outer_value_gets_a_node_for_it(condition, retu
     held = {"w": X["x"] * 2, **({"c": np.array(True)} if condition else {})}
     inputs = [] if condition else [info("c", [], onnx.TensorProto.BOOL)]
     model = model_of([choose, node("Abs", ["h"], ["y"])], inputs=inputs, constants=held)
+    normalise(model, "model")
     clean_up = CleanUp()
     clean_up(model)
     assert not clean_up.warnings

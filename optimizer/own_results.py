@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .rewriting import set_names
+from .names import names_of
 
 
 class OwnResults:
@@ -60,10 +60,9 @@ def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
 
 
 def _add_identity(graph: ir.Graph, index: int, value: ir.Value) -> None:
-    node = ir.node("Identity", [value])
-    name = f"{graph.name}_{value.name}_result_{index}"
-    set_names(node, graph, name, name)
+    wanted, names = f"{graph.name}_{value.name}_result_{index}", names_of(graph)
+    node = ir.node("Identity", [value], name=names.node(wanted))
     result = node.outputs[0]
-    result.type, result.shape = value.type, value.shape
+    result.name, result.type, result.shape = names.value(wanted), value.type, value.shape
     graph.append(node)
     graph.outputs[index] = result
