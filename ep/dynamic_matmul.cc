@@ -12,6 +12,7 @@ namespace {
 std::unique_ptr<Int8Plan> make_plan(const Claims& claims, const GraphNode& node, const Int8Input& input,
                                     const Int8Source& weight, std::vector<const ort::Node*> nodes) {
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
+  plan->has_rival = input.is_float() || !input.format.is_signed;
   plan->nodes = std::move(nodes);
   return plan;
 }

@@ -353,6 +353,15 @@ def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
     assert taken(ep.session(Model().proto, options(), isa="scalar", claim="dynamic_matmul")) in (sorted(WHOLE), None)
 
 
+@pytest.mark.skipif("avx2" not in _kernels.supported_isas(), reason="a rule for x86")
+@pytest.mark.parametrize(("activation", "takes"), [("uint8", False), ("int8", True)])
+def test_what_is_taken_on_avx2(activation, takes):
+    """ONNX Runtime has no kernel for signed activations there but portable code."""
+    model = Model(form="matmul_integer_to_float", activation=activation)
+    expected = ["MatMulIntegerToFloat"] if takes else []
+    assert taken(ep.session(model.proto, options(), isa="avx2")) in (expected, None)
+
+
 def test_verify_reports_the_largest_error(capfd):
     model = Model(bias="after")
     session = ep.session(model.proto, options(log_severity_level=2), claim="dynamic_matmul", verify=1)
