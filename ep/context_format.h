@@ -13,7 +13,7 @@
 namespace onnxpress {
 
 // To be raised whenever the packed form of a weight or a record changes.
-inline constexpr std::uint32_t kContextFormat = 3;
+inline constexpr std::uint32_t kContextFormat = 4;
 inline constexpr std::uint64_t kContextMagic = 0x0a1a7478746370ff;  // no text, and damaged by what mangles text
 inline constexpr std::uint32_t kByteOrder = 0x01020304;
 
@@ -28,6 +28,10 @@ struct ContextHeader {
   std::uint64_t nodes = 0;
   std::uint64_t identity = 0;  // the hash of all before, which knows all blobs by their hashes in the index
 };
+
+// Room for some hundred thousand nodes. A file that says more is damaged: it could be long without holding anything,
+// and the index is all that is read into memory.
+inline constexpr std::uint64_t kMostIndex = std::uint64_t{1} << 26;
 
 inline constexpr std::size_t kHashedHeader = offsetof(ContextHeader, identity);
 inline constexpr std::size_t kBlobAlignment = 64;

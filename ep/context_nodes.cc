@@ -1,13 +1,15 @@
 #include "context_nodes.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <utility>
 #include <vector>
 
 namespace onnxpress {
 namespace {
 
-constexpr const char* kDomain = "com.microsoft";
+constexpr const char* kContribDomain = "com.microsoft";
 constexpr const char* kOpType = "EPContext";
 // Attributes of the operator, by what they hold.
 constexpr const char* kFile = "ep_cache_context";
@@ -26,12 +28,22 @@ std::string folder_of(const std::string& path) {
   return path.substr(0, std::max<std::size_t>(slash, 1));
 }
 
-// Where the data of the graph's model lies.
-std::string data_folder(const Claims& claims, const ort::Graph* graph, const GraphNode& node) {
+// The folder of a model, and where that is a link the folder of the file.
+std::vector<std::string> folders_of(const std::string& path) {
+  std::vector<std::string> folders{folder_of(path)};
+  const std::unique_ptr<char, void (*)(void*)> real(realpath(path.c_str(), nullptr), std::free);
+  if (real != nullptr) folders.push_back(folder_of(real.get()));
+  return folders;
+}
+
+// Where the data of the graph's model may lie.
+std::vector<std::string> data_folders(const Claims& claims, const ort::Graph* graph, const GraphNode& node) {
   const std::string path = model_path(claims.api, graph);
-  if (!path.empty()) return folder_of(path);
-  if (!claims.options.data_folder.empty()) return claims.options.data_folder;
-  if (!claims.options.context_path.empty()) return folder_of(claims.options.context_path);
+  if (!path.empty()) return folders_of(path);
+  std::vector<std::string> folders;
+  if (!claims.options.context_path.empty()) folders = folders_of(claims.options.context_path);
+  if (!claims.options.data_folder.empty()) folders.push_back(claims.options.data_folder);
+  if (!folders.empty()) return folders;
   node.reject(
       "the model is no file, so that nobody knows where its weights lie; say it by the session's entry "
       "session.model_external_initializers_file_folder_path");
@@ -83,7 +95,7 @@ class Attributes {
 }  // namespace
 
 bool is_saved(const GraphNode& node) {
-  return node.is(kDomain, kOpType) && node.text_attribute("source", "") == kEpName;
+  return node.is(kContribDomain, kOpType) && node.text_attribute("source", "") == kEpName;
 }
 
 SavedNode::SavedNode(const Claims& claims, const ContextFile& file, const GraphNode& node, const ort::Node* compiled)
@@ -114,7 +126,7 @@ std::unique_ptr<CompiledNode> SavedNodes::load(const Claims& claims, const ort::
   const std::string name = node.text_attribute(kFile, ""), identity = node.text_attribute(kIdentity, "");
   auto at = files_.find({name, identity});
   if (at == files_.end()) {
-    ContextFile file(data_folder(claims, graph, node), name, identity, claims.options.verify);
+    ContextFile file(data_folders(claims, graph, node), name, identity, claims.options.verify);
     at = files_.emplace(std::pair(name, identity), std::move(file)).first;
   }
   SavedNode saved(claims, at->second, node, compiled);
@@ -145,8 +157,8 @@ ort::Node* make_context_node(const ort::Api& api, const ort::Node* compiled, con
   };
   const std::vector<const char*> ins = pointers(inputs), outs = pointers(outputs);
   ort::Node* made = nullptr;
-  ort::check(api, api.GetModelEditorApi()->CreateNode(kOpType, kDomain, node.name().c_str(), ins.data(), ins.size(),
-                                                      outs.data(), outs.size(), attributes.made().data(),
+  ort::check(api, api.GetModelEditorApi()->CreateNode(kOpType, kContribDomain, node.name().c_str(), ins.data(),
+                                                      ins.size(), outs.data(), outs.size(), attributes.made().data(),
                                                       attributes.made().size(), &made));
   return made;
 }

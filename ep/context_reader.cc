@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "context_format.h"
@@ -49,8 +51,17 @@ bool is_plain_name(const std::string& name) {
          name.find('\0') == std::string::npos;
 }
 
-// Links are not followed: they could lead anywhere. Nor does a pipe make it wait.
-int open_plain(const std::string& path) { return open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); }
+// The path without links; none, with errno set, where there is no such file.
+std::optional<std::string> real_path(const std::string& path) {
+  const std::unique_ptr<char, void (*)(void*)> real(realpath(path.c_str(), nullptr), std::free);
+  if (real == nullptr) return std::nullopt;
+  return real.get();
+}
+
+bool is_below(const std::string& path, const std::string& folder) {
+  const std::string begin = folder == "/" ? folder : folder + "/";
+  return path.compare(0, begin.size(), begin) == 0;
+}
 
 std::uint64_t number_at(const char* bytes) {
   std::uint64_t value;
@@ -64,13 +75,32 @@ void ContextFile::reject(const std::string& reason) const {
   throw ort::InvalidArgument(std::string(kEpName) + ": " + path_ + ": " + reason);
 }
 
-ContextFile::ContextFile(const std::string& folder, const std::string& name, const std::string& identity, bool verify)
+// Links of model caches and mounted volumes are followed as far as ONNX Runtime follows those of external data: others
+// could lead anywhere.
+std::string ContextFile::find(const std::vector<std::string>& folders, const std::string& name) {
+  std::optional<std::string> found;
+  int reason = ENOENT;
+  for (auto folder = folders.begin(); folder != folders.end() && !found; ++folder) {
+    path_ = *folder + "/" + name;
+    found = real_path(path_);
+    if (!found && errno != ENOENT) reason = errno;
+  }
+  if (!found) reject(std::string(std::strerror(reason)) + "; the model needs this file beside it");
+  for (const std::string& folder : folders) {
+    const std::optional<std::string> real = real_path(folder);
+    if (real && is_below(*found, *real)) return *found;
+  }
+  reject("is a link that leaves the folder of the model; copy the file itself (cp -L)");
+}
+
+ContextFile::ContextFile(const std::vector<std::string>& folders, const std::string& name, const std::string& identity,
+                         bool verify)
     : path_("ep_cache_context"), verify_(verify) {
   if (!is_plain_name(name)) reject("the file of a context must be named without a folder, and lie beside the model");
-  path_ = folder + "/" + name;
-  const Descriptor file(open_plain(path_));
-  if (file < 0 && errno == ELOOP) reject("is a link, which could lead anywhere; copy the file itself (cp -L)");
-  if (file < 0) reject(std::string(std::strerror(errno)) + "; the model needs this file beside it");
+  const std::string real = find(folders, name);
+  // Nor does a pipe make it wait.
+  const Descriptor file(open(real.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (file < 0) reject(std::strerror(errno));
   struct stat status;
   if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) reject("is no regular file");
 
@@ -88,6 +118,7 @@ ContextFile::ContextFile(const std::string& folder, const std::string& name, con
     reject("is damaged: it has " + std::to_string(size) + " bytes of " + std::to_string(header.file_size));
   }
   if (header.index_offset > size || header.index_size != size - header.index_offset) reject("is damaged: no index");
+  if (header.index_size > kMostIndex) reject("is damaged: its index is too long");
   std::string index(header.index_size, '\0');
   if (!read_at(file, header.index_offset, index.data(), index.size()) ||
       hash_of(index.data(), index.size()) != header.index_hash) {
@@ -98,7 +129,9 @@ ContextFile::ContextFile(const std::string& folder, const std::string& name, con
     if (left < sizeof(std::uint64_t) || number_at(&index[at]) > left - sizeof(std::uint64_t)) {
       reject("is damaged: a record ends behind the index");
     }
+    if (records_.size() == header.nodes) reject("is damaged: it has not as many nodes as it says");
     const std::uint64_t bytes = number_at(&index[at]);
+    if (bytes == 0) reject("is damaged: a record is too short");
     at += sizeof bytes;
     records_.push_back(index.substr(at, bytes));
   }

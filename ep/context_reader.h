@@ -15,14 +15,18 @@ namespace onnxpress {
 // The bytes of a file, mapped as long as somebody holds it. All who map it share its pages.
 class ContextFile {
  public:
-  // `identity` is what the model expects. With `verify`, blobs are hashed too, each time that one is read.
-  ContextFile(const std::string& folder, const std::string& name, const std::string& identity, bool verify);
+  // In the first of the folders that has the file, which may be a link to one below any of them. `identity` is what the
+  // model expects. With `verify`, blobs are hashed too, each time that one is read.
+  ContextFile(const std::vector<std::string>& folders, const std::string& name, const std::string& identity,
+              bool verify);
 
   [[noreturn]] void reject(const std::string& reason) const;
 
  private:
   friend class ContextReader;
 
+  // Sets the path, and gives the one that it stands for.
+  std::string find(const std::vector<std::string>& folders, const std::string& name);
   const std::string& record(std::size_t node) const;
   Blob blob(std::uint64_t offset, std::uint64_t size, std::uint64_t hash) const;
 

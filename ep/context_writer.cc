@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 #include "hash.h"
 
@@ -33,9 +34,8 @@ class NewFile {
   NewFile(const NewFile&) = delete;
   NewFile& operator=(const NewFile&) = delete;
   ~NewFile() {
-    if (descriptor_ < 0) return;
-    close(descriptor_);
-    unlink(path_.c_str());
+    if (descriptor_ >= 0) close(descriptor_);
+    if (!path_.empty()) unlink(path_.c_str());
   }
 
   void write(const void* bytes, std::size_t size) {
@@ -49,18 +49,34 @@ class NewFile {
     }
   }
 
+  // The bytes are on the disk before the name is, and the name before this returns: no model that is written next can
+  // name a file that a crash of the machine leaves empty.
   void finish(const std::string& path) {
+    if (fsync(descriptor_) != 0) fail(path_);
+    // Some file systems tell of a full disk only now.
+    if (close(std::exchange(descriptor_, -1)) != 0) fail(path_);
     if (std::rename(path_.c_str(), path.c_str()) != 0) fail(path);
-    close(descriptor_);
-    descriptor_ = -1;
+    path_.clear();
+    sync_folder_of(path);
   }
 
  private:
+  static void sync_folder_of(const std::string& path) {
+    const std::string folder = path.substr(0, path.rfind('/') + 1) + ".";
+    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (descriptor < 0) fail(folder);
+    const bool is_synced = fsync(descriptor) == 0 || errno == EINVAL;  // of file systems that cannot do it for folders
+    const int reason = errno;
+    close(descriptor);
+    errno = reason;
+    if (!is_synced) fail(folder);
+  }
+
   [[noreturn]] static void fail(const std::string& path) {
     throw std::runtime_error("onnxpress: " + path + ": cannot write: " + std::strerror(errno));
   }
 
-  std::string path_;
+  std::string path_;  // empty once it is renamed
   int descriptor_ = -1;
 };
 
@@ -97,6 +113,7 @@ std::uint64_t ContextWriter::store(const Blob& value, std::uint64_t hash) {
 ContextWriter::File ContextWriter::write(const std::string& model_path) const {
   std::string index;
   for (const std::string& record : records_) index += bytes_of(record.size()) + record;
+  if (index.size() > kMostIndex) throw std::runtime_error("onnxpress: " + model_path + ": too many nodes to be saved");
   ContextHeader header;
   header.file_size = end_ + index.size();
   header.index_offset = end_;

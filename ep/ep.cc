@@ -42,7 +42,10 @@ struct SessionEp : ort::Ep {
     for (const Family& family : families()) {
       if (!options.claims(family.name) || (options.makes_context && family.load == nullptr)) continue;
       try {
-        if (std::unique_ptr<Plan> plan = family.plan(claims, node)) return {std::move(plan), &family};
+        if (std::unique_ptr<Plan> plan = family.plan(claims, node)) {
+          leave_if_slower(claims, family, *plan, GraphNode(api, node));
+          return {std::move(plan), &family};
+        }
       } catch (const ort::InvalidArgument& reason) {
         log(std::string("left to others: ") + reason.what());
         return {};
@@ -51,8 +54,15 @@ struct SessionEp : ort::Ep {
     return {};
   }
 
+  void leave_if_slower(const Claims& claims, const Family& family, const Plan& plan, const GraphNode& node) const {
+    const bool is_asked_for = claims.compiling || options.names(family.name) || node.domain() == kDomain;
+    if (!is_asked_for && !family.is_faster(plan, options.isa)) {
+      node.reject(std::string("we are no faster on ") + isa_name(options.isa));
+    }
+  }
+
   void claim(const ort::Graph* graph, ort::EpGraphSupportInfo* info) const {
-    const bool all_stay = options.makes_context && is_inner(graph);
+    const bool all_stay = will_be_inlined(graph) || (options.makes_context && is_inner(graph));
     Claims claims{api, options, logger, GraphIndex(api, graph), {}};
     for (const ort::Node* node : claims.graph.nodes()) {
       if (is_saved(GraphNode(api, node))) {
@@ -74,6 +84,19 @@ struct SessionEp : ort::Ep {
     const ort::Node* parent = nullptr;
     ort::check(api, api.Graph_GetParentNode(graph, &parent));
     return parent != nullptr;
+  }
+
+  // Whether the graph lies, at any depth, in a SequenceMap. ONNX Runtime asks of it, then makes a Loop of the node by
+  // the operator's definition, which does not know nodes that were compiled meanwhile, and asks again of the Loop.
+  bool will_be_inlined(const ort::Graph* graph) const {
+    for (;;) {
+      const ort::Node* parent = nullptr;
+      ort::check(api, api.Graph_GetParentNode(graph, &parent));
+      if (parent == nullptr) return false;
+      if (GraphNode(api, parent).is("SequenceMap")) return true;
+      ort::check(api, api.Node_GetGraph(parent, &graph));
+      if (graph == nullptr) return false;
+    }
   }
 
   void compile(const ort::Graph** graphs, const ort::Node** fused, std::size_t count, ort::NodeComputeInfo** infos,

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <string>
+#include <utility>
 
 #include "kernels/gather_nbits.h"
 
@@ -88,8 +89,8 @@ struct Places {
 
 class CompiledGather final : public CompiledNode {
  public:
-  CompiledGather(const ort::Api& api, const Table& table, const Places& places, Isa isa)
-      : CompiledNode(api), table_(table), places_(places), isa_(isa) {}
+  CompiledGather(const ort::Api& api, std::string label, const Table& table, const Places& places, Isa isa)
+      : CompiledNode(api), label_(std::move(label)), table_(table), places_(places), isa_(isa) {}
 
   void run(ort::KernelContext* context) const override {
     NBitsTable table = table_.sizes;
@@ -104,13 +105,18 @@ class CompiledGather final : public CompiledNode {
     ort::TypeAndShape type = ort::type_and_shape(api_, indices);
     std::int64_t count = 1;
     for (std::int64_t size : type.dims) count *= size;
+    const void* numbers = ort::data(api_, indices);
+    if (type.type == ort::kInt32) {
+      check_indices(static_cast<const std::int32_t*>(numbers), count);
+    } else {
+      check_indices(static_cast<const std::int64_t*>(numbers), count);
+    }
     type.dims.push_back(table.columns);
     ort::Value* y = nullptr;
     ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, type.dims.data(), type.dims.size(), &y));
     if (y == nullptr || count == 0) return;  // null where nothing reads it
     void* out = const_cast<void*>(ort::data(api_, y));
     const ort::IntraOpPool pool(api_, context);
-    const void* numbers = ort::data(api_, indices);
     if (type.type == ort::kInt32) {
       gather(table, static_cast<const std::int32_t*>(numbers), count, out, isa_, pool);
     } else {
@@ -124,6 +130,16 @@ class CompiledGather final : public CompiledNode {
     return static_cast<const T*>(ort::data(api_, input(context, place)));
   }
 
+  // As Gather has it; ONNX Runtime's kernel for these tables gives zeros instead.
+  template <class Index>
+  void check_indices(const Index* indices, std::int64_t count) const {
+    const std::int64_t at = find_outside(table_.sizes, indices, count), rows = table_.sizes.rows;
+    if (at == count) return;
+    throw ort::InvalidArgument(label_ + ": indices have " + std::to_string(indices[at]) + ", must be " +
+                               std::to_string(-rows) + " to " + std::to_string(rows - 1));
+  }
+
+  const std::string label_;
   const Table table_;
   const Places places_;
   const Isa isa_;
@@ -132,7 +148,7 @@ class CompiledGather final : public CompiledNode {
 class GatherPlan final : public Plan {
  public:
   GatherPlan(const Claims& claims, const GraphNode& node, const Table& table)
-      : api_(claims.api), isa_(claims.options.isa), table_(table) {
+      : api_(claims.api), isa_(claims.options.isa), label_(node.label()), table_(table) {
     nodes = {node.get()};
     drops_constants = false;  // the table is read where it lies
     for (std::size_t index = 0; index < std::size(names_); ++index) {
@@ -143,12 +159,13 @@ class GatherPlan final : public Plan {
   std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const override {
     const auto place = [&](const std::string& name) { return name.empty() ? kNone : place_of(api_, compiled, name); };
     const Places places{place(names_[0]), place(names_[1]), place(names_[2]), place(names_[3])};
-    return std::make_unique<CompiledGather>(api_, table_, places, isa_);
+    return std::make_unique<CompiledGather>(api_, label_, table_, places, isa_);
   }
 
  private:
   const ort::Api& api_;
   const Isa isa_;
+  const std::string label_;
   const Table table_;
   std::string names_[4];
 };

@@ -62,7 +62,6 @@ class Int8Plan : public Plan {
 class SavedNode;
 std::unique_ptr<CompiledNode> load_int8(SavedNode& saved);
 
-// Rejects the node where ONNX Runtime's own kernels are, or may be, the faster.
-void leave_if_slower(const Options& options, const GraphNode& node);
+bool is_int8_faster(const Plan& plan, Isa isa);
 
 }  // namespace onnxpress

@@ -32,15 +32,20 @@ std::vector<std::int16_t> numbers(const Int8Source& w) {
   return result;
 }
 
+void add_column(const Int8Weight& w, std::int64_t n, std::vector<std::int16_t>& numbers) {
+  const std::int8_t* column = w.codes + n / kTile * w.padded_k * kTile + n % kTile * 4;
+  const std::int32_t zero = w.zero_points != nullptr ? w.zero_points[n] : 0;
+  for (std::int64_t k = 0; k < w.K; ++k) {
+    numbers.push_back(static_cast<std::int16_t>(column[k / 4 * 4 * kTile + k % 4] - zero));
+  }
+}
+
 std::vector<std::int16_t> numbers(const Int8Weight& w) {
   std::vector<std::int16_t> result;
   result.reserve(static_cast<std::size_t>(w.N * w.K));
   for (std::int64_t n = 0; n < w.N; ++n) {
-    const std::int8_t* column = w.codes + n / kTile * w.padded_k * kTile + n % kTile * 4;
-    const std::int32_t zero = w.zero_points != nullptr ? w.zero_points[n] : 0;
-    for (std::int64_t k = 0; k < w.K; ++k) {
-      result.push_back(static_cast<std::int16_t>(column[k / 4 * 4 * kTile + k % 4] - zero));
-    }
+    if (!w.is_long) add_column(w, n, result);
+    for (std::int64_t k = 0; w.is_long && k < w.K; k += kStretch) add_column(stretch_of(w, k), n, result);
   }
   return result;
 }
@@ -49,6 +54,11 @@ std::vector<float> scales(const Int8Source& w) {
   std::vector<float> result(static_cast<std::size_t>(w.N), w.scales != nullptr ? w.scales[0] : 1.0f);
   if (w.scale_per_column) result.assign(w.scales, w.scales + w.N);
   return result;
+}
+
+std::vector<float> scales(const Int8Weight& w) {
+  const float* values = w.is_long ? stretch_of(w, 0).scales : w.scales;
+  return std::vector<float>(values, values + w.N);
 }
 
 }  // namespace
@@ -64,7 +74,7 @@ Int8Verifier::Int8Verifier(const ort::Api& api, const ort::Logger* logger, std::
     : K_(packed.K),
       N_(packed.N),
       weight_(numbers(packed)),
-      scales_(packed.scales, packed.scales + packed.N),
+      scales_(scales(packed)),
       largest_(api, logger, std::move(label)) {}
 
 void Int8Verifier::check(const Int8Problem& p) {

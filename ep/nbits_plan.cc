@@ -6,6 +6,7 @@
 #include "activations.h"
 #include "addend.h"
 #include "context_nodes.h"
+#include "minifloat.h"
 #include "nbits_verifier.h"
 #include "ops/shared_weights.h"
 
@@ -81,14 +82,21 @@ PackedWeight load_weight(ContextReader& record) {
 
 }  // namespace
 
+bool is_nbits_faster(const Plan&, Isa isa) {
+  // Portable loops are slower than ONNX Runtime's, which has code for every CPU that it runs on.
+  return isa != Isa::kScalar;
+}
+
 std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {
   ContextReader& record = saved.record;
   PackedWeight weight = load_weight(record);
   const std::string label = record.text();
   const auto type = static_cast<ort::ElementType>(record.number());
   if (type != ort::kFloat && type != ort::kFloat16) record.reject("is damaged: activations of no known type");
-  const std::int64_t level = saved.options.accuracy_level.value_or(record.number(0, 4));
   const NBitsLayout& layout = weight.layout;
+  const std::int64_t own_level = record.number(0, 4);
+  const std::int64_t level = layout.kind == CodeKind::kInteger ? saved.options.accuracy_level.value_or(own_level)
+                                                               : minifloat_level(saved.options, own_level);
   NBitsProduct product(saved.api, label, {layout.K, layout.N, layout.bits, layout.block_size, level, layout.kind},
                        {type, type, ort::kUint8}, saved.options.isa);
   const auto activation = static_cast<Activation>(record.number(0, static_cast<int>(Activation::kGeluTanh)));

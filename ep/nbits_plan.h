@@ -39,6 +39,8 @@ class NBitsPlan : public Plan {
   Activation activation_ = Activation::kNone;
 };
 
+bool is_nbits_faster(const Plan& plan, Isa isa);
+
 std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved);
 
 }  // namespace onnxpress

@@ -12,6 +12,7 @@
 namespace onnxpress {
 
 inline constexpr const char* kEpName = "OnnxpressExecutionProvider";
+inline constexpr const char* kDomain = "onnxpress";  // of our own operators
 
 struct Options {
   std::optional<std::int64_t> accuracy_level;  // instead of the nodes' own

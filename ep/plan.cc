@@ -13,6 +13,12 @@
 #include "qdq_matmul.h"
 
 namespace onnxpress {
+namespace {
+
+// Where the memory is the limit, or nobody else has a kernel.
+bool is_always_faster(const Plan&, Isa) { return true; }
+
+}  // namespace
 
 CompiledNode::CompiledNode(const ort::Api& api) : NodeComputeInfo{}, api_(api) {
   ort_version_supported = ort::kApiVersion;
@@ -37,13 +43,13 @@ bool Claims::is_free(const ort::Node* node) const { return std::find(taken.begin
 
 const std::vector<Family>& families() {
   static const std::vector<Family>& all =
-      *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits, load_nbits},
-                               {"qdq_matmul", plan_qdq_matmul, load_int8},
-                               {"dequantized_matmul", plan_dequantized_matmul, load_nbits},
-                               {"dynamic_matmul", plan_dynamic_matmul, load_int8},
-                               {"gather", plan_gather, nullptr},
-                               {"block_sparse", plan_block_sparse, load_block_sparse},
-                               {"minifloat", plan_minifloat, load_nbits}};
+      *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits, is_nbits_faster, load_nbits},
+                               {"qdq_matmul", plan_qdq_matmul, is_int8_faster, load_int8},
+                               {"dequantized_matmul", plan_dequantized_matmul, is_nbits_faster, load_nbits},
+                               {"dynamic_matmul", plan_dynamic_matmul, is_int8_faster, load_int8},
+                               {"gather", plan_gather, is_always_faster, nullptr},
+                               {"block_sparse", plan_block_sparse, is_always_faster, load_block_sparse},
+                               {"minifloat", plan_minifloat, is_always_faster, load_nbits}};
   return all;
 }
 

@@ -88,22 +88,26 @@ def evaluate(
     return TaskResult(str(model), chosen.name, chosen.metric, score.value, score.details)
 
 
-def evaluate_with_provider(model: str | Path, task: str | None = None) -> list[TaskResult | Failure]:
+def evaluate_with_provider(
+    model: str | Path, task: str | None = None, claim: str | None = None
+) -> list[TaskResult | Failure]:
     """Run a task on a model as it is, unless it is compiled, and on our execution provider.
 
     Args:
         model: As `evaluate` takes it.
         task: As `evaluate` takes it.
+        claim: Families of nodes that the execution provider takes, see `ep.append`.
 
     Returns:
         A result, or the reason why there is none, of each.
 
     Raises:
-        UsageError: There is no such task, or none fits.
+        UsageError: There is no such task, none fits, or `claim` names no family.
         OnnxpressError: The model runs in neither way.
     """
     path = storage.resolve(model)
-    ways: dict[str, dict[str, str] | None] = {str(model): None, f"{model} + ep": {}}
+    shown_claim = f" ({claim})" if claim is not None else ""
+    ways = {str(model): None, f"{model} + ep{shown_claim}": sessions.provider_options(True, claim)}
     if sessions.is_compiled(storage.load(path)):
         del ways[str(model)]
     results = [

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
-
-from .errors import OnnxpressError, UsageError
-from .recipe import Override, Recipe
 
 if TYPE_CHECKING:
     from .calibration import Calibration
     from .context import compile_context
+    from .errors import OnnxpressError, UsageError
     from .pipeline import optimize
+    from .recipe import Override, Recipe
     from .report import ContextReport, Report
 
 __all__ = [
@@ -18,23 +18,15 @@ __all__ = [
     "optimize",
 ]  # fmt: skip
 
+_PLACES = {
+    "Calibration": "calibration", "ContextReport": "report", "OnnxpressError": "errors", "Override": "recipe",
+    "Recipe": "recipe", "Report": "report", "UsageError": "errors", "compile_context": "context",
+    "optimize": "pipeline",
+}  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
     # onnx and onnxscript take a second to import; a command that only prints its help should not.
-    if name == "optimize":
-        from .pipeline import optimize
-
-        return optimize
-    if name == "Calibration":
-        from .calibration import Calibration
-
-        return Calibration
-    if name == "compile_context":
-        from .context import compile_context
-
-        return compile_context
-    if name in ("ContextReport", "Report"):
-        from . import report
-
-        return getattr(report, name)
+    if name in _PLACES:
+        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

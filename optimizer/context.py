@@ -22,13 +22,16 @@ import onnx_ir as ir
 from onnxpress import ep
 
 from . import storage
-from .analysis.session import compiled_nodes, is_compiled, session_options
+from .analysis.session import FOLDER_KEY, compiled_nodes, is_compiled, session_options, wrong_option
 from .errors import OnnxpressError, UsageError
+from .external_data import common_folder
+from .inner_graphs import prepare_inner_graphs
+from .reading import to_proto
 from .report import ContextReport
 
 _INNER_GRAPHS = (
     " (the model has graphs inside nodes, which ONNX Runtime 1.23 cannot save where the execution provider takes"
-    " nodes of them, and newer versions not where they hold constants of their own beyond 127 bytes)"
+    " nodes of them, and newer versions not where they compute constants beyond 127 bytes)"
 )
 
 
@@ -72,6 +75,8 @@ def compile_context(
         if not made.exists():
             raise OnnxpressError(f"{path}: nothing to compile, nothing written: the execution provider takes no node")
         context = storage.load(made)
+        while len(context.graph.outputs) > len(source.graph.outputs):
+            context.graph.outputs.pop()
         _tidy(context)
         with _alone_in(target.parent):
             weights = _place_weights(folder, target, context)
@@ -128,13 +133,18 @@ def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) 
     config = {"ep.context_enable": "1", "ep.context_file_path": str(made)}
     if storage.has_external_data(source):  # beyond 2 GB nothing else works
         config["ep.context_model_external_initializers_file_name"] = f"{made.name}.data"
+    savable = source.clone()
+    prepare_inner_graphs(savable)
+    model: Path | bytes = path
+    if len(savable.graph.outputs) > len(source.graph.outputs):
+        config[FOLDER_KEY] = str(common_folder(savable, path))
+        model = to_proto(savable).SerializeToString()
     try:
-        ep.session(path, session_options(config=config), **options)
+        ep.session(model, session_options(config=config), **options)
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         line = str(error).strip().splitlines()[0]
-        wrong = any(f"{ep.NAME}: {name} " in line for name in options)
-        if wrong:
-            raise UsageError(line[line.find(ep.NAME) :]) from error
+        if (wrong := wrong_option(line)) is not None:
+            raise UsageError(wrong) from error
         inner = _INNER_GRAPHS if len(list(storage.graphs(source))) > 1 else ""
         raise OnnxpressError(f"{path}: cannot compile: {line}{inner}") from error
 

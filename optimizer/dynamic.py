@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .analysis.machine import products_saturate
+from .analysis.machine import made_for, reduces_range, warn_of_saturation
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.fuse_attention import FuseAttention
+from .passes.kept_in_float import kept_in_float
 from .passes.plan_dynamic import plan_attention, plan_dynamic
 from .passes.quantize_dynamic import QuantizeDynamic
 from .passes.raise_opset import RaiseOpset
+from .passes.remove_unused import remove_unused
 from .passes.separate_layer_norm import SeparateLayerNorm
+from .passes.squeeze_weights import SqueezeWeights
 from .recipe import Recipe
 from .report import group_reasons
 
@@ -34,24 +37,26 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    import onnx_ir.passes.common as common
-
     progress("rewrite", 0, 1)
     decisions, attention, fuse = _plan(model, recipe)
-    quantize = QuantizeDynamic(
-        products_saturate() if recipe.reduce_range is None else recipe.reduce_range, recipe.search
-    )
+    reduced = reduces_range(recipe)
+    quantize = QuantizeDynamic(reduced, recipe.search)
     if quantize(model, [*decisions, *attention]):
         SeparateLayerNorm()(model)
-        common.RemoveUnusedNodesPass()(model)
+        remove_unused(model)
     progress("rewrite", 1, 1)
     left = group_reasons([("attention", reason) for reason in fuse.left.values()])
     return Outcome(
         decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
         weights=quantize.weights,
         gain=quantize.gain,
-        details={"attention": {"fused": len(fuse.fused), "left": left}},
-        rows=[("attention", f"{len(fuse.fused)} fused"), *(("", f"{n} left: {what}") for what, n in left.items())],
+        warnings=[*warn_of_saturation(reduced), *kept_in_float(model, quantize.rounded)],
+        details={"attention": {"fused": len(fuse.fused), "left": left}, "made_for": made_for(reduced)},
+        rows=[
+            ("made for", made_for(reduced)),
+            ("attention", f"{len(fuse.fused)} fused"),
+            *(("", f"{n} left: {what}") for what, n in left.items()),
+        ],
     )
 
 
@@ -68,6 +73,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
 def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decision], FuseAttention]:
     """Decisions on products and on attentions, which are fused by then."""
     RaiseOpset(_OPSET)(model)
+    SqueezeWeights()(model)
     decisions = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
     fuse = FuseAttention(reasons.get)

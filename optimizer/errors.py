@@ -31,6 +31,13 @@ class Interrupted(SystemExit):
         super().__init__(code)
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong at the bottom of a chain of errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class SettingError(UsageError):
     """A setting has a value that it cannot have.
 

@@ -8,17 +8,23 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .analysis.machine import products_saturate
+from .analysis.machine import reduces_range
 from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .outcome import Progress
+from .passes.constants import array_of, is_constant
+from .passes.joined_parts import joined_parts
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
+from .passes.rewriting import float_name, required
 from .quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from .quantization.bias_correction import bias_shift
 from .quantization.compensated import compensate
 from .recipe import Recipe
 from .static_models import Builder, Calibrated
+
+_LEAST_LEVELS = 16
+"""Steps of a tensor that the numbers of each of its parts have to span: 4 bits of the 8."""
 
 
 class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
@@ -27,10 +33,39 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
     def __init__(self, calibrated: Calibrated, recipe: Recipe, progress: Progress) -> None:
         reasons = {name: why for name, tensor in calibrated.statistics.items() if (why := unusable(tensor)) is not None}
         super().__init__(calibrated, recipe, plan_int8, reasons, progress)
+        self._ranges: dict[str, Range] = {}
+        self._unusable = {**reasons, **self._unlike_parts()}
         self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
-        self._ranges: dict[str, Range] = {}
-        self._reduce_range = products_saturate() if recipe.reduce_range is None else recipe.reduce_range
+        self._reduce_range = reduces_range(recipe)
+
+    def _unlike_parts(self) -> dict[str, str]:
+        """Tensors that are joined of parts so unlike that the steps of all leave nothing of one, and why."""
+        found: dict[str, str] = {}
+        joined = joined_parts(self.model.graph)
+        for value in plan_int8(self.model, self.recipe, self._unusable).tensors():
+            name, parts = value.name or "", joined.get(value, {})
+            if not parts or name not in self._statistics:
+                continue
+            low, high = self._range(name)
+            step = (max(high, 0.0) - min(low, 0.0)) / 255
+            for part, factor in parts.items():
+                largest = abs(factor) * self._largest(part)
+                if 0 < largest < _LEAST_LEVELS * step:
+                    found[name] = (
+                        f"holds {part.name}, up to {largest:.3g}, beside numbers up to {max(high, -low):.3g}, whose "
+                        "steps in int8 are too large for it"
+                    )
+                    break
+        return found
+
+    def _largest(self, value: ir.Value) -> float:
+        """The largest magnitude of a constant or of a tensor that was observed; 0 where nothing is known."""
+        if is_constant(value):
+            array = array_of(value)
+            finite = array[np.isfinite(array)] if array is not None and array.dtype.kind == "f" else np.zeros(0)
+            return float(np.abs(finite).max(initial=0))
+        return self._statistics[value.name or ""].absmax if value.name in self._statistics else 0.0
 
     def _rewrite(self, model: ir.Model, plan: Int8Plan) -> Callable[[str], tuple[str, ...]]:
         place = PlaceQdq(
@@ -72,8 +107,8 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
     def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
         if not self.recipe.correct_bias:
             return None
-        # By now the input is decoded from codes; these still bear the name of what was observed.
-        mean = self._statistics[_observed(node)].channel_mean
+        # By now the input is decoded from codes.
+        mean = self._statistics[float_name(required(node.inputs[0]))].channel_mean
         if mean is None:
             return None
         is_conv = node.op_type == "Conv"
@@ -91,8 +126,8 @@ def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress:
     return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)
 
 
-def _observed(node: ir.Node) -> str:
-    """The name under which the input of a placed product was observed."""
-    decoder = node.inputs[0].producer()  # type: ignore[union-attr]
-    assert decoder is not None
-    return (decoder.name or "").removesuffix("_dequantize")
+def parts_of(model: ir.Model, tensors: Iterable[ir.Value]) -> list[str]:
+    """Names of the varying tensors that others are joined of."""
+    joined, wanted = joined_parts(model.graph), list(tensors)
+    parts = dict.fromkeys(part for tensor in wanted for part in joined.get(tensor, {}))
+    return [part.name or "" for part in parts if part.dtype in (None, ir.DataType.FLOAT) and not is_constant(part)]

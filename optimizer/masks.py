@@ -23,7 +23,7 @@ from .calibration.archive import write_npz
 from .errors import OnnxpressError, UsageError
 from .passes import plan
 from .passes.block_weights import is_block_sparse, mask_of
-from .passes.plan import release
+from .passes.constants import release
 from .recipe import Recipe
 from .sparsity.blocks import Mask
 

@@ -8,6 +8,7 @@ from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
 from .passes.float8_products import warn_of_float8_products
+from .passes.kept_in_float import kept_in_float
 from .passes.place_minifloat import OPSET, Floats, PlaceMinifloat
 from .passes.plan_minifloat import plan_minifloat
 from .preparation import prepare
@@ -15,6 +16,7 @@ from .quantization.float_weight import FloatWeight, round_weight
 from .quantization.schemes import WeightScheme
 from .recipe import Recipe
 from .report import weight_report
+from .static_models import constant_operands
 
 
 def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage, _done, _total: None) -> Outcome:
@@ -38,11 +40,13 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         return weights[name]
 
     place = PlaceMinifloat(rounded, None)
+    constants = constant_operands(plan)
     place(model, plan)
     declare_functions(model)
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
-    return Outcome(plan.decisions, lambda: reports, warnings=warn_of_float8_products(model))
+    warnings = [*kept_in_float(model, constants), *warn_of_float8_products(model)]
+    return Outcome(plan.decisions, lambda: reports, warnings=warnings)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

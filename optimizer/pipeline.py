@@ -13,11 +13,18 @@ import onnx_ir as ir
 
 from . import dynamic, minifloat_dynamic, sparse, static, storage, weight_only
 from .already_quantized import check_not_quantized, quantized_nodes
+from .analysis.feeds import Feeds
+from .analysis.session import uses_our_ops
+from .annotations import Annotations
 from .calibration import Calibration, Data, Statistics
 from .errors import OnnxpressError, UsageError
+from .gate import Gate
+from .normalise import normalise
 from .outcome import Outcome, Progress
-from .passes import CleanUp, Decision, NameNodes, plan
-from .passes.rewriting import written_name
+from .passes import Decision, NameNodes
+from .passes.plan import nested_nodes
+from .passes.plan_foreign import plan_foreign, with_foreign
+from .passes.rewriting import listed_names
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
@@ -53,15 +60,16 @@ def optimize(
         OnnxpressError: The model cannot be read, is quantized already or holds nothing to quantize; nothing is written.
     """
     recipe, calibration = recipe or Recipe(), calibration or Calibration()
-    for given, kind in ((recipe, Recipe), (calibration, Calibration)):
-        if not isinstance(given, kind):
-            raise UsageError(f"{kind.__name__} expected, not {given!r:.40}; write {kind.__name__}(...)")
+    for setting, kind in ((recipe, Recipe), (calibration, Calibration)):
+        if not isinstance(setting, kind):
+            raise UsageError(f"{kind.__name__} expected, not {setting!r:.40}; write {kind.__name__}(...)")
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
     check_request(recipe, calibration, named)
     clock = _Clock()
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
         target = storage.check_target(output) if output is not None else None
+        normalise(loaded, source)
     else:
         path = storage.resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
@@ -74,14 +82,22 @@ def optimize(
     clock.lap("read")
 
     NameNodes()(loaded)
+    annotations = Annotations(loaded)
+    given = _Given(calibration, recipe, loaded, named, path)
+    gate = Gate(loaded, recipe.check, given.sample)
+    clock.lap("check")
     if recipe.clean_up:
         progress("clean-up", 0, 1)
-        CleanUp()(loaded)
+        gate.clean_up(loaded)
         progress("clean-up", 1, 1)
     clock.lap("clean-up")
 
-    outcome = _convert(loaded, recipe, _Given(calibration, loaded, named, path), source, progress)
-    _refuse_nothing_to_do(source, recipe, outcome.decisions)
+    asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
+    outcome = _convert(loaded, asked, given, source, progress)
+    decisions = with_foreign(outcome.decisions, foreign)
+    _refuse_nothing_to_do(source, recipe, decisions)
+    gate.check_result(loaded, source)
+    warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
 
@@ -90,7 +106,9 @@ def optimize(
             loaded, target, external=external, done=lambda done, total: progress("quantize and write", done, total)
         )
     clock.lap("quantize and write")
-    decisions = outcome.decisions
+    if target is not None:
+        gate.compare_result(target, ours=uses_our_ops(loaded))
+    clock.lap("compare")
     return Report(
         source=source,
         output=str(target) if target is not None else None,
@@ -104,24 +122,33 @@ def optimize(
         size_after=storage.size_on_disk(target, loaded) if target is not None else 0,
         seconds=clock.seconds,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        warnings=tuple(_warnings(recipe, decisions) + outcome.warnings),
-        details=outcome.details,
-        rows=tuple(outcome.rows),
+        warnings=tuple(warnings + gate.warnings),
+        details={**outcome.details, "check": gate.details},
+        rows=(*outcome.rows, *gate.rows),
     )
 
 
 class _Given:
     """What a calibration is to learn from, and what it found there."""
 
-    def __init__(self, calibration: Calibration, model: ir.Model, name: str | None, path: Path | None) -> None:
+    def __init__(
+        self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
+    ) -> None:
         self.asked, self.is_there = calibration, calibration.is_there(name)
+        self._read = self.is_there and recipe.kind in ("static", "minifloat-static", "sparse")
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
 
     def open(self) -> Data | Statistics:
         """The data or statistics; raises OnnxpressError."""
-        self._data = self.asked.open(self._model, self._name, self._path)
+        if self._data is None:
+            self._data = self.asked.open(self._model, self._name, self._path)
         return self._data
+
+    def sample(self) -> Feeds | None:
+        """The first batch of the data; raises OnnxpressError."""
+        data = self.open() if self._read else None
+        return next(iter(data)) if isinstance(data, Data) else None
 
     def tell(self, outcome: Outcome) -> Outcome:
         """The outcome with how many samples there were."""
@@ -160,12 +187,18 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         return before
     NameNodes()(model)
     if recipe.clean_up:
-        CleanUp()(model)
+        Gate(model, recipe.check).clean_up(model)
     deciders = {
-        "weight-only": plan, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
         "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
     }  # fmt: skip
-    return deciders[recipe.kind](model, recipe)
+    asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
+    return with_foreign(deciders[recipe.kind](model, asked), foreign)
+
+
+def _names(model: ir.Model) -> set[str]:
+    """What nodes are called in the reports on a cleaned-up model, and by patterns."""
+    return {name for path, node in nested_nodes(model.graph, "") for name in listed_names(node, path)}
 
 
 def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:
@@ -196,5 +229,5 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:
-    names = [(name, d.op_type) for d in decisions for name in (d.node.name or "", written_name(d.node))]
-    return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(names)]
+    nodes = [(listed_names(d.node, d.path), d.op_type) for d in decisions]
+    return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(nodes)]

@@ -13,10 +13,13 @@ from .passes import (
     RaiseOpset,
     RecogniseActivations,
     SplitConvTranspose,
+    SqueezeWeights,
     SumToAdd,
 )
 from .passes.expand_hard_activations import ExpandHardActivations
 from .passes.expand_lrn import ExpandLrn
+from .passes.plain_average_pool import PlainAveragePool
+from .passes.resize_all_axes import ResizeAllAxes
 from .recipe import Recipe
 
 _OPSET = 13  # DequantizeLinear has scales a channel
@@ -35,9 +38,9 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
         OnnxpressError: The opset is too old and cannot be raised.
     """
     for step in (
-        SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
+        SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
         SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),
-        ExpandHardActivations(), ExpandLrn(),
+        ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes(),
     ):  # fmt: skip
         if step is not None:
             step(model)

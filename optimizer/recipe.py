@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import glob
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from .origin import Origin
 from .quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
 
-_ALWAYS = frozenset({"scheme", "clean_up", "include", "exclude", "overrides"})
+_ALWAYS = frozenset({"scheme", "clean_up", "check", "include", "exclude", "overrides"})
 _READ = {
     "weight-only": _ALWAYS
     | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric", "only_if_faster"},
-    "dynamic": _ALWAYS | {"search", "reduce_range", "fuse"},
+       "target", "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric",
+       "only_if_faster"},
+    "dynamic": _ALWAYS | {"search", "reduce_range", "target", "fuse"},
     "minifloat-static": _ALWAYS
     | {"search", "weight_format", "activation_format", "coverage", "first_and_last", "range_method", "percentile",
        "smooth", "restore_moments", "max_drop", "metric"},
@@ -47,7 +49,7 @@ class Override:
     """Settings for the nodes that match both patterns; None leaves the recipe's value.
 
     Attributes:
-        match: Glob pattern on the node's name.
+        match: The node's name, or a glob pattern on it, as in `Recipe.include`.
         op_type: Operator, such as "Gemm".
         keep_float: Leave these nodes alone.
         scheme: As in `Recipe`.
@@ -74,12 +76,9 @@ class Override:
     weight_format: str | None = None
     activation_format: str | None = None
 
-    def applies(self, name: str, op_type: str) -> bool:
-        """Whether the node of this name and type is meant."""
-        return (self.match is None or fnmatch.fnmatchcase(name, self.match)) and self.op_type in (
-            None,
-            op_type,
-        )
+    def applies(self, names: Collection[str], op_type: str) -> bool:
+        """Whether the node of these names and this type is meant."""
+        return (self.match is None or _matches(self.match, names)) and self.op_type in (None, op_type)
 
     def given(self) -> dict[str, Any]:
         """The settings that it changes."""
@@ -125,8 +124,11 @@ class Recipe:
             float32; None takes 4, or 3 for weights that are no integers.
         embeddings: Quantize large Gather tables too (4 and 8 bits).
         clean_up: Fold constants and fuse standard patterns first.
-        include: Glob patterns on node names; empty means all.
-        exclude: Glob patterns on node names to keep in float.
+        check: Run the model before and after, on calibration data or on random inputs, and compare; None does up to
+            500 MB of weights.
+        include: Names of nodes, or glob patterns on them; empty means all. A node of an inner graph goes by its name,
+            and by that behind those of the nodes around it, with slashes.
+        exclude: The same of nodes to keep in float.
         overrides: Settings for some nodes; the last match wins, key by key.
         range_method: How a static scheme gets the range of a tensor from what a calibration saw: "minmax",
             "moving-average", "percentile", "entropy" or "mse", the last two of integers alone; None takes "percentile"
@@ -134,7 +136,8 @@ class Recipe:
         percentile: Share of the values, in percent, that the method "percentile" keeps.
         activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
         per_channel: One scale an output channel of a weight rather than one in all, where weights have no blocks.
-        reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks this machine.
+        reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks the target.
+        target: CPUs that int8 weights are made for: "this" machine's, or "any", which takes 7 bits.
         equalize: Even out the channels of neighbouring layers first.
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
             Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
@@ -181,6 +184,7 @@ class Recipe:
     accuracy_level: int | None = None
     embeddings: bool = False
     clean_up: bool = True
+    check: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
@@ -189,6 +193,7 @@ class Recipe:
     activation_type: str = "uint8"
     per_channel: bool = True
     reduce_range: bool | None = None
+    target: str = "this"
     equalize: bool = False
     smooth: bool | None = None
     compensate: bool | None = None
@@ -349,37 +354,58 @@ class Recipe:
         ]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != []}
 
-    def settings(self, name: str, op_type: str, other: str | None = None) -> NodeSettings | str:
-        """What to do with one node: its settings, or the reason to leave it in float. Patterns match either name."""
-        names = (name, name if other is None else other)
-        if self.include and not any(fnmatch.fnmatchcase(name, p) for p in self.include for name in names):
+    def settings(self, name: str, op_type: str, others: Collection[str] = ()) -> NodeSettings | str:
+        """What to do with one node: its settings, or the reason to leave it in float. Patterns match any name."""
+        names = {name, *others}
+        if self.include and not any(_matches(pattern, names) for pattern in self.include):
             return "not included by the recipe"
-        if any(fnmatch.fnmatchcase(name, p) for p in self.exclude for name in names):
+        if any(_matches(pattern, names) for pattern in self.exclude):
             return "excluded by the recipe"
         values = {key: getattr(self, key) for key in _OF_A_NODE}
         keep = False
         for override in self.overrides:
-            if any(override.applies(name, op_type) for name in names):
+            if override.applies(names, op_type):
                 keep = override.keep_float
                 values.update(override.given())
         if keep:
             return "kept in float by an override of the recipe"
         return _node_settings(values, Origin(f"node {name}"))
 
-    def unused_patterns(self, nodes: list[tuple[str, str]]) -> list[str]:
-        """Patterns that match none of the (name, op_type) pairs: most likely typing errors."""
+    def unused_patterns(self, nodes: Collection[tuple[Collection[str], str]]) -> list[str]:
+        """Patterns that match none of the (names, op_type) pairs: most likely typing errors."""
         unused = [
             f'{key} pattern "{pattern}"'
             for key in ("include", "exclude")
             for pattern in getattr(self, key)
-            if not any(fnmatch.fnmatchcase(name, pattern) for name, _ in nodes)
+            if not any(_matches(pattern, names) for names, _ in nodes)
         ]
         unused += [
             f"override ({override.describe()})"
             for override in self.overrides
-            if not any(override.applies(name, op_type) for name, op_type in nodes)
+            if not any(override.applies(names, op_type) for names, op_type in nodes)
         ]
         return unused
+
+    def literally(self, names: Collection[str]) -> Recipe:
+        """The recipe for a model of these nodes: a pattern that is one of their names means that name alone."""
+
+        def meant(pattern: str) -> str:
+            return glob.escape(pattern) if pattern in names else pattern
+
+        return dataclasses.replace(
+            self,
+            include=tuple(map(meant, self.include)),
+            exclude=tuple(map(meant, self.exclude)),
+            overrides=tuple(
+                each if each.match is None else dataclasses.replace(each, match=meant(each.match))
+                for each in self.overrides
+            ),
+        )
+
+
+def _matches(pattern: str, names: Collection[str]) -> bool:
+    """Whether a pattern is, or matches, one of the names; these may hold brackets themselves."""
+    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], origin: Origin) -> None:
@@ -393,6 +419,8 @@ def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], or
     if SCHEMES[values["scheme"]].kind == "minifloat-static" and method in ("entropy", "mse"):
         problem = f", for codes at equal distances; {values['scheme']} takes minmax, moving-average or percentile"
         raise origin.error("range_method", method, problem)
+    if values["target"] == "any" and values["reduce_range"] is False:
+        raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 
 
 def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:

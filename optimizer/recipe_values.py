@@ -15,6 +15,7 @@ FORMS = ("qoperator", "qdq", "onnxpress")
 ACCURACY_LEVELS = (0, 1, 2, 3, 4)
 RANGE_METHODS = ("minmax", "moving-average", "percentile", "entropy", "mse")
 ACTIVATION_TYPES = ("uint8", "int8")
+TARGETS = ("this", "any")
 COVERAGES = ("standard", "extended")
 CRITERIA = ("magnitude", "wanda", "obs")
 
@@ -28,6 +29,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "activation_type": ACTIVATION_TYPES,
     "weight_format": WEIGHT_FORMATS,
     "activation_format": ACTIVATION_FORMATS,
+    "target": TARGETS,
     "coverage": COVERAGES,
     "dtype": ("int8", "float32"),
     "criterion": CRITERIA,
@@ -40,6 +42,7 @@ _TYPES: dict[str, type] = {
     "search": bool,
     "embeddings": bool,
     "clean_up": bool,
+    "check": bool,
     "keep_float": bool,
     "per_channel": bool,
     "reduce_range": bool,

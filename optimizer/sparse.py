@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .analysis.machine import products_saturate
+from .analysis.machine import made_for, reduces_range
 from .analysis.sparse_cost import measure
 from .calibration import Data, Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
@@ -26,6 +26,7 @@ from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
 from .passes.fuse_heads import FuseHeads
+from .passes.kept_in_float import kept_in_float
 from .passes.plan_sparse import leave, plan_sparse
 from .passes.quantize_dynamic import QuantizeDynamic
 from .passes.rewriting import required
@@ -83,11 +84,17 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
         rounded = _leave_slow(layers, decisions, recipe, recipe.expect_m, progress)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if rounded:
-        QuantizeDynamic(products_saturate(), recipe.search)(model, rounded)
+        QuantizeDynamic(reduces_range(recipe), recipe.search)(model, rounded)
     if SparsifyMatMul()(model, made):
         SeparateLayerNorm()(model)
-        declare_functions(model)
-    return _outcome(list(layers.values()), recipe, block, decisions, how)
+    declare_functions(model)
+    weights = [decision.weight.value for decision in [*decisions, *rounded] if decision.weight is not None]
+    outcome = _outcome(list(layers.values()), recipe, block, decisions, how)
+    if rounded:
+        told = made_for(reduces_range(recipe))
+        outcome.rows.append(("dense layers", f"made for {told}"))
+        outcome.details["made_for"] = told
+    return dataclasses.replace(outcome, warnings=[*outcome.warnings, *kept_in_float(model, weights)])
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

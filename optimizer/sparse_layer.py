@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .calibration import TensorStatistics
 from .calibration.ranges import activation_range, unusable
 from .passes import Decision
-from .passes.plan import release
+from .passes.constants import release
 from .passes.sparsify_matmul import SparseLayer
 from .quantization.affine import AffineParameters, parameters_of_range, quantize_weight
 from .recipe import Recipe

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from .analysis.feeds import Feeds
 from .calibration.observe import Observer
+from .names import copy_of
 from .outcome import Progress
 from .passes.rewriting import add_array, insert_before
 from .passes.sparsify_matmul import SparseLayer
@@ -81,7 +82,7 @@ class _Copy:
     """
 
     def __init__(self, model: ir.Model) -> None:
-        self.model = model.clone()
+        self.model = copy_of(model)
         self._nodes = {node.name: node for node in self.model.graph}
 
     def input_of(self, layer: Layer) -> str:

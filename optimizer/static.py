@@ -1,6 +1,6 @@
 """Calibrated integers and minifloats: which passes run in which order, and what is measured between them.
 
-    prepare: float rewrites -> collect: what tensors hold -> plan -> place -> restore moments
+    prepare: float rewrites -> collect: what tensors hold -> plan -> place -> try steps -> restore moments
           -> ask ONNX Runtime what it made of integers -> leave in float what it would, what hurts and what is slower
 
 Everything that is tried is built from the same float graph, which is changed in place only when all is decided.
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
 
 from .analysis.int8_kernels import fallbacks, operators, optimized
+from .analysis.machine import made_for, reduces_range, warn_of_saturation
 from .analysis.metrics import COSINE, Metric, check_metric, choose_metric
 from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
@@ -23,8 +24,10 @@ from .calibration.collect import collect
 from .calibration.variety import constant_tensors
 from .errors import SettingsError
 from .faster import prove_faster, slower_layers
-from .int8_models import Int8Builder
+from .int8_models import Int8Builder, parts_of
+from .loadable import refused_by_runtime
 from .minifloat_models import MinifloatBuilder
+from .names import copy_of
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
@@ -40,6 +43,7 @@ from .quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from .recipe import Recipe
 from .report import weight_report
 from .static_models import Builder, Calibrated, Candidate, Plan, products
+from .trials import Trials, Verdict
 
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
@@ -53,9 +57,11 @@ _HISTOGRAMS = ("percentile", "entropy", "mse")
 def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     """What to collect of a prepared model, by tensor."""
     plan = _plan(model, recipe)
-    smoothed = set() if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
+    smoothed = {} if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
     histogram = recipe.ranges in _HISTOGRAMS
     found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
+    if not recipe.is_minifloat:
+        found = dict.fromkeys(parts_of(model, plan.tensors()), Wanted(histogram=False)) | found
     for operator in plan.operators.values():
         if not operator.is_product or operator.constant is None:
             continue
@@ -66,24 +72,38 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
         if operator.role is Role.CONV and recipe.equalize:
             result = operator.node.outputs[0].name or ""
             found[result] = dataclasses.replace(found.get(result, Wanted(histogram=False)), channel_axis=1)
+    for name in {moved for between in smoothed.values() for moved in between} & found.keys():
+        found[name] = dataclasses.replace(found[name], channel_axis=-1)
     return found
 
 
-def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> Calibrated:
-    """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that."""
+def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> list[Calibrated]:
+    """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that.
+
+    Returns:
+        The model, which is not changed, and what each step that moves scales makes of the one before.
+    """
     if isinstance(data, Statistics):
         data.check(model)
-        return Calibrated(model, data)
-    statistics = collect(model, data, wanted(model, recipe), progress=progress)
-    moved = False
-    if recipe.equalize:
-        moved |= EqualizeChannels(statistics)(model)
-    if recipe.smooth is not False:
-        moved |= SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))(model)
-    if moved:
-        again = {name: dataclasses.replace(what, gram=False) for name, what in wanted(model, recipe).items()}
-        statistics = collect(model, data, again, progress=progress)
-    return Calibrated(model, statistics, data)
+        return [Calibrated(model, data)]
+    stages = [Calibrated(model, collect(model, data, wanted(model, recipe), progress=progress), data)]
+    for step in ("equalize", "smooth"):
+        moved = copy_of(stages[-1].model)
+        if not recipe.reads(step) or not _move_scales(step, moved, stages[-1].statistics, recipe):
+            continue
+        again = wanted(moved, recipe)
+        if step == "smooth":  # nothing reads these any more
+            again = {name: dataclasses.replace(what, gram=False) for name, what in again.items()}
+        stages.append(Calibrated(moved, collect(moved, data, again, progress=progress), data, step))
+    return stages
+
+
+def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Recipe) -> bool:
+    """Let channels exchange scales; whether any did."""
+    if step == "equalize":
+        return recipe.equalize and EqualizeChannels(statistics)(model)
+    insert = recipe.smooth is True
+    return recipe.smooth is not False and SmoothMatMul(statistics, insert, _noise(recipe))(model)
 
 
 def convert(
@@ -107,8 +127,11 @@ def convert(
         return Outcome(decisions, tuple)
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
-    builder = _builder(calibrate(model, recipe, data, progress), recipe, progress)
-    kept = {} if recipe.is_minifloat else _kept_by_runtime(builder)
+    trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
+    builder = trials.settle(calibrate(model, recipe, data, progress), recipe)
+    kept = refused_by_runtime(builder)
+    if not recipe.is_minifloat:
+        kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
     metric = choose_metric(recipe.metric, builder.model, builder.feeds, source) if builder.feeds else None
@@ -117,11 +140,11 @@ def convert(
         search = _search(builder, kept, metric, recipe.max_drop, progress)
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
-    candidate, value = _choose(builder, kept, metric, search)
+    candidate, value = _choose(builder, kept, metric, search, trials)
     model.graph, model.ir_version = candidate.model.graph, candidate.model.ir_version
     model.functions.update(candidate.model.functions)
     declare_functions(model)
-    return _outcome(builder, candidate, metric, value, search, seconds)
+    return _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -158,11 +181,11 @@ def refuse_statistics(recipe: Recipe) -> None:
         raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
 
 
-def _kept_by_runtime(builder: Builder[Any, Any]) -> dict[str, str]:
-    """Products that ONNX Runtime would compute in float between two conversions."""
+def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
+    """Products that ONNX Runtime would compute in float between two conversions, beside those that it refuses."""
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
-        model, products = builder.unrestored(kept)
+        model, products = builder.unrestored({**refused, **kept})
         found = fallbacks(optimized(model), products)
         if not found:
             break
@@ -174,7 +197,7 @@ def _search(
     builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
 ) -> MixedPrecision:
     """The fewest products in float with which the metric is within the bound."""
-    nodes = products(builder.plan(builder.model.clone(), kept))
+    nodes = products(builder.plan(copy_of(builder.model), kept))
     return search_mixed_precision(
         lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
         reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
@@ -182,11 +205,16 @@ def _search(
 
 
 def _choose(
-    builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric | None, search: MixedPrecision | None
+    builder: Builder[Any, Any],
+    kept: Mapping[str, str],
+    metric: Metric | None,
+    search: MixedPrecision | None,
+    trials: Trials,
 ) -> tuple[Candidate, float]:
     """The model with or without restored moments, and its metric; NaN where there is none.
 
-    The moments are those of the calibration data, so on other data that can harm, too: a metric that was given decides.
+    The moments are those of the calibration data, so on other data that can harm, too: a metric that was given decides,
+    else the outputs do.
     """
     plain = builder.build(kept)
     asked = builder.recipe.restore_moments
@@ -198,6 +226,10 @@ def _choose(
         other = _value(metric, plain) if search is None else search.best
         if not value > other:
             return plain, other
+    else:
+        with_them, without = (trials.noise_of(builder, each.model) for each in (restored, plain))
+        if not trials.keeps("restore_moments", with_them, without, asked=asked is True):
+            return plain, _value(metric, plain) if search is None else search.best
     return restored, value
 
 
@@ -214,20 +246,30 @@ def _value(metric: Metric | None, candidate: Candidate) -> float:
     return math.nan if metric is None else metric(candidate.model)
 
 
+def _accuracy(metric: Metric, value: float, batches: int) -> str:
+    own = f", on the first {batches} batches of the calibration data" if metric.name == COSINE else ""
+    if metric.name == COSINE and math.isnan(value):
+        return f"no {metric.name}: some are of another length than in float{own}; give a metric"
+    return f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"
+
+
 def _outcome(
     builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
-    search: MixedPrecision | None, seconds: tuple[float, float] | None,
+    search: MixedPrecision | None, seconds: tuple[float, float] | None, verdicts: Sequence[Verdict],
 ) -> Outcome:  # fmt: skip
     details: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
-    warnings = [*constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
+    warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
     if not builder.recipe.is_minifloat:
+        reduced = reduces_range(builder.recipe)
+        warnings += warn_of_saturation(reduced)
+        details["made_for"] = made_for(reduced)
+        rows.append(("made for", made_for(reduced)))
         details["kernels"] = kernels = operators(optimized(candidate.model))
         rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
     if metric is not None:
         details["metric"] = {"name": metric.name, "float32": metric.reference, _label(builder.recipe): value}
-        own = f", on the first {len(builder.feeds)} batches of the calibration data" if metric.name == COSINE else ""
-        rows.append(("accuracy", f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"))
+        rows.append(("accuracy", _accuracy(metric, value, len(builder.feeds))))
     if seconds is not None:
         details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
         rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
@@ -240,6 +282,10 @@ def _outcome(
         rows.append(("tried", f"{len(search.trials)} mixtures, {len(search.kept)} products stay in float"))
         if not search.met:
             warnings.append("the bound on the metric's drop was not met; this is the best mixture that was tried")
+    if verdicts:
+        details["harmful_steps"] = [dataclasses.asdict(verdict) for verdict in verdicts]
+        rows += [("tried", verdict.line()) for verdict in verdicts if not verdict.kept]
+        warnings += [verdict.line() for verdict in verdicts if verdict.kept]
     weights = tuple(
         weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
     )

@@ -10,15 +10,18 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import onnx_ir as ir
 
-from .calibration import Statistics, TensorStatistics, Wanted
-from .calibration.collect import collect
+from .calibration import Statistics, TensorStatistics
 from .errors import OnnxpressError
+from .names import copy_of
 from .outcome import Progress
 from .passes import Decision
 from .passes.int8_operators import Operator
-from .passes.restore_moments import restore_in_order
+from .passes.kept_in_float import kept_in_float
+from .passes.remove_unused import remove_unused
+from .passes.rewriting import required
 from .recipe import Recipe
 from .report import Rounded
+from .restoring import restore_moments
 
 _MEASURED = 16  # batches on which models are compared and moments restored
 
@@ -52,11 +55,13 @@ class Calibrated:
         model: After `prepare`, and after scales were moved between its channels.
         statistics: Of each tensor that may be rounded.
         data: The calibration data; empty where only statistics were given.
+        step: The setting that moved scales last; empty where none did.
     """
 
     model: ir.Model
     statistics: Statistics
     data: Iterable[Any] = ()
+    step: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +74,7 @@ class Candidate:
         products: Names of the products that read rounded tensors.
         weights: The rounded weights by name.
         readers: The nodes that read each of them.
+        warnings: What the user should know.
     """
 
     model: ir.Model
@@ -76,6 +82,7 @@ class Candidate:
     products: list[str]
     weights: Mapping[str, Rounded]
     readers: Mapping[str, tuple[str, ...]]
+    warnings: Sequence[str] = ()
 
 
 class Builder(abc.ABC, Generic[P, W]):
@@ -97,14 +104,13 @@ class Builder(abc.ABC, Generic[P, W]):
     def __init__(
         self, calibrated: Calibrated, recipe: Recipe, plan: Planner[P], unusable: Mapping[str, str], progress: Progress
     ) -> None:
-        self.model, self.recipe = calibrated.model.clone(), recipe
+        self.model, self.recipe = copy_of(calibrated.model), recipe
         self.feeds = list(islice(calibrated.data, _MEASURED))
         self._statistics, self._planner, self._unusable = calibrated.statistics, plan, unusable
         self._progress = progress
         self._seen: dict[str, None] = {}
-        self._moments: Statistics | None = None
         self._weights: dict[str, W] = {}
-        self._last: tuple[frozenset[str], Candidate] | None = None
+        self._last: tuple[Mapping[str, str], Candidate] | None = None
 
     @abc.abstractmethod
     def _rewrite(self, model: ir.Model, plan: P) -> Callable[[str], tuple[str, ...]]:
@@ -122,20 +128,20 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def build(self, kept: Mapping[str, str]) -> Candidate:
         """The model with nodes of these names in float, without restored moments; the last one is kept at hand."""
-        import onnx_ir.passes.common as common
-
-        names = frozenset(kept)
-        if self._last is not None and self._last[0] == names:
+        if self._last is not None and self._last[0] == kept:
             return self._last[1]
-        model = self.model.clone()
+        model = copy_of(self.model)
         plan = self.plan(model, kept)
         self._seen.update(dict.fromkeys(value.name or "" for value in plan.tensors()))
         self._weights.clear()
+        constants = constant_operands(plan)
         found = self._rewrite(model, plan)
         readers = {name: found(name) for name in self._weights}
-        common.RemoveUnusedNodesPass()(model)
-        self._last = names, Candidate(model, plan.decisions, products(plan), dict(self._weights), readers)
-        return self._last[1]
+        remove_unused(model)
+        warnings = kept_in_float(model, constants)
+        candidate = Candidate(model, plan.decisions, products(plan), dict(self._weights), readers, warnings)
+        self._last = dict(kept), candidate
+        return candidate
 
     def unrestored(self, kept: Mapping[str, str]) -> tuple[ir.Model, list[str]]:
         """The same model and its rounded products."""
@@ -144,21 +150,8 @@ class Builder(abc.ABC, Generic[P, W]):
 
     def restored(self, candidate: Candidate) -> Candidate:
         """A copy whose channels have their moments back."""
-        model = candidate.model.clone()
-        wanted = Wanted(histogram=False, channel_axis=1)
-        names = [node.outputs[0].name or "" for node in self.model.graph if node.op_type in ("Conv", "Gemm")]
-        if self._moments is None:
-            self._moments = collect(self.model, self.feeds, dict.fromkeys(names, wanted))
-        done = 0
-
-        def measure(changed: ir.Model, depth: Sequence[str]) -> Statistics:
-            nonlocal done
-            self._progress("restore moments", done, len(names))
-            done += len(depth)
-            return collect(changed, self.feeds, dict.fromkeys(depth, wanted))
-
-        restore_in_order(model, self._moments, measure)
-        self._progress("restore moments", len(names), len(names))
+        model = copy_of(candidate.model)
+        restore_moments(self.model, model, self.feeds, self._progress)
         return dataclasses.replace(candidate, model=model)
 
     def observed(self) -> dict[str, TensorStatistics]:
@@ -170,3 +163,9 @@ class Builder(abc.ABC, Generic[P, W]):
 def products(plan: Plan) -> list[str]:
     """Names of the products that read rounded tensors."""
     return [operator.node.name or "" for operator in plan.operators.values() if operator.is_product]
+
+
+def constant_operands(plan: Plan) -> list[ir.Value]:
+    """The constants that are rounded."""
+    operators = [operator for operator in plan.operators.values() if operator.constant is not None]
+    return [required(operator.node.inputs[required(operator.constant)]) for operator in operators]

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
 from .errors import OnnxpressError, UsageError, suggestion
+from .external_data import checked, external_places, external_tensors, nbytes
 from .narrow_types import check_narrow_types
+from .normalise import normalise
+from .reading import from_proto, to_proto
+from .traverse import graphs as graphs
+from .traverse import initializers as initializers
 
 if TYPE_CHECKING:
     import onnx
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
 _MOST_INLINE = 1_500_000_000
 LEAST_EXTERNAL = 1024
 """Bytes of a tensor below which it stays in the model file."""
+
+UNREAD = "onnxpress.unread"
+"""Key of a loaded model's `meta`: the parts of the file that no model in memory holds."""
 
 _CHUNK = 1 << 24
 
@@ -74,7 +81,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def load(path: str | Path) -> ir.Model:
-    """Read a model; weights in external data are mapped when they are used.
+    """Read a model, in the form of `normalise`; weights in external data are mapped when they are used.
 
     Args:
         path: The .onnx file.
@@ -87,17 +94,15 @@ def load(path: str | Path) -> ir.Model:
     proto = _parse(path)
     _check_header(path, proto)
     _check_entries(path, proto)
-    try:
-        model = ir.from_proto(proto)
-    except Exception as error:  # the deserializer's own checks raise many types
-        raise OnnxpressError(f"{path}: not a valid ONNX model: {_first_line(error)}") from error
-    for owner, tensor in _external_tensors(model):
-        tensor.base_dir = path.parent
-        _check_external(path, owner, tensor)
+    model = from_proto(proto, str(path))
+    model.meta[UNREAD] = ["training_info"] if proto.training_info else []
+    for owner, tensor, put in external_places(model):
+        put(checked(path, owner, tensor))
     for value in initializers(model):
         constant = value.const_value
         if constant is not None and any(not isinstance(dim, int) or dim < 0 for dim in constant.shape):
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
+    normalise(model, str(path))
     check_narrow_types(model, str(path))
     return model
 
@@ -155,69 +160,6 @@ def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensor_protos(subgraph)
 
 
-def _first_line(error: BaseException) -> str:
-    """What went wrong at the bottom of a chain of errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """The main graph and those inside its nodes, functions' included."""
-    yield model.graph
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for root in roots:
-        yield from root.subgraphs()
-
-
-def initializers(model: ir.Model) -> Iterator[ir.Value]:
-    """All initializers of all graphs, in order."""
-    for graph in graphs(model):
-        yield from graph.initializers.values()
-
-
-def _external_tensors(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor]]:
-    for value in initializers(model):
-        if isinstance(value.const_value, ir.ExternalTensor):
-            yield f"initializer '{value.name}'", value.const_value
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for root in roots:
-        for node in root.all_nodes():
-            for attribute in node.attributes.values():
-                if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.TENSOR:
-                    tensor = attribute.value
-                    if isinstance(tensor, ir.ExternalTensor):
-                        yield f"attribute '{attribute.name}' of node '{node.name}'", tensor
-
-
-def _check_external(path: Path, owner: str, tensor: ir.ExternalTensor) -> None:
-    """Refuse external data that is not whole or not within the model's folder."""
-    location = str(tensor.location)
-    what = f"{path}: {owner}: external data '{location}'"
-    if os.path.isabs(location) or ".." in Path(location).parts:
-        raise OnnxpressError(f"{what} is not below the model's folder; move it there and use a relative location")
-    data = path.parent / location
-    if not data.is_file():
-        raise OnnxpressError(f"{what} is missing; it must lie beside the model")
-    if path.parent.resolve() not in data.resolve().parents:
-        raise OnnxpressError(f"{what} is a link that leaves the model's folder; copy the files there (cp -L)")
-    if data.stat().st_nlink > 1:
-        raise OnnxpressError(f"{what} has several hard links and could be another's file; copy it")
-    if any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
-        raise OnnxpressError(f"{path}: {owner} has the impossible shape {tensor.shape}")
-    needed = _nbytes(tensor)
-    offset, length = tensor.offset or 0, tensor.length
-    if length is not None and length != needed:
-        raise OnnxpressError(f"{what} holds {length} bytes, the shape {tensor.shape} needs {needed}")
-    size = data.stat().st_size
-    if offset + needed > size:
-        raise OnnxpressError(f"{what} ends at byte {size}, but the tensor needs bytes {offset} to {offset + needed}")
-
-
-def _nbytes(tensor: ir.TensorProtocol) -> int:
-    return math.ceil(tensor.dtype.itemsize * math.prod(tensor.shape.numpy()))
-
-
 def size_on_disk(path: str | Path, model: ir.Model) -> int:
     """Bytes of a model file and of the external data files that it uses."""
     path = Path(path)
@@ -225,7 +167,7 @@ def size_on_disk(path: str | Path, model: ir.Model) -> int:
 
 
 def _external_files(path: Path, model: ir.Model) -> set[Path]:
-    return {path.parent / str(tensor.location) for _, tensor in _external_tensors(model)}
+    return {Path(tensor.path) for tensor in external_tensors(model)}
 
 
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
@@ -272,7 +214,7 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
 
 def has_external_data(model: ir.Model) -> bool:
     """Whether some tensor lies in a file of its own."""
-    return any(True for _ in _external_tensors(model))
+    return any(True for _ in external_tensors(model))
 
 
 def save(
@@ -296,7 +238,7 @@ def save(
     """
     path = check_target(path)
     _embed_attributes(model)
-    total = sum(_nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
+    total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
     external = has_external_data(model) if external is None else external
     replaced = _data_files_of(path)
     try:
@@ -355,7 +297,7 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
         for count, value in enumerate(values, 1):
             tensor = value.const_value
             assert tensor is not None
-            size = _nbytes(tensor)
+            size = nbytes(tensor)
             if size >= LEAST_EXTERNAL and tensor.dtype != ir.DataType.STRING:
                 offset = -(-file.tell() // _alignment(size)) * _alignment(size)
                 digest = _write_tensor(file, tensor, offset)
@@ -367,7 +309,9 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
                     known[digest, size] = offset
                 places.append((value, known[digest, size], size))
             elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+                value.const_value = ir.Tensor(
+                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor)
+                )
                 tensor.release()
             done(count, len(values))
         target[0] = path.with_name(f"{path.name}.{whole.hexdigest()[:12]}.data")
@@ -376,9 +320,14 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
         assert tensor is not None
         value.const_value = ir.ExternalTensor(
             target[0].name, offset, size, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=value.name or "",
-            base_dir=path.parent,
+            base_dir=path.parent, **_said(tensor),
         )  # fmt: skip
     return target[0]
+
+
+def _said(tensor: ir.TensorProtocol) -> dict[str, Any]:
+    """What a tensor that takes another's place has to be given, beside its data."""
+    return {"doc_string": tensor.doc_string, "metadata_props": dict(tensor.metadata_props)}
 
 
 def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, offset: int) -> bytes:
@@ -386,7 +335,7 @@ def _write_tensor(file: BinaryIO, tensor: ir.TensorProtocol, offset: int) -> byt
     file.seek(offset)
     digest = hashlib.sha256()
     if isinstance(tensor, ir.ExternalTensor):
-        left = _nbytes(tensor)
+        left = nbytes(tensor)
         with open(tensor.path, "rb") as source:
             source.seek(tensor.offset or 0)
             while left > 0:
@@ -409,9 +358,9 @@ def _write_model(model: ir.Model, path: Path, done: TensorDone, *, counted: bool
         for count, value in enumerate(values, 1):
             lazy = value.const_value
             assert isinstance(lazy, ir.LazyTensor)
-            value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name)
+            value.const_value = ir.Tensor(lazy.numpy(), dtype=lazy.dtype, name=value.name, **_said(lazy))
             done(count, len(values))
-    data = ir.to_proto(model).SerializeToString(deterministic=True)
+    data = to_proto(model).SerializeToString(deterministic=True)
     with _replacing(path) as (file, _):
         file.write(data)
 

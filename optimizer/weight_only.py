@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import onnx_ir as ir
 
-from . import storage
 from .outcome import Outcome
-from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, plan
+from .passes import Decision, QuantizeConv, QuantizeGather, QuantizeMatMul, RaiseOpset, SqueezeWeights, plan
 from .passes.declare_functions import declare_functions
+from .passes.expand_sequence_map import ExpandSequenceMap
+from .passes.kept_in_float import kept_in_float
 from .passes.lazy_weight import LazyWeight
+from .passes.matching import opset_of
+from .passes.quantize_gather import OPSET
 from .quantization.rtn import decibels
 from .recipe import Recipe
 from .report import WeightReport
@@ -18,24 +22,49 @@ from .report import WeightReport
 
 def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
-    decisions = plan(model, recipe)
-    if RaiseOpset(_opset_needed(decisions))(model):
-        decisions = plan(model, recipe)
+    decisions = decide(model, recipe)
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
+    ExpandSequenceMap()(model)
     declare_functions(model)
+    weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]
     return Outcome(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
-        warnings=[*_doubled(model, decisions), *product.warnings],
+        warnings=[*kept_in_float(model, weights), *product.warnings],
     )
 
 
-def _opset_needed(decisions: list[Decision]) -> int:
-    return max((decision.form.opset for decision in decisions if decision.form is not None), default=1)
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What becomes of the nodes of a model, which CleanUp went over; it is prepared for that.
+
+    Its opset is raised for the forms that need it. Where it cannot be, these nodes are left, and the others are taken
+    as they are.
+    """
+    SqueezeWeights()(model)
+    decisions = plan(model, recipe)
+    obstacle = ""
+    for opset in sorted(set(map(_opset_needed, decisions)), reverse=True):
+        step = RaiseOpset(opset)
+        if (reason := step.obstacle(model)) is None:
+            if step(model):
+                decisions = plan(model, recipe)
+            break
+        obstacle = obstacle or reason
+    reached = opset_of(model)
+    return [
+        dataclasses.replace(each, taken=False, reason=obstacle) if _opset_needed(each) > reached else each
+        for each in decisions
+    ]
+
+
+def _opset_needed(decision: Decision) -> int:
+    if decision.form is not None:
+        return decision.form.opset
+    return OPSET if decision.taken and decision.op_type == "Gather" else 1
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
@@ -49,9 +78,3 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
 def _gain(weights: list[LazyWeight]) -> float:
     errors = [weight.error for weight in weights if weight.error is not None]
     return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0
-
-
-def _doubled(model: ir.Model, decisions: list[Decision]) -> list[str]:
-    kept = {value.name for value in storage.initializers(model)}
-    doubled = {d.weight.value.name for d in decisions if d.taken and d.weight and d.weight.value.name in kept}
-    return [f"{name} also stays in float: another node reads it" for name in sorted(filter(None, doubled))]

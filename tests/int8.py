@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxruntime as ort
 from onnxpress.optimizer.analysis.int8_kernels import optimized
+from onnxpress.optimizer.analysis.machine import products_saturate
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.plan_int8 import Int8Plan, plan_int8
 from onnxpress.optimizer.quantization.affine import quantize_weight
@@ -38,13 +39,19 @@ def observed(model: ir.Model, plan: Int8Plan, feeds: dict[str, np.ndarray]) -> d
     return {name: (float(array.min()), float(array.max())) for name, array in values.items()}
 
 
-def converted(model: ir.Model, feeds: dict[str, np.ndarray], recipe: Recipe = STATIC, **settings):
-    """An INT8 form of a model, its plan, and the graph that ONNX Runtime makes of it."""
+def converted(
+    model: ir.Model, feeds: dict[str, np.ndarray], recipe: Recipe = STATIC, reduce_range: bool | None = None, **settings
+):  # fmt: skip
+    """An INT8 form of a model, its plan, and the graph that ONNX Runtime makes of it.
+
+    Weights are for this machine's ONNX Runtime, whose sums of others may saturate, where `reduce_range` does not say.
+    """
+    narrow = products_saturate() if reduce_range is None else reduce_range
     changed = model.clone()
     plan = plan_int8(changed, recipe)
     place = PlaceQdq(
         observed(model, plan, feeds),
-        lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least),
+        lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least, reduce_range=narrow),
         **settings,
     )
     place(changed, plan)

@@ -8,6 +8,7 @@
 
 #include "kernels/block_sparse_kernels.h"
 #include "kernels/pieces.h"
+#include "kernels/room.h"
 
 namespace onnxpress {
 namespace {
@@ -25,24 +26,6 @@ const BlockSparseKernels& kernels_of(Isa isa) {
   return block_sparse_kernels_scalar();
 }
 
-// Room that a thread keeps from one problem to the next.
-class Room {
- public:
-  std::uint8_t* of(std::size_t bytes) {
-    if (bytes > capacity_) {
-      memory_.reset();
-      capacity_ = 0;
-      memory_ = make_aligned<std::uint8_t>(bytes);
-      capacity_ = bytes;
-    }
-    return memory_.get();
-  }
-
- private:
-  Aligned<std::uint8_t> memory_;
-  std::size_t capacity_ = 0;
-};
-
 // Tiles of rows that are multiplied at once share loads of the weight: four tiles where they leave no more rows empty
 // than two do. But where lines of rows are loaded for one output alone, they should come from the L1 cache.
 std::int64_t together_of(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
@@ -54,36 +37,67 @@ std::int64_t together_of(const BlockSparseProblem& p, const BlockSparseKernels& 
   return !w.bundles && ceil_div(tiles, 4) * 2 == ceil_div(tiles, 2) ? kernels.most_together : 2;
 }
 
-SparseRows make_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
-  static thread_local Room room;
+// How rows lie, before there is room for them.
+SparseRows plan_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
   const BlockSparseWeight& w = *p.weight;
   SparseRows rows{};
   rows.tile = kernels.has_halves && !w.is_float && p.M <= 8 ? 8 : kRowsOfTile;
   rows.together = p.M <= (w.is_float ? kernels.few_floats : kernels.few_codes) ? 0 : together_of(p, kernels);
   rows.zero_point = p.is_static ? p.input.zero_point : 128;
   rows.row_bytes = w.padded_k * (w.is_float ? 4 : 1);
-  if (rows.together == 0 && w.is_float) {  // as they are
-    rows.words = const_cast<std::uint8_t*>(reinterpret_cast<const std::uint8_t*>(p.floats));
-    rows.row_bytes = w.K * 4;
-    return rows;
-  }
-  const std::int64_t step = rows.tile * std::max<std::int64_t>(rows.together, 1);
-  const std::int64_t count = ceil_div(p.M, step) * step, scales = std::max(count, kRowsOfTile);
-  const std::int64_t outputs = std::max(w.tiles * kTile, w.block_rows * w.block_n);
-  const auto bytes = static_cast<std::size_t>(count * rows.row_bytes);
-  rows.words = room.of(bytes + static_cast<std::size_t>(scales + outputs) * sizeof(float));
-  rows.scales = reinterpret_cast<float*>(rows.words + bytes);
-  auto* starts = reinterpret_cast<std::uint32_t*>(rows.scales + scales);  // modulo 2^32
-  const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
-  for (std::int64_t n = 0; n < w.N; ++n) starts[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
-  rows.starts = reinterpret_cast<const std::int32_t*>(starts);
   return rows;
 }
 
-void multiply_few(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
+// Rows of A that are multiplied at once, and of what such are a multiple.
+std::int64_t step_of(const SparseRows& rows) { return rows.tile * std::max<std::int64_t>(rows.together, 1); }
+
+// The room of a product: parts one behind the other, each on a cache line.
+class Room {
+ public:
+  // The place of a part of so many bytes.
+  std::int64_t add(std::int64_t bytes) {
+    const std::int64_t begin = end_;
+    end_ += ceil_div(bytes, kLine) * kLine;
+    return begin;
+  }
+  void allocate() { memory_ = make_room(static_cast<std::size_t>(end_)); }
+  std::uint8_t* at(std::int64_t place) const { return memory_.get() + place; }
+
+ private:
+  std::int64_t end_ = 0;
+  Aligned<std::uint8_t> memory_;
+};
+
+// What `count` rows need, and the outputs.
+struct RowPlaces {
+  std::int64_t words, scales, starts;
+
+  RowPlaces(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t count, Room& room)
+      : words(room.add(count * rows.row_bytes)),
+        scales(room.add(std::max(count, kRowsOfTile) * std::int64_t{sizeof(float)})),
+        starts(room.add(std::max(w.tiles * kTile, w.block_rows * w.block_n) * std::int64_t{sizeof(float)})) {}
+
+  void set(const BlockSparseWeight& w, const Room& room, SparseRows& rows) const {
+    rows.words = room.at(words);
+    rows.scales = reinterpret_cast<float*>(room.at(scales));
+    auto* to = reinterpret_cast<std::uint32_t*>(room.at(starts));  // modulo 2^32
+    const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
+    for (std::int64_t n = 0; n < w.N; ++n) to[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
+    rows.starts = reinterpret_cast<const std::int32_t*>(to);
+  }
+};
+
+void multiply_few(const BlockSparseProblem& p, const BlockSparseKernels& kernels, SparseRows rows,
                   const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
-  if (!w.is_float) {
+  Room room;
+  if (w.is_float) {  // as they are
+    rows.words = const_cast<std::uint8_t*>(reinterpret_cast<const std::uint8_t*>(p.floats));
+    rows.row_bytes = w.K * std::int64_t{sizeof(float)};
+  } else {
+    const RowPlaces places(w, rows, p.M, room);
+    room.allocate();
+    places.set(w, room, rows);
     for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
   }
   const std::int64_t work = w.tile_entries[w.tiles] * kTile * 4 * p.M;
@@ -105,9 +119,7 @@ class LazyTiles {
     end = std::min(end, states_.size());
     for (std::size_t tile = begin; tile < end; ++tile) {
       if (!claim(states_[tile])) continue;
-      static thread_local Room room;
-      std::uint8_t* memory = room.of(static_cast<std::size_t>(kRowsOfTile * (rows_.row_bytes + kLine)));
-      kernels_.load_tile(p_, rows_, static_cast<std::int64_t>(tile) * kRowsOfTile, memory);
+      kernels_.load_tile(p_, rows_, static_cast<std::int64_t>(tile) * kRowsOfTile);
       states_[tile].store(kReady, std::memory_order_release);
     }
     for (std::size_t tile = begin; tile < end; ++tile) {
@@ -131,80 +143,117 @@ class LazyTiles {
   std::vector<std::atomic<int>> states_;
 };
 
-// Hands out pieces: `columns` of them for each step of rows. A thread stays with its step while that has any left: rows
-// that it laid out lie in its own cache, which can be far from another thread's.
+// Hands out pieces: `columns` of them for each step of rows. A worker stays with its step while that has any left: rows
+// that it laid out lie in its own cache, which can be far from another's.
 class Pieces {
  public:
   Pieces(std::int64_t steps, std::int64_t columns)
-      : call_(new_call()), columns_(columns), taken_(static_cast<std::size_t>(steps)) {}
+      : columns_(columns), left_(steps * columns), taken_(static_cast<std::size_t>(steps)) {}
 
   struct Place {
-    std::int64_t step, column;
+    std::int64_t step = -1, column = 0;
   };
 
-  // To be called once for each piece, on the thread that works on it.
-  Place take() {
-    static thread_local std::uint64_t call = 0;
-    static thread_local std::size_t step = 0;
-    if (call != call_) step = next(0);
-    call = call_;
+  // The worker's next piece after `place`, at which a new worker has no step; false where none is left.
+  bool take(Place& place) {
+    if (left_.fetch_sub(1, std::memory_order_relaxed) <= 0) return false;
+    auto step = static_cast<std::size_t>(place.step);
+    if (place.step < 0) step = next(0);
     for (;; step = next(step)) {
       std::atomic<std::int64_t>& taken = taken_[step];
       if (taken.load(std::memory_order_relaxed) >= columns_) continue;
       const std::int64_t column = taken.fetch_add(1, std::memory_order_relaxed);
-      if (column < columns_) return {static_cast<std::int64_t>(step), column};
+      if (column >= columns_) continue;
+      place = {static_cast<std::int64_t>(step), column};
+      return true;
     }
   }
 
  private:
-  static std::uint64_t new_call() {
-    static std::atomic<std::uint64_t> calls{0};
-    return calls.fetch_add(1, std::memory_order_relaxed) + 1;
-  }
-
-  // A step that no thread has begun, or else the one behind.
+  // A step that no worker has begun, or else the one behind.
   std::size_t next(std::size_t step) {
     const bool all_begun = begun_.load(std::memory_order_relaxed) >= taken_.size();
     return (all_begun ? step + 1 : begun_.fetch_add(1, std::memory_order_relaxed)) % taken_.size();
   }
 
-  const std::uint64_t call_;
   const std::int64_t columns_;
+  std::atomic<std::int64_t> left_;
   std::atomic<std::size_t> begun_{0};
   std::vector<std::atomic<std::int64_t>> taken_;
 };
 
-void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
+// How many can work at once, whatever the number of threads: each has room of its own from the start.
+std::int64_t workers_for(std::int64_t pieces) {
+  static const std::int64_t processors = std::thread::hardware_concurrency();
+  return clamp(pieces, 1, std::max<std::int64_t>(processors, 1));
+}
+
+// How the product is cut: into steps of rows, and block rows into columns of whole parts. Both begin where a block row
+// and a tile of outputs do.
+struct Cut {
+  std::int64_t part, block_rows, columns;  // block rows of a part and of a column, and how many columns
+
+  Cut(const BlockSparseWeight& w, std::int64_t step) {
+    const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
+    const std::int64_t units = ceil_div(w.block_rows, unit);
+    const std::int64_t work = w.strip_words * (w.is_float ? 16 : 4) * step / units;
+    const std::int64_t wanted = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, units);
+    const std::int64_t units_of_part = clamp(kOutputsOfPart / (unit * w.block_n), 1, units);
+    part = units_of_part * unit;
+    block_rows = ceil_div(wanted, units_of_part) * part;
+    columns = ceil_div(w.block_rows, block_rows);
+  }
+};
+
+// The rooms of workers: so many bytes each, of which the first are for the sums of a part.
+struct Rooms {
+  std::uint8_t* first;
+  std::int64_t bytes, sums;
+};
+
+void multiply_chunk(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
+                    const Cut& cut, const Rooms& rooms, const Parallel& parallel) {
+  const std::int64_t step = step_of(rows), steps = ceil_div(p.M, step);
+  LazyTiles tiles(p, kernels, rows);
+  Pieces pieces(steps, cut.columns);
+  parallel.for_each(static_cast<std::size_t>(workers_for(steps * cut.columns)), [&](std::size_t worker) {
+    SparsePiece piece{};
+    piece.part = cut.part;
+    piece.sums = rooms.first + static_cast<std::int64_t>(worker) * rooms.bytes;
+    piece.chunk = piece.sums + rooms.sums;
+    for (Pieces::Place place; pieces.take(place);) {
+      piece.first_row = place.step * step;
+      const auto first_tile = static_cast<std::size_t>(piece.first_row / kRowsOfTile);
+      tiles.load(first_tile, first_tile + static_cast<std::size_t>(rows.together));
+      piece.block_row = place.column * cut.block_rows;
+      piece.end = std::min(piece.block_row + cut.block_rows, p.weight->block_rows);
+      kernels.multiply(p, rows, piece);
+    }
+  });
+}
+
+void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, SparseRows rows,
                    const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
-  const std::int64_t step = rows.tile * rows.together;
-  LazyTiles tiles(p, kernels, rows);
-
-  // Pieces and their parts begin where a block row and a tile of outputs do.
-  const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
-  const std::int64_t units = ceil_div(w.block_rows, unit);
-  const std::int64_t work = w.strip_words * (w.is_float ? 16 : 4) * step / units;
-  const std::int64_t wanted = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, units);
-  const std::int64_t part = clamp(kOutputsOfPart / (unit * w.block_n), 1, units);
-  const std::int64_t block_rows = ceil_div(wanted, part) * part * unit;
-  const std::int64_t columns = ceil_div(w.block_rows, block_rows);
-  const auto sums = static_cast<std::size_t>(part * unit * w.block_n * kLine * rows.together);
-  const std::int64_t steps = ceil_div(p.M, step);
-  Pieces pieces(steps, columns);
-  parallel.for_each(static_cast<std::size_t>(columns * steps), [&](std::size_t) {
-    static thread_local Room room;
-    const Pieces::Place place = pieces.take();
-    SparsePiece piece{};
-    piece.first_row = place.step * step;
-    const auto first_tile = static_cast<std::size_t>(piece.first_row / kRowsOfTile);
-    tiles.load(first_tile, first_tile + static_cast<std::size_t>(rows.together));
-    piece.block_row = place.column * block_rows;
-    piece.end = std::min(piece.block_row + block_rows, w.block_rows);
-    piece.part = part * unit;
-    piece.sums = room.of(sums + static_cast<std::size_t>(kChunk * kLine * rows.together));
-    piece.chunk = piece.sums + sums;
-    kernels.multiply(p, rows, piece);
-  });
+  const std::int64_t step = step_of(rows), most = rows_at_once(p.M, rows.row_bytes, step);
+  const std::int64_t steps = ceil_div(most, step);
+  const Cut cut(w, step);
+  const std::int64_t sums = cut.part * w.block_n * kLine * rows.together;
+  const std::int64_t bytes = sums + kChunk * kLine * rows.together;
+  Room room;
+  const RowPlaces places(w, rows, steps * step, room);
+  const std::int64_t rooms = room.add(workers_for(steps * cut.columns) * bytes);
+  room.allocate();
+  places.set(w, room, rows);
+  for (std::int64_t begin = 0; begin < p.M; begin += most) {
+    BlockSparseProblem part = p;
+    part.M = std::min(most, p.M - begin);
+    if (p.floats != nullptr) part.floats += begin * w.K;
+    if (p.codes != nullptr) part.codes += begin * w.K;
+    if (p.floats_out != nullptr) part.floats_out += begin * w.N;
+    if (p.codes_out != nullptr) part.codes_out += begin * w.N;
+    multiply_chunk(part, kernels, rows, cut, {room.at(rooms), bytes, sums}, parallel);
+  }
 }
 
 }  // namespace
@@ -216,7 +265,7 @@ const char* block_sparse_matmul(const BlockSparseProblem& p, Isa isa, const Para
   const Sequential alone;
   const bool small = p.M * w.tile_entries[w.tiles] * kTile * 4 < kWorthSplitting;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
-  const SparseRows rows = make_rows(p, kernels);
+  const SparseRows rows = plan_rows(p, kernels);
   if (rows.together == 0) {
     multiply_few(p, kernels, rows, parallel);
   } else {

@@ -37,8 +37,7 @@ struct BlockSparseKernels {
   std::int64_t most_together;
   bool has_halves;                     // tiles of 8 rows, of codes
   std::int64_t few_codes, few_floats;  // the most rows that are few
-  // With room for 16 rows and as many lines.
-  void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row, std::uint8_t* room);
+  void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row);
   void (*load_row)(const BlockSparseProblem&, const SparseRows&, std::int64_t row);
   void (*multiply)(const BlockSparseProblem&, const SparseRows&, const SparsePiece&);
   void (*multiply_few)(const BlockSparseProblem&, const SparseRows&, std::int64_t tile, std::int64_t end);

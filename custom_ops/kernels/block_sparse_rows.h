@@ -44,14 +44,15 @@ void load_words(const BlockSparseProblem& p, const CodeFormat& format, std::int6
 }
 
 template <class S>
-void load_all_words(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row, std::uint8_t* to) {
-  const CodeFormat format = p.weight->is_float ? CodeFormat{} : format_of_row<S>(p, rows, row);
-  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) load_words<S>(p, format, row, word, to + 4 * word);
+CodeFormat format_of(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
+  return p.weight->is_float ? CodeFormat{} : format_of_row<S>(p, rows, row);
 }
 
 template <class S>
 void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
-  load_all_words<S>(p, rows, row, rows.words + row * rows.row_bytes);
+  const CodeFormat format = format_of<S>(p, rows, row);
+  std::uint8_t* to = rows.words + row * rows.row_bytes;
+  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) load_words<S>(p, format, row, word, to + 4 * word);
 }
 
 // From 16 rows of 16 words, `from_step` bytes apart, to the places of group `group` and those behind it in a tile.
@@ -71,7 +72,7 @@ void turn_words(const BlockSparseProblem& p, const SparseRows& rows, const std::
 }
 
 template <class S>
-void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row, std::uint8_t* room) {
+void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row) {
   const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
   const std::int64_t tile = first_row / 16, K = p.weight->K;
   if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
@@ -81,12 +82,24 @@ void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::
     }
     return;
   }
-  const std::int64_t room_step = rows.row_bytes + kLine;  // rows whose distance is a power of two share few sets
-  for (std::int64_t r = 0; r < count; ++r) load_all_words<S>(p, rows, first_row + r, room + r * room_step);
+  CodeFormat formats[16];
+  for (std::int64_t r = 0; r < count; ++r) formats[r] = format_of<S>(p, rows, first_row + r);
   for (std::int64_t r = count; r < 16; ++r) rows.scales[first_row + r] = 0;
-  if (count < 16) memset(room + count * room_step, 0, static_cast<std::size_t>((16 - count) * room_step));
-  for (std::int64_t word = 0; 4 * word < rows.row_bytes; word += 16) {
-    turn_words<S>(p, rows, room + 4 * word, room_step, tile, word);
+  // A stretch of the rows at a time, which stays in the L1 cache. Rows whose distance is a power of two share few sets.
+  constexpr std::int64_t kStretchOfRows = 1024, kStep = kStretchOfRows + kLine;  // bytes
+  alignas(64) std::uint8_t lines[16 * kStep];
+  if (count < 16) memset(lines + count * kStep, 0, static_cast<std::size_t>((16 - count) * kStep));
+  for (std::int64_t begin = 0; begin < rows.row_bytes; begin += kStretchOfRows) {
+    const std::int64_t left = rows.row_bytes - begin, bytes = left < kStretchOfRows ? left : kStretchOfRows;
+    for (std::int64_t r = 0; r < count; ++r) {
+      std::uint8_t* to = lines + r * kStep;
+      for (std::int64_t at = 0; at < bytes; at += kLine) {
+        load_words<S>(p, formats[r], first_row + r, (begin + at) / 4, to + at);
+      }
+    }
+    for (std::int64_t at = 0; at < bytes; at += kLine) {
+      turn_words<S>(p, rows, lines + at, kStep, tile, (begin + at) / 4);
+    }
   }
 }
 

@@ -1,7 +1,6 @@
 #include "kernels/gather_nbits.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "kernels/half.h"
 #include "kernels/matmul_nbits.h"
@@ -73,9 +72,7 @@ void gather_any(const NBitsTable& t, const Index* indices, std::int64_t count, v
   const auto gather_one = [&](std::int64_t i) {
     std::uint8_t* to = static_cast<std::uint8_t*>(out) + i * bytes;
     const std::int64_t index = indices[i], row = index < 0 ? index + t.rows : index;
-    if (row < 0 || row >= t.rows) {
-      std::memset(to, 0, static_cast<std::size_t>(bytes));
-    } else if (half) {
+    if (half) {
       gather_row(t, row, reinterpret_cast<std::uint16_t*>(to), isa);
     } else {
       gather_row(t, row, reinterpret_cast<float*>(to));
@@ -88,7 +85,21 @@ void gather_any(const NBitsTable& t, const Index* indices, std::int64_t count, v
   });
 }
 
+template <class Index>
+std::int64_t find_any_outside(const NBitsTable& t, const Index* indices, std::int64_t count) {
+  return std::find_if(indices, indices + count, [&](Index index) { return index < -t.rows || index >= t.rows; }) -
+         indices;
+}
+
 }  // namespace
+
+std::int64_t find_outside(const NBitsTable& table, const std::int32_t* indices, std::int64_t count) {
+  return find_any_outside(table, indices, count);
+}
+
+std::int64_t find_outside(const NBitsTable& table, const std::int64_t* indices, std::int64_t count) {
+  return find_any_outside(table, indices, count);
+}
 
 void gather(const NBitsTable& table, const std::int32_t* indices, std::int64_t count, void* out, Isa isa,
             const Parallel& parallel) {

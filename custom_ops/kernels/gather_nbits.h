@@ -24,8 +24,13 @@ struct NBitsTable {
   std::int64_t blocks() const { return (columns + block_size - 1) / block_size; }
 };
 
-// out[i] = (code - zero_point) * scale of row indices[i]. Negative indices count from the end; a row beyond the table
-// is zeros. `out` is float32 [count, columns], or float16 where the scales are.
+// The place of the first index that is neither a row nor, counted from the end, -1 to -rows; `count` where there is
+// none.
+std::int64_t find_outside(const NBitsTable& table, const std::int32_t* indices, std::int64_t count);
+std::int64_t find_outside(const NBitsTable& table, const std::int64_t* indices, std::int64_t count);
+
+// out[i] = (code - zero_point) * scale of row indices[i], all of which must be within the table. `out` is float32
+// [count, columns], or float16 where the scales are.
 void gather(const NBitsTable& table, const std::int32_t* indices, std::int64_t count, void* out, Isa isa,
             const Parallel& parallel);
 void gather(const NBitsTable& table, const std::int64_t* indices, std::int64_t count, void* out, Isa isa,

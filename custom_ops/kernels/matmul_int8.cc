@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "kernels/matmul_int8_kernels.h"
+#include "kernels/matmul_int8_stretches.h"
 #include "kernels/pieces.h"
+#include "kernels/room.h"
 
 namespace onnxpress {
 namespace {
@@ -23,23 +25,20 @@ const Int8Kernels& kernels_of(Isa isa, std::int64_t rows) {
   return int8_kernels_scalar();
 }
 
-// Room for the rows of one problem, kept by each calling thread.
-Int8Rows rows_buffer(const Int8Problem& p, const Int8Kernels& kernels) {
-  static thread_local Aligned<std::uint8_t> memory;
-  static thread_local std::size_t capacity = 0;
-  const std::int64_t padded_k = p.weight->padded_k;
-  // An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
-  const std::int64_t row_bytes = kernels.in_tiles || padded_k / 64 % 2 != 0 ? padded_k : padded_k + 64;
-  const auto codes = static_cast<std::size_t>(ceil_div(p.M, kernels.row_step) * kernels.row_step * row_bytes);
-  const std::size_t bytes = codes + static_cast<std::size_t>(p.M) * sizeof(std::int32_t);
-  if (bytes > capacity) {
-    memory.reset();
-    capacity = 0;
-    memory = make_aligned<std::uint8_t>(bytes);
-    capacity = bytes;
-  }
-  return {memory.get(),     reinterpret_cast<std::int32_t*>(memory.get() + codes), row_bytes, padded_k,
-          kernels.in_tiles, p.input.zero_point + (p.input.is_signed ? 128 : 0)};
+// An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
+std::int64_t row_bytes(const Int8Weight& w, const Int8Kernels& kernels) {
+  return kernels.in_tiles || w.padded_k / 64 % 2 != 0 ? w.padded_k : w.padded_k + 64;
+}
+
+Int8Rows make_rows(const Int8Problem& p, const Int8Kernels& kernels, std::uint8_t* room) {
+  const std::int64_t bytes = row_bytes(*p.weight, kernels);
+  const std::int64_t codes = ceil_div(p.M, kernels.row_step) * kernels.row_step * bytes;
+  return {room,
+          reinterpret_cast<std::int32_t*>(room + codes),
+          bytes,
+          p.weight->padded_k,
+          kernels.in_tiles,
+          p.input.zero_point + (p.input.is_signed ? 128 : 0)};
 }
 
 // Rows that stay in L2 together with some tiles, and whole groups of tiles, as many as the kernel can stream.
@@ -54,16 +53,35 @@ Piece piece_of(const Int8Problem& p, const Int8Kernels& kernels) {
 
 }  // namespace
 
+Int8Problem rows_of(const Int8Problem& p, std::int64_t begin, std::int64_t rows) {
+  const std::int64_t in = begin * p.weight->K, out = begin * p.weight->N;
+  Int8Problem part = p;
+  part.M = rows;
+  if (p.floats != nullptr) part.floats += in;
+  if (p.codes != nullptr) part.codes += in;
+  if (p.floats_out != nullptr) part.floats_out += out;
+  if (p.codes_out != nullptr) part.codes_out += out;
+  return part;
+}
+
 const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
   const Int8Kernels& kernels = kernels_of(isa, p.M);
   const Int8Weight& w = *p.weight;
   if (p.M == 0 || w.N == 0) return kernels.isa;
+  if (w.is_long) return multiply_stretches(p, isa, pool);
   const Sequential alone;
   const Parallel& parallel = p.M * w.N * w.K < 2 * kernels.piece ? static_cast<const Parallel&>(alone) : pool;
 
-  const Int8Rows rows = rows_buffer(p, kernels);
-  for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
-  split(p.M, w.tiles, piece_of(p, kernels), parallel, [&](auto... piece) { kernels.multiply(p, rows, piece...); });
+  const std::int64_t bytes = row_bytes(w, kernels) + std::int64_t{sizeof(std::int32_t)};
+  const std::int64_t most = rows_at_once(p.M, bytes, piece_of(p, kernels).most_rows);
+  const auto room = make_room(static_cast<std::size_t>(ceil_div(most, kernels.row_step) * kernels.row_step * bytes));
+  for (std::int64_t begin = 0; begin < p.M; begin += most) {
+    const Int8Problem part = rows_of(p, begin, std::min(most, p.M - begin));
+    const Int8Rows rows = make_rows(part, kernels, room.get());
+    for_each_row(part.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(part, rows, row); });
+    split(part.M, w.tiles, piece_of(part, kernels), parallel,
+          [&](auto... piece) { kernels.multiply(part, rows, piece...); });
+  }
   return kernels.isa;
 }
 

@@ -4,43 +4,27 @@
 
 #include "kernels/matmul_nbits_kernels.h"
 #include "kernels/pieces.h"
+#include "kernels/room.h"
 
 namespace onnxpress {
 namespace {
 
 constexpr std::int64_t kLeastRowsOfAmx = 12;  // below, its tiles are too empty to win against AVX-512 VNNI
 
-// Room for the rounded rows of one problem, kept by each calling thread.
-std::uint8_t* rows_buffer(std::size_t bytes) {
-  static thread_local Aligned<std::uint8_t> memory;
-  static thread_local std::size_t capacity = 0;
-  if (bytes > capacity) {
-    memory.reset();
-    capacity = 0;
-    memory = make_aligned<std::uint8_t>(bytes);
-    capacity = bytes;
-  }
-  return memory.get();
-}
-
 // Bytes from a row to the next: an odd number of cache lines, as rows a power of two apart would meet in a few sets of
 // L1.
 std::int64_t row_bytes(std::int64_t bytes) { return (ceil_div(bytes, 64) | 1) * 64; }
 
-QuantizedRows quantized_rows(const NBitsProblem& p, std::int64_t row_step) {
+QuantizedRows quantized_rows(const NBitsProblem& p, std::int64_t row_step, std::uint8_t* at) {
   const std::int64_t row = row_bytes(p.weight->padded_k), rows = p.M + row_step - 1;
-  const auto codes = static_cast<std::size_t>(rows * row);
-  const auto numbers = static_cast<std::size_t>(rows * p.weight->blocks);
-  std::uint8_t* at = rows_buffer(codes + numbers * (sizeof(float) + sizeof(std::int32_t)));
+  const std::int64_t codes = rows * row, scales = rows * p.weight->blocks * std::int64_t{sizeof(float)};
   return {reinterpret_cast<std::int8_t*>(at), reinterpret_cast<float*>(at + codes),
-          reinterpret_cast<std::int32_t*>(at + codes + numbers * sizeof(float)), row, rows};
+          reinterpret_cast<std::int32_t*>(at + codes + scales), row, rows};
 }
 
-BFloat16Rows bfloat16_rows(const NBitsProblem& p, std::int64_t row_step) {
+BFloat16Rows bfloat16_rows(const NBitsProblem& p, std::int64_t row_step, std::uint8_t* at) {
   const std::int64_t row = row_bytes(p.weight->padded_k * 2), rows = p.M + row_step - 1;
-  const auto values = static_cast<std::size_t>(rows * row);
-  std::uint8_t* at = rows_buffer(values + static_cast<std::size_t>(rows * p.weight->blocks) * sizeof(float));
-  return {reinterpret_cast<std::uint16_t*>(at), reinterpret_cast<float*>(at + values), row / 2, rows};
+  return {reinterpret_cast<std::uint16_t*>(at), reinterpret_cast<float*>(at + rows * row), row / 2, rows};
 }
 
 // Whole groups of tiles, so that every piece streams as many of them as the kernel can; the codes of a piece stay in
@@ -91,30 +75,62 @@ void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
                  });
 }
 
-void multiply_bfloat16(const Job& job, const NBitsBFloat16Product& product) {
+// How the rounded rows of a product lie: bytes of a row and of what belongs to it, how many rows are read from any on,
+// and of how many a multiple is a chunk.
+struct ChunkedRows {
+  std::int64_t bytes, row_step, chunk_step;
+};
+
+// work(job, room) for the rows in chunks, each a problem of its own.
+template <class Work>
+void for_each_chunk(const Job& job, const ChunkedRows& rows, const Work& work) {
   const NBitsProblem& p = job.p;
-  const BFloat16Rows rows = bfloat16_rows(p, product.row_step);
-  for_each_row(p.M, p.weight->padded_k, job.parallel, [&](std::int64_t row) { product.round_row(p, rows, row); });
-  if (p.M == 1) {
-    for_each_piece(job, {tiles_to_stream(*p.weight)},
-                   [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
-    return;
+  const std::int64_t most = rows_at_once(p.M, rows.bytes, rows.chunk_step);
+  const auto room = make_room(static_cast<std::size_t>((most + rows.row_step - 1) * rows.bytes));
+  for (std::int64_t begin = 0; begin < p.M; begin += most) {
+    NBitsProblem part = p;
+    part.M = std::min(most, p.M - begin);
+    part.A += begin * p.weight->K;
+    part.Y += begin * p.weight->N;
+    if (p.gate != nullptr) part.gate += begin * p.weight->N;
+    work(Job{part, job.floats, job.parallel}, room.get());
   }
-  for_each_piece(job, {product.panel_tiles, product.row_step, rows_to_keep(rows.row_values * 2, kPanelRows)},
-                 [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                   product.panel(p, rows, tile, begin, end);
-                 });
 }
 
-void multiply_int8(const Job& job, const NBitsInt8Kernels& kernels) {
-  const NBitsProblem& p = job.p;
-  const NBitsWeight& w = *p.weight;
-  const QuantizedRows rows = quantized_rows(p, kernels.row_step);
-  for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-  for_each_piece(job, {tiles_to_stream(w), kernels.row_step, rows_to_keep(rows.row_bytes, kStreamedRows)},
-                 [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
-                   kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
-                 });
+void multiply_bfloat16(const Job& whole, const NBitsBFloat16Product& product) {
+  const NBitsWeight& w = *whole.p.weight;
+  const std::int64_t bytes = row_bytes(w.padded_k * 2), kept = rows_to_keep(bytes, kPanelRows);
+  const ChunkedRows chunked{bytes + w.blocks * std::int64_t{sizeof(float)}, product.row_step, kept};
+  for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* room) {
+    const NBitsProblem& p = job.p;
+    const BFloat16Rows rows = bfloat16_rows(p, product.row_step, room);
+    for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { product.round_row(p, rows, row); });
+    if (whole.p.M == 1) {
+      for_each_piece(job, {tiles_to_stream(w)},
+                     [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
+      return;
+    }
+    for_each_piece(job, {product.panel_tiles, product.row_step, kept},
+                   [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+                     product.panel(p, rows, tile, begin, end);
+                   });
+  });
+}
+
+void multiply_int8(const Job& whole, const NBitsInt8Kernels& kernels) {
+  const NBitsWeight& w = *whole.p.weight;
+  const std::int64_t bytes = row_bytes(w.padded_k), kept = rows_to_keep(bytes, kStreamedRows);
+  const ChunkedRows chunked{bytes + w.blocks * std::int64_t{sizeof(float) + sizeof(std::int32_t)}, kernels.row_step,
+                            kept};
+  for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* room) {
+    const NBitsProblem& p = job.p;
+    const QuantizedRows rows = quantized_rows(p, kernels.row_step, room);
+    for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
+    for_each_piece(job, {tiles_to_stream(w), kernels.row_step, kept},
+                   [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+                     kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
+                   });
+  });
 }
 
 // AMX multiplies 16 rows in the time of one, and blocks in whole spans.

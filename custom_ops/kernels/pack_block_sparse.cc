@@ -1,6 +1,7 @@
 // From blocks to the two forms that block_sparse_matmul reads.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "kernels/pack_block_sparse.h"
@@ -12,6 +13,8 @@ namespace {
 constexpr std::int64_t kMostBlock = 64;
 constexpr std::int64_t kMostK = std::int64_t{1} << 26;  // 64 times a group fits in 32 bits
 constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+// Of an int8 weight, so many products of codes, less their zero point, fit in a sum of int32.
+constexpr std::int64_t kMostOfOutput = std::numeric_limits<std::int32_t>::max() / (255 * 128);
 
 std::string text(std::int64_t number) { return std::to_string(number); }
 
@@ -70,6 +73,19 @@ BlockSparseLayout layout_of(const BlockSparseSource& s) {
   return layout;
 }
 
+// Outputs of bundles are numbered within their 64, of which the last have as many as there are, in whole tiles.
+bool are_bundles_safe(const BlockSparseWeight& w) {
+  const std::uint8_t* outputs = w.bundled;
+  for (std::int64_t first = 0; first < w.N; first += kOutputsOfPart) {
+    const std::int64_t most = std::min(kOutputsOfPart, w.tiles * kTile - first);
+    const std::int64_t bundles = std::min(kOutputsOfPart / 4, ceil_div(w.N - first, 4));
+    for (const std::uint8_t* end = outputs + bundles * w.chunks * 4; outputs < end; ++outputs) {
+      if (*outputs >= most) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace
 
 std::int64_t chunks_of(const BlockSparseLayout& layout) {
@@ -104,6 +120,11 @@ std::string fault(const BlockSparseSource& s) {
       if (index <= last) return "indices do not rise at " + text(at) + ", in block row " + text(row);
       last = index;
     }
+    const std::int64_t stored = (s.offsets[row + 1] - s.offsets[row]) * s.block_k;
+    if (!s.is_float && stored > kMostOfOutput) {
+      return "block row " + text(row) + " stores " + text(stored) + " int8 values for each output, whose sums fit in" +
+             " int32 for at most " + text(kMostOfOutput) + "; store float32 values";
+    }
   }
   return s.is_float ? padding_fault(s, s.floats) : padding_fault(s, s.codes);
 }
@@ -126,10 +147,7 @@ bool is_safe(const BlockSparseLayout& layout, const BlockSparseWeight& w) {
   for (std::int64_t i = 0; i < layout.groups * (w.gathers || w.bundles ? 4 : 1); ++i) {
     if (w.groups[i] / 64 >= k_groups || w.groups[i] % (w.gathers ? 16 : 64) != 0) return false;
   }
-  for (std::int64_t i = 0; i < (w.bundles ? lists * 4 : 0); ++i) {
-    // As many lines as there are outputs, in whole tiles.
-    if (w.bundled[i] >= std::min(kOutputsOfPart, w.tiles * kTile)) return false;
-  }
+  if (w.bundles && !are_bundles_safe(w)) return false;
   std::int64_t entry = 0, word = 0;
   if (w.tile_entries[0] != 0 || w.tile_entries[w.tiles] != layout.entries) return false;
   for (std::int64_t tile = 0; tile < w.tiles; ++tile) {

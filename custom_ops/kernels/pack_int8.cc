@@ -1,7 +1,9 @@
 // From the ONNX layouts to the lines that matmul_int8 reads.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
+#include <vector>
 
 #include "kernels/matmul_int8.h"
 #include "kernels/pieces.h"
@@ -84,6 +86,17 @@ struct Places {
   std::size_t sums, scales, zero_points, end;
 };
 
+// Whether a sum of products of the codes without their zero points can overflow an int32.
+bool is_long(const Int8Layout& layout) {
+  const std::int64_t most = 255 * (layout.zero_points ? 255 : 128);
+  return layout.K > std::numeric_limits<std::int32_t>::max() / most;
+}
+
+// Of the stretch of a long weight that begins at k.
+Int8Layout stretch_of(const Int8Layout& layout, std::int64_t k) {
+  return {std::min(kStretch, layout.K - k), layout.N, layout.zero_points};
+}
+
 Places places_of(const Int8Layout& layout, const Int8Weight& w) {
   const auto numbers = static_cast<std::size_t>(w.tiles * kTile) * sizeof(float);
   Places at{};
@@ -100,6 +113,8 @@ Int8Weight sizes_of(const Int8Layout& layout) {
   w.N = layout.N;
   w.tiles = ceil_div(w.N, kTile);
   w.padded_k = std::max<std::int64_t>(ceil_div(w.K, 64), 1) * 64;
+  w.is_long = is_long(layout);
+  w.has_zero_points = layout.zero_points;
   return w;
 }
 
@@ -116,31 +131,9 @@ void pack_codes(const Int8Source& source, const Int8Weight& w, std::int64_t firs
   }
 }
 
-}  // namespace
-
-bool is_valid(const Int8Layout& layout) {
-  constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
-  return layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 && layout.N <= kMostElements / layout.K;
-}
-
-std::size_t packed_size(const Int8Layout& layout) { return places_of(layout, sizes_of(layout)).end; }
-
-Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory) {
-  Int8Weight w = sizes_of(layout);
-  const Places at = places_of(layout, w);
-  w.codes = reinterpret_cast<const std::int8_t*>(memory);
-  w.sums = reinterpret_cast<const std::int32_t*>(memory + at.sums);
-  w.scales = reinterpret_cast<const float*>(memory + at.scales);
-  if (layout.zero_points) w.zero_points = reinterpret_cast<const std::int32_t*>(memory + at.zero_points);
-  return w;
-}
-
-PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
-  const Int8Layout layout{source.K, source.N, has_zero_points(source)};
+void pack_into(const Int8Source& source, const Int8Layout& layout, const Parallel& parallel, std::uint8_t* memory) {
   const Int8Weight w = sizes_of(layout);
   const Places at = places_of(layout, w);
-  auto allocated = make_aligned<std::uint8_t>(at.end);
-  std::uint8_t* memory = allocated.get();
   auto* sums = reinterpret_cast<std::int32_t*>(memory + at.sums);
   auto* scales = reinterpret_cast<float*>(memory + at.scales);
   auto* zero_points = reinterpret_cast<std::int32_t*>(memory + at.zero_points);
@@ -154,7 +147,71 @@ PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
       if (layout.zero_points) zero_points[n] = signed_zero_point(source, n);
     }
   });
-  return {layout, make_blob(std::move(allocated), at.end), view(layout, memory)};
+}
+
+void pack_stretches(const Int8Source& source, const Int8Layout& layout, const Parallel& parallel,
+                    std::uint8_t* memory) {
+  std::vector<std::uint8_t> columns;
+  for (std::int64_t k = 0; k < layout.K; k += kStretch) {
+    const Int8Layout stretch = stretch_of(layout, k);
+    Int8Source part = source;
+    part.K = stretch.K;
+    if (source.transposed) {
+      columns.resize(static_cast<std::size_t>(stretch.K * source.N));
+      for (std::int64_t n = 0; n < source.N; ++n) {
+        std::copy_n(source.codes + n * source.K + k, stretch.K, columns.data() + n * stretch.K);
+      }
+      part.codes = columns.data();
+    } else {
+      part.codes += k * source.N;
+    }
+    pack_into(part, stretch, parallel, memory);
+    memory += packed_size(stretch);
+  }
+}
+
+}  // namespace
+
+bool is_valid(const Int8Layout& layout) {
+  constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
+  return layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 && layout.N <= kMostElements / layout.K;
+}
+
+std::size_t packed_size(const Int8Layout& layout) {
+  if (!is_long(layout)) return places_of(layout, sizes_of(layout)).end;
+  const std::int64_t last = (layout.K - 1) / kStretch;
+  return static_cast<std::size_t>(last) * packed_size(stretch_of(layout, 0)) +
+         packed_size(stretch_of(layout, last * kStretch));
+}
+
+Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory) {
+  Int8Weight w = sizes_of(layout);
+  w.codes = reinterpret_cast<const std::int8_t*>(memory);
+  if (w.is_long) return w;
+  const Places at = places_of(layout, w);
+  w.sums = reinterpret_cast<const std::int32_t*>(memory + at.sums);
+  w.scales = reinterpret_cast<const float*>(memory + at.scales);
+  if (layout.zero_points) w.zero_points = reinterpret_cast<const std::int32_t*>(memory + at.zero_points);
+  return w;
+}
+
+Int8Weight stretch_of(const Int8Weight& w, std::int64_t k) {
+  const Int8Layout whole{w.K, w.N, w.has_zero_points};
+  const std::size_t before = static_cast<std::size_t>(k / kStretch) * packed_size(stretch_of(whole, 0));
+  return view(stretch_of(whole, k), reinterpret_cast<const std::uint8_t*>(w.codes) + before);
+}
+
+PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
+  const Int8Layout layout{source.K, source.N, has_zero_points(source)};
+  const std::size_t size = packed_size(layout);
+  auto allocated = make_aligned<std::uint8_t>(size);
+  std::uint8_t* memory = allocated.get();
+  if (is_long(layout)) {
+    pack_stretches(source, layout, parallel, memory);
+  } else {
+    pack_into(source, layout, parallel, memory);
+  }
+  return {layout, make_blob(std::move(allocated), size), view(layout, memory)};
 }
 
 }  // namespace onnxpress

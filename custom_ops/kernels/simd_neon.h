@@ -119,6 +119,28 @@ struct Neon {
   static F32 fnma(const F32& a, const F32& b, const F32& c) {
     return map<F32>([&](int i) { return vfmsq_f32(c.v[i], a.v[i], b.v[i]); });
   }
+  static F32 div(const F32& a, const F32& b) {
+    return map<F32>([&](int i) { return vdivq_f32(a.v[i], b.v[i]); });
+  }
+  // The second where one is NaN, which the instructions for it would take.
+  static F32 min(const F32& a, const F32& b) {
+    return map<F32>([&](int i) { return vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+  }
+  static F32 max(const F32& a, const F32& b) {
+    return map<F32>([&](int i) { return vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]); });
+  }
+  // 2^n for an integer from -126 to 127; 0 for -127 and infinity for 128.
+  static F32 pow2(const F32& n) {
+    const int32x4_t bias = vdupq_n_s32(127);
+    return map<F32>(
+        [&](int i) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), bias), 23)); });
+  }
+  static F32 if_negative(const F32& x, const F32& then, const F32& otherwise) {
+    return map<F32>([&](int i) {
+      const uint32x4_t negative = vcltzq_s32(vreinterpretq_s32_f32(x.v[i]));
+      return vbslq_f32(negative, then.v[i], otherwise.v[i]);
+    });
+  }
   // Compared as integers, in whose order NaN is above infinity: a NaN is never lost.
   static float max_abs(const float* p, std::int64_t count) {
     uint32x4_t peak = vdupq_n_u32(0);

@@ -4,6 +4,7 @@
 
 #include "kernels/bit_planes.h"
 #include "kernels/minifloat.h"
+#include "kernels/room.h"
 
 namespace onnxpress {
 namespace {
@@ -167,20 +168,28 @@ void NBitsProduct::multiply(const NBitsProblem& problem, const Parallel& pool) c
   matmul_nbits(problem, compute_of(attributes_.accuracy_level), isa_, pool);
 }
 
-// float16 is a format of storage here: sums are float32.
+// float16 is a format of storage here: sums are float32. Rows come in chunks of equal length: few rows at the end could
+// run other code than those before. A chunk has at least as many as meet a weight before it is read again.
 void NBitsProduct::multiply_halves(const void* a, const void* bias, void* y, NBitsProblem problem,
                                    const Parallel& pool) const {
-  const std::int64_t N = attributes_.N, in = problem.M * attributes_.K, out = problem.M * N;
-  std::vector<float> floats(static_cast<std::size_t>(in + out + N));
-  float* result = floats.data() + in;
-  float* added = result + out;
-  convert(static_cast<const std::uint16_t*>(a), floats.data(), in, isa_);
+  constexpr std::int64_t kLeastRows = 96;
+  const std::int64_t M = problem.M, K = attributes_.K, N = attributes_.N;
+  const std::int64_t bytes = (K + N) * std::int64_t{sizeof(float)};
+  const std::int64_t most = rows_at_once(M, bytes, kLeastRows), chunks = (M + most - 1) / most;
+  const auto room = make_room(static_cast<std::size_t>(most * bytes + N * std::int64_t{sizeof(float)}));
+  auto* floats = reinterpret_cast<float*>(room.get());
+  float *result = floats + most * K, *added = result + most * N;
   if (bias != nullptr) convert(static_cast<const std::uint16_t*>(bias), added, N, isa_);
-  problem.A = floats.data();
+  problem.A = floats;
   problem.bias = bias != nullptr ? added : nullptr;
   problem.Y = result;
-  multiply(problem, pool);
-  convert(result, static_cast<std::uint16_t*>(y), out, isa_);
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t begin = M * chunk / chunks;
+    problem.M = M * (chunk + 1) / chunks - begin;
+    convert(static_cast<const std::uint16_t*>(a) + begin * K, floats, problem.M * K, isa_);
+    multiply(problem, pool);
+    convert(result, static_cast<std::uint16_t*>(y) + begin * N, problem.M * N, isa_);
+  }
 }
 
 }  // namespace onnxpress

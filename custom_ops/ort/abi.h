@@ -127,6 +127,7 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(357, Node_GetNumImplicitInputs, (const Node* node, std::size_t* out))                                              \
   X(358, Node_GetImplicitInputs, (const Node* node, const ValueInfo** inputs, std::size_t count))                      \
   X(361, Node_GetAttributeByName, (const Node* node, const char* name, const OpAttr** out))                            \
+  X(367, Node_GetGraph, (const Node* node, const Graph** out))                                                         \
   X(379, GetSessionOptionsConfigEntries, (const SessionOptions* options, KeyValuePairs** out))
 
 #define ONNXPRESS_ORT_API_OTHER(X)                                                                          \

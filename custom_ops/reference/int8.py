@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 
 from .types import Float32
+
+STRETCH = 1 << 15
+"""How much of a long K has a sum of its own."""
 
 
 def quantize_linear(x: Float32, scale: np.float32 | float, zero_point: np.uint8 | np.int8) -> npt.NDArray[np.generic]:
@@ -58,9 +63,17 @@ def matmul_int8(
         bias: float32 [N].
 
     Returns:
-        float32 [M, N]: the sums as int32 (modulo 2**32), rounded to float32, times float32 scales, plus bias.
+        float32 [M, N]: the sums of int32, rounded to float32, times float32 scales, plus bias. Where K is so long that
+        such a sum could overflow, each stretch of `STRETCH` of K has one, and the products are added one after the
+        other in float32.
     """
-    sums = (codes.astype(np.int64) - zero_point) @ (weight.astype(np.int64) - np.asarray(weight_zero_points, np.int64))
+    points = np.asarray(weight_zero_points, np.int64)
+    a, w = codes.astype(np.int64) - zero_point, weight.astype(np.int64) - points
+    # Of the codes as int8.
+    has_zero_points = np.any(points != (128 if weight.dtype == np.uint8 else 0))
+    is_long = len(w) > np.iinfo(np.int32).max // (255 * (255 if has_zero_points else 128))
     factor = np.float32(scale) * np.asarray(weight_scales, np.float32)
-    y: Float32 = sums.astype(np.int32).astype(np.float32) * factor
+    size = STRETCH if is_long else max(len(w), 1)
+    sums = [a[:, k : k + size] @ w[k : k + size] for k in range(0, max(len(w), 1), size)]
+    y: Float32 = functools.reduce(np.add, [part.astype(np.float32) * factor for part in sums])
     return y if bias is None else y + bias

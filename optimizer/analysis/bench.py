@@ -29,7 +29,7 @@ from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError
 from . import openvino as peers
 from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
-from .session import is_compiled, uses_our_ops
+from .session import is_compiled, provider_options, uses_our_ops
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,6 +129,7 @@ def bench(
     rounds: int = 9,
     config: Mapping[str, str] | None = None,
     provider: bool = False,
+    claim: str | None = None,
     openvino: bool = False,
     nncf: Calibration | None = None,
     data: Calibration | None = None,
@@ -144,6 +145,7 @@ def bench(
         rounds: Turns of each model.
         config: Session configuration entries of ONNX Runtime for all models.
         provider: Time each model a second time, on our execution provider.
+        claim: The same, where it takes the nodes of these families, see `ep.append`.
         openvino: Time each model in OpenVINO too, compiled for the shapes of the inputs.
         nncf: Time in OpenVINO what NNCF makes of the first model with this data.
         data: Inputs in place of random ones: the first batch of this data.
@@ -151,8 +153,8 @@ def bench(
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: The models differ in their inputs, the data does not fit them, or OpenVINO or NNCF is asked for and
-            not installed.
+        UsageError: The models differ in their inputs, the data does not fit them, `claim` names no family, or OpenVINO
+            or NNCF is asked for and not installed.
         OnnxpressError: A model cannot be loaded or run in any of the ways asked for.
     """
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
@@ -160,7 +162,8 @@ def bench(
             threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}),
             Path(folder), None if data is None else _first_batch(models[0], data),
         )  # fmt: skip
-        entries = [entry for model in models for entry in _entries(model, provider, openvino)]
+        ours = provider_options(provider, claim)
+        entries = [entry for model in models for entry in _entries(model, ours, openvino)]
         left = []
         if nncf is not None:
             try:
@@ -223,17 +226,19 @@ class _Entry:
         if self.onnx is not None:
             config = dict(common.openvino_config)
             return {"onnx": str(self.onnx), "threads": common.threads, "config": config, **common.sizes()}
-        return {"threads": common.threads, "ours": self.ours, "provider": self.provider, "config": dict(common.config)}
+        provider = None if self.provider is None else dict(self.provider)
+        return {"threads": common.threads, "ours": self.ours, "provider": provider, "config": dict(common.config)}
 
 
-def _entries(model: str, provider: bool, openvino: bool) -> list[_Entry]:
+def _entries(model: str, provider: Mapping[str, str] | None, openvino: bool) -> list[_Entry]:
     """The model as it is, unless that cannot run, and where wanted on our execution provider and in OpenVINO."""
     path = storage.resolve(model)
     loaded = storage.load(path)
     plain = _Entry(model, model, path, storage.size_on_disk(path, loaded), uses_our_ops(loaded))
-    entries = [] if provider and is_compiled(loaded) else [plain]
-    if provider:
-        entries.append(dataclasses.replace(plain, name=f"{model} + ep", provider={}))
+    entries = [] if provider is not None and is_compiled(loaded) else [plain]
+    if provider is not None:
+        claim = f" ({provider['claim']})" if "claim" in provider else ""
+        entries.append(dataclasses.replace(plain, name=f"{model} + ep{claim}", provider=provider))
     if openvino:
         entries.append(_Entry(model, f"{model} in OpenVINO", path, plain.size, onnx=path))
     return entries

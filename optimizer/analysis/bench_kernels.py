@@ -15,7 +15,8 @@ from onnxpress.custom_ops import _kernels
 
 from ..errors import OnnxpressError
 from .bench import machine, setup, take_turns
-from .kernel_models import Case, sides, weight_bytes
+from .kernel_models import INT8_OPS, Case, sides, weight_bytes
+from .machine import saturation_note
 from .session import open_session, session_options
 
 if TYPE_CHECKING:
@@ -169,7 +170,8 @@ def bench_kernels(
                 )
             )  # fmt: skip
             progress("bench", len(timings), len(cases))
-    return KernelBenchmark(timings, peak, machine(), setup(threads, {}))
+    note = saturation_note() if any(case.op in INT8_OPS for case in cases) else []
+    return KernelBenchmark(timings, peak, machine(), "\n".join([setup(threads, {}), *note]))
 
 
 class _Probe:

@@ -14,6 +14,7 @@ from ..errors import UsageError
 from ..sparsity import Block
 from . import sparse_runs
 from .bench import machine, setup, take_turns
+from .machine import saturation_note
 from .sparse_models import random_weight
 
 if TYPE_CHECKING:
@@ -132,7 +133,8 @@ def bench_sparse(
     for case in cases:
         timings.append(_time(case, threads, rounds))
         progress("bench", len(timings), len(cases))
-    return SparseBenchmark(timings, machine(), setup(threads, {}))
+    note = saturation_note() if any(case.dtype != "float32" for case in cases) else []
+    return SparseBenchmark(timings, machine(), "\n".join([setup(threads, {}), *note]))
 
 
 def _time(case: SparseCase, threads: int, rounds: int) -> SparseTiming:

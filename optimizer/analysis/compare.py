@@ -21,15 +21,23 @@ import onnx_ir as ir
 
 from .. import storage
 from ..errors import OnnxpressError, UsageError
+from ..external_data import common_folder
 from ..passes.block_weights import sparsity_of
-from .feeds import Feeds, random_feeds, read_feeds, shared_inputs, symbolic_sizes
-from .session import is_compiled, open_session, session_options, uses_our_ops
+from ..reading import to_proto
+from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from .session import (
+    FOLDER_KEY,
+    is_compiled,
+    open_session,
+    provider_options,
+    session_options,
+    uses_our_ops,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _GROUP = 256  # tensors that are held at a time, for each model
-_FOLDER_KEY = "session.model_external_initializers_file_folder_path"
 DEFAULT_DIMS = {"batch": 2, "sequence": 32, "past": 0}
 """Sizes of random inputs where nobody says."""
 
@@ -116,6 +124,7 @@ def compare(
     data: str | Path | None = None,
     dims: dict[str, int] | None = None,
     provider: bool = False,
+    claim: str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Comparison:
@@ -127,6 +136,7 @@ def compare(
         data: An .npz file of inputs; random ones otherwise.
         dims: Sizes of symbolic dimensions for random inputs, see `random_feeds`.
         provider: Run the model to judge on our execution provider.
+        claim: The same, where it takes the nodes of these families, see `ep.append`.
         seed: Of random inputs.
         progress: Told how the work goes on.
 
@@ -134,7 +144,7 @@ def compare(
         UsageError: The inputs do not fit, the models have different inputs or outputs, or the reference is compiled.
         OnnxpressError: A model cannot be loaded or run.
     """
-    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider)]
+    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider_options(provider, claim))]
     if is_compiled(models[0].model):
         raise UsageError(
             f"{first}: is compiled for our execution provider; the reference has to be a model that ONNX Runtime runs "
@@ -150,7 +160,8 @@ def compare(
     for begin in range(0, len(shared), _GROUP):
         progress("compare", begin, len(shared))
         group = shared[begin : begin + _GROUP]
-        for name, a, b in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+        for name, *values in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
+            a, b = map(_joined, values)
             if name in outputs and a.shape != b.shape:
                 raise OnnxpressError(
                     f"{second}: output {name} has shape {list(b.shape)}, in {first} it has {list(a.shape)}"
@@ -173,17 +184,24 @@ def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) 
     return ours
 
 
-def _is_comparable(array: object, is_output: bool) -> bool:
+def _joined(value: object) -> npt.NDArray[Any]:
+    """A tensor as it is, several of them one behind the other."""
+    arrays = arrays_of(value)
+    return arrays[0] if isinstance(value, np.ndarray) else np.concatenate([np.zeros(0), *map(np.ravel, arrays)])
+
+
+def _is_comparable(array: npt.NDArray[Any], is_output: bool) -> bool:
     """Whether it holds floats; outputs may be other numbers, too."""
-    return isinstance(array, np.ndarray) and array.dtype.kind in ("fiub" if is_output else "f")
+    return array.dtype.kind in ("fiub" if is_output else "f")
 
 
 class _Probe:
     """A model whose inner tensors can be read. Nothing is written beside it."""
 
-    def __init__(self, path: Path, provider: bool = False) -> None:
-        self.path, self._provider = path, dict[str, str]() if provider else None
+    def __init__(self, path: Path, provider: dict[str, str] | None = None) -> None:
+        self.path, self._provider = path, provider
         self.model = storage.load(path)
+        self._folder = common_folder(self.model, path)
         self.tensors = _float_tensors(self.model)
 
     @cached_property
@@ -192,7 +210,8 @@ class _Probe:
         return self._open(self.path)
 
     def _open(self, source: Path | bytes) -> Any:
-        config = {_FOLDER_KEY: str(self.path.parent.resolve())} if isinstance(source, bytes) else {}
+        of_bytes = {FOLDER_KEY: str(self._folder), "ep.context_file_path": str(self.path)}
+        config = of_bytes if isinstance(source, bytes) else {}
         options = session_options(ours=uses_our_ops(self.model), provider=self._provider, config=config)
         return open_session(source, options, self.path)
 
@@ -200,7 +219,7 @@ class _Probe:
         """Values of the named tensors."""
         import onnx
 
-        proto = onnx.load(str(self.path), load_external_data=False)
+        proto = to_proto(self.model)
         typed = {value.name: value for value in proto.graph.output}  # of a compiled node nobody else knows the type
         wanted = [typed.get(name) or onnx.ValueInfoProto(name=name) for name in names]
         del proto.graph.output[:]
@@ -226,7 +245,7 @@ def _float_tensors(model: ir.Model) -> list[str]:
         for node in model.graph
         if node.op_type not in ("Constant", "Shape", "DequantizeLinear", "Cast")
         for value in node.outputs
-        if value.name and value.dtype in floats
+        if value.name and value.dtype in floats and not isinstance(value.type, ir.SequenceType | ir.OptionalType)
     ]
 
 

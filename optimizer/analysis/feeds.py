@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import OnnxpressError, UsageError
+from ..normalise import is_nameless
 
 Feeds = dict[str, np.ndarray]
 
@@ -30,29 +31,47 @@ _SIDE = 224  # of an image of unknown size
 _MOST_ELEMENTS = 1 << 30
 
 
+_UNNAMED = "?"
+"""All sizes without a name, as some exporters write them."""
 _WORDS = {"past": r"past", "batch": r"batch", "sequence": r"seq|length|token"}
 
 
-def random_feeds(inputs: list[Any], dims: Mapping[str, int], seed: int = 0) -> Feeds:
+def random_feeds(
+    inputs: list[Any],
+    dims: Mapping[str, int],
+    seed: int = 0,
+    *,
+    limits: Mapping[str, int] | None = None,
+    side: int = _SIDE,
+) -> Feeds:
     """Plausible inputs: masks of ones, positions that count up, small token ids, normal floats.
 
     Args:
         inputs: A session's inputs.
         dims: Sizes of symbolic dimensions: by exact name, or "batch", "sequence" and "past" for all whose names
-            say so. A name such as "past + sequence" is the sum of its parts, and so is a total. A size without a name
-            is called after its input and axis, such as "x:1".
+            say so. A name such as "past + sequence" is the sum of its parts, and so is a total. Each open size can
+            also be called after its input and axis, such as "x:1", and all without a name are "?".
         seed: Of the generator.
+        limits: By input, the least number that an integer must not reach, as `token_limits` finds it.
+        side: Of an image whose size is open.
 
     Raises:
         OnnxpressError: An input is of a type that cannot be made up, or absurdly large.
         UsageError: No input has a size of that name.
     """
-    known = {*_WORDS, *symbolic_sizes(inputs)}
-    if unknown := sorted(set(dims) - known):
+    places = {_place(node, axis) for node in inputs for axis, size in enumerate(node.shape) if _is_open(size)}
+    names = {size or _UNNAMED for node in inputs for size in node.shape if size is None or isinstance(size, str)}
+    if unknown := sorted(set(dims) - {*_WORDS, *symbolic_sizes(inputs), *places, *names}):
         listed = ", ".join(symbolic_sizes(inputs)) or "none"
         raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
     generator = np.random.default_rng(seed)
-    return {node.name: _random(node, dims, generator) for node in inputs}
+    limits = limits or {}
+    return {node.name: _below(limits.get(node.name), _random(node, dims, side, generator)) for node in inputs}
+
+
+def _below(limit: int | None, array: np.ndarray) -> np.ndarray:
+    """Integers that index a table of so many rows."""
+    return array % np.asarray(limit, array.dtype) if limit and array.dtype.kind in "iu" else array
 
 
 def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> list[Any]:
@@ -74,12 +93,12 @@ def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> 
     for name, node in ours.items():
         also = theirs[name]
         sizes = list(zip(node.shape, also.shape, strict=False))
-        clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in sizes)
+        clash = any(not _is_open(a) and not _is_open(b) and a != b for a, b in sizes)
         if node.type != also.type or len(node.shape) != len(also.shape) or clash:
             raise UsageError(
                 f"{second}: input '{name}' is {also.type} {also.shape}, in {first} it is {node.type} {node.shape}"
             )
-        shape = [b if isinstance(b, int) else a for a, b in sizes]
+        shape = [a if _is_open(b) else b for a, b in sizes]
         shared.append(types.SimpleNamespace(name=name, type=node.type, shape=shape))
     return shared
 
@@ -87,18 +106,23 @@ def shared_inputs(first: str, one: list[Any], second: str, other: list[Any]) -> 
 def symbolic_sizes(inputs: list[Any]) -> list[str]:
     """Names of the inputs' sizes that a caller may choose."""
     names = [
-        _place(node, axis) if size is None else size
+        size if isinstance(size, str) and not is_nameless(size) else _place(node, axis)
         for node in inputs
         for axis, size in enumerate(node.shape)
-        if not isinstance(size, int)
+        if _is_open(size)
     ]
     parts = [part.strip() for name in names for part in name.split("+")]
     return list(dict.fromkeys([*names, *parts]))
 
 
 def _place(node: Any, axis: int) -> str:
-    """What a size without a name is called."""
+    """What any open size may be called."""
     return f"{node.name}:{axis}"
+
+
+def _is_open(size: int | str | None) -> bool:
+    """Whether a caller may choose a size; ONNX Runtime has given -1 as it is and as None."""
+    return not isinstance(size, int) or size < 0
 
 
 def type_name(dtype: np.dtype) -> str:
@@ -106,11 +130,11 @@ def type_name(dtype: np.dtype) -> str:
     return next((name for name, known in _TYPES.items() if known == dtype), f"tensor({dtype})")
 
 
-def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) -> np.ndarray:
+def _random(node: Any, dims: Mapping[str, int], side: int, generator: np.random.Generator) -> np.ndarray:
     if node.type not in _TYPES:
         raise OnnxpressError(f"input {node.name} of type {node.type}: give --data, it cannot be made up")
     dtype = _TYPES[node.type]
-    shape = _shape(node, dims)
+    shape = _shape(node, dims, side)
     if np.prod([float(size) for size in shape]) > _MOST_ELEMENTS:
         raise OnnxpressError(f"input {node.name} of shape {shape} is too large to make up; give --data")
     name = node.name.lower()
@@ -127,14 +151,16 @@ def _random(node: Any, dims: Mapping[str, int], generator: np.random.Generator) 
     return generator.integers(0, _MOST_ID, shape).astype(dtype)
 
 
-def _shape(node: Any, dims: Mapping[str, int]) -> tuple[int, ...]:
+def _shape(node: Any, dims: Mapping[str, int], side: int) -> tuple[int, ...]:
     image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
 
     def size_of(axis: int, size: int | str | None) -> int:
-        if isinstance(size, int):
+        if isinstance(size, int) and not _is_open(size):
             return size
-        default = _SIDE if image and axis >= 2 else 1
-        return dims.get(_place(node, axis), default) if size is None else _size(size, dims, default)
+        default = side if image and axis >= 2 else 1
+        unnamed = dims.get(_UNNAMED, default) if not isinstance(size, str) or is_nameless(size) else default
+        named = _size(size, dims, unnamed) if isinstance(size, str) else unnamed
+        return dims.get(_place(node, axis), named)
 
     return tuple(size_of(axis, size) for axis, size in enumerate(node.shape))
 
@@ -182,6 +208,15 @@ def is_float(dtype: np.dtype) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and "float" in dtype.name)
 
 
+def arrays_of(output: object) -> list[np.ndarray]:
+    """The tensors of an output: itself, those of a sequence, the values of a map, none of an optional that is empty."""
+    if output is None:
+        return []
+    if isinstance(output, Mapping):
+        return [np.asarray([output[key] for key in sorted(output)])]
+    return [array for each in output for array in arrays_of(each)] if isinstance(output, list) else [np.asarray(output)]
+
+
 def read_arrays(path: str | Path, of: str = "") -> Feeds:
     """The arrays of an .npz file by name.
 
@@ -226,6 +261,9 @@ def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
     arrays = fitted(arrays, inputs, str(path))
     for name, node in expected.items():
         _check(path, arrays[name], node)
+    if arrays and not any(array.size for array in arrays.values()):  # of a past, a first step has none
+        name, array = next(iter(arrays.items()))
+        raise UsageError(f"{path}: {name} has shape {list(array.shape)}, which holds no numbers to compare by")
     return arrays
 
 
@@ -233,12 +271,12 @@ def _check(path: str | Path, array: np.ndarray, node: Any) -> None:
     wanted = np.dtype(_TYPES[node.type]) if node.type in _TYPES else None
     if wanted is not None and array.dtype != wanted:
         raise UsageError(f"{path}: {node.name} is {array.dtype}, the model takes {wanted}")
-    fits = len(node.shape) == array.ndim and all(
-        not isinstance(size, int) or size == have for size, have in zip(node.shape, array.shape, strict=True)
+    # ONNX Runtime gives no sizes for an input of any shape, as for one number.
+    fits = not node.shape or (
+        len(node.shape) == array.ndim
+        and all(_is_open(size) or size == have for size, have in zip(node.shape, array.shape, strict=True))
     )
     if not fits:
         raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, the model takes {node.shape}")
-    if array.size == 0 and 0 not in node.shape and "past" not in node.name:  # which a first step has none of
-        raise UsageError(f"{path}: {node.name} has shape {list(array.shape)}, which holds no numbers to compare by")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UsageError(f"{path}: {node.name} holds NaN or infinity as {array.dtype}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from .. import storage
-from ..passes.plan import constant_of
+from ..passes.constants import stored_constant
 from ..pipeline import METADATA_KEY, decide
 from ..recipe import Recipe
 from ..report import group_reasons, size_text
@@ -152,7 +152,7 @@ def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
             yield value.const_value
     for node in _all_nodes(model):
         for value in node.outputs if node.op_type == "Constant" else ():
-            if (tensor := constant_of(value)) is not None:
+            if (tensor := stored_constant(value)) is not None:
                 yield tensor
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
+from .. import reading
 from .session import open_session, session_options
 from .temporary import written
 
@@ -36,7 +37,7 @@ def optimized(model: ir.Model) -> ir.Model:
         options = session_options()
         options.optimized_model_filepath = str(target)
         open_session(source, options, model.graph.name)
-        return ir.load(target)
+        return reading.load(target)
 
 
 def operators(model: ir.Model) -> dict[str, int]:

@@ -18,7 +18,7 @@ from .. import storage
 from ..errors import OnnxpressError, UsageError, suggestion
 from ..imports import load_function
 from .compare import measure
-from .feeds import Feeds
+from .feeds import Feeds, arrays_of
 from .temporary import temporary_session
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def choose_metric(
         name: A name of `onnxpress.models.tasks.TASKS`; "module:function", called with an
             `onnxruntime.InferenceSession` for a number, more being better; or None for the likeness to the float model:
             the mean, over feeds and outputs, of the cosine of the two as vectors, and for outputs that are no floats
-            of the share of equal elements.
+            of the share of equal elements; NaN where an output has another shape, such as audio of another length.
         original: The float model, or its path, beside which a task finds the tokenizer.
         feeds: Inputs for the likeness; the others bring their own.
         source: What to call the float model in an error; its path by default.
@@ -129,12 +129,11 @@ class _Likeness:
         self._wanted = [_run(session, inputs, source) for inputs in feeds]
         for sample, outputs in enumerate(self._wanted):
             for node, output in zip(session.get_outputs(), outputs, strict=True):
-                self._check(node.name, output, sample)
+                for array in arrays_of(output):
+                    self._check(node.name, array, sample)
 
     @staticmethod
-    def _check(name: str, output: object, sample: int) -> None:
-        if not isinstance(output, np.ndarray):
-            raise OnnxpressError(f"output {name} is no tensor; no cosine can be measured, name another metric")
+    def _check(name: str, output: npt.NDArray[Any], sample: int) -> None:
         if np.issubdtype(output.dtype, np.floating) and np.isnan(output).any():
             raise OnnxpressError(
                 f"output {name} of the float model holds NaN on sample {sample}; give other data or another metric"
@@ -143,17 +142,24 @@ class _Likeness:
     def __call__(self, session: ort.InferenceSession) -> float:
         found = [_run(session, inputs, "the candidate") for inputs in self._feeds]
         values = [
-            _likeness(a, b)
+            likeness
             for wanted, outputs in zip(self._wanted, found, strict=True)
             for a, b in zip(wanted, outputs, strict=True)
+            for likeness in _likenesses(arrays_of(a), arrays_of(b))
         ]
         return float(np.mean(values))
 
 
+def _likenesses(wanted: list[npt.NDArray[Any]], found: list[npt.NDArray[Any]]) -> list[float]:
+    if len(wanted) != len(found):
+        return [-1.0]
+    return [_likeness(a, b) for a, b in zip(wanted, found, strict=True)]
+
+
 def _likeness(wanted: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
-    """1 where equal; -1, the least that a cosine can be, where the output holds NaN or has another shape."""
+    """1 where equal; -1, the least that a cosine can be, where the output holds NaN; NaN where it has another shape."""
     if wanted.shape != output.shape:
-        return -1.0
+        return math.nan
     if not np.issubdtype(wanted.dtype, np.floating):
         return float(np.mean(wanted == output)) if wanted.size else 1.0
     cosine = measure(wanted, output)[1]

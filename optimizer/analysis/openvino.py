@@ -169,7 +169,7 @@ def setup(config: Mapping[str, str]) -> str:
 
 
 def _node(entry: Input) -> types.SimpleNamespace:
-    return types.SimpleNamespace(name=entry.name, type=type_name(entry.dtype), shape=list(entry.shape))
+    return types.SimpleNamespace(name=entry.name, type=type_name(entry.dtype), shape=list(entry.shape or []))
 
 
 def _output(name: str, output: Any) -> types.SimpleNamespace:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from .. import reading
 from ..errors import OnnxpressError
 from .attribution import Attribution
 from .feeds import Feeds
@@ -168,7 +169,7 @@ class _Run:
     """A session that is profiled."""
 
     def __init__(self, model: ir.Model, session: ort.InferenceSession, target: Path) -> None:
-        self._model, self._session, self._optimized = model, session, ir.load(target)
+        self._model, self._session, self._optimized = model, session, reading.load(target)
         self._counted: list[bool] = []
         self._is_over = False
 

@@ -15,7 +15,11 @@ from ..errors import OnnxpressError, UsageError
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+FOLDER_KEY = "session.model_external_initializers_file_folder_path"
+"""Entry that tells a session of a model's bytes where external data lies."""
+
 _FUSED = ("QLinearMatMul", "MatMulIntegerToFloat", "QGemm")
+_PROVIDER_OPTIONS = ("accuracy_level", "claim", "isa", "verify", "unknown option")
 _FATAL_ONLY = 4  # errors come as exceptions, which say the same
 
 
@@ -76,6 +80,13 @@ def session_options(
     return options
 
 
+def provider_options(wanted: bool, claim: str | None = None) -> dict[str, str] | None:
+    """Options of our execution provider, None where it is not wanted; who names families for it to take wants it."""
+    if claim is not None:
+        return {"claim": claim}
+    return {} if wanted else None
+
+
 def open_session(
     model: str | Path | bytes, options: ort.SessionOptions, name: str | Path | None = None
 ) -> ort.InferenceSession:
@@ -87,6 +98,7 @@ def open_session(
         name: What to call the model in an error.
 
     Raises:
+        UsageError: An option of our execution provider is wrong.
         OnnxpressError: ONNX Runtime refuses the model.
     """
     import onnxruntime as ort
@@ -97,12 +109,21 @@ def open_session(
         return ort.InferenceSession(source, options, None if options.has_providers() else ["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         message = " ".join(str(error).split())
+        if (wrong := wrong_option(message)) is not None:
+            raise UsageError(wrong) from error
         if not options.has_providers() and _holds_compiled(model):
             raise OnnxpressError(
                 f"{shown}: is compiled for our execution provider, on which alone it runs: give --ep, or in Python "
                 "ep.append to the session's options"
             ) from error
         raise OnnxpressError(f"{shown}: ONNX Runtime cannot load the model: {message}{_hint(message)}") from error
+
+
+def wrong_option(message: str) -> str | None:
+    """What our execution provider says of a wrong option, in an error of ONNX Runtime's; None in another."""
+    begin = message.find(f"{ep.NAME}: ")
+    names = tuple(f"{ep.NAME}: {name} " for name in _PROVIDER_OPTIONS)
+    return message[begin:] if begin >= 0 and message.startswith(names, begin) else None
 
 
 def _holds_compiled(source: str | Path | bytes) -> bool:

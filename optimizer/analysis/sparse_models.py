@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from ..sparsity import Block, Compressed, encode, occupied
-from .kernel_models import Case, Graph
+from .kernel_models import MOST_CODE, Case, Graph
 
 
 def random_weight(K: int, N: int, block: Block, sparsity: float, seed: int = 0) -> npt.NDArray[np.int8]:
@@ -20,7 +20,7 @@ def random_weight(K: int, N: int, block: Block, sparsity: float, seed: int = 0) 
     mask = np.zeros(rows * columns, np.bool_)
     mask[rng.permutation(mask.size)[: round(mask.size * (1 - sparsity))]] = True
     kept = np.repeat(np.repeat(mask.reshape(rows, columns).T, block.k, axis=0), block.n, axis=1)[:K, :N]
-    codes = rng.integers(1, 128, (K, N), dtype=np.int8) * rng.choice(np.array([-1, 1], np.int8), (K, N))
+    codes = rng.integers(1, MOST_CODE + 1, (K, N), dtype=np.int8) * rng.choice(np.array([-1, 1], np.int8), (K, N))
     weight: npt.NDArray[np.int8] = np.where(kept, codes, np.int8(0))
     return weight
 
@@ -40,7 +40,7 @@ A_SCALE, W_SCALE, MIDDLE = 0.03, 0.01, 128
 
 def y_scale(K: int) -> float:
     """Of the codes of outputs."""
-    return float(A_SCALE * W_SCALE * 128 * K**0.5)
+    return float(A_SCALE * W_SCALE * (MOST_CODE + 1) * K**0.5)
 
 
 def sparse_model(weight: Compressed, K: int, N: int, *, codes: bool = False) -> bytes:

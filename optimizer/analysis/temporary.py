@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from .. import storage
+from .. import reading, storage
 from ..errors import OnnxpressError
 from .session import open_session, session_options, uses_our_ops
 
@@ -32,7 +32,7 @@ def written(model: ir.Model) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
         path = Path(folder) / "model.onnx"
         try:
-            ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=least)
+            reading.save(model, path, f"{path.name}.data", least)
         except OSError as error:
             raise OnnxpressError(f"{folder}: cannot write a temporary model: {error.strerror}") from error
         yield path

@@ -140,9 +140,9 @@ class _Reader:
             raise OnnxpressError(f"{self._where}: not a readable array: {error}") from error
         if self._dtype.hasobject:
             raise OnnxpressError(f"{self._where}: holds Python objects, which are not read; save plain arrays")
-        rank = len(entry.shape)
-        joined = len(shape) == rank > 0 and (entry.has_free_batch or (entry.shape[0] == 1 != shape[0]))
-        self.count = shape[0] if joined or len(shape) == rank + 1 else None
+        own = shape if entry.shape is None else entry.shape  # of an input of any rank, an array is one sample
+        joined = len(shape) == len(own) > 0 and own is not shape and (entry.has_free_batch or own[0] == 1 != shape[0])
+        self.count = shape[0] if joined or len(shape) == len(own) + 1 else None
         self._shape = (1, *shape[1:]) if joined else shape[1:] if self.count is not None else shape
         self._bytes = math.prod(self._shape) * self._dtype.itemsize
         left = size - stream.tell()

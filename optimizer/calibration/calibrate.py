@@ -16,9 +16,10 @@ import onnx_ir as ir
 from .. import storage
 from ..already_quantized import check_not_quantized
 from ..errors import UsageError
+from ..gate import Gate
 from ..outcome import Progress
-from ..passes import CleanUp, NameNodes
-from ..passes.plan import constant_of
+from ..passes import NameNodes
+from ..passes.constants import constant_of, is_constant, mark_constants
 from ..preparation import prepare
 from .collect import collect
 from .data import Source, open_data
@@ -124,10 +125,12 @@ def calibrate(
         data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length
     )
     NameNodes()(loaded)
-    CleanUp()(loaded)
+    gate = Gate(loaded, None, lambda: next(iter(opened)))
+    gate.clean_up(loaded)
     prepare(loaded)
     found = collect(loaded, opened, activations(loaded, gram=gram), progress=progress)
-    return _finish(found, str(path), target, begin, [f"{opened.name}: {doubt}" for doubt in opened.doubts])
+    warnings = [*gate.warnings, *(f"{opened.name}: {doubt}" for doubt in opened.doubts)]
+    return _finish(found, str(path), target, begin, warnings)
 
 
 def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:
@@ -175,9 +178,11 @@ def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:
     Raises:
         UsageError: There is no such tensor.
     """
+    mark_constants(model)
     values = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
-    values += [value for node in model.graph for value in node.outputs if constant_of(value) is None]
-    found = {value.name: _wanted(value, gram) for value in values if value.name and value.dtype in _FLOATS}
+    values += [value for node in model.graph for value in node.outputs if not is_constant(value)]
+    tensors = [value for value in values if isinstance(value.type, ir.TensorType)]  # sequences have a dtype, too
+    found = {value.name: _wanted(value, gram) for value in tensors if value.name and value.dtype in _FLOATS}
     if not found:
         raise UsageError("the model has no tensors of float32, float16 or float64 to observe")
     return found

@@ -51,7 +51,7 @@ def collect(
     total, largest = _survey(data, progress)
     inputs = {value.name for value in model.graph.inputs} & wanted.keys()
     inner = [name for name in _in_order(model) if name in wanted and name not in inputs]
-    groups = _groups(inner, _bytes(model, inner, largest), memory) if inner else [[]]
+    groups = in_groups(inner, sizes_of(model, inner, largest), memory) if inner else [[]]
     name = getattr(data, "name", "calibration data")
     for index, group in enumerate(groups):
         observer = Observer(model, group) if group else None
@@ -87,11 +87,12 @@ def _in_order(model: ir.Model) -> list[str]:
     return [value.name for node in model.graph for value in node.outputs if value.name]
 
 
-def _bytes(model: ir.Model, names: list[str], feeds: Feeds) -> list[int]:
+def sizes_of(model: ir.Model, names: list[str], feeds: Feeds) -> list[int]:
+    """Bytes that tensors of these names take at most, for these inputs."""
     return [_MOST_BYTES * int(size) for size in Observer(model, names, sizes=True).run(feeds)]
 
 
-def _groups(names: list[str], sizes: list[int], memory: int) -> list[list[str]]:
+def in_groups(names: list[str], sizes: list[int], memory: int) -> list[list[str]]:
     """Runs of names, each of which fits into memory or is one alone."""
     groups: list[list[str]] = []
     used = 0

@@ -53,18 +53,21 @@ class Data:
         self.seen: int | None = None
         self.doubts: list[str] = []
         self._inputs, self._begin = tuple(inputs), begin
+        self._most = 0  # samples of one walk
 
     def __iter__(self) -> Iterator[Feeds]:
         """The batches.
 
         Raises:
-            UsageError: A sample does not fit the inputs, samples cannot be put together, or there are none.
+            UsageError: A sample does not fit the inputs, samples cannot be put together, or there are none, or fewer
+                than before.
             OnnxpressError: The source cannot be read.
         """
         batch: list[Feeds] = []
         count, variety = 0, Variety()
         for count, sample in enumerate(itertools.islice(self._begin(), self.samples), 1):
             batch.append(self._checked(sample, count - 1))
+            self._most = max(self._most, count)
             if self.seen is None:
                 variety.see(batch[-1])
             if len(batch) == self.batch:
@@ -72,6 +75,11 @@ class Data:
                 batch = []
         if batch:
             yield self._together(batch, count - len(batch))
+        if count < self._most:
+            raise UsageError(
+                f"{self.name}: gave {self._most} samples and, when asked for them again, {count or 'none'}; what can "
+                "be gone through only once has to be made anew each time"
+            )
         if count == 0:
             raise UsageError(f"{self.name}: holds no samples; a calibration needs some")
         if self.seen is None:
@@ -104,13 +112,14 @@ class Data:
 
     def _joined(self, arrays: list[np.ndarray], entry: Input, first: int) -> np.ndarray:
         where = f"{self.name}: input '{entry.name}'"
-        if not entry.shape:
+        if entry.shape == ():
             for index, array in enumerate(arrays):
                 if array != arrays[0]:
                     raise UsageError(f"{where}: samples {first} and {first + index} differ; use a batch of 1")
             return arrays[0]
         if not entry.has_free_batch:
-            raise UsageError(f"{where}: its leading size is fixed at {entry.shape[0]}; use a batch of 1")
+            size = entry.shape[0] if entry.shape else None
+            raise UsageError(f"{where}: its leading size is fixed at {size}; use a batch of 1")
         for index, array in enumerate(arrays):
             if array.shape[1:] != arrays[0].shape[1:]:
                 raise UsageError(
@@ -128,10 +137,11 @@ def check(array: np.ndarray, entry: Input, where: str) -> None:
     """
     if array.dtype != entry.dtype and not (entry.dtype == object and array.dtype.kind in "US"):
         raise UsageError(f"{where}: is {array.dtype}, the model takes {entry.dtype}")
-    fits = array.ndim == len(entry.shape) and all(
-        not isinstance(size, int) or size == have for size, have in zip(entry.shape, array.shape, strict=True)
+    fits = entry.shape is None or (
+        array.ndim == len(entry.shape)
+        and all(not isinstance(size, int) or size == have for size, have in zip(entry.shape, array.shape, strict=True))
     )
-    if not fits:
+    if not fits and entry.shape is not None:
         advice = "; samples lie along a first axis" if array.ndim + 1 == len(entry.shape) else ""
         raise UsageError(f"{where}: has shape {list(array.shape)}, the model takes {list(entry.shape)}{advice}")
     if is_float(array.dtype) and not np.isfinite(array).all():
@@ -154,7 +164,8 @@ def open_data(
         source: An .npz or .npy file or a folder of them (see `arrays.py`), a folder of images, a text file with a
             sample a line, "module:function", a function without arguments that returns an iterable, or an iterable of
             samples: dicts of arrays by input, or arrays where the model has one input. An iterator, which can be gone
-            through only once, is read into memory, `samples` of it where that is given.
+            through only once, is read into memory, `samples` of it where that is given; so is one that a function
+            returns again and again.
         inputs: What the model takes, from `inputs_of`.
         samples: The most samples to take; all by default. Images are taken evenly from the sorted files, whose
             folders are often classes, all else from the beginning.
@@ -179,7 +190,7 @@ def open_data(
     if not path.exists():
         if is_reference(str(source)):
             function = load_function(str(source))
-            return Data(str(source), inputs, _called(function, str(source)), samples, batch)
+            return Data(str(source), inputs, _called(function, str(source), samples), samples, batch)
         raise OnnxpressError(f"{source}: no such file or folder, and no module:function")
     if images is not None:
         from .images import image_samples
@@ -198,24 +209,40 @@ def open_data(
 def _of_objects(source: Any, inputs: Sequence[Input], samples: int | None, batch: int) -> Data:
     if callable(source) and not isinstance(source, Iterable):
         name = getattr(source, "__name__", type(source).__name__)
-        return Data(name, inputs, _called(source, name), samples, batch)
+        return Data(name, inputs, _called(source, name, samples), samples, batch)
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
         raise UsageError(f"calibration data is a {type(source).__name__}; give an iterable of samples, or a path")
     if isinstance(source, Iterator):
         source = list(itertools.islice(source, samples))
+        if not source:
+            raise UsageError("calibration data: the iterator is used up, or has nothing to give; make a new one")
     known = len(source) if hasattr(source, "__len__") else None
     if known is not None:
         samples = min(known, samples or known)
     return Data("calibration data", inputs, lambda: source, samples, batch)
 
 
-def _called(function: Callable[[], Iterable[Any]], name: str) -> Callable[[], Iterable[Any]]:
+def _called(function: Callable[[], Iterable[Any]], name: str, samples: int | None) -> Callable[[], Iterable[Any]]:
+    kept: list[Any] = []  # of the only iterator that the function has
+
+    def walk() -> Iterable[Any]:
+        if kept:
+            return kept
+        found = function()
+        if not isinstance(found, Iterable) or isinstance(found, Mapping):
+            raise UsageError(f"{name}: returned a {type(found).__name__}, not an iterable of samples")
+        if isinstance(found, Iterator) and function() is found:
+            kept.extend(itertools.islice(found, samples))
+            if not kept:
+                raise UsageError(
+                    f"{name}: returned an iterator that is used up or has nothing to give; return a new one"
+                )
+            return kept
+        return found
+
     def begin() -> Iterator[Any]:
         try:
-            found = function()
-            if not isinstance(found, Iterable) or isinstance(found, Mapping):
-                raise UsageError(f"{name}: returned a {type(found).__name__}, not an iterable of samples")
-            yield from found
+            yield from walk()
         except (OnnxpressError, MemoryError):
             raise
         except Exception as error:  # the user's code

@@ -185,10 +185,10 @@ def image_samples(
 
 def _fitted(recipe: ImageRecipe, inputs: Sequence[Input]) -> ImageRecipe:
     """The recipe with size and layout as the model's input has them."""
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+    shape = inputs[0].shape if len(inputs) == 1 else None
+    if shape is None or len(shape) != 4:
         listed = ", ".join(f"{entry.name} {entry.describe()}" for entry in inputs)
         raise UsageError(f"images need a model whose one input has four axes; this one takes {listed}; give an .npz")
-    shape = inputs[0].shape
     layout = recipe.layout or ("NHWC" if shape[3] == recipe.planes != shape[1] else "NCHW")
     height, width = shape[2:] if layout == "NCHW" else shape[1:3]
     own = (height if isinstance(height, int) else 224, width if isinstance(width, int) else 224)

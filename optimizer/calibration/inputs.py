@@ -17,28 +17,28 @@ class Input:
     Attributes:
         name: Its name.
         dtype: Of its elements; object for strings.
-        shape: A size each: a number, a name, or None where the size is free.
+        shape: A size each: a number, a name, or None where the size is free; None where even their number is.
     """
 
     name: str
     dtype: np.dtype
-    shape: tuple[int | str | None, ...]
+    shape: tuple[int | str | None, ...] | None
 
     @property
     def has_free_batch(self) -> bool:
         """Whether the leading size is free."""
-        return bool(self.shape) and not isinstance(self.shape[0], int)
+        return self.shape is None or (bool(self.shape) and not isinstance(self.shape[0], int))
 
     def describe(self) -> str:
         """Type and shape for a message."""
-        return f"{self.dtype} {list(self.shape)}"
+        return f"{self.dtype} {'of any shape' if self.shape is None else list(self.shape)}"
 
 
 def inputs_of(model: ir.Model) -> list[Input]:
     """Inputs of the main graph that have to be given: those that are no initializers.
 
     Raises:
-        OnnxpressError: One is no tensor of a known rank.
+        OnnxpressError: One is no tensor.
     """
     initializers = model.graph.initializers
     return [_input(value) for value in model.graph.inputs if value.name not in initializers]
@@ -47,8 +47,9 @@ def inputs_of(model: ir.Model) -> list[Input]:
 def _input(value: ir.Value) -> Input:
     name = value.name or ""
     if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-        raise OnnxpressError(f"input '{name}' is no tensor ({value.type}): data for it cannot be given")
-    if value.shape is None:
-        raise OnnxpressError(f"input '{name}' has no known rank; declare its shape in the model")
+        kind = f" ({value.type})" if value.type is not None else ""
+        raise OnnxpressError(f"input '{name}' is no tensor{kind}: data for it cannot be given")
     dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else np.dtype(value.dtype.numpy())
+    if value.shape is None:
+        return Input(name, dtype, None)
     return Input(name, dtype, tuple(size if isinstance(size, int) else size.value for size in value.shape))

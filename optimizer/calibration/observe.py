@@ -16,6 +16,9 @@ import onnx_ir as ir
 from ..analysis.feeds import Feeds
 from ..analysis.session import open_session, session_options, uses_our_ops
 from ..errors import OnnxpressError
+from ..names import names_of
+from ..passes.remove_unused import remove_unused
+from ..reading import to_proto
 from ..storage import LEAST_EXTERNAL, graphs
 
 _SIZE_SUFFIX = "/onnxpress_size"
@@ -58,7 +61,7 @@ class Observer:
         self._weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays.values()]
         if self._weights:
             options.add_external_initializers(list(self._arrays), self._weights)
-        proto = ir.to_proto(copy).SerializeToString()
+        proto = to_proto(copy).SerializeToString()
         self._session = open_session(proto, options, model.graph.name or "model")
 
     def run(self, feeds: Feeds) -> list[Any]:
@@ -96,7 +99,8 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
 def _size_of(model: ir.Model, value: ir.Value) -> ir.Value:
     node = ir.node("Size", [value])
     size = node.outputs[0]
-    size.name, size.type, size.shape = f"{value.name}{_SIZE_SUFFIX}", ir.TensorType(ir.DataType.INT64), ir.Shape([])
+    size.name = names_of(model.graph).value(f"{value.name}{_SIZE_SUFFIX}")
+    size.type, size.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([])
     model.graph.append(node)
     return size
 
@@ -104,7 +108,7 @@ def _size_of(model: ir.Model, value: ir.Value) -> ir.Value:
 def _prune(model: ir.Model) -> None:
     import onnx_ir.passes.common as common
 
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 

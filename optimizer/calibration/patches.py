@@ -19,6 +19,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ..analysis.feeds import Feeds
 from ..outcome import Progress
+from ..passes.constants import constant_of
 from ..passes.rewriting import required
 from .observe import Observer
 
@@ -59,10 +60,10 @@ class Covariances:
     ) -> None:
         self._model, self._data, self._centred, self._progress = model, data, centred, progress
         self._groups = _groups([node for node in nodes if _inputs(node) <= _MOST_INPUTS])
-        self._held: dict[str, Doubles] = {}
+        self._held: dict[str, Doubles | None] = {}
 
     def get(self, name: str) -> Doubles | None:
-        """Of the node of this name: float64 [G, K, K] for G groups of outputs, or None for one that is too large.
+        """Of the node of this name: float64 [G, K, K] for G groups of outputs; None if it is too large or read nothing.
 
         Raises:
             OnnxpressError: ONNX Runtime cannot run the model.
@@ -74,7 +75,7 @@ class Covariances:
             self._held = self._collect(group)
         return self._held[name]
 
-    def _collect(self, group: list[ir.Node]) -> dict[str, Doubles]:
+    def _collect(self, group: list[ir.Node]) -> dict[str, Doubles | None]:
         generator = np.random.default_rng(0)
         sums = {node.name or "": _Sum(self._centred) for node in group}
         given = {value.name for value in self._model.graph.inputs}
@@ -102,6 +103,8 @@ class _Sum:
 
     def add(self, rows: Doubles) -> None:
         """Rows [G, n, K]."""
+        if not rows.shape[1]:
+            return
         if self._centred and not self._count:
             self._origin = rows.mean(axis=1, keepdims=True)
         rows = rows - self._origin
@@ -110,8 +113,10 @@ class _Sum:
         self._first = self._first + rows.sum(axis=1)
         self._second = self._second + np.matmul(rows.transpose(0, 2, 1), rows)
 
-    def covariance(self) -> Doubles:
-        """[G, K, K], drawn towards its diagonal."""
+    def covariance(self) -> Doubles | None:
+        """[G, K, K], drawn towards its diagonal; None of no rows."""
+        if not self._count:
+            return None
         found: Doubles = self._second / self._count
         if self._centred:
             mean = self._first / self._count
@@ -125,10 +130,15 @@ class _Sum:
 
 def _inputs(node: ir.Node) -> int:
     """K."""
-    shape = required(required(node.inputs[1]).shape).numpy()
+    shape = _weight_shape(node)
     if node.op_type == "Conv":
         return math.prod(shape[1:])
     return shape[1] if node.attributes.get_int("transB", 0) else shape[0]
+
+
+def _weight_shape(node: ir.Node) -> tuple[int, ...]:
+    """Of a constant, of which the graph itself may not say it."""
+    return tuple(required(constant_of(required(node.inputs[1]))).shape.numpy())
 
 
 def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
@@ -155,7 +165,7 @@ def _draw(node: ir.Node, x: Array, generator: np.random.Generator) -> Doubles:
 
 
 def _patches(node: ir.Node, x: Array, most: int, generator: np.random.Generator) -> Doubles:
-    kernel = [int(size) for size in required(required(node.inputs[1]).shape).numpy()[2:]]
+    kernel = list(_weight_shape(node)[2:])
     axes = range(2, x.ndim)
     strides, dilations = (node.attributes.get_ints(key, [1] * len(kernel)) for key in ("strides", "dilations"))
     spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]

@@ -34,12 +34,12 @@ def line_samples(
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; give a text file with a sample a line")
     for entry in inputs:
-        if entry.name not in _FILLED or len(entry.shape) != 2 or entry.dtype.kind != "i":
+        if entry.name not in _FILLED or entry.shape is None or len(entry.shape) != 2 or entry.dtype.kind != "i":
             raise UsageError(
                 f"{path}: text cannot fill input '{entry.name}' ({entry.describe()}), only {', '.join(_FILLED)} of "
                 "two axes; give an .npz"
             )
-    fixed = {entry.shape[1] for entry in inputs if isinstance(entry.shape[1], int)}
+    fixed = {entry.shape[1] for entry in inputs if entry.shape is not None and isinstance(entry.shape[1], int)}
     encoder = _open(tokenizer, min(fixed) if fixed else length)
     return lambda: _samples(path, inputs, encoder)
 

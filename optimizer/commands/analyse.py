@@ -8,11 +8,11 @@ import typer
 
 from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
-from .terminal import Coverage, Embeddings, FirstAndLast, Json, as_written, console, kept_in, progress_bar, share
+from .terminal import Claim, Coverage, Embeddings, FirstAndLast, Json, as_written, console, kept_in, progress_bar, share
 
 _Dims = Annotated[
     list[str] | None,
-    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, INPUT:AXIS=SIZE of one without a name; repeatable."),
+    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, or INPUT:AXIS=SIZE of any open one; repeatable."),
 ]
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
 
@@ -94,6 +94,7 @@ def compare(
     data: Annotated[str, typer.Option(help="An .npz file of inputs, or random.")] = "random",
     dim: _Dims = None,
     ep: Annotated[bool, typer.Option("--ep", help="The model to judge on our execution provider.")] = False,
+    claim: Claim = None,
     top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
     plot: _Plot = None,
     json_: Json = False,
@@ -104,7 +105,7 @@ def compare(
     _check_plot(plot)
     with progress_bar(json_) as progress:
         given = None if data == "random" else data
-        result = run(first, second, data=given, dims=_sizes(dim), provider=ep, progress=progress)
+        result = run(first, second, data=given, dims=_sizes(dim), provider=ep, claim=claim, progress=progress)
     if plot:
         from ..analysis.plots import plot_comparison
 
@@ -131,6 +132,7 @@ def bench(
         list[str] | None, typer.Option(help="KEY=VALUE of ONNX Runtime's session configuration; repeatable.")
     ] = None,
     ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
+    claim: Claim = None,
     openvino: OpenVino = False,
     nncf: Nncf = False,
     openvino_option: Annotated[
@@ -158,7 +160,8 @@ def bench(
     with progress_bar(json_) as progress:
         result = run(
             model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
-            provider=ep, openvino=openvino, nncf=nncf_data(nncf, calibration, samples, images, tokenizer), data=given,
+            provider=ep, claim=claim, openvino=openvino, data=given,
+            nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
             openvino_config=_pairs(openvino_option, "--openvino-option"), progress=progress,
         )  # fmt: skip
     if plot:

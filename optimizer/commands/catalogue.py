@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .peers import Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
-from .terminal import Json, console
+from .terminal import Claim, Json, console
 
 
 def models(
@@ -45,6 +45,7 @@ def evaluate(
         ),
     ] = None,
     ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
+    claim: Claim = None,
     openvino: OpenVino = False,
     nncf: Nncf = False,
     calibration: NncfData = None,
@@ -63,12 +64,13 @@ def evaluate(
 
     data = nncf_data(nncf, calibration, samples, images, tokenizer)
     for name in model:
-        check(name, task, ep)
+        check(name, task, ep or claim is not None)
     if openvino or data is not None:
         check_peers(nncf=data is not None)
     results: list[TaskResult | Failure] = []
     for name in model:
-        results += evaluate_with_provider(name, task) if ep else [run(name, task)]
+        on_provider = ep or claim is not None
+        results += evaluate_with_provider(name, task, claim) if on_provider else [run(name, task)]
     if openvino or data is not None:
         from onnxpress.models.evaluate import evaluate_in_openvino
 

@@ -44,6 +44,10 @@ def optimize(
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
     search: Annotated[bool | None, typer.Option("--search/--no-search", help="Search the best scales.")] = None,
     clean_up: Annotated[bool | None, typer.Option("--clean-up/--no-clean-up", help="Fold and fuse first.")] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option("--check/--no-check", help="Run the model before and after; by default up to 500 MB of weights."),
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only nodes whose name matches; repeatable.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="Not nodes whose name matches; repeatable.")] = None,
     block_size: Annotated[
@@ -172,7 +176,11 @@ def optimize(
     ] = None,
     reduce_range: Annotated[
         bool | None,
-        typer.Option("--reduce-range/--full-range", help="Weights of 7 bits; asks the machine.", rich_help_panel=_INT8),
+        typer.Option("--reduce-range/--full-range", help="Weights of 7 bits; asks the target.", rich_help_panel=_INT8),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="CPUs to run on: this machine's (this) or any, by weights of 7 bits.", rich_help_panel=_INT8),
     ] = None,
     weight_format: Annotated[
         str | None, typer.Option(help="e4m3fn, e5m2, e3m4, e3m2, e2m3 or e2m1.", rich_help_panel=FP8)
@@ -239,10 +247,11 @@ def optimize(
     given = {
         "scheme": scheme, "block_size": block_size, "symmetric": symmetric, "search": search,
         "scale_type": scale_type, "form": form, "accuracy_level": accuracy_level, "embeddings": embeddings,
-        "clean_up": clean_up, "include": include or None, "exclude": exclude or None, "range_method": range_method,
+        "clean_up": clean_up, "check": check, "include": include or None, "exclude": exclude or None,
+        "range_method": range_method,
         "percentile": percentile, "activation_type": activation_type, "per_channel": per_channel,
-        "reduce_range": reduce_range, "equalize": equalize, "smooth": smooth, "correct_bias": correct_bias,
-        "compensate": compensate, "restore_moments": restore_moments, "metric": metric,
+        "reduce_range": reduce_range, "target": target, "equalize": equalize, "smooth": smooth,
+        "correct_bias": correct_bias, "compensate": compensate, "restore_moments": restore_moments, "metric": metric,
         "max_drop": None if max_drop is None else share(max_drop, "--max-drop"),
         "only_if_faster": only_if_faster, "weight_format": weight_format, "activation_format": activation_format,
         "coverage": coverage, "first_and_last": first_and_last, "sparsity": sparsity, "block": block, "dtype": dtype,
@@ -299,7 +308,9 @@ def compile(  # noqa: A001
             help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32; the nodes' own by default."
         ),
     ] = None,
-    claim: Annotated[str | None, typer.Option(help="Families of nodes to take, with commas; all by default.")] = None,
+    claim: Annotated[
+        str | None, typer.Option(help="Families of nodes to take, with commas; by default what it is faster on.")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -43,6 +43,10 @@ FirstAndLast = Annotated[
         help="Round these products too; by default of models without Conv.",
         rich_help_panel=FP8,
     ),
+]
+Claim = Annotated[
+    str | None,
+    typer.Option(help="Families of nodes that it takes, with commas, and --ep; by default what it is faster on."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
@@ -97,16 +101,20 @@ def progress_lines(clock: Callable[[], float] = time.monotonic) -> Progress:
     begun: dict[str, float] = {}
     last = clock()
 
+    def tell(line: str) -> None:
+        with suppress(OSError):  # a full disk behind standard error is no reason to stop
+            print(line, file=sys.stderr, flush=True)
+
     def update(stage: str, done: int, total: int) -> None:
         nonlocal last
         now = clock()
         if stage not in begun:
             begun[stage] = last = now
-            print(f"{stage} ...", file=sys.stderr, flush=True)
+            tell(f"{stage} ...")
         elif now - last >= _EVERY:
             last = now
             share = f" of {total} ({100 * done // total} %)" if done < total else ""  # the whole may not be known
-            print(f"{stage}: {done}{share}, {now - begun[stage]:.0f} s", file=sys.stderr, flush=True)
+            tell(f"{stage}: {done}{share}, {now - begun[stage]:.0f} s")
 
     return update
 

@@ -14,6 +14,7 @@ from .quantize_matmul import QuantizeMatMul
 from .raise_opset import RaiseOpset
 from .recognise_activations import RecogniseActivations
 from .split_conv_transpose import SplitConvTranspose
+from .squeeze_weights import SqueezeWeights
 from .sum_to_add import SumToAdd
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RaiseOpset",
     "RecogniseActivations",
     "SplitConvTranspose",
+    "SqueezeWeights",
     "SumToAdd",
     "plan",
 ]

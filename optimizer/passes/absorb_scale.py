@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ Doubles = npt.NDArray[np.float64]
 _NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 _HOMOGENEOUS = {"Relu", "LeakyRelu"}
 _POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+_HANDS_ON = {*_HOMOGENEOUS, *_POOLS, "Add", "Clip", "Mul"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,6 +162,28 @@ def find_makers(value: ir.Value, readers: Collection[ir.Node], channels: int, tr
     if node.op_type in ("Add", "Mul"):
         return _elementwise(node, channels, trailing)
     return _linear(node, channels, trailing)
+
+
+def moved_through(value: ir.Value, makers: Sequence[Operand]) -> list[ir.Value]:
+    """The tensors that are divided with a tensor when its makers are, itself first, on the way back to them.
+
+    Args:
+        value: The tensor.
+        makers: Of it, from `find_makers`.
+    """
+    node = value.producer()
+    if node is None or node is makers[0].node:
+        return [value]
+    way = next((each for each in node.inputs if each is not None and _is_made_by(each, makers[0].node)), None)
+    return [value] if way is None else [value, *moved_through(way, makers)]
+
+
+def _is_made_by(value: ir.Value, maker: ir.Node) -> bool:
+    node = value.producer()
+    if node is None or node is maker:
+        return node is maker
+    hands_on = node.op_type in _HANDS_ON
+    return hands_on and any(_is_made_by(each, maker) for each in node.inputs if each is not None)
 
 
 def _is_transposed(node: ir.Node) -> bool:

@@ -92,7 +92,7 @@ def _arithmetic(node: ir.Node) -> Link | None:
 
 
 def _normalization(node: ir.Node) -> Link | None:
-    """BatchNormalization of inference, with one number a channel; its only output is read."""
+    """BatchNormalization of inference, with one number a channel."""
     x = input_of(node, 0)
     rank = exact_rank(x)
     if (
@@ -100,7 +100,7 @@ def _normalization(node: ir.Node) -> Link | None:
         or rank is None
         or rank < 2
         or len(node.inputs) != 5
-        or any(value.uses() for value in node.outputs[1:])
+        or len(node.outputs) != 1  # up to opset 13, those of training have more
     ):
         return None
     if node.attributes.get_int("training_mode", 0) or not node.attributes.get_int("spatial", 1):

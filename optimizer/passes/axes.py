@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from .constants import constant_of
 from .matching import exact_rank, input_of
-from .plan import constant_of
 
 Perm = tuple[int, ...]
 
@@ -83,9 +83,7 @@ def _edit(node: ir.Node, perm: Perm, opset: int) -> Edit | None:
 
 def _fixed(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     """A constant of any type that no caller can override."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return None
-    tensor = constant_of(value)
+    tensor = constant_of(value) if value is not None else None
     return np.asarray(tensor.numpy()) if tensor is not None else None
 
 

@@ -12,7 +12,7 @@ from onnxpress.custom_ops import functions
 from ..errors import OnnxpressError
 from ..sparsity import Block, expand
 from ..sparsity.blocks import MOST, Mask
-from .plan import constant_of, release
+from .constants import constant_of, release
 from .sparsify_matmul import OP, TRANSPOSED_KEY, WEIGHT_KEY
 
 _MOST_WEIGHTS = 1 << 33

@@ -15,7 +15,7 @@ _MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpa
 
 
 class ClampBeforeMove:
-    """Swap a Relu or Clip with the Transpose, Reshape, Flatten, Squeeze, DepthToSpace or MaxPool ahead of it.
+    """Swap a Relu or Clip of float32 with the Transpose, Reshape, Flatten, Squeeze, DepthToSpace or MaxPool before it.
 
     Left: a move whose result others read, and a MaxPool with indices.
     """
@@ -24,7 +24,7 @@ class ClampBeforeMove:
         """Rewrite the main graph; whether anything changed."""
         changed = False
         for node in list(model.graph):
-            if is_standard(node, *_CLAMPS):
+            if is_standard(node, *_CLAMPS) and node.outputs[0].dtype in (None, ir.DataType.FLOAT):
                 while (move := _move_ahead(node)) is not None:
                     _swap(model.graph, move, node)
                     changed = True

@@ -1,83 +1,126 @@
 """Standard clean-up before quantization: inlining, constant folding, dead code, and the common fusions.
 
-Everything comes from onnx-ir and onnxscript. Large constants are never folded, so that no weight is materialized but
-those that a BatchNormalization is folded into.
+Most of it comes from onnx-ir and onnxscript, each step behind guards for what it is wrong on. Large constants are never
+folded, so that no weight is materialized but those that a BatchNormalization is folded into.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 
 import onnx_ir as ir
-from onnxpress.custom_ops import functions
 
-from .fold_reshape import FoldReshape
+from ..names import names_kept_apart
+from ..quiet_libraries import quiet_libraries
+from .inline_functions import InlineFunctions
 from .kept_names import inner_names_kept, replaced_names_kept
+from .merge_equal import MergeEqual
+from .remove_unused import outputs_kept, remove_unused, unread_kept
+from .signature import signature_kept
+from .trusted_rules import TRUSTED, GuardedRule
 
-# onnxscript's default rules but two kinds. Its rule for Slices that make a Split has two outputs, and the matcher
-# walks the whole graph for each candidate of such a rule: minutes for a language model. And MatMul + Add stays as it
-# is: ONNX Runtime decides better when it sees the shapes.
-_RULES = (
-    "add_0_rule", "affine_conv_fusion_rule", "cast_cast_rule", "cast_constant_of_shape_rule",
-    "cast_constant_of_shape_without_value_rule", "collapse_slice2_rule", "collapse_slice_rule",
-    "conv_affine_fusion_rule", "div_by_1_rule", "dropout_inference_rule", "dropout_zero_rule",
-    "flatten_to_reshape_rule", "fuse_batchnorm_into_conv_rule", "fuse_batchnorm_into_conv_transpose_rule",
-    "fuse_batchnorm_into_gemm_rule", "fuse_pad_into_conv_rule", "max_max_rule", "max_min_rule", "min_max_rule",
-    "min_min_rule", "mul_by_1_rule", "no_op_cast_rule", "no_op_dynamic_scatter_nd_rule", "no_op_expand_rule",
-    "no_op_static_scatter_nd_rule", "no_op_transpose_rule", "normalize_pad_format_conv_rule",
-    "one_reshape_matmul_reshape_rule", "remove_optional_bias_from_conv_rule",
-    "remove_optional_bias_from_conv_transpose_rule", "remove_optional_bias_from_gemm_rule", "reshape_reshape_rule",
-    "squeeze_reshape_1d_rule", "sub_0_rule", "successive_clip_relu_rule", "successive_clip_rule",
-    "successive_relu_clip_rule", "successive_relu_rule", "transpose_transpose_rule",
-    "two_reshapes_matmul_reshape_rule", "unsqueeze_unsqueeze_rule",
+STEPS = (
+    "inlining", "constant folding", *(trusted.name for trusted in TRUSTED), "merging of equal nodes",
+    "removal of unused nodes", "removal of unused functions", "removal of unused opsets",
 )  # fmt: skip
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Without the warnings of onnxscript and onnx-ir on nodes that they do not know."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+"""Names of what a clean-up consists of, in order; rules are applied together, again and again."""
 
 
 class CleanUp:
-    """Inline functions, fold constants, apply fusion rules, and remove what is double or unused."""
+    """Inline functions, fold constants, apply fusion rules, and remove what is double or unused.
+
+    A step or a rule that raises an exception is left out, and the model is as if it had not been tried.
+
+    Args:
+        without: Steps and rules to leave out, by the names that `warnings` has for them.
+
+    Attributes:
+        warnings: What was left out, and why.
+    """
+
+    def __init__(self, without: Collection[str] = ()) -> None:
+        self.without = set(without)
+        self.warnings: list[str] = []
 
     def __call__(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
-        with _quiet_libraries():
-            return self._clean_up(model)
+        while True:
+            before = model.clone()
+            try:
+                with names_kept_apart(model), quiet_libraries(), signature_kept(model):
+                    return self._clean_up(model)
+            except _StepError as failure:
+                model.graph = before.graph
+                model.functions.clear()
+                model.functions.update(before.functions)
+                self.without.add(failure.step)
 
     def _clean_up(self, model: ir.Model) -> bool:
+        modified = False
+        for name, step in self._steps().items():
+            if name in self.without:
+                continue
+            try:
+                modified |= step(model)
+            except Exception as error:  # libraries raise whatever they come across
+                self._warn(name, f"{type(error).__name__}: {error}")
+                raise _StepError(name) from error
+        return modified
+
+    def _steps(self) -> dict[str, Callable[[ir.Model], bool]]:
         import onnx_ir.passes.common as common
-        from onnxscript.optimizer import fold_constants
+
+        return {
+            "inlining": self._inline,
+            "constant folding": self._fold,
+            # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
+            "rewrite rules": self._rewrite,
+            "merging of equal nodes": MergeEqual(),
+            "removal of unused nodes": remove_unused,
+            "removal of unused functions": lambda model: common.RemoveUnusedFunctionsPass()(model).modified,  # type: ignore[no-untyped-call]
+            "removal of unused opsets": lambda model: common.RemoveUnusedOpsetsPass()(model).modified,
+        }
+
+    def _inline(self, model: ir.Model) -> bool:
+        with inner_names_kept(model):
+            return InlineFunctions()(model)
+
+    def _fold(self, model: ir.Model) -> bool:
+        from .fold_constants import FoldConstants
+
+        folding = FoldConstants()
+        with inner_names_kept(model):
+            changed: bool = folding(model).modified
+        for op_type, error in folding.failed.items():
+            self._warn(f"constant folding of {op_type}", error)
+        return changed
+
+    def _rewrite(self, model: ir.Model) -> bool:
         from onnxscript.rewriter import RewritePass
         from onnxscript.rewriter.rules import common as rules
 
-        # Bodies of our own operators are for whoever lacks our library; a model that has them is quantized already.
-        with inner_names_kept(model):
-            modified = common.InlinePass(lambda function: function.domain != functions.DOMAIN)(model).modified
-            modified |= fold_constants(model, onnx_shape_inference=True).modified
-        modified |= FoldReshape()(model)
+        failed: dict[str, str] = {}
         # Rules come and go with versions of onnxscript.
-        known = [getattr(rules, name) for name in _RULES if hasattr(rules, name)]
-        # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
-        with replaced_names_kept(model):
-            modified |= RewritePass(known)(model).modified
-        for step in (
-            common.CommonSubexpressionEliminationPass(),
-            common.RemoveUnusedNodesPass(),
-            common.RemoveUnusedFunctionsPass(),  # type: ignore[no-untyped-call]
-            common.RemoveUnusedOpsetsPass(),
-        ):
-            modified |= step(model).modified
-        return modified
+        known = [
+            GuardedRule(getattr(rules, trusted.name), trusted, failed)
+            for trusted in TRUSTED
+            if hasattr(rules, trusted.name) and trusted.name not in self.without
+        ]
+        if not known:
+            return False
+        with replaced_names_kept(model), outputs_kept(model), unread_kept(model):
+            changed: bool = RewritePass(known)(model).modified  # type: ignore[arg-type]
+        for name, error in failed.items():
+            self._warn(name, error)
+        return changed
+
+    def _warn(self, what: str, error: str) -> None:
+        self.warnings.append(f"clean-up went without {what}: {' '.join(error.split())[:200]}")
+
+
+class _StepError(Exception):
+    """A step raised an exception, and has left the model half changed."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(step)
+        self.step = step

@@ -5,6 +5,8 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from .remove_unused import remove_unused
+
 _OVERLOAD_IR_VERSION = 10
 
 
@@ -16,9 +18,7 @@ def add_function(model: ir.Model, function: ir.Function) -> ir.Function:
 
 def declare_functions(model: ir.Model) -> None:
     """Remove what nobody uses any more, and declare our domain where nodes of it have their bodies beside them."""
-    import onnx_ir.passes.common as common
-
-    common.RemoveUnusedNodesPass()(model)
+    remove_unused(model)
     if any(function.domain == functions.DOMAIN for function in model.functions.values()):
         model.graph.opset_imports[functions.DOMAIN] = functions.OPSET
         model.ir_version = max(model.ir_version, _OVERLOAD_IR_VERSION)

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from .affine_chains import Affine, Link, chain_before, chain_behind, composed, read_link
 from .linear_products import Product, is_product
-from .matching import is_standard, least_rank, remove_unused
+from .matching import is_standard, least_rank
+from .remove_unused import remove_unused
 from .rewriting import add_array, insert_before, replace
 
 _OVERFLOW = "the folded numbers would not be finite"

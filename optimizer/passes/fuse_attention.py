@@ -17,10 +17,12 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from ..names import names_of
 from .int8_operators import scalar
 from .padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
 from .projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
-from .rewriting import add_array, add_initializer, insert_before, replace, required
+from .remove_unused import remove_unused
+from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from .sharing import insert_behind
 
 MICROSOFT = "com.microsoft"
@@ -74,8 +76,6 @@ class FuseAttention:
 
     def __call__(self, model: ir.Model) -> bool:
         """Fuse; whether anything changed."""
-        import onnx_ir.passes.common as common
-
         if any(not _is_whole(node) for node in model.graph):
             return False
         self._graph = model.graph
@@ -89,7 +89,7 @@ class FuseAttention:
                 self.left[node.name or ""] = found
         if self.fused:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
-            common.RemoveUnusedNodesPass()(model)
+            remove_unused(model)
         return bool(self.fused)
 
     def _find(self, softmax: ir.Node) -> FoundAttention | str | None:
@@ -156,7 +156,7 @@ class FuseAttention:
         )  # fmt: skip
         node = y.producer()
         assert node is not None
-        node.name = f"{scope(found.query.product)}Attention"
+        node.name = names_of(self._graph).node(f"{scope(found.query.product)}Attention")
         if found.mask is not None:
             node.attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", found.mask.filter_value)
         replace(last, y)
@@ -187,8 +187,9 @@ class FuseAttention:
         return value
 
     def _behind(self, op_type: str, value: ir.Value, *more: ir.Value) -> ir.Value:
-        node = ir.node(op_type, [value, *more], name=f"{value.name}_{op_type.lower()}")
-        node.outputs[0].name = f"{node.name}_output"
+        node = ir.node(op_type, [value, *more])
+        name = f"{value.name}_{op_type.lower()}"
+        set_names(node, self._graph, name, f"{name}_output")
         return insert_behind(value, self._graph, node).outputs[0]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..names import names_of
 from .fuse_attention import MICROSOFT, FoundAttention, FuseAttention, scope
 from .rewriting import insert_before, replace
 
@@ -28,7 +29,7 @@ class FuseHeads(FuseAttention):
         )  # fmt: skip
         node = y.producer()
         assert node is not None
-        node.name = f"{scope(found.query.product)}MultiHeadAttention"
+        node.name = names_of(self._graph).node(f"{scope(found.query.product)}MultiHeadAttention")
         node.attributes["scale"] = ir.AttrFloat32("scale", found.factor)
         if found.mask is not None:
             node.attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", found.mask.filter_value)

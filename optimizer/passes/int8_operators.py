@@ -15,7 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
-from .plan import constant_of, release
+from .constants import constant_of, is_constant, release, why_unread
+from .matching import least_rank
+from .plain_average_pool import needs_float
 
 
 class Role(enum.Enum):
@@ -105,7 +107,7 @@ def understand(node: ir.Node) -> Operator | str | None:
     if node.op_type in _MOVES:
         return _move(node)
     if node.op_type in _MAPS:
-        return Operator(node, Role.MAP)
+        return _map(node)
     readers = {
         "Conv": _conv, "Gemm": _gemm, "MatMul": _matmul, "Add": _binary, "Mul": _binary, "Div": _binary,
         "Concat": _concat, "Split": _split, "Relu": _relu, "Clip": _clip,
@@ -132,11 +134,17 @@ def scalar(value: ir.Value | None) -> float | None:
     return float(tensor.numpy().reshape(-1)[0])
 
 
+def _rank(value: ir.Value | None) -> int:
+    tensor = _constant(value)
+    return 0 if tensor is None else len(tensor.shape)
+
+
 def refuse_weight(value: ir.Value | None) -> str | None:
     """Why a value is no weight that can be rounded."""
     tensor = _constant(value)
-    if tensor is None:
-        return "no constant weight"
+    if value is None or tensor is None:
+        reason = why_unread(value) if value is not None else None
+        return f"the weight is no stored constant: {reason}" if reason else "no constant weight"
     if tensor.dtype != ir.DataType.FLOAT:
         return f"weight of type {tensor.dtype.name}; these schemes take float32"
     if tensor.size == 0:
@@ -182,9 +190,9 @@ def _gemm(node: ir.Node) -> Operator | str:
 def _matmul(node: ir.Node) -> Operator | str:
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return "lacks an input"
-    if constant_of(node.inputs[0]) is not None:  # type: ignore[arg-type]
+    if is_constant(node.inputs[0]):
         return "the constant is on the left"
-    if constant_of(node.inputs[1]) is None:
+    if not is_constant(node.inputs[1]):
         shapes = [value.shape for value in node.inputs if value is not None]
         if any(shape is not None and len(shape) < 2 for shape in shapes):
             return "product with a vector"
@@ -198,25 +206,35 @@ def _matmul(node: ir.Node) -> Operator | str:
 
 
 def _move(node: ir.Node) -> Operator | str | None:
-    if constant_of(node.inputs[0]) is not None:  # type: ignore[arg-type]
+    if is_constant(node.inputs[0]):
         return None
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "MaxPool with indices"
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") not in ("nearest", "linear"):
         return "Resize in mode cubic"
+    if "axes" in node.attributes:
+        return "Resize of some axes"
     return Operator(node, Role.MOVE)
+
+
+def _map(node: ir.Node) -> Operator | str:
+    if node.op_type == "AveragePool" and needs_float(node):
+        return "ONNX Runtime's int8 AveragePool has no dilations, and other counts where ceil_mode adds windows"
+    return Operator(node, Role.MAP)
 
 
 def _binary(node: ir.Node) -> Operator | str | None:
     if len(node.inputs) < 2 or node.inputs[1] is None:
         return "lacks an input"
-    constants = [index for index, value in enumerate(node.inputs) if constant_of(value) is not None]  # type: ignore[arg-type]
+    constants = [index for index, value in enumerate(node.inputs) if is_constant(value)]
     if len(constants) == 2:
         return None
     if not constants:
         return Operator(node, Role.BINARY, inputs=(0, 1)) if node.op_type != "Div" else "Div by an activation"
     index = constants[0]
     number = scalar(node.inputs[index])
+    if number is not None and _rank(node.inputs[index]) > least_rank(node.inputs[1 - index]):
+        number = None  # the result has more axes than the codes
     if node.op_type != "Add" and number is not None and number > 0 and math.isfinite(number):
         if node.op_type == "Mul":
             return Operator(node, Role.SCALE, inputs=(1 - index,), factor=number)
@@ -229,7 +247,7 @@ def _binary(node: ir.Node) -> Operator | str | None:
 
 
 def _concat(node: ir.Node) -> Operator | str | None:
-    constants = [value for value in node.inputs if value is None or constant_of(value) is not None]
+    constants = [value for value in node.inputs if value is None or is_constant(value)]
     if len(constants) == len(node.inputs):
         return None
     return "Concat with a constant" if constants else Operator(node, Role.CONCAT, inputs=tuple(range(len(node.inputs))))

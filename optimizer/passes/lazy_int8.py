@@ -10,7 +10,8 @@ import onnx_ir as ir
 from ..quantization.affine import QuantizedTensor, quantize_weight
 from ..quantization.rtn import decibels
 from ..report import WeightReport
-from .plan import Weight, release
+from .constants import release
+from .plan import Weight
 
 
 class LazyInt8:

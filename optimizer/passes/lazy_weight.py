@@ -12,7 +12,8 @@ from onnxpress.custom_ops import _kernels, reference
 from ..quantization.formats import SCALE_TYPES
 from ..quantization.rtn import QuantizedWeight, WeightError, quantize_rtn
 from ..quantization.schemes import WeightScheme
-from .plan import Weight, release
+from .constants import release
+from .plan import Weight
 
 _NARROW = {
     ir.DataType.INT4: ml_dtypes.int4,

@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .affine_chains import Affine, Doubles
+from .constants import constant_of
 from .matching import Floats, fixed, input_of, is_fixed, is_standard, least_rank
-from .plan import constant_of
 from .rewriting import add_array
 
 

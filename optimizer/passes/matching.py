@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .plan import array_of, constant_of
+from .constants import array_of, constant_of
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,9 +35,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_fixed(value: ir.Value | None) -> bool:
     """Whether a value is a constant of float32 that no caller can override; nothing is read."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return False
-    tensor = constant_of(value)
+    tensor = constant_of(value) if value is not None else None
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 
@@ -58,6 +56,14 @@ def behind(value: ir.Value | None, op_type: str) -> ir.Value | None:
     """The first input of the standard operator that makes a value, where it is this one."""
     maker = value.producer() if value is not None else None
     return input_of(maker, 0) if is_standard(maker, op_type) else None
+
+
+def values_read(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, its inner graphs included."""
+    inner = [attribute.value for attribute in node.attributes.values() if isinstance(attribute.value, ir.Graph)]
+    nested = [value for graph in inner for each in graph.all_nodes() for value in each.inputs]
+    nested += [value for graph in inner for value in graph.outputs]
+    return [value for value in (*node.inputs, *nested) if value is not None]
 
 
 def sole_reader(value: ir.Value) -> ir.Node | None:
@@ -108,8 +114,6 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
     return 0, False
 
 
-def remove_unused(model: ir.Model) -> None:
-    """Drop nodes and initializers that nothing reads."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    RemoveUnusedNodesPass()(model)
+def is_foreign(node: ir.Node) -> bool:
+    """Whether only some library knows what a node does, which may be more than make its outputs."""
+    return node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "onnxpress")

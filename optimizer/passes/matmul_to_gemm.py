@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .matching import exact_rank, is_fixed, is_standard, remove_unused, sole_reader
-from .plan import constant_of
+from .constants import constant_of
+from .matching import exact_rank, is_fixed, is_standard, sole_reader
+from .remove_unused import remove_unused
 from .rewriting import insert_before, replace, required, stand_for
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..names import names_of, roots
 from .rewriting import result_name
 
 
@@ -15,19 +16,12 @@ class NameNodes:
 
     def __call__(self, model: ir.Model) -> bool:
         """Name those of all graphs and functions; whether anything changed."""
-        groups = [list(model.graph.all_nodes()), *(list(each.all_nodes()) for each in model.functions.values())]
-        return sum(map(_name, groups)) > 0
+        return sum(map(_name, roots(model))) > 0
 
 
-def _name(nodes: list[ir.Node]) -> int:
+def _name(root: ir.Graph) -> int:
     """How many had no name."""
-    taken = {node.name for node in nodes}
-    nameless = [node for node in nodes if not node.name]
+    nameless = [node for node in root.all_nodes() if not node.name]
     for node in nameless:
-        base = result_name(node) or node.op_type
-        name, count = base, 1
-        while name in taken:
-            name, count = f"{base}_{count}", count + 1
-        node.name = name
-        taken.add(name)
+        node.name = names_of(root).node(result_name(node) or node.op_type)
     return len(nameless)

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
+from .constants import constant_of, stored_constant
 from .int8_operators import scalar
-from .plan import constant_of
 
 _STANDARD = ("", "ai.onnx")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
@@ -92,7 +92,7 @@ def _read(value: ir.Value | None, depth: int) -> _Mapped | None:
     number = scalar(value)
     if number is not None:
         return _Mapped(None, (), (number, number))
-    if constant_of(value) is not None:
+    if stored_constant(value) is not None:
         return None
     node = value.producer()
     if node is not None and node.domain in _STANDARD:

@@ -23,13 +23,13 @@ from onnxpress.custom_ops import functions, reference
 from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.formats import FORMATS
 from ..quantization.schemes import WeightScheme
+from .constants import array_of
 from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
 from .int8_operators import Operator, Role
 from .matching import opset_of
-from .plan import array_of
 from .plan_minifloat import MinifloatPlan
-from .rewriting import add_array, insert_before, replace, required
+from .rewriting import SharedArrays, insert_before, replace, required, set_names
 from .sharing import insert_behind
 
 Floats = npt.NDArray[np.float32]
@@ -82,7 +82,7 @@ class PlaceMinifloat:
         self._model, self._graph = model, model.graph
         self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
         self._weights: dict[tuple[ir.Value, int, str, bool], tuple[str, ir.Value]] = {}
-        self._constants: dict[str, ir.Value] = {}
+        self._constants = SharedArrays(model.graph)
         self._readers: dict[str, list[str]] = {}
         for node, operator in plan.operators.items():
             settings = plan.settings[node]
@@ -133,12 +133,12 @@ class PlaceMinifloat:
             scale = 1.0
         else:
             return self._scale_at_run_time(value, format)
-        return self._constant(f"{value.name}_{format}_scale", np.array(scale, np.float32))
+        return self._constants.add(f"{value.name}_{format}_scale", np.array(scale, np.float32))
 
     def _scale_at_run_time(self, value: ir.Value, format: str) -> ir.Value:
         """Held as in `activation_scale`, but that of zeros is the least."""
         most, low, high = (
-            self._constant(f"{format}_{name}", np.array(number, np.float32))
+            self._constants.add(f"{format}_{name}", np.array(number, np.float32))
             for name, number in (
                 ("max", FORMATS[format].max),
                 ("scale_min", _LEAST),
@@ -153,16 +153,12 @@ class PlaceMinifloat:
 
     def _add(self, after: ir.Value, node: ir.Node, like: ir.Value | None) -> ir.Value:
         """The output of a new node, which stands behind `after`, of type float32 and like another or one number."""
+        set_names(node, self._graph, f"{node.name}", f"{node.name}")
         insert_behind(after, self._graph, node)
         output = node.outputs[0]
-        output.name, output.type = node.name, ir.TensorType(ir.DataType.FLOAT)
+        output.type = ir.TensorType(ir.DataType.FLOAT)
         output.shape = ir.Shape([]) if like is None else like.shape
         return output
-
-    def _constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        if name not in self._constants:
-            self._constants[name] = add_array(self._graph, name, array)
-        return self._constants[name]
 
     def _weight(self, operator: Operator, scheme: WeightScheme) -> ir.Value:
         """A decoded weight, shared by all who read it alike."""
@@ -190,14 +186,14 @@ class PlaceMinifloat:
         return name
 
     def _decode_by_type(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
-        codes = self._constant(name, rounded.codes().view(TYPES[rounded.format]))
-        operands = [codes, self._constant(f"{name}_scale", rounded.scales)]
+        codes = self._constants.add(name, rounded.codes().view(TYPES[rounded.format]))
+        operands = [codes, self._constants.add(f"{name}_scale", rounded.scales)]
         decode = ir.node("DequantizeLinear", operands, attributes={"axis": rounded.axis}, name=f"{name}_decoded")
         return self._add(codes, decode, codes)
 
     def _decode_by_function(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
-        codes = self._constant(name, rounded.rounded.packed)
-        scales = self._constant(f"{name}_scale", rounded.rounded.scales)
+        codes = self._constants.add(name, rounded.rounded.packed)
+        scales = self._constants.add(f"{name}_scale", rounded.rounded.scales)
         return decode_minifloat(
             self._model, node, codes, scales, format=rounded.format, shape=rounded.rows_shape,
             transposed=node.op_type == "MatMul",
@@ -209,9 +205,9 @@ class PlaceMinifloat:
         name = self._name(table, node)
         rounded = self._round_weight(name, required(array_of(table)), 1, scheme)
         self._readers[name].append(node.name or "")
-        codes = self._constant(f"{name}_{scheme.format}", rounded.codes())
-        scales = self._constant(f"{name}_{scheme.format}_scale", rounded.scales)
-        numbers = self._constant(f"{scheme.format}_numbers", reference.MINIFLOATS[scheme.format])
+        codes = self._constants.add(f"{name}_{scheme.format}", rounded.codes())
+        scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scales)
+        numbers = self._constants.add(f"{scheme.format}_numbers", reference.MINIFLOATS[scheme.format])
         like = node.outputs[0]
         rows = insert_before(node, "Gather", [codes, ids], None, suffix="_codes", attributes={"axis": 0})
         index = insert_before(node, "Cast", [rows], None, suffix="_index", attributes={"to": int(ir.DataType.INT32)})

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..names import names_of
 from ..quantization.affine import (
     AffineParameters,
     QuantizedTensor,
@@ -26,10 +27,10 @@ from ..quantization.affine import (
     parameters_of_range,
     quantize_bias,
 )
+from .constants import array_of
 from .int8_operators import Operator, Role
-from .plan import array_of
 from .plan_int8 import Int8Plan, is_bias
-from .rewriting import add_array, required
+from .rewriting import SharedArrays, float_name, remember_float_name, required, set_names
 from .sharing import insert_behind
 
 Range = tuple[float, float]
@@ -84,7 +85,7 @@ class PlaceQdq:
         """Rewrite the graph; whether anything changed."""
         self._graph, self._plan = model.graph, plan
         self._codes: dict[ir.Value, _Codes] = {}
-        self._constants: dict[str, ir.Value] = {}
+        self._constants = SharedArrays(model.graph)
         # What a node reads and makes is looked up before anything is rewired.
         steps = [(operator, operator.activations, plan.outputs(operator)) for operator in plan.operators.values()]
         for operator, reads, makes in steps:
@@ -103,7 +104,7 @@ class PlaceQdq:
 
     def readers(self, name: str) -> tuple[str, ...]:
         """Names of the nodes that read a weight, by the name under which it was rounded."""
-        decoders = [node for node, _ in self._constants[name + _CODES].uses()]
+        decoders = [node for node, _ in self._constants.first(name + _CODES).uses()]
         return tuple(reader.name or "" for node in decoders for reader, _ in node.outputs[0].uses())
 
     def _parameters(self, value: ir.Value) -> AffineParameters:
@@ -151,37 +152,33 @@ class PlaceQdq:
             for index, output in enumerate(self._graph.outputs):
                 if output is value:
                     self._graph.outputs[index] = decoded
-            value.name, decoded.name = f"{value.name}_float", value.name
+            remember_float_name(value, float_name(value))
+            value.name, decoded.name = names_of(self._graph).value(f"{value.name}_float"), value.name
 
     def _encode(self, value: ir.Value, result: ir.Value, parameters: AffineParameters) -> _Codes:
         """Codes of `result`, which stand for `value`."""
-        node = ir.node("QuantizeLinear", [result, *self._operands(value, parameters)], name=f"{value.name}_quantize")
+        node = ir.node("QuantizeLinear", [result, *self._operands(value, parameters)])
+        set_names(node, self._graph, f"{value.name}_quantize", f"{value.name}_quantized")
         output = node.outputs[0]
-        output.name = f"{value.name}_quantized"
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.from_numpy(self._dtype))
         insert_behind(result, self._graph, node)
         self._codes[value] = codes = _Codes(output, parameters)
         return codes
 
     def _decode(self, value: ir.Value, codes: _Codes) -> ir.Value:
-        node = ir.node("DequantizeLinear", [codes.value, *self._operands(value, codes.parameters)],
-                       name=f"{value.name}_dequantize")  # fmt: skip
+        node = ir.node("DequantizeLinear", [codes.value, *self._operands(value, codes.parameters)])
+        set_names(node, self._graph, f"{value.name}_dequantize", f"{value.name}_dequantized")
         output = node.outputs[0]
-        output.name = f"{value.name}_dequantized"
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+        remember_float_name(output, float_name(value))
         insert_behind(codes.value, self._graph, node)
         return output
 
     def _operands(self, value: ir.Value, parameters: AffineParameters) -> list[ir.Value]:
         return [
-            self._constant(f"{value.name}_scale", parameters.scale),
-            self._constant(f"{value.name}_zero_point", parameters.zero_point),
+            self._constants.add(f"{value.name}_scale", parameters.scale),
+            self._constants.add(f"{value.name}_zero_point", parameters.zero_point),
         ]
-
-    def _constant(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
-        if name not in self._constants:
-            self._constants[name] = add_array(self._graph, name, np.asarray(array))
-        return self._constants[name]
 
     def _round_constants(self, operator: Operator, x: AffineParameters) -> None:
         """Weights, biases and constant operands."""
@@ -228,14 +225,14 @@ class PlaceQdq:
         axis: int | None,
     ) -> None:  # fmt: skip
         operands = [
-            self._constant(f"{name}{_CODES}", codes),
-            self._constant(f"{name}_scale", parameters.scale),
-            self._constant(f"{name}_zero_point", parameters.zero_point),
+            self._constants.add(f"{name}{_CODES}", codes),
+            self._constants.add(f"{name}_scale", parameters.scale),
+            self._constants.add(f"{name}_zero_point", parameters.zero_point),
         ]
         attributes = {"axis": axis} if axis is not None and parameters.scale.ndim else {}
-        decode = ir.node("DequantizeLinear", operands, attributes=attributes, name=f"{node.name}_{index}_dequantize")
+        decode = ir.node("DequantizeLinear", operands, attributes=attributes)
+        set_names(decode, self._graph, f"{node.name}_{index}_dequantize", f"{node.name}_{index}_dequantized")
         output = decode.outputs[0]
-        output.name = f"{node.name}_{index}_dequantized"
         output.shape, output.type = ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)
         self._graph.insert_before(node, decode)
         node.replace_input_with(index, output)
@@ -267,7 +264,7 @@ class PlaceQdq:
             return
         index = 1 - readers[0][1]
         bias = _read(add.inputs[index]) + shift
-        add.replace_input_with(index, self._constant(f"{add.name}_bias_shifted", bias.astype(np.float32)))
+        add.replace_input_with(index, self._constants.add(f"{add.name}_bias_shifted", bias.astype(np.float32)))
 
 
 def _read(value: ir.Value | None) -> Floats:

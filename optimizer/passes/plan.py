@@ -2,7 +2,8 @@
 
 A node is taken when y = A W with a constant W of two axes that we can read: the second input of MatMul or Gemm, or,
 where embeddings are wanted, the table of a Gather. The constant may stand behind Identity, Transpose and casts
-between float32 and float16, which are undone by reading it accordingly, never by storing another copy. Conv and
+between float32 and float16, which are undone by reading it accordingly, never by storing another copy, or be computed
+of others (see `constants.py`). Conv and
 ConvTranspose are taken where codes are no integers: no kernel reads theirs, so they only make the file smaller.
 """
 
@@ -11,14 +12,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
+from .constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
 from .rewriting import settings_of, written_type
 from .weight_form import WeightForm, convolution_form, weight_form
 
@@ -106,6 +105,7 @@ def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
     Returns:
         One decision a node, in the order of the graph. Weights are read for it, one at a time: NaN is not rounded.
     """
+    mark_constants(model)
     finite: dict[int, bool] = {}
     decisions = []
     for path, node in nested_nodes(model.graph, ""):
@@ -139,7 +139,7 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
 
 
 def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx") or any(map(is_constant, node.outputs)):
         return None
     if node.op_type in _WITH_WEIGHTS:
         return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
@@ -170,7 +170,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
         return Decision(node, path, False, reason, size)
     if size < MIN_ELEMENTS:
         return Decision(node, path, False, f"fewer than {MIN_ELEMENTS} weights", size)
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, size)
     form = weight_form(recipe.form, settings.weight, weight.dtype)
@@ -180,7 +180,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
 
 
 def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, NodeSettings) and settings.weight.integer:
         return Decision(node, path, False, not_taken("weight-only schemes of integers do", node.op_type, path))
     weight = _find_weight(node.inputs[1] if len(node.inputs) > 1 else None, True)
@@ -207,7 +207,7 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
         return None
     size = table.tensor.size
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
         return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
     reason = _refuse(table) or _refuse_rank(table)
@@ -234,7 +234,9 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
     cast: ir.DataType | None = None
     while value is not None:
-        tensor = constant_of(value)
+        if value.is_initializer() and value.is_graph_input():
+            return "the weight is also a graph input, which a caller may override"
+        tensor = stored_constant(value)
         if tensor is not None:
             return Weight(value, tensor, flipped, cast or tensor.dtype)
         producer = value.producer()
@@ -256,38 +258,15 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
                 break
             cast = cast or to
         value = producer.inputs[0]
-    return "no constant weight"
-
-
-def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or of a Constant node's output."""
-    if value.is_initializer():
-        return value.const_value
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
-        attribute = producer.attributes.get("value")
-        if attribute is not None and isinstance(attribute, ir.Attr):
-            return attribute.as_tensor()
-    return None
-
-
-def array_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
-    """A copy of the numbers that a constant holds; None where the value is none."""
     tensor = constant_of(value) if value is not None else None
-    return None if tensor is None else copy_of(tensor)
-
-
-def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
-    """The numbers of a tensor, which is unmapped again."""
-    array = np.array(tensor.numpy())
-    release(tensor)
-    return array
+    if value is None or tensor is None:
+        reason = why_unread(value) if value is not None else None
+        return f"the weight is no stored constant: {reason}" if reason else "no constant weight"
+    return Weight(value, tensor, flipped, cast or tensor.dtype)
 
 
 def _refuse(weight: Weight) -> str | None:
     """Why what a constant is rules it out."""
-    if weight.value.is_graph_input():
-        return "the weight is also a graph input, which a caller may override"
     if weight.tensor.dtype not in _FLOATS:
         return f"weight of type {weight.tensor.dtype.name}"
     return "empty weight" if weight.tensor.size == 0 else None
@@ -297,6 +276,8 @@ def _refuse_rank(weight: Weight) -> str | None:
     rank = len(weight.tensor.shape)
     if rank == 2:
         return None
+    if rank > 2 and all(size == 1 for size in weight.tensor.shape.numpy()[:-2]):
+        return f"weight of {rank} axes beside an operand whose number of axes is not known"
     return "scalar weight" if rank == 0 else f"batched weight of {rank} axes" if rank > 2 else "weight of one axis"
 
 
@@ -306,9 +287,3 @@ def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:
         finite[key] = is_finite(weight.tensor.numpy())
         release(weight.tensor)
     return None if finite[key] else "the weight holds NaN or infinity"
-
-
-def release(tensor: ir.TensorProtocol) -> None:
-    """Unmap a tensor of external data; resident pages of a map count as memory of the process."""
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()

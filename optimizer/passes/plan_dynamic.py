@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import Recipe
-from .plan import Decision, Weight, constant_of, nested_nodes, not_taken, plan
+from .constants import constant_of
+from .plan import Decision, Weight, nested_nodes, not_taken, plan
 from .rewriting import settings_of
 
 MICROSOFT = "com.microsoft"
@@ -58,7 +59,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, fused: Collection[ir.Node]
         recipe = dataclasses.replace(recipe, include=(), exclude=(), overrides=())
     elif not is_finite(weight.tensor.numpy()):
         return Decision(node, path, False, "the weight holds NaN or infinity", weight.tensor.size)
-    settings = settings_of(recipe, node)
+    settings = settings_of(recipe, node, path)
     if isinstance(settings, str):
         return Decision(node, path, False, settings, weight.tensor.size)
     return Decision(node, path, True, "int8", weight.tensor.size, weight, settings)

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx_ir as ir
 
 from ..recipe import NodeSettings, Recipe
+from .constants import constant_of, is_constant, mark_constants
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
 from .matching import is_standard
-from .plan import MIN_TABLE_ELEMENTS, Decision, constant_of, nested_nodes
+from .plan import MIN_TABLE_ELEMENTS, Decision, nested_nodes
 from .rewriting import settings_of
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -63,6 +64,7 @@ def plan_minifloat(
     Returns:
         The plan. Nodes of graphs inside nodes are left: what flows there cannot be observed.
     """
+    mark_constants(model)
     understood = {node: found for node in model.graph if (found := _understand(node)) is not None}
     ends = _ends(model.graph, understood) if _keeps_ends(recipe, understood) else {}
     operators: dict[ir.Node, Operator] = {}
@@ -88,6 +90,8 @@ def scheme_of(settings: NodeSettings) -> str:
 
 def _understand(node: ir.Node) -> Operator | str | None:
     """The operator that a node is, why it cannot be taken, or None where it is none that reads rounded tensors."""
+    if any(map(is_constant, node.outputs)):
+        return None
     if is_standard(node, *_UNCOVERED):
         return f"these schemes do not round what {node.op_type} reads"
     if is_standard(node, *_PRODUCTS):
@@ -104,7 +108,7 @@ def _understand(node: ir.Node) -> Operator | str | None:
 
 
 def _varies(value: ir.Value | None) -> bool:
-    return value is not None and constant_of(value) is None
+    return value is not None and not is_constant(value)
 
 
 def _table(node: ir.Node) -> Operator | str | None:

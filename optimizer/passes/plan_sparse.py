@@ -10,6 +10,8 @@ from ..recipe import Recipe
 from ..sparsity import Block
 from .plan import Decision, plan
 
+_MOST_INT8 = (2**31 - 1) // (255 * 128)  # products of uint8 and int8 codes
+
 
 def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]:
     """Decide on every node that has, or could have, a weight; embedding tables are only read and have no say.
@@ -28,7 +30,7 @@ def _for_sparse(decision: Decision, recipe: Recipe, block: Block) -> Decision:
         if decision.reason.startswith("weight-only"):
             return dataclasses.replace(decision, reason=f"scheme sparse does not take {decision.op_type}")
         return decision
-    reason = _refuse(decision, block)
+    reason = _refuse(decision, recipe, block)
     if reason is not None:
         return leave(decision, reason)
     return dataclasses.replace(decision, reason=f"sparse {recipe.dtype} in blocks of {block}")
@@ -39,15 +41,20 @@ def leave(decision: Decision, reason: str) -> Decision:
     return dataclasses.replace(decision, taken=False, reason=reason, weight=None, settings=None)
 
 
-def _refuse(decision: Decision, block: Block) -> str | None:
+def _refuse(decision: Decision, recipe: Recipe, block: Block) -> str | None:
     weight, node = decision.weight, decision.node
     assert weight is not None
     if weight.dtype != ir.DataType.FLOAT:
         return "computes on float16; scheme sparse takes float32"
-    if len(tuple(weight.value.uses())) > 1 or weight.value.is_graph_output():
-        return "another node reads the weight, too"
+    if weight.value.is_graph_output():
+        return "the weight is an output of the graph, too"
+    if len(weight.value.uses()) > 1:
+        others = any(reader is not node for reader in weight.value.consumers())
+        return "another node reads the weight, too" if others else "the node reads the weight twice"
     if block.k > weight.K or block.n > weight.N:
         return f"a block of {block} is larger than the weight of {weight.K} x {weight.N}"
+    if recipe.dtype == "int8" and weight.K > _MOST_INT8:
+        return f"K of {weight.K} is beyond {_MOST_INT8}, for which sums of int8 products fit in int32"
     if decision.path:
         return "inside a graph of a node, whose tensors cannot be observed"
     if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:

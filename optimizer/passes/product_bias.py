@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .plan import constant_of
+from .constants import constant_of
 from .rewriting import add_array, insert_before
 
 
@@ -45,7 +45,7 @@ def find_bias(graph: ir.Graph, node: ir.Node, N: int) -> tuple[ir.Node, ir.Value
 def _as_bias(graph: ir.Graph, node: ir.Node, c: ir.Value, N: int, beta: float) -> ir.Value | None:
     """A constant of one value a column, times beta, as [N]."""
     tensor = constant_of(c)
-    if tensor is None or c.is_graph_input() or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+    if tensor is None or tensor.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return None
     shape = list(tensor.shape.numpy())
     if shape == [N] and beta == 1.0 and c.is_initializer():

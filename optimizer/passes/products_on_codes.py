@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..quantization.affine import LEAST_SCALE, quantize_bias
-from .plan import array_of
-from .rewriting import add_array
+from .constants import array_of
+from .rewriting import add_array, set_names
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -94,7 +94,8 @@ class ProductOnCodes(abc.ABC):
     def _decoded(self, graph: ir.Graph, index: int, node: ir.Node, like: ir.Value | None) -> None:
         """Let the node read what a new one decodes, of the shape of `like`."""
         output = node.outputs[0]
-        output.name, output.type = f"{node.name}_dequantized", ir.TensorType(ir.DataType.FLOAT)
+        set_names(node, graph, f"{node.name}", f"{node.name}_dequantized")
+        output.type = ir.TensorType(ir.DataType.FLOAT)
         output.shape = like.shape if like is not None else None
         graph.insert_before(self.node, node)
         self._read(graph, index, output)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from .axes import Edit, Perm, inverse, perm_of, reordered
 from .matching import is_standard, opset_of, sole_reader
-from .rewriting import add_array, replace
+from .rewriting import add_array, replace, set_names
 
 Region = dict[ir.Node, Edit]
 
@@ -166,9 +166,10 @@ class PushTranspose:
             if is_standard(reader, "Transpose") and reader.graph is self._graph and perm_of(reader) == perm:
                 return reader.outputs[0]
         name = f"{value.name}_{''.join(map(str, perm))}"
-        node = ir.node("Transpose", [value], attributes={"perm": perm}, name=name)
+        node = ir.node("Transpose", [value], attributes={"perm": perm})
+        set_names(node, self._graph, name, name)
         output = node.outputs[0]
-        output.name, output.type = name, value.type
+        output.type = value.type
         if value.shape is not None:
             output.shape = ir.Shape([value.shape[axis] for axis in perm])
         self._graph.append(node)  # the nodes are sorted in the end

@@ -19,10 +19,11 @@ import onnx_ir as ir
 
 from ..quantization.rtn import decibels
 from ..report import WeightReport
+from .constants import constant_of
 from .lazy_int8 import LazyInt8
-from .plan import Decision, constant_of
+from .plan import Decision
 from .plan_dynamic import MICROSOFT
-from .rewriting import add_array, add_initializer, insert_before, replace, required
+from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from .sharing import insert_behind
 
 Codes = tuple[ir.Value, ir.Value, ir.Value]
@@ -61,6 +62,11 @@ class QuantizeDynamic:
     def weights(self) -> tuple[WeightReport, ...]:
         """The weights that were rounded so far; they are when the model is written."""
         return tuple(report for weight in self._weights.values() if (report := weight.report()) is not None)
+
+    @property
+    def rounded(self) -> list[ir.Value]:
+        """The constants that they were rounded from."""
+        return [weight.weight.value for weight in self._weights.values()]
 
     def gain(self) -> float:
         """By how much the search for scales lowered what it minimises, over all weights, in dB."""
@@ -120,9 +126,8 @@ class QuantizeDynamic:
         assert isinstance(graph, ir.Graph)
         key = (id(graph), x)
         if key not in self._codes:
-            node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3, name=f"{x.name}_round")
-            for value, part in zip(node.outputs, ("codes", "scale", "zero_point"), strict=True):
-                value.name = f"{x.name}_{part}"
+            node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+            set_names(node, graph, f"{x.name}_round", *(f"{x.name}_{p}" for p in ("codes", "scale", "zero_point")))
             insert_behind(x, graph, node)
             self._codes[key] = (node.outputs[0], node.outputs[1], node.outputs[2])
         return self._codes[key]

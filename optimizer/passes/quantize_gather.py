@@ -1,5 +1,10 @@
 """Large embedding tables become low-bit rows: Gather(W, ids) = GatherBlockQuantized(codes, ids, scales, zero_points).
 
+ONNX Runtime makes rows of zeros of ids that W does not have, where Gather fails. So ids go through a Gather of as many
+zeros as W has rows, which fails as before:
+
+    ids + Gather(ConstantOfShape([rows]), ids)
+
 Each row of W [rows, columns] is rounded in blocks along its columns, so the codes of a table that is also the
 transposed weight of a MatMul (tied embeddings) are the same bytes, and stored once.
 """
@@ -8,12 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import onnx_ir as ir
 
 from .lazy_weight import LazyWeight
 from .plan import Decision
-from .rewriting import add_initializer, insert_before, replace
+from .rewriting import add_array, add_initializer, insert_before, replace, required
 from .weight_form import MICROSOFT
+
+OPSET = 9
+"""The first with ConstantOfShape."""
 
 
 class QuantizeGather:
@@ -52,7 +61,8 @@ class QuantizeGather:
         # changed between versions.
         parts = [self._part(model.graph, lazy, part) for part in ("rows", "scales", "zero_points")]
         rows = insert_before(
-            node, "GatherBlockQuantized", [parts[0], node.inputs[1], *parts[1:]], node.outputs[0],
+            node, "GatherBlockQuantized", [parts[0], self._checked(model.graph, node, weight.N), *parts[1:]],
+            node.outputs[0],
             domain=MICROSOFT, suffix="",
             attributes={"bits": scheme.bits, "block_size": scheme.block_size, "gather_axis": 0, "quantize_axis": 1},
         )  # fmt: skip
@@ -60,6 +70,22 @@ class QuantizeGather:
         assert producer is not None
         producer.name = node.name
         replace(node, rows)
+
+    def _checked(self, graph: ir.Graph, node: ir.Node, rows: int) -> ir.Value:
+        """The ids that a Gather reads, behind nodes that fail where a table of so many rows lacks one."""
+        ids = required(node.inputs[1])
+        kind = ids.dtype or ir.DataType.INT64
+        if ids.dtype is None:
+            ids = insert_before(node, "Cast", [ids], None, suffix="_ids", attributes={"to": int(kind)})
+        key = (rows, "count")
+        if key not in self._values:
+            self._values[key] = add_array(graph, f"{node.name}_rows", np.array([rows], np.int64))
+        attributes = {"value": ir.tensor(np.zeros(1, kind.numpy()))}
+        zeros = insert_before(node, "ConstantOfShape", [self._values[key]], None, suffix="_none", attributes=attributes)
+        nothing = insert_before(node, "Gather", [zeros, ids], None, suffix="_bounds")
+        checked = insert_before(node, "Add", [ids, nothing], ids, suffix="_checked")
+        checked.type = ir.TensorType(kind)
+        return checked
 
     def _part(self, graph: ir.Graph, lazy: LazyWeight, part: str) -> ir.Value:
         key = (id(lazy), part)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..names import names_of
 from .declare_functions import add_function
 from .lazy_weight import LazyWeight
 from .plan import Decision
@@ -89,7 +90,7 @@ class QuantizeMatMul:
         product.name = node.name
         model.graph.opset_imports.setdefault(product.domain, 1)
         if added is not None:
-            y.name = f"{last.outputs[0].name}_product"
+            y.name = names_of(self._graph).value(f"{last.outputs[0].name}_product")
             y = add_scaled(self._graph, node, y, added)
         replace(last, y)
         if last is not node:
@@ -100,6 +101,8 @@ class QuantizeMatMul:
         """What the operator takes between A and the bias."""
         packed = self._stored.part(self._graph, lazy, "packed", ir.DataType.UINT8, "codes")
         scales = self._stored.scales(self._graph, node, lazy, form, "scales")
+        if not form.ours and scales.producer() is not None:
+            packed = _behind_identity(node, packed)
         if form.op_type == "MatMulMiniFloat":
             return [packed, scales]
         points = None
@@ -143,3 +146,12 @@ class QuantizeMatMul:
         node.replace_input_with(1, dequantized)
         if node.op_type == "Gemm":
             node.attributes["transB"] = ir.AttrInt64("transB", 0)
+
+
+def _behind_identity(node: ir.Node, codes: ir.Value) -> ir.Value:
+    """Codes that are a constant when the scales behind a Cast are one: where ONNX Runtime folds nothing, neither is.
+
+    At accuracy level 4 its kernel packs constant codes together with the scales, and takes scales that are no constant
+    yet for zeros. Codes that are none it decodes at each run, with the scales of that run.
+    """
+    return insert_before(node, "Identity", [codes], codes, suffix="_codes")

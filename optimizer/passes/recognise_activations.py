@@ -20,7 +20,8 @@ import onnx_ir as ir
 
 from .affine_chains import Affine, read_link
 from .clamps import Clamp, read_clamp
-from .matching import behind, fixed, is_standard, least_rank, number, opset_of, remove_unused, sole_reader
+from .matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
+from .remove_unused import remove_unused
 from .rewriting import add_array, insert_before, replace, required, stand_for
 from .weight_form import MICROSOFT
 

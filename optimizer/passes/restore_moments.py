@@ -13,18 +13,17 @@ those behind it are measured: `restore_in_order`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
 from ..quantization.moments import ChannelMoments, restoring_map
+from .matching import values_read
 from .products_on_codes import read_product
+from .rewriting import float_name
 
 Measure = Callable[[ir.Model, Sequence[str]], Mapping[str, ChannelMoments]]
 """(model, names of values) -> their moments along the channels, axis 1, on the calibration data."""
-
-_RENAMED = "_float"
-"""What `PlaceQdq` appends to a value whose name its decoded form took over, as an output of the graph."""
 
 
 class RestoreMoments:
@@ -61,25 +60,12 @@ class RestoreMoments:
                 self.left[node.name or node.op_type] = reason
         return changed
 
-    def find(self, model: ir.Model) -> list[ir.Node]:
-        """The nodes that can be mended, in the order of the graph."""
-        return [
-            node
-            for node in model.graph
-            if not isinstance(read_product(node), str) and self._name(node.outputs[0]) in self._reference
-        ]
-
-    def _name(self, value: ir.Value) -> str:
-        """Of the same value in the float model."""
-        name = value.name or ""
-        return name if name in self._reference else name.removesuffix(_RENAMED)
-
     def _mend(self, graph: ir.Graph, node: ir.Node, measured: Mapping[str, ChannelMoments]) -> str | None:
         product = read_product(node)
         if isinstance(product, str):
             return product
         output = node.outputs[0]
-        want, have = self._reference.get(self._name(output)), measured.get(output.name or "")
+        want, have = self._reference.get(float_name(output)), measured.get(output.name or "")
         if want is None or have is None:
             return "no moments"
         maps = [restoring_map(want, have, mean_alone=alone) for alone in (True, False)[: 1 + product.has_channels]]
@@ -87,6 +73,18 @@ class RestoreMoments:
         if not sound:
             return "the moments are not finite numbers, one a channel"
         return product.apply(graph, sound)
+
+
+def mendable(model: ir.Model, known: Container[str]) -> list[ir.Node]:
+    """The nodes of a QDQ model that can be mended, in the order of the graph.
+
+    Args:
+        model: The model.
+        known: Names of values of the float model whose moments are known.
+    """
+    return [
+        node for node in model.graph if not isinstance(read_product(node), str) and float_name(node.outputs[0]) in known
+    ]
 
 
 def restore_in_order(model: ir.Model, reference: Mapping[str, ChannelMoments], measure: Measure) -> RestoreMoments:
@@ -101,19 +99,16 @@ def restore_in_order(model: ir.Model, reference: Mapping[str, ChannelMoments], m
         The pass, which says what it left.
     """
     restore = RestoreMoments(reference)
-    nodes = restore.find(model)
-    depths = _depths(model.graph, set(nodes))
-    for depth in sorted(set(depths.values())):
-        group = [node for node in nodes if depths[node] == depth]
+    for group in depths_of(model.graph, mendable(model, reference)):
         restore(model, measure(model, [node.outputs[0].name or "" for node in group]), group)
     return restore
 
 
-def _depths(graph: ir.Graph, nodes: set[ir.Node]) -> dict[ir.Node, int]:
-    """How many of the nodes lie before each of them, at most, on a way through the graph."""
-    behind: dict[ir.Node, int] = {}
+def depths_of(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
+    """Nodes in groups, by how many of them lie before each, at most, on a way through the graph."""
+    chosen, behind = set(nodes), dict[ir.Node, int]()
     for node in graph:
-        producers = [value.producer() for value in node.inputs if value is not None]
+        producers = [value.producer() for value in values_read(node)]
         reach = max((behind.get(producer, 0) for producer in producers if producer is not None), default=0)
-        behind[node] = reach + (node in nodes)
-    return {node: behind[node] for node in nodes}
+        behind[node] = reach + (node in chosen)
+    return [[node for node in nodes if behind[node] == depth] for depth in sorted({behind[node] for node in nodes})]

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
+from ..names import names_of
 from ..recipe import NodeSettings, Recipe
 
 Thing = TypeVar("Thing")
@@ -20,6 +21,7 @@ def required(thing: Thing | None) -> Thing:
 
 
 _WRITTEN = "onnxpress.written"  # name and operator
+_FLOAT_NAME = "onnxpress.float_name"
 
 
 def result_name(node: ir.Node) -> str | None:
@@ -37,9 +39,15 @@ def written_type(node: ir.Node) -> str:
     return str(node.meta[_WRITTEN][1]) if _WRITTEN in node.meta else node.op_type
 
 
-def settings_of(recipe: Recipe, node: ir.Node) -> NodeSettings | str:
-    """What to do with a node; patterns may call it what it is called now and what the user calls it."""
-    return recipe.settings(node.name or "", written_type(node), written_name(node))
+def listed_names(node: ir.Node, path: str = "") -> set[str]:
+    """What patterns may call a node: what it is called now and what the user calls it, with where it is and without."""
+    names = {node.name or "", written_name(node)}
+    return names | {f"{path}/{name}" for name in names} if path else names
+
+
+def settings_of(recipe: Recipe, node: ir.Node, path: str = "") -> NodeSettings | str:
+    """What to do with a node, which lies within the nodes of the path."""
+    return recipe.settings(node.name or "", written_type(node), listed_names(node, path))
 
 
 def remember_name(node: ir.Node) -> None:
@@ -53,12 +61,19 @@ def stand_for(new: ir.Node, old: ir.Node) -> None:
     new.meta[_WRITTEN] = written_name(old), written_type(old)
 
 
+def float_name(value: ir.Value) -> str:
+    """What a tensor is called in the float model, of which observations know it by name."""
+    return str(value.meta.get(_FLOAT_NAME, value.name or ""))
+
+
+def remember_float_name(value: ir.Value, name: str | None) -> None:
+    """Note what a tensor, or the one that it is decoded from, is called in the float model."""
+    value.meta[_FLOAT_NAME] = name or ""
+
+
 def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Register a tensor under `name`, or the next free name after it."""
-    unique, count = name, 1
-    while unique in graph.initializers:
-        unique, count = f"{name}_{count}", count + 1
-    tensor.name = unique
+    tensor.name = unique = names_of(graph).value(name)
     value = ir.Value(
         name=unique, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape.numpy())
     )
@@ -71,6 +86,35 @@ def add_array(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return add_initializer(graph, name, ir.tensor(array))
 
 
+class SharedArrays:
+    """Constants of a graph: who asks for the same numbers under the same name gets the same one."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._made: dict[str, list[tuple[np.ndarray, ir.Value]]] = {}
+
+    def add(self, name: str, array: np.ndarray) -> ir.Value:
+        """The constant of this name, or of the next free one after it."""
+        array, made = np.asarray(array), self._made.setdefault(name, [])
+        for held, value in made:
+            if held.dtype == array.dtype and np.array_equal(held, array):
+                return value
+        made.append((array, add_array(self._graph, name, array)))
+        return made[-1][1]
+
+    def first(self, name: str) -> ir.Value:
+        """The first that was asked for under a name."""
+        return self._made[name][0][1]
+
+
+def set_names(node: ir.Node, graph: ir.Graph, name: str, *results: str) -> None:
+    """Name a node that is new in a graph, and its outputs, or by the next free names after these."""
+    names = names_of(graph)
+    node.name = names.node(name)
+    for value, wanted in zip(node.outputs, results, strict=True):
+        value.name = names.value(wanted)
+
+
 def insert_before(
     node: ir.Node,
     op_type: str,
@@ -80,16 +124,21 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: Mapping[str, int | str | list[int]] | None = None,
+    attributes: Mapping[str, int | str | list[int] | ir.TensorProtocol] | None = None,
 ) -> ir.Value:
-    """A new node before `node`, named after it; its output has the type and shape of `like`."""
-    new = ir.node(op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=f"{node.name}{suffix}")
-    new.outputs[0].name = f"{node.outputs[0].name}{suffix}"
+    """A new node before `node`, named after it; its output has the type and shape of `like`.
+
+    Without a suffix it is to take the place of `node`, and has its names already.
+    """
+    graph = required(node.graph)
+    new = ir.node(op_type, inputs, attributes=attributes, domain=domain, overload=overload, name=node.name)
+    new.outputs[0].name = node.outputs[0].name
+    if suffix:
+        set_names(new, graph, f"{node.name}{suffix}", f"{node.outputs[0].name}{suffix}")
     if like is not None:
         new.outputs[0].type = like.type
         new.outputs[0].shape = like.shape
-    assert node.graph is not None
-    node.graph.insert_before(node, new)
+    graph.insert_before(node, new)
     return new.outputs[0]
 
 
@@ -102,7 +151,9 @@ def replace(node: ir.Node, new: ir.Value) -> None:
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     old.name = None
-    new.name = name
+    if new.name != name:
+        names_of(graph).release(new.name)
+        new.name = name
     if new.shape is None:
         new.shape = old.shape
     if new.type is None:

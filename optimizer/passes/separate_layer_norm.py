@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .plan import constant_of
+from .constants import is_constant
 from .rewriting import insert_before, replace
 
 _STANDARD = ("", "ai.onnx")
@@ -38,7 +38,7 @@ def _is_residual(node: ir.Node) -> bool:
         node.op_type == "Add"
         and node.domain in _STANDARD
         and len(node.inputs) == 2
-        and all(value is not None and constant_of(value) is None for value in node.inputs)
+        and all(value is not None and not is_constant(value) for value in node.inputs)
     )
 
 

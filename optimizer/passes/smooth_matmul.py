@@ -9,58 +9,30 @@ it reads cost it less. How far to go is measured for each tensor: the error of a
     E = sum_k e_k |s W|_k^2 + tr(R' G R) / rows,   R = (round(s W) - s W) / s
 
 with e the mean squared errors of the channels of X / s, see `quantization.noise`, and G = X'X its Gram matrix, or its
-diagonal where there is no more. Products that read one
-tensor share s. Where nothing can divide the tensor, a Mul by 1 / s may.
+diagonal where there is no more. Tensors between X and the constants that divide it are divided, too, and some of them
+are rounded: of each such Y, e gets in channel k the error of Y / s times mean X_k^2 / mean Y_k^2, the part of it that
+reaches X through a Relu, say. Products that read one tensor share s. Where nothing can divide the tensor, a Mul by
+1 / s may.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from ..quantization.noise import IntegerNoise, Noise
-from .absorb_scale import Doubles, Operand, Reader, find_makers
-from .equalize_channels import balanced
+from .absorb_scale import Doubles, Operand, Reader, find_makers, moved_through
 from .int8_operators import Operator, understand
 from .rewriting import add_array, insert_before
+from .smoothing_error import ChannelStatistics, SmoothingError
 
-_ALPHAS = tuple(round(0.1 * step, 1) for step in range(1, 10))
-_COLUMNS = 256
-"""Output channels, evenly spread over a weight, that an error is measured on."""
 _WORTH = 0.9
 """An error that is not below this share of the old one is no reason to touch weights,"""
 _WORTH_A_NODE = 0.6
 """and this one none to spend a Mul."""
-
-
-class ChannelStatistics(Protocol):
-    """What is read of the statistics of a tensor along its last axis."""
-
-    @property
-    def low(self) -> float: ...  # noqa: D102
-
-    @property
-    def high(self) -> float: ...  # noqa: D102
-
-    @property
-    def channel_absmax(self) -> npt.NDArray[Any] | None: ...  # noqa: D102
-
-    @property
-    def channel_mean(self) -> npt.NDArray[Any] | None: ...  # noqa: D102
-
-    @property
-    def channel_std(self) -> npt.NDArray[Any] | None: ...  # noqa: D102
-
-    @property
-    def gram(self) -> npt.NDArray[Any] | None: ...  # noqa: D102
-
-    @property
-    def rows(self) -> int: ...  # noqa: D102
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +98,10 @@ class SmoothMatMul:
         makers = _makers(value, readers, self._insert)
         if isinstance(makers, str):
             return makers
-        alpha, scale, error = _Model(statistics, readers, self._noise).best()
+        between = [
+            self._statistics.get(each.name or "") for each in (moved_through(value, makers)[1:] if makers else [])
+        ]
+        alpha, scale, error = SmoothingError(statistics, between, readers, self._noise).best()
         if error > (_WORTH if makers else _WORTH_A_NODE):
             return "little to gain"
         if makers:
@@ -139,13 +114,20 @@ class SmoothMatMul:
         return None
 
 
-def smoothable(model: ir.Model, insert: bool = False) -> set[str]:
-    """Names of the tensors that `SmoothMatMul` would smooth if that gains: those whose Gram matrix it would read."""
-    return {
-        value.name or ""
-        for value, readers in _groups(model).items()
-        if not isinstance(_makers(value, readers, insert), str)
-    }
+def smoothable(model: ir.Model, insert: bool = False) -> dict[str, list[str]]:
+    """What `SmoothMatMul` would smooth if that gains.
+
+    Returns:
+        By name of the tensor, whose Gram matrix it would read, the names of those that change with it, whose channels
+        it would read.
+    """
+    found = {}
+    for value, readers in _groups(model).items():
+        makers = _makers(value, readers, insert)
+        if not isinstance(makers, str):
+            moved = moved_through(value, makers)[1:] if makers else []
+            found[value.name or ""] = [each.name or "" for each in moved]
+    return found
 
 
 def _groups(model: ir.Model) -> dict[ir.Value, list[Reader]]:
@@ -182,66 +164,3 @@ def _insert_mul(value: ir.Value, nodes: list[ir.Node], scale: Doubles) -> None:
     divided = insert_before(nodes[0], "Mul", [value, factors], value, suffix="_smooth")
     for node in nodes:
         node.replace_input_with(0, divided)
-
-
-class _Model:
-    """The error that rounding leaves in the products of one tensor."""
-
-    def __init__(self, statistics: ChannelStatistics, readers: list[Reader], noise: Noise) -> None:
-        matrices = [reader.weight if reader.axis == 1 else reader.weight.T for reader in readers]
-        self._input_ranges = _lifted(np.max([reader.input_ranges() for reader in readers], axis=0))
-        self._absmax = np.asarray(statistics.channel_absmax, np.float64)
-        self._ranges = _lifted(self._absmax)
-        # [K, columns], each column standing for as many as were passed over.
-        picked = [matrix[:, :: max(1, matrix.shape[1] // _COLUMNS)] for matrix in matrices]
-        stands_for = [
-            np.full(part.shape[1], matrix.shape[1] / part.shape[1])
-            for part, matrix in zip(picked, matrices, strict=True)
-        ]
-        self._weight: npt.NDArray[np.float32] = np.concatenate(picked, axis=1)
-        self._stands_for = np.concatenate(stands_for)
-        extreme = max(abs(statistics.low), abs(statistics.high))
-        self._sides = (max(statistics.high, 0.0) - min(statistics.low, 0.0)) / extreme if extreme > 0 else 1.0
-        self._gram = self._mean_gram(statistics)
-        self._squares: Doubles = self._gram.diagonal() if self._gram.ndim == 2 else self._gram
-        self._noise = noise
-
-    def _mean_gram(self, statistics: ChannelStatistics) -> Doubles:
-        """X'X of a row in the mean, [K, K], or its diagonal alone, [K]."""
-        if statistics.gram is not None and statistics.rows > 0:
-            gram: Doubles = np.asarray(statistics.gram, np.float64) / statistics.rows
-            return gram
-        if statistics.channel_mean is not None and statistics.channel_std is not None:
-            moments: Doubles = np.square(np.asarray(statistics.channel_mean, np.float64)) + np.square(
-                statistics.channel_std
-            )
-            return moments
-        return np.square(self._absmax / 3)
-
-    def best(self) -> tuple[float, Doubles, float]:
-        """alpha, its scale, and its error as a share of that without."""
-        none = self._error(np.ones_like(self._ranges))
-        if not none > 0:
-            return 0.0, np.ones_like(self._ranges), 1.0
-        tried = []
-        for alpha in _ALPHAS:
-            scale = balanced(self._ranges**alpha / self._input_ranges ** (1 - alpha))
-            tried.append((self._error(scale) / none, alpha, scale))
-        error, alpha, scale = min(tried, key=lambda candidate: candidate[0])
-        return alpha, scale, error
-
-    def _error(self, scale: Doubles) -> float:
-        weight = (self._weight * scale[:, None]).astype(np.float32)
-        noise = self._noise.of_activation(self._absmax / scale, self._squares / scale**2, self._sides)
-        wrong = self._noise.of_weight(weight) / scale[:, None]
-        seen = self._gram @ wrong if self._gram.ndim == 2 else self._gram[:, None] * wrong
-        of_weight = (wrong * seen).sum(axis=0)
-        of_activation = noise @ np.square(weight, dtype=np.float64)
-        return float((of_weight + of_activation) @ self._stands_for)
-
-
-def _lifted(ranges: npt.NDArray[Any]) -> Doubles:
-    """Ranges of channels, those of dead ones as small as matters."""
-    floor = max(float(ranges.max(initial=0)) * 1e-4, 1e-30)
-    lifted: Doubles = np.maximum(ranges.astype(np.float64), floor)
-    return lifted

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..names import names_of
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
+from .constants import constant_of
 from .declare_functions import add_function
 from .matching import is_standard, sole_reader
-from .plan import constant_of
 from .product_bias import add_scaled, find_bias
 from .rewriting import add_array, insert_before, replace
 from .weight_form import MICROSOFT
@@ -102,7 +103,7 @@ class SparsifyMatMul:
         if layer.transposed:
             made.metadata_props[TRANSPOSED_KEY] = "1"
         if added is not None:
-            y.name = f"{end.outputs[0].name}_product"
+            y.name = names_of(self._graph).value(f"{end.outputs[0].name}_product")
             y = add_scaled(self._graph, node, y, added)
         replace(end, y)
         for before in dict.fromkeys((last, node)):

@@ -12,7 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..recipe import Recipe
-from .matching import Floats, fixed, input_of, is_fixed, is_standard, remove_unused
+from .constants import constant_of
+from .matching import Floats, fixed, input_of, is_fixed, is_standard
+from .remove_unused import remove_unused
 from .rewriting import add_array, insert_before, replace, required, settings_of, stand_for
 
 
@@ -53,9 +55,7 @@ def _refuse(node: ir.Node) -> str | None:
     weight, bias = input_of(node, 1), input_of(node, 2)
     if not is_fixed(weight) or not (bias is None or is_fixed(bias)):
         return "its weight or bias is no constant of float32"
-    assert weight is not None
-    assert weight.shape is not None
-    size = weight.shape.numpy()[2:]
+    size = required(constant_of(required(weight))).shape.numpy()[2:]
     attributes = node.attributes
     if len(size) != 2 or size[0] != size[1]:
         return "its kernel is no square"

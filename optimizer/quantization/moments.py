@@ -54,10 +54,28 @@ class Moments:
     count: int
 
     @classmethod
-    def of(cls, x: npt.NDArray[np.floating], axis: int) -> Moments:
-        """Those of an array along all axes but one."""
-        rows = np.moveaxis(x.astype(np.float64), axis, 0).reshape(x.shape[axis], -1)
-        return cls(rows.mean(axis=1), rows.std(axis=1), x.size)
+    def of(cls, x: npt.NDArray[np.floating], axis: int = 1) -> Moments:
+        """Those of an array along all axes but one; one that holds no values has none."""
+        rows = np.moveaxis(x.astype(np.result_type(x, np.float32), copy=False), axis, 0).reshape(x.shape[axis], -1)
+        if not rows.shape[1]:
+            return cls(np.zeros(len(rows)), np.zeros(len(rows)), 0)
+        with np.errstate(invalid="ignore", over="ignore"):  # `restoring_map` refuses what is not finite
+            near = rows.mean(axis=1, keepdims=True)
+            centred = rows - near  # so that squares do not cancel in the type of the array
+            rest = centred.mean(axis=1, dtype=np.float64)
+            squares = np.einsum("cn,cn->c", centred, centred).astype(np.float64) / rows.shape[1]
+            return cls(near[:, 0] + rest, np.sqrt(np.maximum(squares - np.square(rest), 0)), x.size)
+
+    def merge(self, other: Moments) -> Moments:
+        """Those of the values of both (Chan, Golub and LeVeque 1979, equation 2.1)."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        count = self.count + other.count
+        share = other.count / count
+        between = other.channel_mean - self.channel_mean
+        variance = (1 - share) * np.square(self.channel_std) + share * np.square(other.channel_std)
+        variance += share * (1 - share) * np.square(between)
+        return Moments(self.channel_mean + share * between, np.sqrt(variance), count)
 
 
 def restoring_map(

@@ -114,6 +114,15 @@ def test_long_and_wide(isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("block", [(4, 4), (4, 1), (1, 4), (1, 1)], ids=str)
+def test_rows_in_chunks(isa, block):
+    """As many as no room takes at once."""
+    for K, M, integer in [(1000, 9000, True), (1024, 9000, True), (1000, 2500, False)]:
+        case = Case(K, 18, *block, 0.1, integer, uint8=integer and K == 1024, static=integer and K == 1024)
+        check(isa, case, case.feed(M))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("M", [1, 4, 33])
 def test_extreme_codes_do_not_saturate(isa, M):
     for block in [(4, 4), (1, 4)]:
@@ -197,6 +206,23 @@ def test_faults(change, message):
     }  # fmt: skip
     with pytest.raises(ValueError, match=message):
         _kernels.pack_block_sparse(**arguments)
+
+
+@pytest.mark.parametrize("integer", [True, False])
+def test_sums_beyond_int32(integer):
+    """The largest that there can be fits for 65,793 codes of an output, of whatever K."""
+    for stored, K in ((65792, 65792), (65792, 100000), (65796, 65796)):
+        values = np.full((stored // 4, 1, 4), -128, np.int8 if integer else np.float32)
+        indices, offsets = np.arange(stored // 4, dtype=np.int32), np.int32([0, stored // 4])
+        arguments = values, indices, offsets, np.ones(1, np.float32) if integer else None
+        if integer and stored > 65793:
+            with pytest.raises(ValueError, match="block row 0 stores 65796 int8 values for each output, whose sums"):
+                _kernels.pack_block_sparse(*arguments, K=K, N=1)
+            continue
+        weight = _kernels.pack_block_sparse(*arguments, K=K, N=1)
+        formats = {"a_format": (1.0, 0)} if integer else {}
+        got, _ = _kernels.block_sparse_matmul(np.full((20, K), 255, np.float32), weight, None, **formats)
+        np.testing.assert_allclose(got, -128.0 * 255 * stored, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

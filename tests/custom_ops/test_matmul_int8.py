@@ -103,11 +103,34 @@ def test_extreme_codes_do_not_saturate(isa, M):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("M", [2, 9])
-def test_sums_wrap_around(isa, M):
-    """Modulo 2**32, as MatMulInteger's do; 255 * -255 * 40000 is beyond int32."""
-    A, W = np.full((M, 40000), 255, np.uint8), np.full((40000, 17), 0, np.uint8)
-    check(isa, A, W, np.uint8([255]), None, None, 1.0, np.uint8(0))
+@pytest.mark.parametrize("M", [1, 9])
+@pytest.mark.parametrize("K", [33025, 33026, 65793, 65794, 70001])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_sums_beyond_int32(isa, M, K, transposed):
+    """The largest sums that there are, and what the true ones are."""
+    rng, bias = np.random.default_rng(0), np.float32([3, -5, 7])
+    for W, points in [
+        (np.full((K, 3), -128, np.int8), None),
+        (np.full((K, 3), 0, np.uint8), np.uint8([255, 250, 255])),
+        (codes_of(rng, (K, 3), False), np.uint8([0, 128, 255])),
+    ]:
+        codes = np.full((M, K), 255, np.uint8)
+        check(isa, codes, W, points, np.float32([2, 3, 0.5]), bias, 0.5, np.uint8(0), transposed=transposed)
+        output = (1e6, np.int8(3))
+        check(isa, codes, W, points, None, bias, 0.5, np.uint8(1), transposed=transposed, output=output)
+        floats = rng.standard_normal((M, K), np.float32)
+        check(isa, floats, W, points, None, bias, 0.01, np.int8(-128), transposed=transposed)
+        sums = codes.astype(np.float64) @ (W.astype(np.float64) - (0 if points is None else points))
+        got, _ = _kernels.matmul_int8(codes, W, points, None, None, a_format=(1.0, 0, False), isa=isa)
+        np.testing.assert_allclose(got, sums, rtol=1e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_in_chunks(isa):
+    """As many as no room takes at once; each row is as if it came alone."""
+    rng = np.random.default_rng(0)
+    A, W = codes_of(rng, (9000, 1000), False), codes_of(rng, (1000, 9), True)
+    check(isa, A, W, codes_of(rng, 9, True), None, None, 0.01, np.uint8(7))
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -266,6 +266,32 @@ def test_long_reductions_come_in_stretches(isa):
             assert np.all(np.abs(got - want) <= bound)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("accuracy_level", [3, 4])
+def test_rows_in_chunks(isa, accuracy_level):
+    """As many as no room takes at once: each row is, bit for bit, as it is among few."""
+    K, N, M = 1000, 9, 9000
+    rng = np.random.default_rng(0)
+    packed, scales, zeros = make_weight(rng, 4, 32, K, N, "packed")
+    A, gate = rng.standard_normal((M, K), np.float32), rng.standard_normal((M, N), np.float32)
+    settings = {"bits": 4, "block_size": 32, "K": K, "accuracy_level": accuracy_level, "isa": isa}
+
+    def product(rows):
+        return _kernels.matmul_nbits(
+            A[rows],
+            packed,
+            scales,
+            zeros,
+            np.arange(N, dtype=np.float32),
+            activation="silu",
+            gate=gate[rows],
+            **settings,
+        )[0]
+
+    parts = [product(slice(begin, begin + 1500)) for begin in range(0, M, 1500)]
+    np.testing.assert_array_equal(product(slice(None)), np.concatenate(parts))
+
+
 def test_no_rows():
     packed, scales, _ = make_weight(np.random.default_rng(0), 4, 32, 64, 16, None)
     got, _ = _kernels.matmul_nbits(

@@ -75,10 +75,32 @@ def test_round_trip_of_a_context(tmp_path, form):
         assert same(opened.run(None, {"A": A})[0], by_kernel(case, A))
 
 
-@pytest.mark.parametrize("block", [(4, 4), (1, 4)], ids=str)
+def test_bundles_of_outputs_that_there_are_not(tmp_path):
+    """Of the last outputs, fewer than 64: one that the others have."""
+    K, N = 70, 70
+    case = Case(K, N, 4, 1)
+    _, context, weights = compiled(tmp_path, ir.from_proto(onnx.load_from_string(case.model())))
+    data = np.frombuffer(weights.read_bytes(), np.uint8).copy()
+    bundles, lines = -(-N // 4), lambda size: -(-size // 64) * 64
+    steps = int(data[64 + 8 * bundles :][:8].view(np.int64)[0])
+    at = 64 + lines(8 * (bundles + 1)) + 2 * lines(16 * steps)
+    outputs = data[at : at + 4 * bundles].reshape(-1, 4)
+    assert sorted(outputs[:16].ravel()) == list(range(64))
+    assert sorted(outputs[16:].ravel()) == list(range(8))
+    for output in (15, 16, 63, 64, 255):
+        outputs[-1, -1] = output
+        weights.write_bytes(data.tobytes())
+        if output > 15:
+            with pytest.raises(Exception, match="places outside"):
+                on_provider(context)
+        else:  # in whole tiles
+            on_provider(context).run(None, {"A": case.feed(3, 9)})
+
+
+@pytest.mark.parametrize("block", [(4, 4), (1, 4), (4, 1)], ids=str)
 def test_damaged_weights_of_a_context(tmp_path, block):
     """Bytes of the weight are not hashed when it is loaded: it is refused, or computes something."""
-    case = Case(70, 37, *block)
+    case = Case(70, 70, *block)
     _, context, weights = compiled(tmp_path, ir.from_proto(onnx.load_from_string(case.model())))
     intact = weights.read_bytes()
     A, rng, refused = case.feed(3, 9), np.random.default_rng(0), 0

@@ -81,7 +81,7 @@ def test_round_trip(tmp_path, bits, zero_points, bias, activation):
     path, context, _ = compiled(tmp_path, model)
     np.testing.assert_array_equal(run(context), run(path))
     np.testing.assert_array_equal(
-        run(context, accuracy_level=0, isa="scalar"), run(path, accuracy_level=0, isa="scalar")
+        run(context, accuracy_level=0, isa="scalar"), run(path, accuracy_level=0, isa="scalar", claim=ALL)
     )
     assert sorted(tmp_path.iterdir()) == sorted(tmp_path.glob("model*"))  # no temporary files
 
@@ -161,8 +161,71 @@ def test_nodes_of_inner_graphs_stay(tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def same_as_before(folder, branch=True):
+    """The context model beside the model computes what that does."""
+    feeds = {"A": np.random.default_rng(0).standard_normal((3, 96), np.float32), "condition": np.array(branch)}
+    want, got = (ep.session(folder / n, options()).run(None, feeds) for n in ("model.onnx", "model.ctx.onnx"))
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("as_nodes", [False, True])
+def test_constants_of_inner_graphs(tmp_path, external, as_nodes):
+    """Large ones, which ONNX Runtime cannot save where they are."""
+    model = with_branches(96, 37)
+    for attribute in model.graph.node[0].attribute if as_nodes else ():
+        for tensor in attribute.g.initializer:
+            attribute.g.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+        del attribute.g.initializer[:]
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=external, location="data", size_threshold=0)
+    compile_context(tmp_path / "model.onnx")
+    proto = onnx.load(tmp_path / "model.ctx.onnx")
+    assert sorted(node.op_type for node in proto.graph.node) == ["EPContext", "If", "Tanh"]
+    assert [value.name for value in proto.graph.output] == [value.name for value in model.graph.output]
+    same_as_before(tmp_path)
+    same_as_before(tmp_path, branch=False)
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
+def test_what_inner_graphs_read_of_the_main_graph(tmp_path):
+    """A weight that the main graph's product shares, one of their own, a folded constant, and the product itself."""
+    model = with_branches(96, 37).graph
+    outside = onnx.helper.make_node
+    for attribute in model.node[0].attribute:
+        branch, name = attribute.g, model.node[0].output[0]
+        branch.node[0].input[1:3] = ["B0_outside", "scales_inside"]
+        branch.node[1].output[0] = "before"
+        nodes = [("Add", ["before", "folded"], "sum"), ("Add", ["sum", "product_outside"], name)]
+        branch.node.extend(outside(op_type, inputs, [output]) for op_type, inputs, output in nodes)
+        del branch.initializer[:]
+    scales = next(tensor for tensor in model.initializer if tensor.name == "scales0_outside")
+    again, row = onnx.TensorProto.FromString(scales.SerializeToString()), np.arange(37, dtype=np.float32)
+    again.name = "scales_inside"
+    model.initializer.extend([again, onnx.numpy_helper.from_array(row[:, None], "column")])
+    branches = model.node[0]
+    del model.node[0]
+    model.node.extend([outside("Transpose", ["column"], ["folded"]), branches])
+    proto = with_branches(96, 37)
+    proto.graph.CopyFrom(model)
+    onnx.save(proto, tmp_path / "model.onnx")
+    compile_context(tmp_path / "model.onnx")
+    same_as_before(tmp_path)
+    same_as_before(tmp_path, branch=False)
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
 def test_inner_graphs_that_onnx_runtime_cannot_save(tmp_path):
-    onnx.save(with_branches(96, 37), tmp_path / "model.onnx")
+    """Where it folds constants of theirs itself."""
+    model = with_branches(96, 37)
+    branch = model.graph.node[0].attribute[0].g
+    branch.initializer.append(onnx.numpy_helper.from_array(np.zeros((37, 1), np.float32), "column"))
+    branch.node.append(onnx.helper.make_node("Transpose", ["column"], ["row"]))
+    branch.node[1].output[0] = "before"
+    branch.node.append(onnx.helper.make_node("Add", ["before", "row"], [branch.output[0].name]))
+    onnx.save(model, tmp_path / "model.onnx")
     with pytest.raises(OnnxpressError, match=r"cannot compile: .*graphs inside nodes"):
         compile_context(tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
@@ -258,7 +321,7 @@ def test_the_bytes_of_this_version():
     for model in (gated_model(), int8_model(), *sparse):
         with tempfile.TemporaryDirectory() as folder:
             digest.update(compiled(Path(folder), model, claim=f"{ALL},block_sparse")[2].read_bytes())
-    assert digest.hexdigest()[:16] == "5289b92488102be7"
+    assert digest.hexdigest()[:16] == "064e79a111cfd2c2"
 
 
 SCRIPT = """
@@ -288,6 +351,25 @@ print(*(found[f"{kind}_Clean:"] + found[f"{kind}_Dirty:"] for kind in ("Shared",
 def script(path, out, *more):
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     return [sys.executable, "-c", SCRIPT.format(folders=folders, path=str(path), out=str(out)) + "".join(more)]
+
+
+FULL = """
+import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from onnxpress.optimizer import OnnxpressError, compile_context
+try:
+    compile_context({path!r})
+except OnnxpressError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """As far as a limit of sizes is one: an error, and no file but the model."""
+    ir.save(nbits_model(), tmp_path / "model.onnx")
+    command = [sys.executable, "-c", FULL.format(path=str(tmp_path / "model.onnx"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot write: File too large" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_another_process(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from child import Child
-from contexts import compiled, nbits_model, run
+from contexts import compiled, feeds_of, nbits_model, run
 from onnxpress import ep
 from sessions import options
 
@@ -116,7 +116,7 @@ def test_other_lengths(saved):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"format": 4}, "version 4 of the format, this library has version 3; compile the model again"),
+        ({"format": 5}, "version 5 of the format, this library has version 4; compile the model again"),
         ({"byte_order": 0x04030201}, "another byte order"),
         ({"file_size": 1 << 60}, "damaged: it has"),
         ({"index_offset": WORD}, "no index"),
@@ -161,9 +161,68 @@ def test_what_is_no_file(saved, tmp_path):
     os.mkfifo(weights)
     refused(context, "is no regular file")
     weights.unlink()
-    (tmp_path / "elsewhere").write_bytes(data)
-    weights.symlink_to(tmp_path / "elsewhere")
-    refused(context, "is a link")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside").write_bytes(data)
+    weights.symlink_to(weights.name)
+    refused(context, "Too many levels of symbolic links")
+    weights.unlink()
+    weights.symlink_to("folder/inside")
+    run(context)
+    (moved := tmp_path / "moved").mkdir()
+    os.rename(context, moved / context.name)
+    (moved / weights.name).symlink_to(tmp_path / "folder" / "inside")
+    refused(moved / context.name, "is a link that leaves the folder of the model; copy the file itself")
+
+
+def test_links_of_model_caches_and_mounted_volumes(saved, tmp_path):
+    """The model and its weights are links: to files without their names, to another folder, to a folder."""
+    path, context, weights = saved
+    want = run(path)
+    (blobs := tmp_path / "blobs").mkdir()
+    (snapshot := tmp_path / "snapshots" / "1f").mkdir(parents=True)
+    for file, blob in ((context, "a1"), (weights, "b2")):
+        os.rename(file, blobs / blob)
+        (snapshot / file.name).symlink_to(f"../../blobs/{blob}")
+    np.testing.assert_array_equal(run(snapshot / context.name), want)
+    (linked := tmp_path / "linked").symlink_to(snapshot)
+    np.testing.assert_array_equal(run(linked / context.name), want)
+
+    (store := tmp_path / "store").mkdir()
+    os.rename(blobs / "a1", store / "m.onnx")
+    os.rename(blobs / "b2", store / weights.name)
+    (alone := tmp_path / "alone").mkdir()
+    (alone / "model.onnx").symlink_to(store / "m.onnx")
+    np.testing.assert_array_equal(run(alone / "model.onnx"), want)
+    chosen = options()
+    chosen.add_session_config_entry("ep.context_file_path", str(alone / "model.onnx"))
+    session = ep.session((alone / "model.onnx").read_bytes(), chosen)
+    np.testing.assert_array_equal(session.run(None, feeds_of(session))[0], want)
+
+
+def test_an_index_of_a_terabyte(saved):
+    """In a file of that length which holds next to nothing."""
+    _, context, weights = saved
+    data, size = weights.read_bytes(), 1 << 40
+    try:
+        with open(weights, "r+b") as file:
+            file.truncate(size)
+    except OSError:
+        pytest.skip("no files of that length here")
+    (offset,) = struct.unpack_from("=Q", data, OFFSETS["index_offset"])
+    header = signed(data[:HEADER], file_size=size, index_size=size - offset, index_hash=0)
+    with open(weights, "r+b") as file:
+        file.write(header)
+    change(context, notes=struct.unpack_from("=Q", header, OFFSETS["identity"])[0].to_bytes(8, "big").hex())
+    refused(context, "damaged: its index is too long")
+
+
+def test_records_of_nothing(saved):
+    _, context, weights = saved
+    data = weights.read_bytes()
+    (offset,) = struct.unpack_from("=Q", data, OFFSETS["index_offset"])
+    empty = data[:offset] + bytes(8 * 1000)
+    put(context, weights, signed(empty, file_size=len(empty), index_size=8000, nodes=1000))
+    refused(context, "damaged: a record is too short")
 
 
 @pytest.mark.parametrize(

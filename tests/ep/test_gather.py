@@ -126,17 +126,19 @@ def test_axes_from_the_end(attributes):
 
 
 @pytest.mark.parametrize("index", [np.int32, np.int64])
-def test_indices_beyond_the_table_give_zeros(index):
-    """As ONNX Runtime 1.32 says of the op; the kernel of 1.23 refuses them."""
-    table = Table()
-    info = np.iinfo(index)
-    indices = np.array([0, ROWS, -ROWS - 1, info.max, info.min, 5], index)
-    model = table.model(index=index)
-    (got,) = ep.session(model, options()).run(None, {"indices": indices})
-    np.testing.assert_array_equal(got, table.want(indices))
-    assert not got[1:5].any()
-    if not OLD:
-        np.testing.assert_array_equal(got, stock(model).run(None, {"indices": indices})[0])
+@pytest.mark.parametrize("scale", [np.float32, np.float16])
+def test_indices_beyond_the_table(index, scale):
+    """An error, as of the float table's Gather, where ONNX Runtime's kernel for these tables gives zeros."""
+    info, table = np.iinfo(index), Table(scale=scale)
+    session = ep.session(table.model(index=index), options())
+    for beyond in (ROWS, -ROWS - 1, info.max, info.min):
+        wrong = np.zeros(6000, index)
+        wrong[-5] = beyond
+        reason = f"GatherBlockQuantized node 'the_node': indices have {beyond}, must be {-ROWS} to {ROWS - 1}"
+        with pytest.raises(Exception, match=reason):
+            session.run(None, {"indices": wrong})
+    inside = np.array([ROWS - 1, -ROWS, 0, -1], index)
+    np.testing.assert_array_equal(session.run(None, {"indices": inside})[0], table.want(inside))
 
 
 def test_a_table_of_an_outer_graph():

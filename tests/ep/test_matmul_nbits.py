@@ -210,6 +210,24 @@ def test_what_it_leaves_runs_elsewhere(changes, capfd):
     np.testing.assert_allclose(got, A @ W, atol=1e-4 * np.abs(A @ W).max())
 
 
+@pytest.mark.parametrize("level", [0, 4])
+def test_rows_of_float16_in_chunks(level):
+    """As many as no room takes at once: each row is, bit for bit, as it is among few."""
+    session = ep.session(make(activation=np.float16, level=level, bias="constant")[0], options())
+    A = rows(40000, np.float16)
+    parts = [session.run(None, {"A": A[begin : begin + 8000]})[0] for begin in range(0, len(A), 8000)]
+    np.testing.assert_array_equal(session.run(None, {"A": A})[0], np.concatenate(parts))
+
+
+def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
+    """In portable loops; of our own domain nobody else has kernels."""
+    session = ep.session(make()[0], options(log_severity_level=1), isa="scalar")
+    assert "com.microsoft::MatMulNBits node 'the_node': we are no faster on scalar" in capfd.readouterr().err
+    assert not taken(session)
+    assert taken(ep.session(make()[0], options(), isa="scalar", claim="matmul_nbits")) in (True, None)
+    assert taken(ep.session(make(bits=3, domain="onnxpress")[0], options(), isa="scalar")) in (True, None)
+
+
 def test_accuracy_level_of_the_node_and_of_the_option():
     model, W, *_ = make(level=4)
     A = rows()

@@ -56,6 +56,16 @@ def test_int8_is_no_level_of_theirs():
     np.testing.assert_array_equal(opened.run(None, {"A": A})[0], by_kernel(case, A))
 
 
+def test_nor_of_those_that_were_saved(tmp_path):
+    case = Case(accuracy_level=3)
+    _, context, _ = compiled(tmp_path, ir.from_proto(onnx.load_from_string(case.model())))
+    A = case.feed(2, 4)
+    for level in (None, 4, 0):
+        opened = on_provider(context) if level is None else on_provider(context, accuracy_level=level)
+        want = by_kernel(case, A, level=0 if level == 0 else 3)
+        np.testing.assert_array_equal(opened.run(None, {"A": A})[0], want)
+
+
 def test_verify_finds_nothing():
     case = Case("nf4", bias=True)
     A = case.feed(1, 4)

@@ -157,6 +157,136 @@ def test_a_ring_of_nodes_ends():
     assert [node.op_type for node in quantized_nodes(b.model())] == ["DequantizeLinear"]
 
 
+RNG = np.random.default_rng(0)
+
+
+def integers(b: graphs.Builder, dtype: type = np.int8, *shape: int) -> ir.Value:
+    low, high = (0, 16) if dtype in (np.uint8, np.int64) else (-127, 128)
+    return b.constant("codes", RNG.integers(low, high, shape or (64, 64)).astype(dtype))
+
+
+def real(b: graphs.Builder, name: str, value: object) -> ir.Value:
+    return b.constant(name, np.asarray(value, np.float32))
+
+
+def symmetric(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    return b.op("MatMul", x, b.op("Mul", b.op("Cast", integers(b), to=1), real(b, "s", 0.1)))
+
+
+def with_zero_points(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    moved = b.op("Sub", b.op("Cast", integers(b, np.uint8), to=1), real(b, "z", np.full((1, 64), 8)))
+    return b.op("MatMul", x, b.op("Mul", moved, real(b, "s", 0.1)))
+
+
+def with_an_offset(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    scaled = b.op("Mul", b.op("Cast", integers(b), to=1), real(b, "s", 0.1))
+    return b.op("MatMul", x, b.op("Transpose", b.op("Add", scaled, real(b, "o", 0.5)), perm=[1, 0]))
+
+
+def in_half(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    scaled = b.op("Mul", b.op("Cast", integers(b), to=10), b.constant("s", np.float16(0.1)))
+    return b.op("Gemm", x, b.op("Cast", scaled, to=1), transB=1)
+
+
+def scaled_behind(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    return b.op("Mul", b.op("MatMul", x, b.op("Cast", integers(b), to=1)), real(b, "s", 0.1))
+
+
+def nibbles(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    packed = integers(b, np.uint8, 32, 64)
+    low = b.op("BitwiseAnd", packed, b.constant("fifteen", np.uint8(15)))
+    high = b.op("BitShift", packed, b.constant("four", np.uint8(4)), direction="RIGHT")
+    return b.op("MatMul", x, b.op("Mul", b.op("Cast", b.op("Concat", low, high, axis=0), to=1), real(b, "s", 0.1)))
+
+
+def words(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    packed = b.constant("codes", RNG.integers(0, 1 << 31, (8, 1, 64)).astype(np.uint32))
+    shifted = b.op("BitShift", packed, b.constant("by", np.arange(0, 32, 4, np.uint32)[:, None]), direction="RIGHT")
+    codes = b.op(
+        "Reshape", b.op("BitwiseAnd", shifted, b.constant("m", np.uint32(15))), b.constant("k", np.array(SIZE))
+    )
+    return b.op("MatMul", x, b.op("Mul", b.op("Cast", codes, to=1), real(b, "s", np.ones((1, 64)))))
+
+
+def codebook(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    return b.op("MatMul", x, b.op("Gather", real(b, "book", np.linspace(-1, 1, 16)), integers(b, np.int64)))
+
+
+def codebook_of_bytes(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    codes = b.op("Cast", integers(b, np.uint8), to=7)
+    return b.op("MatMul", x, b.op("Gather", real(b, "book", np.linspace(-1, 1, 16)), codes))
+
+
+def rows(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    gathered = b.op("Gather", integers(b), b.op("Cast", x, to=7))
+    return b.op("ReduceSum", b.op("Mul", b.op("Cast", gathered, to=1), real(b, "s", 0.1)), keepdims=0)
+
+
+def convolution(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    kernel = b.op("Mul", b.op("Cast", integers(b, np.int8, 64, 64, 1), to=1), real(b, "s", np.ones((64, 1, 1))))
+    return b.op("Conv", b.op("Unsqueeze", x, b.constant("axis", np.array([2]))), kernel)
+
+
+SIZE = [64, 64]
+BY_HAND = (
+    symmetric, with_zero_points, with_an_offset, in_half, scaled_behind, nibbles, words, codebook, codebook_of_bytes,
+    rows, convolution,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", BY_HAND, ids=lambda make: make.__name__)
+def test_weights_that_are_decoded_by_hand_are_told(make):
+    b = graphs.Builder(18)
+    b.output(make(b, b.input("x", [64, 64])), [64, 64])
+    model = b.model()
+    for scheme in ("int8", "int8-static", "sparse"):
+        refused(model, scheme, r"(MatMul|Gemm|Conv) of a weight made of codes|Cast of codes")
+
+
+def test_a_product_in_a_function_that_gets_the_codes():
+    inner = graphs.Builder(18)
+    x, codes = inner.input("x", [64, 64]), inner.input("codes", SIZE)
+    inner.graph.outputs.append(inner.op("MatMul", x, inner.op("Cast", codes, to=1), name="product"))
+    function = ir.Function("local", "multiply", graph=inner.graph, attributes=[])
+    b = graphs.Builder(18)
+    b.output(b.op("multiply", b.input("x", [64, 64]), integers(b), domain="local"), [64, 64])
+    model = b.model()
+    model.functions[function.identifier()] = function
+    assert [node.name for node in quantized_nodes(model)] == ["product"]
+
+
+def masked_weight(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    mask = b.op("Cast", b.constant("mask", RNG.integers(0, 2, SIZE).astype(np.uint8)), to=1)
+    return b.op("MatMul", x, b.op("Mul", b.constant("W", graphs.weight(64, 64)), mask))
+
+
+def masked_activation(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    mask = b.op("Cast", b.constant("mask", RNG.integers(0, 2, SIZE).astype(np.uint8)), to=1)
+    return b.op("MatMul", b.op("Mul", x, mask), b.constant("W", graphs.weight(64, 64)))
+
+
+def bytes_of_an_image(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    pixels = b.op("Cast", b.op("Cast", x, to=2), to=1)
+    return b.op("MatMul", b.op("Mul", pixels, real(b, "s", 1 / 255)), b.constant("W", graphs.weight(64, 64)))
+
+
+def positions(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    rows = b.op("Gather", b.constant("table", graphs.weight(64, 64)), b.constant("ids", np.arange(64)))
+    return b.op("MatMul", x, b.op("Add", rows, b.constant("W", graphs.weight(64, 64))))
+
+
+def attended(b: graphs.Builder, x: ir.Value) -> ir.Value:
+    keys = b.op("Mul", b.op("Transpose", x, perm=[1, 0]), b.op("Cast", integers(b), to=1))
+    return b.op("MatMul", b.op("MatMul", x, keys), b.constant("W", graphs.weight(64, 64)))
+
+
+@pytest.mark.parametrize("make", [masked_weight, masked_activation, bytes_of_an_image, positions, attended])
+def test_a_float_model_that_casts_integers_is_taken(make):
+    b = graphs.Builder(18)
+    b.output(make(b, b.input("x", [64, 64])), [64, 64])
+    assert optimize(b.model(), Recipe(scheme="int8")).rewritten == {"MatMul": 1}
+
+
 def test_commands_on_files(tmp_path):
     """Inspection tells, and calibration has nothing to learn for."""
     path = tmp_path / "m.onnx"

@@ -227,6 +227,15 @@ def test_compile(int4, tmp_path):
     assert call("compile", int4, "--quiet", entry="main").stdout == ""
 
 
+def test_which_nodes_the_execution_provider_takes(int4):
+    done = call("compare", int4, int4, "--claim", "matmul_nbits", entry="main")
+    assert done.returncode == 0, done.stderr
+    for words in (["bench", int4], ["compare", int4, int4]):
+        done = call(*words, "--claim", "gemm", entry="main")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith("error: OnnxpressExecutionProvider: claim has 'gemm', there is")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

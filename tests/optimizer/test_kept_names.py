@@ -216,7 +216,7 @@ def test_one_of_two_calls_is_kept_by_its_number(tmp_path):
     report = optimize(path, Recipe(scheme="int4", exclude=("inner_2",)))
     assert report.rewritten == {"MatMul": 1}
     assert report.left == {"MatMul: excluded by the recipe": 1}
-    assert report.warnings == ("w also stays in float: another node reads it",)
+    assert report.warnings == ("w also stays in float: node 'inner_2' (MatMul) reads it",)
 
 
 def test_a_function_that_is_called_once_has_no_number(tmp_path):

@@ -29,11 +29,12 @@ PANELS = {
 """Kinds of the schemes that each group of options names."""
 
 VALUES = {
-    "search": False, "clean_up": False, "include": ["a"], "exclude": ["a"], "block_size": 64, "scale_type": "float16",
-    "form": "qdq", "accuracy_level": 0, "embeddings": True, "symmetric": True, "per_channel": True,
-    "range_method": "minmax", "percentile": 99.0, "activation_type": "int8", "reduce_range": True, "equalize": True,
-    "smooth": True, "compensate": True, "correct_bias": False, "restore_moments": True, "max_drop": 0.1,
-    "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
+    "search": False, "clean_up": False, "check": False, "include": ["a"], "exclude": ["a"], "block_size": 64,
+    "scale_type": "float16", "form": "qdq", "accuracy_level": 0, "embeddings": True,
+    "symmetric": True, "per_channel": True,
+    "range_method": "minmax", "percentile": 99.0, "activation_type": "int8", "reduce_range": True, "target": "any",
+    "equalize": True, "smooth": True, "compensate": True, "correct_bias": False, "restore_moments": True,
+    "max_drop": 0.1, "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
     "coverage": "extended", "first_and_last": True, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
     "mask": "m.npz", "expect_m": 8,

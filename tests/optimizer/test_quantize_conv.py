@@ -54,12 +54,12 @@ def model_of(kind, dtype=np.float32, opset=18):
     return b.model()
 
 
-def rounded(W, recipe):
+def rounded(W, recipe, op_type="Conv"):
     """What a recipe makes of the rows of W; blocks that hold a whole row are one of its length."""
     scheme = recipe.settings("conv", "Conv").weight
     rows = W.reshape(len(W), -1)
     block_size = 0 if scheme.block_size >= rows.shape[1] else scheme.block_size
-    quantized = quantize_rtn(np.ascontiguousarray(rows), scheme, transposed=True)
+    quantized = quantize_rtn(np.ascontiguousarray(rows), scheme, True, convolution=op_type == "Conv")
     form = {"format": scheme.format, "block_size": scheme.block_size, "shape": W.shape}
     weight = reference.dequantize_minifloat_tensor(quantized.packed, quantized.scales, **form)
     return weight, quantized.scales, block_size
@@ -98,7 +98,7 @@ def check_runs(proto, plain, W, tolerance=0.0):
 def test_every_scheme_and_kind(kind, scheme, tmp_path):
     recipe, shape = Recipe(scheme=scheme), SHAPES[kind][1]
     proto, report = emitted(model_of(kind), recipe, tmp_path)
-    W, _, block_size = rounded(kernel(shape), recipe)
+    W, _, block_size = rounded(kernel(shape), recipe, SHAPES[kind][0])
     assert report.rewritten == {SHAPES[kind][0]: 1}
     assert report.schemes == {scheme: 1}
     node = next(each for each in proto.graph.node if each.op_type == "DequantizeMiniFloat")
@@ -125,7 +125,7 @@ def test_every_scheme_and_kind(kind, scheme, tmp_path):
 def test_standard_form(kind, scheme, block_size, opset, tmp_path):
     recipe = Recipe(scheme=scheme, block_size=block_size, form="qdq")
     proto, _ = emitted(model_of(kind), recipe, tmp_path)
-    W, _, block_size = rounded(kernel(SHAPES[kind][1]), recipe)
+    W, _, block_size = rounded(kernel(SHAPES[kind][1]), recipe, SHAPES[kind][0])
     assert {node.domain for node in proto.graph.node} == {""}
     node = next(each for each in proto.graph.node if each.op_type == "DequantizeLinear")
     given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}

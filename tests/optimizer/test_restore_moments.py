@@ -14,7 +14,7 @@ from graphs import Builder
 from onnxpress.optimizer.analysis.session import open_session, session_options
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.plan_int8 import plan_int8
-from onnxpress.optimizer.passes.restore_moments import RestoreMoments, restore_in_order
+from onnxpress.optimizer.passes.restore_moments import RestoreMoments, mendable, restore_in_order
 from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.quantization.moments import Moments
 from onnxpress.optimizer.recipe import Recipe
@@ -166,7 +166,7 @@ def test_what_is_left_and_why():
     assert bias[7] == 0
     assert not restore(model, {}, [found["pool"]])
     assert restore.left["pool"] == "neither Conv nor Gemm"
-    assert RestoreMoments({"c1_out": good}).find(float_model) == []
+    assert mendable(float_model, {"c1_out"}) == []
 
 
 def test_a_result_that_is_an_output_is_found_under_its_old_name():
@@ -177,7 +177,7 @@ def test_a_result_that_is_an_output_is_found_under_its_old_name():
     model = b.model()
     reference = measure(model, ["c1_out"])
     rounded(model)
-    (conv,) = RestoreMoments(reference).find(model)
+    (conv,) = mendable(model, reference)
     assert conv.outputs[0].name == "c1_out_float"
     assert restore_in_order(model, reference, measure).left == {}
     mended = measure(model, ["c1_out_float"])["c1_out_float"]

@@ -196,6 +196,25 @@ def test_no_mul_behind_codes():
 @pytest.mark.parametrize("insert", [False, True])
 def test_smoothable_names_what_the_pass_takes(residual, insert):
     model = encoder(residual)
-    names = smoothable(model, insert)
+    names = set(smoothable(model, insert))
     assert names == ({"n_out"} if insert or not residual else set())
     assert set(smoothed(model, insert)[0].smoothed) == names
+
+
+def test_tensors_on_the_way_count_where_they_are_rounded():
+    """A channel that a Relu leaves next to nothing of is large before it: what blows it up costs all others there."""
+    b = Builder()
+    y = b.op("MatMul", b.input("x", [6, 10, K]), b.constant("w1", weight(K, K)), name="m1")
+    y = b.op("Relu", b.op("Mul", y, b.constant("half", np.float32(0.5)), name="h"), name="r")
+    b.output(b.op("MatMul", y, b.constant("w2", weight(K, 8)), name="m2"), [6, 10, 8])
+    before = RNG.standard_normal((500, K))
+    before[:, ::2] -= 4
+    behind = np.maximum(before / 2, 0)
+    behind[:, ::4] *= 1e-2
+    assert smoothable(b.model()) == {"r_out": ["h_out", "m1_out"]}
+    rounded = {"r_out": observe(behind), "m1_out": observe(before)}
+    harmful, harmless = SmoothMatMul({"r_out": rounded["r_out"]}), SmoothMatMul(rounded)
+    model = b.model()
+    assert not harmless(model)
+    assert harmless.left["m2"] == "little to gain"
+    assert harmful(model)  # were nothing but its own input rounded

@@ -48,6 +48,7 @@ def convolution():
         (two_inputs, {}, "no constant weight"),
         (convolution, {}, "scheme sparse does not take Conv"),
         (product, {"block": "64x4"}, "a block of 64x4 is larger than the weight of 62 x 48"),
+        (lambda: graphs.matmul_model(65794, 4), {}, "K of 65794 is beyond 65793"),
         (lambda: graphs.matmul_model(4, 4), {}, "fewer than 1024 weights"),
         (lambda: graphs.matmul_model(dtype=np.float16), {}, "computes on float16"),
         (product, {"exclude": ("product",)}, "excluded by the recipe"),

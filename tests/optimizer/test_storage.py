@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Recipe, optimize, storage
+from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
 
@@ -109,6 +110,59 @@ def test_links_out_of_the_folder(external, tmp_path):
     os.link(outside / "in.data", inside / "hard.data")
     rewrite(path, proto, location="hard.data")
     with pytest.raises(OnnxpressError, match="hard links"):
+        storage.load(path)
+
+
+def linked(external, tmp_path):
+    """The model and its data as a cache has them: links in one folder to files without their names in another."""
+    path, _ = external
+    (blobs := tmp_path / "blobs").mkdir()
+    (snapshot := tmp_path / "snapshots" / "1f" / "onnx").mkdir(parents=True)
+    for name, blob in ((path.name, "a1"), ("in.data", "b2")):
+        (tmp_path / name).rename(blobs / blob)
+        (snapshot / name).symlink_to(f"../../../blobs/{blob}")
+    return snapshot / path.name, blobs
+
+
+def test_links_of_a_cache(external, tmp_path):
+    want = storage.load(external[0]).graph.initializers["W"].const_value.numpy().copy()
+    path, blobs = linked(external, tmp_path)
+    before = {file: file.read_bytes() for file in blobs.iterdir()}
+    model = storage.load(path)
+    np.testing.assert_array_equal(model.graph.initializers["W"].const_value.numpy(), want)
+    assert storage.size_on_disk(path, model) == sum(map(len, before.values()))
+    with pytest.raises(UsageError, match="holds weights of the model"):
+        storage.check_apart(blobs / "b2", path, model)
+    out = path.with_name("out.onnx")
+    optimize(path, Recipe(scheme="int4"), out)
+    result = compare(path, out)
+    assert result.outputs[0].sqnr > 20
+    storage.save(model, path)  # takes the place of the link
+    assert not path.is_symlink()
+    assert {file: file.read_bytes() for file in blobs.iterdir()} == before
+    np.testing.assert_array_equal(storage.load(path).graph.initializers["W"].const_value.numpy(), want)
+
+
+def test_a_model_that_is_a_link(external, tmp_path):
+    """Its data lie beside the file; those beside the link come first."""
+    path, _ = external
+    (use := tmp_path / "use").mkdir()
+    (use / "model.onnx").symlink_to(path)
+    assert storage.load(use / "model.onnx").graph.initializers["W"].const_value.path == str(tmp_path / "in.data")
+    (use / "in.data").write_bytes((tmp_path / "in.data").read_bytes())
+    assert storage.load(use / "model.onnx").graph.initializers["W"].const_value.path == str(use / "in.data")
+
+
+@pytest.mark.parametrize("location", ["../blobs/b2", "/etc/passwd", "b2", "other"])
+def test_locations_that_no_link_excuses(external, tmp_path, location):
+    _, proto = external
+    path, blobs = linked(external, tmp_path)
+    (path.parent / "other").symlink_to("/etc/passwd")
+    rewrite(blobs / "a1", proto, location=location, length=None)
+    if location == "b2":  # below the folder that the model's file lies in
+        storage.load(path)
+        return
+    with pytest.raises(OnnxpressError, match=r"is not below the model's folder|link that leaves"):
         storage.load(path)
 
 

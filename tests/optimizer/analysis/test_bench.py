@@ -64,6 +64,18 @@ def test_each_model_on_the_execution_provider_too(tmp_path):
     assert [t.ours for t in result.timings] == [False, True]
 
 
+def test_which_nodes_the_execution_provider_takes(tmp_path):
+    model = str(tmp_path / "a.onnx")
+    optimize(graphs.matmul_model(), Recipe(scheme="int8-dynamic"), model)
+    for claim, ours in (("dynamic_matmul", True), ("matmul_nbits,gather", False)):
+        result = bench([model], dims={}, threads=1, rounds=1, claim=claim)
+        assert [(t.model, t.ours) for t in result.timings] == [
+            (model, False), (f"{model} + ep ({claim})", ours if KNOWS_WHO_RUNS_WHAT else True),
+        ]  # fmt: skip
+    with pytest.raises(UsageError, match="claim has 'gemm', there is matmul_nbits"):
+        bench([model], dims={}, claim="gemm")
+
+
 def test_models_that_cannot_be_timed(tmp_path):
     broken = tmp_path / "broken.onnx"
     b = graphs.Builder()

@@ -112,7 +112,7 @@ def test_limits_are_those_of_a_machine(isa):
 
 
 def test_command(quick, tmp_path):
-    from onnxpress.optimizer.cli import app
+    from onnxpress.optimizer.app import app
 
     plot = tmp_path / "plot.png"
     call = ["bench-kernels", "--shape", "64x48", "-m", "1", "-m", "2", "--asymmetric", "--plot", str(plot)]
@@ -124,7 +124,7 @@ def test_command(quick, tmp_path):
 
 
 def test_unknown_op():
-    from onnxpress.optimizer.cli import app
+    from onnxpress.optimizer.app import app
 
     done = CliRunner().invoke(app, ["bench-kernels", "--op", "conv"])
     assert isinstance(done.exception, UsageError)
@@ -132,7 +132,7 @@ def test_unknown_op():
 
 @pytest.mark.parametrize("shape", ["64", "64x", "ax48", "0x48", "64x48x2"])
 def test_wrong_shapes(shape):
-    from onnxpress.optimizer.cli import app
+    from onnxpress.optimizer.app import app
 
     done = CliRunner().invoke(app, ["bench-kernels", "--shape", shape])
     assert isinstance(done.exception, UsageError)

@@ -102,7 +102,7 @@ def test_cost(quick):
 
 
 def test_command(quick):
-    from onnxpress.optimizer.cli import app
+    from onnxpress.optimizer.app import app
 
     call = ["bench-sparse", "--shape", "64x48", "-m", "1", "-m", "9", "--block", "4x1", "--sparsity", "0.5"]
     for dtype in bench_sparse.DTYPES:
@@ -116,7 +116,7 @@ def test_command(quick):
     "wrong", [["--sparsity", "1"], ["--sparsity", "-0.1"], ["--block", "4"], ["--block", "0x4"], ["--dtype", "int4"]]
 )
 def test_wrong_options(wrong):
-    from onnxpress.optimizer.cli import app
+    from onnxpress.optimizer.app import app
 
     done = CliRunner().invoke(app, ["bench-sparse", "--shape", "64x48", *wrong])
     assert isinstance(done.exception, UsageError)

@@ -94,6 +94,38 @@ def test_objects():
     assert len(list(open_data(endless(), ONE, samples=3))) == 3
 
 
+def generated():
+    yield from (array[None] for array in arrays())
+
+
+def test_what_can_be_gone_through_only_once():
+    """Read into memory where that can be known, and else told to be used up."""
+    once = generated()
+    assert check_samples(open_data(lambda: once, ONE)) == [1] * 5
+    with pytest.raises(UsageError, match="returned an iterator that is used up or has nothing to give"):
+        list(open_data(lambda: once, ONE))
+    with pytest.raises(UsageError, match="the iterator is used up, or has nothing to give; make a new one"):
+        open_data(once, ONE)
+    once = generated()
+    assert len(list(open_data(lambda: once, ONE, samples=2))) == 2
+    assert len(list(once)) == 3
+
+
+def test_what_hides_that_it_can_be_gone_through_only_once():
+    class Hidden:
+        left = generated()
+
+        def __iter__(self):
+            return self.left
+
+    once = generated()
+    for source in (Hidden(), lambda: map(np.copy, once)):
+        data = open_data(source, ONE)
+        assert len(list(data)) == 5
+        with pytest.raises(UsageError, match="gave 5 samples and, when asked for them again, none; what can be gone"):
+            list(data)
+
+
 def test_module_function(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own_samples.py").write_text(

@@ -72,3 +72,14 @@ def test_channels_without_a_sound_deviation_get_their_mean():
     assert offset.tolist() == [1, 2, 3]
     assert restoring_map(want, Moments(np.array([np.nan, 0, 0]), np.ones(3), 3000)) is None
     assert restoring_map(want, Moments(np.zeros(2), np.ones(2), 3000)) is None
+
+
+def test_moments_of_parts_merge_to_those_of_the_whole():
+    x = np.random.default_rng(0).standard_normal((7, 5, 3, 2)) * 3 + 100  # far from zero, where squares would cancel
+    parts = [Moments.of(part.astype(np.float32)) for part in (x[:1], x[1:1], x[1:4], x[4:])]
+    found = parts[0]
+    for part in parts[1:]:
+        found = found.merge(part)
+    assert found.count == x.size
+    np.testing.assert_allclose(found.channel_mean, x.mean(axis=(0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(found.channel_std, x.std(axis=(0, 2, 3)), rtol=1e-4)
