@@ -10,7 +10,7 @@ from .types import Float32, UInt8
 
 MULTIPLES = (1.1, 1.05, 0.95, 0.9, 0.85)
 """Of the scale of minimum and maximum, which the scale search tries beside it."""
-LEAST_COUNT = 0.5
+LEAST_COUNT = 1.0
 """What the error of a weight of zero counts, where those of a block count 1 more on average."""
 
 

@@ -36,9 +36,9 @@ def converted(name, tmp_path, **values):
         ("int8", "qoperator", 0.002),
         ("int6", "qoperator", 0.01),
         ("int5", "qoperator", 0.01),
-        ("int4", "qoperator", 0.01),
-        ("int4", "qdq", 0.01),
-        ("int4", "onnxpress", 0.01),
+        ("int4", "qoperator", 0.015),
+        ("int4", "qdq", 0.015),
+        ("int4", "onnxpress", 0.015),
         ("int3", "qoperator", 0.01),
         ("int2", "onnxpress", 0.05),
     ],
@@ -54,7 +54,7 @@ def test_minilm_with_its_embeddings(tmp_path):
     path, report = converted("minilm", tmp_path, embeddings=True)
     assert report.rewritten == {"MatMul": 36, "Gather": 1}
     assert report.size_after < report.size_before / 5
-    assert evaluate(path, "lee").value == pytest.approx(float_score("minilm"), abs=0.01)
+    assert evaluate(path, "lee").value == pytest.approx(float_score("minilm"), abs=0.015)
 
 
 def test_recogniser_still_reads(tmp_path, monkeypatch):
