@@ -221,13 +221,15 @@ class _Body:
         from ..analysis.session import open_session, session_options
 
         session = open_session(ir.to_proto(self._model).SerializeToString(), session_options(threads=1))
+        feeds: dict[str, Any] = {}
         try:
-            feeds = {name: _fed(ort, tensor) for name, tensor in self._fed}
+            feeds.update((name, _fed(ort, tensor)) for name, tensor in self._fed)
             (result,) = session.run_with_ort_values(None, feeds)
             array = result.numpy()
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             raise OnnxpressError(" ".join(str(error).split())) from error
         finally:
+            feeds.clear()  # they are views of what is unmapped
             for _, tensor in self._fed:
                 release(tensor)
         return array, ir.DataType.from_numpy(array.dtype)
