@@ -349,6 +349,16 @@ def test_every_open_size_can_be_chosen_by_its_place(tmp_path, sizes):
     assert bench([tmp_path / "m.onnx"], dims=dims, rounds=1) is not None
 
 
+def test_all_sizes_without_a_name_can_be_chosen_at_once(tmp_path):
+    """Those of a model as it is exported, and of what it is converted to."""
+    onnx.save(model_of([RELU, PRODUCT], inputs=[info("x", ["?", 32])]), tmp_path / "m.onnx")
+    optimize(tmp_path / "m.onnx", Recipe(scheme="int8"), tmp_path / "o.onnx")
+    for name in "mo":
+        session = ort.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        assert random_feeds(session.get_inputs(), {"?": 6})["x"].shape == (6, 32)
+    assert bench([tmp_path / "m.onnx", tmp_path / "o.onnx"], dims={"?": 3}, rounds=1) is not None
+
+
 def function_model(name: str, nodes) -> onnx.ModelProto:
     body = helper.make_function("local", name, ["a"], ["b"], nodes, [helper.make_opsetid("", 17)])
     call = node(name, ["x"], ["h"], domain="local")
