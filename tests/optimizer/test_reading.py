@@ -280,6 +280,24 @@ def test_cycles_are_named(tmp_path):
         storage.load(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("where", ["a node", "a branch", "an output"])
+def test_what_is_read_and_nowhere_is_named(where, tmp_path):
+    product = node("MatMul", ["h", "W"], ["y"])
+    if where == "a branch":
+        branches = {
+            f"{which}_branch": helper.make_graph([node("Neg", [read], [which])], which, [], [info(which)])
+            for which, read in (("then", "lost"), ("else", "x"))
+        }
+        choice = numpy_helper.from_array(np.array(True), "choice")
+        model = model_of([node("If", ["choice"], ["h"], **branches), product], constants=[WEIGHT, choice])
+    else:
+        outputs = [info("y", None), info("lost", None)] if where == "an output" else None
+        model = model_of([node("Neg", ["x" if outputs else "lost"], ["h"]), product], outputs=outputs)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(OnnxpressError, match=r"m.onnx: .* 'lost', which no node makes and no input is"):
+        optimize(tmp_path / "m.onnx", Recipe(), tmp_path / "o.onnx")
+
+
 OPEN = ([-1, 32], ["?", 32], ["?", "?"], [-1, -1], [-5, "None"], ["", 32], [None, None])
 
 
