@@ -2,7 +2,8 @@
 
 A node is taken when y = A W with a constant W of two axes that we can read: the second input of MatMul or Gemm, or,
 where embeddings are wanted, the table of a Gather. The constant may stand behind Identity, Transpose and casts
-between float32 and float16, which are undone by reading it accordingly, never by storing another copy. Conv and
+between float32 and float16, which are undone by reading it accordingly, never by storing another copy, or be computed
+of others (see `constants.py`). Conv and
 ConvTranspose are taken where codes are no integers: no kernel reads theirs, so they only make the file smaller.
 """
 
@@ -16,7 +17,7 @@ import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
-from .constants import constant_of, mark_constants, release, stored_constant, why_unread
+from .constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
 from .rewriting import settings_of, written_type
 from .weight_form import WeightForm, convolution_form, weight_form
 
@@ -138,7 +139,7 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
 
 
 def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
-    if node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx") or any(map(is_constant, node.outputs)):
         return None
     if node.op_type in _WITH_WEIGHTS:
         return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from ..recipe import Recipe
-from .constants import constant_of, mark_constants
+from .constants import constant_of, is_constant, mark_constants
 from .int8_operators import Operator, Role, array_size, understand
 from .plan import Decision, nested_nodes
 from .rewriting import settings_of
@@ -106,7 +106,7 @@ def plan_int8(
 
 
 def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
-    operator = understand(node)
+    operator = understand(node) if not any(map(is_constant, node.outputs)) else None
     if not isinstance(operator, Operator):
         # A ConvTranspose that the recipe keeps could be a Conv by now.
         return (_kept(node, recipe) if node.op_type == "ConvTranspose" else None) or operator

@@ -90,6 +90,8 @@ def scheme_of(settings: NodeSettings) -> str:
 
 def _understand(node: ir.Node) -> Operator | str | None:
     """The operator that a node is, why it cannot be taken, or None where it is none that reads rounded tensors."""
+    if any(map(is_constant, node.outputs)):
+        return None
     if is_standard(node, *_UNCOVERED):
         return f"these schemes do not round what {node.op_type} reads"
     if is_standard(node, *_PRODUCTS):

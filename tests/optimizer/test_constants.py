@@ -67,7 +67,7 @@ def normalized(b):
 
 
 def adapted(b):
-    low_rank = b.op("MatMul", b.constant("A", graphs.weight(64, 4, 1)), b.constant("B", graphs.weight(4, 128, 2)))
+    low_rank = b.op("MatMul", b.constant("A", graphs.weight(64, 16, 1)), b.constant("B", graphs.weight(16, 128, 2)))
     return b.op("Add", b.constant("V", V), low_rank)
 
 
