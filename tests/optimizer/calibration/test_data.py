@@ -55,7 +55,7 @@ def test_a_fixed_batch_of_one(tmp_path):
     fixed = [Input("x", F32, (1, 3, 6))]
     np.savez(tmp_path / "d.npz", x=arrays())
     assert check_samples(open_data(tmp_path / "d.npz", fixed)) == [1] * 5
-    with pytest.raises(UsageError, match="leading size is fixed; use a batch of 1"):
+    with pytest.raises(UsageError, match="leading size is fixed at 1; use a batch of 1"):
         list(open_data(tmp_path / "d.npz", fixed, batch=2))
 
 
