@@ -1,5 +1,6 @@
 #include "dynamic_matmul.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "dequantize.h"
@@ -11,6 +12,7 @@ namespace {
 std::unique_ptr<Int8Plan> make_plan(const Claims& claims, const GraphNode& node, const Int8Input& input,
                                     const Int8Source& weight, std::vector<const ort::Node*> nodes) {
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
+  plan->has_rival = input.is_float() || !input.format.is_signed;
   plan->nodes = std::move(nodes);
   return plan;
 }
@@ -90,6 +92,7 @@ class ScaleFinder {
 
   // The last product.
   GraphValue follow(GraphValue value) {
+    rank_ = value.type().dims.size();
     while (const ort::Node* reader = claims_.graph.only_reader(value)) {
       const GraphNode mul(claims_.api, reader);
       if (!mul.is("Mul") || !claims_.is_free(reader)) break;
@@ -109,7 +112,11 @@ class ScaleFinder {
   bool take_constant(const GraphValue& factor) {
     const ort::Value* constant = factor.constant();
     if (constant == nullptr || scales_.weight != nullptr) return false;
-    if (ort::type_and_shape(claims_.api, constant).dims.size() > 1) return false;  // it might add axes
+    const std::vector<std::int64_t> dims = ort::type_and_shape(claims_.api, constant).dims;
+    const bool adds_axes = dims.size() > std::max<std::size_t>(rank_, 1) && !claims_.compiling;
+    const bool is_row =
+        std::all_of(dims.begin(), dims.end() - !dims.empty(), [](std::int64_t size) { return size == 1; });
+    if (adds_axes || !is_row) return false;
     scales_.weight = constant;
     return true;
   }
@@ -148,6 +155,7 @@ class ScaleFinder {
   const Claims& claims_;
   std::vector<const ort::Node*>& nodes_;
   Scales scales_;
+  std::size_t rank_ = 0;  // of the product, 0 where it is unknown
 };
 
 // The DynamicQuantizeLinear that makes the codes, their zero point and their scale for this product alone.

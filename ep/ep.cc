@@ -43,7 +43,7 @@ struct SessionEp : ort::Ep {
       if (!options.claims(family.name) || (options.makes_context && family.load == nullptr)) continue;
       try {
         if (std::unique_ptr<Plan> plan = family.plan(claims, node)) {
-          leave_if_slower(claims, family, GraphNode(api, node));
+          leave_if_slower(claims, family, *plan, GraphNode(api, node));
           return {std::move(plan), &family};
         }
       } catch (const ort::InvalidArgument& reason) {
@@ -54,9 +54,9 @@ struct SessionEp : ort::Ep {
     return {};
   }
 
-  void leave_if_slower(const Claims& claims, const Family& family, const GraphNode& node) const {
+  void leave_if_slower(const Claims& claims, const Family& family, const Plan& plan, const GraphNode& node) const {
     const bool is_asked_for = claims.compiling || options.names(family.name) || node.domain() == kDomain;
-    if (!is_asked_for && !family.is_faster(options.isa)) {
+    if (!is_asked_for && !family.is_faster(plan, options.isa)) {
       node.reject(std::string("we are no faster on ") + isa_name(options.isa));
     }
   }

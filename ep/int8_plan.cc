@@ -173,7 +173,8 @@ Int8Source read_int8_weight(const ort::Api& api, const GraphNode& node, const In
   w.codes = static_cast<const std::uint8_t*>(ort::data(api, constants.codes));
 
   const auto is_per_column = [&](const ort::Value* value, ort::ElementType type, const char* name) {
-    const ort::TypeAndShape found = ort::type_and_shape(api, value);
+    ort::TypeAndShape found = ort::type_and_shape(api, value);
+    while (found.dims.size() > 1 && found.dims.front() == 1) found.dims.erase(found.dims.begin());
     const bool one = is_one_number(found);
     if (found.type != type || (!one && found.dims != std::vector<std::int64_t>{w.N})) {
       node.reject(std::string("its ") + name + " are neither one for all nor one a column, or of another type");
@@ -240,9 +241,10 @@ std::unique_ptr<CompiledNode> Int8Plan::compile(const ort::Node* compiled) const
   return std::make_unique<CompiledInt8>(api_, std::move(node), std::move(verifier));
 }
 
-bool is_int8_faster(Isa isa) {
-  // Without VNNI an exact product costs more than one whose sums of 16 bits may saturate, as ONNX Runtime's do there.
-  return isa >= Isa::kAvxVnni;
+bool is_int8_faster(const Plan& plan, Isa isa) {
+  // Without VNNI an exact product costs more than one whose sums of 16 bits may saturate, as ONNX Runtime's do there:
+  // 0.5 to 0.6 times as fast from 16 rows on. Beside float32 it is 1.2 to 5 times as fast, beside portable code 3 to 14.
+  return isa >= Isa::kAvxVnni || (isa == Isa::kAvx2 && !plan.has_rival);
 }
 
 }  // namespace onnxpress

@@ -62,6 +62,6 @@ class Int8Plan : public Plan {
 class SavedNode;
 std::unique_ptr<CompiledNode> load_int8(SavedNode& saved);
 
-bool is_int8_faster(Isa isa);
+bool is_int8_faster(const Plan& plan, Isa isa);
 
 }  // namespace onnxpress

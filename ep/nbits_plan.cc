@@ -82,7 +82,7 @@ PackedWeight load_weight(ContextReader& record) {
 
 }  // namespace
 
-bool is_nbits_faster(Isa isa) {
+bool is_nbits_faster(const Plan&, Isa isa) {
   // Portable loops are slower than ONNX Runtime's, which has code for every CPU that it runs on.
   return isa != Isa::kScalar;
 }

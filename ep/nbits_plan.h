@@ -39,7 +39,7 @@ class NBitsPlan : public Plan {
   Activation activation_ = Activation::kNone;
 };
 
-bool is_nbits_faster(Isa isa);
+bool is_nbits_faster(const Plan& plan, Isa isa);
 
 std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved);
 

@@ -37,6 +37,8 @@ class Plan {
   // Whether constants are read when the plan is compiled, so that ONNX Runtime need not keep them. Else they come in at
   // run time.
   bool drops_constants = true;
+  // Whether ONNX Runtime has a kernel for the node on x86, other than portable code and that of float32.
+  bool has_rival = true;
 };
 
 // Where plans are made: the session's settings, the graph, and the nodes that another plan has already.
@@ -61,7 +63,7 @@ struct Family {
   std::unique_ptr<Plan> (*plan)(const Claims& claims, const ort::Node* node);
   // Whether our kernels are faster than ONNX Runtime's own. Where they are not, nodes are left to it unless `claim`
   // names the family; nodes of our own domain, for which it has none, are taken.
-  bool (*is_faster)(Isa isa);
+  bool (*is_faster)(const Plan& plan, Isa isa);
   // What `save` saved. Null where nothing is worth saving: in a context such nodes stay as they are.
   std::unique_ptr<CompiledNode> (*load)(SavedNode& saved) = nullptr;
 };

@@ -61,6 +61,29 @@ void take_output(const Claims& claims, const GraphValue& product, Int8Plan& plan
   plan.nodes.push_back(reader);
 }
 
+bool is_made_by(const Claims& claims, const GraphValue& value, const char* op_type) {
+  const ort::Node* producer = claims.graph.producer(value);
+  return producer != nullptr && GraphNode(claims.api, producer).is(op_type);
+}
+
+// Whether ONNX Runtime, on x86, leaves codes signed. It makes those unsigned that a QuantizeLinear makes for one reader.
+bool stay_signed(const Claims& claims, const GraphValue& codes) {
+  if (codes.type().element != ort::kInt8) return false;
+  return !is_made_by(claims, codes, "QuantizeLinear") || claims.graph.only_reader(codes) == nullptr;
+}
+
+// Whether ONNX Runtime, on x86, has a kernel of int8 for a product of these codes: what comes and goes has to be
+// unsigned, and the bias of a Gemm rounded, which it does itself where the result is rounded.
+bool has_kernel(const Claims& claims, const GraphNode& product, const GraphValue& codes) {
+  if (stay_signed(claims, codes)) return false;
+  const ort::Node* reader = claims.graph.only_reader(product.output());
+  if (reader != nullptr && GraphNode(claims.api, reader).is("QuantizeLinear")) {
+    return !stay_signed(claims, GraphNode(claims.api, reader).output());
+  }
+  const bool gemm = product.is("Gemm") && product.input(2);
+  return !gemm || is_made_by(claims, *product.input(2), "DequantizeLinear");
+}
+
 bool is_8_bits(const GraphNode& dequantize) {
   const ort::ElementType type = dequantize.required(0, "x").type().element;
   return type == ort::kInt8 || type == ort::kUint8;
@@ -83,6 +106,7 @@ std::unique_ptr<Plan> plan_qdq_matmul(const Claims& claims, const ort::Node* gra
 
   const Int8Input input = read_input(claims, *activations, nodes);
   auto plan = std::make_unique<Int8Plan>(claims, node, input, weight);
+  plan->has_rival = has_kernel(claims, node, activations->required(0, "x"));
   plan->nodes = std::move(nodes);
   plan->nodes.push_back(graph_node);
   if (gemm && node.input(2)) {

@@ -32,7 +32,7 @@ def normalise(model: ir.Model, source: str) -> None:
         source: What to call it.
 
     Raises:
-        OnnxpressError: Nodes wait for each other.
+        OnnxpressError: Nodes wait for each other, or something is read that is nowhere.
     """
     for root in roots(model):
         _name_standard_domain(root)
@@ -41,7 +41,21 @@ def normalise(model: ir.Model, source: str) -> None:
     _import_standard_domain(model)
     _free_inputs(model)
     OwnResults()(model)
+    for root in roots(model):
+        _check_read(root, source)
     settle_names(model)
+
+
+def _check_read(root: ir.Graph, source: str) -> None:
+    """Whatever is read or returned is there: an input, a constant, or the result of a node."""
+    for graph in (root, *root.subgraphs()):
+        read = [
+            (f"node '{node.name}' ({node.op_type}) reads", value) for node in graph for value in node.inputs if value
+        ]
+        returned = [("an output of a graph is", value) for value in graph.outputs]
+        for who, value in (*read, *returned):
+            if value.producer() is None and not value.is_graph_input() and not value.is_initializer():
+                raise OnnxpressError(f"{source}: {who} '{value.name}', which no node makes and no input is")
 
 
 def is_nameless(size: str) -> bool:

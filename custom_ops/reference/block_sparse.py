@@ -85,7 +85,7 @@ def block_sparse_matmul(
 
     Args:
         A: float32 [..., K], or uint8 codes where `a_scale` is given.
-        values: float32 or int8, as in `decode_blocks`.
+        values: float32 or int8, as in `decode_blocks`; of int8 at most 65,793 for an output, whose sums fit in int32.
         indices: As in `decode_blocks`.
         offsets: As in `decode_blocks`.
         scales: float32 [N], of int8 values.
@@ -114,9 +114,9 @@ def block_sparse_matmul(
             zero_point, scale = int(a_zero_point or 0), np.array([a_scale], np.float32)
             point = np.uint8(zero_point)
             codes = rows if rows.dtype == np.uint8 else quantize_linear(np.asarray(rows, np.float32), a_scale, point)
-        # Sums of products below 2**53 are exact in float64, in any order; int32 counts modulo 2**32.
+        # Exact in float64, in any order, and in int32: an output has at most 65,793 products of codes.
         sums = (codes.astype(np.float64) - zero_point) @ weight.astype(np.float64)
-        y = sums.astype(np.int64).astype(np.int32).astype(np.float32) * (scale[:, None] * scales)
+        y = sums.astype(np.float32) * (scale[:, None] * scales)
         y = y if bias is None else y + bias
     else:
         y = rows.astype(np.float64) @ weight.astype(np.float64)

@@ -31,6 +31,8 @@ _SIDE = 224  # of an image of unknown size
 _MOST_ELEMENTS = 1 << 30
 
 
+_UNNAMED = "?"
+"""All sizes without a name, as some exporters write them."""
 _WORDS = {"past": r"past", "batch": r"batch", "sequence": r"seq|length|token"}
 
 
@@ -48,7 +50,7 @@ def random_feeds(
         inputs: A session's inputs.
         dims: Sizes of symbolic dimensions: by exact name, or "batch", "sequence" and "past" for all whose names
             say so. A name such as "past + sequence" is the sum of its parts, and so is a total. Each open size can
-            also be called after its input and axis, such as "x:1", and one without a name of its own is.
+            also be called after its input and axis, such as "x:1", and all without a name are "?".
         seed: Of the generator.
         limits: By input, the least number that an integer must not reach, as `token_limits` finds it.
         side: Of an image whose size is open.
@@ -58,7 +60,7 @@ def random_feeds(
         UsageError: No input has a size of that name.
     """
     places = {_place(node, axis) for node in inputs for axis, size in enumerate(node.shape) if _is_open(size)}
-    names = {size for node in inputs for size in node.shape if isinstance(size, str)}
+    names = {size or _UNNAMED for node in inputs for size in node.shape if size is None or isinstance(size, str)}
     if unknown := sorted(set(dims) - {*_WORDS, *symbolic_sizes(inputs), *places, *names}):
         listed = ", ".join(symbolic_sizes(inputs)) or "none"
         raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
@@ -156,7 +158,8 @@ def _shape(node: Any, dims: Mapping[str, int], side: int) -> tuple[int, ...]:
         if isinstance(size, int) and not _is_open(size):
             return size
         default = side if image and axis >= 2 else 1
-        named = _size(size, dims, default) if isinstance(size, str) else default
+        unnamed = dims.get(_UNNAMED, default) if not isinstance(size, str) or is_nameless(size) else default
+        named = _size(size, dims, unnamed) if isinstance(size, str) else unnamed
         return dims.get(_place(node, axis), named)
 
     return tuple(size_of(axis, size) for axis, size in enumerate(node.shape))

@@ -19,9 +19,9 @@ from .feeds import is_float
 
 LEAST_SQNR = 3.0
 """Decibels of an output below which a conversion has ruined it: the noise is then 70 % of the signal."""
-MOST_DROWNED = 0.1
-"""Share of the channels of the last axis that may have more noise than signal. A few of many, those that hold least,
-have it after good conversions, too."""
+MOST_DROWNED = 0.15
+"""Share of the channels of the last axis that may have more noise than signal. Those that hold least have it after good
+conversions, too: up to 11 % of a page detector in fp8 on random numbers, where nf4 ruins 27 % of a text recogniser."""
 LEAST_EQUAL = 0.5
 """Share of equal elements of an output that is no float."""
 _LEAST_ROWS = 8  # of which a channel's noise is told

@@ -118,7 +118,8 @@ class Data:
                     raise UsageError(f"{where}: samples {first} and {first + index} differ; use a batch of 1")
             return arrays[0]
         if not entry.has_free_batch:
-            raise UsageError(f"{where}: its leading size is fixed; use a batch of 1")
+            size = entry.shape[0] if entry.shape else None
+            raise UsageError(f"{where}: its leading size is fixed at {size}; use a batch of 1")
         for index, array in enumerate(arrays):
             if array.shape[1:] != arrays[0].shape[1:]:
                 raise UsageError(

@@ -222,14 +222,16 @@ class _Body:
         from ..analysis.session import open_session, session_options
 
         session = open_session(ir.to_proto(self._model).SerializeToString(), session_options(threads=1))
-        feeds = {name: _fed(ort, tensor) for name, tensor in self._fed}
+        feeds: dict[str, Any] = {}
         try:
+            feeds.update((name, _fed(ort, tensor)) for name, tensor in self._fed)
             array: npt.NDArray[Any] = session.run_with_ort_values(None, feeds)[0].numpy()
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             raise OnnxpressError(f"a weight cannot be computed: {' '.join(str(error).split())}") from error
-        feeds.clear()  # what is mapped is unmapped only when nobody holds it
-        for _, tensor in self._fed:
-            release(tensor)
+        finally:
+            feeds.clear()  # they are views of what is unmapped
+            for _, tensor in self._fed:
+                release(tensor)
         return array
 
 

@@ -3,8 +3,9 @@
     SequenceMap(s, a) {x, b -> y}  =  Loop(SequenceLength(s), SequenceEmpty()) {i, ys -> SequenceInsert(ys, y)}
                                       with x = SequenceAt(s, i) and, of a sequence a, b = SequenceAt(a, i), else b = a
 
-Where an execution provider is there it does that after it looked for bodies of functions in the graph inside, and fails
-at nodes of our own domain, which have one. In a Loop they run.
+Where an execution provider is there it does that only after it looked for functions and asked the provider in the graph
+inside: it fails at nodes of our own domain, which are functions, and version 1.23 at all that the provider takes in the
+Loop. In a Loop that was one from the beginning they run.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from onnxpress.custom_ops import functions
 from ..names import names_of
 from .matching import is_standard
 from .rewriting import required, set_names
+from .weight_form import MICROSOFT
+
+_DOMAINS = {functions.DOMAIN, MICROSOFT}
 
 
 class ExpandSequenceMap:
-    """Expand the SequenceMap nodes that hold nodes of our own domain.
+    """Expand the SequenceMap nodes that hold products of low-bit weights.
 
     Left: those of whose results' elements the type is unknown.
     """
@@ -35,8 +39,8 @@ class ExpandSequenceMap:
 
 def _can_be_expanded(node: ir.Node) -> bool:
     body = node.attributes["body"].as_graph()
-    ours = any(each.domain == functions.DOMAIN for each in body.all_nodes())
-    return ours and all(isinstance(value.type, ir.TensorType) for value in body.outputs)
+    rewritten = any(each.domain in _DOMAINS or is_standard(each, "DequantizeLinear") for each in body.all_nodes())
+    return rewritten and all(isinstance(value.type, ir.TensorType) for value in body.outputs)
 
 
 def _expand(node: ir.Node) -> None:

@@ -223,11 +223,6 @@ def _upsample(node: ir.Node, rise: Rise) -> Edit:
     return lambda: _as_newer_resize(node, rise, "floor")
 
 
-def _no_tensorflow_pixels(node: ir.Node, rise: Rise) -> str | None:
-    mode = node.attributes.get_string("coordinate_transformation_mode", "")
-    return f"it has no '{mode}' any more" if mode == "tf_half_pixel_for_nn" else None
-
-
 def _renamed(op_type: str) -> Step:
     return lambda node, rise: lambda: setattr(node, "op_type", op_type)
 
@@ -298,7 +293,7 @@ STEPS: dict[str, tuple[tuple[int, Step], ...]] = {
     "Pad": ((11, _as_inputs(pads=1)), (11, _numbers_as_inputs(value=2))),
     **dict(_reductions()),
     **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), ((13, _as_inputs(axes=1)),)),
-    "Resize": ((11, _resize), (13, _no_tensorflow_pixels)),
+    "Resize": ((11, _resize),),
     **dict.fromkeys(_WITHOUT_KERNEL, ((22, _no_kernel),)),
     "RoiAlign": ((16, _default_was("coordinate_transformation_mode", "output_half_pixel")), (22, _no_kernel)),
     "Scan": ((9, _unknown("it went over batches on its own")),),

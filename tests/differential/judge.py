@@ -73,7 +73,7 @@ class Judge:
     def __call__(self, case: Case, steps: Sequence[str] = ("clean-up", "prepare", "convert")) -> list[Finding]:
         """What is wrong with this case; an original that ONNX Runtime refuses shows nothing."""
         self.seen["cases"] += 1
-        wanted = [_run(case.model, feeds, "none") for feeds in case.feeds]
+        wanted = [run(case.model, feeds, "none") for feeds in case.feeds]
         if isinstance(wanted[0], str):
             self.seen["refused by ONNX Runtime"] += 1
             return []
@@ -110,15 +110,15 @@ class Judge:
         for level in LEVELS:
             for number, (feeds, wanted) in enumerate(expected):
                 where = f"{step}, optimizations: {level}{', overridden' if number else ''}"
-                found = _run(proto, feeds, level)
+                found = run(proto, feeds, level)
                 if isinstance(found, str):
-                    if isinstance(_run(case.model, feeds, level), str):
+                    if isinstance(run(case.model, feeds, level), str):
                         continue  # nor does it take the original
                     yield Finding(case.seed, where, "does not load", found)
                     return
                 detail = difference(wanted, found, slack)
                 if detail and level == "all":
-                    original = _run(case.model, feeds, level)
+                    original = run(case.model, feeds, level)
                     if isinstance(original, str) or difference(wanted, original, slack):
                         continue  # its own optimizations change the original, too
                 if detail and not _is_steep(case.model, feeds, wanted, slack):
@@ -154,7 +154,7 @@ class Judge:
         for level in LEVELS:
             for number, (feeds, wanted) in enumerate(expected):
                 where = f"{step}, optimizations: {level}{', overridden' if number else ''}"
-                found = _run(proto, feeds, level)
+                found = run(proto, feeds, level)
                 if isinstance(found, str):
                     if "FLOAT8" in found or "float8" in found:
                         continue
@@ -184,7 +184,7 @@ def _raised(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]} at {place}"
 
 
-def _run(model: onnx.ModelProto, feeds: Feeds, level: str) -> list[np.ndarray] | str:
+def run(model: onnx.ModelProto, feeds: Feeds, level: str) -> list[np.ndarray] | str:
     """Outputs, or the error of ONNX Runtime."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
@@ -252,11 +252,11 @@ def _perturbed(feeds: Feeds, by: float) -> Feeds:
 def _is_steep(model, feeds: Feeds, wanted, slack: float) -> bool:
     """Whether the original itself turns rounding of its inputs into such a difference."""
     size = 1e-3 if any(a.dtype == np.float16 for a in feeds.values()) else _PERTURBED
-    other = _run(model, _perturbed(feeds, size), "none")
+    other = run(model, _perturbed(feeds, size), "none")
     return isinstance(other, str) or difference(wanted, other, slack / 4) is not None
 
 
 def _is_rough(model, feeds: Feeds, wanted, least: float) -> bool:
     """Whether a hundredth more or less of each input does as much to the original."""
-    other = _run(model, _perturbed(feeds, 0.02), "none")
+    other = run(model, _perturbed(feeds, 0.02), "none")
     return isinstance(other, str) or _rounded(wanted, other, least + 6) is not None

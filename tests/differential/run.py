@@ -28,10 +28,13 @@ def main() -> int:
     parser.add_argument("--cases", type=int, help="stop after so many")
     parser.add_argument("--case", type=int, help="show one case alone")
     parser.add_argument("--steps", default="clean-up,prepare,convert")
+    parser.add_argument("--original", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.case is not None:
         return _show(given.case, given.steps.split(","))
+    if given.original is not None:
+        return _run_original(given.original)
     if given.worker:
         return _work(given)
     return _watch(given)
@@ -53,6 +56,17 @@ def _show(seed: int, steps: list[str]) -> int:
     for finding in judge(small, steps):
         print(f"{finding.kind}: {finding.step}: {finding.detail}")
     return 1
+
+
+def _run_original(seed: int) -> int:
+    """For a process that sees whether ONNX Runtime crashes on the original as well."""
+    from differential.case import make
+    from differential.judge import LEVELS, run
+
+    case = make(seed)
+    for level in LEVELS:
+        run(case.model, case.feeds[0], level)
+    return 0
 
 
 def _work(given: argparse.Namespace) -> int:
@@ -94,9 +108,15 @@ def _watch(given: argparse.Namespace) -> int:
                     kinds[f"{finding['kind']}: {finding['step'].split(',')[0]}"] += 1
                     print(f"{finding['seed']}: {finding['kind']}: {finding['step']}: {finding['detail']}", flush=True)
         if worker.returncode != 0:
-            found += 1
-            print(f"{given.seed * _STRIDE + number}: crashes with code {worker.returncode}", flush=True)
+            seed = given.seed * _STRIDE + number
             number += 1
+            if subprocess.run(
+                [sys.executable, __file__, "--original", str(seed)], stderr=subprocess.DEVNULL
+            ).returncode:
+                seen["ONNX Runtime crashes on the original"] += 1
+                continue
+            found += 1
+            print(f"{seed}: crashes with code {worker.returncode}", flush=True)
     minutes = (time.monotonic() - begin) / 60
     print(f"{number - given.begin} cases in {minutes:.1f} min, {found} findings", dict(seen), dict(kinds), sep="\n")
     return int(found > 0)

@@ -353,6 +353,25 @@ def script(path, out, *more):
     return [sys.executable, "-c", SCRIPT.format(folders=folders, path=str(path), out=str(out)) + "".join(more)]
 
 
+FULL = """
+import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from onnxpress.optimizer import OnnxpressError, compile_context
+try:
+    compile_context({path!r})
+except OnnxpressError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """As far as a limit of sizes is one: an error, and no file but the model."""
+    ir.save(nbits_model(), tmp_path / "model.onnx")
+    command = [sys.executable, "-c", FULL.format(path=str(tmp_path / "model.onnx"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "cannot write: File too large" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
 def test_another_process(tmp_path):
     path, context, _ = compiled(tmp_path, nbits_model(level=4))
     subprocess.run(script(context, tmp_path / "y.npy"), check=True)

@@ -53,10 +53,10 @@ class Model:
         self.proto = ir.to_proto(b.model(9)).SerializeToString()
 
     def constants(self, index):
-        shape = (N,) if self.per == "column" else ()
+        shape = () if self.per == "tensor" else (N,)
         W = codes(self.rng, self.weight, (self.size, N), self.narrow)
         points = codes(self.rng, self.weight, shape)
-        scales = self.rng.uniform(0.001, 0.01, shape).astype(np.float32)
+        scales = self.rng.uniform(0.001, 0.01, (1, N) if self.per == "row" else shape).astype(np.float32)
         bias = self.rng.standard_normal(N).astype(np.float32)
         self.parts.append((W, scales, points if self.zero_points else 0, bias if self.bias else None))
         named = {"W": W, "scales": scales, "points": points, "bias": bias}
@@ -168,10 +168,23 @@ def test_a_bias_that_follows(rank):
 
 
 @pytest.mark.parametrize("order", ["scales first", "turned", "one by one"])
-@pytest.mark.parametrize("per", ["column", "tensor"])
+@pytest.mark.parametrize("per", ["column", "tensor", "row"])
 def test_orders_of_the_scales(order, per):
     # One by one, a result is rounded twice where the kernel rounds once.
     check([*WHOLE, "Add"], order=order, per=per, bias="after", exact=order != "one by one")
+
+
+def test_a_row_of_scales_that_may_add_an_axis():
+    """Where nobody knows how many the product has, it multiplies what was computed."""
+    model = Model(per="row")
+    proto = onnx.load_from_string(model.proto)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    session = ep.session(proto.SerializeToString(), options(), claim="dynamic_matmul")
+    assert taken(session) in (["Cast", "MatMulInteger"], None)
+    for M in (1, 5):
+        feeds = model.feeds(M)
+        np.testing.assert_allclose(session.run(None, feeds)[0], next(model.meaning(feeds)), rtol=1e-6, atol=1e-6)
 
 
 def test_several_products_of_the_same_activations():
@@ -338,6 +351,15 @@ def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
     assert "MatMulInteger node 'product0': we are no faster on scalar" in capfd.readouterr().err
     assert taken(session) in ([], None)
     assert taken(ep.session(Model().proto, options(), isa="scalar", claim="dynamic_matmul")) in (sorted(WHOLE), None)
+
+
+@pytest.mark.skipif("avx2" not in _kernels.supported_isas(), reason="a rule for x86")
+@pytest.mark.parametrize(("activation", "takes"), [("uint8", False), ("int8", True)])
+def test_what_is_taken_on_avx2(activation, takes):
+    """ONNX Runtime has no kernel for signed activations there but portable code."""
+    model = Model(form="matmul_integer_to_float", activation=activation)
+    expected = ["MatMulIntegerToFloat"] if takes else []
+    assert taken(ep.session(model.proto, options(), isa="avx2")) in (expected, None)
 
 
 def test_verify_reports_the_largest_error(capfd):

@@ -3,8 +3,6 @@
 // not tell of a failure. Who allocates is found out by the linker, which puts functions of this file around (--wrap).
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
-#include <new>
 #include <random>
 #include <string>
 #include <thread>
@@ -20,6 +18,7 @@ std::atomic<int> allocations_in_tasks{0};
 
 extern "C" {
 void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
+void* __real__Znwm(std::size_t size);  // operator new
 void* __real_mmap(void* address, std::size_t size, int protection, int flags, int file, long offset);
 
 void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
@@ -27,20 +26,16 @@ void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
   return __real_aligned_alloc(alignment, size);
 }
 
+void* __wrap__Znwm(std::size_t size) {
+  allocations_in_tasks += in_task;
+  return __real__Znwm(size);
+}
+
 void* __wrap_mmap(void* address, std::size_t size, int protection, int flags, int file, long offset) {
   allocations_in_tasks += in_task;
   return __real_mmap(address, size, protection, flags, file, offset);
 }
 }
-
-void* operator new(std::size_t size) {
-  allocations_in_tasks += in_task;
-  void* memory = std::malloc(size != 0 ? size : 1);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace onnxpress {
 namespace {

@@ -562,3 +562,50 @@ def test_a_rule_that_raises_is_left_out(monkeypatch):
     clean_up(model)
     assert clean_up.warnings == ["clean-up went without successive_relu_rule: ValueError: cannot do that"]
     assert op_types(model) == ["Relu", "Relu", "Identity"]
+
+
+def _call(name, *inputs, **attributes):
+    return node(name, list(inputs), ["h"], **attributes)
+
+
+WRONG = {
+    "a function that calls itself": _call("Loops", "x", domain="my"),
+    "a function of fewer inputs": _call("One", "x", "x", domain="my"),
+    "a function that gets a graph": _call("One", "x", domain="my", body=branch([node("Neg", ["x"], ["n"])], "n")),
+    "an attribute of another type": _call("Transpose", "t", perm=1.5),
+    "axes that are not there": _call("Transpose", "t", perm=[0, 2, 1]),
+    "a size that is not there": _call("Reshape", "x", "far"),
+    "a type that is not there": _call("Cast", "x", to=99),
+    "a bound of strings": _call("Clip", "c", "text", "one"),
+    "no inputs": _call("Identity"),
+    "a branch that is no graph": _call(
+        "If", "yes", then_branch=3, else_branch=branch([node("Neg", ["x"], ["n"])], "n")
+    ),
+    "fewer results": node(
+        "If",
+        ["yes"],
+        ["h", "h2"],
+        then_branch=branch([node("Neg", ["x"], ["n"])], "n"),
+        else_branch=branch([node("Abs", ["x"], ["m"])], "m"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_model_that_is_wrong_stays_so_without_an_exception(name):
+    functions = [
+        function("Loops", ["b"], [node("Loops", ["a"], ["b"], domain="my")]),
+        function("One", ["b"], [node("Neg", ["a"], ["b"])]),
+    ]
+    ahead = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        node("Clip", ["x", "text", "one"], ["c"]),
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "seven"], ["far"], axis=0),
+    ]
+    constants = {"yes": np.array(True), "text": np.array(["a"], object), "one": np.float32(1), "seven": np.array([7])}
+    nodes = [*ahead, WRONG[name], node("Abs", ["h"], ["y"])]
+    model = model_of(nodes, constants=constants, functions=functions, domains=["my"])
+    CleanUp()(model)
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    ir.to_proto(model)

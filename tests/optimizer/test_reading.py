@@ -280,6 +280,24 @@ def test_cycles_are_named(tmp_path):
         storage.load(tmp_path / "m.onnx")
 
 
+@pytest.mark.parametrize("where", ["a node", "a branch", "an output"])
+def test_what_is_read_and_nowhere_is_named(where, tmp_path):
+    product = node("MatMul", ["h", "W"], ["y"])
+    if where == "a branch":
+        branches = {
+            f"{which}_branch": helper.make_graph([node("Neg", [read], [which])], which, [], [info(which)])
+            for which, read in (("then", "lost"), ("else", "x"))
+        }
+        choice = numpy_helper.from_array(np.array(True), "choice")
+        model = model_of([node("If", ["choice"], ["h"], **branches), product], constants=[WEIGHT, choice])
+    else:
+        outputs = [info("y", None), info("lost", None)] if where == "an output" else None
+        model = model_of([node("Neg", ["x" if outputs else "lost"], ["h"]), product], outputs=outputs)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(OnnxpressError, match=r"m.onnx: .* 'lost', which no node makes and no input is"):
+        optimize(tmp_path / "m.onnx", Recipe(), tmp_path / "o.onnx")
+
+
 OPEN = ([-1, 32], ["?", 32], ["?", "?"], [-1, -1], [-5, "None"], ["", 32], [None, None])
 
 
@@ -329,6 +347,16 @@ def test_every_open_size_can_be_chosen_by_its_place(tmp_path, sizes):
     with pytest.raises(UsageError, match="--dim x:1: no input has a size of this name"):
         random_feeds(session.get_inputs(), {"x:1": 4})
     assert bench([tmp_path / "m.onnx"], dims=dims, rounds=1) is not None
+
+
+def test_all_sizes_without_a_name_can_be_chosen_at_once(tmp_path):
+    """Those of a model as it is exported, and of what it is converted to."""
+    onnx.save(model_of([RELU, PRODUCT], inputs=[info("x", ["?", 32])]), tmp_path / "m.onnx")
+    optimize(tmp_path / "m.onnx", Recipe(scheme="int8"), tmp_path / "o.onnx")
+    for name in "mo":
+        session = ort.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+        assert random_feeds(session.get_inputs(), {"?": 6})["x"].shape == (6, 32)
+    assert bench([tmp_path / "m.onnx", tmp_path / "o.onnx"], dims={"?": 3}, rounds=1) is not None
 
 
 def function_model(name: str, nodes) -> onnx.ModelProto:

@@ -249,7 +249,10 @@ def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, mon
 @pytest.mark.parametrize("max_drop", [None, 0.5])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_each_model_is_built_and_judged_once(path, tmp_path, monkeypatch, sign, max_drop):
-    """Float32, with and without restored moments; a search has judged the last one already."""
+    """Float32, with and without restored moments; a search has judged the last one already.
+
+    It is built without corrections of biases and weights, with the first of them, and with both.
+    """
     judged = []
 
     def count(session):
@@ -262,7 +265,7 @@ def test_each_model_is_built_and_judged_once(path, tmp_path, monkeypatch, sign, 
     monkeypatch.setattr(PlaceQdq, "__call__", lambda self, *given: placed.append(self) or place(self, *given))
     recipe = dataclasses.replace(STATIC, metric="judge:count", max_drop=max_drop)
     report = optimize(path, recipe, tmp_path / "o.onnx", calibration=Calibration(images()))
-    assert (len(judged), len(placed)) == (3, 1)
+    assert (len(judged), len(placed)) == (3, 3)
     values = {1000 - sign * 2, 1000 - sign * 3}
     assert report.details["metric"]["int8"] in values
     assert report.details["metric"]["int8"] == max(values)
