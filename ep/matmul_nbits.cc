@@ -50,7 +50,8 @@ std::unique_ptr<Plan> plan_matmul_nbits(const Claims& claims, const ort::Node* g
   if (!ours && (attributes.block_size < 16 || (attributes.block_size & (attributes.block_size - 1)) != 0)) {
     node.reject("block_size is " + std::to_string(attributes.block_size) + ", no power of two from 16");
   }
-  NBitsProduct product(claims.api, node.label(), attributes, read_types(node, bias), claims.options.isa);
+  const NBitsTypes types = read_types(node, bias);
+  NBitsProduct product(claims.api, node.label(), attributes, types, claims.options.isa);
   const ort::Value* codes = node.required_constant(1, "B");
   const ort::Value* scales = node.required_constant(2, "scales");
   const ort::Value* zero_points = node.input(3) ? node.required_constant(3, "zero_points") : nullptr;
@@ -59,6 +60,7 @@ std::unique_ptr<Plan> plan_matmul_nbits(const Claims& claims, const ort::Node* g
 
   auto plan = std::make_unique<NBitsPlan>(claims, std::move(product), source, node.required_variable(0, "A"));
   plan->nodes = {graph_node};
+  plan->has_rival = attributes.bits != 8 || zero_points == nullptr || types.zero_point == ort::kUint8;
   plan->set_bias(node, bias);
   plan->extend(claims, node);
   return plan;

@@ -66,7 +66,8 @@ bool is_made_by(const Claims& claims, const GraphValue& value, const char* op_ty
   return producer != nullptr && GraphNode(claims.api, producer).is(op_type);
 }
 
-// Whether ONNX Runtime, on x86, leaves codes signed. It makes those unsigned that a QuantizeLinear makes for one reader.
+// Whether ONNX Runtime, on x86, leaves codes signed. It makes those unsigned that a QuantizeLinear makes for one
+// reader.
 bool stay_signed(const Claims& claims, const GraphValue& codes) {
   if (codes.type().element != ort::kInt8) return false;
   return !is_made_by(claims, codes, "QuantizeLinear") || claims.graph.only_reader(codes) == nullptr;

@@ -45,9 +45,6 @@ class Gate:
             model: The original, whose nodes have names.
             check: Whether to run models; None does up to 500 MB of weights.
             sample: Gives inputs of the model where there are some, else random ones are made.
-
-        Raises:
-            OnnxpressError: Of `sample`.
         """
         self.warnings: list[str] = []
         original = bare(model)

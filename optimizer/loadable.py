@@ -7,7 +7,7 @@ nodes are searched that it runs it without: from all of them, larger and smaller
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -16,29 +16,36 @@ from .analysis.temporary import temporary_session
 from .errors import OnnxpressError
 from .static_models import Builder
 
+_REFUSED = "ONNX Runtime refuses the model with its rounded form"
 
-def refused_by_runtime(builder: Builder[Any, Any]) -> dict[str, str]:
+
+def refused_by_runtime(builder: Builder[Any, Any], known: Mapping[str, str]) -> dict[str, str]:
     """Names of the nodes to keep in float so that ONNX Runtime runs the model, and why.
+
+    Args:
+        builder: Of the model.
+        known: What was found for another model of the same graph, which is tried first.
 
     Raises:
         OnnxpressError: It refuses the float model as well.
     """
-    error = _error(builder, [])
+    error = _error(builder, known)
     if error is None:
-        return {}
+        return dict(known)
     operators = builder.plan(builder.model.clone(), {}).operators.values()
     # Products are given back first: they are what the conversion is for.
     ordered = sorted(operators, key=lambda operator: not operator.is_product)
     names = [operator.node.name or "" for operator in ordered]
-    if _error(builder, names) is not None:
+    if _error(builder, dict.fromkeys(names, _REFUSED)) is not None:
         raise error
-    reason = f"ONNX Runtime refuses the model with its rounded form: {_message(error)}"
-    return dict.fromkeys(_fewest(names, lambda kept: _error(builder, kept) is None), reason)
+    reason = f"{_REFUSED}: {_message(error)}"
+    fewest = _fewest(names, lambda kept: _error(builder, dict.fromkeys(kept, _REFUSED)) is None)
+    return dict.fromkeys(fewest, reason)
 
 
-def _error(builder: Builder[Any, Any], kept: Sequence[str]) -> OnnxpressError | None:
+def _error(builder: Builder[Any, Any], kept: Mapping[str, str]) -> OnnxpressError | None:
     """Why ONNX Runtime does not run the model with nodes of these names in float."""
-    model: ir.Model = builder.unrestored(dict.fromkeys(kept, "refused"))[0]
+    model: ir.Model = builder.unrestored(kept)[0]
     try:
         with temporary_session(model, model.graph.name or "the model") as session:
             for feeds in builder.feeds[:1]:

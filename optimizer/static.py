@@ -129,7 +129,7 @@ def convert(
         check_metric(recipe.metric, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
     builder = trials.settle(calibrate(model, recipe, data, progress), recipe)
-    kept = refused_by_runtime(builder)
+    kept = refused_by_runtime(builder, trials.refused)
     if not recipe.is_minifloat:
         kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .analysis.output_noise import OutputNoise
+from .loadable import refused_by_runtime
 from .outcome import Progress
 from .recipe import Recipe
 from .static_models import Builder, Calibrated
@@ -50,11 +51,13 @@ class Trials:
 
     Attributes:
         verdicts: On the steps that made the outputs worse.
+        refused: What ONNX Runtime runs none of the models with, and why; it was asked once.
     """
 
     def __init__(self, make: Make, progress: Progress) -> None:
         self.verdicts: list[Verdict] = []
         self._make, self._progress = make, progress
+        self.refused: dict[str, str] = {}
         self._noise: OutputNoise | None = None
 
     def settle(self, stages: Sequence[Calibrated], recipe: Recipe) -> Builder[Any, Any]:
@@ -91,7 +94,9 @@ class Trials:
 
     def noise(self, builder: Builder[Any, Any]) -> float:
         """Of a builder's model without further steps."""
-        return self.noise_of(builder, builder.build({}).model)
+        if self._noise is None:
+            self.refused = refused_by_runtime(builder, {})
+        return self.noise_of(builder, builder.build(self.refused).model)
 
     def noise_of(self, builder: Builder[Any, Any], model: Any) -> float:
         """Of a model, beside the float model of its builder."""

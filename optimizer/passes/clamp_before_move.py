@@ -48,5 +48,5 @@ def _swap(graph: ir.Graph, move: ir.Node, clamp: ir.Node) -> None:
     moved.name, y.name = y.name, moved.name
     moved.shape, moved.type = moved.shape or y.shape, moved.type or y.type
     y.shape, y.type = (None, None) if x is None else (x.shape, x.type)
-    graph.remove(clamp)
-    graph.insert_before(move, clamp)
+    graph.remove(move)
+    graph.insert_after(clamp, move)  # and not the clamp ahead, whose bounds may be made in between

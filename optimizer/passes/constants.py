@@ -206,31 +206,33 @@ class _Body:
             return "the size of what computes it from constants is not known"
         if max(math.prod(shape) for shape in shapes if shape is not None) > self._most:
             return "it is computed from constants that are much smaller than it"
+        result = inferred.output[0].type.tensor_type
+        dtype, shape = ir.DataType(result.elem_type), ir.Shape(_sizes(inferred.output[0]) or [])
+        if math.prod(shape.numpy()) > _SMALL:
+            return ir.LazyTensor(lambda: ir.Tensor(self._run(), dtype=dtype), dtype, shape)
         try:
-            array, dtype = self._run()
+            return ir.Tensor(self._run(), dtype=dtype)
         except OnnxpressError as error:
             return f"it is computed from constants, but not here: {error!s:.80}"
-        if array.size <= _SMALL:
-            return ir.Tensor(array, dtype=dtype)
-        return ir.LazyTensor(lambda: ir.Tensor(self._run()[0], dtype=dtype), dtype, ir.Shape(array.shape))
 
-    def _run(self) -> tuple[npt.NDArray[Any], ir.DataType]:
+    def _run(self) -> npt.NDArray[Any]:
         """Raises OnnxpressError."""
         import onnxruntime as ort
 
         from ..analysis.session import open_session, session_options
 
         session = open_session(ir.to_proto(self._model).SerializeToString(), session_options(threads=1))
+        feeds: dict[str, Any] = {}
         try:
-            feeds = {name: _fed(ort, tensor) for name, tensor in self._fed}
-            (result,) = session.run_with_ort_values(None, feeds)
-            array = result.numpy()
+            feeds.update((name, _fed(ort, tensor)) for name, tensor in self._fed)
+            array: npt.NDArray[Any] = session.run_with_ort_values(None, feeds)[0].numpy()
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-            raise OnnxpressError(" ".join(str(error).split())) from error
+            raise OnnxpressError(f"a weight cannot be computed: {' '.join(str(error).split())}") from error
         finally:
+            feeds.clear()  # what is mapped is unmapped only when nobody holds it
             for _, tensor in self._fed:
                 release(tensor)
-        return array, ir.DataType.from_numpy(array.dtype)
+        return array
 
 
 def _parts(value: ir.Value) -> tuple[dict[ir.Value, ir.TensorProtocol], list[ir.Node]]:

@@ -226,6 +226,8 @@ def test_what_is_no_faster_is_left_unless_it_is_named(capfd):
     assert not taken(session)
     assert taken(ep.session(make()[0], options(), isa="scalar", claim="matmul_nbits")) in (True, None)
     assert taken(ep.session(make(bits=3, domain="onnxpress")[0], options(), isa="scalar")) in (True, None)
+    unknown = make(bits=8, zero_points="float")[0]  # to ONNX Runtime
+    assert taken(ep.session(unknown, options(), isa="scalar")) in (True, None)
 
 
 def test_accuracy_level_of_the_node_and_of_the_option():

@@ -76,3 +76,14 @@ def test_stops_at_arithmetic():
 
 def test_leaves_what_others_read():
     assert swapped(model(transpose, relu, extra_output=True), changes=False) == ["Transpose", "Relu"]
+
+
+def test_a_bound_that_is_made_between_the_move_and_the_clamp_stays_ahead_of_it():
+    b = Builder()
+    moved = b.op("Transpose", b.input("x", [3, 4]), perm=[1, 0], name="move")
+    high = b.op("Identity", b.constant("c", np.float32(0.5).reshape(())), name="bound")
+    y = b.op("Clip", moved, None, high, name="clamp")
+    b.output(y, [4, 3])
+    model = b.model()
+    assert ClampBeforeMove()(model)
+    assert [node.name for node in model.graph] == ["bound", "clamp", "move"]

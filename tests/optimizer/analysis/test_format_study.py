@@ -11,7 +11,7 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import cli
+from onnxpress.optimizer import app
 from onnxpress.optimizer.analysis.compare import DEFAULT_DIMS, measure
 from onnxpress.optimizer.analysis.feeds import random_feeds
 from onnxpress.optimizer.analysis.format_study import FormatStudy, Verdict, study_formats
@@ -54,7 +54,7 @@ def quality(monkeypatch):
 
 
 def invoke(*arguments):
-    return CliRunner().invoke(cli.app, ["study", *map(str, arguments)])
+    return CliRunner().invoke(app.app, ["study", *map(str, arguments)])
 
 
 def test_figures(model, bare, quality, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress import models
-from onnxpress.optimizer import cli, storage
+from onnxpress.optimizer import app, storage
 from onnxpress.optimizer.calibration.calibrate import activations, calibrate, merge
 from onnxpress.optimizer.calibration.ranges import METHODS, activation_range
 from onnxpress.optimizer.calibration.source import tokenizer_beside
@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)))
+    return CliRunner().invoke(app.app, list(map(str, arguments)))
 
 
 @pytest.fixture
