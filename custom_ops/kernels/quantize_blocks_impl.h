@@ -74,10 +74,10 @@ struct Nearest {
 };
 
 // What each weight's squared error counts: more, the larger it is within its block.
-inline void count_errors(const LaneBlock& b, std::int64_t size, Lanes extreme) {
-  Lanes share, total = {};
-  drop_subnormals(extreme);
-  reciprocals(extreme, share);
+inline void count_errors(const LaneBlock& b, std::int64_t size, const Lanes& extreme) {
+  Lanes largest = extreme, share, total = {};
+  drop_subnormals(largest);
+  reciprocals(largest, share);
   for (std::int64_t k = 0; k < size; ++k) {
     Lanes value;
     load(b.x + k * kLanes, value);
