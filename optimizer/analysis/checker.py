@@ -44,7 +44,7 @@ class Complaint:
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """A model with inputs, which have a type and a shape alone, in the place of constants beyond 1 KB.
+    """A model with inputs, which have a type and a shape alone, in the place of constants beyond 1 KB but outputs.
 
     Attributes:
         proto: The model.
@@ -62,14 +62,16 @@ def bare(model: ir.Model) -> Bare:
     copy, weights = model.clone(), dict[str, ir.TensorProtocol]()
     for graph in [copy.graph, *copy.graph.subgraphs()]:
         for value in list(graph.initializers.values()):
-            if value.const_value is not None and _is_large(value.const_value) and not value.is_graph_input():
+            if value.is_graph_input() or value.is_graph_output():  # whose names are those of the model
+                continue
+            if value.const_value is not None and _is_large(value.const_value):
                 del graph.initializers[value.name or ""]
                 _feed(copy.graph, value, value.const_value, weights)
         for node in list(graph):
             attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            if attribute is not None and _is_large(attribute.value):
+            if attribute is not None and _is_large(attribute.value) and not node.outputs[0].is_graph_output():
                 value = ir.Value()
-                ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+                ir.convenience.replace_all_uses_with(node.outputs[0], value)
                 graph.remove(node, safe=True)
                 _feed(copy.graph, value, attribute.value, weights)
     return Bare(ir.to_proto(copy), weights, frozenset(_clashes(model)))

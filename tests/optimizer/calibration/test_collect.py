@@ -216,3 +216,17 @@ def test_statistics_of_different_things_do_not_merge():
         collected(samples()).merge(collected(samples(), {"x": EVERYTHING}))
     with pytest.raises(UsageError, match="'x' cannot be merged: different statistics"):
         collected(samples(), {"x": EVERYTHING}).merge(collected(samples(), {"x": Wanted()}))
+
+
+def test_of_an_input_with_a_default_the_default_is_seen_where_nothing_else_is_given():
+    b = graphs.Builder()
+    x, scale = b.input("x", ["batch", 24]), b.constant("scale", np.full(24, 3, np.float32))
+    b.graph.inputs.append(scale)
+    b.output(b.op("Mul", x, scale, name="scaled"), ["batch", 24])
+    model = b.model()
+    given = [{"x": row[np.newaxis]} for row in samples(2)]
+    given[1]["scale"] = np.full(24, 5, np.float32)
+    wanted = {"scale": Wanted(), "scaled_out": Wanted()}
+    found = collect(model, open_data(given, inputs_of(model)), wanted)
+    assert (found["scale"].low, found["scale"].high) == (3, 5)
+    assert found["scaled_out"].absmax == max(3 * np.abs(given[0]["x"]).max(), 5 * np.abs(given[1]["x"]).max())
