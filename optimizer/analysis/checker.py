@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from .. import storage
@@ -62,11 +63,15 @@ def bare(model: ir.Model) -> Bare:
     copy, weights = model.clone(), dict[str, ir.TensorProtocol]()
     for graph in [copy.graph, *copy.graph.subgraphs()]:
         for value in list(graph.initializers.values()):
-            if value.is_graph_input() or value.is_graph_output():  # whose names are those of the model
+            if value.const_value is None:
                 continue
-            if value.const_value is not None and _is_large(value.const_value):
+            named = value.is_graph_input() or value.is_graph_output()  # whoever runs the model knows it by its name
+            if _is_large(value.const_value) and not named:
                 del graph.initializers[value.name or ""]
                 _feed(copy.graph, value, value.const_value, weights)
+            elif isinstance(value.const_value, ir.ExternalTensor):  # which the checker looks for in the current folder
+                array, dtype = np.array(value.const_value.numpy()), value.const_value.dtype
+                value.const_value = ir.Tensor(array, dtype=dtype, name=value.name)
         for node in list(graph):
             attribute = node.attributes.get("value") if node.op_type == "Constant" else None
             if attribute is not None and _is_large(attribute.value) and not node.outputs[0].is_graph_output():
@@ -74,6 +79,7 @@ def bare(model: ir.Model) -> Bare:
                 ir.convenience.replace_all_uses_with(node.outputs[0], value)
                 graph.remove(node, safe=True)
                 _feed(copy.graph, value, attribute.value, weights)
+    storage.embed_attributes(copy)
     return Bare(ir.to_proto(copy), weights, frozenset(_clashes(model)))
 
 
