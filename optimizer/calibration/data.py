@@ -118,7 +118,8 @@ class Data:
         """What takes the place of defaults, in all samples of a batch alike."""
         names = [entry.name for entry in self._inputs if entry.has_default]
         for name in names:
-            if not all(np.array_equal(feeds.get(name), batch[0].get(name)) for feeds in batch):
+            given = [feeds[name] for feeds in batch if name in feeds]
+            if len(given) not in (0, len(batch)) or not all(np.array_equal(array, given[0]) for array in given):
                 raise UsageError(
                     f"{self.name}: input '{name}', which has a default, differs in samples {first} to "
                     f"{first + len(batch) - 1}; use a batch of 1"

@@ -22,7 +22,7 @@ _WITH_BY_PRODUCTS = ("Dropout", "LayerNormalization", "MaxPool")
 def remove_unused(model: ir.Model) -> bool:
     """Drop nodes and initializers that nothing reads, in all graphs and functions; whether there were any."""
     _forget_removed_readers(model)
-    counts = [_clean(root) for root in (model.graph, *model.functions.values())]
+    counts = [_clean(root) for root in roots(model)]
     return any(counts)
 
 
@@ -68,7 +68,7 @@ def _forget_removed_readers(model: ir.Model) -> None:
                 detach(node)
 
 
-def _clean(graph: ir.Graph | ir.Function) -> int:
+def _clean(graph: ir.Graph) -> int:
     kept, count = set(graph.outputs), 0
     for node in reversed(graph):
         if not (is_foreign(node) or any(value in kept or value.uses() for value in node.outputs)):
@@ -80,7 +80,7 @@ def _clean(graph: ir.Graph | ir.Function) -> int:
         if is_standard(node, *_WITH_BY_PRODUCTS) and not any(v in kept or v.uses() for v in node.outputs[1:]):
             node.resize_outputs(1)
         count += sum(map(_clean, inner_graphs(node)))
-    return count + (_drop_initializers(graph, kept) if isinstance(graph, ir.Graph) else 0)
+    return count + _drop_initializers(graph, kept)
 
 
 def _drop_trailing_inputs(node: ir.Node) -> None:
