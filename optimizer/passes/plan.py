@@ -27,6 +27,8 @@ MIN_ELEMENTS = 1024
 MIN_TABLE_ELEMENTS = 1 << 20
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_CAST_FIRST = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""Types of stored weights that are read as what they are cast to."""
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
 
@@ -254,7 +256,8 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
             flipped = not flipped
         if producer.op_type == "Cast":
             to = ir.DataType(producer.attributes.get_int("to", 0))
-            if to not in _FLOATS:
+            stored = stored_constant(producer.inputs[0]) if producer.inputs[0] is not None else None
+            if to not in _FLOATS or (stored is not None and stored.dtype in _CAST_FIRST):
                 break
             cast = cast or to
         value = producer.inputs[0]
