@@ -237,7 +237,7 @@ def save(
         OnnxpressError: The disk is full or another error of the operating system.
     """
     path = check_target(path)
-    _embed_attributes(model)
+    embed_attributes(model)
     total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
     external = has_external_data(model) if external is None else external
     replaced = _data_files_of(path)
@@ -251,7 +251,7 @@ def save(
             old.unlink()
 
 
-def _embed_attributes(model: ir.Model) -> None:
+def embed_attributes(model: ir.Model) -> None:
     """Tensors of attributes move into the model file: runtimes look for external data of initializers only."""
     for graph in graphs(model):
         for node in graph:

@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from .. import storage
@@ -62,9 +63,14 @@ def bare(model: ir.Model) -> Bare:
     copy, weights = model.clone(), dict[str, ir.TensorProtocol]()
     for graph in [copy.graph, *copy.graph.subgraphs()]:
         for value in list(graph.initializers.values()):
-            if value.const_value is not None and _is_large(value.const_value) and not value.is_graph_input():
+            if value.const_value is None:
+                continue
+            if _is_large(value.const_value) and not value.is_graph_input():
                 del graph.initializers[value.name or ""]
                 _feed(copy.graph, value, value.const_value, weights)
+            elif isinstance(value.const_value, ir.ExternalTensor):  # which the checker looks for in the current folder
+                array, dtype = np.array(value.const_value.numpy()), value.const_value.dtype
+                value.const_value = ir.Tensor(array, dtype=dtype, name=value.name)
         for node in list(graph):
             attribute = node.attributes.get("value") if node.op_type == "Constant" else None
             if attribute is not None and _is_large(attribute.value):
@@ -72,6 +78,7 @@ def bare(model: ir.Model) -> Bare:
                 ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
                 graph.remove(node, safe=True)
                 _feed(copy.graph, value, attribute.value, weights)
+    storage.embed_attributes(copy)
     return Bare(ir.to_proto(copy), weights, frozenset(_clashes(model)))
 
 

@@ -191,8 +191,9 @@ def test_inputs_that_are_made_up():
     assert feeds["image"].shape == (1, 3, 48, 224)
     assert feeds["sound"].shape == (1, 512)
     assert feeds["flag"].shape == ()
-    with pytest.raises(UsageError, match="the model's symbolic sizes: x:0, n"):
-        random_feeds([Input("x", "tensor(float)", [None, "n"])], {"x:1": 4})
+    assert random_feeds([Input("x", "tensor(float)", [None, "n"])], {"x:1": 4})["x"].shape == (1, 4)
+    with pytest.raises(UsageError, match=r"the model's symbolic sizes: .*x:0.*n"):
+        random_feeds([Input("x", "tensor(float)", [None, "n"])], {"x:2": 4})
     with pytest.raises(OnnxpressError, match="too large"):
         random_feeds([Input("x", "tensor(float)", ["n"])], {"n": 2**40})
     with pytest.raises(OnnxpressError, match="cannot be made up"):

@@ -82,12 +82,12 @@ def test_float_outputs_are_computed_once(monkeypatch):
     assert runs == ["the float model"] * 2 + ["the candidate"] * 4
 
 
-def test_broken_outputs_count_least():
+def test_broken_outputs():
     metric = choose_metric(None, model(), feeds([1, 0]))
     assert metric(model(noise=math.nan)) == -1
     b = graphs.Builder()
     b.output(b.op("Concat", *[b.input("x", ["batch", 2])] * 2, axis=1), ["batch", 4])
-    assert metric(b.model()) == -1
+    assert math.isnan(metric(b.model()))  # of another shape: nothing can be said
 
 
 def test_nan_of_the_float_model_is_said():

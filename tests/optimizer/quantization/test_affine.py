@@ -99,11 +99,14 @@ def test_the_search_gains_on_tails():
 
 
 def test_the_search_keeps_an_outlier():
-    """In squares, to cut an outlier of six to five costs 1; steps for six cost 12.2 in all, those for five 8.5."""
+    """In squares, to cut an outlier of six to five costs 1; steps for six cost 12.2 in all, those for five 8.5.
+
+    As its error counts for what it is, it loses no more than the first of the shorter scales takes.
+    """
     weight = np.clip(np.random.default_rng(0).standard_normal((3, 65536)), -4, 4).astype(np.float32)
     weight[:, 7] = 6
     rounded = quantize_weight(weight, 0)
-    np.testing.assert_allclose(rounded.codes[:, 7] * rounded.scale, 6, rtol=1e-3)
+    assert (rounded.codes[:, 7] * rounded.scale >= 0.965 * 6).all()
 
 
 def test_channels_of_zeros_take_the_scale_of_others():
