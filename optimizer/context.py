@@ -31,7 +31,7 @@ from .report import ContextReport
 
 _INNER_GRAPHS = (
     " (the model has graphs inside nodes, which ONNX Runtime 1.23 cannot save where the execution provider takes"
-    " nodes of them, and newer versions not where they compute constants beyond 127 bytes)"
+    " nodes of them, and newer versions not where they return constants beyond 127 bytes)"
 )
 
 

@@ -1,7 +1,7 @@
 """Models with graphs inside nodes in a form that ONNX Runtime can save once nodes of the main graph are compiled.
 
 It keeps of the main graph what its own nodes and outputs read, and forgets what only inner graphs do; and it cannot
-write larger constants of inner graphs.
+write larger constants of inner graphs, be they stored or computed when it loads the model.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from .passes.constants import constant_of, is_computation, is_constant, mark_constants
 from .passes.rewriting import add_initializer
 
 _MOST_INNER = 127  # bytes
@@ -21,6 +22,7 @@ def prepare_inner_graphs(model: ir.Model) -> None:
     Args:
         model: Changed. What it computes stays the same, but for its new outputs.
     """
+    mark_constants(model)
     for graph in model.graph.subgraphs():
         _move_constants(graph, model.graph)
     known = {*model.graph.inputs, *model.graph.outputs}
@@ -41,11 +43,14 @@ def _move_constants(graph: ir.Graph, main: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if value.const_value is not None and not value.is_graph_input() and _moves(value, value.const_value, main):
             del graph.initializers[name]
-    for node in list(graph):
-        attribute = node.attributes.get("value")
-        if node.op_type != "Constant" or attribute is None:
+    for node in reversed(list(graph)):
+        # ONNX Runtime computes such constants itself when it loads the model, and cannot write them either.
+        if not is_computation(node) or not all(map(is_constant, node.outputs)):
             continue
-        if _moves(node.outputs[0], attribute.as_tensor(), main):
+        for value in node.outputs:
+            if value.uses() and (tensor := constant_of(value)) is not None:
+                _moves(value, tensor, main)
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)
 
 

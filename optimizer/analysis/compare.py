@@ -33,6 +33,7 @@ from .session import (
     session_options,
     uses_our_ops,
 )  # fmt: skip
+from .token_limits import token_limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -152,7 +153,10 @@ def compare(
         )
     one, other = (probe.session.get_inputs() for probe in models)
     inputs = shared_inputs(str(first), one, str(second), other)
-    feeds = read_feeds(data, inputs) if data else random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed)
+    if data:
+        feeds = read_feeds(data, inputs)
+    else:
+        feeds = random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed, limits=token_limits(models[0].model))
     outputs = _outputs(first, models[0], second, models[1])
     known = set(models[0].tensors) - set(outputs)
     shared = [*outputs, *(name for name in models[1].tensors if name in known)]

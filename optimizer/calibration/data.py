@@ -226,6 +226,7 @@ def _of_objects(source: Any, inputs: Sequence[Input], samples: int | None, batch
     if callable(source) and not isinstance(source, Iterable):
         name = getattr(source, "__name__", type(source).__name__)
         return Data(name, inputs, _called(source, name, samples), samples, batch)
+    source = _walked(source)
     if not isinstance(source, Iterable) or isinstance(source, Mapping):
         raise UsageError(f"calibration data is a {type(source).__name__}; give an iterable of samples, or a path")
     if isinstance(source, Iterator):
@@ -238,13 +239,20 @@ def _of_objects(source: Any, inputs: Sequence[Input], samples: int | None, batch
     return Data("calibration data", inputs, lambda: source, samples, batch)
 
 
+def _walked(source: Any) -> Any:
+    """What only hands out samples by number, as data sets of PyTorch do, as an iterator; all else as it is."""
+    if isinstance(source, Iterable) or not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        return source
+    return (source[index] for index in range(len(source)))
+
+
 def _called(function: Callable[[], Iterable[Any]], name: str, samples: int | None) -> Callable[[], Iterable[Any]]:
     kept: list[Any] = []  # of the only iterator that the function has
 
     def walk() -> Iterable[Any]:
         if kept:
             return kept
-        found = function()
+        found = _walked(function())
         if not isinstance(found, Iterable) or isinstance(found, Mapping):
             raise UsageError(f"{name}: returned a {type(found).__name__}, not an iterable of samples")
         if isinstance(found, Iterator) and function() is found:

@@ -27,8 +27,7 @@ MIN_ELEMENTS = 1024
 MIN_TABLE_ELEMENTS = 1 << 20
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_CAST_FIRST = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-"""Types of stored weights that are read as what they are cast to."""
+_CAST_FIRST = (ir.DataType.DOUBLE, ir.DataType.BFLOAT16)  # the weight is what a Cast makes of such a constant
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
 
@@ -235,10 +234,14 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
 def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
     cast: ir.DataType | None = None
+    made: tuple[ir.Value, bool] | None = None
     while value is not None:
         if value.is_initializer() and value.is_graph_input():
             return "the weight is also a graph input, which a caller may override"
         tensor = stored_constant(value)
+        if tensor is not None and made is not None and tensor.dtype in _CAST_FIRST:
+            value, flipped = made
+            break
         if tensor is not None:
             return Weight(value, tensor, flipped, cast or tensor.dtype)
         producer = value.producer()
@@ -256,9 +259,9 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
             flipped = not flipped
         if producer.op_type == "Cast":
             to = ir.DataType(producer.attributes.get_int("to", 0))
-            stored = stored_constant(producer.inputs[0]) if producer.inputs[0] is not None else None
-            if to not in _FLOATS or (stored is not None and stored.dtype in _CAST_FIRST):
+            if to not in _FLOATS:
                 break
+            made = value, flipped
             cast = cast or to
         value = producer.inputs[0]
     tensor = constant_of(value) if value is not None else None

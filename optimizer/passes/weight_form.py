@@ -33,6 +33,7 @@ _SCALES = {
     "pow2": ir.DataType.FLOAT,
     "e8m0": ir.DataType.BFLOAT16,  # has all its powers of two; MatMulMiniFloat has the type itself
 }
+_CAST_OF_BFLOAT16 = 13  # the first opset that has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,9 @@ def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType) -> WeightFo
     if form == "onnxpress" or scheme.bits not in _MICROSOFT_BITS or (tied and not scheme.has_kernel):
         return WeightForm(functions.DOMAIN, "MatMulNBits", scheme, _SCALES[scheme.scale_type], functions.MIN_OPSET)
     scheme = dataclasses.replace(scheme, scale_type="float16") if tied else scheme
-    return WeightForm(MICROSOFT, "MatMulNBits", scheme, _SCALES[scheme.scale_type])
+    scales = _SCALES[scheme.scale_type]
+    opset = _CAST_OF_BFLOAT16 if scales == ir.DataType.BFLOAT16 else 1
+    return WeightForm(MICROSOFT, "MatMulNBits", scheme, scales, opset)
 
 
 def convolution_form(form: str, scheme: WeightScheme, dtype: ir.DataType, K: int) -> WeightForm | str:

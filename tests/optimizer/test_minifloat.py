@@ -190,6 +190,14 @@ def test_block_floating_point_of_float16(tmp_path):
     assert run(proto, RNG.standard_normal((2, 64)).astype(np.float16), False).shape == (2, 32)
 
 
+@pytest.mark.parametrize("opset", [7, 11, 12])
+@pytest.mark.parametrize("scheme", BLOCK_FLOATS)
+def test_block_floating_point_of_old_opsets(scheme, opset, tmp_path):
+    """Scales of stock MatMulNBits are bfloat16 behind a Cast, which takes them from opset 13 on."""
+    proto, _ = emitted(graphs.matmul_model(64, 32, opset=opset), Recipe(scheme=scheme, accuracy_level=0), tmp_path)
+    assert run(proto, RNG.standard_normal((2, 64)).astype(np.float32), True).shape == (2, 32)
+
+
 @pytest.mark.parametrize(
     ("scheme", "block_size", "kind", "opset", "ir_version"),
     [

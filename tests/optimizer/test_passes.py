@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphs
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -164,9 +165,10 @@ def test_float16(form, tmp_path):
     np.testing.assert_allclose(got, want, atol=4e-3 * np.abs(want).max())
 
 
-def test_weight_behind_views_and_casts(tmp_path):
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
+def test_weight_behind_views_and_casts(dtype, tmp_path):
     b = graphs.Builder()
-    stored = graphs.weight(40, 64, dtype=np.float16)
+    stored = graphs.weight(40, 64).astype(dtype)
     value = b.op("Identity", b.constant("W", stored))
     value = b.op("Transpose", b.op("Cast", value, to=int(ir.DataType.FLOAT)), perm=[1, 0])
     b.output(b.op("MatMul", b.input("x", ["m", 64]), value, name="product"), ["m", 40])
@@ -174,7 +176,7 @@ def test_weight_behind_views_and_casts(tmp_path):
     path, _ = emitted(b.model(), recipe, tmp_path)
     assert node_types(path) == ["com.microsoft::MatMulNBits"]
     x = RNG.standard_normal((3, 64)).astype(np.float32)
-    want = x @ rounded(stored, recipe, transposed=True)
+    want = x @ rounded(stored.astype(np.float32), recipe, transposed=True)
     np.testing.assert_allclose(run(path, {"x": x})[0], want, atol=2e-5 * np.abs(want).max())
 
 

@@ -264,3 +264,12 @@ def test_a_compiled_model_is_no_reference(tmp_path, provider):
     else:
         with pytest.raises(OnnxpressError, match=r"c\.onnx: is compiled .*: give --ep"):
             compare(tmp_path / "a.onnx", tmp_path / "c.onnx")
+
+
+def test_random_indices_stay_within_a_small_table(tmp_path):
+    b = graphs.Builder()
+    rows = b.op("Gather", b.constant("table", graphs.weight(3, 64)), b.input("ids", ["n"], ir.DataType.INT64))
+    b.output(b.op("MatMul", rows, b.constant("W", graphs.weight(64, 32))), ["n", 32])
+    ir.save(b.model(), tmp_path / "model.onnx")
+    optimize(tmp_path / "model.onnx", Recipe(), tmp_path / "low.onnx")
+    assert compare(tmp_path / "model.onnx", tmp_path / "low.onnx")

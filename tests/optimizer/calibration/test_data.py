@@ -113,6 +113,23 @@ def test_objects():
     assert len(list(open_data(endless(), ONE, samples=3))) == 3
 
 
+def test_what_hands_out_samples_by_number_alone():
+    """As data sets of PyTorch do, with numbers beyond their end refused in any way."""
+    x = arrays()
+
+    class Dataset:
+        def __len__(self):
+            return len(x)
+
+        def __getitem__(self, index):
+            assert index < len(x)
+            return {"x": x[index][np.newaxis]}
+
+    for source in (Dataset(), Dataset):
+        check_samples(open_data(source, ONE))
+    assert len(list(open_data(Dataset(), ONE, samples=2))) == 2
+
+
 def generated():
     yield from (array[None] for array in arrays())
 
