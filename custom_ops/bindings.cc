@@ -20,11 +20,11 @@ void check_scheme(int bits, std::int64_t block_size) {
 }
 
 std::tuple<double, double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
-                                                      std::int64_t block_size, bool symmetric, bool search,
-                                                      const std::string& scale_type,
-                                                      std::pair<std::int64_t, std::int64_t> columns, Bytes& packed,
-                                                      Floats& scales, Bytes& zero_points,
-                                                      const std::optional<std::string>& isa) {
+                                                              std::int64_t block_size, bool symmetric, bool search,
+                                                              const std::string& scale_type,
+                                                              std::pair<std::int64_t, std::int64_t> columns,
+                                                              Bytes& packed, Floats& scales, Bytes& zero_points,
+                                                              const std::optional<std::string>& isa) {
   check_scheme(bits, block_size);
   require(weight.ndim() == 2, "weight must have two axes");
   require(scale_type == "float32" || scale_type == "float16", "scale_type must be float32 or float16");

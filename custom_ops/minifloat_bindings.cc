@@ -78,8 +78,8 @@ void bind_minifloat(py::module_& m) {
   m.def("matmul_minifloat", py_matmul, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("bias"),
         py::kw_only(), py::arg("format"), py::arg("block_size"), py::arg("K"), py::arg("accuracy_level") = 0,
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
-  m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("growth"),
-        py::arg("format"), py::arg("isa") = py::none(),
+  m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("growth"), py::arg("format"),
+        py::arg("isa") = py::none(),
         "Returns six sums of each block and the name of the instruction set whose code ran.");
 }
 

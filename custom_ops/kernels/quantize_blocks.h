@@ -1,5 +1,6 @@
 // Rounding a float weight to 2 to 8 bits in blocks along K, with a search for each block's scale.
-// `quantize_block` in reference/rounding.py is the algorithm; results are the same bit for bit on every instruction set.
+// `quantize_block` in reference/rounding.py is the algorithm; results are the same bit for bit on every instruction
+// set.
 #pragma once
 
 #include <cstdint>

@@ -45,7 +45,7 @@ class Complaint:
 
 @dataclasses.dataclass(frozen=True)
 class Bare:
-    """A model with inputs, which have a type and a shape alone, in the place of constants beyond 1 KB.
+    """A model with inputs, which have a type and a shape alone, in the place of constants beyond 1 KB but outputs.
 
     Attributes:
         proto: The model.
@@ -65,7 +65,8 @@ def bare(model: ir.Model) -> Bare:
         for value in list(graph.initializers.values()):
             if value.const_value is None:
                 continue
-            if _is_large(value.const_value) and not value.is_graph_input():
+            named = value.is_graph_input() or value.is_graph_output()  # whoever runs the model knows it by its name
+            if _is_large(value.const_value) and not named:
                 del graph.initializers[value.name or ""]
                 _feed(copy.graph, value, value.const_value, weights)
             elif isinstance(value.const_value, ir.ExternalTensor):  # which the checker looks for in the current folder
@@ -73,9 +74,9 @@ def bare(model: ir.Model) -> Bare:
                 value.const_value = ir.Tensor(array, dtype=dtype, name=value.name)
         for node in list(graph):
             attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            if attribute is not None and _is_large(attribute.value):
+            if attribute is not None and _is_large(attribute.value) and not node.outputs[0].is_graph_output():
                 value = ir.Value()
-                ir.convenience.replace_all_uses_with(node.outputs[0], value, replace_graph_outputs=True)
+                ir.convenience.replace_all_uses_with(node.outputs[0], value)
                 graph.remove(node, safe=True)
                 _feed(copy.graph, value, attribute.value, weights)
     storage.embed_attributes(copy)

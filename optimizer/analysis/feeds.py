@@ -132,7 +132,8 @@ def type_name(dtype: np.dtype) -> str:
 
 def _random(node: Any, dims: Mapping[str, int], side: int, generator: np.random.Generator) -> np.ndarray:
     if node.type not in _TYPES:
-        raise OnnxpressError(f"input {node.name} of type {node.type}: give --data, it cannot be made up")
+        advice = "; give --data" if node.type.startswith("tensor(") else ", nor be given: it is no tensor"
+        raise OnnxpressError(f"input {node.name} of type {node.type} cannot be made up{advice}")
     dtype = _TYPES[node.type]
     shape = _shape(node, dims, side)
     if np.prod([float(size) for size in shape]) > _MOST_ELEMENTS:

@@ -134,9 +134,9 @@ class _Likeness:
 
     @staticmethod
     def _check(name: str, output: npt.NDArray[Any], sample: int) -> None:
-        if np.issubdtype(output.dtype, np.floating) and np.isnan(output).any():
+        if np.issubdtype(output.dtype, np.floating) and output.size and np.isnan(output).all():
             raise OnnxpressError(
-                f"output {name} of the float model holds NaN on sample {sample}; give other data or another metric"
+                f"output {name} of the float model is NaN on sample {sample}; give other data or another metric"
             )
 
     def __call__(self, session: ort.InferenceSession) -> float:
@@ -157,12 +157,16 @@ def _likenesses(wanted: list[npt.NDArray[Any]], found: list[npt.NDArray[Any]]) -
 
 
 def _likeness(wanted: npt.NDArray[Any], output: npt.NDArray[Any]) -> float:
-    """1 where equal; -1, the least that a cosine can be, where the output holds NaN; NaN where it has another shape."""
+    """1 where equal; -1, the least that a cosine can be, where the output holds NaN; NaN where it has another shape.
+
+    Elements that are NaN in float tell nothing.
+    """
     if wanted.shape != output.shape:
         return math.nan
     if not np.issubdtype(wanted.dtype, np.floating):
         return float(np.mean(wanted == output)) if wanted.size else 1.0
-    cosine = measure(wanted, output)[1]
+    told = ~np.isnan(wanted)
+    cosine = measure(wanted[told], output[told])[1]
     return -1.0 if math.isnan(cosine) else cosine
 
 

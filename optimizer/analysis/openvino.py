@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import storage
 from ..calibration import Calibration, Statistics
-from ..calibration.inputs import Input, inputs_of
+from ..calibration.inputs import Input, inputs_of, needed
 from ..errors import OnnxpressError, UsageError
 from .feeds import Feeds, random_feeds, type_name
 from .session import open_session, session_options
@@ -57,7 +57,7 @@ class OpenVinoSession:
         core = import_peer("openvino").Core()
         described = storage.load(onnx or path)
         self._path, self._metadata = path, dict(described.metadata_props)
-        self._inputs = [_node(entry) for entry in inputs_of(described)]
+        self._inputs = [_node(entry) for entry in needed(inputs_of(described))]
         self._names = [value.name or "" for value in described.graph.outputs]
         count = {} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}
         try:

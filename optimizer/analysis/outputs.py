@@ -81,12 +81,19 @@ def _error(name: str, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> Outp
         return OutputError(name, shapes=(wanted.shape, found.shape))
     if not is_float(wanted.dtype):
         return OutputError(name, equal=float(np.mean(wanted == found)) if wanted.size else 1.0)
+    wanted, found = _without_shared_nan(wanted, found)
     sqnr = measure(wanted, found)[0]
     channels = _channels(wanted, found)
     if channels is None or math.isnan(sqnr):
         return OutputError(name, sqnr)
     worst = int(np.argmin(channels))
     return OutputError(name, sqnr, worst, float(channels[worst]), float(np.mean(channels < 0)))
+
+
+def _without_shared_nan(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """What the original makes of some inputs, a logarithm of what is below zero, is no fault of a conversion."""
+    shared = np.isnan(wanted) & np.isnan(found)
+    return (np.where(shared, 0, wanted), np.where(shared, 0, found)) if shared.any() else (wanted, found)
 
 
 def _channels(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from ..analysis.feeds import Feeds
 from ..errors import OnnxpressError, UsageError
-from .inputs import Input
+from .inputs import Input, needed
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 
@@ -64,17 +64,20 @@ def _in_folder(folder: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[F
         if any(file.suffix.lower() in _IMAGES for file in folder.rglob("*")):
             raise UsageError(f"{folder}: holds images; say with --images how they become inputs, such as imagenet")
         raise UsageError(f"{folder}: holds no samples: no .npz or .npy file")
-    if {file.stem for file in arrays} == {entry.name for entry in inputs}:
+    stems = {file.stem for file in arrays}
+    if {entry.name for entry in needed(inputs)} <= stems <= {entry.name for entry in inputs}:
         return lambda: _npy({file.stem: file for file in arrays}, inputs)
     name = _only(folder, inputs)
     return lambda: (sample for file in arrays for sample in _npy({name: file}, inputs))
 
 
 def _only(path: Path, inputs: Sequence[Input]) -> str:
-    if len(inputs) != 1:
-        names = ", ".join(entry.name for entry in inputs)
-        raise UsageError(f"{path}: the model has several inputs ({names}); give an .npz with an array for each")
-    return inputs[0].name
+    wanted = [entry.name for entry in needed(inputs)]
+    if len(wanted) != 1:
+        raise UsageError(
+            f"{path}: the model has several inputs ({', '.join(wanted)}); give an .npz with an array for each"
+        )
+    return wanted[0]
 
 
 def _npz(path: Path, inputs: Sequence[Input]) -> Iterator[Feeds]:
@@ -106,18 +109,18 @@ def _npy(files: Mapping[str, Path], inputs: Sequence[Input]) -> Iterator[Feeds]:
 
 
 def _known(path: Path, found: Iterable[str], inputs: Sequence[Input]) -> list[str]:
-    """The inputs' names, each of which the file must hold, and no other."""
+    """The names of the inputs that the file holds: all but some that have defaults, and no other."""
     found, names = list(found), [entry.name for entry in inputs]
-    if missing := [name for name in names if name not in found]:
+    if missing := [entry.name for entry in needed(inputs) if entry.name not in found]:
         raise UsageError(f"{path}: lacks the model's input '{missing[0]}'; it holds {', '.join(found) or 'nothing'}")
     if unknown := [name for name in found if name not in names]:
         raise UsageError(f"{path}: '{unknown[0]}' is no input of the model, which takes {', '.join(names)}")
-    return names
+    return [name for name in names if name in found]
 
 
 def _samples(path: Path, opened: Mapping[str, tuple[IO[bytes], int]], inputs: Sequence[Input]) -> Iterator[Feeds]:
     """Samples from files that are read side by side."""
-    readers = {entry.name: _Reader(path, *opened[entry.name], entry) for entry in inputs}
+    readers = {entry.name: _Reader(path, *opened[entry.name], entry) for entry in inputs if entry.name in opened}
     counts = {name: reader.count for name, reader in readers.items() if reader.count is not None}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())

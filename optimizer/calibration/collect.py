@@ -49,7 +49,7 @@ def collect(
     check_names(model, list(wanted))
     see = _Eyes({name: TensorStatistics(settings) for name, settings in wanted.items()})
     total, largest = _survey(data, progress)
-    inputs = {value.name for value in model.graph.inputs} & wanted.keys()
+    inputs = {value.name or "": value for value in model.graph.inputs if value.name in wanted}
     inner = [name for name in _in_order(model) if name in wanted and name not in inputs]
     groups = in_groups(inner, sizes_of(model, inner, largest), memory) if inner else [[]]
     name = getattr(data, "name", "calibration data")
@@ -58,7 +58,7 @@ def collect(
         for batch, feeds in enumerate(data):
             progress("calibrate", index * total + batch, len(groups) * total)
             if index == 0:
-                see({key: feeds[key] for key in inputs if key in feeds})
+                see({key: feeds[key] if key in feeds else _default(value) for key, value in inputs.items()})
             if observer is not None:
                 try:
                     values = observer.run(feeds)
@@ -68,6 +68,10 @@ def collect(
     see.finish()
     progress("calibrate", len(groups) * total, len(groups) * total)
     return Statistics(fingerprint(model), see.found)
+
+
+def _default(value: ir.Value) -> npt.NDArray[Any] | None:
+    return None if value.const_value is None else value.const_value.numpy()
 
 
 def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:

@@ -12,7 +12,7 @@ import numpy as np
 from ..analysis.feeds import Feeds, in_width, is_float
 from ..errors import OnnxpressError, UsageError
 from ..imports import is_reference, load_function
-from .inputs import Input
+from .inputs import Input, needed
 from .variety import Variety
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Data:
 
         Args:
             name: As the attribute.
-            inputs: What the model takes.
+            inputs: What the model takes; defaults count where a sample gives nothing else.
             begin: Starts going through the samples: mappings of arrays by input, or arrays where there is one input.
             samples: The most samples to take.
             batch: Samples that are given to the model together.
@@ -89,26 +89,42 @@ class Data:
     def _checked(self, sample: Any, index: int) -> Feeds:
         where = f"{self.name}: sample {index}"
         if not isinstance(sample, Mapping):
-            if len(self._inputs) != 1 or isinstance(sample, tuple | list):
-                names = ", ".join(entry.name for entry in self._inputs)
+            wanted = [entry.name for entry in needed(self._inputs)]
+            if len(wanted) != 1 or isinstance(sample, tuple | list):
+                names = ", ".join(wanted)
                 raise UsageError(f"{where}: is a {type(sample).__name__}; give a dict of arrays by input: {names}")
-            sample = {self._inputs[0].name: sample}
+            sample = {wanted[0]: sample}
         expected = [entry.name for entry in self._inputs]
-        if missing := [name for name in expected if name not in sample]:
+        if missing := [entry.name for entry in needed(self._inputs) if entry.name not in sample]:
             raise UsageError(f"{where}: lacks input '{missing[0]}'; it has {', '.join(map(str, sample)) or 'nothing'}")
         if unknown := [str(name) for name in sample if name not in expected]:
             raise UsageError(f"{where}: '{unknown[0]}' is no input of the model, which takes {', '.join(expected)}")
-        feeds = {entry.name: in_width(np.asarray(sample[entry.name]), entry.dtype) for entry in self._inputs}
-        for entry in self._inputs:
+        given = [entry for entry in self._inputs if entry.name in sample]
+        feeds = {entry.name: in_width(np.asarray(sample[entry.name]), entry.dtype) for entry in given}
+        for entry in given:
             check(feeds[entry.name], entry, f"{where}: input '{entry.name}'")
         return feeds
 
     def _together(self, batch: list[Feeds], first: int) -> Feeds:
         if self.batch == 1:
             return batch[0]
-        return {
-            entry.name: self._joined([feeds[entry.name] for feeds in batch], entry, first) for entry in self._inputs
+        joined = {
+            entry.name: self._joined([feeds[entry.name] for feeds in batch], entry, first)
+            for entry in needed(self._inputs)
         }
+        return {**joined, **self._shared(batch, first)}
+
+    def _shared(self, batch: list[Feeds], first: int) -> Feeds:
+        """What takes the place of defaults, in all samples of a batch alike."""
+        names = [entry.name for entry in self._inputs if entry.has_default]
+        for name in names:
+            given = [feeds[name] for feeds in batch if name in feeds]
+            if len(given) not in (0, len(batch)) or not all(np.array_equal(array, given[0]) for array in given):
+                raise UsageError(
+                    f"{self.name}: input '{name}', which has a default, differs in samples {first} to "
+                    f"{first + len(batch) - 1}; use a batch of 1"
+                )
+        return {name: batch[0][name] for name in names if name in batch[0]}
 
     def _joined(self, arrays: list[np.ndarray], entry: Input, first: int) -> np.ndarray:
         where = f"{self.name}: input '{entry.name}'"
@@ -195,12 +211,12 @@ def open_data(
     if images is not None:
         from .images import image_samples
 
-        begin, count = image_samples(path, inputs, images, samples)
+        begin, count = image_samples(path, needed(inputs), images, samples)
         return Data(str(source), inputs, begin, count, batch)
     if tokenizer is not None:
         from .text import line_samples
 
-        return Data(str(source), inputs, line_samples(path, inputs, tokenizer, length), samples, batch)
+        return Data(str(source), inputs, line_samples(path, needed(inputs), tokenizer, length), samples, batch)
     from .arrays import array_samples
 
     return Data(str(source), inputs, array_samples(path, inputs), samples, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 import onnx_ir as ir
@@ -18,11 +19,13 @@ class Input:
         name: Its name.
         dtype: Of its elements; object for strings.
         shape: A size each: a number, a name, or None where the size is free; None where even their number is.
+        has_default: Whether it need not be given.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...] | None
+    has_default: bool = False
 
     @property
     def has_free_batch(self) -> bool:
@@ -35,13 +38,17 @@ class Input:
 
 
 def inputs_of(model: ir.Model) -> list[Input]:
-    """Inputs of the main graph that have to be given: those that are no initializers.
+    """Inputs of the main graph; those that are initializers as well have a default.
 
     Raises:
         OnnxpressError: One is no tensor.
     """
-    initializers = model.graph.initializers
-    return [_input(value) for value in model.graph.inputs if value.name not in initializers]
+    return [_input(value) for value in model.graph.inputs]
+
+
+def needed(inputs: Iterable[Input]) -> list[Input]:
+    """Inputs that have to be given."""
+    return [entry for entry in inputs if not entry.has_default]
 
 
 def _input(value: ir.Value) -> Input:
@@ -51,5 +58,6 @@ def _input(value: ir.Value) -> Input:
         raise OnnxpressError(f"input '{name}' is no tensor{kind}: data for it cannot be given")
     dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else np.dtype(value.dtype.numpy())
     if value.shape is None:
-        return Input(name, dtype, None)
-    return Input(name, dtype, tuple(size if isinstance(size, int) else size.value for size in value.shape))
+        return Input(name, dtype, None, value.is_initializer())
+    shape = tuple(size if isinstance(size, int) else size.value for size in value.shape)
+    return Input(name, dtype, shape, value.is_initializer())

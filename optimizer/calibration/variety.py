@@ -25,7 +25,12 @@ class Variety:
         if not self._count:
             self._first = feeds
             self._constant = {name: x.flat[0] for name, x in feeds.items() if x.dtype.kind in "fV" and x.size}
-        self._constant = {name: value for name, value in self._constant.items() if bool((feeds[name] == value).all())}
+        self._constant = {
+            name: value
+            for name, value in self._constant.items()
+            if name in feeds and bool((feeds[name] == value).all())
+        }
+        self._same = self._same and feeds.keys() == self._first.keys()
         self._same = self._same and all(np.array_equal(feeds[name], x) for name, x in self._first.items())
         self._count += 1
 

@@ -20,8 +20,8 @@ from onnxscript.optimizer._constant_folding import (
 
 from ..own_results import make_own
 from .matching import is_standard, opset_of
+from .rewriting import detach
 from .rule_guards import is_same_size
-from .trusted_rules import detach
 
 _MOVES = frozenset((
     "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Squeeze",

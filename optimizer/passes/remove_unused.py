@@ -12,23 +12,24 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
+from ..names import roots, values_of
 from .matching import is_foreign, is_standard
+from .rewriting import detach, inner_graphs
 
 _WITH_BY_PRODUCTS = ("Dropout", "LayerNormalization", "MaxPool")
 
 
 def remove_unused(model: ir.Model) -> bool:
     """Drop nodes and initializers that nothing reads, in all graphs and functions; whether there were any."""
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    counts = [_clean(root) for root in roots]
+    _forget_removed_readers(model)
+    counts = [_clean(root) for root in roots(model)]
     return any(counts)
 
 
 @contextmanager
 def outputs_kept(model: ir.Model) -> Iterator[None]:
     """While a library drops dead code, and with it outputs of live nodes, which they get back."""
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    nodes = [node for root in roots for node in root.all_nodes() if len(node.outputs) > 1]
+    nodes = [node for root in roots(model) for node in root.all_nodes() if len(node.outputs) > 1]
     before = {node: [(value.name, value.type, value.shape) for value in node.outputs] for node in nodes}
     yield
     for node, outputs in before.items():
@@ -58,22 +59,28 @@ def _is_unread(node: ir.Node) -> bool:
     return not any(value.uses() or value.is_graph_output() for value in node.outputs)
 
 
-def _clean(graph: ir.Graph | ir.Function) -> int:
+def _forget_removed_readers(model: ir.Model) -> None:
+    """What a removed node had inside, such as a branch that is never taken, still reads values of graphs around it."""
+    there = {node for root in roots(model) for node in root.all_nodes()}
+    for root in roots(model):
+        for value in values_of(root):
+            for node in {node for node, _ in value.uses()} - there:
+                detach(node)
+
+
+def _clean(graph: ir.Graph) -> int:
     kept, count = set(graph.outputs), 0
     for node in reversed(graph):
         if not (is_foreign(node) or any(value in kept or value.uses() for value in node.outputs)):
             graph.remove(node, safe=True)
+            detach(node)
             count += 1
             continue
         _drop_trailing_inputs(node)
         if is_standard(node, *_WITH_BY_PRODUCTS) and not any(v in kept or v.uses() for v in node.outputs[1:]):
             node.resize_outputs(1)
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                count += _clean(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                count += sum(map(_clean, attribute.as_graphs()))
-    return count + (_drop_initializers(graph, kept) if isinstance(graph, ir.Graph) else 0)
+        count += sum(map(_clean, inner_graphs(node)))
+    return count + _drop_initializers(graph, kept)
 
 
 def _drop_trailing_inputs(node: ir.Node) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -158,3 +158,21 @@ def replace(node: ir.Node, new: ir.Value) -> None:
         new.shape = old.shape
     if new.type is None:
         new.type = old.type
+
+
+def detach(node: ir.Node) -> None:
+    """Let a node that is in no graph, or no longer, read nothing, nor what is inside it."""
+    for index in range(len(node.inputs)):
+        node.replace_input_with(index, None)
+    for inner in inner_graphs(node):
+        for each in inner:
+            detach(each)
+
+
+def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that are attributes of a node."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()

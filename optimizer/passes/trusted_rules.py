@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import rule_guards as guards
+from .rewriting import detach
 from .rule_guards import Match
 
 
@@ -195,12 +196,6 @@ class GuardedRule:
             and not any(attribute.is_ref() for node in match.nodes for attribute in node.attributes.values())
             and self._trusted.guard(match)
         )
-
-
-def detach(node: ir.Node) -> None:
-    """Let a node that comes into no graph read nothing."""
-    for index in range(len(node.inputs)):
-        node.replace_input_with(index, None)
 
 
 def _are_finite(values: list[ir.Value]) -> bool:

@@ -127,6 +127,23 @@ def test_a_computed_weight_is_taken(make, scheme, bound, clean_up, tmp_path):
         assert np.abs(got - want).max() <= bound * np.abs(want).max()
 
 
+@pytest.mark.parametrize("dtype", [ir.DataType.BFLOAT16, ir.DataType.DOUBLE])
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "fp8"])
+def test_a_weight_stored_in_a_type_that_schemes_do_not_take_is_what_it_is_cast_to(scheme, dtype, tmp_path):
+    b = graphs.Builder()
+    stored = b.constant("W", V)
+    stored.const_value = ir.Tensor(V.astype(dtype.numpy()), name="W")
+    stored.type = ir.TensorType(dtype)
+    weight = b.op("Transpose", b.op("Transpose", b.op("Cast", stored, to=1)))
+    b.output(b.op("MatMul", b.input("x", ["n", 64]), weight), ["n", 128])
+    expected = run(b.model(), DATA[0])[0]
+    report = optimize(b.model(), Recipe(scheme=scheme), tmp_path / "out.onnx")
+    assert (report.rewritten, report.warnings) == ({"MatMul": 1}, ())
+    assert "W" not in {tensor.name for tensor in onnx.load(report.output).graph.initializer}
+    found = open_session(report.output, session_options()).run(None, DATA[0])[0]
+    assert np.abs(found - expected).max() < 0.06 * np.abs(expected).max()
+
+
 def test_the_graph_stays_where_nobody_takes_the_constant():
     model = product(scaled)
     before = list(model.graph)

@@ -206,6 +206,26 @@ class TestResult:
         assert line.startswith(f"Tanh_7_out {error['sqnr']:.1f} dB")
         assert json.loads(report.to_json())["details"]["check"]["outputs"][0]["name"] == "Tanh_7_out"
 
+    def test_a_weight_that_is_an_output_too(self, tmp_path):
+        b = Builder()
+        W, x = b.constant("W", weight(64, 48)), b.input("x", ["batch", 64])
+        b.output(b.op("MatMul", x, W), ["batch", 48])
+        b.output(W, [64, 48])
+        K = b.op("Constant", value=ir.tensor(weight(64, 48, 1)))
+        b.output(K, [64, 48])
+        report = optimize(b.model(), Recipe(), tmp_path / "out.onnx")
+        assert report.warnings == ("W also stays in float: it is an output",)
+        assert [each["sqnr"] for each in report.details["check"]["outputs"][1:]] == [np.inf, np.inf]
+
+    def test_nan_that_is_there_in_float_is_no_fault(self, tmp_path):
+        b = Builder()
+        y = b.op("MatMul", b.input("x", ["batch", 64]), b.constant("W", weight(64, 48)))
+        b.output(b.op("Where", b.op("IsNaN", b.op("Log", y)), b.op("Log", b.op("Neg", b.op("Abs", y))), y), [None, 48])
+        report = optimize(b.model(), Recipe(scheme="int8"), tmp_path / "out.onnx")
+        assert report.warnings == ()
+        (wanted,) = run(b.model(), {"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)})
+        assert 0 < np.isnan(wanted).mean() < 1
+
     def test_an_invalid_result_is_not_written(self, tmp_path, monkeypatch):
         from onnxpress.optimizer import weight_only
 

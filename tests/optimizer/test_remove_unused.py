@@ -125,3 +125,41 @@ def test_an_output_is_told():
     b.output(b.op("MatMul", b.input("x", ["n", 64]), weight), ["n", 64])
     b.graph.outputs.append(weight)
     assert optimize(b.model(), Recipe(scheme="int8")).warnings == ("W also stays in float: it is an output",)
+
+
+def never_taken():
+    """An If whose condition is constant; its other branch reads W1 and, made outside, x W2."""
+    model = branches(stored)
+    main, node = model.graph, next(iter(model.graph))
+    condition = main.inputs.pop(1)
+    condition.const_value = ir.tensor(np.array(True))
+    main.register_initializer(condition)
+    b = graphs.Builder(21)
+    other = node.attributes["else_branch"].as_graph()
+    outer = b.op("MatMul", main.inputs[0], stored(b, 2), name="outer")
+    other.node(0).replace_input_with(0, outer)
+    weight, product = b.graph.initializers.pop("W2"), outer.producer()
+    b.graph.remove(product)
+    main.register_initializer(weight)
+    main.insert_before(node, product)
+    main.register_initializer(other.initializers.pop("W1"))
+    return model
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8-dynamic", "fp8"])
+def test_what_only_a_branch_that_is_never_taken_reads_leaves_the_file(scheme, tmp_path):
+    report = optimize(never_taken(), Recipe(scheme=scheme), tmp_path / "out.onnx")
+    assert report.rewritten == {"MatMul": 1}
+    proto = onnx.load(tmp_path / "out.onnx")
+    assert not any(tensor.name.startswith(("W1", "W2")) for tensor in proto.graph.initializer)
+    assert large_floats(proto.graph) == []
+
+
+def test_a_node_that_goes_reads_nothing_from_inside():
+    model = never_taken()
+    node = next(node for node in model.graph if node.op_type == "If")
+    model.graph.outputs.clear()
+    assert remove_unused(model) is True
+    assert list(model.graph) == []
+    assert not model.graph.initializers
+    assert list(node.attributes["else_branch"].as_graph().node(0).inputs) == [None, None]

@@ -206,3 +206,15 @@ def test_long_names_keep_both_ends():
     assert shorten(name).startswith("/model/layers.0/")
     assert shorten(name).endswith("/MatMul")
     assert shorten("short") == "short"
+
+
+@pytest.mark.parametrize(
+    ("kind", "advice"),
+    [("tensor(string)", "; give --data$"), ("seq(tensor(float))", ", nor be given: it is no tensor$")],
+)
+def test_what_cannot_be_made_up_is_told_with_what_helps(kind, advice):
+    class Input:
+        name, type, shape = "words", kind, [2]
+
+    with pytest.raises(OnnxpressError, match=rf"^input words of type .* cannot be made up{advice}"):
+        random_feeds([Input], {})

@@ -91,8 +91,21 @@ def test_broken_outputs():
 
 
 def test_nan_of_the_float_model_is_said():
-    with pytest.raises(OnnxpressError, match=r"output MatMul_0_out of the float model holds NaN on sample 1"):
+    with pytest.raises(OnnxpressError, match=r"output MatMul_0_out of the float model is NaN on sample 1"):
         choose_metric(None, model(), feeds([1, 2], [math.nan, 1]))
+
+
+def test_elements_that_are_nan_in_float_are_left_out():
+    def logarithm(scale):
+        b = graphs.Builder()
+        b.output(
+            b.op("Log", b.op("Mul", b.input("x", ["batch", 2]), b.constant("s", np.float32([scale])))), ["batch", 2]
+        )
+        return b.model()
+
+    metric = choose_metric(None, logarithm(1), feeds([2, -1]))
+    assert metric(logarithm(1)) == 1
+    assert metric(logarithm(-1)) == -1
 
 
 def test_it_needs_inputs_that_fit():

@@ -216,3 +216,31 @@ def test_statistics_of_different_things_do_not_merge():
         collected(samples()).merge(collected(samples(), {"x": EVERYTHING}))
     with pytest.raises(UsageError, match="'x' cannot be merged: different statistics"):
         collected(samples(), {"x": EVERYTHING}).merge(collected(samples(), {"x": Wanted()}))
+
+
+def test_of_an_input_with_a_default_the_default_is_seen_where_nothing_else_is_given():
+    b = graphs.Builder()
+    x, scale = b.input("x", ["batch", 24]), b.constant("scale", np.full(24, 3, np.float32))
+    b.graph.inputs.append(scale)
+    b.output(b.op("Mul", x, scale, name="scaled"), ["batch", 24])
+    model = b.model()
+    given = [{"x": row[np.newaxis]} for row in samples(2)]
+    given[1]["scale"] = np.full(24, 5, np.float32)
+    wanted = {"scale": Wanted(), "scaled_out": Wanted()}
+    found = collect(model, open_data(given, inputs_of(model)), wanted)
+    assert (found["scale"].low, found["scale"].high) == (3, 5)
+    assert found["scaled_out"].absmax == max(3 * np.abs(given[0]["x"]).max(), 5 * np.abs(given[1]["x"]).max())
+
+
+def test_a_weight_that_only_a_branch_behind_what_is_observed_reads():
+    b, inner = graphs.Builder(), graphs.Builder()
+    W = b.constant("W", graphs.weight(24, 24))
+    x, chosen = b.input("x", ["batch", 24]), b.input("chosen", [], ir.DataType.BOOL)
+    seen = b.op("Relu", x, name="seen")
+    inner.output(inner.op("MatMul", seen, W), ["batch", 24])
+    other = graphs.Builder()
+    other.output(other.op("Neg", seen), ["batch", 24])
+    b.output(b.op("If", chosen, then_branch=inner.graph, else_branch=other.graph), ["batch", 24])
+    given = [{"x": row[np.newaxis], "chosen": np.array(True)} for row in samples(2)]
+    found = collect(b.model(), given, {"seen_out": Wanted()})
+    assert found["seen_out"].count == 48

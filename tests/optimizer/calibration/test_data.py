@@ -51,6 +51,25 @@ def test_npz_of_several_inputs(tmp_path):
         list(open_data(tmp_path / "d.npz", TWO, batch=2))
 
 
+def test_defaults_count_where_nothing_else_is_given(tmp_path):
+    inputs = [*ONE, Input("scale", F32, (), has_default=True)]
+    x, two = arrays(), np.float32(2)
+    check_samples(open_data(list(x[:, np.newaxis]), inputs))
+    given = [{"x": each[np.newaxis]} for each in x]
+    found = list(open_data([given[0], {**given[1], "scale": two}, *given[2:]], inputs))
+    assert [float(feeds.get("scale", 1)) for feeds in found] == [1, 2, 1, 1, 1]
+    np.savez(tmp_path / "d.npz", x=x, scale=two)
+    assert [float(feeds["scale"]) for feeds in open_data(tmp_path / "d.npz", inputs, batch=2)] == [2] * 3
+    np.savez(tmp_path / "d.npz", x=x)
+    check_samples(open_data(tmp_path / "d.npz", inputs, batch=2))
+    np.save(tmp_path / "x.npy", x)
+    check_samples(open_data(tmp_path / "x.npy", inputs))
+    with pytest.raises(UsageError, match="'scale', which has a default, differs in samples 0 to 1; use a batch of 1"):
+        list(open_data([given[0], {**given[1], "scale": two}], inputs, batch=2))
+    with pytest.raises(UsageError, match="'y' is no input of the model, which takes x, scale"):
+        list(open_data([{**given[0], "y": two}], inputs))
+
+
 def test_a_fixed_batch_of_one(tmp_path):
     fixed = [Input("x", F32, (1, 3, 6))]
     np.savez(tmp_path / "d.npz", x=arrays())
