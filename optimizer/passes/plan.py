@@ -27,7 +27,8 @@ MIN_ELEMENTS = 1024
 MIN_TABLE_ELEMENTS = 1 << 20
 
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-_CAST_FIRST = (ir.DataType.DOUBLE, ir.DataType.BFLOAT16)  # the weight is what a Cast makes of such a constant
+_CAST_FIRST = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""Types of stored weights that are read as what they are cast to."""
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
 
