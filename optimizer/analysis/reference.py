@@ -122,8 +122,7 @@ def run_original(model: ir.Model, bare: Bare, sample: Feeds | None) -> Reference
 
 def _first(session: Any, weights: Feeds, model: ir.Model, sample: Feeds | None) -> Reference:
     names = [output.name for output in session.get_outputs()]
-    inputs = [entry for entry in session.get_inputs() if entry.name not in weights]
-    feeds, wanted = _that_runs(session, weights, names, _made(model, inputs) if sample is None else iter([sample]))
+    feeds, wanted = _that_runs(session, weights, names, model, sample)
     if _draws(model):
         again = _run(session, {**feeds, **weights}, names)
         if beyond_rounding(names, wanted, again) is not None:
@@ -137,14 +136,19 @@ def _first(session: Any, weights: Feeds, model: ir.Model, sample: Feeds | None) 
     return found
 
 
-def _that_runs(session: Any, weights: Feeds, names: Sequence[str], tries: Iterator[Feeds]) -> tuple[Feeds, Outputs]:
+def _that_runs(
+    session: Any, weights: Feeds, names: Sequence[str], model: ir.Model, sample: Feeds | None
+) -> tuple[Feeds, Outputs]:
+    inputs = [entry for entry in session.get_inputs() if entry.name not in weights]
     refused: OnnxpressError | None = None
-    for feeds in tries:
+    for feeds in _made(model, inputs) if sample is None else [sample]:
         try:
             return feeds, _run(session, {**feeds, **weights}, names)
         except OnnxpressError as error:
             refused = refused or error
     assert refused is not None
+    if sample is None:
+        raise OnnxpressError(f"no random inputs fit it, whose open sizes are unknown: {refused}") from refused
     raise refused
 
 
