@@ -105,8 +105,10 @@ def open_session(
 
     source = model if isinstance(model, bytes) else str(model)
     shown = name or ("model" if isinstance(model, bytes) else model)
+    providers = None if options.has_providers() else ["CPUExecutionProvider"]
     try:
-        return ort.InferenceSession(source, options, None if options.has_providers() else ["CPUExecutionProvider"])
+        # Without its fallback: ONNX Runtime 1.23 takes a wrong option as a reason to do without our provider.
+        return ort.InferenceSession(source, options, providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         message = " ".join(str(error).split())
         if (wrong := wrong_option(message)) is not None:
