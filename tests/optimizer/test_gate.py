@@ -197,7 +197,7 @@ class TestResult:
         b.output(y, ["batch", 64])
         model = b.model()
         assert optimize(model.clone(), Recipe(scheme="int8"), tmp_path / "good.onnx").warnings == ()
-        report = optimize(model, Recipe(scheme="int2"), tmp_path / "out.onnx")
+        report = optimize(model, Recipe(scheme="int2", form="onnxpress"), tmp_path / "out.onnx")
         (warning,) = report.warnings
         assert warning.startswith("little is left of output Tanh_7_out ")
         error = report.details["check"]["outputs"][0]
