@@ -21,7 +21,13 @@ def child():
     made.close()
 
 
-_UNKNOWN_BEFORE = ("tensor(float8", "Could not find an implementation for", "is under development", "model IR version")
+_UNKNOWN_BEFORE = (
+    "tensor(float8",
+    "Could not find an implementation for",
+    "is under development",
+    "model IR version",
+    "Only 4b and 8b",
+)
 """What ONNX Runtime before 1.32 says of products of FLOAT8, and of opsets that it has no kernels of."""
 
 

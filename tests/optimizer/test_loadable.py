@@ -13,6 +13,7 @@ from onnxpress.optimizer.passes.plain_average_pool import PlainAveragePool
 from onnxpress.optimizer.passes.resize_all_axes import ResizeAllAxes
 from onnxpress.optimizer.recipe import Recipe
 from rewrites import LEVELS, rewritten, run
+from sessions import RUNS_FLOAT8_PRODUCTS
 
 RNG = np.random.default_rng(0)
 DATA = [{"x": RNG.standard_normal((1, 8, 11, 12)).astype(np.float32)} for _ in range(4)]
@@ -68,6 +69,8 @@ CASES = {
 @pytest.mark.parametrize("scheme", ["int8-static", "fp8-static"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_rest_is_converted_and_every_level_means_the_same(case, scheme):
+    if not RUNS_FLOAT8_PRODUCTS and (scheme == "fp8-static" or case in ("sizes", "one axis", "all axes")):
+        pytest.skip("older versions of ONNX Runtime refuse FLOAT8 products, and interpolate codes more coarsely")
     model = between(CASES[case])
     want = run(model, DATA[0])[0]
     settings = {"first_and_last": True} if scheme == "fp8-static" else {"reduce_range": True}
@@ -98,6 +101,8 @@ def test_other_pools_stay(case):
 @pytest.mark.parametrize("shape", [[1, 8, 11, 12], ["n", 8, "h", 12]])
 @pytest.mark.parametrize("case", ["sizes", "scales", "one axis"])
 def test_a_resize_of_all_axes_is_the_same(case, shape):
+    if not RUNS_FLOAT8_PRODUCTS and case == "one axis":
+        pytest.skip("older versions of ONNX Runtime refuse it as it is")
     model = between(CASES[case], convolutions=False)
     model.graph.inputs[0].shape = ir.Shape(shape)
     kinds = rewritten(model, ResizeAllAxes(), DATA[0], depth=9)
