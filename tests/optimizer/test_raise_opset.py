@@ -18,6 +18,7 @@ from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.names import settle_names
 from onnxpress.optimizer.passes import CleanUp, RaiseOpset
 from onnxpress.optimizer.passes.opset_steps import SAME, STEPS, TESTED
+from sessions import RUNS_FLOAT8_PRODUCTS
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 NEWER = (8, 9, 10, 11, 12, 13, 14, 16, 18, 19, 20, 21, 22, 23, 24)
@@ -215,6 +216,7 @@ def test_what_is_the_same(op_type):
                             np.testing.assert_array_equal(other, one)
 
 
+@pytest.mark.skipif(not RUNS_FLOAT8_PRODUCTS, reason="before opset 19, older versions average pools otherwise")
 def test_operators_of_many_attributes_are_the_same():
     """Pools and sizes, which the published cases try one attribute at a time."""
     x = {"x": noise(1, 2, 9, 10)}

@@ -58,7 +58,10 @@ def trial(factors: dict[str, float], recipe: Recipe, moved: float | None = None)
         for step, factor in factors.items():
             wrong *= factor if getattr(settings, step) is not False else 1
         build = lambda _kept: SimpleNamespace(model=scaled(1 + wrong))  # noqa: E731
-        return SimpleNamespace(feeds=FEEDS, model=scaled(1), recipe=settings, stage=stage, build=build)
+        unrestored = lambda _kept: (scaled(1 + wrong), [])  # noqa: E731
+        return SimpleNamespace(
+            feeds=FEEDS, model=scaled(1), recipe=settings, stage=stage, build=build, unrestored=unrestored
+        )
 
     trials = Trials(make, lambda _stage, _done, _total: None)
     stages = [Calibrated(scaled(1), None, FEEDS)]
