@@ -12,6 +12,7 @@ import onnx_ir as ir
 from .errors import OnnxpressError
 from .names import roots, settle_names, values_of
 from .own_results import OwnResults
+from .traverse import inner_graphs
 
 _LEAST_IR = 4
 """The first version of the file format in which initializers need not be inputs, and inputs can be overridden."""
@@ -123,10 +124,7 @@ def _is_sorted(graph: ir.Graph, done: set[ir.Node]) -> bool:
         makers = [value.producer() for value in node.inputs if value is not None]
         if any(maker is not None and maker not in done for maker in makers):
             return False
-        for attribute in node.attributes.values():
-            if isinstance(attribute, ir.Attr) and attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-                inner = [attribute.value] if attribute.type == ir.AttributeType.GRAPH else attribute.value
-                if not all(_is_sorted(each, done) for each in inner):
-                    return False
+        if not all(_is_sorted(inner, done) for inner in inner_graphs(node)):
+            return False
         done.add(node)
     return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from .names import names_of
+from .traverse import inner_graphs
 
 
 class OwnResults:
@@ -37,26 +38,17 @@ def _visit(graph: ir.Graph, outer: dict[str, ir.Value]) -> int:
         seen[value.name or ""] = value
     count = 0
     for node in graph:
-        for attribute in node.attributes.values():
-            for inner in _graphs(attribute):
-                own = {*inner.inputs, *inner.initializers.values()}
-                for index, value in enumerate(list(inner.outputs)):
-                    producer = value.producer()
-                    if value not in own and (producer is None or producer.graph is not inner) and value.name in seen:
-                        _add_identity(inner, index, seen[value.name])
-                        count += 1
-                count += _visit(inner, seen)
+        for inner in inner_graphs(node):
+            own = {*inner.inputs, *inner.initializers.values()}
+            for index, value in enumerate(list(inner.outputs)):
+                producer = value.producer()
+                if value not in own and (producer is None or producer.graph is not inner) and value.name in seen:
+                    _add_identity(inner, index, seen[value.name])
+                    count += 1
+            count += _visit(inner, seen)
         for value in node.outputs:
             seen[value.name or ""] = value
     return count
-
-
-def _graphs(attribute: ir.Attr) -> list[ir.Graph]:
-    if attribute.is_ref():
-        return []
-    if attribute.type == ir.AttributeType.GRAPH:
-        return [attribute.as_graph()]
-    return list(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else []
 
 
 def _add_identity(graph: ir.Graph, index: int, value: ir.Value) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .. import storage
+from ..names import roots
+from ..traverse import inner_graphs
 
 if TYPE_CHECKING:
     import onnx
@@ -127,8 +129,7 @@ def _complaint(proto: onnx.ModelProto, *, full: bool) -> str | None:
 def _clashes(model: ir.Model) -> set[str]:
     """Names of values that a graph or one around it has already, and of nodes that another one of the graph has."""
     found: set[str] = set()
-    roots: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    for root in roots:
+    for root in roots(model):
         _visit(root, set(), found)
     return found
 
@@ -143,9 +144,5 @@ def _visit(graph: ir.Graph | ir.Function, outer: set[str], found: set[str]) -> N
     found |= {name for name, count in counts.items() if count > 1 or name in outer}
     found |= {name for name, count in Counter(node.name for node in nodes if node.name).items() if count > 1}
     for node in nodes:
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                _visit(attribute.as_graph(), outer | counts.keys(), found)
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for inner in attribute.as_graphs():
-                    _visit(inner, outer | counts.keys(), found)
+        for inner in inner_graphs(node):
+            _visit(inner, outer | counts.keys(), found)

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import onnx_ir as ir
 
 from ..names import roots, values_of
+from ..traverse import inner_graphs
 from .matching import is_foreign, is_standard
-from .rewriting import detach, inner_graphs
+from .rewriting import detach
 
 _WITH_BY_PRODUCTS = ("Dropout", "LayerNormalization", "MaxPool")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..names import names_of
 from ..recipe import NodeSettings, Recipe
+from ..traverse import inner_graphs
 
 Thing = TypeVar("Thing")
 
@@ -167,12 +168,3 @@ def detach(node: ir.Node) -> None:
     for inner in inner_graphs(node):
         for each in inner:
             detach(each)
-
-
-def inner_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """The graphs that are attributes of a node."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
