@@ -81,7 +81,8 @@ def test_weights_come_back(weight, reduce_range, search, data):
     back = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
     wrong = float(np.square(back.astype(np.float64) - weight).sum())
     assert rounded.error == pytest.approx(wrong, rel=1e-3, abs=1e-5 * rounded.energy + 1e-36)
-    assert rounded.error <= plain.error * (1 + 1e-5)
+    assert plain.cost == plain.baseline == rounded.baseline
+    assert rounded.cost <= plain.cost
     if not search:
         steps = AffineParameters(rounded.scale, rounded.zero_point)._spread(rounded.scale, weight.ndim, axis)
         assert (np.abs(back - weight.astype(np.float64)) <= steps * (0.5 + most * 2.0**-22)).all()
