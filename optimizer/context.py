@@ -28,6 +28,7 @@ from .external_data import common_folder
 from .inner_graphs import prepare_inner_graphs
 from .reading import to_proto
 from .report import ContextReport
+from .sources import resolve
 
 _INNER_GRAPHS = (
     " (the model has graphs inside nodes, which ONNX Runtime 1.23 cannot save where the execution provider takes"
@@ -61,7 +62,7 @@ def compile_context(
         OnnxpressError: The model cannot be read, or the execution provider takes nothing of it.
     """
     start = time.perf_counter()
-    path = storage.resolve(model)
+    path = resolve(model)
     target = storage.check_target(output or _default_output(model, path))
     source = storage.load(path)
     storage.check_apart(target, path, source)
