@@ -26,6 +26,7 @@ from ..passes.block_weights import sparsity_of
 from ..reading import to_proto
 from ..sources import resolve
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from .outputs import measure
 from .session import (
     FOLDER_KEY,
     is_compiled,
@@ -252,24 +253,6 @@ def _float_tensors(model: ir.Model) -> list[str]:
         for value in node.outputs
         if value.name and value.dtype in floats and not isinstance(value.type, ir.SequenceType | ir.OptionalType)
     ]
-
-
-def measure(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
-    """SQNR in dB and cosine of two arrays of one shape, in float64. NaN in either gives NaN."""
-    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    same = a == b  # infinities that agree are no error
-    with np.errstate(invalid="ignore"):
-        noise = float(np.square(np.where(same, 0, a - b)).sum())
-    finite = np.isfinite(a) & np.isfinite(b)
-    signal = float(np.square(a[finite]).sum())
-    if math.isnan(noise):
-        return math.nan, math.nan
-    sqnr = (
-        math.inf if noise == 0 else -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)
-    )
-    lengths = math.sqrt(signal * float(np.square(b[finite]).sum()))
-    cosine = float(a[finite] @ b[finite]) / lengths if lengths > 0 else float(noise == 0)
-    return sqnr, cosine
 
 
 def _attribute(model: ir.Model, found: dict[str, tuple[float, float]], outputs: set[str]) -> list[TensorError]:

@@ -18,8 +18,8 @@ from .. import storage
 from ..errors import OnnxpressError, UsageError, suggestion
 from ..imports import load_function
 from ..sources import resolve
-from .compare import measure
 from .feeds import Feeds, arrays_of
+from .outputs import measure
 from .temporary import temporary_session
 
 if TYPE_CHECKING:
