@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Recipe, optimize
-from onnxpress.optimizer.analysis.compare import compare, measure
+from onnxpress.optimizer.analysis.compare import compare
+from onnxpress.optimizer.analysis.outputs import measure
 from onnxpress.optimizer.analysis.plots import plot_comparison
 from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
