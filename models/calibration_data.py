@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from onnxpress.optimizer.analysis import session as sessions
+from onnxpress.optimizer.runtime import session as sessions
 
 from . import catalogue, pages, photographs, speech
 from .classifiers import CLASSIFIERS, SIDE, Classifier

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .calibration import Calibration
-    from .context import compile_context
+    from .conversion.compile import compile_context
+    from .conversion.pipeline import optimize
     from .errors import OnnxpressError, UsageError
-    from .pipeline import optimize
-    from .recipe import Override, Recipe
-    from .report import ContextReport, Report
+    from .planning.report import ContextReport, Report
+    from .settings.recipe import Override, Recipe
 
 __all__ = [
     "Calibration", "ContextReport", "OnnxpressError", "Override", "Recipe", "Report", "UsageError", "compile_context",
@@ -19,10 +19,16 @@ __all__ = [
 ]  # fmt: skip
 
 _PLACES = {
-    "Calibration": "calibration", "ContextReport": "report", "OnnxpressError": "errors", "Override": "recipe",
-    "Recipe": "recipe", "Report": "report", "UsageError": "errors", "compile_context": "context",
-    "optimize": "pipeline",
-}  # fmt: skip
+    "Calibration": "calibration",
+    "ContextReport": "planning.report",
+    "OnnxpressError": "errors",
+    "Override": "settings.recipe",
+    "Recipe": "settings.recipe",
+    "Report": "planning.report",
+    "UsageError": "errors",
+    "compile_context": "conversion.compile",
+    "optimize": "conversion.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ def _run(entry: str) -> None:
 
 def _command(entry: str) -> Code:
     """Run a command; the exit code where it does not exit itself."""
-    from . import app
+    from .commands import app
     from .errors import OnnxpressError
 
     try:

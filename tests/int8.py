@@ -7,12 +7,12 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxruntime as ort
-from onnxpress.optimizer.analysis.int8_kernels import optimized
-from onnxpress.optimizer.analysis.machine import products_saturate
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
-from onnxpress.optimizer.passes.plan_int8 import Int8Plan, plan_int8
+from onnxpress.optimizer.planning.plan_int8 import Int8Plan, plan_int8
 from onnxpress.optimizer.quantization.affine import quantize_weight
-from onnxpress.optimizer.recipe import Recipe
+from onnxpress.optimizer.runtime.int8_kernels import optimized
+from onnxpress.optimizer.runtime.machine import products_saturate
+from onnxpress.optimizer.settings.recipe import Recipe
 
 STATIC = Recipe(scheme="int8-static")
 

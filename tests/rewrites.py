@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from onnxpress.optimizer import optimize
-from onnxpress.optimizer.analysis.session import open_session, session_options
+from onnxpress.optimizer.runtime.session import open_session, session_options
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 

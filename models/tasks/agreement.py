@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.analysis import session as sessions
+from onnxpress.optimizer.runtime import session as sessions
 
 from .. import catalogue, photographs
 from ..classifiers import CLASSIFIERS, SIDE, Classifier

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.analysis import session as sessions
+from onnxpress.optimizer.runtime import session as sessions
 
 from .. import catalogue
 from ..fetch import cache_folder, provide

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.analysis import session as sessions
+from onnxpress.optimizer.runtime import session as sessions
 
 from .. import catalogue, speech
 from .task import Score, Task

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnxpress import ep
 
-from .. import storage
 from ..calibration import Statistics
 from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError
+from ..model_io import storage
+from ..runtime.feeds import Feeds, fitted, random_feeds, symbolic_sizes
+from ..runtime.session import is_compiled, provider_options, uses_our_ops
+from ..runtime.timing import take_turns
 from ..sources import resolve
 from . import openvino as peers
-from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
-from .session import is_compiled, provider_options, uses_our_ops
-from .timing import take_turns
 
 if TYPE_CHECKING:
     from rich.console import Console

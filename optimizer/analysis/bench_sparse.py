@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UsageError
+from ..runtime import sparse_runs
+from ..runtime.machine import saturation_note
+from ..runtime.sparse_models import random_weight
+from ..runtime.timing import take_turns
 from ..sparsity import Block
-from . import sparse_runs
 from .bench import machine, setup
-from .machine import saturation_note
-from .sparse_models import random_weight
-from .timing import take_turns
 
 if TYPE_CHECKING:
     from rich.console import Console

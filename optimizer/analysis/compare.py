@@ -19,23 +19,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .. import storage
 from ..errors import OnnxpressError, UsageError
-from ..external_data import common_folder
-from ..passes.block_weights import sparsity_of
-from ..reading import to_proto
-from ..sources import resolve
-from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
-from .outputs import measure
-from .session import (
+from ..evaluation.outputs import measure
+from ..model_io import storage
+from ..model_io.external_data import common_folder
+from ..model_io.reading import to_proto
+from ..planning.block_weights import sparsity_of
+from ..runtime.feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from ..runtime.session import (  # fmt: skip
     FOLDER_KEY,
     is_compiled,
     open_session,
     provider_options,
     session_options,
     uses_our_ops,
-)  # fmt: skip
-from .token_limits import token_limits
+)
+from ..runtime.token_limits import token_limits
+from ..sources import resolve
 
 if TYPE_CHECKING:
     from rich.console import Console

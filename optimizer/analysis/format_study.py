@@ -22,20 +22,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import storage
 from ..calibration import Calibration
+from ..conversion.pipeline import optimize
 from ..errors import OnnxpressError, UsageError
-from ..origin import Origin
-from ..outcome import Progress
-from ..pipeline import optimize
-from ..recipe import Recipe
-from ..report import size_text
+from ..evaluation.metrics import COSINE, Metric, check_metric, choose_metric
+from ..evaluation.sensitivity import relative_drop
+from ..model_io import storage
+from ..planning.report import size_text
+from ..planning.result import Progress
+from ..runtime.feeds import Feeds, random_feeds
+from ..runtime.session import open_session, session_options, uses_our_ops
+from ..settings.origin import Origin
+from ..settings.recipe import Recipe
 from ..sources import resolve
 from .compare import DEFAULT_DIMS
-from .feeds import Feeds, random_feeds
-from .metrics import COSINE, Metric, check_metric, choose_metric
-from .sensitivity import relative_drop
-from .session import open_session, session_options, uses_our_ops
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from .. import storage
-from ..passes.constants import stored_constant
-from ..pipeline import METADATA_KEY, decide
-from ..recipe import Recipe
-from ..report import group_reasons, size_text
+from ..conversion.pipeline import METADATA_KEY, decide
+from ..graph.constants import stored_constant
+from ..model_io import storage
+from ..planning.report import group_reasons, size_text
+from ..settings.recipe import Recipe
 from ..sources import resolve
 
 if TYPE_CHECKING:

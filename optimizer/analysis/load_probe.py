@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .feeds import read_arrays
+from ..runtime.feeds import read_arrays
 from .openvino import import_peer, open_any
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import storage
 from ..calibration import Calibration, Statistics
 from ..calibration.inputs import Input, inputs_of, needed
 from ..errors import OnnxpressError, UsageError
+from ..model_io import storage
+from ..runtime.feeds import Feeds, random_feeds, type_name
+from ..runtime.session import open_session, session_options
 from ..sources import resolve
-from .feeds import Feeds, random_feeds, type_name
-from .session import open_session, session_options
 
 _CONFIG = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..calibration import Calibration
+from ..conversion.pipeline import optimize
 from ..errors import OnnxpressError, UsageError
-from ..origin import Origin
-from ..outcome import Progress
-from ..pipeline import optimize
-from ..recipe import Recipe
-from ..sparse_layer import share_of
+from ..families.sparse.layer import share_of
+from ..planning.result import Progress
+from ..settings.origin import Origin
+from ..settings.recipe import Recipe
 from .bench import bench
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class _Judge:
         return dict(self._score(model, task) for task in self._tasks or (None,))
 
     def _score(self, model: str, task: str | None) -> tuple[str, float]:
-        from onnxpress.models.evaluate import evaluate
+        from .evaluate import evaluate
 
         key = f"{Path(model).name} {task or ''}"
         if key not in self._known:

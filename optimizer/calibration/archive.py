@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OnnxpressError
-from ..storage import check_target
+from ..model_io.storage import check_target
 from .histogram import LEAST_EXPONENT, MOST_EXPONENT, SIDE, Histogram
 from .statistics import Channels, Statistics, TensorStatistics, Wanted
 

@@ -23,8 +23,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..analysis.feeds import Feeds
 from ..errors import OnnxpressError, UsageError
+from ..runtime.feeds import Feeds
 from .inputs import Input, needed
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})

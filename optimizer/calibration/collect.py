@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..analysis.feeds import Feeds, is_float
 from ..errors import OnnxpressError, UsageError
-from ..outcome import Progress
+from ..planning.result import Progress
+from ..runtime.feeds import Feeds, is_float
 from .observe import Observer, check_names
 from .statistics import Statistics, TensorStatistics, Wanted, fingerprint
 

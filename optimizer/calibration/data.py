@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..analysis.feeds import Feeds, in_width, is_float
 from ..errors import OnnxpressError, UsageError
-from ..imports import is_reference, load_function
+from ..runtime.feeds import Feeds, in_width, is_float
+from ..user_functions import is_reference, load_function
 from .inputs import Input, needed
 from .variety import Variety
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.feeds import Feeds
 from ..errors import OnnxpressError, UsageError, suggestion
+from ..runtime.feeds import Feeds
 from .inputs import Input
 
 LAYOUTS = ("NCHW", "NHWC")

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..analysis.feeds import Feeds
-from ..analysis.session import open_session, session_options, uses_our_ops
 from ..errors import OnnxpressError
-from ..names import names_of
+from ..model_io.names import names_of
+from ..model_io.reading import to_proto
+from ..model_io.storage import LEAST_EXTERNAL, graphs
 from ..passes.remove_unused import remove_unused
-from ..reading import to_proto
-from ..storage import LEAST_EXTERNAL, graphs
+from ..runtime.feeds import Feeds
+from ..runtime.session import open_session, session_options, uses_our_ops
 
 _SIZE_SUFFIX = "/onnxpress_size"
 

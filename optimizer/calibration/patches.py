@@ -17,10 +17,10 @@ import numpy.typing as npt
 import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..analysis.feeds import Feeds
-from ..outcome import Progress
-from ..passes.constants import constant_of
-from ..passes.rewriting import required
+from ..graph.constants import constant_of
+from ..graph.rewriting import required
+from ..planning.result import Progress
+from ..runtime.feeds import Feeds
 from .observe import Observer
 
 Doubles = npt.NDArray[np.float64]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..analysis.feeds import Feeds
-from ..passes.matching import values_read
+from ..graph.matching import values_read
+from ..runtime.feeds import Feeds
 from .observe import Observer
 
 _HELD = frozenset({

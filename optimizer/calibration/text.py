@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.feeds import Feeds
 from ..errors import OnnxpressError, UsageError
+from ..runtime.feeds import Feeds
 from .inputs import Input
 
 _FILLED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..analysis.feeds import Feeds
+from ..runtime.feeds import Feeds
 from .statistics import TensorStatistics
 
 

@@ -8,7 +8,18 @@ import typer
 
 from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
-from .terminal import Claim, Coverage, Embeddings, FirstAndLast, Json, as_written, console, kept_in, progress_bar, share
+from .terminal import (
+    Claim,
+    Coverage,
+    Embeddings,
+    FirstAndLast,
+    Json,
+    as_written,
+    console,
+    kept_in,
+    progress_bar,
+    share,
+)
 
 _Dims = Annotated[
     list[str] | None,
@@ -57,7 +68,7 @@ def _by_model(texts: list[str] | None, models: list[str], option: str) -> dict[s
 def _check_plot(path: str | None) -> None:
     """Before anything is measured."""
     if path is not None:
-        from ..storage import check_target
+        from ..model_io.storage import check_target
 
         if not path.lower().endswith(".png"):
             raise UsageError(f'--plot "{path}": a PNG is written; give it a name that ends in .png')
@@ -76,8 +87,8 @@ def inspect(
 ) -> None:
     """Show what is in a model, and what a scheme would take of it."""
     from ..analysis.inspect import inspect as run
-    from ..origin import Origin
-    from ..recipe import Recipe
+    from ..settings.origin import Origin
+    from ..settings.recipe import Recipe
 
     given = {"scheme": scheme, "embeddings": embeddings, "coverage": coverage, "first_and_last": first_and_last}
     given = {key: value for key, value in given.items() if value is not None}
@@ -195,7 +206,7 @@ def bench_kernels(
 ) -> None:
     """Time products of ONNX Runtime and ours, against what the machine could do."""
     from ..analysis import bench_kernels as kernels
-    from ..analysis.kernel_models import OPS, Case, format_bits
+    from ..runtime.kernel_models import OPS, Case, format_bits
 
     _check_plot(plot)
     if op not in OPS:

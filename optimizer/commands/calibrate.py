@@ -39,7 +39,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Observe what a model's tensors hold on some data, for static schemes and sparse."""
-    from ..calibration import calibrate as calibration
+    from ..conversion import calibrate as calibration
 
     if merge:
         if data is not None:

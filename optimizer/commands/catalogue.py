@@ -58,9 +58,10 @@ def evaluate(
     import dataclasses
     import json
 
-    from onnxpress.models.evaluate import Failure, TaskResult, check, check_peers, evaluate_with_provider
-    from onnxpress.models.evaluate import evaluate as run
     from rich.table import Table
+
+    from ..analysis.evaluate import Failure, TaskResult, check, check_peers, evaluate_with_provider
+    from ..analysis.evaluate import evaluate as run
 
     data = nncf_data(nncf, calibration, samples, images, tokenizer)
     for name in model:
@@ -72,7 +73,7 @@ def evaluate(
         on_provider = ep or claim is not None
         results += evaluate_with_provider(name, task, claim) if on_provider else [run(name, task)]
     if openvino or data is not None:
-        from onnxpress.models.evaluate import evaluate_in_openvino
+        from ..analysis.evaluate import evaluate_in_openvino
 
         results += evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
     if json_:

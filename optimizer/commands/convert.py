@@ -239,10 +239,10 @@ def optimize(
 ) -> None:
     """Convert a model to low-bit or sparse forms."""
     from ..calibration import Calibration
-    from ..origin import Origin
-    from ..pipeline import optimize as run
-    from ..recipe import Recipe
-    from ..storage import check_target
+    from ..conversion.pipeline import optimize as run
+    from ..model_io.storage import check_target
+    from ..settings.origin import Origin
+    from ..settings.recipe import Recipe
 
     given = {
         "scheme": scheme, "block_size": block_size, "symmetric": symmetric, "search": search,
@@ -288,7 +288,7 @@ def export_mask(
     The file holds a bool array a weight, true where it is kept, with the name, shape and axes of the initializer of the
     float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB; of a sparse model in whole blocks.
     """
-    from ..masks import export_mask as run
+    from ..families.sparse.masks import export_mask as run
 
     report = run(model, output)
     if json_:
@@ -315,7 +315,7 @@ def compile(  # noqa: A001
     quiet: Quiet = False,
 ) -> None:
     """Pack the weights of a low-bit model for the execution provider once, so that sessions map them."""
-    from ..context import compile_context as run
+    from ..conversion.compile import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)
     if json_:

@@ -19,7 +19,7 @@ from ..errors import Interrupted, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..outcome import Progress
+    from ..planning.result import Progress
 
 _FILE_WIDTH = 160
 _EVERY = 10.0  # seconds between lines of progress

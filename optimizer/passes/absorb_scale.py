@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .int8_operators import Operator, understand
-from .matching import fixed
-from .rewriting import add_array, required
+from ..graph.matching import fixed
+from ..graph.rewriting import add_array, required
+from ..planning.int8_operators import Operator, understand
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .matching import is_standard, sole_reader
+from ..graph.matching import is_standard, sole_reader
 
 _CLAMPS = ("Relu", "Clip")
 _MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "MaxPool")

@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
-from ..names import names_kept_apart
-from ..quiet_libraries import quiet_libraries
+from ..graph.kept_names import inner_names_kept, replaced_names_kept
+from ..graph.signature import signature_kept
+from ..model_io.names import names_kept_apart
+from ..model_io.quiet_libraries import quiet_libraries
 from .inline_functions import InlineFunctions
-from .kept_names import inner_names_kept, replaced_names_kept
 from .merge_equal import MergeEqual
 from .remove_unused import outputs_kept, remove_unused, unread_kept
-from .signature import signature_kept
 from .trusted_rules import TRUSTED, GuardedRule
 
 STEPS = (

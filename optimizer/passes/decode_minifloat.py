@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..graph.rewriting import insert_before, required
 from .declare_functions import add_function
-from .rewriting import insert_before, required
 
 
 def decode_minifloat(

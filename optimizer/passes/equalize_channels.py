@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..graph.matching import fixed
 from .absorb_scale import Doubles, Operand, Reader, find_makers
-from .matching import fixed
 
 _SWEEPS = 10
 _SETTLED = 0.01

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
 
 
 class ExpandHardActivations:

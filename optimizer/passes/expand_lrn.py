@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .matching import exact_rank, is_standard, opset_of
-from .rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.matching import exact_rank, is_standard, opset_of
+from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
 
 _AXES_AS_INPUT = 13  # the opset from which Unsqueeze and Squeeze have them so
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from ..names import names_of
-from .matching import is_standard
-from .rewriting import required, set_names
-from .weight_form import MICROSOFT
+from ..graph.matching import is_standard
+from ..graph.rewriting import required, set_names
+from ..graph.weight_form import MICROSOFT
+from ..model_io.names import names_of
 
 _DOMAINS = {functions.DOMAIN, MICROSOFT}
 

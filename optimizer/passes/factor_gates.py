@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .matching import is_standard, sole_reader
-from .rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.matching import is_standard, sole_reader
+from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
 
 
 class FactorGates:

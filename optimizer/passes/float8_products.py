@@ -12,7 +12,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from .matching import behind, input_of, is_standard
+from ..graph.matching import behind, input_of, is_standard
 
 _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 

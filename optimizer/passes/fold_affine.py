@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from .affine_chains import Affine, Link, chain_before, chain_behind, composed, read_link
-from .linear_products import Product, is_product
-from .matching import is_standard, least_rank
+from ..graph.affine_chains import Affine, Link, chain_before, chain_behind, composed, read_link
+from ..graph.linear_products import Product, is_product
+from ..graph.matching import is_standard, least_rank
+from ..graph.rewriting import add_array, insert_before, replace
 from .remove_unused import remove_unused
-from .rewriting import add_array, insert_before, replace
 
 _OVERFLOW = "the folded numbers would not be finite"
 

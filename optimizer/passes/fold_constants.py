@@ -18,10 +18,10 @@ from onnxscript.optimizer._constant_folding import (
     FoldConstantsPass,
 )
 
-from ..own_results import make_own
-from .matching import is_standard, opset_of
-from .rewriting import detach
-from .rule_guards import is_same_size
+from ..graph.matching import is_standard, opset_of
+from ..graph.rewriting import detach
+from ..graph.rule_guards import is_same_size
+from ..model_io.own_results import make_own
 
 _MOVES = frozenset((
     "Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Squeeze",

@@ -17,13 +17,13 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from ..names import names_of
-from .constants import scalar
-from .padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
-from .projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
+from ..graph.constants import scalar
+from ..graph.padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
+from ..graph.projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
+from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required, set_names
+from ..graph.sharing import insert_behind
+from ..model_io.names import names_of
 from .remove_unused import remove_unused
-from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
-from .sharing import insert_behind
 
 MICROSOFT = "com.microsoft"
 _STANDARD = ("", "ai.onnx")

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..names import names_of
+from ..graph.rewriting import insert_before, replace
+from ..model_io.names import names_of
 from .fuse_attention import MICROSOFT, FoundAttention, FuseAttention, scope
-from .rewriting import insert_before, replace
 
 
 class FuseHeads(FuseAttention):

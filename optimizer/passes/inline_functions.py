@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from ..own_results import make_own
+from ..model_io.own_results import make_own
 
 
 class InlineFunctions:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .constants import constant_of
-from .matching import exact_rank, is_fixed, is_standard, sole_reader
+from ..graph.constants import constant_of
+from ..graph.matching import exact_rank, is_fixed, is_standard, sole_reader
+from ..graph.rewriting import insert_before, replace, required, stand_for
 from .remove_unused import remove_unused
-from .rewriting import insert_before, replace, required, stand_for
 
 
 class MatMulToGemm:

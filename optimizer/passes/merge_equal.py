@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
-from .determinism import is_deterministic
+from ..graph.determinism import is_deterministic
 
 _MOST = 10  # elements of a constant that is worth comparing
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..names import names_of, roots
-from .rewriting import result_name
+from ..graph.rewriting import result_name
+from ..model_io.names import names_of, roots
 
 
 class NameNodes:

@@ -20,17 +20,17 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxpress.custom_ops import functions, reference
 
+from ..graph.constants import array_of
+from ..graph.matching import opset_of
+from ..graph.rewriting import SharedArrays, insert_before, replace, required, set_names
+from ..graph.sharing import insert_behind
+from ..planning.int8_operators import Operator, Role
+from ..planning.plan_minifloat import MinifloatPlan
 from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.formats import FORMATS
 from ..quantization.schemes import WeightScheme
-from .constants import array_of
 from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
-from .int8_operators import Operator, Role
-from .matching import opset_of
-from .plan_minifloat import MinifloatPlan
-from .rewriting import SharedArrays, insert_before, replace, required, set_names
-from .sharing import insert_behind
 
 Floats = npt.NDArray[np.float32]
 RoundWeight = Callable[[str, Floats, int, WeightScheme], FloatWeight]

@@ -19,7 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..names import names_of
+from ..graph.constants import array_of
+from ..graph.rewriting import SharedArrays, float_name, remember_float_name, required, set_names
+from ..graph.sharing import insert_behind
+from ..model_io.names import names_of
+from ..planning.int8_operators import Operator, Role
+from ..planning.plan_int8 import Int8Plan, is_bias
 from ..quantization.affine import (
     AffineParameters,
     QuantizedTensor,
@@ -27,11 +32,6 @@ from ..quantization.affine import (
     parameters_of_range,
     quantize_bias,
 )
-from .constants import array_of
-from .int8_operators import Operator, Role
-from .plan_int8 import Int8Plan, is_bias
-from .rewriting import SharedArrays, float_name, remember_float_name, required, set_names
-from .sharing import insert_behind
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]

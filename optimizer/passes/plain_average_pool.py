@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .int8_operators import needs_float
-from .matching import is_standard
-from .rewriting import required
+from ..graph.matching import is_standard
+from ..graph.rewriting import required
+from ..planning.int8_operators import needs_float
 
 
 class PlainAveragePool:

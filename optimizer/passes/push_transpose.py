@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from .axes import Edit, Perm, inverse, perm_of, reordered
-from .matching import is_standard, opset_of, sole_reader
-from .rewriting import add_array, replace, set_names
+from ..graph.axes import Edit, Perm, inverse, perm_of, reordered
+from ..graph.matching import is_standard, opset_of, sole_reader
+from ..graph.rewriting import add_array, replace, set_names
 
 Region = dict[ir.Node, Edit]
 

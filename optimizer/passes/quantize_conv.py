@@ -12,12 +12,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.rewriting import add_array, insert_before, required
+from ..graph.weight_form import WeightForm
+from ..planning.lazy_weight import LazyWeight
+from ..planning.plan import Decision
+from ..planning.stored_weights import StoredWeights
 from .decode_minifloat import decode_minifloat
-from .lazy_weight import LazyWeight
-from .plan import Decision
-from .rewriting import add_array, insert_before, required
-from .stored_weights import StoredWeights
-from .weight_form import WeightForm
 
 
 class QuantizeConv:

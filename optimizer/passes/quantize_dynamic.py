@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.constants import constant_of
+from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required, set_names
+from ..graph.sharing import insert_behind
+from ..planning.lazy_int8 import LazyInt8
+from ..planning.plan import Decision
+from ..planning.plan_dynamic import MICROSOFT
+from ..planning.report import WeightReport
 from ..quantization.rtn import decibels
-from ..report import WeightReport
-from .constants import constant_of
-from .lazy_int8 import LazyInt8
-from .plan import Decision
-from .plan_dynamic import MICROSOFT
-from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
-from .sharing import insert_behind
 
 Codes = tuple[ir.Value, ir.Value, ir.Value]
 """Codes, scale and zero point of an activation."""

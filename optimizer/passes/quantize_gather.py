@@ -16,10 +16,10 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 
-from .lazy_weight import LazyWeight
-from .plan import Decision
-from .rewriting import add_array, add_initializer, insert_before, replace, required
-from .weight_form import MICROSOFT
+from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required
+from ..graph.weight_form import MICROSOFT
+from ..planning.lazy_weight import LazyWeight
+from ..planning.plan import Decision
 
 OPSET = 9
 """The first with ConstantOfShape."""

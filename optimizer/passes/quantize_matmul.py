@@ -14,14 +14,14 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from ..names import names_of
+from ..graph.product_bias import add_scaled, find_bias
+from ..graph.rewriting import insert_before, replace, required
+from ..graph.weight_form import WeightForm
+from ..model_io.names import names_of
+from ..planning.lazy_weight import LazyWeight
+from ..planning.plan import Decision
+from ..planning.stored_weights import StoredWeights
 from .declare_functions import add_function
-from .lazy_weight import LazyWeight
-from .plan import Decision
-from .product_bias import add_scaled, find_bias
-from .rewriting import insert_before, replace, required
-from .stored_weights import StoredWeights
-from .weight_form import WeightForm
 
 
 class QuantizeMatMul:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
-from ..names import roots
+from ..model_io.names import roots
 from .opset_steps import SAME, TESTED, Edit, Rise, edits
 
 _OLDEST = 7  # ONNX Runtime has kernels of few operators that are older

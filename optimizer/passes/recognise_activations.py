@@ -18,12 +18,12 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from .affine_chains import Affine, read_link
-from .clamps import Clamp, read_clamp
-from .matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
+from ..graph.affine_chains import Affine, read_link
+from ..graph.clamps import Clamp, read_clamp
+from ..graph.matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
+from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.weight_form import MICROSOFT
 from .remove_unused import remove_unused
-from .rewriting import add_array, insert_before, replace, required, stand_for
-from .weight_form import MICROSOFT
 
 # Constants of exporters are float32, or a double of few digits.
 _CLOSE = 1e-6

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
-from ..names import roots, values_of
-from ..traverse import inner_graphs
-from .matching import is_foreign, is_standard
-from .rewriting import detach
+from ..graph.matching import is_foreign, is_standard
+from ..graph.rewriting import detach
+from ..model_io.names import roots, values_of
+from ..model_io.traverse import inner_graphs
 
 _WITH_BY_PRODUCTS = ("Dropout", "LayerNormalization", "MaxPool")
 

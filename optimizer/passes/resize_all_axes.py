@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .constants import array_of
-from .matching import exact_rank, input_of, is_standard
-from .rewriting import add_array, insert_before, required
+from ..graph.constants import array_of
+from ..graph.matching import exact_rank, input_of, is_standard
+from ..graph.rewriting import add_array, insert_before, required
 
 _ROI, _SCALES, _SIZES = 1, 2, 3
 

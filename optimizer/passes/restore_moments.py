@@ -17,10 +17,10 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from ..graph.matching import values_read
+from ..graph.products_on_codes import read_product
+from ..graph.rewriting import float_name
 from ..quantization.moments import ChannelMoments, restoring_map
-from .matching import values_read
-from .products_on_codes import read_product
-from .rewriting import float_name
 
 Measure = Callable[[ir.Model, Sequence[str]], Mapping[str, ChannelMoments]]
 """(model, names of values) -> their moments along the channels, axis 1, on the calibration data."""

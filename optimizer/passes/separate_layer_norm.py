@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .constants import is_constant
-from .rewriting import insert_before, replace
+from ..graph.constants import is_constant
+from ..graph.rewriting import insert_before, replace
 
 _STANDARD = ("", "ai.onnx")
 

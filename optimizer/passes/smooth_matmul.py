@@ -23,10 +23,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.rewriting import add_array, insert_before
+from ..planning.int8_operators import Operator, understand
 from ..quantization.noise import IntegerNoise, Noise
 from .absorb_scale import Doubles, Operand, Reader, find_makers, moved_through
-from .int8_operators import Operator, understand
-from .rewriting import add_array, insert_before
 from .smoothing_error import ChannelStatistics, SmoothingError
 
 _WORTH = 0.9

@@ -16,16 +16,16 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from ..names import names_of
+from ..graph.constants import constant_of
+from ..graph.matching import is_standard, sole_reader
+from ..graph.product_bias import add_scaled, find_bias
+from ..graph.rewriting import add_array, insert_before, replace
+from ..graph.weight_form import MICROSOFT
+from ..model_io.names import names_of
+from ..planning.block_weights import OP, TRANSPOSED_KEY, WEIGHT_KEY
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
-from .block_weights import OP, TRANSPOSED_KEY, WEIGHT_KEY
-from .constants import constant_of
 from .declare_functions import add_function
-from .matching import is_standard, sole_reader
-from .product_bias import add_scaled, find_bias
-from .rewriting import add_array, insert_before, replace
-from .weight_form import MICROSOFT
 
 Singles = npt.NDArray[np.float32]
 

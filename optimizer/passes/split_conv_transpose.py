@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..recipe import Recipe
-from .constants import constant_of
-from .matching import Floats, fixed, input_of, is_fixed, is_standard
+from ..graph.constants import constant_of
+from ..graph.matching import Floats, fixed, input_of, is_fixed, is_standard
+from ..graph.rewriting import add_array, insert_before, replace, required, settings_of, stand_for
+from ..settings.recipe import Recipe
 from .remove_unused import remove_unused
-from .rewriting import add_array, insert_before, replace, required, settings_of, stand_for
 
 
 class SplitConvTranspose:

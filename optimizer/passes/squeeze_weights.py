@@ -10,10 +10,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .constants import constant_of, mark_constants
-from .matching import exact_rank, is_standard, least_rank, opset_of
-from .plan import nested_nodes
-from .rewriting import add_array, insert_before, required
+from ..graph.constants import constant_of, mark_constants
+from ..graph.matching import exact_rank, is_standard, least_rank, opset_of
+from ..graph.rewriting import add_array, insert_before, required
+from ..planning.plan import nested_nodes
 
 
 class SqueezeWeights:

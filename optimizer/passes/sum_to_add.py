@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from .matching import is_standard, opset_of
-from .rewriting import insert_before, replace, required, stand_for
+from ..graph.matching import is_standard, opset_of
+from ..graph.rewriting import insert_before, replace, required, stand_for
 
 _BROADCASTS = 8  # the opset from which Sum broadcasts, as Add does from 7 on
 

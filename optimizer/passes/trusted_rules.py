@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from . import rule_guards as guards
-from .rewriting import detach
-from .rule_guards import Match
+from ..graph import rule_guards as guards
+from ..graph.rewriting import detach
+from ..graph.rule_guards import Match
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxpress.custom_ops import register
 from onnxpress.optimizer import Calibration, OnnxpressError, Recipe, optimize
-from onnxpress.optimizer.passes import CleanUp, NameNodes
-from onnxpress.optimizer.preparation import prepare
+from onnxpress.optimizer.passes.clean_up import CleanUp
+from onnxpress.optimizer.passes.name_nodes import NameNodes
+from onnxpress.optimizer.passes.preparation import prepare
 
 from .case import Case, Feeds
 

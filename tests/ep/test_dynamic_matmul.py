@@ -11,7 +11,7 @@ import pytest
 from onnxpress import ep
 from onnxpress.custom_ops import _kernels, reference
 from onnxpress.optimizer import compile_context
-from onnxpress.optimizer.analysis.machine import products_saturate
+from onnxpress.optimizer.runtime.machine import products_saturate
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
 

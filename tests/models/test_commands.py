@@ -9,11 +9,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from command_line import runner
-from onnxpress.models import catalogue, evaluate
-from onnxpress.models.evaluate import TaskResult
+from onnxpress.models import catalogue
 from onnxpress.models.tasks.task import Score
 from onnxpress.optimizer import Calibration, Recipe, optimize
-from onnxpress.optimizer.context import compile_context
+from onnxpress.optimizer.analysis import evaluate
+from onnxpress.optimizer.analysis.evaluate import TaskResult
+from onnxpress.optimizer.conversion.compile import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from sessions import KNOWS_WHO_RUNS_WHAT
 

@@ -9,7 +9,7 @@ import pytest
 from onnxpress import models
 from onnxpress.models import photographs
 from onnxpress.models.classifiers import CLASSIFIERS
-from onnxpress.models.evaluate import evaluate
+from onnxpress.optimizer.analysis.evaluate import evaluate
 
 pytestmark = pytest.mark.real
 

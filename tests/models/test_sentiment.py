@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from onnxpress.models import catalogue
-from onnxpress.models.evaluate import evaluate
 from onnxpress.models.tasks import sentiment, similarity
 from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.analysis.evaluate import evaluate
 
 
 @pytest.fixture

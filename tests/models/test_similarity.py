@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnxpress.models.evaluate import evaluate
 from onnxpress.models.tasks import TASKS, choose, similarity
+from onnxpress.optimizer.analysis.evaluate import evaluate
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
 tokenizers = pytest.importorskip("tokenizers")

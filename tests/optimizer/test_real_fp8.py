@@ -6,9 +6,9 @@ import dataclasses
 
 import onnx
 import pytest
-from onnxpress.models.evaluate import evaluate
 from onnxpress.models.tasks import reading
 from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.analysis.evaluate import evaluate
 from onnxpress.optimizer.calibration import Calibration
 from sessions import RUNS_FLOAT8_PRODUCTS
 

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnxpress import models
-from onnxpress.models.evaluate import evaluate
 from onnxpress.models.tasks import reading
+from onnxpress.optimizer.analysis.evaluate import evaluate
+from onnxpress.optimizer.conversion.pipeline import optimize
 from onnxpress.optimizer.errors import OnnxpressError
-from onnxpress.optimizer.pipeline import optimize
-from onnxpress.optimizer.recipe import Recipe
+from onnxpress.optimizer.settings.recipe import Recipe
 
 pytestmark = pytest.mark.real
 

@@ -9,11 +9,11 @@ import onnxruntime as ort
 import pytest
 from onnxpress import models
 from onnxpress.custom_ops import reference
-from onnxpress.models.evaluate import evaluate
 from onnxpress.optimizer import Recipe, optimize
-from onnxpress.optimizer.analysis.session import open_session, session_options
-from onnxpress.optimizer.passes.rewriting import add_array
-from onnxpress.optimizer.recipe import Override
+from onnxpress.optimizer.analysis.evaluate import evaluate
+from onnxpress.optimizer.graph.rewriting import add_array
+from onnxpress.optimizer.runtime.session import open_session, session_options
+from onnxpress.optimizer.settings.recipe import Override
 
 pytestmark = pytest.mark.real
 FLOAT_LEE = 0.656

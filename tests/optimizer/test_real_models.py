@@ -12,10 +12,10 @@ import pytest
 from onnxpress import custom_ops, models
 from onnxpress.custom_ops import reference
 from onnxpress.models.catalogue import SIMILARITY_DATA
-from onnxpress.models.evaluate import evaluate
 from onnxpress.models.fetch import provide
 from onnxpress.models.tasks import reading, similarity
 from onnxpress.optimizer import OnnxpressError, Recipe, optimize
+from onnxpress.optimizer.analysis.evaluate import evaluate
 
 pytestmark = pytest.mark.real
 

@@ -11,8 +11,8 @@ from onnxpress import custom_ops, models
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.calibration import Calibration
-from onnxpress.optimizer.masks import export_mask
-from onnxpress.optimizer.passes.block_weights import sparsity_of
+from onnxpress.optimizer.families.sparse.masks import export_mask
+from onnxpress.optimizer.planning.block_weights import sparsity_of
 from sessions import options
 
 pytestmark = pytest.mark.real

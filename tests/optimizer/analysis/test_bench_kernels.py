@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from onnxpress.custom_ops import _kernels
 from onnxpress.optimizer.analysis import bench_kernels as kernels
-from onnxpress.optimizer.analysis.kernel_models import OPS, Case, model
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.runtime.kernel_models import OPS, Case, model
 from typer.testing import CliRunner
 
 CASES = [Case(M, 64, 48, 4, 32) for M in (1, 3)]
@@ -112,7 +112,7 @@ def test_limits_are_those_of_a_machine(isa):
 
 
 def test_command(quick, tmp_path):
-    from onnxpress.optimizer.app import app
+    from onnxpress.optimizer.commands.app import app
 
     plot = tmp_path / "plot.png"
     call = ["bench-kernels", "--shape", "64x48", "-m", "1", "-m", "2", "--asymmetric", "--plot", str(plot)]
@@ -124,7 +124,7 @@ def test_command(quick, tmp_path):
 
 
 def test_unknown_op():
-    from onnxpress.optimizer.app import app
+    from onnxpress.optimizer.commands.app import app
 
     done = CliRunner().invoke(app, ["bench-kernels", "--op", "conv"])
     assert isinstance(done.exception, UsageError)
@@ -132,7 +132,7 @@ def test_unknown_op():
 
 @pytest.mark.parametrize("shape", ["64", "64x", "ax48", "0x48", "64x48x2"])
 def test_wrong_shapes(shape):
-    from onnxpress.optimizer.app import app
+    from onnxpress.optimizer.commands.app import app
 
     done = CliRunner().invoke(app, ["bench-kernels", "--shape", shape])
     assert isinstance(done.exception, UsageError)

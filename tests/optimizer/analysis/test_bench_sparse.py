@@ -8,8 +8,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from onnxpress.custom_ops import reference, register
-from onnxpress.optimizer.analysis import bench_sparse, sparse_cost, sparse_models, sparse_runs
+from onnxpress.optimizer.analysis import bench_sparse
 from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.runtime import sparse_cost, sparse_models, sparse_runs
 from onnxpress.optimizer.sparsity import Block
 from sessions import options
 from typer.testing import CliRunner
@@ -102,7 +103,7 @@ def test_cost(quick):
 
 
 def test_command(quick):
-    from onnxpress.optimizer.app import app
+    from onnxpress.optimizer.commands.app import app
 
     call = ["bench-sparse", "--shape", "64x48", "-m", "1", "-m", "9", "--block", "4x1", "--sparsity", "0.5"]
     for dtype in bench_sparse.DTYPES:
@@ -116,7 +117,7 @@ def test_command(quick):
     "wrong", [["--sparsity", "1"], ["--sparsity", "-0.1"], ["--block", "4"], ["--block", "0x4"], ["--dtype", "int4"]]
 )
 def test_wrong_options(wrong):
-    from onnxpress.optimizer.app import app
+    from onnxpress.optimizer.commands.app import app
 
     done = CliRunner().invoke(app, ["bench-sparse", "--shape", "64x48", *wrong])
     assert isinstance(done.exception, UsageError)

@@ -12,10 +12,10 @@ import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare
-from onnxpress.optimizer.analysis.outputs import measure
 from onnxpress.optimizer.analysis.plots import plot_comparison
-from onnxpress.optimizer.context import compile_context
+from onnxpress.optimizer.conversion.compile import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.evaluation.outputs import measure
 from rich.console import Console
 from sessions import KNOWS_WHO_RUNS_WHAT
 

@@ -13,7 +13,7 @@ from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.inspect import inspect
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError
-from onnxpress.optimizer.report import group_reasons
+from onnxpress.optimizer.planning.report import group_reasons
 from sessions import RUNS_FLOAT8_PRODUCTS
 
 

@@ -6,13 +6,13 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import storage
 from onnxpress.optimizer.calibration import observe
 from onnxpress.optimizer.calibration.collect import collect
 from onnxpress.optimizer.calibration.data import open_data
 from onnxpress.optimizer.calibration.inputs import inputs_of
 from onnxpress.optimizer.calibration.statistics import Statistics, Wanted
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.model_io import storage
 
 EVERYTHING = Wanted(channel_axis=-1, gram=True)
 WANTED = {"x": EVERYTHING, "first_out": EVERYTHING, "relu_out": EVERYTHING, "second_out": EVERYTHING}

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import Builder
-from onnxpress.optimizer.analysis.session import open_session, session_options
 from onnxpress.optimizer.calibration import observe
 from onnxpress.optimizer.calibration.piecewise import Piecewise
+from onnxpress.optimizer.runtime.session import open_session, session_options
 
 RNG = np.random.default_rng(0)
 FEEDS = [{"x": RNG.standard_normal((n, 8)).astype(np.float32)} for n in (3, 1, 4)]

@@ -1,0 +1,241 @@
+"""Recipe -> ordered passes. The only place that knows the order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..calibration import Calibration, Data, Statistics
+from ..errors import OnnxpressError, UsageError
+from ..families import int8_dynamic as dynamic
+from ..families import minifloat_dynamic, weight_only
+from ..families.calibrated import convert as static
+from ..families.sparse import convert as sparse
+from ..graph.rewriting import listed_names
+from ..model_io import storage
+from ..model_io.normalise import normalise
+from ..passes.name_nodes import NameNodes
+from ..planning.already_quantized import check_not_quantized, quantized_nodes
+from ..planning.plan import Decision, nested_nodes
+from ..planning.plan_foreign import plan_foreign, with_foreign
+from ..planning.report import Report, group_reasons
+from ..planning.result import Outcome, Progress
+from ..runtime.feeds import Feeds
+from ..runtime.session import uses_our_ops
+from ..settings.recipe import Recipe
+from ..sources import resolve
+from .annotations import Annotations
+from .gate import Gate
+from .request import check_request
+
+METADATA_KEY = "onnxpress.recipe"
+"""Key of the output's metadata that holds the recipe as JSON."""
+
+
+def optimize(
+    model: str | Path | ir.Model,
+    recipe: Recipe | None = None,
+    output: str | Path | None = None,
+    *,
+    calibration: Calibration | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Report:
+    """Convert a model to low-bit forms.
+
+    Args:
+        model: A file, a folder of an exported model, a name of the catalogue, or a model in memory, which is changed.
+        recipe: What to do; int4 weights by default.
+        output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
+            current folder; a model in memory is only written where this is given.
+        calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
+        progress: Told how the work goes on.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: The output cannot be written where it is asked for, an argument is of another type, or the recipe
+            and the calibration do not go together.
+        OnnxpressError: The model cannot be read, is quantized already or holds nothing to quantize; nothing is written.
+    """
+    recipe, calibration = recipe or Recipe(), calibration or Calibration()
+    for setting, kind in ((recipe, Recipe), (calibration, Calibration)):
+        if not isinstance(setting, kind):
+            raise UsageError(f"{kind.__name__} expected, not {setting!r:.40}; write {kind.__name__}(...)")
+    named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
+    check_request(recipe, calibration, named)
+    clock = _Clock()
+    if isinstance(model, ir.Model):
+        path, source, loaded, size_before = None, model.graph.name or "model", model, 0
+        target = storage.check_target(output) if output is not None else None
+        normalise(loaded, source)
+    else:
+        path = resolve(model)
+        source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
+        storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
+        loaded = storage.load(path)
+        storage.check_apart(target, path, loaded)
+        size_before = storage.size_on_disk(path, loaded)
+    check_not_quantized(loaded, source)
+    external = storage.has_external_data(loaded)
+    clock.lap("read")
+
+    NameNodes()(loaded)
+    annotations = Annotations(loaded)
+    given = _Given(calibration, recipe, loaded, named, path)
+    gate = Gate(loaded, recipe.check, given.sample)
+    clock.lap("check")
+    if recipe.clean_up:
+        progress("clean-up", 0, 1)
+        gate.clean_up(loaded)
+        progress("clean-up", 1, 1)
+    clock.lap("clean-up")
+
+    asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
+    outcome = _convert(loaded, asked, given, source, progress)
+    decisions = with_foreign(outcome.decisions, foreign)
+    _refuse_nothing_to_do(source, recipe, decisions)
+    gate.check_result(loaded, source)
+    warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
+    loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
+    clock.lap("rewrite")
+
+    if target is not None:
+        storage.save(
+            loaded, target, external=external, done=lambda done, total: progress("quantize and write", done, total)
+        )
+    clock.lap("quantize and write")
+    if target is not None:
+        gate.compare_result(target, ours=uses_our_ops(loaded))
+    clock.lap("compare")
+    return Report(
+        source=source,
+        output=str(target) if target is not None else None,
+        recipe=recipe.to_mapping(),
+        rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
+        schemes=dict(Counter(d.reason for d in decisions if d.taken)),
+        left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),
+        weights=outcome.weights(),
+        gain=outcome.gain(),
+        size_before=size_before,
+        size_after=storage.size_on_disk(target, loaded) if target is not None else 0,
+        seconds=clock.seconds,
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        warnings=tuple(warnings + gate.warnings),
+        details={**outcome.details, "check": gate.details},
+        rows=(*outcome.rows, *gate.rows),
+    )
+
+
+class _Given:
+    """What a calibration is to learn from, and what it found there."""
+
+    def __init__(
+        self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
+    ) -> None:
+        self.asked, self.is_there = calibration, calibration.is_there(name)
+        self._read = self.is_there and recipe.kind in ("static", "minifloat-static", "sparse")
+        self._model, self._name, self._path = model, name, path
+        self._data: Data | Statistics | None = None
+
+    def open(self) -> Data | Statistics:
+        """The data or statistics; raises OnnxpressError."""
+        if self._data is None:
+            self._data = self.asked.open(self._model, self._name, self._path)
+        return self._data
+
+    def sample(self) -> Feeds | None:
+        """The first batch of the data, where it can be read: what is wrong with it is told by who needs all of it."""
+        with contextlib.suppress(OnnxpressError):
+            data = self.open() if self._read else None
+            return next(iter(data)) if isinstance(data, Data) else None
+        return None
+
+    def tell(self, outcome: Outcome) -> Outcome:
+        """The outcome with how many samples there were."""
+        seen = self._data.seen if isinstance(self._data, Data) else None
+        if seen is None or not isinstance(self._data, Data):
+            return outcome
+        name, most = self._data.name, self.asked.samples
+        few = [f"{seen} samples, and {most} were asked for"] if most is not None and seen < most else []
+        return dataclasses.replace(
+            outcome,
+            warnings=[*outcome.warnings, *(f"{name}: {doubt}" for doubt in [*few, *self._data.doubts])],
+            details={"samples": seen, **outcome.details},
+            rows=[("calibrated on", f"{seen} samples of {name}"), *outcome.rows],
+        )
+
+
+def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> Outcome:
+    if recipe.kind in ("static", "minifloat-static"):
+        return given.tell(static.convert(model, recipe, given.open(), progress, source))
+    if recipe.kind == "sparse":
+        return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
+    if recipe.kind == "minifloat-dynamic":
+        return minifloat_dynamic.convert(model, recipe, progress)
+    return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `optimize` would decide of the nodes of a model, which is changed, before it calibrates or measures.
+
+    Of a model that it refuses, because it is quantized already, these are the nodes that show it.
+
+    Raises:
+        OnnxpressError: The model cannot be prepared for the scheme.
+    """
+    if before := [Decision(node, "", False, "already quantized") for node in quantized_nodes(model)]:
+        return before
+    NameNodes()(model)
+    if recipe.clean_up:
+        Gate(model, recipe.check).clean_up(model)
+    deciders = {
+        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
+        "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
+    }  # fmt: skip
+    asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
+    return with_foreign(deciders[recipe.kind](model, asked), foreign)
+
+
+def _names(model: ir.Model) -> set[str]:
+    """What nodes are called in the reports on a cleaned-up model, and by patterns."""
+    return {name for path, node in nested_nodes(model.graph, "") for name in listed_names(node, path)}
+
+
+def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:
+    """Where the output goes when nobody says."""
+    if not Path(model).exists():
+        return Path(f"{model}.{recipe.scheme}.onnx")
+    return path.with_name(f"{path.stem}.{recipe.scheme}.onnx")
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+
+
+def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]) -> None:
+    if any(d.taken for d in decisions):
+        return
+    reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
+    listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
+    what = "make sparse" if recipe.kind == "sparse" else "quantize"
+    raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed})")
+
+
+def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:
+    nodes = [(listed_names(d.node, d.path), d.op_type) for d in decisions]
+    return [f"{pattern} matches no node with a weight" for pattern in recipe.unused_patterns(nodes)]

@@ -1,0 +1,1 @@
+"""How good a model is: metrics, outputs beside those of float, sensitivity of layers."""

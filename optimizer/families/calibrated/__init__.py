@@ -1,0 +1,1 @@
+"""Schemes that round activations by what a calibration saw of them."""

@@ -1,0 +1,292 @@
+"""Calibrated integers and minifloats: which passes run in which order, and what is measured between them.
+
+    prepare: float rewrites -> collect: what tensors hold -> plan -> place -> try steps -> restore moments
+          -> ask ONNX Runtime what it made of integers -> leave in float what it would, what hurts and what is slower
+
+Everything that is tried is built from the same float graph, which is changed in place only when all is decided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from ...calibration import Data, Statistics, Wanted
+from ...calibration.collect import collect
+from ...calibration.variety import constant_tensors
+from ...errors import SettingsError
+from ...evaluation.metrics import COSINE, Metric, check_metric, choose_metric
+from ...evaluation.sensitivity import MixedPrecision, search_mixed_precision
+from ...model_io.names import copy_of
+from ...passes.declare_functions import declare_functions
+from ...passes.equalize_channels import EqualizeChannels
+from ...passes.float8_products import warn_of_float8_products
+from ...passes.place_minifloat import OPSET
+from ...passes.preparation import prepare
+from ...passes.smooth_matmul import SmoothMatMul, smoothable
+from ...planning.int8_operators import Role
+from ...planning.plan import Decision
+from ...planning.plan_int8 import plan_int8
+from ...planning.plan_minifloat import plan_minifloat
+from ...planning.report import weight_report
+from ...planning.result import Outcome, Progress
+from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
+from ...runtime.int8_kernels import fallbacks, operators, optimized
+from ...runtime.machine import made_for, reduces_range, warn_of_saturation
+from ...settings.recipe import Recipe
+from .builder import Builder, Calibrated, Candidate, Plan, products
+from .faster import prove_faster, slower_layers
+from .int8_builder import Int8Builder, parts_of
+from .loadable import refused_by_runtime
+from .minifloat_builder import MinifloatBuilder
+from .trials import Trials, Verdict
+
+_ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
+_FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
+_SKIPPED = {
+    "smooth": "smoothing", "compensate": "compensated rounding", "restore_moments": "restoring of moments",
+}  # fmt: skip
+"""What is done by default, but not without data."""
+_HISTOGRAMS = ("percentile", "entropy", "mse")
+
+
+def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
+    """What to collect of a prepared model, by tensor."""
+    plan = _plan(model, recipe)
+    smoothed = {} if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
+    histogram = recipe.ranges in _HISTOGRAMS
+    found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
+    if not recipe.is_minifloat:
+        found = dict.fromkeys(parts_of(model, plan.tensors()), Wanted(histogram=False)) | found
+    for operator in plan.operators.values():
+        if not operator.is_product or operator.constant is None:
+            continue
+        name = operator.node.inputs[0].name or ""  # type: ignore[union-attr]
+        axis = 1 if operator.role is Role.CONV else -1
+        gram = found[name].gram or (operator.role is Role.MATMUL and name in smoothed)
+        found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram)
+        if operator.role is Role.CONV and recipe.equalize:
+            result = operator.node.outputs[0].name or ""
+            found[result] = dataclasses.replace(found.get(result, Wanted(histogram=False)), channel_axis=1)
+    for name in {moved for between in smoothed.values() for moved in between} & found.keys():
+        found[name] = dataclasses.replace(found[name], channel_axis=-1)
+    return found
+
+
+def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> list[Calibrated]:
+    """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that.
+
+    Returns:
+        The model, which is not changed, and what each step that moves scales makes of the one before.
+    """
+    if isinstance(data, Statistics):
+        data.check(model)
+        return [Calibrated(model, data)]
+    stages = [Calibrated(model, collect(model, data, wanted(model, recipe), progress=progress), data)]
+    for step in ("equalize", "smooth"):
+        moved = copy_of(stages[-1].model)
+        if not recipe.reads(step) or not _move_scales(step, moved, stages[-1].statistics, recipe):
+            continue
+        again = wanted(moved, recipe)
+        if step == "smooth":  # nothing reads these any more
+            again = {name: dataclasses.replace(what, gram=False) for name, what in again.items()}
+        stages.append(Calibrated(moved, collect(moved, data, again, progress=progress), data, step))
+    return stages
+
+
+def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Recipe) -> bool:
+    """Let channels exchange scales; whether any did."""
+    if step == "equalize":
+        return recipe.equalize and EqualizeChannels(statistics)(model)
+    insert = recipe.smooth is True
+    return recipe.smooth is not False and SmoothMatMul(statistics, insert, _noise(recipe))(model)
+
+
+def convert(
+    model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress, source: str = "the model"
+) -> Outcome:
+    """Convert a model, which CleanUp went over, in place.
+
+    Args:
+        model: The float model.
+        recipe: Of kind "static".
+        data: What to calibrate with.
+        progress: Told how the work goes on.
+        source: What to call the model in an error.
+
+    Raises:
+        UsageError: The metric does not fit the model.
+        OnnxpressError: ONNX Runtime cannot run the model, a metric fails, or the model has to be faster and is not.
+    """
+    decisions = decide(model, recipe)
+    if not any(decision.taken for decision in decisions):
+        return Outcome(decisions, tuple)
+    if recipe.metric is not None:
+        check_metric(recipe.metric, model, source)
+    trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
+    builder = trials.settle(calibrate(model, recipe, data, progress), recipe)
+    kept = refused_by_runtime(builder, trials.refused)
+    if not recipe.is_minifloat:
+        kept |= _kept_by_runtime(builder, kept)
+    if recipe.only_if_faster:
+        kept |= slower_layers(builder, kept)
+    metric = choose_metric(recipe.metric, builder.model, builder.feeds, source) if builder.feeds else None
+    search = None
+    if metric is not None and recipe.max_drop is not None:
+        search = _search(builder, kept, metric, recipe.max_drop, progress)
+        kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
+    seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
+    candidate, value = _choose(builder, kept, metric, search, trials)
+    model.graph, model.ir_version = candidate.model.graph, candidate.model.ir_version
+    model.functions.update(candidate.model.functions)
+    declare_functions(model)
+    return _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
+
+    Raises:
+        OnnxpressError: The opset is too old and cannot be raised.
+    """
+    if recipe.is_minifloat:
+        prepare(model, recipe, opset=OPSET)
+    else:
+        prepare(model, recipe)
+    return _plan(model, recipe).decisions
+
+
+def _plan(model: ir.Model, recipe: Recipe) -> Plan:
+    return plan_minifloat(model, recipe) if recipe.is_minifloat else plan_int8(model, recipe)
+
+
+def _noise(recipe: Recipe) -> Noise:
+    return MinifloatNoise(*recipe.formats) if recipe.is_minifloat else IntegerNoise()
+
+
+def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Builder[Any, Any]:
+    kind = MinifloatBuilder if recipe.is_minifloat else Int8Builder
+    return kind(calibrated, recipe, progress)
+
+
+def refuse_statistics(recipe: Recipe) -> None:
+    """Raise SettingsError where a recipe asks for what runs models on data, of which there are only statistics."""
+    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
+    asked += ["max_drop"] if recipe.max_drop is not None else []
+    if asked:
+        raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
+
+
+def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
+    """Products that ONNX Runtime would compute in float between two conversions, beside those that it refuses."""
+    kept: dict[str, str] = {}
+    for _ in range(_ROUNDS):
+        model, products = builder.unrestored({**refused, **kept})
+        found = fallbacks(optimized(model), products)
+        if not found:
+            break
+        kept |= {name: f"ONNX Runtime makes {ran} of its int8 form" for name, ran in found.items()}
+    return kept
+
+
+def _search(
+    builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
+) -> MixedPrecision:
+    """The fewest products in float with which the metric is within the bound."""
+    nodes = products(builder.plan(copy_of(builder.model), kept))
+    return search_mixed_precision(
+        lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
+        reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
+    )  # fmt: skip
+
+
+def _choose(
+    builder: Builder[Any, Any],
+    kept: Mapping[str, str],
+    metric: Metric | None,
+    search: MixedPrecision | None,
+    trials: Trials,
+) -> tuple[Candidate, float]:
+    """The model with or without restored moments, and its metric; NaN where there is none.
+
+    The moments are those of the calibration data, so on other data that can harm, too: a metric that was given decides,
+    else the outputs do.
+    """
+    plain = builder.build(kept)
+    asked = builder.recipe.restore_moments
+    if asked is False or not builder.feeds:
+        return plain, _value(metric, plain) if search is None else search.best
+    restored = builder.restored(plain)
+    value = _value(metric, restored)
+    if asked is None and builder.recipe.metric is not None:
+        other = _value(metric, plain) if search is None else search.best
+        if not value > other:
+            return plain, other
+    else:
+        with_them, without = (trials.noise_of(builder, each.model) for each in (restored, plain))
+        if not trials.keeps("restore_moments", with_them, without, asked=asked is True):
+            return plain, _value(metric, plain) if search is None else search.best
+    return restored, value
+
+
+def _label(recipe: Recipe) -> str:
+    return "minifloat" if recipe.is_minifloat else "int8"
+
+
+def _by_default(recipe: Recipe, step: str) -> bool:
+    """Whether a scheme takes a step where nobody says and there is data."""
+    return recipe.reads(step) and getattr(recipe, step) is None
+
+
+def _value(metric: Metric | None, candidate: Candidate) -> float:
+    return math.nan if metric is None else metric(candidate.model)
+
+
+def _accuracy(metric: Metric, value: float, batches: int) -> str:
+    own = f", on the first {batches} batches of the calibration data" if metric.name == COSINE else ""
+    if metric.name == COSINE and math.isnan(value):
+        return f"no {metric.name}: some are of another length than in float{own}; give a metric"
+    return f"{metric.name} {value:.5f}, float32 {metric.reference:.5f}{own}"
+
+
+def _outcome(
+    builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
+    search: MixedPrecision | None, seconds: tuple[float, float] | None, verdicts: Sequence[Verdict],
+) -> Outcome:  # fmt: skip
+    details: dict[str, Any] = {}
+    rows: list[tuple[str, str]] = []
+    warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
+    if not builder.recipe.is_minifloat:
+        reduced = reduces_range(builder.recipe)
+        warnings += warn_of_saturation(reduced)
+        details["made_for"] = made_for(reduced)
+        rows.append(("made for", made_for(reduced)))
+        details["kernels"] = kernels = operators(optimized(candidate.model))
+        rows.append(("ONNX Runtime runs", ", ".join(f"{count} {op}" for op, count in kernels.items())))
+    if metric is not None:
+        details["metric"] = {"name": metric.name, "float32": metric.reference, _label(builder.recipe): value}
+        rows.append(("accuracy", _accuracy(metric, value, len(builder.feeds))))
+    if seconds is not None:
+        details["seconds"] = dict(zip(("float32", "int8"), seconds, strict=True))
+        rows.append(("run", f"{1e3 * seconds[1]:.2f} ms, float32 {1e3 * seconds[0]:.2f} ms"))
+    if not builder.feeds:
+        skipped = [what for name, what in _SKIPPED.items() if _by_default(builder.recipe, name)]
+        listed = " and ".join(filter(None, (", ".join(skipped[:-1]), *skipped[-1:])))
+        rows += [("skipped", f"{listed}, for which there must be data")] if skipped else []
+    if search is not None:
+        details["mixed_precision"] = dataclasses.asdict(search)
+        rows.append(("tried", f"{len(search.trials)} mixtures, {len(search.kept)} products stay in float"))
+        if not search.met:
+            warnings.append("the bound on the metric's drop was not met; this is the best mixture that was tried")
+    if verdicts:
+        details["harmful_steps"] = [dataclasses.asdict(verdict) for verdict in verdicts]
+        rows += [("tried", verdict.line()) for verdict in verdicts if not verdict.kept]
+        warnings += [verdict.line() for verdict in verdicts if verdict.kept]
+    weights = tuple(
+        weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
+    )
+    return Outcome(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)

@@ -1,0 +1,120 @@
+"""Steps of preparation on trial: one that makes the outputs on the calibration data worse is taken back.
+
+Each step is meant to help, and may harm one model or another: scales that move between channels, biases and weights
+that make up for what was rounded before them. So the model is rounded without any of them first, then with one more at
+a time, each beside the best so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...evaluation.output_noise import OutputNoise
+from ...planning.result import Progress
+from ...settings.recipe import Recipe
+from .builder import Builder, Calibrated
+from .loadable import refused_by_runtime
+
+_WORSE = 1.1
+"""Noise beyond this multiple of what it was without a step speaks against the step; less is chance."""
+_STEPS = ("correct_bias", "compensate")
+
+Make = Callable[[Calibrated, Recipe], Builder[Any, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """On a step that makes the outputs worse.
+
+    Attributes:
+        step: The setting that asks for it.
+        noise: Of the outputs with it, as a share of their signal.
+        without: The same without it.
+        kept: Because whoever converts asked for it.
+    """
+
+    step: str
+    noise: float
+    without: float
+    kept: bool
+
+    def line(self) -> str:
+        """For a person."""
+        what = "kept, as asked" if self.kept else "taken back"
+        return f"{self.step} {what}: outputs {_percent(self.noise)} off with it, {_percent(self.without)} without"
+
+
+class Trials:
+    """What speaks against steps, measured on the data that a builder holds.
+
+    Attributes:
+        verdicts: On the steps that made the outputs worse.
+        refused: What ONNX Runtime runs none of the models with, and why; it was asked once.
+    """
+
+    def __init__(self, make: Make, progress: Progress) -> None:
+        self.verdicts: list[Verdict] = []
+        self._make, self._progress = make, progress
+        self.refused: dict[str, str] = {}
+        self._noise: OutputNoise | None = None
+
+    def settle(self, stages: Sequence[Calibrated], recipe: Recipe) -> Builder[Any, Any]:
+        """The builder of the best model that the steps make.
+
+        Args:
+            stages: The float model, and what each step that moves scales makes of the one before.
+            recipe: What is asked for.
+
+        Raises:
+            OnnxpressError: ONNX Runtime cannot load or run a model.
+        """
+        steps = [step for step in _STEPS if recipe.reads(step) and getattr(recipe, step) is not False]
+        whole = len(stages) + len(steps)
+        off: dict[str, Any] = dict.fromkeys(steps, False)
+        plain = dataclasses.replace(recipe, **off)
+        best = self._make(stages[0], plain)
+        if not best.feeds or whole == 1:
+            return best if plain == recipe else self._make(stages[0], recipe)
+        self._progress("try steps", 0, whole)
+        least = self.noise(best)
+        tried = [(stage.step, stage, None) for stage in stages[1:]] + [(step, None, step) for step in steps]
+        now, settings = stages[0], plain
+        for count, (name, stage, step) in enumerate(tried, 1):
+            self._progress("try steps", count, whole)
+            further = stage or now
+            changed = settings if step is None else dataclasses.replace(settings, **{step: getattr(recipe, step)})
+            builder = self._make(further, changed)
+            noise = self.noise(builder)
+            if self.keeps(name, noise, least, asked=_asked(recipe, name)):
+                best, least, now, settings = builder, noise, further, changed
+        self._progress("try steps", whole, whole)
+        return best
+
+    def noise(self, builder: Builder[Any, Any]) -> float:
+        """Of a builder's model without further steps."""
+        if self._noise is None:
+            self.refused = refused_by_runtime(builder, {})
+        return self.noise_of(builder, builder.build(self.refused).model)
+
+    def noise_of(self, builder: Builder[Any, Any], model: Any) -> float:
+        """Of a model, beside the float model of its builder."""
+        self._noise = self._noise or OutputNoise(builder.model, builder.feeds)
+        return self._noise(model)
+
+    def keeps(self, step: str, noise: float, without: float, *, asked: bool) -> bool:
+        """Whether a step stays; what harms is noted."""
+        if noise <= _WORSE * without:
+            return True
+        self.verdicts.append(Verdict(step, noise, without, asked))
+        return asked
+
+
+def _asked(recipe: Recipe, step: str) -> bool:
+    """Whether somebody asked for a step, that is not done anyway."""
+    return getattr(recipe, step) is True and getattr(Recipe(), step) is not True
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"

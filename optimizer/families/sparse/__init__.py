@@ -1,0 +1,1 @@
+"""Schemes that leave out blocks of weights."""

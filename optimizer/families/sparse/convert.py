@@ -1,0 +1,278 @@
+"""Weights without most of their blocks: which go, what becomes of the rest, and the nodes that compute on it.
+
+    prepare: float rewrites -> collect: X'X of what products read -> scores of blocks -> masks
+          -> layer by layer: reconstruction, codes of 8 bits -> nodes
+
+An input x of mean m has X'X / n = C + m m'. Blocks are chosen, and weights moved, under C alone, because a change D of
+the weight moves the mean of the output by m'D, which the bias takes back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...calibration import Data, Statistics, TensorStatistics, Wanted
+from ...calibration.collect import collect
+from ...errors import SettingError, UsageError
+from ...graph.rewriting import required
+from ...passes.declare_functions import declare_functions
+from ...passes.fuse_heads import FuseHeads
+from ...passes.preparation import prepare
+from ...passes.quantize_dynamic import QuantizeDynamic
+from ...passes.separate_layer_norm import SeparateLayerNorm
+from ...passes.sparsify_matmul import SparseLayer, SparsifyMatMul
+from ...planning.kept_in_float import kept_in_float
+from ...planning.plan import Decision
+from ...planning.plan_sparse import leave, plan_sparse
+from ...planning.result import Outcome, Progress
+from ...runtime.machine import made_for, reduces_range
+from ...runtime.sparse_cost import measure
+from ...settings.recipe import Recipe
+from ...sparsity import Block, occupied
+from .layer import Layer, LayerReport, read_weight, share_out
+from .masks import apply_masks
+from .sequential import finish_in_order
+
+DEFAULT_BLOCK = Block(4, 4)
+_BLOCKS = (Block(4, 4), Block(1, 16), Block(4, 1), Block(1, 4))  # that the kernels are fast for, large ones first
+_LARGER = 1.05  # times the weights of the best block that a larger one may keep
+_SHOWN = 40  # layers
+_NEARLY_ALL = 0.98  # of the weights of a layer
+
+Open = Callable[[], Data | Statistics]
+
+
+def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progress) -> Outcome:
+    """Convert a model, which CleanUp went over, in place.
+
+    Args:
+        model: The float model.
+        recipe: Of kind "sparse".
+        data: Opens what to calibrate with; None where there is nothing.
+        progress: Told how the work goes on.
+
+    Raises:
+        UsageError: The recipe needs a calibration and there is none, or its masks do not fit.
+        OnnxpressError: ONNX Runtime cannot run the model, or a file cannot be read.
+    """
+    recipe, how = _masked(model, recipe)
+    block, decisions = _plan(model, recipe)
+    taken = [decision for decision in decisions if decision.taken]
+    known = _observe(model, recipe, taken, data, progress)
+    if recipe.criterion is None:
+        recipe = dataclasses.replace(recipe, criterion="obs" if known.statistics is not None else "magnitude")
+    layers: dict[ir.Node, Layer] = {}
+    for index, decision in enumerate(decisions):
+        if not decision.taken:
+            continue
+        progress("choose blocks", len(layers), len(taken))
+        layer = Layer(decision, block, known.of(decision), recipe)
+        reason = layer.choose()
+        if reason is None:
+            layers[decision.node] = layer
+        else:
+            decisions[index] = leave(decision, reason)
+    progress("choose blocks", len(taken), len(taken))
+    share_out(list(layers.values()), recipe)
+    rounded: list[Decision] = []
+    if recipe.expect_m is not None:
+        rounded = _leave_slow(layers, decisions, recipe, recipe.expect_m, progress)
+    made = _finish(model, recipe, list(layers.values()), known.data, progress)
+    if rounded:
+        QuantizeDynamic(reduces_range(recipe), recipe.search)(model, rounded)
+    if SparsifyMatMul()(model, made):
+        SeparateLayerNorm()(model)
+    declare_functions(model)
+    weights = [decision.weight.value for decision in [*decisions, *rounded] if decision.weight is not None]
+    outcome = _outcome(list(layers.values()), recipe, block, decisions, how)
+    if rounded:
+        told = made_for(reduces_range(recipe))
+        outcome.rows.append(("dense layers", f"made for {told}"))
+        outcome.details["made_for"] = told
+    return dataclasses.replace(outcome, warnings=[*outcome.warnings, *kept_in_float(model, weights)])
+
+
+def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
+
+    Raises:
+        OnnxpressError: A file of masks cannot be read or does not fit, or the opset cannot be raised.
+    """
+    recipe, _ = _masked(model, recipe)
+    block, decisions = _plan(model, recipe)
+    if recipe.prune:
+        return decisions
+    reasons = {d.node: Layer(d, block, None, recipe).choose() for d in decisions if d.taken}
+    return [leave(d, reason) if (reason := reasons.get(d.node)) is not None else d for d in decisions]
+
+
+def _masked(model: ir.Model, recipe: Recipe) -> tuple[Recipe, str | None]:
+    """The recipe for what a model is once its masks are applied, and how that made zeros; None where there are none."""
+    if recipe.mask is None:
+        return recipe, None
+    zeroed = apply_masks(model, recipe.mask)
+    how = f"the masks of {recipe.mask}, which set {zeroed:,} weights to zero that were not"
+    return dataclasses.replace(recipe, prune=False), how
+
+
+def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision]]:
+    """The block, and what becomes of each product of the prepared model."""
+    prepare(model, recipe, gemm=False)
+    if recipe.fuse:
+        FuseHeads()(model)
+    block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
+    return block, plan_sparse(model, recipe, block)
+
+
+def _leave_slow(
+    layers: dict[ir.Node, Layer], decisions: list[Decision], recipe: Recipe, rows: int, progress: Progress
+) -> list[Decision]:
+    """Take out the layers that are faster dense; the decisions on those that are fastest as dynamic int8."""
+    rounded = []
+    for index, decision in enumerate(decisions):
+        layer = layers.get(decision.node)
+        if layer is None:
+            continue
+        progress("time", index, len(decisions))
+        cost = measure(layer.pattern(np.dtype(recipe.dtype)), layer.block, rows)
+        if cost.sparse < cost.dense:
+            continue
+        kind = "float32" if cost.dense == cost.float32 else "int8"
+        times = f"{1e6 * cost.dense:.0f} us against {1e6 * cost.sparse:.0f}"
+        decisions[index] = leave(decision, f"dense {kind} is as fast with {rows} rows: {times}")
+        if kind == "int8":
+            rounded.append(decision)
+        del layers[decision.node]
+    progress("time", len(decisions), len(decisions))
+    return rounded
+
+
+def find_block(model: ir.Model, recipe: Recipe) -> Block:
+    """The largest block by which the zeros of the weights are left out about as well as by any other."""
+    kept = dict.fromkeys(_BLOCKS, 0)
+    for decision in plan_sparse(model, recipe, Block(1, 1)):
+        if decision.taken:
+            weight = read_weight(decision)
+            for block in _BLOCKS:
+                kept[block] += int(occupied(weight, block).sum()) * block.size
+    return next(block for block in _BLOCKS if kept[block] <= _LARGER * min(kept.values()))
+
+
+def needs_data(recipe: Recipe) -> bool:
+    """Whether a calibration is read where there is one."""
+    return _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
+
+
+def refuse_without_data(recipe: Recipe) -> None:
+    """Raise SettingError where a recipe asks for what only a calibration tells."""
+    for key, value, other in (
+        ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
+        ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
+    ):
+        if value not in (None, other):
+            problem = f', which needs a calibration: give --calibration or --statistics, or take "{other}"'
+            raise SettingError(key, value, problem)
+    if not recipe.sequential:
+        raise SettingError(
+            "sequential", False, ", but without a calibration no weights move: give --calibration or --statistics"
+        )
+
+
+def _is_static(recipe: Recipe) -> bool:
+    return recipe.activations == "static" and recipe.dtype == "int8"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What is known of the inputs of products: statistics, and the data they are of."""
+
+    statistics: Statistics | None = None
+    data: Data | None = None
+
+    def of(self, decision: Decision) -> TensorStatistics | None:
+        return self.statistics[_input(decision)] if self.statistics is not None else None
+
+
+def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open | None, progress: Progress) -> _Known:
+    """What there is to know; nothing where that is allowed."""
+    if not taken or not needs_data(recipe):
+        return _Known()
+    if data is None:
+        return _Known()
+    opened = data()
+    settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
+    wanted = {_input(decision): settings for decision in taken}
+    if not isinstance(opened, Statistics):
+        return _Known(collect(model, opened, wanted, progress=progress), opened)
+    opened.check(model, wanted)
+    lacking = [name for name in wanted if opened[name].gram is None]
+    if lacking and recipe.prune and recipe.criterion != "magnitude":
+        key = (
+            f'criterion "{recipe.criterion}"'
+            if recipe.criterion
+            else 'criterion "obs", the default where there is data,'
+        )
+        raise UsageError(
+            f"{key} needs X'X of the inputs of products, and the statistics hold none of {lacking[0]}: collect them "
+            'with onnxpress calibrate --gram, or take criterion "magnitude"'
+        )
+    return _Known(opened)
+
+
+def _input(decision: Decision) -> str:
+    return required(decision.node.inputs[0]).name or ""
+
+
+def _finish(
+    model: ir.Model, recipe: Recipe, layers: list[Layer], data: Data | None, progress: Progress
+) -> dict[ir.Node, SparseLayer]:
+    """What takes the place of each layer's weight."""
+    if recipe.sequential and data is not None and any(layer.moves for layer in layers):
+        return finish_in_order(model, layers, data, progress)
+    made: dict[ir.Node, SparseLayer] = {}
+    for layer in layers:
+        progress("prune", len(made), len(layers))
+        made[layer.node] = layer.finish(layer.moments())
+    progress("prune", len(layers), len(layers))
+    return made
+
+
+def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision], how: str | None) -> Outcome:
+    reports = [layer.report for layer in layers if layer.report is not None]
+    total = sum(report.size for report in reports)
+    zeros = sum(report.size * report.sparsity for report in reports)
+    if how is None:
+        criterion = f"criterion {layers[0].criterion}" if layers else "nothing"
+        how = criterion if recipe.prune else "zeros that were there"
+    rows = [("sparsity", f"{100 * zeros / max(1, total):.1f} % of {total:,} weights, in blocks of {block}, by {how}")]
+    rows += [("layer", report.line()) for report in reports[:_SHOWN]]
+    if len(reports) > _SHOWN:
+        rows.append(("", f"and {len(reports) - _SHOWN} more layers: see --json"))
+    details: dict[str, Any] = {
+        "sparsity": zeros / max(1, total),
+        "block": str(block),
+        "criterion": how,
+        "layers": [dataclasses.asdict(report) for report in reports],
+    }
+    weights = tuple(report.as_weight(recipe.dtype) for report in reports)
+    return Outcome(decisions, lambda: weights, warnings=_emptied(reports, recipe), details=details, rows=rows)
+
+
+def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
+    """The warning about layers of which next to nothing is left."""
+    found = [report for report in reports if report.sparsity >= _NEARLY_ALL]
+    if not found:
+        return []
+    first = f"{found[0].node} loses {100 * found[0].sparsity:.1f} % of its weights"
+    which = first if len(found) == 1 else f"{first}, and {len(found) - 1} more lose nearly all of theirs"
+    advice = ["judge the model by a task", "remove less"]
+    if recipe.prune and recipe.criterion == "magnitude":
+        advice.append("choose by data (--calibration)")
+    if recipe.prune and recipe.allocation == "sensitivity":
+        advice.append("remove the same share of each layer (--allocation uniform)")
+    return [f"{which}: {', or '.join(advice)}"]

@@ -1,0 +1,1 @@
+"""What passes and plans ask of a graph: constants, shapes, matching, attributes; nothing here rewrites a model."""

@@ -1,0 +1,62 @@
+"""Models with graphs inside nodes in a form that ONNX Runtime can save once nodes of the main graph are compiled.
+
+It keeps of the main graph what its own nodes and outputs read, and forgets what only inner graphs do; and it cannot
+write larger constants of inner graphs, be they stored or computed when it loads the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from ..graph.constants import constant_of, is_computation, is_constant, mark_constants
+from ..graph.rewriting import add_initializer
+
+_MOST_INNER = 127  # bytes
+
+
+def prepare_inner_graphs(model: ir.Model) -> None:
+    """Constants of inner graphs move into the main graph, and all that such graphs read of it follow its outputs.
+
+    Args:
+        model: Changed. What it computes stays the same, but for its new outputs.
+    """
+    mark_constants(model)
+    for graph in model.graph.subgraphs():
+        _move_constants(graph, model.graph)
+    known = {*model.graph.inputs, *model.graph.outputs}
+    for graph in model.graph.subgraphs():
+        for value in _read_by(graph):
+            if value.graph is model.graph and value not in known:
+                known.add(value)
+                model.graph.outputs.append(value)
+
+
+def _read_by(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.outputs
+    for node in graph:
+        yield from (value for value in node.inputs if value is not None)
+
+
+def _move_constants(graph: ir.Graph, main: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None and not value.is_graph_input() and _moves(value, value.const_value, main):
+            del graph.initializers[name]
+    for node in reversed(list(graph)):
+        # ONNX Runtime computes such constants itself when it loads the model, and cannot write them either.
+        if not is_computation(node) or not all(map(is_constant, node.outputs)):
+            continue
+        for value in node.outputs:
+            if value.uses() and (tensor := constant_of(value)) is not None:
+                _moves(value, tensor, main)
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _moves(value: ir.Value, tensor: ir.TensorProtocol, main: ir.Graph) -> bool:
+    """Whether it moved: it is large, and no result of its graph, which has to be computed there."""
+    if tensor.nbytes <= _MOST_INNER or value.is_graph_output():
+        return False
+    ir.convenience.replace_all_uses_with(value, add_initializer(main, value.name or "", tensor))
+    return True

@@ -1,0 +1,296 @@
+"""Which nodes a recipe takes, and why not the others.
+
+A node is taken when y = A W with a constant W of two axes that we can read: the second input of MatMul or Gemm, or,
+where embeddings are wanted, the table of a Gather. The constant may stand behind Identity, Transpose and casts
+between float32 and float16, which are undone by reading it accordingly, never by storing another copy, or be computed
+of others (see `constants.py`). Conv and
+ConvTranspose are taken where codes are no integers: no kernel reads theirs, so they only make the file smaller.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from ..graph.constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
+from ..graph.rewriting import settings_of, written_type
+from ..graph.weight_form import WeightForm, convolution_form, weight_form
+from ..quantization.rtn import is_finite
+from ..settings.recipe import NodeSettings, Recipe
+
+# Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
+MIN_ELEMENTS = 1024
+# A table read a row at a time costs memory, not time: only large ones are worth it.
+MIN_TABLE_ELEMENTS = 1 << 20
+
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+_CAST_FIRST = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+"""Types of stored weights that are read as what they are cast to."""
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
+_WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A constant behind a node's input.
+
+    Attributes:
+        value: The initializer, or the output of a Constant node.
+        tensor: Its data: of two axes, or of more whose first are the output channels of a Conv or the input channels
+            of a ConvTranspose, each with a row of all the others.
+        transposed: Whether output channels are its first axis, everything between it and the node counted.
+        dtype: Its type as the node sees it, after casts.
+    """
+
+    value: ir.Value
+    tensor: ir.TensorProtocol
+    transposed: bool
+    dtype: ir.DataType
+
+    @property
+    def K(self) -> int:
+        """Length of the reduction."""
+        shape = self.tensor.shape.numpy()
+        return math.prod(shape[1:]) if self.transposed else shape[0]
+
+    @property
+    def N(self) -> int:
+        """Output channels."""
+        return self.tensor.shape.numpy()[0 if self.transposed else 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What becomes of one node.
+
+    Attributes:
+        node: The node.
+        path: Where it is: "" for the main graph, else the nodes and functions around it.
+        taken: Whether it will be quantized.
+        reason: Why not, or the scheme it gets.
+        parameters: Elements of its weight, 0 where it has none.
+        weight: The constant, when taken.
+        settings: What the recipe says, when taken.
+        form: How a product reads its weight, when a weight-only scheme takes it.
+    """
+
+    node: ir.Node
+    path: str
+    taken: bool
+    reason: str
+    parameters: int = 0
+    weight: Weight | None = None
+    settings: NodeSettings | None = None
+    form: WeightForm | None = None
+
+    @property
+    def node_name(self) -> str:
+        """Name of the node, with where it is."""
+        return f"{self.path}/{self.node.name}" if self.path else self.node.name or ""
+
+    @property
+    def op_type(self) -> str:
+        """Operator of the node, as it was before the model was prepared."""
+        return written_type(self.node)
+
+
+def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
+    """Decide on every node that has, or could have, a weight.
+
+    Args:
+        model: The model.
+        recipe: What is asked for.
+
+    Returns:
+        One decision a node, in the order of the graph. Weights are read for it, one at a time: NaN is not rounded.
+    """
+    mark_constants(model)
+    finite: dict[int, bool] = {}
+    decisions = []
+    for path, node in nested_nodes(model.graph, ""):
+        decision = _decide(node, path, recipe, finite)
+        if decision is not None:
+            decisions.append(decision)
+    for function in model.functions.values():
+        if function.domain == "onnxpress":
+            continue
+        for node in function.all_nodes():
+            if node.op_type in ("MatMul", "Gemm"):
+                reason = f"inside function {function.name}; clean-up inlines functions"
+                decisions.append(Decision(node, function.name, False, reason))
+    return decisions
+
+
+def not_taken(who: str, op_type: str, path: str) -> str:
+    """The reason to leave an operator with weights that a scheme has no form for."""
+    hint = " (int8-static does)" if op_type in _CONVOLUTIONS and not path else ""
+    return f"{who} not take {op_type}{hint}"
+
+
+def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
+    """All nodes of a graph and of graphs inside them, each with the names of the nodes around it."""
+    for node in graph:
+        yield path, node
+        for attribute in node.attributes.values():
+            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+                inner = f"{path}/{node.name}" if path else node.name or node.op_type
+                yield from nested_nodes(attribute.value, inner)
+
+
+def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+    if node.domain not in ("", "ai.onnx") or any(map(is_constant, node.outputs)):
+        return None
+    if node.op_type in _WITH_WEIGHTS:
+        return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
+    if node.op_type in ("MatMul", "Gemm"):
+        return _decide_product(node, path, recipe, finite)
+    if node.op_type in _CONVOLUTIONS:
+        return _decide_convolution(node, path, recipe, finite)
+    if node.op_type == "Gather":
+        return _decide_table(node, path, recipe, finite)
+    return None
+
+
+def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+    if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return Decision(node, path, False, "lacks an input")
+    flipped = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    weight = _find_weight(node.inputs[1], flipped)
+    if isinstance(weight, str):
+        left = _find_weight(node.inputs[0], False)
+        if weight == "no constant weight" and not isinstance(left, str):
+            return Decision(node, path, False, "the constant is on the left", left.tensor.size)
+        return Decision(node, path, False, weight)
+    reason = _refuse(weight) or _refuse_rank(weight) or _refuse_values(weight, finite)
+    if not math.isfinite(node.attributes.get_float("alpha", 1.0)):
+        reason = "alpha is no finite number"
+    size = weight.tensor.size
+    if reason:
+        return Decision(node, path, False, reason, size)
+    if size < MIN_ELEMENTS:
+        return Decision(node, path, False, f"fewer than {MIN_ELEMENTS} weights", size)
+    settings = settings_of(recipe, node, path)
+    if isinstance(settings, str):
+        return Decision(node, path, False, settings, size)
+    form = weight_form(recipe.form, settings.weight, weight.dtype)
+    if isinstance(form, str):
+        return Decision(node, path, False, form, size)
+    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
+
+
+def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+    settings = settings_of(recipe, node, path)
+    if isinstance(settings, NodeSettings) and settings.weight.integer:
+        return Decision(node, path, False, not_taken("weight-only schemes of integers do", node.op_type, path))
+    weight = _find_weight(node.inputs[1] if len(node.inputs) > 1 else None, True)
+    if isinstance(weight, str):
+        return Decision(node, path, False, weight)
+    size, reason = weight.tensor.size, _refuse(weight)
+    if reason is None and len(weight.tensor.shape) < 3:
+        reason = f"weight of {len(weight.tensor.shape)} axes"
+    if reason is None and not weight.transposed:
+        reason = "the weight is behind a Transpose"
+    reason = reason or _refuse_values(weight, finite)
+    if reason is None and size < MIN_ELEMENTS:
+        reason = f"fewer than {MIN_ELEMENTS} weights"
+    if reason or isinstance(settings, str):
+        return Decision(node, path, False, reason or str(settings), size)
+    form = convolution_form(recipe.form, settings.weight, weight.dtype, weight.K)
+    if isinstance(form, str):
+        return Decision(node, path, False, form, size)
+    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
+
+
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+    table = _find_weight(node.inputs[0], True)
+    if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
+        return None
+    size = table.tensor.size
+    settings = settings_of(recipe, node, path)
+    if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
+        return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
+    reason = _refuse(table) or _refuse_rank(table)
+    if reason is None and isinstance(settings, str):
+        reason = settings
+    if reason is None and node.attributes.get_int("axis", 0) != 0:
+        reason = "Gather along another axis than 0"
+    if reason is None and not table.transposed:
+        reason = "embedding table behind a Transpose"
+    if reason is None and isinstance(settings, NodeSettings):
+        if settings.weight.bits not in (4, 8):
+            reason = f"GatherBlockQuantized has no {settings.weight.bits} bits"
+        elif table.K % settings.weight.block_size:
+            reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
+    if reason is None and not recipe.embeddings:
+        reason = "embedding table; --embeddings takes it"
+    reason = reason or _refuse_values(table, finite)
+    if reason or isinstance(settings, str):
+        return Decision(node, path, False, str(reason), size)
+    return Decision(node, path, True, settings.weight.name, size, table, settings)
+
+
+def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
+    """The constant behind `value`, or why there is none. `flipped`: output channels come first in `value`."""
+    cast: ir.DataType | None = None
+    made: tuple[ir.Value, bool] | None = None
+    while value is not None:
+        if value.is_initializer() and value.is_graph_input():
+            return "the weight is also a graph input, which a caller may override"
+        tensor = stored_constant(value)
+        if tensor is not None and made is not None and tensor.dtype in _CAST_FIRST:
+            value, flipped = made
+            break
+        if tensor is not None:
+            return Weight(value, tensor, flipped, cast or tensor.dtype)
+        producer = value.producer()
+        if producer is None:
+            break
+        if producer.domain not in ("", "ai.onnx") or producer.op_type not in (
+            "Identity",
+            "Transpose",
+            "Cast",
+        ):
+            break
+        if producer.op_type == "Transpose":
+            if list(producer.attributes.get_ints("perm", [1, 0])) != [1, 0]:
+                break
+            flipped = not flipped
+        if producer.op_type == "Cast":
+            to = ir.DataType(producer.attributes.get_int("to", 0))
+            if to not in _FLOATS:
+                break
+            made = value, flipped
+            cast = cast or to
+        value = producer.inputs[0]
+    tensor = constant_of(value) if value is not None else None
+    if value is None or tensor is None:
+        reason = why_unread(value) if value is not None else None
+        return f"the weight is no stored constant: {reason}" if reason else "no constant weight"
+    return Weight(value, tensor, flipped, cast or tensor.dtype)
+
+
+def _refuse(weight: Weight) -> str | None:
+    """Why what a constant is rules it out."""
+    if weight.tensor.dtype not in _FLOATS:
+        return f"weight of type {weight.tensor.dtype.name}"
+    return "empty weight" if weight.tensor.size == 0 else None
+
+
+def _refuse_rank(weight: Weight) -> str | None:
+    rank = len(weight.tensor.shape)
+    if rank == 2:
+        return None
+    if rank > 2 and all(size == 1 for size in weight.tensor.shape.numpy()[:-2]):
+        return f"weight of {rank} axes beside an operand whose number of axes is not known"
+    return "scalar weight" if rank == 0 else f"batched weight of {rank} axes" if rank > 2 else "weight of one axis"
+
+
+def _refuse_values(weight: Weight, finite: dict[int, bool]) -> str | None:
+    key = id(weight.tensor)
+    if key not in finite:
+        finite[key] = is_finite(weight.tensor.numpy())
+        release(weight.tensor)
+    return None if finite[key] else "the weight holds NaN or infinity"

@@ -1,0 +1,183 @@
+"""Which nodes read tensors rounded to floating-point numbers of few bits, and why the others stay in float.
+
+The workflow of "Efficient Post-training Quantization with FP8 Formats" (Shen et al., arXiv:2309.14592, section 3): what
+Conv, Gemm and MatMul read is rounded, both operands of the products of an attention as well, but in convolutional
+networks nothing of the first and the last of them, which are few and cost most. That is the "standard" coverage; the
+"extended" one takes sums and products of two tensors, normalizations and embeddings, too.
+
+Nothing is computed on codes, so each node is decided on for itself: rounding a tensor twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+
+import onnx_ir as ir
+
+from ..graph.constants import constant_of, is_constant, mark_constants
+from ..graph.matching import is_standard
+from ..graph.rewriting import settings_of
+from ..settings.recipe import NodeSettings, Recipe
+from .int8_operators import Operator, Role, array_size, refuse_weight, understand
+from .plan import MIN_TABLE_ELEMENTS, Decision, nested_nodes
+
+_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_NORMS = ("LayerNormalization", "BatchNormalization")
+_UNCOVERED = ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "DeformConv")
+_WIDER = "--coverage extended takes it"
+
+
+@dataclasses.dataclass(frozen=True)
+class MinifloatPlan:
+    """What becomes of a graph.
+
+    Attributes:
+        operators: The nodes that read rounded tensors, in the order of the graph.
+        settings: What the recipe says of each.
+        decisions: One for each node with a weight and for each other node that could have been taken.
+    """
+
+    operators: dict[ir.Node, Operator]
+    settings: dict[ir.Node, NodeSettings]
+    decisions: list[Decision]
+
+    def tensors(self) -> list[ir.Value]:
+        """All activations that are rounded, each once."""
+        found: dict[ir.Value, None] = {}
+        for operator in self.operators.values():
+            found.update(dict.fromkeys(operator.activations))
+        return list(found)
+
+
+def plan_minifloat(
+    model: ir.Model, recipe: Recipe, unusable: Mapping[str, str] | None = None, kept: Mapping[str, str] | None = None
+) -> MinifloatPlan:
+    """Decide on every node of the main graph.
+
+    Args:
+        model: A float model.
+        recipe: Of a scheme that rounds activations to minifloats.
+        unusable: Tensors that cannot be rounded, by name, and why: what a calibration found.
+        kept: Nodes to leave in float, by name, and why: what measurements found.
+
+    Returns:
+        The plan. Nodes of graphs inside nodes are left: what flows there cannot be observed.
+    """
+    mark_constants(model)
+    understood = {node: found for node in model.graph if (found := _understand(node)) is not None}
+    ends = _ends(model.graph, understood) if _keeps_ends(recipe, understood) else {}
+    operators: dict[ir.Node, Operator] = {}
+    settings: dict[ir.Node, NodeSettings] = {}
+    reasons: dict[ir.Node, str] = {}
+    for node, operator in understood.items():
+        reason = _reason(node, operator, recipe, unusable or {}) or (kept or {}).get(node.name or "") or ends.get(node)
+        chosen = settings_of(recipe, node)
+        if isinstance(chosen, str) and node.op_type == "ConvTranspose":  # it might be a Conv by now
+            reason = chosen
+        if reason is None and isinstance(operator, Operator) and isinstance(chosen, NodeSettings):
+            operators[node], settings[node] = operator, chosen
+        else:
+            reasons[node] = reason or str(chosen)
+    return MinifloatPlan(operators, settings, list(_decisions(model, operators, settings, reasons)))
+
+
+def scheme_of(settings: NodeSettings) -> str:
+    """The formats of weights and activations, for people."""
+    weights, activations = settings.weight.format, settings.activation_format
+    return weights if weights == activations else f"{weights}, activations {activations}"
+
+
+def _understand(node: ir.Node) -> Operator | str | None:
+    """The operator that a node is, why it cannot be taken, or None where it is none that reads rounded tensors."""
+    if any(map(is_constant, node.outputs)):
+        return None
+    if is_standard(node, *_UNCOVERED):
+        return f"these schemes do not round what {node.op_type} reads"
+    if is_standard(node, *_PRODUCTS):
+        found = understand(node)
+        constant = isinstance(found, Operator) and not all(map(_varies, found.activations))
+        return "the constant is on the left" if constant else found
+    if is_standard(node, *_NORMS) and _varies(node.inputs[0]):
+        return Operator(node, Role.MAP)
+    if is_standard(node, "Add", "Mul") and all(map(_varies, node.inputs)):
+        return Operator(node, Role.BINARY, inputs=(0, 1))
+    if is_standard(node, "Gather") and array_size(node.inputs[0]) >= MIN_TABLE_ELEMENTS:
+        return _table(node)
+    return None
+
+
+def _varies(value: ir.Value | None) -> bool:
+    return value is not None and not is_constant(value)
+
+
+def _table(node: ir.Node) -> Operator | str | None:
+    table = constant_of(node.inputs[0])  # type: ignore[arg-type]
+    if table is None or table.dtype != ir.DataType.FLOAT:
+        return None
+    if len(table.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
+        return "Gather of a table that is no matrix, or along another axis than 0"
+    return refuse_weight(node.inputs[0]) or Operator(node, Role.TABLE, inputs=(), constant=0)
+
+
+def _reason(node: ir.Node, operator: Operator | str, recipe: Recipe, unusable: Mapping[str, str]) -> str | None:
+    if isinstance(operator, str):
+        return operator
+    if any(value.dtype not in (None, ir.DataType.FLOAT) for value in (*operator.activations, *node.outputs)):
+        return "computes on another type than float32"
+    if not operator.is_product and recipe.coverage == "standard":
+        return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{_WIDER}"
+    for value in operator.activations:
+        if (reason := unusable.get(value.name or "")) is not None:
+            return f"{value.name}: {reason}"
+    return None
+
+
+def _keeps_ends(recipe: Recipe, understood: Mapping[ir.Node, Operator | str]) -> bool:
+    if recipe.first_and_last is not None:
+        return not recipe.first_and_last
+    return any(node.op_type == "Conv" for node in understood)
+
+
+def _ends(graph: ir.Graph, understood: Mapping[ir.Node, Operator | str]) -> dict[ir.Node, str]:
+    """The products before which there is none on any way through the graph, and those behind which there is none."""
+    products = {node for node in understood if node.op_type in _PRODUCTS}
+    ends = dict.fromkeys(_undominated(graph, products, forward=False), "one of the last products")
+    ends |= dict.fromkeys(_undominated(graph, products, forward=True), "one of the first products")
+    return {node: f"{which}; --first-and-last takes it" for node, which in ends.items()}
+
+
+def _undominated(graph: ir.Graph, products: set[ir.Node], *, forward: bool) -> Iterator[ir.Node]:
+    """Products that no other one reaches, forward or backward."""
+    reached: set[ir.Node] = set()
+    for node in graph if forward else reversed(graph):
+        before = _near(node, forward)
+        if any(each in reached or each in products for each in before):
+            reached.add(node)
+        elif node in products:
+            yield node
+
+
+def _near(node: ir.Node, forward: bool) -> Iterable[ir.Node]:
+    """The nodes right before it in a direction."""
+    if forward:
+        return [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
+    return [reader for value in node.outputs for reader, _ in value.uses()]
+
+
+def _decisions(
+    model: ir.Model, operators: Mapping[ir.Node, Operator], settings: Mapping[ir.Node, NodeSettings],
+    reasons: Mapping[ir.Node, str],
+) -> Iterator[Decision]:  # fmt: skip
+    for path, node in nested_nodes(model.graph, ""):
+        if (operator := operators.get(node)) is not None:
+            size = array_size(node.inputs[operator.constant]) if operator.constant is not None else 0
+            yield Decision(node, path, True, scheme_of(settings[node]), size, settings=settings[node])
+        elif path and is_standard(node, *_PRODUCTS, *_UNCOVERED):
+            yield Decision(node, path, False, "inside a graph of a node, whose tensors cannot be observed", _size(node))
+        elif node in reasons:
+            yield Decision(node, path, False, reasons[node], _size(node))
+
+
+def _size(node: ir.Node) -> int:
+    return max((array_size(value) for value in node.inputs[:2]), default=0)

@@ -1,0 +1,62 @@
+"""Which products become sparse ones, and why the others stay dense."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx_ir as ir
+
+from ..settings.recipe import Recipe
+from ..sparsity import Block
+from .plan import Decision, plan
+
+_MOST_INT8 = (2**31 - 1) // (255 * 128)  # products of uint8 and int8 codes
+
+
+def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]:
+    """Decide on every node that has, or could have, a weight; embedding tables are only read and have no say.
+
+    Args:
+        model: The model.
+        recipe: What is asked for.
+        block: Sizes of the blocks.
+    """
+    decisions = (decision for decision in plan(model, recipe) if decision.op_type != "Gather")
+    return [_for_sparse(decision, recipe, block) for decision in decisions]
+
+
+def _for_sparse(decision: Decision, recipe: Recipe, block: Block) -> Decision:
+    if not decision.taken:
+        if decision.reason.startswith("weight-only"):
+            return dataclasses.replace(decision, reason=f"scheme sparse does not take {decision.op_type}")
+        return decision
+    reason = _refuse(decision, recipe, block)
+    if reason is not None:
+        return leave(decision, reason)
+    return dataclasses.replace(decision, reason=f"sparse {recipe.dtype} in blocks of {block}")
+
+
+def leave(decision: Decision, reason: str) -> Decision:
+    """The decision to let a node stay dense after all."""
+    return dataclasses.replace(decision, taken=False, reason=reason, weight=None, settings=None)
+
+
+def _refuse(decision: Decision, recipe: Recipe, block: Block) -> str | None:
+    weight, node = decision.weight, decision.node
+    assert weight is not None
+    if weight.dtype != ir.DataType.FLOAT:
+        return "computes on float16; scheme sparse takes float32"
+    if weight.value.is_graph_output():
+        return "the weight is an output of the graph, too"
+    if len(weight.value.uses()) > 1:
+        others = any(reader is not node for reader in weight.value.consumers())
+        return "another node reads the weight, too" if others else "the node reads the weight twice"
+    if block.k > weight.K or block.n > weight.N:
+        return f"a block of {block} is larger than the weight of {weight.K} x {weight.N}"
+    if recipe.dtype == "int8" and weight.K > _MOST_INT8:
+        return f"K of {weight.K} is beyond {_MOST_INT8}, for which sums of int8 products fit in int32"
+    if decision.path:
+        return "inside a graph of a node, whose tensors cannot be observed"
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:
+        return "reads its input transposed"
+    return None

@@ -1,0 +1,218 @@
+"""What a conversion did, left alone, cost and won."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..quantization.rtn import decibels
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WORST = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightReport:
+    """One rounded weight.
+
+    Attributes:
+        name: The initializer.
+        nodes: The nodes that read it: what a recipe's patterns match.
+        scheme: Such as "int4".
+        parameters: Its elements.
+        sqnr: Signal to quantization noise ratio in dB.
+        gain: By how much the scale search lowered what it minimises, against plain min/max rounding, in dB. It is no
+            measure of the model's outputs.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    scheme: str
+    parameters: int
+    sqnr: float
+    gain: float
+
+
+class Rounded(Protocol):
+    """What is reported of a rounded weight."""
+
+    @property
+    def scheme(self) -> str: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def error(self) -> float: ...  # noqa: D102
+
+    @property
+    def energy(self) -> float: ...  # noqa: D102
+
+
+def weight_report(name: str, nodes: tuple[str, ...], weight: Rounded) -> WeightReport:
+    """The report of a weight whose scales were not compared with others."""
+    return WeightReport(name, nodes, weight.scheme, weight.size, decibels(weight.energy, weight.error), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `optimize` did.
+
+    Attributes:
+        source: The model read.
+        output: The model written, None when it was not saved.
+        recipe: The recipe, as plain values.
+        rewritten: Nodes rewritten, by operator.
+        schemes: Nodes rewritten, by scheme.
+        left: Nodes left alone, by operator and reason.
+        weights: The rounded weights.
+        gain: The same over all weights.
+        size_before: Bytes of the model and its external data.
+        size_after: The same for the output.
+        seconds: Time of each stage.
+        peak_memory: Largest resident set of the process so far, in bytes.
+        warnings: What the user should know.
+        details: Other findings of the way it was converted, by name.
+        rows: The same for a person: a label and a line each.
+    """
+
+    source: str
+    output: str | None
+    recipe: dict[str, Any]
+    rewritten: dict[str, int]
+    schemes: dict[str, int]
+    left: dict[str, int]
+    weights: tuple[WeightReport, ...]
+    gain: float
+    size_before: int
+    size_after: int
+    seconds: dict[str, float]
+    peak_memory: int
+    warnings: tuple[str, ...] = ()
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rows: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def worst(self) -> list[WeightReport]:
+        """The five weights of the largest relative error."""
+        return sorted(self.weights, key=lambda weight: weight.sqnr)[:_WORST]
+
+    def to_json(self) -> str:
+        """The report as JSON; infinite decibels become null."""
+        values = dataclasses.asdict(self)
+        del values["rows"]
+        values["worst"] = [weight.nodes[0] for weight in self.worst]
+        return json.dumps(_finite(values), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        done = ", ".join(f"{count} {op}" for op, count in self.rewritten.items())
+        one = len(self.schemes) == 1
+        schemes = ", ".join(scheme if one else f"{count} as {scheme}" for scheme, count in self.schemes.items())
+        table.add_row("rewritten", f"{done} as {schemes}" if one else f"{done}: {schemes}")
+        for what, count in self.left.items():
+            table.add_row("left", f"{count} {what}")
+        sizes = f"{size_text(self.size_before)} -> {size_text(self.size_after)}"
+        table.add_row("size", sizes + _change(self.size_before, self.size_after))
+        stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
+        table.add_row("time", f"{sum(self.seconds.values()):.1f} s ({stages})")
+        table.add_row("peak memory", size_text(self.peak_memory))
+        for label, line in self.rows:
+            table.add_row(label, line)
+        if self.gain:
+            table.add_row("scale search", f"weighted error {self.gain:.2f} dB below that of plain min/max")
+        for index, weight in enumerate(self.worst):
+            label = "lowest SQNR" if index == 0 else ""  # signal to quantization noise ratio: more is better
+            table.add_row(
+                label, f"{weight.sqnr:.1f} dB  {weight.nodes[0]} ({weight.scheme}, {weight.parameters:,} weights)"
+            )
+        for warning in self.warnings:
+            table.add_row("warning", warning, style="yellow")
+        console.print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextReport:
+    """What `compile_context` did.
+
+    Attributes:
+        source: The model read.
+        output: The model written.
+        weights: Name of the file of packed weights beside it.
+        compiled: Nodes in the output that stand for compiled ones.
+        left: Other nodes of its main graph, which ONNX Runtime runs.
+        size_before: Bytes of the model and its external data.
+        size_after: The same for the output, its packed weights included.
+        size_weights: Bytes of the packed weights.
+        seconds: Time of it all.
+        peak_memory: Largest resident set of the process so far, in bytes.
+    """
+
+    source: str
+    output: str
+    weights: str
+    compiled: int
+    left: int
+    size_before: int
+    size_after: int
+    size_weights: int
+    seconds: float
+    peak_memory: int
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def print(self, console: Console) -> None:
+        """A table for a person."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        table.add_row("compiled", f"{self.compiled} nodes")
+        table.add_row("left", f"{self.left} nodes for ONNX Runtime")
+        table.add_row("size", f"{size_text(self.size_before)} -> {size_text(self.size_after)}")
+        table.add_row("weights", f"{size_text(self.size_weights)} in {self.weights}")
+        table.add_row("time", f"{self.seconds:.1f} s")
+        table.add_row("peak memory", size_text(self.peak_memory))
+        console.print(table)
+
+
+def group_reasons(left: list[tuple[str, str]]) -> dict[str, int]:
+    """Count (operator, reason) pairs, most frequent first."""
+    counts = Counter(f"{op_type}: {reason}" for op_type, reason in left)
+    return dict(counts.most_common())
+
+
+def size_text(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:,.1f} KB" if size >= 1000 else f"{size} bytes"
+
+
+def _change(before: int, after: int) -> str:
+    """How much smaller or larger a file became."""
+    times = max(before, after) / max(1, min(before, after))
+    if before == 0 or f"{times:.1f}" == "1.0":
+        return ""
+    return f" ({times:.1f}x {'smaller' if after < before else 'larger'})"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,53 @@
+"""Rounded weights as initializers, each made once for all nodes that share it."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ..graph.rewriting import add_initializer, insert_before, required
+from ..graph.weight_form import WeightForm
+from .lazy_weight import LazyWeight
+from .plan import Decision
+
+
+class StoredWeights:
+    """What the nodes that a pass rewrites read in place of their weights."""
+
+    def __init__(self) -> None:
+        self._weights: dict[tuple[object, ...], LazyWeight] = {}
+        self._values: dict[tuple[object, ...], ir.Value] = {}
+
+    @property
+    def weights(self) -> list[LazyWeight]:
+        """The weights that are rounded, each once."""
+        return list(self._weights.values())
+
+    def weight(self, decision: Decision, form: WeightForm, factor: float = 1.0) -> LazyWeight:
+        """The rounded weight of a node; `factor` as in `LazyWeight`."""
+        weight = required(decision.weight)
+        convolution = decision.op_type == "Conv"
+        key = (id(weight.tensor), weight.transposed, form.scheme, factor, convolution)
+        if key not in self._weights:
+            name = weight.value.name or "weight"
+            self._weights[key] = LazyWeight(name, weight, form.scheme, factor, convolution=convolution)
+        self._weights[key].nodes.append(decision.node.name or "")
+        return self._weights[key]
+
+    def part(self, graph: ir.Graph, lazy: LazyWeight, part: str, dtype: ir.DataType, suffix: str) -> ir.Value:
+        """The initializer of a part."""
+        key = (id(graph), id(lazy), part)
+        if key not in self._values:
+            name = f"{lazy.name}_{lazy.scheme.name}_{suffix}"
+            self._values[key] = add_initializer(graph, name, lazy.tensor(part, dtype))
+        return self._values[key]
+
+    def scales(self, graph: ir.Graph, node: ir.Node, lazy: LazyWeight, form: WeightForm, part: str) -> ir.Value:
+        """Scales as the form of a node takes them, else cast to the weight's type: ONNX Runtime folds that."""
+        weight_type = lazy.weight.dtype
+        scales = self.part(graph, lazy, part, form.scales, "scales")
+        if form.scales == weight_type or form.ours:
+            return scales
+        cast = insert_before(node, "Cast", [scales], None, suffix="_scales", attributes={"to": int(weight_type)})
+        cast.type = ir.TensorType(weight_type)
+        cast.shape = scales.shape
+        return cast

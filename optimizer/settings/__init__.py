@@ -1,0 +1,1 @@
+"""What a user asks for: recipes, the values that their keys take, and where a setting came from."""

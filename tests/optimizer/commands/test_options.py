@@ -1,0 +1,169 @@
+"""Options of the command line: which schemes take them, and what is refused before a model is read."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import graphs
+import onnx_ir as ir
+import pytest
+from command_line import runner
+from onnxpress.optimizer.commands import convert, terminal
+from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.model_io import storage
+from onnxpress.optimizer.quantization.schemes import SCHEMES
+from onnxpress.optimizer.settings.recipe import Recipe
+
+PANELS = {
+    None: {"weight-only", "static", "dynamic", "minifloat-static", "minifloat-dynamic", "sparse"},
+    terminal.WEIGHT_ONLY: {"weight-only"},
+    "Weights alone and int8-static": {"weight-only", "static"},
+    "Data of static schemes and sparse": {"static", "minifloat-static", "sparse"},
+    "int8-static and fp8-static": {"static", "minifloat-static"},
+    "int8-static": {"static"},
+    "int8-static and int8-dynamic": {"static", "dynamic"},
+    terminal.FP8: {"minifloat-static", "minifloat-dynamic"},
+    "sparse": {"sparse"},
+}
+"""Kinds of the schemes that each group of options names."""
+
+VALUES = {
+    "search": False, "clean_up": False, "check": False, "include": ["a"], "exclude": ["a"], "block_size": 64,
+    "scale_type": "float16", "form": "qdq", "accuracy_level": 0, "embeddings": True,
+    "symmetric": True, "per_channel": True,
+    "range_method": "minmax", "percentile": 99.0, "activation_type": "int8", "reduce_range": True, "target": "any",
+    "equalize": True, "smooth": True, "compensate": True, "correct_bias": False, "restore_moments": True,
+    "max_drop": 0.1, "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
+    "coverage": "extended", "first_and_last": True, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
+    "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
+    "mask": "m.npz", "expect_m": 8,
+}  # fmt: skip
+"""One of each key, which some scheme of each kind that reads the key takes."""
+
+NO_KEYS = {
+    "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
+    "tokenizer", "statistics",
+}  # fmt: skip
+
+
+def panels() -> dict[str, str | None]:
+    """The group of each option of `optimize`."""
+    hints = typing.get_type_hints(convert.optimize, include_extras=True)
+    names = list(inspect.signature(convert.optimize).parameters)
+    return {name: typing.get_args(hints[name])[1].rich_help_panel for name in names if name != "context"}
+
+
+def test_each_key_has_an_option_and_a_value_here():
+    options = panels()
+    assert VALUES.keys() | NO_KEYS == {*options, "context"}
+    assert set(options.values()) == set(PANELS)
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
+@pytest.mark.parametrize("key", VALUES)
+def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
+    if SCHEMES[scheme].kind in PANELS[panels()[key]]:
+        Recipe.from_mapping({"scheme": scheme, key: VALUES[key]})
+    else:
+        with pytest.raises(UsageError, match=f"not read by scheme {scheme}"):
+            Recipe.from_mapping({"scheme": scheme, key: VALUES[key]})
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Run the command line; its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    return runner(monkeypatch, capsys)
+
+
+def test_inspect_takes_the_options_that_its_reasons_advise(run):
+    b = graphs.Builder()
+    y = b.op("MatMul", b.input("x", ["m", 64]), b.constant("w0", graphs.weight(64, 64)), name="first")
+    y = b.op("LayerNormalization", b.op("Relu", y), b.constant("gain", graphs.weight(1, 64)[0]), name="norm")
+    b.output(b.op("MatMul", y, b.constant("w1", graphs.weight(64, 64)), name="last"), ["m", 64])
+    ir.save(b.model(), "m.onnx")
+    ask = ("inspect", "m.onnx", "--scheme", "fp8-static")
+    _, out, _ = run(*ask, "--no-first-and-last")
+    assert "--first-and-last takes it" in out
+    assert "--coverage extended takes it" in out
+    assert "fp8-static takes  0 nodes" in out
+    _, out, _ = run(*ask, "--first-and-last", "--coverage", "extended")
+    assert "fp8-static takes  3 nodes" in out
+    assert "takes it" not in out
+    code, _, err = run("inspect", "m.onnx", "--coverage", "extended")
+    assert (code, err) == (2, "error: --coverage: not read by scheme int4\n")
+    assert run("inspect", "m.onnx", "--embeddings")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheme", "int4", "--calibration", "d.npz"], "--calibration: scheme int4 reads no calibration data"),
+        (
+            ["--scheme", "int8-dynamic", "--samples", "8"],
+            "--samples: scheme int8-dynamic reads no calibration data with these settings",
+        ),
+        (["--scheme", "fp8-dynamic", "--statistics", "s.npz"], "--statistics: scheme fp8-dynamic reads no"),
+        (
+            ["--scheme", "sparse", "--criterion", "magnitude", "--images", "imagenet"],
+            "--images: scheme sparse reads no",
+        ),
+        (["--scheme", "int8-static"], "this has to see data: give --calibration"),
+        (["--scheme", "fp8-static", "--samples", "8"], "this has to see data: give --calibration"),
+        (
+            ["--scheme", "int8-static", "--calibration", "d.npz", "--statistics", "s.npz"],
+            "--calibration, --statistics: give one of them, not both",
+        ),
+        (
+            ["--scheme", "sparse", "--calibration", "d.npz", "--statistics", "s.npz"],
+            "--calibration, --statistics: give one of them, not both",
+        ),
+        (
+            ["--scheme", "int8-static", "--statistics", "s.npz", "--max-drop", "1%"],
+            "error: --max-drop: runs models on data",
+        ),
+        (["--scheme", "fp8-static", "--calibration", "d.npz", "--metric", "le"], 'did you mean "lee"?'),
+        (["--scheme", "fp8-static", "--calibration", "d.npz", "--metric", "no_such_module:f"], "cannot import no_such"),
+        (["--scheme", "int8-static", "--calibration", "d", "--images", "imagenot"], 'did you mean "imagenet"?'),
+        (
+            ["--scheme", "sparse", "--activations", "static"],
+            'error: --activations is "static", which needs a calibration',
+        ),
+        (["--scheme", "sparse", "--criterion", "obs"], 'error: --criterion is "obs", which needs a calibration'),
+    ],
+)
+def test_requests_that_no_model_meets_are_refused_before_one_is_read(run, monkeypatch, options, message):
+    ir.save(graphs.matmul_model(), "m.onnx")
+    monkeypatch.setattr(storage, "load", lambda _path: pytest.fail("the model is read"))
+    code, out, err = run("optimize", "m.onnx", *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_without_a_model_is_called_one(run, tmp_path):
+    for name in (".", str(tmp_path)):
+        assert run("optimize", name)[1:] == ("", f"error: {name}: the folder holds no .onnx file\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ('scheme = "sparse"\nactivations = "static"\n', [], 'r.toml: activations is "static", which needs'),
+        ('scheme = "sparse"\ncriterion = "obs"\n', ["--criterion", "wanda"], '--criterion is "wanda", which needs'),
+        (
+            'scheme = "int8-static"\nmax_drop = 0.01\n',
+            ["--metric", "lee", "--statistics", "s.npz"],
+            "--metric, r.toml: max_drop: runs models on data",
+        ),
+        ('scheme = "int4"\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
+    ],
+)
+def test_settings_are_called_what_they_are_where_they_were_written(run, tmp_path, text, options, message):
+    ir.save(graphs.matmul_model(), "m.onnx")
+    (tmp_path / "r.toml").write_text(text)
+    code, _, err = run("optimize", "m.onnx", "--recipe", "r.toml", *options)
+    assert code == 2
+    assert err.startswith(f"error: {message}")

@@ -1,0 +1,80 @@
+"""Dynamic INT8 on real models."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from onnxpress import models
+from onnxpress.optimizer import Recipe
+from onnxpress.optimizer.analysis.evaluate import evaluate
+from onnxpress.optimizer.families import int8_dynamic as dynamic
+from onnxpress.optimizer.model_io import storage
+from onnxpress.optimizer.passes.clean_up import CleanUp
+from onnxpress.optimizer.runtime import int8_kernels
+from sessions import options
+
+pytestmark = pytest.mark.real
+
+
+@functools.cache
+def converted(name, **values):
+    model = ir.load(models.path(name))
+    CleanUp()(model)
+    outcome = dynamic.convert(model, Recipe(scheme="int8-dynamic", **values))
+    return model, outcome
+
+
+def feeds(batch=3, sequence=40):
+    rng = np.random.default_rng(1)
+    ids = rng.integers(1000, 20000, (batch, sequence))
+    mask = (np.arange(sequence) < np.array([[sequence], [sequence // 2], [3]])).astype(np.int64)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def embeddings(hidden, mask):
+    total = (hidden * mask[:, :, None]).sum(axis=1)
+    return total / np.linalg.norm(total, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_minilm_gives_the_same_embeddings(fuse):
+    model, outcome = converted("minilm", fuse=fuse)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    given = feeds()
+    (want,) = ort.InferenceSession(models.path("minilm"), options()).run(None, given)
+    want = embeddings(want, given["attention_mask"])
+    for level in (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
+        session = ort.InferenceSession(proto.SerializeToString(), options(graph_optimization_level=level))
+        got = embeddings(session.run(None, given)[0], given["attention_mask"])
+        assert ((got * want).sum(axis=1) > 0.985).all()
+    assert outcome.details["attention"] == {"fused": 6 if fuse else 0, "left": {}}
+    assert sum(d.taken for d in outcome.decisions) == 36
+    assert len(outcome.weights()) == (24 if fuse else 36)
+
+
+def test_minilm_runs_on_codes():
+    found = int8_kernels.operators(int8_kernels.optimized(converted("minilm")[0]))
+    assert found["QAttention"] == 6
+    assert found["DynamicQuantizeMatMul"] == 18
+    assert found["LayerNormalization"] == 13
+    assert not {"MatMul", "FusedMatMul", "Softmax", "SkipLayerNormalization"} & found.keys()
+
+
+def test_minilm_still_agrees_with_people(tmp_path):
+    path = tmp_path / "out.onnx"
+    storage.save(converted("minilm")[0], path)
+    for task in ("lee", "wordsim353"):
+        assert evaluate(path, task).value == pytest.approx(evaluate("minilm", task).value, abs=0.01)
+
+
+def test_speech_detector_is_refused_node_by_node():
+    model, outcome = converted("silero-vad")
+    assert not any(d.taken for d in outcome.decisions)
+    assert {d.reason for d in outcome.decisions} >= {"int8-dynamic does not take Conv"}
+    assert "com.microsoft" not in model.graph.opset_imports

@@ -1,0 +1,611 @@
+"""Clean-up as a whole: what it folds, merges, inlines and removes, what stays, and what becomes of steps that fail."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from graphs import Builder, weight
+from onnx import helper, numpy_helper
+from onnxpress.optimizer import optimize
+from onnxpress.optimizer.model_io.normalise import normalise
+from onnxpress.optimizer.passes.clean_up import CleanUp
+from onnxpress.optimizer.passes.fold_constants import _ARITHMETIC, _MOVES
+from onnxpress.optimizer.passes.inline_functions import InlineFunctions
+from onnxpress.optimizer.passes.merge_equal import MergeEqual
+from onnxpress.optimizer.runtime.session import open_session, session_options
+from rewrites import LEVELS, op_types, run
+
+RNG = np.random.default_rng(3)
+X = {"x": RNG.normal(size=(4, 6)).astype(np.float32)}
+node = helper.make_node
+
+
+def info(name, shape=None, kind=onnx.TensorProto.FLOAT):
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model_of(nodes, outputs=("y",), *, inputs=(), constants=None, opset=17, functions=(), domains=()):
+    """Inputs x [4, 6] and those given; constants are initializers, and inputs too where they are given as inputs."""
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [info("x", [4, 6]), *inputs],
+        [info(name) for name in outputs],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()],
+    )
+    imports = [helper.make_opsetid(domain, 1) for domain in domains]
+    return ir.from_proto(
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", opset), *imports], ir_version=9, functions=functions
+        )
+    )
+
+
+def branch(nodes, output, constants=()):
+    return helper.make_graph(nodes, f"branch_{output}", [], [info(output)], list(constants))
+
+
+def cleaned(model, without=()):
+    result, clean_up = model.clone(), CleanUp(without)
+    clean_up(result)
+    assert not clean_up.warnings
+    return result
+
+
+def check(model, *feeds, result=None):
+    """The cleaned model computes what the original does, at all levels of optimization."""
+    result = cleaned(model) if result is None else result
+    for fed in feeds or (X,):
+        for level in LEVELS:
+            for a, b in zip(run(model, fed, level), run(result, fed, level), strict=True):
+                assert (a.dtype, a.shape) == (b.dtype, b.shape)
+                np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
+    return result
+
+
+# What a caller may override
+
+
+OVERRIDABLE = {
+    "shape of Expand": ([node("Expand", ["x", "d"], ["y"])], [4, 6], None),
+    "condition": (
+        [
+            node(
+                "If",
+                ["d"],
+                ["y"],
+                then_branch=branch([node("Abs", ["x"], ["a"])], "a"),
+                else_branch=branch([node("Neg", ["x"], ["n"])], "n"),
+            )
+        ],
+        True,
+        False,
+    ),
+    "through Identity and Not": (
+        [
+            node("Identity", ["d"], ["i"]),
+            node("Not", ["i"], ["k"]),
+            node(
+                "If",
+                ["k"],
+                ["y"],
+                then_branch=branch([node("Abs", ["x"], ["a"])], "a"),
+                else_branch=branch([node("Neg", ["x"], ["n"])], "n"),
+            ),
+        ],
+        True,
+        False,
+    ),
+    "number added": ([node("Add", ["x", "d"], ["y"])], np.float32(0), np.float32(2)),
+    "number in a body": (
+        [
+            node(
+                "If",
+                ["t"],
+                ["y"],
+                then_branch=branch([node("Mul", ["x", "d"], ["a"])], "a"),
+                else_branch=branch([node("Neg", ["x"], ["n"])], "n"),
+            )
+        ],
+        np.float32(1),
+        np.float32(3),
+    ),
+    "weight": (
+        [node("Transpose", ["d"], ["w"], perm=[1, 0]), node("MatMul", ["x", "w"], ["y"])],
+        weight(5, 6),
+        weight(5, 6, 1),
+    ),
+    "reshaped weight": (
+        [node("Reshape", ["d", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"])],
+        weight(5, 6),
+        weight(5, 6, 1),
+    ),
+    "ratio of Dropout": ([node("Dropout", ["x", "d"], ["y"])], np.float32(0.5), np.float32(0.9)),
+    "training of Dropout": ([node("Dropout", ["x", "", "d"], ["y"])], False, None),
+    "end of a Slice": ([node("Slice", ["x", "zero", "d", "zero"], ["y"])], [4], [2]),
+    "nothing": ([node("Abs", ["x"], ["y"])], np.float32(1), np.float32(2)),
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDABLE)
+def test_a_default_stays_and_can_be_overridden(name):
+    nodes, default, other = OVERRIDABLE[name]
+    default = np.asarray(default)
+    kind = helper.np_dtype_to_tensor_dtype(default.dtype)
+    constants = {"d": default, "t": np.array(True), "s": np.array([6, 5]), "zero": np.array([0])}
+    model = model_of(nodes, inputs=[info("d", default.shape, kind)], constants=constants)
+    result = check(model, X, *([] if other is None else [{**X, "d": np.asarray(other, default.dtype)}]))
+    assert [value.name for value in result.graph.inputs] == ["x", "d"]
+    assert "d" in result.graph.initializers
+
+
+def test_inputs_keep_their_shapes():
+    nodes = [
+        node("Identity", ["x"], ["i"]),
+        node("Shape", ["x"], ["s"]),
+        node("Cast", ["s"], ["y"], to=1),
+        node("Abs", ["i"], ["z"]),
+    ]
+    model = model_of(nodes, ("y", "z"))
+    model.graph.inputs[0].shape = ir.Shape(["N", 6])
+    model.graph[0].outputs[0].shape = ir.Shape([1, 6])  # stated, and wrong for other batches
+    result = check(model)
+    assert list(result.graph.inputs[0].shape) == ["N", 6]
+
+
+# What draws numbers, or might
+
+
+DRAWS = {
+    "Bernoulli": [node("Bernoulli", ["p"], ["a"]), node("Bernoulli", ["p"], ["b"])],
+    "Dropout that trains": [node("Dropout", ["p", "r", "t"], ["a"]), node("Dropout", ["p", "r", "t"], ["b"])],
+    "RandomNormal": [node("RandomNormal", [], ["a"], shape=[4, 6]), node("RandomNormal", [], ["b"], shape=[4, 6])],
+    "RandomUniformLike": [node("RandomUniformLike", ["p"], ["a"]), node("RandomUniformLike", ["p"], ["b"])],
+    "in a branch": [
+        node(
+            "If",
+            ["t"],
+            ["a"],
+            then_branch=branch([node("Bernoulli", ["p"], ["c"])], "c"),
+            else_branch=branch([node("Neg", ["p"], ["d"])], "d"),
+        ),
+        node("Bernoulli", ["p"], ["b"]),
+    ],
+    "in a function": [node("Draw", ["p"], ["a"], domain="my"), node("Draw", ["p"], ["b"], domain="my")],
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_stay_draws(name):
+    body = [node("Bernoulli", ["q"], ["r"])]
+    function = helper.make_function("my", "Draw", ["q"], ["r"], body, [helper.make_opsetid("", 17)])
+    constants = {"p": np.full((64, 64), 0.5, np.float32), "r": np.float32(0.5), "t": np.array(True)}
+    model = model_of(DRAWS[name], ("a", "b"), constants=constants, functions=[function], domains=["my"])
+    session = open_session(ir.to_proto(cleaned(model)).SerializeToString(), session_options())
+    (a, b), (again, _) = (session.run(None, X) for _ in range(2))
+    assert not np.array_equal(a, b)
+    assert not np.array_equal(a, again)
+
+
+def test_what_only_a_library_knows_is_neither_merged_nor_removed():
+    nodes = [node("Sample", ["x"], [name], domain="my") for name in ("a", "b", "unread")]
+    model = cleaned(model_of([*nodes, node("Add", ["a", "b"], ["y"])], domains=["my"]))
+    assert op_types(model) == ["Sample", "Sample", "Sample", "Add"]
+    assert [value.name for value in model.graph.outputs] == ["y"]
+
+
+def test_dropout_of_inference_goes():
+    model = model_of(
+        [node("Dropout", ["x", "r", "t"], ["d", "m"]), node("Abs", ["d"], ["y"]), node("Cast", ["m"], ["z"], to=1)],
+        ("y", "z"),
+        constants={"r": np.float32(0.5), "t": np.array(False)},
+    )
+    assert "Dropout" not in op_types(check(model))
+
+
+# Equal nodes
+
+
+def test_equal_nodes_are_merged():
+    nodes = [
+        node("Abs", ["x"], ["a"]),
+        node("Abs", ["x"], ["b"]),
+        node("LeakyRelu", ["a"], ["c"], alpha=0.5),
+        node("LeakyRelu", ["b"], ["d"], alpha=0.5),
+        node("Add", ["c", "d"], ["y"]),
+    ]
+    assert op_types(check(model_of(nodes))) == ["Abs", "LeakyRelu", "Add"]
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [
+            node("LeakyRelu", ["x"], ["a"], alpha=0.5),
+            node("LeakyRelu", ["x"], ["b"], alpha=0.25),
+            node("Add", ["a", "b"], ["y"]),
+        ],
+        [
+            node("Constant", [], ["p"], value_float=0.0),
+            node("Constant", [], ["q"], value_float=-0.0),
+            node("Div", ["x", "p"], ["a"]),
+            node("Div", ["x", "q"], ["b"]),
+            node("Max", ["a", "b"], ["y"]),
+        ],
+        [node("Sub", ["x", "w"], ["a"]), node("Sub", ["w", "x"], ["b"]), node("Mul", ["a", "b"], ["y"])],
+    ],
+)
+def test_unlike_nodes_stay(nodes):
+    model = model_of(nodes, constants={"w": np.float32(2)})
+    assert MergeEqual()(model.clone()) is False
+    check(model)
+
+
+def test_outputs_of_the_model_stay_apart():
+    model = model_of(
+        [
+            node("Abs", ["x"], ["y"]),
+            node("Abs", ["x"], ["z"]),
+            node("Identity", ["x"], ["w"]),
+            node("Identity", ["x"], ["v"]),
+        ],
+        ("y", "z", "w", "v"),
+    )
+    assert [value.name for value in check(model).graph.outputs] == ["y", "z", "w", "v"]
+
+
+# Branches
+
+
+RETURNED = {
+    "of a node": ([node("Abs", ["x"], ["r"])], "r", []),
+    "its own constant": ([], "r", [numpy_helper.from_array(X["x"] * 2, "r")]),
+    "of a constant node": ([node("Constant", [], ["r"], value=numpy_helper.from_array(X["x"] * 3))], "r", []),
+    "folded": ([node("Mul", ["w", "w"], ["m"]), node("Mul", ["x", "m"], ["r"])], "r", []),
+    "an outer value": ([node("Identity", ["x"], ["r"])], "r", []),
+}
+
+
+@pytest.mark.parametrize("name", RETURNED)
+@pytest.mark.parametrize("constant", [True, False])
+def test_branches(name, constant):
+    nodes, output, constants = RETURNED[name]
+    other = branch([node("Neg", ["x"], ["o"])], "o")
+    choose = node("If", ["c"], ["h"], then_branch=branch(nodes, output, constants), else_branch=other)
+    for outputs, more in ((("h",), []), (("y",), [node("Mul", ["h", "w"], ["y"])])):
+        inputs = [] if constant else [info("c", [], onnx.TensorProto.BOOL)]
+        held = {"w": np.float32(2), **({"c": np.array(True)} if constant else {})}
+        model = model_of([choose, *more], outputs, inputs=inputs, constants=held)
+        result = check(model, *([X] if constant else [{**X, "c": np.array(value)} for value in (True, False)]))
+        assert ("If" in op_types(result)) is not constant
+
+
+@pytest.mark.parametrize("condition", [True, None])
+@pytest.mark.parametrize("returned", ["x", "w"])
+def test_a_branch_that_returns_an_outer_value_gets_a_node_for_it(condition, returned):
+    """ONNX Runtime refuses it as it is."""
+    choose = node(
+        "If", ["c"], ["h"], then_branch=branch([], returned), else_branch=branch([node("Neg", ["x"], ["o"])], "o")
+    )
+    held = {"w": X["x"] * 2, **({"c": np.array(True)} if condition else {})}
+    inputs = [] if condition else [info("c", [], onnx.TensorProto.BOOL)]
+    model = model_of([choose, node("Abs", ["h"], ["y"])], inputs=inputs, constants=held)
+    normalise(model, "model")
+    clean_up = CleanUp()
+    clean_up(model)
+    assert not clean_up.warnings
+    (y,) = run(model, {**X, **({} if condition else {"c": np.array(True)})})
+    np.testing.assert_array_equal(y, np.abs(X["x"] if returned == "x" else held["w"]))
+
+
+def test_what_a_loop_carries_changes_its_shape():
+    body = helper.make_graph(
+        [
+            node("Identity", ["c"], ["c_out"]),
+            node("Shape", ["a"], ["s"]),
+            node("Gather", ["s", "zero"], ["g"], axis=0),
+            node("Slice", ["a", "zero", "four", "zero", "one"], ["f"]),
+            node("Concat", ["a", "f"], ["a_out"], axis=0),
+        ],
+        "body",
+        [info("i", [], onnx.TensorProto.INT64), info("c", [], onnx.TensorProto.BOOL), info("a", [4, 6])],
+        [info("c_out", [], onnx.TensorProto.BOOL), info("a_out"), info("g", [1], onnx.TensorProto.INT64)],
+    )
+    loop = node("Loop", ["n", "t", "x"], ["y", "sizes"], body=body)
+    constants = {
+        "n": np.array(3),
+        "t": np.array(True),
+        "zero": np.array([0]),
+        "four": np.array([4]),
+        "one": np.array([1]),
+    }
+    model = model_of([loop, node("Cast", ["sizes"], ["z"], to=1)], ("y", "z"), constants=constants)
+    check(model)
+
+
+# Functions
+
+
+def function(name, outputs, nodes, *, inputs=("a",), opset=17, domain="my", **more):
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("my", 1)]
+    return helper.make_function(domain, name, list(inputs), list(outputs), nodes, imports, **more)
+
+
+def by_slope(slope):
+    leaky = node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.append(onnx.AttributeProto(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT))
+    return function("F", ["b"], [leaky], attribute_protos=[helper.make_attribute("slope", slope)])
+
+
+CALLS = {
+    "twice": (
+        [function("F", ["b"], [node("Neg", ["a"], ["t"]), node("Exp", ["t"], ["b"])])],
+        [node("F", ["x"], ["t"], domain="my"), node("F", ["t"], ["y"], domain="my")],
+    ),
+    "names that are there": (
+        [function("F", ["b"], [node("Neg", ["a"], ["t"]), node("Add", ["t", "a"], ["b"])])],
+        [node("Abs", ["x"], ["t"]), node("F", ["t"], ["u"], domain="my"), node("Mul", ["u", "t"], ["y"])],
+    ),
+    "of another opset": (
+        [function("F", ["b"], [node("Relu", ["a"], ["b"])], opset=13)],
+        [node("F", ["x"], ["y"], domain="my")],
+    ),
+    "without an input": (
+        [function("F", ["b"], [node("Clip", ["a", "", "c"], ["b"])], inputs=("a", "c"))],
+        [node("F", ["x"], ["y"], domain="my")],
+    ),
+    "a default": ([by_slope(0.25)], [node("F", ["x"], ["y"], domain="my")]),
+    "an attribute": ([by_slope(0.25)], [node("F", ["x"], ["y"], domain="my", slope=0.5)]),
+    "in a branch": (
+        [function("F", ["b"], [node("Neg", ["a"], ["t"]), node("Exp", ["t"], ["b"])])],
+        [
+            node("Abs", ["x"], ["t"]),
+            node("Cast", ["t"], ["c"], to=9),
+            node("ReduceMax", ["t"], ["m"], keepdims=0),
+            node("Cast", ["m"], ["k"], to=9),
+            node(
+                "If",
+                ["k"],
+                ["y"],
+                then_branch=branch([node("F", ["t"], ["q"], domain="my")], "q"),
+                else_branch=branch([node("F", ["x"], ["p"], domain="my")], "p"),
+            ),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_functions_are_inlined(name):
+    functions, nodes = CALLS[name]
+    result = check(model_of(nodes, functions=functions, domains=["my"]))
+    assert not result.functions
+
+
+def test_a_function_in_the_name_of_an_operator_is_none():
+    """ONNX Runtime takes its own operator."""
+    shadow = function("Relu", ["b"], [node("Neg", ["a"], ["b"])], domain="")
+    result = check(model_of([node("Relu", ["x"], ["y"])], functions=[shadow], domains=["my"]))
+    assert op_types(result) == ["Relu"]
+
+
+# Constant folding
+
+
+@pytest.mark.parametrize("opset", [7, 12, 18])
+@pytest.mark.parametrize("op_type", sorted(_MOVES | _ARITHMETIC))
+def test_what_is_folded_is_what_onnx_runtime_computes(op_type, opset):
+    kinds = (np.float32, np.float64, np.float16, np.int32, np.int64, np.int8, np.bool_)
+    for kind in kinds:
+        for inputs, attributes in _calls(op_type, opset, kind):
+            constants = {f"k{index}": array for index, array in enumerate(inputs)}
+            model = model_of(
+                [node(op_type, list(constants), ["r"], **attributes), node("Identity", ["r"], ["y"])],
+                constants=constants,
+                opset=opset,
+            )
+            model.graph.outputs[0].type = None
+            try:
+                wanted = run(model, {})
+            except Exception:  # not of this opset, or not of this type
+                continue
+            (got,), (y,) = run(cleaned(model), {}), wanted
+            assert (got.dtype, got.shape) == (y.dtype, y.shape)
+            np.testing.assert_allclose(got, y, rtol=1e-5 if kind != np.float16 else 1e-3)
+
+
+def _numbers(kind, shape=(4, 6), positive=False):
+    numbers = RNG.normal(size=shape) * 3
+    numbers = np.abs(numbers) + 1 if positive else numbers
+    return numbers > 0 if kind == np.bool_ else numbers.astype(kind)
+
+
+def _calls(op_type, opset, kind):
+    """Inputs and attributes for an operator."""
+    x, row = _numbers(kind), _numbers(kind, (6,), positive=True)
+    if op_type in ("Gather", "GatherElements", "GatherND"):
+        index = {"Gather": [0, -1], "GatherElements": [[0, -1, 1, 0, 0, 0]], "GatherND": [[0, 1], [3, -1]]}[op_type]
+        return [((x, np.array(index)), {})]
+    if op_type == "Range":
+        return [((np.array(1, kind), np.array(9, kind), np.array(2, kind)), {})]
+    if op_type == "Where":
+        return [((_numbers(np.bool_), x, row), {})]
+    if op_type == "Concat":
+        return [((x, x), {"axis": 1})]
+    if op_type in ("Expand", "Tile", "Reshape"):
+        return [
+            ((_numbers(kind, (1, 6)), np.array({"Expand": [4, 1], "Tile": [2, 3], "Reshape": [0, -1, 2]}[op_type])), {})
+        ]
+    if op_type == "Slice" and opset < 10:
+        return [((x,), {"starts": [1, -3], "ends": [9, -1]})]
+    if op_type == "Slice":
+        return [((x, np.array([-1]), np.array([-99]), np.array([1]), np.array([-2])), {})]
+    if op_type in ("Unsqueeze", "Squeeze"):
+        x = _numbers(kind, (1, 4, 1))
+        return [((x,), {"axes": [0]})] if opset < 13 else [((x, np.array([0])), {})]
+    if op_type.startswith("Reduce"):
+        axes = {"axes": [-1]} if opset < (13 if op_type == "ReduceSum" else 18) else {}
+        return [((x, *([] if axes else [np.array([-1])])), {**axes, "keepdims": kept}) for kept in (0, 1)]
+    if op_type in (
+        "Abs",
+        "Ceil",
+        "Exp",
+        "Floor",
+        "Flatten",
+        "Identity",
+        "Neg",
+        "Not",
+        "Reciprocal",
+        "Shape",
+        "Size",
+        "Transpose",
+    ):
+        return [((x,), {})]
+    if op_type in ("Log", "Sqrt"):
+        return [((_numbers(kind, positive=True),), {})]
+    return [((x, row), {}), ((x, row if kind == np.bool_ else -row), {})]
+
+
+@pytest.mark.parametrize("opset", [9, 11, 12, 17])
+def test_shapes_become_constants_of_the_opset(opset):
+    """Lists of numbers as attributes came with opset 12."""
+    nodes = [
+        node("Shape", ["x"], ["s"]),
+        node("Reshape", ["u", "s"], ["y"]),
+        node("Size", ["x"], ["n"]),
+        node("Cast", ["n"], ["z"], to=1),
+    ]
+    model = model_of(nodes, ("y", "z"), inputs=[info("u", [24])], opset=opset)
+    check(model, {**X, "u": np.arange(24, dtype=np.float32)})
+
+
+PARTIAL = {
+    "a difference of sizes": [
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "i"], ["g"], axis=0),
+        node("Add", ["g", "m"], ["d"]),
+        node("Abs", ["d"], ["y"]),
+    ],
+    "a new axis": [
+        node("SequenceConstruct", ["x", "x"], ["q"]),
+        node("ConcatFromSequence", ["q"], ["y"], axis=0, new_axis=1),
+    ],
+    "pieces": [node("SplitToSequence", ["x", "two"], ["q"], axis=1), node("SequenceAt", ["q", "one"], ["y"])],
+    "pieces without the axis": [
+        node("SplitToSequence", ["x", "ones"], ["q"], axis=1, keepdims=0),
+        node("SequenceAt", ["q", "one"], ["y"]),
+    ],
+}
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18])
+@pytest.mark.parametrize("name", PARTIAL)
+def test_partial_evaluation(name, opset):
+    constants = {
+        "i": np.array([0]),
+        "m": np.array([-9]),
+        "one": np.array(1),
+        "two": np.array(2),
+        "ones": np.ones(6, np.int64),
+    }
+    model = model_of(PARTIAL[name], constants=constants, opset=opset)
+    model.graph.outputs[0].type = ir.TensorType(ir.DataType.INT64 if name.startswith("a diff") else ir.DataType.FLOAT)
+    model.graph.inputs[0].shape = ir.Shape(["N", 6])
+    check(model)
+
+
+@pytest.mark.parametrize("op_type", ["Reshape", "Expand"])
+def test_sizes_of_one_name_may_differ(op_type):
+    model = model_of([node("Shape", ["u"], ["s"]), node(op_type, ["x", "s"], ["y"])], inputs=[info("u", ["?", "?"])])
+    model.graph.inputs[0].shape = ir.Shape(["?", "?"])
+    x, u = ((4, 6), (6, 4)) if op_type == "Reshape" else ((1, 6), (4, 6))
+    check(model, {"x": np.ones(x, np.float32), "u": np.ones(u, np.float32)})
+
+
+# Steps that fail
+
+
+def _raise(*_, **__):
+    raise ValueError("cannot do that")
+
+
+@pytest.mark.parametrize(("owner", "name"), [(InlineFunctions, "inlining"), (MergeEqual, "merging of equal nodes")])
+def test_a_step_that_raises_is_left_out(monkeypatch, owner, name, tmp_path):
+    def spoil(self, model):
+        model.graph.remove(model.graph[-1])
+        _raise()
+
+    monkeypatch.setattr(owner, "__call__", spoil)
+    b = Builder(17)
+    h = b.op("Relu", b.op("Relu", b.input("x", [4, 64])))
+    b.output(b.op("MatMul", h, b.constant("W", weight(64, 64))), [4, 64])
+    model = b.model()
+    before = model.clone()
+    report = optimize(model, output=tmp_path / "out.onnx")
+    assert f"clean-up went without {name}: ValueError: cannot do that" in report.warnings
+    clean_up = CleanUp()
+    assert clean_up(before)
+    assert op_types(before) == ["Relu", "MatMul"]
+
+
+def test_a_rule_that_raises_is_left_out(monkeypatch):
+    from onnxscript.rewriter.rules import common
+
+    monkeypatch.setattr(common.successive_relu_rule, "try_rewrite", _raise)
+    model = model_of(
+        [node("Relu", ["x"], ["a"]), node("Relu", ["a"], ["b"]), node("Add", ["b", "zero"], ["y"])],
+        constants={"zero": np.float32(0)},
+    )
+    clean_up = CleanUp()
+    clean_up(model)
+    assert clean_up.warnings == ["clean-up went without successive_relu_rule: ValueError: cannot do that"]
+    assert op_types(model) == ["Relu", "Relu", "Identity"]
+
+
+def _call(name, *inputs, **attributes):
+    return node(name, list(inputs), ["h"], **attributes)
+
+
+WRONG = {
+    "a function that calls itself": _call("Loops", "x", domain="my"),
+    "a function of fewer inputs": _call("One", "x", "x", domain="my"),
+    "a function that gets a graph": _call("One", "x", domain="my", body=branch([node("Neg", ["x"], ["n"])], "n")),
+    "an attribute of another type": _call("Transpose", "t", perm=1.5),
+    "axes that are not there": _call("Transpose", "t", perm=[0, 2, 1]),
+    "a size that is not there": _call("Reshape", "x", "far"),
+    "a type that is not there": _call("Cast", "x", to=99),
+    "a bound of strings": _call("Clip", "c", "text", "one"),
+    "no inputs": _call("Identity"),
+    "a branch that is no graph": _call(
+        "If", "yes", then_branch=3, else_branch=branch([node("Neg", ["x"], ["n"])], "n")
+    ),
+    "fewer results": node(
+        "If",
+        ["yes"],
+        ["h", "h2"],
+        then_branch=branch([node("Neg", ["x"], ["n"])], "n"),
+        else_branch=branch([node("Abs", ["x"], ["m"])], "m"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_model_that_is_wrong_stays_so_without_an_exception(name):
+    functions = [
+        function("Loops", ["b"], [node("Loops", ["a"], ["b"], domain="my")]),
+        function("One", ["b"], [node("Neg", ["a"], ["b"])]),
+    ]
+    ahead = [
+        node("Transpose", ["x"], ["t"], perm=[1, 0]),
+        node("Clip", ["x", "text", "one"], ["c"]),
+        node("Shape", ["x"], ["s"]),
+        node("Gather", ["s", "seven"], ["far"], axis=0),
+    ]
+    constants = {"yes": np.array(True), "text": np.array(["a"], object), "one": np.float32(1), "seven": np.array([7])}
+    nodes = [*ahead, WRONG[name], node("Abs", ["h"], ["y"])]
+    model = model_of(nodes, constants=constants, functions=functions, domains=["my"])
+    CleanUp()(model)
+    assert [value.name for value in model.graph.outputs] == ["y"]
+    ir.to_proto(model)

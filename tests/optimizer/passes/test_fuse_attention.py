@@ -1,0 +1,159 @@
+"""Attention is fused where it is wholly understood, and then means the same."""
+
+from __future__ import annotations
+
+import encoders
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from encoders import HIDDEN, Encoder
+from onnxpress.optimizer.passes.clean_up import CleanUp
+from onnxpress.optimizer.passes.fuse_attention import FuseAttention
+from onnxpress.optimizer.passes.fuse_heads import FuseHeads
+from onnxpress.optimizer.passes.separate_layer_norm import SeparateLayerNorm
+from sessions import options
+
+LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+
+
+def run(model, feeds, level=LEVELS[0]):
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    session = ort.InferenceSession(proto.SerializeToString(), options(graph_optimization_level=level))
+    return session.run(None, feeds)[0]
+
+
+def fused(encoder):
+    CleanUp()(encoder.model)
+    fuse = FuseAttention()
+    fuse(encoder.model)
+    return fuse
+
+
+def fused_heads(encoder):
+    CleanUp()(encoder.model)
+    fuse = FuseHeads()
+    fuse(encoder.model)
+    return fuse
+
+
+def operators(model):
+    return [node.op_type for node in model.graph]
+
+
+@pytest.mark.parametrize("mask", ["added", "lowest", "where", "none"])
+@pytest.mark.parametrize("scale", ["div", "mul", "query", "both"])
+@pytest.mark.parametrize(("make", "products_left"), [(fused, 1), (fused_heads, 4)])
+def test_means_the_same(mask, scale, make, products_left):
+    shapes, key = ("computed", "twice") if scale in ("query", "mul") else ("constant", "once")
+    encoder = Encoder(mask, scale, shapes, key)
+    names = [value.name for value in encoder.model.graph.inputs]
+    batches = [encoders.feeds(names, seed) for seed in range(2)]
+    before = [run(encoder.model, feeds) for feeds in batches]
+    fuse = make(encoder)
+    assert not fuse.left
+    ((node, products),) = fuse.fused.items()
+    assert [product.name for product in products] == ["query/MatMul", "key/MatMul", "value/MatMul"]
+    assert node.domain == "com.microsoft"
+    found = operators(encoder.model)
+    assert found.count("MatMul") == products_left
+    assert not {"Softmax", "Transpose", "Reshape"} & set(found)
+    for level in LEVELS:
+        for feeds, want in zip(batches, before, strict=True):
+            got = run(encoder.model, feeds, level)
+            where = np.isfinite(want)  # a softmax of -inf alone, where all is padding, gave NaN
+            assert where[:2].all()
+            np.testing.assert_allclose(got[:2], want[:2], atol=3e-5)
+            np.testing.assert_allclose(got[where], want[where], atol=1e-2)  # scores about -10000 are 2^-10 apart
+            assert np.isfinite(got).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"mask": "scores"}, "the mask is not one of padding"),
+        ({"mask": "causal"}, "the mask is not one of padding"),
+        ({"other": True}, "of different tensors"),
+        ({"keep_keys": True}, "key: no projection, or others read it"),
+    ],
+)
+def test_left_with_the_reason(settings, reason):
+    encoder = Encoder(**settings)
+    before = operators(encoder.model)
+    fuse = FuseAttention()
+    assert not fuse(encoder.model)
+    assert not fuse.fused
+    assert reason in fuse.left["softmax"]
+    assert operators(encoder.model) == before
+
+
+def test_mask_of_one_entry_for_the_whole_batch_is_left():
+    encoder = Encoder()
+    encoder.m.shape = ir.Shape([1, "sequence"])
+    fuse = FuseAttention()
+    assert not fuse(encoder.model)
+    assert "not one of padding" in fuse.left["softmax"]
+
+
+def test_refused_products_stay():
+    encoder = Encoder()
+    fuse = FuseAttention(lambda node: "wanted in float" if node.name == "key/MatMul" else None)
+    assert not fuse(encoder.model)
+    assert fuse.left == {"softmax": "key: wanted in float"}
+
+
+def test_comparison_of_tokens_is_the_mask_itself():
+    """Tokens are not 0 and 1: the mask must start from what the comparison says of them."""
+    encoder = Encoder("where")
+    (equal,) = [node for node in encoder.model.graph if node.op_type == "Equal"]
+    equal.replace_input_with(1, encoder.whole(1))
+    feeds = encoders.feeds(["x", "attention_mask"])
+    feeds["attention_mask"] = np.array([[5, 1, 9, 1, 2, 3, 0], [1, 8, 1, 2, 2, 0, 0], [4, 4, 4, 4, 4, 4, 4]])
+    want = run(encoder.model, feeds)
+    assert fused(encoder).fused
+    np.testing.assert_allclose(run(encoder.model, feeds), want, atol=3e-5)
+
+
+def test_heads_split_along_the_wrong_axis_are_no_heads():
+    encoder = Encoder()
+    for node in encoder.model.graph:
+        if node.op_type == "Reshape" and node.inputs[0].producer().op_type == "Add":
+            node.replace_input_with(1, encoder.whole(-1, 1, encoders.HEADS, encoders.WIDTH))
+    fuse = FuseAttention()
+    assert not fuse(encoder.model)
+    assert "tells too little" in fuse.left["softmax"]
+
+
+def test_nodes_without_their_inputs_are_passed_over():
+    for op_type in ("MatMul", "Add", "Reshape", "Transpose"):
+        encoder = Encoder()
+        for node in encoder.model.graph:
+            if node.op_type == op_type:
+                node.replace_input_with(0, None)
+                break
+        assert not FuseAttention()(encoder.model)
+
+
+def test_residual_sum_is_kept_from_the_fused_normalization():
+    encoder = Encoder()
+    feeds = encoders.feeds(["x", "attention_mask"])
+    want = run(encoder.model, feeds)
+    assert SeparateLayerNorm()(encoder.model)
+    found = operators(encoder.model)
+    assert found.count("Sum") == 1
+    assert found.count("Add") == 4  # biases and the mask
+    for level in LEVELS:
+        np.testing.assert_allclose(run(encoder.model, feeds, level), want, atol=2e-5)
+    assert not SeparateLayerNorm()(encoder.model)
+
+
+def test_weights_are_merged_in_order():
+    encoder = Encoder(scale="query")
+    weights = {name: value.const_value.numpy() for name, value in encoder.model.graph.initializers.items()}
+    (node,) = fused(encoder).fused
+    merged = node.inputs[1].const_value.numpy()
+    assert merged.shape == (HIDDEN, 3 * HIDDEN)
+    expected = np.concatenate([weights[f"{name}.W"] for name in ("query", "key", "value")], axis=1)
+    np.testing.assert_allclose(merged, expected, rtol=1e-6)
