@@ -8,11 +8,9 @@ import typer
 
 from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
+from .setting_options import options_of
 from .terminal import (
     Claim,
-    Coverage,
-    Embeddings,
-    FirstAndLast,
     Json,
     as_written,
     console,
@@ -75,24 +73,21 @@ def _check_plot(path: str | None) -> None:
         check_target(path)
 
 
+@options_of("scheme", "embeddings", "coverage", "first_and_last")
 def inspect(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="A file, a folder or a catalogue name.")],
-    scheme: Annotated[str, typer.Option(help="The scheme to ask about.")] = "int4",
-    embeddings: Embeddings = None,
-    coverage: Coverage = None,
-    first_and_last: FirstAndLast = None,
     nodes: Annotated[bool, typer.Option("--nodes", help="List every node rather than counts.")] = False,
     json_: Json = False,
+    *,
+    settings: dict[str, Any],
 ) -> None:
     """Show what is in a model, and what a scheme would take of it."""
     from ..analysis.inspect import inspect as run
     from ..settings.origin import Origin
     from ..settings.recipe import Recipe
 
-    given = {"scheme": scheme, "embeddings": embeddings, "coverage": coverage, "first_and_last": first_and_last}
-    given = {key: value for key, value in given.items() if value is not None}
-    result = run(model, Recipe.from_mapping(given, Origin(options=as_written(context, given))))
+    result = run(model, Recipe.from_mapping(settings, Origin(options=as_written(context, settings))))
     if json_:
         print(result.to_json())
     else:

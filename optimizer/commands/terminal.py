@@ -25,25 +25,6 @@ _FILE_WIDTH = 160
 _EVERY = 10.0  # seconds between lines of progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-WEIGHT_ONLY = "Weights alone: int2 to int8, fp, nf, mxfp and bfp"
-FP8 = "fp8-static and fp8-dynamic"
-
-Embeddings = Annotated[
-    bool | None,
-    typer.Option("--embeddings/--no-embeddings", help="Quantize large Gather tables too.", rich_help_panel=WEIGHT_ONLY),
-]
-Coverage = Annotated[
-    str | None,
-    typer.Option(help="standard (default) or extended: Add, Mul, norms, embeddings too.", rich_help_panel=FP8),
-]
-FirstAndLast = Annotated[
-    bool | None,
-    typer.Option(
-        "--first-and-last/--no-first-and-last",
-        help="Round these products too; by default of models without Conv.",
-        rich_help_panel=FP8,
-    ),
-]
 Claim = Annotated[
     str | None,
     typer.Option(help="Families of nodes that it takes, with commas, and --ep; by default what it is faster on."),

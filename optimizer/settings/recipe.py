@@ -6,39 +6,29 @@ import dataclasses
 import fnmatch
 import glob
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, suggestion
 from ..quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
-from .origin import Origin
-from .values import checked
-
-_ALWAYS = frozenset({"scheme", "clean_up", "check", "include", "exclude", "overrides"})
-_READ = {
-    "weight-only": _ALWAYS
-    | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
-    "static": _ALWAYS
-    | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
-       "target", "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric",
-       "only_if_faster"},
-    "dynamic": _ALWAYS | {"search", "reduce_range", "target", "fuse"},
-    "minifloat-static": _ALWAYS
-    | {"search", "weight_format", "activation_format", "coverage", "first_and_last", "range_method", "percentile",
-       "smooth", "restore_moments", "max_drop", "metric"},
-    "minifloat-dynamic": _ALWAYS | {"search", "weight_format", "activation_format", "coverage", "first_and_last"},
-    "sparse": _ALWAYS
-    | {"search", "fuse", "sparsity", "block", "dtype", "criterion", "allocation", "activations", "sequential",
-       "prune", "mask", "expect_m", "range_method", "percentile"},
-}  # fmt: skip
-"""The keys that each kind of scheme reads."""
-
-_OF_A_NODE = (
-    "scheme", "block_size", "symmetric", "search", "scale_type", "per_channel", "accuracy_level", "sparsity",
-    "weight_format", "activation_format",
+from .families import keys_read_by
+from .groups import (
+    Blocks,
+    Calibrated,
+    Channels,
+    Floats,
+    Fusion,
+    General,
+    Int8Static,
+    Int8Weights,
+    Ranges,
+    Search,
+    Sparse,
+    Symmetry,
 )  # fmt: skip
-"""What is settled node by node."""
+from .origin import Origin
+from .setting import EXPECTED, checked, settings_of
 
 _CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
 """Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
@@ -52,15 +42,8 @@ class Override:
         match: The node's name, or a glob pattern on it, as in `Recipe.include`.
         op_type: Operator, such as "Gemm".
         keep_float: Leave these nodes alone.
-        scheme: As in `Recipe`.
-        block_size: As in `Recipe`.
-        symmetric: As in `Recipe`.
-        search: As in `Recipe`.
-        scale_type: As in `Recipe`.
-        accuracy_level: As in `Recipe`.
-        sparsity: As in `Recipe`.
-        weight_format: As in `Recipe`.
-        activation_format: As in `Recipe`.
+
+    The others are as in `Recipe`.
     """
 
     match: str | None = None
@@ -76,13 +59,46 @@ class Override:
     weight_format: str | None = None
     activation_format: str | None = None
 
+    def __post_init__(self) -> None:
+        """Check all values.
+
+        Raises:
+            UsageError: There is no pattern, or a value is of the wrong type or not among the choices.
+        """
+        self._check(Origin("override"))
+
+    def _check(self, origin: Origin) -> None:
+        for key, kind in (("match", str), ("op_type", str), ("keep_float", bool)):
+            value = getattr(self, key)
+            if value is not None and not isinstance(value, kind):
+                raise origin.error(key, value, f", must be {EXPECTED[kind]}")
+        checked(Recipe, self.given(), origin)
+        if self.match is None and self.op_type is None:
+            raise UsageError(f"{origin.text}: give match (a pattern on node names) or op_type")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], origin: Origin) -> Override:
+        """Build one from plain values, as TOML and JSON give them.
+
+        Raises:
+            UsageError: An unknown key, or a value of the wrong type or not among the choices.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values.keys() - set(known):
+            raise UsageError(f'{origin.text}: unknown key "{key}"; {suggestion(key, known, "known keys:")}')
+        built = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            object.__setattr__(built, field.name, values.get(field.name, field.default))
+        built._check(origin)
+        return built
+
     def applies(self, names: Collection[str], op_type: str) -> bool:
         """Whether the node of these names and this type is meant."""
         return (self.match is None or _matches(self.match, names)) and self.op_type in (None, op_type)
 
     def given(self) -> dict[str, Any]:
         """The settings that it changes."""
-        return {key: value for key in _OF_A_NODE if (value := getattr(self, key, None)) is not None}
+        return {key: value for key in _of_a_node() if (value := getattr(self, key)) is not None}
 
     def describe(self) -> str:
         """The patterns, as a user wrote them."""
@@ -101,132 +117,28 @@ class NodeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How to convert a model.
+class Recipe(
+    Sparse, Fusion, Floats, Int8Static, Int8Weights, Calibrated, Ranges, Blocks, Channels, Symmetry, Search, General
+):
+    """How to convert a model."""
 
-    Attributes:
-        scheme: int2, int3, int4, int5, int6 or int8: bits of a weight. fp8, fp6, fp4 and others with a sign, an
-            exponent and a mantissa, nf4, the Microscaling mxfp8, mxfp6 and mxfp4, and bfp8, bfp6 and bfp4: integers
-            with scales that are powers of two. int8-static and int8-dynamic round activations too, with scales from
-            a calibration or from each tensor as it comes, and so do fp8-static, fp8-e3m4-static, fp8-e5m2-static,
-            fp8-mixed-static (e3m4 weights, e4m3fn activations) and fp8-dynamic.
-        block_size: Weights along K that share a scale: 16, 32, 64, 128 or 256, or 0 for all of an output channel; None
-            takes the scheme's default.
-        symmetric: One fixed zero point instead of one a block; None takes the scheme's default. Of activations where
-            the scheme rounds them: their weights always have it.
-        search: Search each block's scale, errors of large weights counting more, instead of taking it from min and max.
-        scale_type: float32 or float16; of floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2
-            (powers of two as float32); None takes the scheme's default.
-        form: "qoperator" (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else
-            onnxpress::MatMulNBits or, for weights that are no integers, onnxpress::MatMulMiniFloat), "qdq"
-            (DequantizeLinear) or "onnxpress" (our op for all bits).
-        accuracy_level: Least precision of the computation: 4 rounds activations to int8, 3 to bfloat16, 0 to 2 are
-            float32; None takes 4, or 3 for weights that are no integers.
-        embeddings: Quantize large Gather tables too (4 and 8 bits).
-        clean_up: Fold constants and fuse standard patterns first.
-        check: Run the model before and after, on calibration data or on random inputs, and compare; None does up to
-            500 MB of weights.
-        include: Names of nodes, or glob patterns on them; empty means all. A node of an inner graph goes by its name,
-            and by that behind those of the nodes around it, with slashes.
-        exclude: The same of nodes to keep in float.
-        overrides: Settings for some nodes; the last match wins, key by key.
-        range_method: How a static scheme gets the range of a tensor from what a calibration saw: "minmax",
-            "moving-average", "percentile", "entropy" or "mse", the last two of integers alone; None takes "percentile"
-            for integers and "minmax" for floating-point numbers.
-        percentile: Share of the values, in percent, that the method "percentile" keeps.
-        activation_type: uint8 or int8. On x86 ONNX Runtime computes on uint8 alone.
-        per_channel: One scale an output channel of a weight rather than one in all, where weights have no blocks.
-        reduce_range: Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; None asks the target.
-        target: CPUs that int8 weights are made for: "this" machine's, or "any", which takes 7 bits.
-        equalize: Even out the channels of neighbouring layers first.
-        smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
-            Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
-        compensate: Round inputs of a weight one after the other, the next making up for the last; None where there is
-            data.
-        correct_bias: Take the mean error of rounding out of the biases.
-        restore_moments: Give each channel of a Conv its mean and deviation on the data back; None where there is data
-            and, if a metric is given, the model is better for it.
-        max_drop: Keep the fewest layers in float with which the metric drops by no more than this share.
-        metric: "module:function" or a task of the catalogue; None takes the outputs' cosine against float32.
-        only_if_faster: Keep layers in float that this machine runs slower in int8, and give no model that is not
-            faster than float32.
-        weight_format: Of fp8-static and fp8-dynamic: e4m3fn (or e4m3), e5m2, e3m4, e3m2, e2m3 or e2m1; None takes the
-            scheme's.
-        activation_format: The same of activations: e4m3fn (or e4m3), e5m2 or e3m4.
-        coverage: What these round: "standard" is what Conv, Gemm and MatMul read, "extended" also what Add and Mul of
-            two tensors, LayerNormalization and BatchNormalization read, and the tables of embeddings.
-        first_and_last: Let them round what the first and the last products read, too; None does in models without
-            Conv.
-        fuse: Fuse the attention of encoders first, into operators of ONNX Runtime.
-        sparsity: Share of the blocks that "sparse" removes, from 0 up to but not 1; None takes 0.8, or 0.5 by
-            magnitude, which no model bears more of in one shot.
-        block: Inputs x outputs of a block, such as "4x4", "4x1" or "1x16"; None takes 4x4, or finds it in weights that
-            are sparse already.
-        dtype: Of the weights that are kept: "int8" or "float32".
-        criterion: Which blocks go: "magnitude", "wanda" or "obs"; None takes "obs" where there is calibration data, and
-            else "magnitude".
-        allocation: "sensitivity" removes more blocks where layers lose less by it, relative to their outputs;
-            "uniform" the same share everywhere.
-        activations: Codes of int8 "dynamic", with a scale a row, or "static", with one from a calibration.
-        sequential: Let "obs" move the weights of each layer for what the layers before it make by now.
-        prune: Choose blocks; else only zeros that are there already are left out, and nothing changes.
-        mask: .npz file of what to keep, by weight, in place of choosing blocks.
-        expect_m: Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where
-            that is the fastest.
-    """
-
-    scheme: str = "int4"
-    block_size: int | None = None
-    symmetric: bool | None = None
-    search: bool = True
-    scale_type: str | None = None
-    form: str = "qoperator"
-    accuracy_level: int | None = None
-    embeddings: bool = False
-    clean_up: bool = True
-    check: bool | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
-    range_method: str | None = None
-    percentile: float = 99.999
-    activation_type: str = "uint8"
-    per_channel: bool = True
-    reduce_range: bool | None = None
-    target: str = "this"
-    equalize: bool = False
-    smooth: bool | None = None
-    compensate: bool | None = None
-    correct_bias: bool = True
-    restore_moments: bool | None = None
-    max_drop: float | None = None
-    metric: str | None = None
-    only_if_faster: bool = False
-    weight_format: str | None = None
-    activation_format: str | None = None
-    coverage: str = "standard"
-    first_and_last: bool | None = None
-    fuse: bool = True
-    sparsity: float | None = None
-    block: str | None = None
-    dtype: str = "int8"
-    criterion: str | None = None
-    allocation: str = "sensitivity"
-    activations: str = "dynamic"
-    sequential: bool = True
-    prune: bool = True
-    mask: str | None = None
-    expect_m: int | None = None
 
     def __post_init__(self) -> None:
-        """Check values that came straight from Python.
+        """Check all values, and that the scheme reads those that differ from the defaults.
 
         Raises:
-            UsageError: A value is of the wrong type or not among the choices.
+            UsageError: A value is of the wrong type or not among the choices, goes with none of the others, or is not
+                read.
         """
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "overrides"}
-        checked(type(self), {key: value for key, value in values.items() if value is not None}, Origin())
-        _check_together(values, self.overrides, Origin())
+        defaults = _defaults()
+        given = {key: value for key in settings_of(Recipe) if (value := getattr(self, key)) != defaults[key]}
+        for key, value in checked(Recipe, given, Origin()).items():
+            object.__setattr__(self, key, value)
+        if not all(isinstance(override, Override) for override in self.overrides):
+            raise UsageError("recipe: overrides must be Override(...)s")
+        object.__setattr__(self, "overrides", tuple(self.overrides))
+        self._check(given, Origin())
 
     @property
     def kind(self) -> str:
@@ -246,12 +158,12 @@ class Recipe:
     @property
     def formats(self) -> tuple[str, str]:
         """Of weights and activations of a scheme that rounds both to minifloats, where no override says another."""
-        settings = _node_settings({key: getattr(self, key) for key in _OF_A_NODE}, Origin())
+        settings = _node_settings(self._of_a_node(), Origin())
         return settings.weight.format, settings.activation_format
 
     def reads(self, key: str) -> bool:
         """Whether the scheme reads a key."""
-        return key in _READ[self.kind]
+        return key in keys_read_by(self.kind)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: Origin | None = None) -> Recipe:
@@ -265,30 +177,51 @@ class Recipe:
             UsageError: An unknown key, or a value of the wrong type, not among the choices, or that nothing reads.
         """
         origin = origin or Origin()
-        fields = checked(cls, values, origin)
-        scheme = fields.get("scheme", cls.scheme)
-        if unread := sorted(fields.keys() - _READ[SCHEMES[scheme].kind]):
-            raise UsageError(f"{origin.name(unread)}: not read by scheme {scheme}")
-        overrides = fields.pop("overrides", ())
-        if not isinstance(overrides, list | tuple) or not all(isinstance(o, Mapping) for o in overrides):
+        tables = values.get("overrides", ())
+        if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
             raise UsageError(f"{origin.text}: overrides must be a list of tables, written as [[overrides]]")
-        built = []
-        for index, table in enumerate(overrides):
-            where = origin.inner(f"overrides[{index}]", table)
-            override = Override(**checked(Override, table, where))
-            if override.match is None and override.op_type is None:
-                raise UsageError(f"{where.text}: give match (a pattern on node names) or op_type")
-            built.append(override)
-            if override.scheme is not None and SCHEMES[override.scheme].kind != SCHEMES[scheme].kind:
-                raise UsageError(f'{where.text}: scheme "{override.scheme}" is of another kind than that of the recipe')
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-        _check_together({**defaults, **fields}, built, origin)
-        recipe = cls(**fields, overrides=tuple(built))
-        recipe._refuse_two_choices(fields, origin)
-        for key, why in recipe._idle().items():
-            if key in fields:
-                raise UsageError(f"{origin.name([key])}: not read {why}")
+        given = checked(cls, {key: value for key, value in values.items() if key != "overrides"}, origin)
+        overrides = [
+            Override.from_mapping(table, origin.inner(f"overrides[{index}]", table))
+            for index, table in enumerate(tables)
+        ]
+        # Checked for all that was written, even where that is the default, and before the class itself would do it
+        # without knowing where that was.
+        recipe = object.__new__(cls)
+        for key, value in {**_defaults(), **given, "overrides": tuple(overrides)}.items():
+            object.__setattr__(recipe, key, value)
+        recipe._check(given, origin)
         return recipe
+
+    def _check(self, given: Mapping[str, Any], origin: Origin) -> None:
+        """Refuse what does not go together, and what nobody reads of the settings that were given."""
+        if unread := sorted(given.keys() - keys_read_by(self.kind)):
+            raise UsageError(f"{origin.name(unread)}: not read by scheme {self.scheme}")
+        for index, override in enumerate(self.overrides):
+            if override.scheme is not None and SCHEMES[override.scheme].kind != self.kind:
+                where = f"{origin.text}: overrides[{index}]"
+                raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
+        self._check_together(origin)
+        self._refuse_two_choices(given, origin)
+        for key, why in self._idle().items():
+            if key in given:
+                raise UsageError(f"{origin.name([key])}: not read {why}")
+
+    def _check_together(self, origin: Origin) -> None:
+        """Refuse settings that do not go together, of the recipe or of nodes that an override matches."""
+        own = self._of_a_node()
+        _node_settings(own, origin)
+        for index, override in enumerate(self.overrides):
+            given = override.given()
+            _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
+        if self.kind == "minifloat-static" and self.range_method in ("entropy", "mse"):
+            problem = f", for codes at equal distances; {self.scheme} takes minmax, moving-average or percentile"
+            raise origin.error("range_method", self.range_method, problem)
+        if self.target == "any" and self.reduce_range is False:
+            raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
+
+    def _of_a_node(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in (*_of_a_node(), "per_channel")}
 
     def _idle(self) -> dict[str, str]:
         """Keys of scheme sparse that the value of another one leaves without effect, and with which."""
@@ -346,7 +279,7 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
-        read = _READ[self.kind] - self._idle().keys() - (frozenset() if self.chooses else _CHOOSING)
+        read = keys_read_by(self.kind) - self._idle().keys() - (frozenset() if self.chooses else _CHOOSING)
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}
@@ -361,7 +294,7 @@ class Recipe:
             return "not included by the recipe"
         if any(_matches(pattern, names) for pattern in self.exclude):
             return "excluded by the recipe"
-        values = {key: getattr(self, key) for key in _OF_A_NODE}
+        values = self._of_a_node()
         keep = False
         for override in self.overrides:
             if override.applies(names, op_type):
@@ -408,19 +341,13 @@ def _matches(pattern: str, names: Collection[str]) -> bool:
     return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _check_together(values: Mapping[str, Any], overrides: Sequence[Override], origin: Origin) -> None:
-    """Refuse settings that do not go together, of the recipe or of nodes that an override matches."""
-    own = {key: values[key] for key in _OF_A_NODE}
-    _node_settings(own, origin)
-    for index, override in enumerate(overrides):
-        given = override.given()
-        _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
-    method = values["range_method"]
-    if SCHEMES[values["scheme"]].kind == "minifloat-static" and method in ("entropy", "mse"):
-        problem = f", for codes at equal distances; {values['scheme']} takes minmax, moving-average or percentile"
-        raise origin.error("range_method", method, problem)
-    if values["target"] == "any" and values["reduce_range"] is False:
-        raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
+def _of_a_node() -> tuple[str, ...]:
+    """What is settled node by node."""
+    return tuple(key for key, what in settings_of(Recipe).items() if what.of_a_node)
+
+
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(Recipe)}
 
 
 def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:

@@ -1,0 +1,316 @@
+"""All settings, in groups that families of schemes read as a whole: small dataclasses, which `Recipe` puts together."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..errors import SettingError
+from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
+from .setting import between, setting
+
+_MOST_ROWS = 1 << 16
+
+
+def _sparsity(key: str, value: Any) -> float:
+    if not 0 <= value < 1:
+        raise SettingError(key, value, ", must be a number from 0 up to but not 1, such as 0.8")
+    return float(value)
+
+
+def _block(_key: str, value: Any) -> str:
+    from ..sparsity.blocks import Block  # NumPy is slow to import for who only prints help
+
+    return str(Block.parse(value))
+
+
+def _rows(key: str, value: Any) -> int:
+    if not 1 <= value <= _MOST_ROWS:
+        raise SettingError(key, value, f", must be a whole number from 1 to {_MOST_ROWS}")
+    return int(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class General:
+    """What every scheme reads."""
+
+    scheme: str = setting(
+        "int4",
+        "int2, int3, int4, int5, int6, int8: bits of a weight; fp8, fp8-e3m4, fp8-e5m2, fp6, fp6-e2m3, fp6-e3m2, fp4: "
+        "sign, exponent and mantissa; nf4; mxfp8, mxfp6, mxfp4: Microscaling; bfp8, bfp6, bfp4: integers with scales "
+        "that are powers of two. int8-static and int8-dynamic round activations too, with scales from a calibration or "
+        "from each tensor as it comes, and so do fp8-static, fp8-e3m4-static, fp8-e5m2-static, fp8-mixed-static and "
+        "fp8-dynamic. sparse leaves out blocks of weights.",
+        choices=tuple(SCHEMES),
+        of_a_node=True,
+    )
+    clean_up: bool = setting(
+        True, "Fold constants and fuse standard patterns first.", option="--clean-up/--no-clean-up"
+    )
+    check: bool | None = setting(
+        None,
+        "Run the model before and after, on calibration data or on random inputs, and compare; by default up to 500 MB "
+        "of weights.",
+        option="--check/--no-check",
+    )
+    include: tuple[str, ...] = setting(
+        (),
+        "Only nodes of these names, or whose names match these glob patterns. A node of an inner graph goes by its "
+        "name, and by that behind those of the nodes around it, with slashes.",
+    )
+    exclude: tuple[str, ...] = setting((), "The same of nodes to keep in float.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How weights get their scales."""
+
+    search: bool = setting(
+        True,
+        "Search each scale, errors of large weights counting more, instead of taking it from min and max.",
+        option="--search/--no-search",
+        of_a_node=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Symmetry:
+    """Zero points."""
+
+    symmetric: bool | None = setting(
+        None,
+        "One fixed zero point instead of one per block or tensor; of activations where the scheme rounds them. By "
+        "default as suits the scheme.",
+        option="--symmetric/--asymmetric",
+        of_a_node=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Channels:
+    """Scales of weights without blocks."""
+
+    per_channel: bool = setting(
+        True,
+        "One scale per output channel of a weight rather than one in all, where weights have no blocks.",
+        option="--per-channel/--per-tensor",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Weights alone, with a scale per block."""
+
+    block_size: int | None = setting(
+        None,
+        "Weights along K that share a scale: 16, 32, 64, 128 or 256, or 0 for all of an output channel; by default as "
+        "suits the scheme.",
+        choices=(0, 16, 32, 64, 128, 256),
+        of_a_node=True,
+    )
+    scale_type: str | None = setting(
+        None,
+        "float32 or float16; of floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2 (powers "
+        "of two as float32).",
+        choices=SCALE_TYPES,
+        of_a_node=True,
+    )
+    form: str = setting(
+        "qoperator",
+        "qoperator (com.microsoft::MatMulNBits where stock ONNX Runtime has the bits, else an operator of ours), qdq "
+        "(DequantizeLinear) or onnxpress (our operator for all bits).",
+        choices=("qoperator", "qdq", "onnxpress"),
+    )
+    accuracy_level: int | None = setting(
+        None,
+        "Least precision of the computation: 4 rounds activations to int8, 3 to bfloat16, 0 to 2 are float32; by "
+        "default 4, or 3 for weights that are no integers.",
+        choices=(0, 1, 2, 3, 4),
+        of_a_node=True,
+    )
+    embeddings: bool = setting(
+        False, "Quantize large Gather tables too (4 and 8 bits).", option="--embeddings/--no-embeddings"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """What tensors are rounded within, from a calibration."""
+
+    range_method: str | None = setting(
+        None,
+        "How the range of a tensor comes from what a calibration saw: minmax (default of floating-point numbers), "
+        "moving-average, percentile (default of integers), or, of integers alone, entropy or mse.",
+        choices=("minmax", "moving-average", "percentile", "entropy", "mse"),
+    )
+    percentile: float = setting(
+        99.999, "Share of the values, in percent, that the method percentile keeps.", parse=between(50, 100)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibrated:
+    """What schemes that see data can do with it."""
+
+    smooth: bool | None = setting(
+        None,
+        "Move outliers of activations into the weights of the products that read them, at the price of a Mul where no "
+        "constant takes their scale; by default only what costs nothing, where there is data.",
+        option="--smooth/--no-smooth",
+    )
+    restore_moments: bool | None = setting(
+        None,
+        "Give each channel of a Conv its mean and deviation on the data back; by default where there is data and, if a "
+        "metric is given, the model is better for it.",
+        option="--restore-moments/--no-restore-moments",
+    )
+    max_drop: float | None = setting(
+        None,
+        "Keep the fewest layers in float with which the metric drops by no more than this share, such as 1%.",
+        parse=between(0, 1),
+        is_share=True,
+    )
+    metric: str | None = setting(
+        None,
+        "A task of the catalogue, or module:function of a session; by default the cosine of the outputs against "
+        "float32.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Weights:
+    """Weights beside activations of int8."""
+
+    reduce_range: bool | None = setting(
+        None,
+        "Weights of 7 bits, for CPUs whose products of uint8 and int8 saturate; by default the target is asked.",
+        option="--reduce-range/--full-range",
+    )
+    target: str = setting(
+        "this",
+        "CPUs that int8 weights are made for: this machine's, or any, which takes 7 bits.",
+        choices=("this", "any"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Static:
+    """int8 with scales from a calibration."""
+
+    activation_type: str = setting(
+        "uint8", "uint8 or int8, which ONNX Runtime computes in float on x86.", choices=("uint8", "int8")
+    )
+    equalize: bool = setting(
+        False, "Even out the channels of neighbouring layers first.", option="--equalize/--no-equalize"
+    )
+    compensate: bool | None = setting(
+        None,
+        "Round inputs of a weight one after the other, the next making up for the last; by default where there is "
+        "data.",
+        option="--compensate/--no-compensate",
+    )
+    correct_bias: bool = setting(
+        True, "Take the mean error of rounding out of the biases.", option="--correct-bias/--no-correct-bias"
+    )
+    only_if_faster: bool = setting(
+        False,
+        "Keep layers in float that this machine runs slower in int8, and give no model that is not faster than "
+        "float32.",
+        option="--only-if-faster/--always",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Floats:
+    """Weights and activations of floating-point numbers of few bits."""
+
+    weight_format: str | None = setting(
+        None,
+        "e4m3fn (or e4m3), e5m2, e3m4, e3m2, e2m3 or e2m1; by default the scheme's.",
+        choices=WEIGHT_FORMATS,
+        aliases=FORMAT_ALIASES,
+        of_a_node=True,
+    )
+    activation_format: str | None = setting(
+        None,
+        "e4m3fn (or e4m3), e5m2 or e3m4; by default the scheme's.",
+        choices=ACTIVATION_FORMATS,
+        aliases=FORMAT_ALIASES,
+        of_a_node=True,
+    )
+    coverage: str = setting(
+        "standard",
+        "standard is what Conv, Gemm and MatMul read, extended also what Add and Mul of two tensors, "
+        "LayerNormalization and BatchNormalization read, and the tables of embeddings.",
+        choices=("standard", "extended"),
+    )
+    first_and_last: bool | None = setting(
+        None,
+        "Round what the first and the last products read, too; by default in models without Conv.",
+        option="--first-and-last/--no-first-and-last",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+    """What is fused before products are rounded."""
+
+    fuse: bool = setting(
+        True, "Fuse the attention of encoders first, into operators of ONNX Runtime.", option="--fuse/--no-fuse"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+    """Blocks of weights that are left out."""
+
+    sparsity: float | None = setting(
+        None,
+        "Share of the blocks to remove, from 0 up to but not 1; by default 0.8, or 0.5 by magnitude, which no model "
+        "bears more of in one shot.",
+        parse=_sparsity,
+        of_a_node=True,
+    )
+    block: str | None = setting(
+        None,
+        "Inputs x outputs of a block, such as 4x4, 4x1 or 1x16; by default 4x4, or as found in weights that are sparse "
+        "already.",
+        parse=_block,
+    )
+    dtype: str = setting("int8", "Of the weights that are kept: int8 or float32.", choices=("int8", "float32"))
+    criterion: str | None = setting(
+        None,
+        "Which blocks go: magnitude, wanda, or obs, which also moves what is kept; by default obs where there is data, "
+        "else magnitude.",
+        choices=("magnitude", "wanda", "obs"),
+    )
+    allocation: str = setting(
+        "sensitivity",
+        "sensitivity removes more blocks where layers lose less by it, relative to their outputs; uniform the same "
+        "share everywhere.",
+        choices=("uniform", "sensitivity"),
+    )
+    activations: str = setting(
+        "dynamic",
+        "Codes of int8: dynamic, with a scale per row, or static, with one from a calibration.",
+        choices=("dynamic", "static"),
+    )
+    sequential: bool = setting(
+        True,
+        "Let obs move the weights of each layer for what the layers before it make by now.",
+        option="--sequential/--at-once",
+    )
+    prune: bool = setting(
+        True,
+        "Choose blocks; else only zeros that are there already are left out, and nothing changes.",
+        option="--prune/--no-prune",
+    )
+    mask: str | None = setting(
+        None, ".npz file of what to keep, by weight, as export-mask writes it, in place of choosing blocks."
+    )
+    expect_m: int | None = setting(
+        None,
+        "Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where that "
+        "is the fastest.",
+        parse=_rows,
+    )
