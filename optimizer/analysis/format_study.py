@@ -27,6 +27,8 @@ from ..conversion.pipeline import optimize
 from ..errors import OnnxpressError, UsageError
 from ..evaluation.metrics import COSINE, Metric, check_metric, choose_metric
 from ..evaluation.sensitivity import relative_drop
+from ..families import family_of
+from ..families.family import Need
 from ..model_io import storage
 from ..planning.report import size_text
 from ..planning.result import Progress
@@ -48,7 +50,6 @@ FLOAT = "float32"
 
 _SAMPLES = 16  # on which outputs are compared
 _SEEDS = 4  # as many random inputs, where there is no data
-_READ_DATA = ("static", "minifloat-static", "sparse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +282,7 @@ def _judge(workload: _Workload, recipe: Recipe, metric: Metric, threads: int | N
     """Metric and size of the converted model, which is made unless it is there."""
     target = workload.target(recipe, place)
     if not target.exists():
-        calibration = workload.calibration if recipe.kind in _READ_DATA else None
+        calibration = workload.calibration if family_of(recipe.family).need(recipe) is not Need.NONE else None
         optimize(workload.name, recipe, target, calibration=calibration)
     model = storage.load(target)
     options = session_options(threads=threads, ours=uses_our_ops(model))

@@ -14,10 +14,8 @@ import onnx_ir as ir
 
 from ..calibration import Calibration, Data, Statistics
 from ..errors import OnnxpressError, UsageError
-from ..families import int8_dynamic as dynamic
-from ..families import minifloat_dynamic, weight_only
-from ..families.calibrated import convert as static
-from ..families.sparse import convert as sparse
+from ..families import family_of
+from ..families.family import Need
 from ..graph.rewriting import listed_names
 from ..model_io import storage
 from ..model_io.normalise import normalise
@@ -26,7 +24,7 @@ from ..planning.already_quantized import check_not_quantized, quantized_nodes
 from ..planning.plan import Decision, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
 from ..planning.report import Report, group_reasons
-from ..planning.result import Outcome, Progress
+from ..planning.result import ConversionResult, Progress
 from ..runtime.feeds import Feeds
 from ..runtime.session import uses_our_ops
 from ..settings.recipe import Recipe
@@ -141,7 +139,7 @@ class _Given:
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
         self.asked, self.is_there = calibration, calibration.is_there(name)
-        self._read = self.is_there and recipe.kind in ("static", "minifloat-static", "sparse")
+        self._read = self.is_there and family_of(recipe.family).need(recipe) is not Need.NONE
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
 
@@ -158,7 +156,7 @@ class _Given:
             return next(iter(data)) if isinstance(data, Data) else None
         return None
 
-    def tell(self, outcome: Outcome) -> Outcome:
+    def tell(self, outcome: ConversionResult) -> ConversionResult:
         """The outcome with how many samples there were."""
         seen = self._data.seen if isinstance(self._data, Data) else None
         if seen is None or not isinstance(self._data, Data):
@@ -173,14 +171,9 @@ class _Given:
         )
 
 
-def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> Outcome:
-    if recipe.kind in ("static", "minifloat-static"):
-        return given.tell(static.convert(model, recipe, given.open(), progress, source))
-    if recipe.kind == "sparse":
-        return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
-    if recipe.kind == "minifloat-dynamic":
-        return minifloat_dynamic.convert(model, recipe, progress)
-    return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
+def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> ConversionResult:
+    data = given.open if given.is_there else None
+    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source))
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -196,12 +189,8 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     NameNodes()(model)
     if recipe.clean_up:
         Gate(model, recipe.check).clean_up(model)
-    deciders = {
-        "weight-only": weight_only.decide, "static": static.decide, "dynamic": dynamic.decide, "sparse": sparse.decide,
-        "minifloat-static": static.decide, "minifloat-dynamic": minifloat_dynamic.decide,
-    }  # fmt: skip
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
-    return with_foreign(deciders[recipe.kind](model, asked), foreign)
+    return with_foreign(family_of(recipe.family).decide(model, asked), foreign)
 
 
 def _names(model: ir.Model) -> set[str]:
@@ -232,7 +221,7 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
         return
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
-    what = "make sparse" if recipe.kind == "sparse" else "quantize"
+    what = family_of(recipe.family).verb
     raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed})")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..calibration import Calibration
 from ..errors import SettingsError
 from ..evaluation.metrics import check_name
-from ..families.calibrated import convert as static
-from ..families.sparse import convert as sparse
+from ..families import family_of
+from ..families.family import Need
 from ..settings.recipe import Recipe
 
 
@@ -25,15 +25,11 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     """
     if recipe.metric is not None:
         check_name(recipe.metric)
-    if recipe.kind in ("static", "minifloat-static"):
-        calibration.check(name)
-        if calibration.statistics is not None:
-            static.refuse_statistics(recipe)
-    elif recipe.kind == "sparse" and sparse.needs_data(recipe):
-        if calibration.is_there(name):
-            calibration.check(name)
-        else:
-            sparse.refuse_without_data(recipe)
-    elif calibration != Calibration():
+    family = family_of(recipe.family)
+    need, is_there = family.need(recipe), calibration.is_there(name)
+    if need is Need.NONE and calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
         raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")
+    if need is Need.REQUIRED or (need is Need.WELCOME and is_there):
+        calibration.check(name)
+    family.check(recipe, is_there, calibration.statistics is not None)

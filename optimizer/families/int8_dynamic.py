@@ -14,28 +14,20 @@ from ..planning.kept_in_float import kept_in_float
 from ..planning.plan import Decision
 from ..planning.plan_dynamic import plan_attention, plan_dynamic
 from ..planning.report import group_reasons
-from ..planning.result import Outcome, Progress
+from ..planning.result import ConversionResult, Progress
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.recipe import Recipe
+from .family import Family, OpenData
 
 _OPSET = 11  # the first with DynamicQuantizeLinear
 
 
-def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage, _done, _total: None) -> Outcome:
-    """Rewrite a cleaned-up float model in place.
+def convert(
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str
+) -> ConversionResult:
+    """Convert a model, as `Convert` says.
 
     An attention is fused where the recipe takes all three of its projections; their decisions stand for it.
-
-    Args:
-        model: The model.
-        recipe: Of a dynamic scheme.
-        progress: Told the stage, what is done of it, and the whole.
-
-    Returns:
-        What became of each node; weights are rounded when the model is written.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
     """
     progress("rewrite", 0, 1)
     decisions, attention, fuse = _plan(model, recipe)
@@ -46,7 +38,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         remove_unused(model)
     progress("rewrite", 1, 1)
     left = group_reasons([("attention", reason) for reason in fuse.left.values()])
-    return Outcome(
+    return ConversionResult(
         decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
         weights=quantize.weights,
         gain=quantize.gain,
@@ -82,3 +74,6 @@ def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decisio
     attention = plan_attention(model, recipe, fuse.fused)
     # The two products within a fused attention are no longer there to be told of.
     return [each for each in decisions if each.taken or each.node.graph is not None], attention, fuse
+
+
+FAMILY = Family("dynamic", decide, convert)

@@ -12,24 +12,18 @@ from ..planning.kept_in_float import kept_in_float
 from ..planning.plan import Decision
 from ..planning.plan_minifloat import plan_minifloat
 from ..planning.report import weight_report
-from ..planning.result import Outcome, Progress
+from ..planning.result import ConversionResult, Progress
 from ..quantization.float_weight import FloatWeight, round_weight
 from ..quantization.schemes import WeightScheme
 from ..settings.recipe import Recipe
 from .calibrated.builder import constant_operands
+from .family import Family, OpenData
 
 
-def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage, _done, _total: None) -> Outcome:
-    """Convert a float model, which CleanUp went over, in place.
-
-    Args:
-        model: The model.
-        recipe: Of kind "minifloat-dynamic".
-        progress: Told the stage, what is done of it, and the whole.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+def convert(
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str
+) -> ConversionResult:
+    """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)
     prepare(model, recipe, opset=OPSET)
     plan = plan_minifloat(model, recipe)
@@ -46,7 +40,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
     warnings = [*kept_in_float(model, constants), *warn_of_float8_products(model)]
-    return Outcome(plan.decisions, lambda: reports, warnings=warnings)
+    return ConversionResult(plan.decisions, lambda: reports, warnings=warnings)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -57,3 +51,6 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """
     prepare(model, recipe, opset=OPSET)
     return plan_minifloat(model, recipe).decisions
+
+
+FAMILY = Family("minifloat-dynamic", decide, convert)

@@ -19,13 +19,16 @@ from ..planning.kept_in_float import kept_in_float
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision, plan
 from ..planning.report import WeightReport
-from ..planning.result import Outcome
+from ..planning.result import ConversionResult, Progress
 from ..quantization.rtn import decibels
 from ..settings.recipe import Recipe
+from .family import Family, OpenData
 
 
-def convert(model: ir.Model, recipe: Recipe) -> Outcome:
-    """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
+def convert(
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, _progress: Progress, _source: str
+) -> ConversionResult:
+    """Convert a model, as `Convert` says."""
     decisions = decide(model, recipe)
     product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
     for rewrite in (product, convolution, gather):
@@ -34,7 +37,7 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
     declare_functions(model)
     weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]
-    return Outcome(
+    return ConversionResult(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
@@ -82,3 +85,6 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
 def _gain(weights: list[LazyWeight]) -> float:
     errors = [weight.error for weight in weights if weight.error is not None]
     return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0
+
+
+FAMILY = Family("weight-only", decide, convert)

@@ -14,7 +14,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ConversionResult:
     """A rewritten model's story.
 
     Attributes:

@@ -23,7 +23,7 @@ class Preset:
     Attributes:
         format: Of a weight, a key of `formats.FORMATS`.
         symmetric: Whether it defaults to one fixed zero point, of weights in "weight-only", of activations else.
-        kind: "weight-only", "static" (activations too, with scales from a calibration), "dynamic" (activations
+        family: "weight-only", "static" (activations too, with scales from a calibration), "dynamic" (activations
             too, with a scale from each tensor as it comes), "minifloat-static" and "minifloat-dynamic" (the same with
             floating-point numbers) or "sparse" (blocks of weights that are zero left out).
         block_size: By default; 0 for one scale an output channel.
@@ -34,7 +34,7 @@ class Preset:
 
     format: str
     symmetric: bool = True
-    kind: str = "weight-only"
+    family: str = "weight-only"
     block_size: int = 32
     scale_types: tuple[str, ...] = _KERNEL_SCALES
     fixed: bool = False
@@ -60,8 +60,8 @@ def _mx(name: str) -> Preset:
     return Preset(name, scale_types=("e8m0",), fixed=True)
 
 
-def _of_both(weights: str, activations: str, kind: str = "minifloat-static") -> Preset:
-    return Preset(weights, kind=kind, block_size=0, scale_types=("float32",), activations=activations)
+def _of_both(weights: str, activations: str, family: str = "minifloat-static") -> Preset:
+    return Preset(weights, family=family, block_size=0, scale_types=("float32",), activations=activations)
 
 
 # Asymmetric blocks cost `bits` bits a block and win 0.4 to 2 dB at low widths; at 8 bits nothing is left to win.
@@ -93,7 +93,7 @@ SCHEMES = {
     "fp8-e5m2-static": _of_both("e5m2", "e5m2"),
     "fp8-mixed-static": _of_both("e3m4", "e4m3fn"),
     "fp8-dynamic": _of_both("e4m3fn", "e4m3fn", "minifloat-dynamic"),
-    "sparse": Preset("int8", kind="sparse"),
+    "sparse": Preset("int8", family="sparse"),
 }
 
 
@@ -171,7 +171,7 @@ def weight_scheme(
         raise SettingError("block_size", block, f", but {name} has blocks of {preset.block_size} by definition")
     if block == 0 and preset.integer:
         raise SettingError("block_size", 0, f", one scale a channel, which {name} has not; take 16 to 256")
-    if not per_channel and block != 0 and preset.kind == "weight-only":
+    if not per_channel and block != 0 and preset.family == "weight-only":
         raise SettingError("per_channel", False, f", but {name} has blocks of {block}", ("block_size", 0))
     scales = scale_type or preset.scale_types[0]
     if scales not in preset.scale_types:

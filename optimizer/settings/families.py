@@ -13,7 +13,7 @@ class FamilySettings:
     """A family of schemes, as far as recipes know it.
 
     Attributes:
-        name: As in `Preset.kind`.
+        name: As in `Preset.family`.
         title: For people.
         groups: The dataclasses of the settings that it reads.
     """
@@ -46,7 +46,7 @@ def readers_of(key: str) -> tuple[FamilySettings, ...]:
     return tuple(family for family in FAMILY_SETTINGS if key in family.keys)
 
 
-def keys_read_by(kind: str) -> frozenset[str]:
+def keys_read_by(name: str) -> frozenset[str]:
     """The settings that a family reads, by its name."""
-    (family,) = (each for each in FAMILY_SETTINGS if each.name == kind)
+    (family,) = (each for each in FAMILY_SETTINGS if each.name == name)
     return family.keys

@@ -7,6 +7,7 @@ import fnmatch
 import glob
 import sys
 from collections.abc import Collection, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -141,14 +142,14 @@ class Recipe(
         self._check(given, Origin())
 
     @property
-    def kind(self) -> str:
+    def family(self) -> str:
         """Of the scheme, see `Preset`."""
-        return SCHEMES[self.scheme].kind
+        return SCHEMES[self.scheme].family
 
     @property
     def is_minifloat(self) -> bool:
         """Whether activations become floating-point numbers of few bits."""
-        return self.kind.startswith("minifloat")
+        return self.family.startswith("minifloat")
 
     @property
     def ranges(self) -> str:
@@ -163,7 +164,7 @@ class Recipe(
 
     def reads(self, key: str) -> bool:
         """Whether the scheme reads a key."""
-        return key in keys_read_by(self.kind)
+        return key in keys_read_by(self.family)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: Origin | None = None) -> Recipe:
@@ -195,12 +196,12 @@ class Recipe(
 
     def _check(self, given: Mapping[str, Any], origin: Origin) -> None:
         """Refuse what does not go together, and what nobody reads of the settings that were given."""
-        if unread := sorted(given.keys() - keys_read_by(self.kind)):
+        if unread := sorted(given.keys() - keys_read_by(self.family)):
             raise UsageError(f"{origin.name(unread)}: not read by scheme {self.scheme}")
         for index, override in enumerate(self.overrides):
-            if override.scheme is not None and SCHEMES[override.scheme].kind != self.kind:
+            if override.scheme is not None and SCHEMES[override.scheme].family != self.family:
                 where = f"{origin.text}: overrides[{index}]"
-                raise UsageError(f'{where}: scheme "{override.scheme}" is of another kind than that of the recipe')
+                raise UsageError(f'{where}: scheme "{override.scheme}" is of another family than that of the recipe')
         self._check_together(origin)
         self._refuse_two_choices(given, origin)
         for key, why in self._idle().items():
@@ -214,7 +215,7 @@ class Recipe(
         for index, override in enumerate(self.overrides):
             given = override.given()
             _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
-        if self.kind == "minifloat-static" and self.range_method in ("entropy", "mse"):
+        if self.family == "minifloat-static" and self.range_method in ("entropy", "mse"):
             problem = f", for codes at equal distances; {self.scheme} takes minmax, moving-average or percentile"
             raise origin.error("range_method", self.range_method, problem)
         if self.target == "any" and self.reduce_range is False:
@@ -226,7 +227,7 @@ class Recipe(
     def _idle(self) -> dict[str, str]:
         """Keys of scheme sparse that the value of another one leaves without effect, and with which."""
         idle = {}
-        if self.kind == "sparse" and self.dtype == "float32":
+        if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"
         if self.criterion not in (None, "obs"):
             idle["sequential"] = f"with criterion {self.criterion}, which moves no weights"
@@ -279,13 +280,20 @@ class Recipe(
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values that `from_mapping` reads back; unset ones are left out."""
-        read = keys_read_by(self.kind) - self._idle().keys() - (frozenset() if self.chooses else _CHOOSING)
+        read = keys_read_by(self.family) - self._idle().keys() - (frozenset() if self.chooses else _CHOOSING)
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}
             for o in values.get("overrides", ())
         ]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != []}
+
+    def decided(self, **values: Any) -> Recipe:
+        """The recipe with what a conversion decided meanwhile, which users could not write beside the rest."""
+        recipe = copy(self)
+        for key, value in values.items():
+            object.__setattr__(recipe, key, value)
+        return recipe
 
     def settings(self, name: str, op_type: str, others: Collection[str] = ()) -> NodeSettings | str:
         """What to do with one node: its settings, or the reason to leave it in float. Patterns match any name."""

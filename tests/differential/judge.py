@@ -137,7 +137,7 @@ class Judge:
         step = " ".join(f"{key}={value}" for key, value in settings.items())
         path = Path(self._folder.name) / "out.onnx"
         recipe = Recipe(**settings, check=None if rng.random() < 0.2 else False)
-        static = recipe.kind in ("static", "minifloat-static")
+        static = recipe.family in ("static", "minifloat-static")
         samples = [case.feeds[0], *case.samples]
         try:
             optimize(ir.from_proto(case.model), recipe, path, calibration=Calibration(samples) if static else None)

@@ -33,11 +33,12 @@ from ...planning.plan import Decision
 from ...planning.plan_int8 import plan_int8
 from ...planning.plan_minifloat import plan_minifloat
 from ...planning.report import weight_report
-from ...planning.result import Outcome, Progress
+from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from ...runtime.int8_kernels import fallbacks, operators, optimized
 from ...runtime.machine import made_for, reduces_range, warn_of_saturation
 from ...settings.recipe import Recipe
+from ..family import Family, Need, OpenData
 from .builder import Builder, Calibrated, Candidate, Plan, products
 from .faster import prove_faster, slower_layers
 from .int8_builder import Int8Builder, parts_of
@@ -107,28 +108,23 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress, source: str = "the model"
-) -> Outcome:
-    """Convert a model, which CleanUp went over, in place.
-
-    Args:
-        model: The float model.
-        recipe: Of kind "static".
-        data: What to calibrate with.
-        progress: Told how the work goes on.
-        source: What to call the model in an error.
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str
+) -> ConversionResult:
+    """Convert a model, as `Convert` says.
 
     Raises:
         UsageError: The metric does not fit the model.
         OnnxpressError: ONNX Runtime cannot run the model, a metric fails, or the model has to be faster and is not.
     """
+    assert data is not None, "the family's check refuses that"
+    opened = data()
     decisions = decide(model, recipe)
     if not any(decision.taken for decision in decisions):
-        return Outcome(decisions, tuple)
+        return ConversionResult(decisions, tuple)
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
-    builder = trials.settle(calibrate(model, recipe, data, progress), recipe)
+    builder = trials.settle(calibrate(model, recipe, opened, progress), recipe)
     kept = refused_by_runtime(builder, trials.refused)
     if not recipe.is_minifloat:
         kept |= _kept_by_runtime(builder, kept)
@@ -173,11 +169,11 @@ def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Buil
     return kind(calibrated, recipe, progress)
 
 
-def refuse_statistics(recipe: Recipe) -> None:
-    """Raise SettingsError where a recipe asks for what runs models on data, of which there are only statistics."""
+def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
+    """Refuse what runs models on data, where there are only statistics."""
     asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
-    if asked:
+    if statistics and asked:
         raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
 
 
@@ -256,7 +252,7 @@ def _accuracy(metric: Metric, value: float, batches: int) -> str:
 def _outcome(
     builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
     search: MixedPrecision | None, seconds: tuple[float, float] | None, verdicts: Sequence[Verdict],
-) -> Outcome:  # fmt: skip
+) -> ConversionResult:  # fmt: skip
     details: dict[str, Any] = {}
     rows: list[tuple[str, str]] = []
     warnings = [*candidate.warnings, *constant_tensors(builder.observed()), *warn_of_float8_products(candidate.model)]
@@ -289,4 +285,11 @@ def _outcome(
     weights = tuple(
         weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
     )
-    return Outcome(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)
+    return ConversionResult(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)
+
+
+def _family(name: str) -> Family:
+    return Family(name, decide, convert, need=lambda _recipe: Need.REQUIRED, check=_check)
+
+
+INT8_STATIC, MINIFLOAT_STATIC = _family("static"), _family("minifloat-static")

@@ -10,7 +10,6 @@ the weight moves the mean of the output by m'D, which the bias takes back.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,12 @@ from ...passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from ...planning.kept_in_float import kept_in_float
 from ...planning.plan import Decision
 from ...planning.plan_sparse import leave, plan_sparse
-from ...planning.result import Outcome, Progress
+from ...planning.result import ConversionResult, Progress
 from ...runtime.machine import made_for, reduces_range
 from ...runtime.sparse_cost import measure
 from ...settings.recipe import Recipe
 from ...sparsity import Block, occupied
+from ..family import Family, Need, OpenData
 from .layer import Layer, LayerReport, read_weight, share_out
 from .masks import apply_masks
 from .sequential import finish_in_order
@@ -44,17 +44,11 @@ _LARGER = 1.05  # times the weights of the best block that a larger one may keep
 _SHOWN = 40  # layers
 _NEARLY_ALL = 0.98  # of the weights of a layer
 
-Open = Callable[[], Data | Statistics]
 
-
-def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progress) -> Outcome:
-    """Convert a model, which CleanUp went over, in place.
-
-    Args:
-        model: The float model.
-        recipe: Of kind "sparse".
-        data: Opens what to calibrate with; None where there is nothing.
-        progress: Told how the work goes on.
+def convert(
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, _source: str
+) -> ConversionResult:
+    """Convert a model, as `Convert` says.
 
     Raises:
         UsageError: The recipe needs a calibration and there is none, or its masks do not fit.
@@ -65,7 +59,7 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
     taken = [decision for decision in decisions if decision.taken]
     known = _observe(model, recipe, taken, data, progress)
     if recipe.criterion is None:
-        recipe = dataclasses.replace(recipe, criterion="obs" if known.statistics is not None else "magnitude")
+        recipe = recipe.decided(criterion="obs" if known.statistics is not None else "magnitude")
     layers: dict[ir.Node, Layer] = {}
     for index, decision in enumerate(decisions):
         if not decision.taken:
@@ -117,7 +111,7 @@ def _masked(model: ir.Model, recipe: Recipe) -> tuple[Recipe, str | None]:
         return recipe, None
     zeroed = apply_masks(model, recipe.mask)
     how = f"the masks of {recipe.mask}, which set {zeroed:,} weights to zero that were not"
-    return dataclasses.replace(recipe, prune=False), how
+    return recipe.decided(prune=False), how
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision]]:
@@ -163,13 +157,16 @@ def find_block(model: ir.Model, recipe: Recipe) -> Block:
     return next(block for block in _BLOCKS if kept[block] <= _LARGER * min(kept.values()))
 
 
-def needs_data(recipe: Recipe) -> bool:
-    """Whether a calibration is read where there is one."""
-    return _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
+def _need(recipe: Recipe) -> Need:
+    """A calibration is read where there is one; whether there must be one is for `_check` to say."""
+    reads = _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
+    return Need.WELCOME if reads else Need.NONE
 
 
-def refuse_without_data(recipe: Recipe) -> None:
-    """Raise SettingError where a recipe asks for what only a calibration tells."""
+def _check(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
+    """Refuse what only a calibration tells, where there is none."""
+    if is_there or _need(recipe) is Need.NONE:
+        return
     for key, value, other in (
         ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
         ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
@@ -198,9 +195,11 @@ class _Known:
         return self.statistics[_input(decision)] if self.statistics is not None else None
 
 
-def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open | None, progress: Progress) -> _Known:
+def _observe(
+    model: ir.Model, recipe: Recipe, taken: list[Decision], data: OpenData | None, progress: Progress
+) -> _Known:
     """What there is to know; nothing where that is allowed."""
-    if not taken or not needs_data(recipe):
+    if not taken or _need(recipe) is Need.NONE:
         return _Known()
     if data is None:
         return _Known()
@@ -242,7 +241,9 @@ def _finish(
     return made
 
 
-def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision], how: str | None) -> Outcome:
+def _outcome(
+    layers: list[Layer], recipe: Recipe, block: Block, decisions: list[Decision], how: str | None
+) -> ConversionResult:
     reports = [layer.report for layer in layers if layer.report is not None]
     total = sum(report.size for report in reports)
     zeros = sum(report.size * report.sparsity for report in reports)
@@ -260,7 +261,7 @@ def _outcome(layers: list[Layer], recipe: Recipe, block: Block, decisions: list[
         "layers": [dataclasses.asdict(report) for report in reports],
     }
     weights = tuple(report.as_weight(recipe.dtype) for report in reports)
-    return Outcome(decisions, lambda: weights, warnings=_emptied(reports, recipe), details=details, rows=rows)
+    return ConversionResult(decisions, lambda: weights, warnings=_emptied(reports, recipe), details=details, rows=rows)
 
 
 def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
@@ -276,3 +277,6 @@ def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
     if recipe.prune and recipe.allocation == "sensitivity":
         advice.append("remove the same share of each layer (--allocation uniform)")
     return [f"{which}: {', or '.join(advice)}"]
+
+
+FAMILY = Family("sparse", decide, convert, need=_need, check=_check, verb="make sparse")

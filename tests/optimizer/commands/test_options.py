@@ -63,7 +63,7 @@ def test_each_key_has_an_option_and_a_value_here():
 @pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
 @pytest.mark.parametrize("key", VALUES)
 def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
-    if SCHEMES[scheme].kind in PANELS[panels()[key]]:
+    if SCHEMES[scheme].family in PANELS[panels()[key]]:
         Recipe.from_mapping({"scheme": scheme, key: VALUES[key]})
     else:
         with pytest.raises(UsageError, match=f"not read by scheme {scheme}"):

@@ -25,7 +25,7 @@ from onnxpress.optimizer.settings.recipe import Override
 from rewrites import emitted
 
 RNG = np.random.default_rng(23)
-MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.kind == "weight-only"]
+MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.family == "weight-only"]
 BLOCK_FLOATS = ["bfp8", "bfp6", "bfp4"]
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 ONE_OVERLOAD = ort.__version__.startswith("1.23.")

@@ -25,7 +25,7 @@ from onnxpress.optimizer.settings.recipe import Override
 from rewrites import emitted
 
 RNG = np.random.default_rng(31)
-MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.kind == "weight-only"]
+MINIFLOATS = [name for name, preset in SCHEMES.items() if not preset.integer and preset.family == "weight-only"]
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 SHAPES = {
     "plain": ("Conv", (40, 12, 3, 3), 1),
