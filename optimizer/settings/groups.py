@@ -10,11 +10,13 @@ from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYP
 from .setting import between, setting
 
 _MOST_ROWS = 1 << 16
+_SPARSITY = "a number from 0 up to but not 1, such as 0.8"
+_ROWS = f"a whole number from 1 to {_MOST_ROWS}"
 
 
 def _sparsity(key: str, value: Any) -> float:
     if not 0 <= value < 1:
-        raise SettingError(key, value, ", must be a number from 0 up to but not 1, such as 0.8")
+        raise SettingError(key, value, f", must be {_SPARSITY}")
     return float(value)
 
 
@@ -26,7 +28,7 @@ def _block(_key: str, value: Any) -> str:
 
 def _rows(key: str, value: Any) -> int:
     if not 1 <= value <= _MOST_ROWS:
-        raise SettingError(key, value, f", must be a whole number from 1 to {_MOST_ROWS}")
+        raise SettingError(key, value, f", must be {_ROWS}")
     return int(value)
 
 
@@ -269,6 +271,7 @@ class Sparse:
         "Share of the blocks to remove, from 0 up to but not 1; by default 0.8, or 0.5 by magnitude, which no model "
         "bears more of in one shot.",
         parse=_sparsity,
+        expected=_SPARSITY,
         of_a_node=True,
     )
     block: str | None = setting(
@@ -276,6 +279,7 @@ class Sparse:
         "Inputs x outputs of a block, such as 4x4, 4x1 or 1x16; by default 4x4, or as found in weights that are sparse "
         "already.",
         parse=_block,
+        expected='a string of inputs x outputs, such as "4x4"',
     )
     dtype: str = setting("int8", "Of the weights that are kept: int8 or float32.", choices=("int8", "float32"))
     criterion: str | None = setting(
@@ -313,4 +317,5 @@ class Sparse:
         "Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where that "
         "is the fastest.",
         parse=_rows,
+        expected=_ROWS,
     )

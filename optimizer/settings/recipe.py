@@ -121,7 +121,13 @@ class NodeSettings:
 class Recipe(
     Sparse, Fusion, Floats, Int8Static, Int8Weights, Calibrated, Ranges, Blocks, Channels, Symmetry, Search, General
 ):
-    """How to convert a model."""
+    """How to convert a model.
+
+    The settings, with their meaning, are in `groups`; `onnxpress optimize --help` lists them.
+
+    Attributes:
+        overrides: Settings for some nodes; the last match wins, key by key.
+    """
 
     overrides: tuple[Override, ...] = ()
 
@@ -133,7 +139,13 @@ class Recipe(
                 read.
         """
         defaults = _defaults()
-        given = {key: value for key in settings_of(Recipe) if (value := getattr(self, key)) != defaults[key]}
+        given = {
+            key: value
+            for key in settings_of(Recipe)
+            # 1 is no True.
+            if (value := getattr(self, key)) != defaults[key]
+            or isinstance(value, bool) != isinstance(defaults[key], bool)
+        }
         for key, value in checked(Recipe, given, Origin()).items():
             object.__setattr__(self, key, value)
         if not all(isinstance(override, Override) for override in self.overrides):

@@ -32,6 +32,7 @@ class Setting:
         choices: All values; empty where the type or `parse` says which.
         aliases: Other words for some of the choices.
         parse: The value as it is kept, of one that has the right type.
+        expected: The values in words, where the type and `choices` do not say enough.
         of_a_node: Whether overrides have it for some nodes.
         is_share: Whether the command line takes percents.
     """
@@ -41,6 +42,7 @@ class Setting:
     choices: tuple[object, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parse: Callable[[str, Any], Any] | None = None
+    expected: str = ""
     of_a_node: bool = False
     is_share: bool = False
 
@@ -108,5 +110,5 @@ def _checked_value(key: str, value: Any, kind: type, what: Setting) -> Any:
         return tuple(value)
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise SettingError(key, value, f", must be {EXPECTED[kind]}")
+        raise SettingError(key, value, f", must be {what.expected or EXPECTED[kind]}")
     return what.parse(key, value) if what.parse is not None else value

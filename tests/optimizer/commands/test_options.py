@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
+import re
 import typing
 
 import graphs
 import onnx_ir as ir
 import pytest
 from command_line import runner
-from onnxpress.optimizer.commands import convert, terminal
+from onnxpress.optimizer.commands import convert
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.quantization.schemes import SCHEMES
-from onnxpress.optimizer.settings.recipe import Recipe
-
-PANELS = {
-    None: {"weight-only", "static", "dynamic", "minifloat-static", "minifloat-dynamic", "sparse"},
-    terminal.WEIGHT_ONLY: {"weight-only"},
-    "Weights alone and int8-static": {"weight-only", "static"},
-    "Data of static schemes and sparse": {"static", "minifloat-static", "sparse"},
-    "int8-static and fp8-static": {"static", "minifloat-static"},
-    "int8-static": {"static"},
-    "int8-static and int8-dynamic": {"static", "dynamic"},
-    terminal.FP8: {"minifloat-static", "minifloat-dynamic"},
-    "sparse": {"sparse"},
-}
-"""Kinds of the schemes that each group of options names."""
+from onnxpress.optimizer.settings.families import FAMILY_SETTINGS
+from onnxpress.optimizer.settings.recipe import Override, Recipe
+from onnxpress.optimizer.settings.setting import settings_of
 
 VALUES = {
     "search": False, "clean_up": False, "check": False, "include": ["a"], "exclude": ["a"], "block_size": 64,
@@ -35,7 +27,7 @@ VALUES = {
     "range_method": "minmax", "percentile": 99.0, "activation_type": "int8", "reduce_range": True, "target": "any",
     "equalize": True, "smooth": True, "compensate": True, "correct_bias": False, "restore_moments": True,
     "max_drop": 0.1, "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
-    "coverage": "extended", "first_and_last": True, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
+    "coverage": "extended", "first_and_last": True, "fuse": False, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
     "mask": "m.npz", "expect_m": 8,
 }  # fmt: skip
@@ -55,19 +47,41 @@ def panels() -> dict[str, str | None]:
 
 
 def test_each_key_has_an_option_and_a_value_here():
-    options = panels()
-    assert VALUES.keys() | NO_KEYS == {*options, "context"}
-    assert set(options.values()) == set(PANELS)
+    assert VALUES.keys() | NO_KEYS == {*panels(), "context"}
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
 @pytest.mark.parametrize("key", VALUES)
 def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
-    if SCHEMES[scheme].family in PANELS[panels()[key]]:
-        Recipe.from_mapping({"scheme": scheme, key: VALUES[key]})
+    (title,) = (each.title for each in FAMILY_SETTINGS if each.name == SCHEMES[scheme].family)
+    panel = panels()[key]
+    built = functools.partial(Recipe.from_mapping, {"scheme": scheme, key: VALUES[key]})
+    if panel is None or title in re.split(", | and ", panel.removeprefix("Of ")):
+        assert built() == Recipe(**{"scheme": scheme, key: VALUES[key]})
     else:
         with pytest.raises(UsageError, match=f"not read by scheme {scheme}"):
-            Recipe.from_mapping({"scheme": scheme, key: VALUES[key]})
+            built()
+        if VALUES[key] != getattr(Recipe(), key):
+            with pytest.raises(UsageError, match=f"not read by scheme {scheme}"):
+                Recipe(**{"scheme": scheme, key: VALUES[key]})
+
+
+def test_a_value_in_python_is_refused_as_in_a_file():
+    for wrong in (
+        {"scheme": "int4", "sparsity": 0.5}, {"block_size": 17}, {"block_size": True}, {"search": 1}, {"include": "a"},
+        {"scheme": "nope"}, {"percentile": 20.0}, {"overrides": ({"match": "a"},)},
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            Recipe(**wrong)
+    for wrong in ({"block_size": 17}, {"scheme": "nope"}, {"match": 3}, {"keep_float": 1}, {}):
+        with pytest.raises(UsageError):
+            Override(**{"match": "a", **wrong} if wrong else {})
+
+
+def test_overrides_hold_all_that_is_settled_by_node():
+    own = {"match", "op_type", "keep_float"}
+    settled = {key for key, what in settings_of(Recipe).items() if what.of_a_node}
+    assert {field.name for field in dataclasses.fields(Override)} - own == settled
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.real
 def converted(name, **values):
     model = ir.load(models.path(name))
     CleanUp()(model)
-    outcome = dynamic.convert(model, Recipe(scheme="int8-dynamic", **values))
+    outcome = dynamic.convert(model, Recipe(scheme="int8-dynamic", **values), None, lambda *_: None, "model")
     return model, outcome
 
 

@@ -28,7 +28,7 @@ K, N = 64, 48
 
 def converted(model, **values):
     """With weights for this machine's ONNX Runtime, whose sums of others may saturate."""
-    return dynamic.convert(model, Recipe(scheme="int8-dynamic", **values))
+    return dynamic.convert(model, Recipe(scheme="int8-dynamic", **values), None, lambda *_: None, "model")
 
 
 def run(model, feeds, level=LEVELS[1], *, exact=False):
