@@ -11,11 +11,12 @@ import os
 from typing import TYPE_CHECKING
 
 from onnxpress.custom_ops import library_path
+from onnxpress.optimizer.errors import OnnxpressError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-__all__ = ["NAME", "RECORD_ASSIGNMENT", "append", "assigned_nodes", "register", "session"]
+__all__ = ["NAME", "RECORD_ASSIGNMENT", "EpError", "append", "assigned_nodes", "register", "session"]
 
 NAME = "OnnxpressExecutionProvider"
 """Name of the execution provider in ONNX Runtime."""
@@ -24,16 +25,22 @@ RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
 """Session configuration entry that `assigned_nodes` needs to be "1"."""
 
 
+class EpError(OnnxpressError, RuntimeError):
+    """The execution provider needs a newer ONNX Runtime."""
+
+
 def register() -> None:
     """Make the execution provider known to this process's ONNX Runtime.
 
     Registering twice is harmless.
 
     Raises:
-        RuntimeError: ONNX Runtime is older than 1.23.
+        EpError: ONNX Runtime is older than 1.23.
     """
     import onnxruntime as ort
 
+    if not hasattr(ort, "get_ep_devices"):
+        raise EpError(f"ONNX Runtime {ort.__version__} takes no plugins; from 1.23 on it does")
     if not _devices():
         ort.register_execution_provider_library(NAME, library_path())
 
@@ -57,7 +64,7 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             whenever it is the largest so far. Of weights that `onnxpress compile` saved it checks the hashes too.
 
     Raises:
-        RuntimeError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.
+        EpError: ONNX Runtime is older than 1.23. A wrong option is an error when the session is created.
     """
     register()
     session_options.add_provider_for_devices(_devices(), {key: _text(value) for key, value in options.items()})
@@ -78,7 +85,7 @@ def session(
         options: As in `append`.
 
     Raises:
-        RuntimeError: As in `append`, and whatever ONNX Runtime raises for a model that it cannot load.
+        EpError: As in `append`; beside that whatever ONNX Runtime raises for a model that it cannot load.
     """
     import onnxruntime as ort
     from onnxpress import custom_ops
@@ -102,10 +109,10 @@ def assigned_nodes(session: ort.InferenceSession) -> dict[str, list[str]]:
         Names of nodes by name of their provider. Nodes that ONNX Runtime made by fusion have names of its own.
 
     Raises:
-        RuntimeError: ONNX Runtime is older than 1.24, or was not told to record it.
+        EpError: ONNX Runtime is older than 1.24, or was not told to record it.
     """
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        raise RuntimeError("ONNX Runtime tells who runs what from version 1.24 on")
+        raise EpError("ONNX Runtime tells who runs what from version 1.24 on")
     nodes: dict[str, list[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         nodes.setdefault(part.ep_name, []).extend(node.name for node in part.get_nodes())

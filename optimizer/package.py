@@ -1,0 +1,64 @@
+"""The names of `onnxpress` itself; the build puts this file in as its `__init__`.
+
+import onnxpress
+
+onnxpress.optimize("model.onnx", onnxpress.Recipe(scheme="int4"))
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxpress import custom_ops, ep, models, optimizer
+    from onnxpress.optimizer.analysis.bench import bench
+    from onnxpress.optimizer.analysis.compare import compare
+    from onnxpress.optimizer.analysis.evaluate import evaluate
+    from onnxpress.optimizer.analysis.inspect import inspect
+    from onnxpress.optimizer.calibration import Calibration
+    from onnxpress.optimizer.conversion.calibrate import calibrate
+    from onnxpress.optimizer.conversion.compile import compile_context as compile  # noqa: A004
+    from onnxpress.optimizer.conversion.pipeline import optimize
+    from onnxpress.optimizer.errors import OnnxpressError, UsageError
+    from onnxpress.optimizer.settings.recipe import Override, Recipe
+
+    __version__: str
+
+__all__ = [
+    "Calibration", "OnnxpressError", "Override", "Recipe", "UsageError", "__version__", "bench", "calibrate", "compare",
+    "compile", "custom_ops", "ep", "evaluate", "inspect", "models", "optimize", "optimizer",
+]  # fmt: skip
+
+_PLACES = {
+    "Calibration": "calibration:Calibration",
+    "OnnxpressError": "errors:OnnxpressError",
+    "Override": "settings.recipe:Override",
+    "Recipe": "settings.recipe:Recipe",
+    "UsageError": "errors:UsageError",
+    "bench": "analysis.bench:bench",
+    "calibrate": "conversion.calibrate:calibrate",
+    "compare": "analysis.compare:compare",
+    "compile": "conversion.compile:compile_context",
+    "evaluate": "analysis.evaluate:evaluate",
+    "inspect": "analysis.inspect:inspect",
+    "optimize": "conversion.pipeline:optimize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # ONNX and its tools take a second to import; who runs a session with our operators needs none of them.
+    if name in _PLACES:
+        module, _, attribute = _PLACES[name].partition(":")
+        return getattr(importlib.import_module(f"onnxpress.optimizer.{module}"), attribute)
+    if name in ("custom_ops", "ep", "models", "optimizer"):
+        return importlib.import_module(f"onnxpress.{name}")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("onnxpress")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
