@@ -18,6 +18,14 @@ def is_reference(text: str) -> bool:
     return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])
 
 
+def written_as(function: str | Callable[..., Any]) -> str:
+    """A function's name in the form "module:function", for reports and recipes; a text is its own."""
+    if isinstance(function, str):
+        return function
+    kind = type(function)
+    return f"{getattr(function, '__module__', kind.__module__)}:{getattr(function, '__qualname__', kind.__qualname__)}"
+
+
 def load_function(reference: str) -> Callable[..., Any]:
     """Import a function.
 

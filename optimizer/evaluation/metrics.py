@@ -19,12 +19,14 @@ from ..model_io import storage
 from ..runtime.feeds import Feeds, arrays_of
 from ..runtime.temporary import temporary_session
 from ..sources import resolve
-from ..user_functions import load_function
+from ..user_functions import load_function, written_as
 from .outputs import measure
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+UserMetric = str | Callable[[Any], float]
+"""A task's name, "module:function" or a function of an `onnxruntime.InferenceSession`."""
 _NOWHERE = Path(os.devnull) / "model.onnx"  # no tokenizer lies beside it
 
 COSINE = "cosine of outputs"
@@ -56,7 +58,7 @@ class Metric:
 
 
 def choose_metric(
-    name: str | None,
+    name: UserMetric | None,
     original: ir.Model | Path,
     feeds: Sequence[Feeds],
     source: str | None = None,
@@ -65,7 +67,7 @@ def choose_metric(
     """The metric that a user means, and its value for the float model.
 
     Args:
-        name: A name of `onnxpress.models.tasks.TASKS`; "module:function", called with an
+        name: A name of `onnxpress.models.tasks.TASKS`; a function, or its name as "module:function", called with an
             `onnxruntime.InferenceSession` for a number, more being better; or None for the likeness to the float model:
             the mean, over feeds and outputs, of the cosine of the two as vectors, and for outputs that are no floats
             of the share of equal elements; NaN where an output has another shape, such as audio of another length.
@@ -87,11 +89,13 @@ def choose_metric(
         judge = _judge(name, session, path, source)
         reference = judge(session)
     if not math.isfinite(reference):
-        raise OnnxpressError(f"metric {name}: gives {reference} for the float model; nothing can be judged by it")
-    return Metric(name, reference, judge)
+        raise OnnxpressError(
+            f"metric {written_as(name)}: gives {reference} for the float model; nothing can be judged by it"
+        )
+    return Metric(written_as(name), reference, judge)
 
 
-def check_name(name: str) -> None:
+def check_name(name: UserMetric) -> None:
     """Refuse at once what is a metric of no model.
 
     Raises:
@@ -99,13 +103,15 @@ def check_name(name: str) -> None:
     """
     from onnxpress.models.tasks import TASKS
 
+    if not isinstance(name, str):
+        return
     if ":" in name:
         load_function(name)
     elif name not in TASKS:
         raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, "module:function"])}')
 
 
-def check_metric(name: str, model: ir.Model, source: str) -> None:
+def check_metric(name: UserMetric, model: ir.Model, source: str) -> None:
     """Refuse at once what `choose_metric` would refuse of a name, before there is data.
 
     Raises:
@@ -116,8 +122,10 @@ def check_metric(name: str, model: ir.Model, source: str) -> None:
         _judge(name, session, None, source)
 
 
-def _judge(name: str, session: ort.InferenceSession, path: Path | None, source: str) -> _Function | _Task:
-    return _Function(name) if ":" in name else _Task(name, session, path, source)
+def _judge(name: UserMetric, session: ort.InferenceSession, path: Path | None, source: str) -> _Function | _Task:
+    if isinstance(name, str) and ":" not in name:
+        return _Task(name, session, path, source)
+    return _Function(name)
 
 
 class _Likeness:
@@ -182,8 +190,9 @@ def _run(session: ort.InferenceSession, inputs: Feeds, who: str) -> list[Any]:
 class _Function:
     """A function of the user's."""
 
-    def __init__(self, name: str) -> None:
-        self._name, self._function = name, load_function(name)
+    def __init__(self, function: UserMetric) -> None:
+        self._name = written_as(function)
+        self._function = load_function(function) if isinstance(function, str) else function
 
     def __call__(self, session: ort.InferenceSession) -> float:
         try:

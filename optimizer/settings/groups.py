@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import SettingError
@@ -172,10 +173,11 @@ class Calibrated:
         parse=between(0, 1),
         is_share=True,
     )
-    metric: str | None = setting(
+    metric: str | Callable[[Any], float] | None = setting(  # noqa: RUF009
         None,
-        "A task of the catalogue, or module:function of a session; by default the cosine of the outputs against "
-        "float32.",
+        "A task of the catalogue, or module:function of a session (in Python the function itself); by default the "
+        "cosine of the outputs against float32.",
+        or_function=True,
     )
 
 

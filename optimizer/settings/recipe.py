@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import OnnxpressError, UsageError, suggestion
 from ..quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
+from ..user_functions import written_as
 from .families import keys_read_by
 from .groups import (
     Blocks,
@@ -291,13 +292,15 @@ class Recipe(
         return cls.from_mapping({**values, **(given or {})}, Origin(str(path), options or {}))
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values that `from_mapping` reads back; unset ones are left out."""
+        """Plain values that `from_mapping` reads back; unset ones are left out, and functions go by their names."""
         read = keys_read_by(self.family) - self._idle().keys() - (frozenset() if self.chooses else _CHOOSING)
         values = {k: v for k, v in dataclasses.asdict(self).items() if k in read and v is not None and v != ()}
         values["overrides"] = [
             {k: v for k, v in o.items() if v is not None and not (k == "keep_float" and not v)}
             for o in values.get("overrides", ())
         ]
+        if self.metric is not None:
+            values["metric"] = written_as(self.metric)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v != []}
 
     def decided(self, **values: Any) -> Recipe:

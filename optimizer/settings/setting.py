@@ -34,6 +34,7 @@ class Setting:
         parse: The value as it is kept, of one that has the right type.
         expected: The values in words, where the type and `choices` do not say enough.
         of_a_node: Whether overrides have it for some nodes.
+        or_function: Whether Python may give a function.
         is_share: Whether the command line takes percents.
     """
 
@@ -44,6 +45,7 @@ class Setting:
     parse: Callable[[str, Any], Any] | None = None
     expected: str = ""
     of_a_node: bool = False
+    or_function: bool = False
     is_share: bool = False
 
 
@@ -59,13 +61,13 @@ def settings_of(kind: type) -> dict[str, Setting]:
 
 @cache
 def types_of(kind: type) -> dict[str, type]:
-    """The types of the fields of a dataclass without None: bool, int, float, str or tuple."""
-    return {name: _without_none(hint) for name, hint in typing.get_type_hints(kind).items()}
+    """The types of the fields of a dataclass: bool, int, float, str or tuple, whatever else they may be in Python."""
+    return {name: _type(hint) for name, hint in typing.get_type_hints(kind).items()}
 
 
-def _without_none(hint: Any) -> type:
+def _type(hint: Any) -> type:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        (hint,) = (each for each in typing.get_args(hint) if each is not types.NoneType)
+        hint = typing.get_args(hint)[0]
     kind: type = typing.get_origin(hint) or hint
     return kind
 
@@ -108,6 +110,8 @@ def _checked_value(key: str, value: Any, kind: type, what: Setting) -> Any:
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise SettingError(key, value, ", must be a list of strings")
         return tuple(value)
+    if what.or_function and callable(value):
+        return value
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise SettingError(key, value, f", must be {what.expected or EXPECTED[kind]}")

@@ -15,7 +15,7 @@ import pytest
 from graphs import Builder
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.calibration.collect import collect
-from onnxpress.optimizer.conversion.pipeline import optimize
+from onnxpress.optimizer.conversion.pipeline import METADATA_KEY, optimize
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.families.calibrated.convert import wanted
 from onnxpress.optimizer.model_io import storage
@@ -244,6 +244,18 @@ def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, mon
             files[name, sign] = ir.to_proto(model).SerializeToString()
     assert files["judged", 1] != files["without", 1]
     assert files["judged", -1] == files["without", -1]
+
+
+def test_a_metric_may_be_a_function(path, tmp_path):
+    def number_of_outputs(session):
+        return len(session.get_outputs())
+
+    recipe = dataclasses.replace(STATIC, metric=number_of_outputs)
+    report = optimize(path, recipe, tmp_path / "o.onnx", calibration=Calibration(images()))
+    assert report.details["metric"]["int8"] == report.details["metric"]["float32"] == 1
+    name = report.recipe["metric"]
+    assert name == report.details["metric"]["name"] == f"{__name__}:{number_of_outputs.__qualname__}"
+    assert json.loads(storage.load(tmp_path / "o.onnx").metadata_props[METADATA_KEY])["metric"] == name
 
 
 @pytest.mark.parametrize("max_drop", [None, 0.5])
