@@ -75,8 +75,8 @@ def convert(
     progress("choose blocks", len(taken), len(taken))
     share_out(list(layers.values()), recipe)
     rounded: list[Decision] = []
-    if recipe.expect_m is not None:
-        rounded = _leave_slow(layers, decisions, recipe, recipe.expect_m, progress)
+    if recipe.expected_rows is not None:
+        rounded = _leave_slow(layers, decisions, recipe, recipe.expected_rows, progress)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if rounded:
         QuantizeDynamic(reduces_range(recipe), recipe.search)(model, rounded)
