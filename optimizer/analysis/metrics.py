@@ -17,8 +17,8 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError, suggestion
 from ..imports import load_function
-from .compare import measure
 from .feeds import Feeds, arrays_of
+from .outputs import measure
 from .temporary import temporary_session
 
 if TYPE_CHECKING:
