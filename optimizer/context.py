@@ -27,7 +27,8 @@ from .errors import OnnxpressError, UsageError
 from .external_data import common_folder
 from .inner_graphs import prepare_inner_graphs, restore_inner_graphs
 from .reading import to_proto
-from .report import ContextReport
+from .report import ContextReport, group_reasons
+from .traverse import inner_graphs
 
 _INNER_GRAPHS = (
     " (the model has graphs inside nodes, which ONNX Runtime 1.23 cannot save where the execution provider takes"
@@ -73,7 +74,10 @@ def compile_context(
         made = folder / target.name
         moved = _make(path, source, made, options)
         if not made.exists():
-            raise OnnxpressError(f"{path}: nothing to compile, nothing written: the execution provider takes no node")
+            inside = "".join(f"; {count} {what}" for what, count in _inside(source).items())
+            raise OnnxpressError(
+                f"{path}: nothing to compile, nothing written: the execution provider takes no node{inside}"
+            )
         context = storage.load(made)
         restore_inner_graphs(context, moved, len(source.graph.outputs))
         _tidy(context)
@@ -92,6 +96,7 @@ def compile_context(
         weights=weights.name,
         compiled=compiled,
         left=len(context.graph) - compiled,
+        inside=_inside(context),
         size_before=storage.size_on_disk(path, source),
         size_after=size,
         size_weights=size_weights,
@@ -156,6 +161,17 @@ def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) 
         inner = _INNER_GRAPHS if len(list(storage.graphs(source))) > 1 else ""
         raise OnnxpressError(f"{path}: cannot compile: {line}{inner}") from error
     return moved
+
+
+def _inside(model: ir.Model) -> dict[str, int]:
+    """The nodes of graphs inside nodes, with the reason why they are not compiled."""
+    inside = [
+        (node.op_type, f"inside {holder.op_type}, where ONNX Runtime saves no compiled nodes")
+        for holder in model.graph.all_nodes()
+        for graph in inner_graphs(holder)
+        for node in graph
+    ]
+    return group_reasons(inside)
 
 
 def _tidy(model: ir.Model) -> None:

@@ -14,8 +14,12 @@ from contexts import compiled, nbits_model, run
 from onnxpress.optimizer import compile_context
 
 SCRIPT = """
-import sys, time; sys.path[:0] = {folders!r}
-from contexts import *; from sessions import options; from onnxpress import ep
+import sys; sys.path[:0] = {folders!r}
+from pathlib import Path
+import numpy as np
+from contexts import feeds_of
+from onnxpress import ep
+from sessions import options
 session = ep.session({path!r}, options())
 np.save({out!r}, session.run(None, feeds_of(session))[0])
 """

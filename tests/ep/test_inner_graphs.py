@@ -58,7 +58,9 @@ def same_once_compiled(folder, model, external=False):
     """The nodes of the context model, which computes in both branches what the model does."""
     path, context = folder / "model.onnx", folder / "model.ctx.onnx"
     onnx.save(model, path, save_as_external_data=external, location="data", size_threshold=0)
-    compile_context(path)
+    report = compile_context(path)
+    assert report.inside
+    assert all(line.endswith("inside If, where ONNX Runtime saves no compiled nodes") for line in report.inside)
     rows = np.random.default_rng(0).standard_normal((3, 96), np.float32)
     want, got = (ep.session(each, options()) for each in (path, context))
     for branch in (True, False):
@@ -154,3 +156,12 @@ def test_weights_that_are_packed_where_they_are_read(tmp_path, scheme):
     onnx.save(model, tmp_path / "float.onnx")
     optimize(tmp_path / "float.onnx", Recipe(scheme=scheme, form="qdq"), tmp_path / "low.onnx")
     assert same_once_compiled(tmp_path, onnx.load(tmp_path / "low.onnx")) == ["EPContext", "If"]
+
+
+def test_a_model_of_which_all_is_inside(tmp_path):
+    model = with_branches(96, 37)
+    del model.graph.node[1:], model.graph.output[1:]
+    onnx.save(model, tmp_path / "model.onnx")
+    why = r"takes no node; 2 MatMulNBits: inside If, where .* saves no compiled nodes; 2 Tanh: inside If"
+    with pytest.raises(OnnxpressError, match=why):
+        compile_context(tmp_path / "model.onnx")
