@@ -113,7 +113,8 @@ float GraphNode::float_attribute(const char* name, float otherwise) const {
   return number<float>(attribute, name, ort::kAttrFloat);
 }
 
-// Of our own operators nobody else has checked the types: what is wrong leaves the node, not the whole graph, to others.
+// Of our own operators nobody else has checked the types: what is wrong leaves the node, not the whole graph, to
+// others.
 template <class Number>
 Number GraphNode::number(const ort::OpAttr* attribute, const char* name, ort::AttrType type) const {
   Number value{};

@@ -126,7 +126,7 @@ class SparsifyMatMul:
 
     def _store(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
         """The constant of these numbers: what is left of one weight that several nodes read may be the same."""
-        key = array.dtype.str, array.shape, hashlib.sha256(np.ascontiguousarray(array)).digest()
+        key = array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest()
         if key not in self._stored:
             self._stored[key] = add_array(self._graph, name, array)
         return self._stored[key]
