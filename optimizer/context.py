@@ -28,6 +28,7 @@ from .external_data import common_folder
 from .inner_graphs import prepare_inner_graphs, restore_inner_graphs
 from .reading import to_proto
 from .report import ContextReport, group_reasons
+from .sources import resolve
 from .traverse import inner_graphs
 
 _INNER_GRAPHS = (
@@ -62,7 +63,7 @@ def compile_context(
         OnnxpressError: The model cannot be read, or the execution provider takes nothing of it.
     """
     start = time.perf_counter()
-    path = storage.resolve(model)
+    path = resolve(model)
     target = storage.check_target(output or _default_output(model, path))
     source = storage.load(path)
     storage.check_apart(target, path, source)

@@ -24,6 +24,7 @@ from ..errors import OnnxpressError, UsageError
 from ..external_data import common_folder
 from ..passes.block_weights import sparsity_of
 from ..reading import to_proto
+from ..sources import resolve
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from .outputs import OutputError, measure
 from .session import (
@@ -151,7 +152,7 @@ def compare(
         UsageError: The inputs do not fit, the models have different inputs or outputs, or the reference is compiled.
         OnnxpressError: A model cannot be loaded or run.
     """
-    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider_options(provider, claim))]
+    models = [_Probe(resolve(first)), _Probe(resolve(second), provider_options(provider, claim))]
     if is_compiled(models[0].model):
         raise UsageError(
             f"{first}: is compiled for our execution provider; the reference has to be a model that ONNX Runtime runs "

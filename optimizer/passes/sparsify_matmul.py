@@ -21,16 +21,13 @@ from onnxpress.custom_ops import functions
 from ..names import names_of
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
+from .block_weights import OP, TRANSPOSED_KEY, WEIGHT_KEY
 from .constants import constant_of
 from .declare_functions import add_function
 from .matching import is_standard, sole_reader
 from .product_bias import add_scaled, find_bias
 from .rewriting import add_array, insert_before, replace
 from .weight_form import MICROSOFT
-
-OP = "BlockSparseMatMul"
-WEIGHT_KEY, TRANSPOSED_KEY = "onnxpress.weight", "onnxpress.transposed"
-"""Keys of a node's metadata: the name of the weight it had, and "1" where that is [N, K]."""
 
 Singles = npt.NDArray[np.float32]
 

@@ -12,6 +12,7 @@ import pytest
 from onnxpress.optimizer import Recipe, optimize, storage
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.sources import resolve
 
 
 @pytest.fixture
@@ -192,19 +193,19 @@ def test_impossible_shape(external):
 
 
 def test_folders(external, tmp_path):
-    assert storage.resolve(tmp_path) == external[0]
+    assert resolve(tmp_path) == external[0]
     (tmp_path / "other.onnx").write_bytes(b"x")
     with pytest.raises(OnnxpressError, match="several models"):
-        storage.resolve(tmp_path)
+        resolve(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")
-    assert storage.resolve(tmp_path) == tmp_path / "model.onnx"
+    assert resolve(tmp_path) == tmp_path / "model.onnx"
     (tmp_path / "empty").mkdir()
     with pytest.raises(OnnxpressError, match=r"no \.onnx file"):
-        storage.resolve(tmp_path / "empty")
+        resolve(tmp_path / "empty")
     with pytest.raises(OnnxpressError, match="no model of the catalogue"):
-        storage.resolve("minilmm")
+        resolve("minilmm")
     with pytest.raises(OnnxpressError, match="no such file"):
-        storage.resolve("nowhere/model.onnx")
+        resolve("nowhere/model.onnx")
 
 
 def test_targets(external, tmp_path):
