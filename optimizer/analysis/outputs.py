@@ -154,21 +154,3 @@ def relative_difference(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> fl
         return math.inf
     largest = float(np.abs(a[np.isfinite(a)]).max())
     return float(np.abs(a[~same] - b[~same]).max()) / max(largest, float(np.finfo(np.float32).tiny))
-
-
-def measure(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
-    """SQNR in dB and cosine of two arrays of one shape, in float64. NaN in either gives NaN."""
-    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    same = a == b  # infinities that agree are no error
-    with np.errstate(invalid="ignore"):
-        noise = float(np.square(np.where(same, 0, a - b)).sum())
-    finite = np.isfinite(a) & np.isfinite(b)
-    signal = float(np.square(a[finite]).sum())
-    if math.isnan(noise):
-        return math.nan, math.nan
-    sqnr = (
-        math.inf if noise == 0 else -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)
-    )
-    lengths = math.sqrt(signal * float(np.square(b[finite]).sum()))
-    cosine = float(a[finite] @ b[finite]) / lengths if lengths > 0 else float(noise == 0)
-    return sqnr, cosine
