@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError
-from ..evaluation.outputs import measure
+from ..evaluation.outputs import OutputError, measure
 from ..model_io import storage
 from ..model_io.external_data import common_folder
 from ..model_io.reading import to_proto
@@ -77,12 +77,15 @@ class Comparison:
         second: What is judged.
         tensors: Matched tensors, the one that adds most noise first.
         unmatched: Float outputs of nodes of the first model that the second lacks.
+        other_lengths: Outputs that cannot be compared, such as audio of a duration that the model itself tells, in the
+            model's order.
     """
 
     first: str
     second: str
     tensors: list[TensorError]
     unmatched: int
+    other_lengths: list[OutputError]
 
     @property
     def outputs(self) -> list[TensorError]:
@@ -109,6 +112,8 @@ class Comparison:
         for tensor in [t for t in self.tensors if not t.output][:top]:
             table.add_row(*_cells(tensor)[: len(table.columns)])
         console.print(table)
+        for output in self.other_lengths:
+            console.print(str(output), style="yellow")
         inner = len(self.tensors) - len(self.outputs)
         console.print(f"{inner} inner tensors matched, {self.unmatched} not; those inside subgraphs are out of reach")
 
@@ -163,23 +168,22 @@ def compare(
     known = set(models[0].tensors) - set(outputs)
     shared = [*outputs, *(name for name in models[1].tensors if name in known)]
     found: dict[str, tuple[float, float]] = {}
+    other_lengths: list[OutputError] = []
     for begin in range(0, len(shared), _GROUP):
         progress("compare", begin, len(shared))
         group = shared[begin : begin + _GROUP]
         for name, *values in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
             a, b = map(_joined, values)
             if name in outputs and a.shape != b.shape:
-                raise OnnxpressError(
-                    f"{second}: output {name} has shape {list(b.shape)}, in {first} it has {list(a.shape)}"
-                )
-            if a.shape == b.shape and all(_is_comparable(array, name in outputs) for array in (a, b)):
+                other_lengths.append(OutputError(name, shapes=(a.shape, b.shape)))
+            elif a.shape == b.shape and all(_is_comparable(array, name in outputs) for array in (a, b)):
                 found[name] = measure(a, b)
     progress("compare", len(shared), len(shared))
-    if not found:
+    if not found and not other_lengths:
         raise OnnxpressError(f"{first} and {second} share no float tensor; were they made from the same model?")
     errors = _attribute(models[1].model, found, set(outputs))
     unmatched = len(set(models[0].tensors) - set(shared))
-    return Comparison(str(first), str(second), errors, unmatched)
+    return Comparison(str(first), str(second), errors, unmatched, other_lengths)
 
 
 def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) -> list[str]:

@@ -109,10 +109,22 @@ def test_links_out_of_the_folder(external, tmp_path):
     rewrite(path, proto, location="folder/in.data")
     with pytest.raises(OnnxpressError, match="link that leaves"):
         storage.load(path)
-    os.link(outside / "in.data", inside / "hard.data")
-    rewrite(path, proto, location="hard.data")
-    with pytest.raises(OnnxpressError, match="hard links"):
-        storage.load(path)
+
+
+def test_hard_links_of_a_cache(external, tmp_path):
+    """A file of several names is read as one of a single name, and what replaces it replaces one name."""
+    path, _ = external
+    (blobs := tmp_path / "blobs").mkdir()
+    for name in (path.name, "in.data"):
+        os.link(tmp_path / name, blobs / name)
+    before = {file: file.read_bytes() for file in blobs.iterdir()}
+    out = tmp_path / "out.onnx"
+    optimize(path, Recipe(scheme="int4"), out)
+    assert compare(path, out).outputs[0].sqnr > 20
+    model = storage.load(path)
+    storage.save(model, path)
+    optimize(path, Recipe(scheme="int4"), out)
+    assert {file: file.read_bytes() for file in blobs.iterdir()} == before
 
 
 def linked(external, tmp_path):
