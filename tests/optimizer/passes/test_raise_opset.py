@@ -340,7 +340,7 @@ def test_conversions_of_old_models(tmp_path, op_type, scheme):
     model = model_of(nodes, 8, feeds, {"W": noise(width, 128)})
     onnx.save(model, tmp_path / "m.onnx")
     data = Calibration([feeds]) if scheme == "int8-static" else None
-    form = {} if scheme == "int8-dynamic" else {"form": "qdq"}
+    form = {} if scheme.startswith("int8-") else {"form": "qdq"}
     optimize(tmp_path / "m.onnx", Recipe(scheme=scheme, **form), tmp_path / "o.onnx", calibration=data)
     (want,), (got,) = run(model, feeds), run(onnx.load(tmp_path / "o.onnx"), feeds, LEVELS[1])
     assert np.abs(got - want).max() < 0.06 * np.abs(want).max()
