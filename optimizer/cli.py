@@ -10,8 +10,10 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 _INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 _AGAIN = 0.02  # seconds after which a signal that came within an import is looked at again
@@ -54,6 +56,7 @@ def _command(entry: str) -> Code:
     from .commands import app
     from .errors import OnnxpressError
 
+    warnings.showwarning = _show_warning
     try:
         getattr(app, entry)()
     except OnnxpressError as error:
@@ -62,6 +65,16 @@ def _command(entry: str) -> Code:
         _tell(f"error: {error}")
         return error.exit_code
     return None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **_other: Any) -> None:
+    """A line, without the place in our code; that of the user's own code, or of a library, stays."""
+    from .errors import FormerNameWarning
+
+    if issubclass(category, FormerNameWarning):
+        _tell(f"warning: {message}")
+    else:
+        _tell(warnings.formatwarning(message, category, *place[:2]).rstrip())
 
 
 class _Output(io.TextIOWrapper):

@@ -19,6 +19,10 @@ class UsageError(OnnxpressError):
     exit_code = 2
 
 
+class FormerNameWarning(FutureWarning):
+    """A name of old still works, and the next version will not know it."""
+
+
 class Interrupted(SystemExit):
     """A command was stopped that keeps what it has written.
 

@@ -42,6 +42,9 @@ def optimize(
     ] = None,
     json_: Json = False,
     quiet: Quiet = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Tell what each pass over floats left, too.")
+    ] = False,
     *,
     settings: dict[str, Any],
 ) -> None:
@@ -67,7 +70,7 @@ def optimize(
     if json_:
         print(report.to_json())
     elif not quiet:
-        report.print(console())
+        report.print(console(), verbose=verbose)
 
 
 def export_mask(

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..settings.families import FAMILY_SETTINGS, readers_of
+from ..settings.former import FORMER, Former
 from ..settings.recipe import Recipe
 from ..settings.setting import Setting, settings_of, types_of
 from .terminal import share
@@ -25,11 +26,12 @@ def options_of(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(command, eval_str=True).parameters.values())
         kept = [parameter for parameter in own if parameter.name != "settings"]
-        made = [_parameter(name) for name in names]
+        former = {name: old for name, old in FORMER.items() if old.now in names}
+        made = [_parameter(name) for name in names] + [_former(name, old) for name, old in former.items()]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            values = {name: given.pop(name) for name in names}
+            values = {name: given.pop(name) for name in (*names, *former)}
             command(**given, settings=_given(values))
 
         # Both are what typer reads.
@@ -49,6 +51,13 @@ def _parameter(name: str) -> inspect.Parameter:
     )
 
 
+def _former(name: str, old: Former) -> inspect.Parameter:
+    """The option of a setting's name of old, which no help lists."""
+    kind = bool if old.values else types_of(Recipe)[old.now]
+    annotation = Annotated[kind | None, typer.Option(old.option, hidden=True)]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
 def _panel(name: str) -> str | None:
     """Who reads a setting; None where every scheme does."""
     readers = readers_of(name)
@@ -61,7 +70,7 @@ def _panel(name: str) -> str | None:
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     known: dict[str, Setting] = settings_of(Recipe)
     return {
-        name: share(value, _written(name)) if known[name].is_share else value
+        name: share(value, _written(name)) if name in known and known[name].is_share else value
         for name, value in values.items()
         if value is not None and value != []
     }

@@ -129,6 +129,7 @@ def optimize(
         warnings=tuple(warnings + gate.warnings),
         details={**outcome.details, "check": gate.details},
         rows=(*outcome.rows, *gate.rows),
+        passes=outcome.passes,
     )
 
 

@@ -25,7 +25,7 @@ def convert(
 ) -> ConversionResult:
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)
-    prepare(model, recipe, opset=OPSET)
+    left = prepare(model, recipe, opset=OPSET)
     plan = plan_minifloat(model, recipe)
     weights: dict[str, FloatWeight] = {}
 
@@ -40,7 +40,7 @@ def convert(
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
     warnings = [*kept_in_float(model, constants), *warn_of_float8_products(model)]
-    return ConversionResult(plan.decisions, lambda: reports, warnings=warnings)
+    return ConversionResult(plan.decisions, lambda: reports, warnings=warnings, passes=left)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..graph.matching import is_standard, sole_reader
+from .base import GraphPass
 
 _CLAMPS = ("Relu", "Clip")
 _MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "MaxPool")
 
 
-class ClampBeforeMove:
+class ClampBeforeMove(GraphPass):
     """Swap a Relu or Clip of float32 with the Transpose, Reshape, Flatten, Squeeze, DepthToSpace or MaxPool before it.
 
     Left: a move whose result others read, and a MaxPool with indices.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
         changed = False
         for node in list(model.graph):

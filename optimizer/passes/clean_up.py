@@ -14,6 +14,7 @@ from ..graph.kept_names import inner_names_kept, replaced_names_kept
 from ..graph.signature import signature_kept
 from ..model_io.names import names_kept_apart
 from ..model_io.quiet_libraries import quiet_libraries
+from .base import GraphPass
 from .inline_functions import InlineFunctions
 from .merge_equal import MergeEqual
 from .remove_unused import outputs_kept, remove_unused, unread_kept
@@ -26,7 +27,7 @@ STEPS = (
 """Names of what a clean-up consists of, in order; rules are applied together, again and again."""
 
 
-class CleanUp:
+class CleanUp(GraphPass):
     """Inline functions, fold constants, apply fusion rules, and remove what is double or unused.
 
     A step or a rule that raises an exception is left out, and the model is as if it had not been tried.
@@ -42,7 +43,7 @@ class CleanUp:
         self.without = set(without)
         self.warnings: list[str] = []
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Clean up; whether anything changed."""
         while True:
             before = model.clone()
@@ -75,7 +76,7 @@ class CleanUp:
             "constant folding": self._fold,
             # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
             "rewrite rules": self._rewrite,
-            "merging of equal nodes": MergeEqual(),
+            "merging of equal nodes": lambda model: MergeEqual()(model).modified,
             "removal of unused nodes": remove_unused,
             "removal of unused functions": lambda model: common.RemoveUnusedFunctionsPass()(model).modified,  # type: ignore[no-untyped-call]
             "removal of unused opsets": lambda model: common.RemoveUnusedOpsetsPass()(model).modified,
@@ -83,7 +84,7 @@ class CleanUp:
 
     def _inline(self, model: ir.Model) -> bool:
         with inner_names_kept(model):
-            return InlineFunctions()(model)
+            return InlineFunctions()(model).modified
 
     def _fold(self, model: ir.Model) -> bool:
         from .fold_constants import FoldConstants

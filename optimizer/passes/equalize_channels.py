@@ -24,6 +24,7 @@ import onnx_ir as ir
 
 from ..graph.matching import fixed
 from .absorb_scale import Doubles, Operand, Reader, find_makers
+from .base import GraphPass
 
 _SWEEPS = 10
 _SETTLED = 0.01
@@ -39,7 +40,7 @@ class HasRanges(Protocol):
     def channel_absmax(self) -> npt.NDArray[Any] | None: ...  # noqa: D102
 
 
-class EqualizeChannels:
+class EqualizeChannels(GraphPass):
     """Equalize the channels between Conv and Gemm nodes.
 
     Cases: one maker, Conv or Gemm, also depthwise, and one or several readers; between them nothing, Relu, LeakyRelu,
@@ -57,10 +58,9 @@ class EqualizeChannels:
 
     def __init__(self, statistics: Mapping[str, HasRanges] | None = None) -> None:
         self.equalized: dict[str, Doubles] = {}
-        self.left: dict[str, str] = {}
         self._statistics = statistics or {}
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite weights; whether anything changed."""
         pairs = self._find(model)
         for _ in range(_SWEEPS):

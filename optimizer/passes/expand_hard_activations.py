@@ -12,12 +12,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from .base import GraphPass
 
 
-class ExpandHardActivations:
+class ExpandHardActivations(GraphPass):
     """Write HardSwish and HardSigmoid of float32 as Mul, Add and Clip."""
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
         found = [
             node

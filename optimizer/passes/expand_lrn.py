@@ -14,17 +14,18 @@ import onnx_ir as ir
 
 from ..graph.matching import exact_rank, is_standard, opset_of
 from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from .base import GraphPass
 
 _AXES_AS_INPUT = 13  # the opset from which Unsqueeze and Squeeze have them so
 
 
-class ExpandLrn:
+class ExpandLrn(GraphPass):
     """Write LRN of float32 with four axes as AveragePool and arithmetic.
 
     Left: other types and ranks, even sizes, which ONNX Runtime does not take, and models older than opset 13.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
         if opset_of(model) < _AXES_AS_INPUT:
             return False

@@ -17,17 +17,18 @@ from ..graph.matching import is_standard
 from ..graph.rewriting import required, set_names
 from ..graph.weight_form import MICROSOFT
 from ..model_io.names import names_of
+from .base import GraphPass
 
 _DOMAINS = {functions.DOMAIN, MICROSOFT}
 
 
-class ExpandSequenceMap:
+class ExpandSequenceMap(GraphPass):
     """Expand the SequenceMap nodes that hold products of low-bit weights.
 
     Left: those of whose results' elements the type is unknown.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Expand; whether anything changed."""
         found = [
             node for node in model.graph.all_nodes() if is_standard(node, "SequenceMap") and _can_be_expanded(node)

@@ -11,16 +11,17 @@ import onnx_ir as ir
 
 from ..graph.matching import is_standard, sole_reader
 from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from .base import GraphPass
 
 
-class FactorGates:
+class FactorGates(GraphPass):
     """Write x + x g of float32 as x (g + 1), where g has fewer elements than x.
 
     Cases: the Add with the product on either side, and x on either side of the Mul; nothing else reads the product. g
     has size 1 along an axis where x has another.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
         changed = False
         for node in list(model.graph):

@@ -16,12 +16,13 @@ from ..graph.affine_chains import Affine, Link, chain_before, chain_behind, comp
 from ..graph.linear_products import Product, is_product
 from ..graph.matching import is_standard, least_rank
 from ..graph.rewriting import add_array, insert_before, replace
+from .base import GraphPass
 from .remove_unused import remove_unused
 
 _OVERFLOW = "the folded numbers would not be finite"
 
 
-class FoldAffine:
+class FoldAffine(GraphPass):
     """Fold Add, Sub, Mul and Div by constants, and BatchNormalization, all of float32.
 
     Cases: behind a product that nothing else reads; ahead of products that are all who read it; chains that are
@@ -32,12 +33,8 @@ class FoldAffine:
         left: Nodes that were left, by name, and why.
     """
 
-    def __init__(self) -> None:
-        self.left: dict[str, str] = {}
-
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Fold; whether anything changed."""
-        self.left = {}
         changed = False
         for node in list(model.graph):
             if node.graph is not None and is_product(node):

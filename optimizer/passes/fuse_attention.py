@@ -23,6 +23,7 @@ from ..graph.projection import Projection, is_private, merged_heads, read_projec
 from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from ..graph.sharing import insert_behind
 from ..model_io.names import names_of
+from .base import GraphPass
 from .remove_unused import remove_unused
 
 MICROSOFT = "com.microsoft"
@@ -53,7 +54,7 @@ class FoundAttention:
         return self.query, self.key, self.value
 
 
-class FuseAttention:
+class FuseAttention(GraphPass):
     """Fuse every self-attention of the main graph that is wholly understood.
 
     Cases: projections with a bias or without, weights behind a Transpose; factors as Mul or Div by a number on q, k or
@@ -72,9 +73,8 @@ class FuseAttention:
     def __init__(self, refuse: Callable[[ir.Node], str | None] = lambda _node: None) -> None:
         self._refuse = refuse
         self.fused: dict[ir.Node, tuple[ir.Node, ...]] = {}
-        self.left: dict[str, str] = {}
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Fuse; whether anything changed."""
         if any(not _is_whole(node) for node in model.graph):
             return False

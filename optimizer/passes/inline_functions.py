@@ -6,16 +6,17 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from ..model_io.own_results import make_own
+from .base import GraphPass
 
 
-class InlineFunctions:
+class InlineFunctions(GraphPass):
     """Inline by onnx-ir, but for bodies of our own operators, which are for whoever lacks our library.
 
     Left: functions in the name of standard operators, which ONNX Runtime does not look at. A function means its
     operators as the model does, whatever opset it asks for: so ONNX Runtime reads it.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Inline; whether there was anything."""
         import onnx_ir.passes.common as common
 

@@ -11,10 +11,11 @@ import onnx_ir as ir
 from ..graph.constants import constant_of
 from ..graph.matching import exact_rank, is_fixed, is_standard, sole_reader
 from ..graph.rewriting import insert_before, replace, required, stand_for
+from .base import GraphPass
 from .remove_unused import remove_unused
 
 
-class MatMulToGemm:
+class MatMulToGemm(GraphPass):
     """Write MatMul and the Add of a constant bias behind it, of float32, as a Gemm.
 
     Cases: x is proven to have two axes, W is a constant matrix, the bias one number or one a column.
@@ -23,12 +24,8 @@ class MatMulToGemm:
         left: Each MatMul with a constant matrix and a bias that is left, by name, and why.
     """
 
-    def __init__(self) -> None:
-        self.left: dict[str, str] = {}
-
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
-        self.left = {}
         changed = False
         for node in list(model.graph):
             if is_standard(node, "MatMul") and is_fixed(node.inputs[1]):

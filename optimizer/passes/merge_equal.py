@@ -7,18 +7,19 @@ from collections.abc import Hashable
 import onnx_ir as ir
 
 from ..graph.determinism import is_deterministic
+from .base import GraphPass
 
 _MOST = 10  # elements of a constant that is worth comparing
 
 
-class MergeEqual:
+class MergeEqual(GraphPass):
     """Let the readers of a node read the one before it that has its operator, attributes and inputs.
 
     Left: what draws numbers, operators of other domains, which might, nodes with graphs inside, constants of more
     than a few elements, and outputs of graphs. Only the main graph is changed.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Merge; whether anything changed."""
         changed = False
         first: dict[Hashable, ir.Node] = {}

@@ -6,15 +6,16 @@ import onnx_ir as ir
 
 from ..graph.rewriting import result_name
 from ..model_io.names import names_of, roots
+from .base import GraphPass
 
 
-class NameNodes:
+class NameNodes(GraphPass):
     """Give each node without a name that of its first output, or the next free one after it.
 
     Nodes of functions are named for themselves: inlining sees to it that no two have the same name.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Name those of all graphs and functions; whether anything changed."""
         return sum(map(_name, roots(model))) > 0
 

@@ -12,16 +12,17 @@ import onnx_ir as ir
 from ..graph.matching import is_standard
 from ..graph.rewriting import required
 from ..planning.int8_operators import needs_float
+from .base import GraphPass
 
 
-class PlainAveragePool:
+class PlainAveragePool(GraphPass):
     """Rewrite AveragePools of the main graph, of opset 11 at least.
 
     Cases: dilations of one, and count_include_pad without pads (left out); other dilations, and ceil_mode with
     count_include_pad (a Max of one tensor behind, which ONNX Runtime runs as it is: the QuantizeLinear reads that).
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
         pools = [node for node in model.graph if is_standard(node, "AveragePool")]
         changed = sum(map(_simplify, pools)) > 0

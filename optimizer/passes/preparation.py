@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..settings.recipe import Recipe
+from .base import Left, run_all
 from .clamp_before_move import ClampBeforeMove
 from .expand_hard_activations import ExpandHardActivations
 from .expand_lrn import ExpandLrn
@@ -23,7 +24,7 @@ from .sum_to_add import SumToAdd
 _OPSET = 13  # DequantizeLinear has scales a channel
 
 
-def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True, opset: int = _OPSET) -> None:
+def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True, opset: int = _OPSET) -> Left:
     """Rewrite a model that CleanUp went over; its tensors then have the names that statistics know them by.
 
     Args:
@@ -32,13 +33,14 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
         gemm: Write MatMul with a bias as Gemm.
         opset: That the model has to have at least.
 
+    Returns:
+        What was left.
+
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    for step in (
+    return run_all(model, (
         SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
-        SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(), RaiseOpset(opset),
+        SplitConvTranspose(recipe), *([MatMulToGemm()] if gemm else []), ClampBeforeMove(), RaiseOpset(opset),
         ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes(),
-    ):  # fmt: skip
-        if step is not None:
-            step(model)
+    ))  # fmt: skip

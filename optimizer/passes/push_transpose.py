@@ -14,17 +14,18 @@ import onnx_ir as ir
 from ..graph.axes import Edit, Perm, inverse, perm_of, reordered
 from ..graph.matching import is_standard, opset_of, sole_reader
 from ..graph.rewriting import add_array, replace, set_names
+from .base import GraphPass
 
 Region = dict[ir.Node, Edit]
 
 
-class PushTranspose:
+class PushTranspose(GraphPass):
     """Have fewer Transposes, by computing regions of the main graph in another order of axes.
 
     Cases: maps, sums and products also with constants, Concat, Split, Softmax, Pad, Slice, Resize, reductions, Squeeze.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
         self._graph, self._opset = model.graph, opset_of(model)
         changed = False

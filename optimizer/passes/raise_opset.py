@@ -8,12 +8,13 @@ import onnx_ir as ir
 
 from ..errors import OnnxpressError
 from ..model_io.names import roots
+from .base import GraphPass
 from .opset_steps import SAME, TESTED, Edit, Rise, edits
 
 _OLDEST = 7  # ONNX Runtime has kernels of few operators that are older
 
 
-class RaiseOpset:
+class RaiseOpset(GraphPass):
     """Let a model be of opset `version` at least; every node means what it meant, or nothing is changed.
 
     Bodies of functions are raised with the model, but for those that are of a newer opset already.
@@ -25,7 +26,7 @@ class RaiseOpset:
     def __init__(self, version: int) -> None:
         self.version = version
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Convert; whether anything changed."""
         found = self._edits(model)
         if isinstance(found, str):

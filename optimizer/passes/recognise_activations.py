@@ -23,6 +23,7 @@ from ..graph.clamps import Clamp, read_clamp
 from ..graph.matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
 from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
 from ..graph.weight_form import MICROSOFT
+from .base import GraphPass
 from .remove_unused import remove_unused
 
 # Constants of exporters are float32, or a double of few digits.
@@ -32,14 +33,14 @@ Sources = dict[ir.Value, tuple[float, float]]
 """Values x by which a gate's input is s x + t, as (s, t)."""
 
 
-class RecogniseActivations:
+class RecogniseActivations(GraphPass):
     """Write each activation of float32 as one operator, or two where the opset has no HardSwish.
 
     Cases: see the module. Gelu is the standard one from opset 20 on, and else that of ONNX Runtime. Only the main
     graph is changed.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
         self._model, self._opset = model, opset_of(model)
         changed = False

@@ -14,18 +14,19 @@ import onnx_ir as ir
 from ..graph.constants import array_of
 from ..graph.matching import exact_rank, input_of, is_standard
 from ..graph.rewriting import add_array, insert_before, required
+from .base import GraphPass
 
 _ROI, _SCALES, _SIZES = 1, 2, 3
 
 
-class ResizeAllAxes:
+class ResizeAllAxes(GraphPass):
     """Rewrite Resizes of the main graph.
 
     Cases: scales and sizes, constant or not, each with a region or without.
     Left: inputs whose number of axes is not known, and sizes that are to keep the ratio of the axes that are named.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
         found = [node for node in model.graph if is_standard(node, "Resize") and "axes" in node.attributes]
         return sum(_rewrite(model.graph, node) for node in found) > 0

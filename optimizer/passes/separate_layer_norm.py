@@ -10,18 +10,19 @@ import onnx_ir as ir
 
 from ..graph.constants import is_constant
 from ..graph.rewriting import insert_before, replace
+from .base import GraphPass
 
 _STANDARD = ("", "ai.onnx")
 
 
-class SeparateLayerNorm:
+class SeparateLayerNorm(GraphPass):
     """Write Add as Sum where a LayerNormalization reads it.
 
     Cases: LayerNormalization as a node; the same spelled out, as exports below opset 17 have it, which begins with the
     mean (ReduceMean) and the difference from it (Sub) of one value. An Add of a constant is a bias and stays.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
         found = [node for node in model.graph if _is_residual(node) and _is_normalized(node.outputs[0])]
         for node in found:

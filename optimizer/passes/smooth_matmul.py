@@ -27,6 +27,7 @@ from ..graph.rewriting import add_array, insert_before
 from ..planning.int8_operators import Operator, understand
 from ..quantization.noise import IntegerNoise, Noise
 from .absorb_scale import Doubles, Operand, Reader, find_makers, moved_through
+from .base import GraphPass
 from .smoothing_error import ChannelStatistics, SmoothingError
 
 _WORTH = 0.9
@@ -52,7 +53,7 @@ class Smoothed:
     inserted: bool
 
 
-class SmoothMatMul:
+class SmoothMatMul(GraphPass):
     """Smooth the tensors that MatMul and Gemm nodes with constant weights read.
 
     Cases: a tensor that only these read and that a norm, an Add or Mul by a vector, or a linear node makes, whose
@@ -75,12 +76,11 @@ class SmoothMatMul:
         self, statistics: Mapping[str, ChannelStatistics], insert: bool = False, noise: Noise | None = None
     ) -> None:
         self.smoothed: dict[str, Smoothed] = {}
-        self.left: dict[str, str] = {}
         self._statistics = statistics
         self._insert = insert
         self._noise = noise or IntegerNoise()
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite weights; whether anything changed."""
         for value, readers in _groups(model).items():
             reason = self._smooth(value, readers)

@@ -15,10 +15,11 @@ from ..graph.constants import constant_of
 from ..graph.matching import Floats, fixed, input_of, is_fixed, is_standard
 from ..graph.rewriting import add_array, insert_before, replace, required, settings_of, stand_for
 from ..settings.recipe import Recipe
+from .base import GraphPass
 from .remove_unused import remove_unused
 
 
-class SplitConvTranspose:
+class SplitConvTranspose(GraphPass):
     """Write a ConvTranspose of float32 as Conv and DepthToSpace, where its kernel is as large as its strides.
 
     Args:
@@ -29,12 +30,10 @@ class SplitConvTranspose:
     """
 
     def __init__(self, recipe: Recipe | None = None) -> None:
-        self.left: dict[str, str] = {}
         self._recipe = recipe or Recipe()
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
-        self.left = {}
         changed = False
         for node in list(model.graph):
             if not is_standard(node, "ConvTranspose"):

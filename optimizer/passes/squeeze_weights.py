@@ -14,15 +14,16 @@ from ..graph.constants import constant_of, mark_constants
 from ..graph.matching import exact_rank, is_standard, least_rank, opset_of
 from ..graph.rewriting import add_array, insert_before, required
 from ..planning.plan import nested_nodes
+from .base import GraphPass
 
 
-class SqueezeWeights:
+class SqueezeWeights(GraphPass):
     """Let each such MatMul read its weight through a Reshape, which is of a constant and so a constant itself.
 
     Left: weights that a caller may override, and operands whose number of axes is not known where it could be less.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite all graphs; whether anything changed."""
         mark_constants(model)
         found = [node for _, node in nested_nodes(model.graph, "") if is_standard(node, "MatMul") and _has_ones(node)]

@@ -6,17 +6,18 @@ import onnx_ir as ir
 
 from ..graph.matching import is_standard, opset_of
 from ..graph.rewriting import insert_before, replace, required, stand_for
+from .base import GraphPass
 
 _BROADCASTS = 8  # the opset from which Sum broadcasts, as Add does from 7 on
 
 
-class SumToAdd:
+class SumToAdd(GraphPass):
     """Write each Sum of two inputs as an Add.
 
     Left: a Sum of more inputs, or of one, and models older than opset 8.
     """
 
-    def __call__(self, model: ir.Model) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the main graph; whether anything changed."""
         if opset_of(model) < _BROADCASTS:
             return False

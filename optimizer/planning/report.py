@@ -79,6 +79,7 @@ class Report:
         warnings: What the user should know.
         details: Other findings of the way it was converted, by name.
         rows: The same for a person: a label and a line each.
+        passes: What passes over floats left, and why, by the pass and the node's name.
     """
 
     source: str
@@ -96,6 +97,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: tuple[tuple[str, str], ...] = ()
+    passes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     @property
     def worst(self) -> list[WeightReport]:
@@ -109,8 +111,8 @@ class Report:
         values["worst"] = [weight.nodes[0] for weight in self.worst]
         return json.dumps(_finite(values), indent=2)
 
-    def print(self, console: Console) -> None:
-        """A table for a person."""
+    def print(self, console: Console, *, verbose: bool = False) -> None:
+        """A table for a person; `verbose` with what each pass left."""
         from rich.table import Table
 
         table = Table(title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None)
@@ -136,6 +138,9 @@ class Report:
             table.add_row(
                 label, f"{weight.sqnr:.1f} dB  {weight.nodes[0]} ({weight.scheme}, {weight.parameters:,} weights)"
             )
+        for name, left in self.passes.items() if verbose else ():
+            for index, (node, reason) in enumerate(left.items()):
+                table.add_row(f"left by {name}" if index == 0 else "", f"{node}: {reason}")
         for warning in self.warnings:
             table.add_row("warning", warning, style="yellow")
         console.print(table)
@@ -173,8 +178,8 @@ class ContextReport:
         """The report as JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2)
 
-    def print(self, console: Console) -> None:
-        """A table for a person."""
+    def print(self, console: Console, *, verbose: bool = False) -> None:
+        """A table for a person; `verbose` with what each pass left."""
         from rich.table import Table
 
         table = Table(title=f"{self.source} -> {self.output}", title_justify="left", show_header=False, box=None)

@@ -314,7 +314,7 @@ class Sparse:
     mask: str | None = setting(
         None, ".npz file of what to keep, by weight, as export-mask writes it, in place of choosing blocks."
     )
-    expect_m: int | None = setting(
+    expected_rows: int | None = setting(
         None,
         "Rows of activations. Layers that this machine then runs faster dense stay whole, as dynamic int8 where that "
         "is the fastest.",

@@ -15,6 +15,7 @@ from ..errors import OnnxpressError, UsageError, suggestion
 from ..quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from ..user_functions import written_as
 from .families import keys_read_by
+from .former import renamed, takes_former_names
 from .groups import (
     Blocks,
     Calibrated,
@@ -190,7 +191,7 @@ class Recipe(
         Raises:
             UsageError: An unknown key, or a value of the wrong type, not among the choices, or that nothing reads.
         """
-        origin = origin or Origin()
+        origin, values = origin or Origin(), renamed(values)
         tables = values.get("overrides", ())
         if not isinstance(tables, list | tuple) or not all(isinstance(table, Mapping) for table in tables):
             raise UsageError(f"{origin.text}: overrides must be a list of tables, written as [[overrides]]")
@@ -357,6 +358,9 @@ class Recipe(
                 for each in self.overrides
             ),
         )
+
+
+Recipe.__init__ = takes_former_names(Recipe.__init__)  # type: ignore[method-assign]
 
 
 def _matches(pattern: str, names: Collection[str]) -> bool:

@@ -22,6 +22,7 @@ from ...errors import SettingsError
 from ...evaluation.metrics import COSINE, Metric, check_metric, choose_metric
 from ...evaluation.sensitivity import MixedPrecision, search_mixed_precision
 from ...model_io.names import copy_of
+from ...passes.base import Left
 from ...passes.declare_functions import declare_functions
 from ...passes.equalize_channels import EqualizeChannels
 from ...passes.float8_products import warn_of_float8_products
@@ -78,8 +79,12 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
     return found
 
 
-def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress: Progress) -> list[Calibrated]:
+def calibrate(
+    model: ir.Model, recipe: Recipe, data: Data | Statistics, left: Left, progress: Progress
+) -> list[Calibrated]:
     """Collect what a recipe needs of a prepared model, and let channels exchange scales where it asks for that.
+
+    `left` gets what is left of that.
 
     Returns:
         The model, which is not changed, and what each step that moves scales makes of the one before.
@@ -90,7 +95,7 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     stages = [Calibrated(model, collect(model, data, wanted(model, recipe), progress=progress), data)]
     for step in ("equalize", "smooth"):
         moved = copy_of(stages[-1].model)
-        if not recipe.reads(step) or not _move_scales(step, moved, stages[-1].statistics, recipe):
+        if not recipe.reads(step) or not _move_scales(step, moved, stages[-1].statistics, recipe, left):
             continue
         again = wanted(moved, recipe)
         if step == "smooth":  # nothing reads these any more
@@ -99,12 +104,17 @@ def calibrate(model: ir.Model, recipe: Recipe, data: Data | Statistics, progress
     return stages
 
 
-def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Recipe) -> bool:
+def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Recipe, left: Left) -> bool:
     """Let channels exchange scales; whether any did."""
-    if step == "equalize":
-        return recipe.equalize and EqualizeChannels(statistics)(model)
-    insert = recipe.smooth is True
-    return recipe.smooth is not False and SmoothMatMul(statistics, insert, _noise(recipe))(model)
+    if getattr(recipe, step) is False:
+        return False
+    equalizes = step == "equalize"
+    move = (
+        EqualizeChannels(statistics) if equalizes else SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))
+    )
+    result = move(model)
+    left[type(move).__name__] = result.left
+    return result.modified
 
 
 def convert(
@@ -118,13 +128,14 @@ def convert(
     """
     assert data is not None, "the family's check refuses that"
     opened = data()
-    decisions = decide(model, recipe)
+    left = _prepare(model, recipe)
+    decisions = _plan(model, recipe).decisions
     if not any(decision.taken for decision in decisions):
-        return ConversionResult(decisions, tuple)
+        return ConversionResult(decisions, tuple, passes=left)
     if recipe.metric is not None:
         check_metric(recipe.metric, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
-    builder = trials.settle(calibrate(model, recipe, opened, progress), recipe)
+    builder = trials.settle(calibrate(model, recipe, opened, left, progress), recipe)
     kept = refused_by_runtime(builder, trials.refused)
     if not recipe.is_minifloat:
         kept |= _kept_by_runtime(builder, kept)
@@ -140,7 +151,8 @@ def convert(
     model.graph, model.ir_version = candidate.model.graph, candidate.model.ir_version
     model.functions.update(candidate.model.functions)
     declare_functions(model)
-    return _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
+    outcome = _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
+    return dataclasses.replace(outcome, passes=left)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -149,11 +161,12 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     Raises:
         OnnxpressError: The opset is too old and cannot be raised.
     """
-    if recipe.is_minifloat:
-        prepare(model, recipe, opset=OPSET)
-    else:
-        prepare(model, recipe)
+    _prepare(model, recipe)
     return _plan(model, recipe).decisions
+
+
+def _prepare(model: ir.Model, recipe: Recipe) -> Left:
+    return prepare(model, recipe, opset=OPSET) if recipe.is_minifloat else prepare(model, recipe)
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> Plan:

@@ -19,6 +19,7 @@ from ...calibration import Data, Statistics, TensorStatistics, Wanted
 from ...calibration.collect import collect
 from ...errors import SettingError, UsageError
 from ...graph.rewriting import required
+from ...passes.base import Left
 from ...passes.declare_functions import declare_functions
 from ...passes.fuse_heads import FuseHeads
 from ...passes.preparation import prepare
@@ -55,7 +56,7 @@ def convert(
         OnnxpressError: ONNX Runtime cannot run the model, or a file cannot be read.
     """
     recipe, how = _masked(model, recipe)
-    block, decisions = _plan(model, recipe)
+    block, decisions, left = _plan(model, recipe)
     taken = [decision for decision in decisions if decision.taken]
     known = _observe(model, recipe, taken, data, progress)
     if recipe.criterion is None:
@@ -74,8 +75,8 @@ def convert(
     progress("choose blocks", len(taken), len(taken))
     share_out(list(layers.values()), recipe)
     rounded: list[Decision] = []
-    if recipe.expect_m is not None:
-        rounded = _leave_slow(layers, decisions, recipe, recipe.expect_m, progress)
+    if recipe.expected_rows is not None:
+        rounded = _leave_slow(layers, decisions, recipe, recipe.expected_rows, progress)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if rounded:
         QuantizeDynamic(reduces_range(recipe), recipe.search)(model, rounded)
@@ -88,7 +89,7 @@ def convert(
         told = made_for(reduces_range(recipe))
         outcome.rows.append(("dense layers", f"made for {told}"))
         outcome.details["made_for"] = told
-    return dataclasses.replace(outcome, warnings=[*outcome.warnings, *kept_in_float(model, weights)])
+    return dataclasses.replace(outcome, warnings=[*outcome.warnings, *kept_in_float(model, weights)], passes=left)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -98,7 +99,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         OnnxpressError: A file of masks cannot be read or does not fit, or the opset cannot be raised.
     """
     recipe, _ = _masked(model, recipe)
-    block, decisions = _plan(model, recipe)
+    block, decisions, _ = _plan(model, recipe)
     if recipe.prune:
         return decisions
     reasons = {d.node: Layer(d, block, None, recipe).choose() for d in decisions if d.taken}
@@ -114,13 +115,13 @@ def _masked(model: ir.Model, recipe: Recipe) -> tuple[Recipe, str | None]:
     return recipe.decided(prune=False), how
 
 
-def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision]]:
-    """The block, and what becomes of each product of the prepared model."""
-    prepare(model, recipe, gemm=False)
+def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision], Left]:
+    """The block, what becomes of each product of the prepared model, and what its preparation left."""
+    left = prepare(model, recipe, gemm=False)
     if recipe.fuse:
         FuseHeads()(model)
     block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
-    return block, plan_sparse(model, recipe, block)
+    return block, plan_sparse(model, recipe, block), left
 
 
 def _leave_slow(

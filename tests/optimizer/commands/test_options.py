@@ -29,13 +29,13 @@ VALUES = {
     "max_drop": 0.1, "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
     "coverage": "extended", "first_and_last": True, "fuse": False, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
-    "mask": "m.npz", "expect_m": 8,
+    "mask": "m.npz", "expected_rows": 8,
 }  # fmt: skip
 """One of each key, which some scheme of each kind that reads the key takes."""
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "statistics",
+    "tokenizer", "statistics", "verbose", "expect_m",
 }  # fmt: skip
 
 
@@ -181,3 +181,10 @@ def test_settings_are_called_what_they_are_where_they_were_written(run, tmp_path
     code, _, err = run("optimize", "m.onnx", "--recipe", "r.toml", *options)
     assert code == 2
     assert err.startswith(f"error: {message}")
+
+
+def test_options_of_old_work_with_a_warning(run):
+    code, _, errors = run("optimize", "p.onnx", "--scheme", "sparse", "--criterion", "magnitude", "--expect-m", "0")
+    assert code == 2
+    assert "warning: expect_m is deprecated" in errors
+    assert "must be a whole number from 1" in errors

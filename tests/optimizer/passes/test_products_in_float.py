@@ -58,7 +58,7 @@ def test_conv_transpose_without_overlap(opset, bias, size):
 )
 def test_other_conv_transposes_are_left_with_the_reason(case, reason):
     splitting, model = SplitConvTranspose(), transposed(**case)
-    assert splitting(model) is False
+    assert not splitting(model)
     assert op_types(model) == ["ConvTranspose"]
     assert reason in splitting.left["up"]
 
@@ -88,7 +88,7 @@ def test_other_matmuls_are_left_with_the_reason():
         ({"bias": array(1, 1, 6)}, "not one number a column"),
     ):
         gemm, model = MatMulToGemm(), matrix_product(**case)
-        assert gemm(model) is False
+        assert not gemm(model)
         assert reason in gemm.left["product"]
 
 
@@ -108,7 +108,7 @@ def test_gates_are_factored(form):
     assert rewritten(model, FactorGates(), feeds, depth=4) == ["Add", "Mul"]
     # The sum is that of the small tensor.
     assert list(model.graph[0].outputs[0].shape)[1:] == [4, 1, 1]
-    assert FactorGates()(model) is False
+    assert not FactorGates()(model)
 
 
 def test_gates_behind_each_other():

@@ -74,7 +74,7 @@ def test_pushed_through(middle):
     model = b.model()
     CleanUp()(model)  # for the shapes
     assert "Transpose" not in rewritten(model, PushTranspose(), X, depth=16)
-    assert PushTranspose()(model) is False
+    assert not PushTranspose()(model)
 
 
 def test_tensors_whose_axes_vanish():
@@ -185,7 +185,7 @@ def test_residual_net_with_channels_last():
     model = ir.load(models.path("resnet-nsfw"))
     CleanUp()(model)
     wanted = op_types(model)
-    assert PushTranspose()(model) is False
+    assert not PushTranspose()(model)
     in_nhwc(model)
     assert op_types(model).count("Transpose") == 2 * 55
     types = rewritten(model, PushTranspose(), real_feeds("resnet-nsfw"), depth=500)

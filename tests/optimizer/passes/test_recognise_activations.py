@@ -77,7 +77,7 @@ def test_hard_sigmoid(scale):
     model = b.model()
     assert rewritten(model, RecogniseActivations(), X, depth=8) == ["HardSigmoid"]
     assert model.graph[-1].attributes["alpha"].as_float() == pytest.approx(scale)
-    assert RecogniseActivations()(model) is False
+    assert not RecogniseActivations()(model)
 
 
 def test_a_clip_alone_is_no_hard_sigmoid():
@@ -180,5 +180,5 @@ def test_constants_that_a_caller_may_override_are_none():
     b.graph.inputs.append(zero)
     b.output(b.op("Max", b.input("x", SHAPE), zero), SHAPE)
     model = b.model()
-    assert RecogniseActivations()(model) is False
+    assert not RecogniseActivations()(model)
     assert op_types(model) == ["Max"]

@@ -103,9 +103,9 @@ def test_inputs_and_outputs_of_graphs_stay():
     b.graph.inputs.append(overridable)
     b.graph.outputs.append(result)
     model = b.model()
-    assert remove_unused(model) is True
+    assert remove_unused(model)
     assert list(model.graph.initializers) == ["given", "result"]
-    assert remove_unused(model) is False
+    assert not remove_unused(model)
     assert unused.name == "unused"
 
 
@@ -160,7 +160,7 @@ def test_a_node_that_goes_reads_nothing_from_inside():
     model = never_taken()
     node = next(node for node in model.graph if node.op_type == "If")
     model.graph.outputs.clear()
-    assert remove_unused(model) is True
+    assert remove_unused(model)
     assert list(model.graph) == []
     assert not model.graph.initializers
     assert list(node.attributes["else_branch"].as_graph().node(0).inputs) == [None, None]

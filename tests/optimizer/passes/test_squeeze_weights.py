@@ -41,7 +41,7 @@ def test_results_keep_their_axes(shape, rank, opset):
     kinds = ["Reshape", "MatMul"] if len(shape) >= rank else ["Unsqueeze", "Reshape", "MatMul"]
     model = product(rank, shape, opset)
     assert rewritten(model, SqueezeWeights(), {"x": noise(*shape)}, depth=64) == kinds
-    assert SqueezeWeights()(model) is False
+    assert not SqueezeWeights()(model)
 
 
 def test_what_is_left():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from onnxpress.optimizer import Recipe, UsageError
-from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.errors import FormerNameWarning, OnnxpressError
 from onnxpress.optimizer.settings.recipe import Override
 
 TEXT = """
@@ -165,3 +165,17 @@ def test_unused_patterns():
         'exclude pattern "q"',
         'override (op_type = "Gemm")',
     ]
+
+
+def test_keys_of_old_work_with_a_warning(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text('scheme = "sparse"\nexpect_m = 8\n')
+    for build in (
+        lambda: Recipe(scheme="sparse", expect_m=8),
+        lambda: Recipe.from_mapping({"scheme": "sparse", "expect_m": 8}),
+        lambda: Recipe.from_toml(file),
+    ):
+        with pytest.warns(FormerNameWarning, match="expect_m is deprecated, .* write expected_rows = 8"):
+            assert build() == Recipe(scheme="sparse", expected_rows=8)
+    with pytest.raises(UsageError, match="expect_m and expected_rows are the same"):
+        Recipe(scheme="sparse", expect_m=8, expected_rows=8)

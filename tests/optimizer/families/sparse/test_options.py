@@ -50,7 +50,7 @@ def test_layers_that_are_faster_dense_stay_whole(dtype, monkeypatch):
 
     monkeypatch.setattr(sparse, "measure", measure)
     model = three_layers()
-    report = converted(model, sparsity=0.75, dtype=dtype, allocation="uniform", expect_m=7)
+    report = converted(model, sparsity=0.75, dtype=dtype, allocation="uniform", expected_rows=7)
     assert seen == [(np.dtype(dtype), (64, 64), 0.75, "4x4", 7)] * 3
     assert list(sparse_nodes(model)) == ["layer0"]
     second = "float32" if whole else "int8"
@@ -72,7 +72,7 @@ def test_expected_rows_are_measured():
     b = Builder()
     b.output(b.op("MatMul", b.input("x", ["m", 1024]), b.constant("W", weight(1024, 1024)), name="large"), ["m", 1024])
     model = b.model()
-    converted(model, sparsity=0.99, expect_m=32)
+    converted(model, sparsity=0.99, expected_rows=32)
     assert list(sparse_nodes(model)) == ["large"]
 
 
