@@ -16,7 +16,7 @@ from typing import Any
 
 FIGURES = "models/measured.toml"
 PLOT = "models/headline.svg"
-DOCUMENTS = ("README.md", "models/README.md", "optimizer/README.md", "optimizer/quantization/README.md")
+DOCUMENTS = ("README.md", "models/README.md", "optimizer/README.md")
 HEADLINE = "headline"
 """The table that is drawn: by model, scheme and how many times as fast as float32, in these columns."""
 _MODEL, _SCHEME, _TIMES = 0, 1, 5
