@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import onnx_ir as ir
@@ -25,13 +26,12 @@ class RewriteResult(ir.passes.PassResult):
 
 
 class GraphPass(ir.passes.InPlacePass):
-    """A rewrite of a model in place.
+    """A rewrite of a model in place."""
 
-    Attributes:
-        left: As in `RewriteResult`, of the last run.
-    """
-
-    left: dict[str, str]
+    @functools.cached_property
+    def left(self) -> dict[str, str]:
+        """As in `RewriteResult`, of the last run."""
+        return {}
 
     def __call__(self, model_or_result: ir.Model | ir.passes.PassResult, /) -> RewriteResult:
         """Rewrite; what it did."""

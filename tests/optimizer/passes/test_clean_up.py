@@ -239,7 +239,7 @@ def test_equal_nodes_are_merged():
 )
 def test_unlike_nodes_stay(nodes):
     model = model_of(nodes, constants={"w": np.float32(2)})
-    assert MergeEqual()(model.clone()) is False
+    assert not MergeEqual()(model.clone())
     check(model)
 
 

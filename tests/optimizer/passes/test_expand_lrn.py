@@ -37,7 +37,7 @@ def test_defaults():
 
 @pytest.mark.parametrize("settings", [{"opset": 12}, {"dtype": ir.DataType.FLOAT16}, {"size": 4}])
 def test_left(settings):
-    assert ExpandLrn()(normalized(**{"size": 3, **settings})) is False
+    assert not ExpandLrn()(normalized(**{"size": 3, **settings}))
 
 
 def test_int8_around_it(tmp_path):

@@ -214,7 +214,7 @@ def test_a_normalization_in_training_is_left():
     b = graphs.Builder(15)
     parts = [b.constant(f"p{i}", np.abs(array(4))) for i in range(4)]
     b.output(b.op("BatchNormalization", b.input("x", SHAPE), *parts, outputs=3, training_mode=1)[0], SHAPE)
-    assert FoldAffine()(b.model()) is False
+    assert not FoldAffine()(b.model())
 
 
 def test_the_end_of_a_layer_normalization_is_left():

@@ -45,10 +45,10 @@ def test_results_keep_their_axes(shape, rank, opset):
 
 
 def test_what_is_left():
-    assert SqueezeWeights()(product(3, [3, 5, 64], override=True)) is False
+    assert not SqueezeWeights()(product(3, [3, 5, 64], override=True))
     b = graphs.Builder()
     b.output(b.op("MatMul", b.input("x", [3, 5, 64]), b.constant("W", np.stack([W, W, W]))), [3, 5, 48])
-    assert SqueezeWeights()(b.model()) is False
+    assert not SqueezeWeights()(b.model())
 
 
 def test_an_operand_of_unknown_axes_is_told():
