@@ -69,8 +69,8 @@ def options() -> str:
 
     grouped: dict[str, list[list[str]]] = {}
     for key, what in settings_of(Recipe).items():
-        titles = [family.title for family in readers_of(key)]
-        readers = "every scheme" if len(titles) == len(FAMILY_SETTINGS) else ", ".join(titles)
+        titles = [f"*{family.title}*" for family in readers_of(key)]
+        readers = "every scheme" if len(titles) == len(FAMILY_SETTINGS) else " and ".join(titles)
         grouped.setdefault(readers, []).append(_option(key, what, getattr(Recipe, key)))
     columns = ["key", "option", "default", "per node", "what it means"]
     return "\n\n".join(f"Read by {readers}:\n\n{table(columns, rows)}" for readers, rows in grouped.items())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-import subprocess
 import textwrap
 from pathlib import Path
 
@@ -17,9 +16,12 @@ from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="a source distribution has no scripts")
-_LISTED = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-DOCUMENTS = tuple(_LISTED.split()) or tuple(
-    sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("[a-z]*/**/*.md")))
+DOCUMENTS = tuple(
+    sorted(
+        str(path.relative_to(ROOT))
+        for folder, pattern in (("", "*.md"), *((f, "**/*.md") for f in ("optimizer", "custom_ops", "ep", "models")))
+        for path in (ROOT / folder).glob(pattern)
+    )
 )
 OF_OTHERS = frozenset({"--help", "--build", "--defined-only", "--minutes", "--seed", "--case"})
 """Of every command, and options of CMake, nm and tests/differential/run.py."""
