@@ -38,7 +38,8 @@ def parts(figures: Mapping[str, Any]) -> dict[str, str]:
 def measured(one: Mapping[str, Any], machines: Mapping[str, str]) -> str:
     """A table of figures, with how they came about."""
     machine = machines.get(one["machine"], one["machine"])
-    return f"{table(one['columns'], one['rows'])}\n\n({'; '.join([*one['commands'], machine, one['date']])})"
+    how = f"Measured by {', '.join(one['commands'])}, on {machine}; {one['date']}."
+    return f"{table(one['columns'], one['rows'])}\n\n{how}"
 
 
 def catalogue() -> str:
