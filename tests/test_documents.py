@@ -23,7 +23,7 @@ DOCUMENTS = tuple(
         for path in (ROOT / folder).glob(pattern)
     )
 )
-OF_OTHERS = frozenset({"--help", "--build", "--defined-only", "--minutes", "--seed", "--case"})
+OF_OTHERS = frozenset({"--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case"})
 """Of every command, and options of CMake, nm and tests/differential/run.py."""
 PLACEHOLDERS = re.compile(r"NAME|ISA|\*|module:|my_")
 
