@@ -121,9 +121,7 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """A constant that no caller can override."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return None
-    return constant_of(value)
+    return constant_of(value) if value is not None else None
 
 
 def scalar(value: ir.Value | None) -> float | None:

@@ -69,7 +69,7 @@ def _weight(node: ir.Node) -> Weight | str:
     """The merged weight of an Attention that QAttention can compute, or why it cannot."""
     value = _input(node, 1)
     tensor = constant_of(value) if value is not None else None
-    if value is None or tensor is None or value.is_graph_input():
+    if value is None or tensor is None:
         return "no constant weight"
     if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
         return "the weight is no matrix of float32"

@@ -99,7 +99,7 @@ class QuantizeDynamic:
         if beta == 1.0:
             return c
         tensor = constant_of(c)
-        if tensor is not None and not c.is_graph_input():
+        if tensor is not None:
             return add_array(self._model.graph, f"{node.name}_beta_C", tensor.numpy() * np.float32(beta))
         factor = add_array(self._model.graph, f"{node.name}_beta", np.array(beta, np.float32))
         return insert_before(node, "Mul", [c, factor], None, suffix="_beta_C")
