@@ -7,6 +7,7 @@ import onnx_ir as ir
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
+from .passes.expand_sequence_map import ExpandSequenceMap
 from .passes.float8_products import warn_of_float8_products
 from .passes.kept_in_float import kept_in_float
 from .passes.place_minifloat import OPSET, Floats, PlaceMinifloat
@@ -42,6 +43,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     place = PlaceMinifloat(rounded, None)
     constants = constant_operands(plan)
     place(model, plan)
+    ExpandSequenceMap()(model)
     declare_functions(model)
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from ..recipe import Recipe
 from .constants import constant_of, is_constant, mark_constants
-from .int8_operators import Operator, Role, array_size, understand
-from .plan import Decision, nested_nodes
+from .int8_operators import OPERATORS, Operator, Role, array_size, understand
+from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes
 from .rewriting import settings_of
 
 _SCHEME = "int8"
@@ -87,8 +87,10 @@ def plan_int8(
         operator = (kept or {}).get(node.name or "") or _wish(node, recipe)
         if isinstance(operator, str):
             reasons[node] = operator
+        elif operator is not None and operator.role is Role.CLAMP:
+            clamps[node], reasons[node] = operator, "no int8 operator feeds it alone"
         elif operator is not None:
-            (clamps if operator.role is Role.CLAMP else operators)[node] = operator
+            operators[node] = operator
     while True:
         plan = _follow(operators, clamps)
         made = set(plan.ends.values())
@@ -101,7 +103,7 @@ def plan_int8(
             break
         reasons.update(dropped)
         operators = {node: operator for node, operator in operators.items() if node not in dropped}
-    plan.decisions.extend(_decisions(model, plan, reasons))
+    plan.decisions.extend([*_decisions(model, plan, reasons), *inside_functions(model, OPERATORS)])
     return plan
 
 
@@ -111,7 +113,7 @@ def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
         # A ConvTranspose that the recipe keeps could be a Conv by now.
         return (_kept(node, recipe) if node.op_type == "ConvTranspose" else None) or operator
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in node.outputs):
-        return "computes on another type than float32" if operator.is_product else None
+        return "computes on another type than float32"
     return (_kept(node, recipe) if operator.is_product else None) or operator
 
 
@@ -169,18 +171,24 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def _decisions(model: ir.Model, plan: Int8Plan, reasons: Mapping[ir.Node, str]) -> Iterator[Decision]:
-    taken_over = {value.producer() for value in plan.ends.values()}
+    taken_over = {node for result, end in plan.ends.items() for node in _between(result, end)}
     for path, node in nested_nodes(model.graph, ""):
         operator = plan.operators.get(node)
         if operator is not None:
             yield Decision(node, path, True, _SCHEME, operator.parameters)
         elif path:
-            inner = understand(node)
-            if isinstance(inner, str) or (isinstance(inner, Operator) and inner.is_product):
-                reason = "inside a graph of a node, whose tensors cannot be observed"
-                yield Decision(node, path, False, reason, _weight_size(node))
+            if not any(map(is_constant, node.outputs)) and understand(node) is not None:
+                yield Decision(node, path, False, UNOBSERVED, _weight_size(node))
         elif node in reasons and node not in taken_over:
             yield Decision(node, path, False, reasons[node], _weight_size(node))
+
+
+def _between(result: ir.Value, end: ir.Value) -> Iterator[ir.Node]:
+    """The nodes behind a result that it is rounded behind."""
+    while result is not end:
+        ((node, _),) = result.uses()
+        yield node
+        result = node.outputs[0]
 
 
 def _weight_size(node: ir.Node) -> int:

@@ -246,7 +246,7 @@ def test_sums_and_products_of_two_tensors(tmp_path, op_type):
     for kept in ({"exclude": ("mine",)}, {"overrides": (Override(op_type=op_type, keep_float=True),)}):
         found = inspect(tmp_path / "m.onnx", Recipe(**extended, **kept))
         assert not found.taken
-        assert [row[:2] for row in found.left] == [("mine", op_type)]
+        assert ("mine", op_type) in [row[:2] for row in found.left]
 
 
 def test_nodes_without_names_share_nothing():
