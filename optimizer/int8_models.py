@@ -13,6 +13,7 @@ from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .outcome import Progress
 from .passes.constants import array_of, is_constant
+from .passes.detach_clamps import DetachClamps
 from .passes.joined_parts import joined_parts
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
@@ -75,7 +76,9 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             symmetric=bool(self.recipe.symmetric),
             shift=self._shift,
         )
+        readers = plan.readers_in_float()
         place(model, plan)
+        DetachClamps()(model, readers)
         return place.readers
 
     def _range(self, name: str) -> Range:

@@ -53,6 +53,12 @@ class Int8Plan:
             if (operator := self.operators.get(node)) is not None
         )
 
+    def readers_in_float(self) -> list[ir.Node]:
+        """The only readers of products whose results stay in float."""
+        products = [each for each in self.operators.values() if each.is_product and not self.outputs(each)]
+        readers = (_only_reader(product.node.outputs[0]) for product in products)
+        return [reader for reader in readers if reader is not None]
+
     def tensors(self) -> list[ir.Value]:
         """All values that are rounded, each once."""
         found: dict[ir.Value, None] = {}
@@ -172,6 +178,13 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 def _decisions(model: ir.Model, plan: Int8Plan, reasons: Mapping[ir.Node, str]) -> Iterator[Decision]:
     taken_over = {node for result, end in plan.ends.items() for node in _between(result, end)}
+    in_float = {
+        node
+        for operator in plan.operators.values()
+        if not plan.outputs(operator)
+        for node in _between(operator.node.outputs[0], plan.ends[operator.node.outputs[0]])
+        if node in plan.replaced
+    }
     for path, node in nested_nodes(model.graph, ""):
         operator = plan.operators.get(node)
         if operator is not None:
@@ -179,6 +192,8 @@ def _decisions(model: ir.Model, plan: Int8Plan, reasons: Mapping[ir.Node, str]) 
         elif path:
             if not any(map(is_constant, node.outputs)) and understand(node) is not None:
                 yield Decision(node, path, False, UNOBSERVED, _weight_size(node))
+        elif node in in_float:
+            yield Decision(node, path, False, "no int8 operator reads it")
         elif node in reasons and node not in taken_over:
             yield Decision(node, path, False, reasons[node], _weight_size(node))
 
