@@ -24,7 +24,7 @@ from .calibration.collect import collect
 from .calibration.variety import constant_tensors
 from .errors import SettingsError
 from .faster import prove_faster, slower_layers
-from .int8_models import Int8Builder, parts_of
+from .int8_models import Int8Builder
 from .loadable import refused_by_runtime
 from .minifloat_models import MinifloatBuilder
 from .names import copy_of
@@ -44,6 +44,7 @@ from .recipe import Recipe
 from .report import weight_report
 from .static_models import Builder, Calibrated, Candidate, Plan, products
 from .trials import Trials, Verdict
+from .unlike_parts import parts_of
 
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
