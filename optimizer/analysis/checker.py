@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from .. import storage
 from ..names import roots
+from ..reading import to_proto
 from ..traverse import inner_graphs
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def bare(model: ir.Model) -> Bare:
                 graph.remove(node, safe=True)
                 _feed(copy.graph, value, attribute.value, weights)
     storage.embed_attributes(copy)
-    return Bare(ir.to_proto(copy), weights, frozenset(_clashes(model)))
+    return Bare(to_proto(copy), weights, frozenset(_clashes(model)))
 
 
 def standing(model: Bare) -> Standing:

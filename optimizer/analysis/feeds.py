@@ -218,6 +218,11 @@ def arrays_of(output: object) -> list[np.ndarray]:
     return [array for each in output for array in arrays_of(each)] if isinstance(output, list) else [np.asarray(output)]
 
 
+def bytes_of(feeds: Feeds) -> int:
+    """Bytes of all tensors."""
+    return sum(array.nbytes for value in feeds.values() for array in arrays_of(value))
+
+
 def read_arrays(path: str | Path, of: str = "") -> Feeds:
     """The arrays of an .npz file by name.
 

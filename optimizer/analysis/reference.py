@@ -71,7 +71,7 @@ class Reference:
         """Whether rounding alone changes what the original computes: a step of its inputs, or another order of sums."""
         rng = np.random.default_rng(1)
         moved = [
-            {name: _moved(array, rng) if is_float(array.dtype) else array for name, array in feeds.items()}
+            {name: _moved(array, rng) if _is_floats(array) else array for name, array in feeds.items()}
             for feeds in self.feeds
         ]
         beside = dataclasses.replace(self, feeds=moved)
@@ -181,6 +181,10 @@ def _overridden(session: Any, model: ir.Model) -> Feeds:
             noise = np.random.default_rng(0).uniform(0.5, 1.5, array.shape)
             found[entry.name] = np.asarray(array * noise + 0.1 * noise, array.dtype)
     return found
+
+
+def _is_floats(value: object) -> bool:
+    return isinstance(value, np.ndarray) and is_float(value.dtype)
 
 
 def _moved(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..analysis.feeds import Feeds, is_float
+from ..analysis.feeds import Feeds, bytes_of, is_float
 from ..errors import OnnxpressError, UsageError
 from ..outcome import Progress
 from .observe import Observer, check_names, in_order
@@ -79,7 +79,7 @@ def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:
     """How many batches there are, and the largest of them."""
     count, most, largest = 0, -1, {}
     for count, feeds in enumerate(data, 1):
-        size = sum(array.nbytes for array in feeds.values())
+        size = bytes_of(feeds)
         if size > most:
             most, largest = size, feeds
         progress("check data", count, count)
