@@ -27,9 +27,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         model: The model.
         recipe: Of kind "minifloat-dynamic".
         progress: Told the stage, what is done of it, and the whole.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
     """
     progress("rewrite", 0, 1)
     prepare(model, recipe, opset=OPSET)
@@ -52,10 +49,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a cleaned-up float model, which is changed in place.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a cleaned-up float model, which is changed in place."""
     prepare(model, recipe, opset=OPSET)
     return plan_minifloat(model, recipe).decisions

@@ -105,7 +105,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
 
     Raises:
-        OnnxpressError: A file of masks cannot be read or does not fit, or the opset cannot be raised.
+        OnnxpressError: A file of masks cannot be read or does not fit.
     """
     recipe, _ = _masked(model, recipe)
     block, decisions = _plan(model, recipe)

@@ -149,11 +149,7 @@ def convert(
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that."""
     if recipe.is_minifloat:
         prepare(model, recipe, opset=OPSET)
     else:

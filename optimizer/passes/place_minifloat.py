@@ -78,8 +78,9 @@ class PlaceMinifloat:
         self._largest = largest
 
     def __call__(self, model: ir.Model, plan: MinifloatPlan) -> bool:
-        """Rewrite the graphs, whose opset is `OPSET` at least; whether anything changed."""
+        """Rewrite the graphs; whether anything changed. Before `OPSET` no format has a type."""
         self._model = model
+        self._types = TYPES if opset_of(model) >= OPSET else {}
         self._rounded: dict[tuple[ir.Graph, ir.Value, str], ir.Value] = {}
         self._weights: dict[tuple[ir.Value, int, str, bool], tuple[str, FloatWeight]] = {}
         self._decoded: dict[tuple[str, ir.Graph], ir.Value] = {}
@@ -109,7 +110,7 @@ class PlaceMinifloat:
             scale = self._scale(value, format)
             after = value if scale.producer() is None else scale
             name = f"{value.name}_{format}"
-            if format in TYPES:
+            if format in self._types:
                 kind = ir.DataType.from_numpy(np.dtype(TYPES[format]))
                 attributes = {"output_dtype": int(kind)}
                 quantize = ir.node("QuantizeLinear", [value, scale], attributes=attributes, name=f"{name}_codes")
@@ -170,7 +171,7 @@ class PlaceMinifloat:
         node, value = operator.node, required(operator.node.inputs[1])
         axis = 0 if operator.role is Role.CONV or node.attributes.get_int("transB", 0) == 1 else 1
         # A function decodes rows, an output channel each: Gemm can read them so, MatMul gets them transposed.
-        as_rows = node.op_type == "Gemm" and scheme.format not in TYPES
+        as_rows = node.op_type == "Gemm" and scheme.format not in self._types
         if as_rows:
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
         key = value, axis, scheme.format, as_rows
@@ -179,7 +180,7 @@ class PlaceMinifloat:
             self._weights[key] = name, self._round_weight(name, required(array_of(value)), axis, scheme)
         name, rounded = self._weights[key]
         self._readers[name].append(node.name or "")
-        by_type = scheme.format in TYPES
+        by_type = scheme.format in self._types
         place = name, self._model.graph if by_type else self._graph  # those inside its nodes see the main graph
         if place not in self._decoded:
             decode = self._decode_by_type if by_type else self._decode_by_function

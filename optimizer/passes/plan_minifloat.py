@@ -14,12 +14,14 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
+from onnxpress.custom_ops import functions
 
 from ..recipe import NodeSettings, Recipe
 from .constants import constant_of, is_constant, mark_constants
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
 from .matching import is_standard
 from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes, refuse_table
+from .raise_opset import RaiseOpset
 from .rewriting import settings_of
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -70,6 +72,7 @@ def plan_minifloat(
     mark_constants(model)
     paths = {node: path for path, node in nested_nodes(model.graph, "")}
     understood = {node: found for node in paths if (found := _understand(node)) is not None}
+    too_old = RaiseOpset(functions.MIN_OPSET).obstacle(model)
     ends = _ends(model.graph, understood) if _keeps_ends(recipe, understood) else {}
     operators: dict[ir.Node, Operator] = {}
     settings: dict[ir.Node, NodeSettings] = {}
@@ -78,6 +81,7 @@ def plan_minifloat(
         reason = _reason(node, operator, recipe, unusable or {}) or (kept or {}).get(node.name or "") or ends.get(node)
         if paths[node] and recipe.kind != "minifloat-dynamic":
             reason = UNOBSERVED
+        reason = reason or too_old
         chosen = settings_of(recipe, node, paths[node])
         if isinstance(chosen, str) and node.op_type == "ConvTranspose":  # it might be a Conv by now
             reason = chosen

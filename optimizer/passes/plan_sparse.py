@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import onnx_ir as ir
+from onnxpress.custom_ops import functions
 
 from ..recipe import Recipe
 from ..sparsity import Block
 from .plan import Decision, has_weight, is_for_weights_alone, not_taken, plan
+from .raise_opset import RaiseOpset
 
 _MOST_INT8 = (2**31 - 1) // (255 * 128)  # products of uint8 and int8 codes
 
@@ -21,8 +23,9 @@ def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]
         recipe: What is asked for.
         block: Sizes of the blocks.
     """
-    decisions = (decision for decision in plan(model, recipe) if has_weight(decision))
-    return [_for_sparse(decision, recipe, block) for decision in decisions]
+    too_old = RaiseOpset(functions.MIN_OPSET).obstacle(model)
+    decisions = [_for_sparse(decision, recipe, block) for decision in plan(model, recipe) if has_weight(decision)]
+    return [leave(each, too_old) if too_old is not None and each.taken else each for each in decisions]
 
 
 def _for_sparse(decision: Decision, recipe: Recipe, block: Block) -> Decision:

@@ -7,6 +7,9 @@
 spelled as MatMulInteger, Cast, Mul by the product of the scales: ONNX Runtime makes one node of it, with the bias that
 is added behind, and packs W8. Products of the same x share its codes. An Attention becomes a QAttention, which does the
 same with its three projections.
+
+DynamicQuantizeLinear is of opset 11. A model that cannot be raised so far gets ONNX Runtime's own DynamicQuantizeMatMul,
+of any opset, which is what it makes of these nodes.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from ..quantization.rtn import decibels
 from ..report import WeightReport
 from .constants import constant_of
 from .lazy_int8 import LazyInt8
+from .matching import opset_of
 from .plan import Decision
 from .plan_dynamic import MICROSOFT
 from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from .sharing import insert_behind
 
+OPSET = 11
+"""The first with DynamicQuantizeLinear."""
 Codes = tuple[ir.Value, ir.Value, ir.Value]
 """Codes, scale and zero point of an activation."""
 
@@ -79,21 +85,30 @@ class QuantizeDynamic:
         a = required(node.inputs[0])
         if gemm and node.attributes.get_int("transA", 0) == 1:
             a = insert_before(node, "Transpose", [a], None, suffix="_A", attributes={"perm": [1, 0]})
-        q, scale, zero_point = self._rounded(a, node)
         weight = self._weight(decision, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
-        codes, scales = self._constants(weight)
+        y = self._product(node, a, *self._constants(weight))
+        c = node.inputs[2] if gemm and len(node.inputs) > 2 else None
+        beta = node.attributes.get_float("beta", 1.0)
+        if c is not None and beta != 0.0:
+            y = insert_before(node, "Add", [y, self._scaled(node, c, beta)], node.outputs[0], suffix="_added")
+        replace(node, y)
+
+    def _product(self, node: ir.Node, a: ir.Value, codes: ir.Value, scales: ir.Value) -> ir.Value:
+        if opset_of(self._model) < OPSET:
+            self._model.graph.opset_imports.setdefault(MICROSOFT, 1)
+            inputs = [a, codes, scales]
+            like = node.outputs[0]
+            y = insert_before(node, "DynamicQuantizeMatMul", inputs, like, domain=MICROSOFT, suffix="_product")
+            required(y.producer()).name = node.name
+            return y
+        q, scale, zero_point = self._rounded(a, node)
         y = insert_before(node, "MatMulInteger", [q, codes, zero_point], None, suffix="_sums")
         product = y.producer()
         assert product is not None
         product.name = node.name
         y = insert_before(node, "Cast", [y], None, suffix="_float", attributes={"to": int(ir.DataType.FLOAT)})
         factors = insert_before(node, "Mul", [scale, scales], None, suffix="_factors")
-        y = insert_before(node, "Mul", [y, factors], node.outputs[0], suffix="_product")
-        c = node.inputs[2] if gemm and len(node.inputs) > 2 else None
-        beta = node.attributes.get_float("beta", 1.0)
-        if c is not None and beta != 0.0:
-            y = insert_before(node, "Add", [y, self._scaled(node, c, beta)], node.outputs[0], suffix="_added")
-        replace(node, y)
+        return insert_before(node, "Mul", [y, factors], node.outputs[0], suffix="_product")
 
     def _scaled(self, node: ir.Node, c: ir.Value, beta: float) -> ir.Value:
         if beta == 1.0:
