@@ -52,10 +52,11 @@ def _run(entry: str) -> None:
 def _command(entry: str) -> Code:
     """Run a command; the exit code where it does not exit itself."""
     from . import app
-    from .errors import OnnxpressError
+    from .errors import OnnxpressError, command_line
 
     try:
-        getattr(app, entry)()
+        with command_line():
+            getattr(app, entry)()
     except OnnxpressError as error:
         if os.environ.get("ONNXPRESS_TRACEBACK") == "1":
             raise

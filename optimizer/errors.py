@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_ON_COMMAND_LINE = ContextVar("_ON_COMMAND_LINE", default=False)
 
 
 class OnnxpressError(Exception):
@@ -29,6 +33,21 @@ class Interrupted(SystemExit):
     def __init__(self, code: str | int | None, kept: str) -> None:
         self.kept = kept
         super().__init__(code)
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """While a command of the terminal runs: messages call settings by its options."""
+    token = _ON_COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _ON_COMMAND_LINE.reset(token)
+
+
+def option(name: str) -> str:
+    """What a setting is called where the request comes from: "--first-and-last", in Python "first_and_last"."""
+    return f"--{name}" if _ON_COMMAND_LINE.get() else name.replace("-", "_")
 
 
 def first_line(error: BaseException) -> str:

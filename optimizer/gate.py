@@ -20,7 +20,7 @@ from .analysis.checker import Bare, bare, new_complaint, standing
 from .analysis.feeds import Feeds
 from .analysis.outputs import OutputError
 from .analysis.reference import Reference, run_original
-from .errors import OnnxpressError
+from .errors import OnnxpressError, option
 from .names import copy_of
 from .passes.clean_up import STEPS, CleanUp
 from .report import size_text
@@ -57,7 +57,7 @@ class Gate:
         if check is False:
             self._not_run = "not by a run: switched off"
         elif check is None and size > MOST_WEIGHTS:
-            self._not_run = f"not by a run, {size_text(size)} of weights: --check makes it"
+            self._not_run = f"not by a run, {size_text(size)} of weights: {option('check')} makes it"
         else:
             given = sample()
             try:
@@ -132,7 +132,7 @@ class Gate:
         if complaint.fatal:
             raise OnnxpressError(
                 f"{source}: the conversion made an invalid model, nothing written: {complaint.text}; keep the node in "
-                "float with --exclude, and report this as a fault of onnxpress"
+                f"float with {option('exclude')}, and report this as a fault of onnxpress"
             )
         self.warnings.append(f"the model states other types or shapes than ONNX infers: {complaint.text}")
 

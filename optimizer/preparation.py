@@ -36,13 +36,15 @@ def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True,
         opset: That the model is to have at least. Where it cannot be raised so far, it is raised to `OPSET`; where not
             even that is possible it stays, and so do the operators whose other forms are newer.
     """
-    for step in (
+    earlier = (
         SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
         SplitConvTranspose(recipe), MatMulToGemm() if gemm else None, ClampBeforeMove(),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for step in earlier:
         if step is not None:
             step(model)
     rise = next((rise for rise in map(RaiseOpset, (opset, OPSET)) if rise.obstacle(model) is None), None)
     if rise is not None:
-        for step in (rise, ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes()):
-            step(model)
+        rise(model)
+        for later in (ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes()):
+            later(model)

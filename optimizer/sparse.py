@@ -22,7 +22,7 @@ from .analysis.sparse_cost import measure
 from .calibration import Data, Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
 from .calibration.ranges import activation_range
-from .errors import SettingError, UsageError
+from .errors import SettingError, UsageError, option
 from .masks import apply_masks
 from .outcome import Outcome, Progress
 from .passes import Decision
@@ -183,7 +183,9 @@ def refuse_without_data(recipe: Recipe) -> None:
             raise SettingError(key, value, problem)
     if not recipe.sequential:
         raise SettingError(
-            "sequential", False, ", but without a calibration no weights move: give --calibration or --statistics"
+            "sequential",
+            False,
+            f", but without a calibration no weights move: give {option('calibration')} or {option('statistics')}",
         )
 
 
@@ -290,7 +292,7 @@ def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
     which = first if len(found) == 1 else f"{first}, and {len(found) - 1} more lose nearly all of theirs"
     advice = ["judge the model by a task", "remove less"]
     if recipe.prune and recipe.criterion == "magnitude":
-        advice.append("choose by data (--calibration)")
+        advice.append(f"choose by data ({option('calibration')})")
     if recipe.prune and recipe.allocation == "sensitivity":
-        advice.append("remove the same share of each layer (--allocation uniform)")
+        advice.append(f"remove the same share of each layer ({option('allocation')} uniform)")
     return [f"{which}: {', or '.join(advice)}"]

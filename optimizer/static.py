@@ -22,7 +22,7 @@ from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
 from .calibration.variety import constant_tensors
-from .errors import SettingsError
+from .errors import SettingsError, option
 from .faster import prove_faster, slower_layers
 from .int8_models import Int8Builder
 from .loadable import refused_by_runtime
@@ -175,7 +175,9 @@ def refuse_statistics(recipe: Recipe) -> None:
     asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:
-        raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
+        raise SettingsError(
+            asked, f": runs models on data; statistics alone are too little: give {option('calibration')}"
+        )
 
 
 def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:

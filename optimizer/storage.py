@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
-from .errors import OnnxpressError, UsageError, suggestion
+from .errors import OnnxpressError, UsageError, option, suggestion
 from .external_data import checked, external_places, external_tensors, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
@@ -209,7 +209,7 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
     data = ((file, "holds weights of the model") for file in _external_files(path, model))
     for file, what in ((path, "is the model itself"), *data):
         if target.exists() and file.exists() and target.samefile(file):
-            raise UsageError(f"{target}: {what}, which would be lost; name another file with --output")
+            raise UsageError(f"{target}: {what}, which would be lost; name another file with {option('output')}")
 
 
 def has_external_data(model: ir.Model) -> bool:

@@ -26,7 +26,7 @@ from onnxpress import ep
 from .. import storage
 from ..calibration import Statistics
 from ..calibration.archive import write_npz
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from . import openvino as peers
 from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
 from .session import is_compiled, provider_options, uses_our_ops
@@ -304,7 +304,7 @@ def _refuse_other_inputs(first: _Run, run: _Run) -> None:
             other = first.feeds[name]
             raise UsageError(
                 f"{run.entry.name}: input '{name}' is {array.dtype} {list(array.shape)}, in {first.entry.name} it is "
-                f"{other.dtype} {list(other.shape)}; sizes can be chosen with --dim"
+                f"{other.dtype} {list(other.shape)}; sizes can be chosen with {option('dim')}"
             )
 
 
@@ -335,7 +335,7 @@ class _Run:
             raise
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             sizes = ", ".join(symbolic_sizes(self._session.get_inputs()))
-            hint = f" (sizes to choose with --dim NAME=SIZE: {sizes})" if sizes else ""
+            hint = f" (sizes to choose with {option('dim')} NAME=SIZE: {sizes})" if sizes else ""
             raise OnnxpressError(f"{self.entry.path}: cannot run: {str(error).splitlines()[0]}{hint}") from error
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import OnnxpressError
+from ..errors import OnnxpressError, option
 from ..storage import check_target
 from .histogram import LEAST_EXPONENT, MOST_EXPONENT, SIDE, Histogram
 from .statistics import Channels, Statistics, TensorStatistics, Wanted
@@ -117,7 +117,7 @@ def load(path: str | Path) -> Statistics:
             if "header" not in names:
                 raise OnnxpressError(
                     f"{path}: holds no statistics but arrays ({', '.join(names[:_SHOWN]) or 'none'}); give samples as "
-                    "data (--calibration), or make statistics of them with onnxpress calibrate"
+                    f"data ({option('calibration')}), or make statistics of them with onnxpress calibrate"
                 )
             header = json.loads(_array(archive, "header", np.uint8, 1).tobytes())
             _require(isinstance(header, dict), "its header is no mapping")

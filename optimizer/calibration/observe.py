@@ -122,7 +122,7 @@ def _handed_out(model: ir.Model, names: Collection[str]) -> dict[str, ir.Value]:
             if value.name not in names:
                 continue
             node.resize_outputs(len(node.outputs) + 1)
-            found[value.name] = result = node.outputs[-1]
+            found[value.name or ""] = result = node.outputs[-1]
             result.name = names_of(model.graph).value(f"{value.name}{_SEEN_SUFFIX}")
             result.type = value.type
             for each in inner_graphs(node):

@@ -31,8 +31,7 @@ class DetachClamps:
 
 def _positive(node: ir.Node) -> ir.Value:
     value, like = node.inputs[0], node.outputs[0]
-    zero = {"alpha": ir.AttrFloat32("alpha", 0.0)}
-    return insert_before(node, "ThresholdedRelu", [value], like, suffix="_positive", attributes=zero)
+    return insert_before(node, "ThresholdedRelu", [value], like, suffix="_positive", attributes={"alpha": 0.0})
 
 
 def _within(graph: ir.Graph, node: ir.Node) -> ir.Value:

@@ -30,14 +30,16 @@ Parts = dict[ir.Value, float]
 def joined_parts(graph: ir.Graph) -> dict[ir.Value, Parts]:
     """The parts of each value that has some, and the factor by which their numbers are larger in it.
 
-    Followed: Concat, Where, If and scattered updates, within each other; operators that move, pool or bound numbers; sums
-    with constants, and of tensors that are all joined; products with one constant number.
+    Followed: Concat, Where, If and scattered updates, within each other; operators that move, pool or bound numbers;
+    sums with constants, and of tensors that are all joined; products with one constant number.
     """
     found: dict[ir.Value, Parts] = {}
     for node in graph:
         if is_standard(node, "If"):
             branches = [branch.outputs for branch in inner_graphs(node)]
-            found.update((value, _with_theirs(each, found)) for value, *each in zip(node.outputs, *branches, strict=True))
+            found.update(
+                (value, _with_theirs(each, found)) for value, *each in zip(node.outputs, *branches, strict=True)
+            )
             continue
         parts = _with_theirs(_joined(node), found) or _handed_on(node, found)
         if parts:

@@ -154,9 +154,7 @@ class PlaceMinifloat:
         scale = self._add(scale, ir.node("Div", [scale, most], name=f"{name}_div"), None)
         return self._add(scale, ir.node("Clip", [scale, low, high], name=name), None)
 
-    def _add(
-        self, after: ir.Value, node: ir.Node, like: ir.Value | None, graph: ir.Graph | None = None
-    ) -> ir.Value:
+    def _add(self, after: ir.Value, node: ir.Node, like: ir.Value | None, graph: ir.Graph | None = None) -> ir.Value:
         """The output of a new node, which stands behind `after`, of type float32 and like another or one number."""
         graph = graph or self._graph
         set_names(node, graph, f"{node.name}", f"{node.name}")

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from ..errors import option
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
 from .constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
@@ -146,7 +147,7 @@ def not_taken(who: str, op_type: str, path: str) -> str:
     """The reason to leave an operator with weights that a scheme has no form for."""
     hint = " (int8-static does)" if op_type in _CONVOLUTIONS and not path else ""
     if op_type == "Gather":
-        return f"{who} not take embedding tables (int4 and int8 do, with embeddings)"
+        return f"{who} not take embedding tables (int4 and int8 do, with {option('embeddings')})"
     return f"{who} not take {op_type}{hint}"
 
 
@@ -256,7 +257,7 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
         elif table.K % settings.weight.block_size:
             reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
     if reason is None and not recipe.embeddings:
-        reason = "embedding table; --embeddings takes it"
+        reason = f"embedding table; {option('embeddings')} takes it"
     reason = reason or _refuse_values(table, finite)
     if reason or isinstance(settings, str):
         return Decision(node, path, False, str(reason), size)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
+from ..errors import option
 from ..recipe import NodeSettings, Recipe
 from .constants import constant_of, is_constant, mark_constants
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
@@ -29,7 +30,6 @@ _NORMS = ("LayerNormalization", "BatchNormalization")
 _OF_TWO = ("Add", "Mul")
 _UNCOVERED = ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "DeformConv")
 _OPERATORS = (*_PRODUCTS, *_NORMS, *_OF_TWO, *_UNCOVERED, "Gather")
-_WIDER = "--coverage extended takes it"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,9 @@ def plan_minifloat(
         else:
             reasons[node] = reason or str(chosen)
     decisions = [
-        Decision(node, paths[node], True, scheme_of(settings[node]), _rounded_size(operators[node]), settings=settings[node])
+        Decision(
+            node, paths[node], True, scheme_of(settings[node]), _rounded_size(operators[node]), settings=settings[node]
+        )
         if node in operators
         else Decision(node, paths[node], False, reasons[node], _size(node))
         for node in understood
@@ -117,7 +119,9 @@ def _understand(node: ir.Node) -> Operator | str | None:
     if is_standard(node, *_NORMS):
         return Operator(node, Role.MAP) if _varies(node.inputs[0]) else "what it normalizes is constant"
     if is_standard(node, *_OF_TWO):
-        return Operator(node, Role.BINARY, inputs=(0, 1)) if all(map(_varies, node.inputs)) else "one operand is constant"
+        return (
+            Operator(node, Role.BINARY, inputs=(0, 1)) if all(map(_varies, node.inputs)) else "one operand is constant"
+        )
     if is_standard(node, "Gather"):
         return _table(node)
     return None
@@ -145,7 +149,7 @@ def _reason(node: ir.Node, operator: Operator | str, recipe: Recipe, unusable: M
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in (*operator.activations, *node.outputs)):
         return "computes on another type than float32"
     if not operator.is_product and recipe.coverage == "standard":
-        return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{_WIDER}"
+        return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{option('coverage')} extended takes it"
     for value in operator.activations:
         if (reason := unusable.get(value.name or "")) is not None:
             return f"{value.name}: {reason}"
@@ -163,7 +167,7 @@ def _ends(graph: ir.Graph, understood: Mapping[ir.Node, Operator | str]) -> dict
     products = {node for node in understood if node.op_type in _PRODUCTS}
     ends = dict.fromkeys(_undominated(graph, products, forward=False), "one of the last products")
     ends |= dict.fromkeys(_undominated(graph, products, forward=True), "one of the first products")
-    return {node: f"{which}; --first-and-last takes it" for node, which in ends.items()}
+    return {node: f"{which}; {option('first-and-last')} takes it" for node, which in ends.items()}
 
 
 def _undominated(graph: ir.Graph, products: set[ir.Node], *, forward: bool) -> Iterator[ir.Node]:

@@ -31,7 +31,9 @@ def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]
 def _for_sparse(decision: Decision, recipe: Recipe, block: Block) -> Decision:
     if not decision.taken:
         if is_for_weights_alone(decision):
-            return dataclasses.replace(decision, reason=not_taken("scheme sparse does", decision.op_type, decision.path))
+            return dataclasses.replace(
+                decision, reason=not_taken("scheme sparse does", decision.op_type, decision.path)
+            )
         return decision
     reason = _refuse(decision, recipe, block)
     if reason is not None:

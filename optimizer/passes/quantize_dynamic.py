@@ -8,8 +8,8 @@ spelled as MatMulInteger, Cast, Mul by the product of the scales: ONNX Runtime m
 is added behind, and packs W8. Products of the same x share its codes. An Attention becomes a QAttention, which does the
 same with its three projections.
 
-DynamicQuantizeLinear is of opset 11. A model that cannot be raised so far gets ONNX Runtime's own DynamicQuantizeMatMul,
-of any opset, which is what it makes of these nodes.
+DynamicQuantizeLinear is of opset 11. A model that cannot be raised so far gets ONNX Runtime's own
+DynamicQuantizeMatMul, of any opset, which is what it makes of these nodes.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: Mapping[str, int | str | list[int] | ir.TensorProtocol] | None = None,
+    attributes: Mapping[str, int | float | str | list[int] | ir.TensorProtocol] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`.
 

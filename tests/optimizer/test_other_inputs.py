@@ -62,5 +62,5 @@ def test_what_no_file_holds(kind, tmp_path):
     path = model(kind, tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=f"input 's' is no tensor .{kind}.*give module:function"):
         optimize(path, Recipe(scheme="int8-static"), calibration=Calibration(tmp_path / "d.npz"))
-    with pytest.raises(UsageError, match="is no tensor .*use a batch of 1"):
+    with pytest.raises(UsageError, match=r"is no tensor .*use a batch of 1"):
         optimize(path, Recipe(scheme="int8-static"), calibration=Calibration(samples(kind), batch=2))
