@@ -69,6 +69,8 @@ class _Output(io.TextIOWrapper):
     """Standard output that remembers why it cannot be written."""
 
     problem: OSError | None = None
+    done = ""
+    """What is done even though it cannot be told."""
 
     def write(self, text: str) -> int:
         with self._noted():
@@ -121,7 +123,8 @@ def _finish(code: Code) -> Code:
     problem = _problem()
     if problem is not None:
         if not isinstance(problem, BrokenPipeError):  # else the reader has seen enough
-            _tell(f"error: standard output cannot be written: {problem.strerror}")
+            done = getattr(sys.stdout, "done", "")
+            _tell(f"error: standard output cannot be written: {problem.strerror}{done and '; '}{done}")
         code = code or 1
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
+Kind = TypeVar("Kind")
 _ON_COMMAND_LINE = ContextVar("_ON_COMMAND_LINE", default=False)
 
 
@@ -83,6 +86,22 @@ class SettingsError(UsageError):
     def __init__(self, keys: Collection[str], problem: str) -> None:
         self.keys, self.problem = tuple(keys), problem
         super().__init__(f"{', '.join(keys)}{problem}")
+
+
+def named_alone(kind: type[Kind]) -> type[Kind]:
+    """A class of settings that raises UsageError for a setting that it does not have."""
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def checked(self: Any, *values: Any, **settings: Any) -> None:
+        known = list(kind.__annotations__)
+        for key in settings:
+            if key not in known:
+                raise UsageError(f'{kind.__name__} has no setting "{key}"; {suggestion(key, known)}')
+        make(self, *values, **settings)
+
+    kind.__init__ = checked  # type: ignore[assignment, misc]
+    return kind
 
 
 def value_text(value: object) -> str:

@@ -9,6 +9,7 @@ import resource
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -26,16 +27,20 @@ from .passes import Decision, NameNodes
 from .passes.plan import nested_nodes
 from .passes.plan_foreign import plan_foreign, with_foreign
 from .passes.rewriting import listed_names
+from .reading import to_proto
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
+
+if TYPE_CHECKING:
+    import onnx
 
 METADATA_KEY = "onnxpress.recipe"
 """Key of the output's metadata that holds the recipe as JSON."""
 
 
 def optimize(
-    model: str | Path | ir.Model,
+    model: str | Path | ir.Model | onnx.ModelProto,
     recipe: Recipe | None = None,
     output: str | Path | None = None,
     *,
@@ -45,7 +50,8 @@ def optimize(
     """Convert a model to low-bit forms.
 
     Args:
-        model: A file, a folder of an exported model, a name of the catalogue, or a model in memory, which is changed.
+        model: A file, a folder of an exported model, a name of the catalogue, or a model in memory, of onnx or onnx_ir,
+            which is changed.
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
@@ -64,6 +70,9 @@ def optimize(
     for setting, kind in ((recipe, Recipe), (calibration, Calibration)):
         if not isinstance(setting, kind):
             raise UsageError(f"{kind.__name__} expected, not {setting!r:.40}; write {kind.__name__}(...)")
+    proto = None
+    if not isinstance(model, str | Path | ir.Model):
+        proto, model = model, storage.of_proto(model)
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
     check_request(recipe, calibration, named)
     clock = _Clock()
@@ -110,6 +119,8 @@ def optimize(
     if target is not None:
         gate.compare_result(target, ours=uses_our_ops(loaded))
     clock.lap("compare")
+    if proto is not None:
+        proto.CopyFrom(to_proto(loaded))
     return Report(
         source=source,
         output=str(target) if target is not None else None,
@@ -228,7 +239,8 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
     what = "make sparse" if recipe.kind == "sparse" else "quantize"
-    raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed})")
+    unmatched = "".join(f"; {warning}" for warning in _warnings(recipe, decisions))
+    raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed}){unmatched}")
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:

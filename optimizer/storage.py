@@ -22,6 +22,7 @@ from .errors import OnnxpressError, UsageError, option, suggestion
 from .external_data import checked, external_places, external_tensors, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
+from .quantization.schemes import SCHEMES
 from .reading import from_proto, to_proto
 from .traverse import graphs as graphs
 from .traverse import initializers as initializers
@@ -71,13 +72,20 @@ def resolve(model: str | Path) -> Path:
 def _in_folder(folder: Path) -> Path:
     if (folder / "model.onnx").is_file():
         return folder / "model.onnx"
-    found = sorted(folder.glob("*.onnx"))
+    there = sorted(folder.glob("*.onnx"))
+    found = [path for path in there if not _is_made_of(path, there)]
     if len(found) == 1:
         return found[0]
     if not found:
         raise OnnxpressError(f"{folder}: the folder holds no .onnx file")
     names = ", ".join(path.name for path in found)
     raise OnnxpressError(f"{folder}: the folder holds several models, name one of {names}")
+
+
+def _is_made_of(path: Path, others: Iterable[Path]) -> bool:
+    """Whether a file is called as the converted or compiled form of one beside it."""
+    stem, _, kind = path.stem.rpartition(".")
+    return kind in (*SCHEMES, "ctx") and path.with_name(f"{stem}.onnx") in others
 
 
 def load(path: str | Path) -> ir.Model:
@@ -104,6 +112,27 @@ def load(path: str | Path) -> ir.Model:
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
     normalise(model, str(path))
     check_narrow_types(model, str(path))
+    return model
+
+
+def of_proto(proto: object) -> ir.Model:
+    """A model in memory, as onnx has it.
+
+    Raises:
+        UsageError: It is none.
+        OnnxpressError: It is no valid model, or its weights are in files.
+    """
+    import onnx
+
+    if not isinstance(proto, onnx.ModelProto):
+        raise UsageError(f"{proto!r:.40}: give a path, a name, an onnx.ModelProto or an onnx_ir.Model")
+    source = Path(proto.graph.name or "model")
+    _check_header(source, proto)
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    model = from_proto(own, str(source))
+    if has_external_data(model):
+        raise OnnxpressError(f"{source}: its weights are in files; give the path of the model")
     return model
 
 
@@ -240,15 +269,20 @@ def save(
     embed_attributes(model)
     total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
     external = has_external_data(model) if external is None else external
-    replaced = _data_files_of(path)
+    replaced, state = _data_files_of(path), old_state(path)
     try:
         data = _write_data(model, path, done) if external or total > _MOST_INLINE else None
         _write_model(model, path, done, counted=data is not None)
     except OSError as error:
-        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; the old file is untouched") from error
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; {state}") from error
     for old in replaced - {data}:
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def old_state(path: Path) -> str:
+    """What a failure to write leaves."""
+    return "the old file is untouched" if path.exists() else "nothing is left of it"
 
 
 def embed_attributes(model: ir.Model) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..errors import SettingsError, UsageError, option
+from ..errors import SettingsError, UsageError, named_alone, option
 from .data import Data, open_data
 from .images import recipe_of
 from .inputs import inputs_of
@@ -19,6 +19,7 @@ SAMPLES = 128
 """Samples that are taken where nobody says."""
 
 
+@named_alone
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What a conversion learns the ranges of tensors from.

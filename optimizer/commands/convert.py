@@ -16,6 +16,7 @@ from .terminal import (
     Quiet,
     as_written,
     console,
+    note_written,
     progress_bar,
     share,
 )
@@ -271,6 +272,7 @@ def optimize(
         check_target(output, [recipe])
     with progress_bar(quiet or json_) as progress, origin.stated():
         report = run(model, chosen, output, calibration=data, progress=progress)
+    note_written(report.output)
     if json_:
         print(report.to_json())
     elif not quiet:
@@ -318,6 +320,7 @@ def compile(  # noqa: A001
     from ..context import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)
+    note_written(report.output)
     if json_:
         print(report.to_json())
     elif not quiet:

@@ -34,6 +34,12 @@ def inner_names_kept(model: ir.Model) -> Iterator[None]:
             taken.add(name)
 
 
+def _is_rewritten(read: list[str], node: ir.Node) -> bool:
+    """Whether a node reads first what the one in whose place it is read: a Flatten becomes a Reshape so."""
+    first = node.inputs[0] if node.inputs else None
+    return first is not None and read[:1] == [first.name]
+
+
 @contextmanager
 def replaced_names_kept(model: ir.Model) -> Iterator[None]:
     """While rules replace nodes: a new node stands for the nearest of its operator among those in whose place it is.
@@ -50,6 +56,8 @@ def replaced_names_kept(model: ir.Model) -> Iterator[None]:
         level = [makers.get(value.name or "") for value in node.outputs]
         while gone := [old for old in level if old is not None and old.graph is None]:
             same = next((old for old in gone if old.op_identifier() == node.op_identifier()), None)
+            if same is None and len(gone) == 1 and _is_rewritten(before[gone[0]], node):
+                same = gone[0]
             if same is not None:
                 if same not in taken:
                     stand_for(node, same)

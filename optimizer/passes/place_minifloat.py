@@ -86,6 +86,7 @@ class PlaceMinifloat:
         self._decoded: dict[tuple[str, ir.Graph], ir.Value] = {}
         self._constants = SharedArrays(model.graph)
         self._readers: dict[str, list[str]] = {}
+        self._listed = {decision.node: decision.node_name for decision in plan.decisions}
         for node, operator in plan.operators.items():
             settings = plan.settings[node]
             self._graph = required(node.graph)
@@ -177,7 +178,7 @@ class PlaceMinifloat:
             name = self._name(value, node)
             self._weights[key] = name, self._round_weight(name, required(array_of(value)), axis, scheme)
         name, rounded = self._weights[key]
-        self._readers[name].append(node.name or "")
+        self._readers[name].append(self._listed[node])
         by_type = scheme.format in self._types
         place = name, self._model.graph if by_type else self._graph  # those inside its nodes see the main graph
         if place not in self._decoded:
@@ -211,7 +212,7 @@ class PlaceMinifloat:
         table, ids = required(node.inputs[0]), node.inputs[1]
         name = self._name(table, node)
         rounded = self._round_weight(name, required(array_of(table)), 1, scheme)
-        self._readers[name].append(node.name or "")
+        self._readers[name].append(self._listed[node])
         codes = self._constants.add(f"{name}_{scheme.format}", rounded.codes())
         scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scales)
         numbers = self._constants.add(f"{scheme.format}_numbers", reference.MINIFLOATS[scheme.format])

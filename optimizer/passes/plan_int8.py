@@ -78,7 +78,7 @@ def plan_int8(
 
     Args:
         model: A float model; its values carry no codes yet.
-        recipe: What is asked for; its patterns keep products in float.
+        recipe: What is asked for; its patterns keep nodes in float.
         unusable: Tensors that cannot be rounded, by name, and why: what a calibration found.
         kept: Nodes to leave in float, by name, and why: what measurements found.
 
@@ -86,11 +86,12 @@ def plan_int8(
         The plan. Nodes of graphs inside nodes are left: what flows there cannot be observed.
     """
     mark_constants(model)
+    followers = dataclasses.replace(recipe, include=())
     operators: dict[ir.Node, Operator] = {}
     clamps: dict[ir.Node, Operator] = {}
     reasons: dict[ir.Node, str] = {}
     for node in model.graph:
-        operator = (kept or {}).get(node.name or "") or _wish(node, recipe)
+        operator = (kept or {}).get(node.name or "") or _wish(node, recipe, followers)
         if isinstance(operator, str):
             reasons[node] = operator
         elif operator is not None and operator.role is Role.CLAMP:
@@ -113,14 +114,15 @@ def plan_int8(
     return plan
 
 
-def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
+def _wish(node: ir.Node, recipe: Recipe, followers: Recipe) -> Operator | str | None:
+    """What a node is to be; products are what `include` chooses among, while anything can be excluded."""
     operator = understand(node) if not any(map(is_constant, node.outputs)) else None
     if not isinstance(operator, Operator):
         # A ConvTranspose that the recipe keeps could be a Conv by now.
         return (_kept(node, recipe) if node.op_type == "ConvTranspose" else None) or operator
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in node.outputs):
         return "computes on another type than float32"
-    return (_kept(node, recipe) if operator.is_product else None) or operator
+    return _kept(node, recipe if operator.is_product else followers) or operator
 
 
 def _kept(node: ir.Node, recipe: Recipe) -> str | None:

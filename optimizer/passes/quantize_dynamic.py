@@ -157,7 +157,7 @@ class QuantizeDynamic:
                 weight.value.name or "weight", weight, factor=factor, reduce_range=self._reduce_range,
                 search=self._search and settings.weight.search,
             )  # fmt: skip
-        self._weights[key].nodes.append(decision.node.name or "")
+        self._weights[key].nodes.append(decision.node_name)
         return self._weights[key]
 
     def _constants(self, weight: LazyInt8) -> tuple[ir.Value, ir.Value]:
