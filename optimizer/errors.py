@@ -100,7 +100,7 @@ def named_alone(kind: type[Kind]) -> type[Kind]:
                 raise UsageError(f'{kind.__name__} has no setting "{key}"; {suggestion(key, known)}')
         make(self, *values, **settings)
 
-    kind.__init__ = checked  # type: ignore[assignment, misc]
+    kind.__init__ = checked  # type: ignore[method-assign]
     return kind
 
 

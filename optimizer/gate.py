@@ -10,7 +10,7 @@ weights they are made only where the recipe asks for them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .analysis.checker import Bare, bare, new_complaint, standing
 from .analysis.feeds import Feeds
 from .analysis.outputs import OutputError
 from .analysis.reference import Reference, run_original
-from .errors import OnnxpressError, option
+from .errors import OnnxpressError, UsageError, option
 from .names import copy_of
 from .passes.clean_up import STEPS, CleanUp
 from .report import size_text
@@ -38,13 +38,23 @@ class Gate:
         warnings: What the user should know.
     """
 
-    def __init__(self, model: ir.Model, check: bool | None, sample: Callable[[], Feeds | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        check: bool | None,
+        sample: Callable[[], Feeds | None] = lambda: None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
         """Look at a model before anything of it changes.
 
         Args:
             model: The original, whose nodes have names.
             check: Whether to run models; None does up to 500 MB of weights.
             sample: Gives inputs of the model where there are some, else random ones are made.
+            dims: Open sizes of random inputs, as in `random_feeds`.
+
+        Raises:
+            UsageError: No input has a size of that name.
         """
         self.warnings: list[str] = []
         original = bare(model)
@@ -61,7 +71,9 @@ class Gate:
         else:
             given = sample()
             try:
-                self._reference = run_original(model, original, given)
+                self._reference = run_original(model, original, given, dims)
+            except UsageError:
+                raise
             except OnnxpressError as error:
                 self._not_run = f"not by a run: {error}"
 

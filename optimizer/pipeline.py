@@ -8,6 +8,7 @@ import json
 import resource
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from .analysis.feeds import Feeds
 from .analysis.session import uses_our_ops
 from .annotations import Annotations
 from .calibration import Calibration, Data, Statistics
-from .errors import OnnxpressError, UsageError
+from .errors import OnnxpressError, SettingsError, UsageError, option
 from .gate import Gate
 from .normalise import normalise
 from .outcome import Outcome, Progress
@@ -45,6 +46,7 @@ def optimize(
     output: str | Path | None = None,
     *,
     calibration: Calibration | None = None,
+    dims: Mapping[str, int] | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Report:
     """Convert a model to low-bit forms.
@@ -56,6 +58,8 @@ def optimize(
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
         calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
+        dims: Sizes of open dimensions of the random inputs that the model is checked on, by name, or by input and axis
+            as "x:1".
         progress: Told how the work goes on.
 
     Returns:
@@ -94,7 +98,9 @@ def optimize(
     NameNodes()(loaded)
     annotations = Annotations(loaded)
     given = _Given(calibration, recipe, loaded, named, path)
-    gate = Gate(loaded, recipe.check, given.sample)
+    if dims and given.sample() is not None:
+        raise SettingsError([option("dim")], ": the check runs on the calibration data, which has sizes of its own")
+    gate = Gate(loaded, recipe.check, given.sample, dims)
     clock.lap("check")
     if recipe.clean_up:
         progress("clean-up", 0, 1)

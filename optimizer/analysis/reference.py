@@ -106,23 +106,25 @@ class Reference:
         return next((text for text in texts if text is not None), None)
 
 
-def run_original(model: ir.Model, bare: Bare, sample: Feeds | None) -> Reference:
+def run_original(model: ir.Model, bare: Bare, sample: Feeds | None, dims: Mapping[str, int] | None = None) -> Reference:
     """What a model computes on a sample, or on random inputs.
 
     Args:
         model: The model.
         bare: The same without weights.
         sample: Its inputs; None makes some up.
+        dims: Open sizes of those that are made up, as in `random_feeds`.
 
     Raises:
+        UsageError: No input has a size of that name.
         OnnxpressError: Its inputs cannot be made up, ONNX Runtime cannot run it, or it draws random numbers.
     """
-    return _fed(bare, "the original", lambda session, weights: _first(session, weights, model, sample))
+    return _fed(bare, "the original", lambda session, weights: _first(session, weights, model, sample, dims or {}))
 
 
-def _first(session: Any, weights: Feeds, model: ir.Model, sample: Feeds | None) -> Reference:
+def _first(session: Any, weights: Feeds, model: ir.Model, sample: Feeds | None, dims: Mapping[str, int]) -> Reference:
     names = [output.name for output in session.get_outputs()]
-    feeds, wanted = _that_runs(session, weights, names, model, sample)
+    feeds, wanted = _that_runs(session, weights, names, model, sample, dims)
     if _draws(model):
         again = _run(session, {**feeds, **weights}, names)
         if beyond_rounding(names, wanted, again) is not None:
@@ -137,11 +139,16 @@ def _first(session: Any, weights: Feeds, model: ir.Model, sample: Feeds | None) 
 
 
 def _that_runs(
-    session: Any, weights: Feeds, names: Sequence[str], model: ir.Model, sample: Feeds | None
+    session: Any,
+    weights: Feeds,
+    names: Sequence[str],
+    model: ir.Model,
+    sample: Feeds | None,
+    dims: Mapping[str, int],
 ) -> tuple[Feeds, Outputs]:
     inputs = [entry for entry in session.get_inputs() if entry.name not in weights]
     refused: OnnxpressError | None = None
-    for feeds in _made(model, inputs) if sample is None else [sample]:
+    for feeds in _made(model, inputs, dims) if sample is None else [sample]:
         try:
             return feeds, _run(session, {**feeds, **weights}, names)
         except OnnxpressError as error:
@@ -152,13 +159,13 @@ def _that_runs(
     raise refused
 
 
-def _made(model: ir.Model, inputs: list[Any]) -> Iterator[Feeds]:
+def _made(model: ir.Model, inputs: list[Any], dims: Mapping[str, int]) -> Iterator[Feeds]:
     limits = token_limits(model)
     seen: list[Any] = []
     for sizes, side in _SIZES:
-        feeds = random_feeds(inputs, sizes, limits=limits, side=side)
+        feeds = random_feeds(inputs, {**sizes, **dims}, limits=limits, side=side)
         if sizes.get("batch") == 2 and sum(array.size for array in feeds.values()) > _MOST_ELEMENTS:
-            feeds = random_feeds(inputs, {**sizes, "batch": 1}, limits=limits, side=side)
+            feeds = random_feeds(inputs, {**sizes, "batch": 1, **dims}, limits=limits, side=side)
         shapes = {name: array.shape for name, array in feeds.items()}
         if shapes not in seen:
             seen.append(shapes)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .analyse import Dims, sizes
 from .terminal import (
     FP8,
     WEIGHT_ONLY,
@@ -235,6 +236,7 @@ def optimize(
         int | None,
         typer.Option(help="Rows of activations; layers faster dense with so many stay so.", rich_help_panel=_SPARSE),
     ] = None,
+    dim: Dims = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -271,7 +273,7 @@ def optimize(
     if output is not None:
         check_target(output, [recipe])
     with progress_bar(quiet or json_) as progress, origin.stated():
-        report = run(model, chosen, output, calibration=data, progress=progress)
+        report = run(model, chosen, output, calibration=data, dims=sizes(dim), progress=progress)
     note_written(report.output)
     if json_:
         print(report.to_json())
