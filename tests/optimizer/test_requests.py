@@ -79,7 +79,7 @@ def test_a_folder_holds_what_was_made_of_its_model(tmp_path):
     for scheme in ("int8", "int4"):
         assert optimize(tmp_path, Recipe(scheme=scheme)).output == str(tmp_path / f"m.{scheme}.onnx")
     shutil.copy(tmp_path / "m.onnx", tmp_path / "other.onnx")
-    with pytest.raises(OnnxpressError, match="holds several models, name one of m.onnx, other.onnx$"):
+    with pytest.raises(OnnxpressError, match=r"holds several models, name one of m\.onnx, other\.onnx$"):
         optimize(tmp_path)
 
 
