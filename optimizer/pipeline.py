@@ -32,6 +32,7 @@ from .reading import to_proto
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
+from .sources import resolve
 
 if TYPE_CHECKING:
     import onnx
@@ -85,7 +86,7 @@ def optimize(
         target = storage.check_target(output) if output is not None else None
         normalise(loaded, source)
     else:
-        path = storage.resolve(model)
+        path = resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
         storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
         loaded = storage.load(path)
