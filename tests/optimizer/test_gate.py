@@ -145,7 +145,7 @@ class TestWhatIsRun:
     def test_large_models_only_where_it_is_asked_for(self, tmp_path, monkeypatch):
         monkeypatch.setattr(gate, "MOST_WEIGHTS", 64 * 48 * 4 - 1)
         report = optimize(matmul_model(), Recipe(), tmp_path / "out.onnx")
-        assert ("checked", "names and nodes; not by a run, 12.3 KB of weights: --check makes it") in report.rows
+        assert ("checked", "names and nodes; not by a run, 12.3 KB of weights: check makes it") in report.rows
         report = optimize(matmul_model(), Recipe(check=True), tmp_path / "out.onnx")
         assert report.details["check"]["run_on"] == "random inputs"
 
