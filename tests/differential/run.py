@@ -61,11 +61,12 @@ def _show(seed: int, steps: list[str]) -> int:
 def _run_original(seed: int) -> int:
     """For a process that sees whether ONNX Runtime crashes on the original as well."""
     from differential.case import make
-    from differential.judge import LEVELS, run
+    from differential.runtimes import LEVELS, Model
 
     case = make(seed)
+    model = Model(case.model)
     for level in LEVELS:
-        run(case.model, case.feeds[0], level)
+        model.run(case.feeds[0], level)
     return 0
 
 
