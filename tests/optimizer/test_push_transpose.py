@@ -123,7 +123,8 @@ def test_a_reader_that_cancels_is_not_the_way_back(also_an_output):
     """A swap of two axes is its own inverse: the Transpose behind the region is the one that its outputs need."""
     swap = [0, 2, 1]
     b = graphs.Builder(13)
-    y = typed(b.op("Relu", b.op("Transpose", b.input("x", ["n", 6, 6]), perm=swap)), ["n", 6, 6])
+    x = typed(b.op("Transpose", b.input("x", ["n", 6, 6]), perm=swap), ["n", 6, 6])
+    y = typed(b.op("Relu", x), ["n", 6, 6])
     b.output(b.op("Sigmoid", b.op("Transpose", y, perm=swap)), ["n", 6, 6])
     b.output(
         y if also_an_output else b.op("ReduceSum", y, ints(b, "last", -1), keepdims=0),
