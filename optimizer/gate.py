@@ -3,14 +3,15 @@
     original: check, run -> clean-up: check, run, without the steps that change numbers -> conversion: check
           -> write -> result: run, and tell how far its outputs are
 
-The original runs once, for both comparisons. Checks cost little; runs cost what a model weighs, so beyond 500 MB of
-weights they are made only where the recipe asks for them.
+The original runs once, for both comparisons. Checks cost little; runs, in a process of their own, cost what a model
+weighs, so beyond 500 MB of weights they are made only where the recipe asks for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from .analysis.checker import Bare, bare, new_complaint, standing
 from .analysis.feeds import Feeds
 from .analysis.outputs import OutputError
 from .analysis.reference import Reference, run_original
+from .analysis.session_process import SessionProcess
 from .errors import OnnxpressError
-from .names import copy_of
-from .passes.clean_up import STEPS, CleanUp
+from .passes.clean_up import STEPS, CleanUp, put_in_place
 from .report import size_text
 
 MOST_WEIGHTS = 500_000_000
@@ -47,6 +48,10 @@ class Gate:
             sample: Gives inputs of the model where there are some, else random ones are made.
         """
         self.warnings: list[str] = []
+        self._process = SessionProcess()
+        if check is not False:
+            with suppress(OnnxpressError):  # which the run tells
+                self._process.start()
         original = bare(model)
         self._standing = standing(original)
         self._reference: Reference | None = None
@@ -61,12 +66,20 @@ class Gate:
         else:
             given = sample()
             try:
-                self._reference = run_original(model, original, given)
+                self._reference = run_original(self._process, model, original, given)
             except OnnxpressError as error:
                 self._not_run = f"not by a run: {error}"
+        if self._reference is None:
+            self.rest()
 
     def clean_up(self, model: ir.Model) -> None:
         """CleanUp, in place, but for steps that change what the model computes, which are named in a warning."""
+        try:
+            self._clean_up(model)
+        finally:
+            self.rest()
+
+    def _clean_up(self, model: ir.Model) -> None:
         without: list[str] = []
         while (problem := self._try(model, without)) is not None:
             guilty = self._guilty(model, without) if len(without) < _MOST_LEFT_OUT else None
@@ -75,6 +88,10 @@ class Gate:
                 return
             without.append(guilty)
             self.warnings.append(f"clean-up went without {guilty}: {problem}")
+
+    def rest(self) -> None:
+        """Free what runs take of memory; `clean_up` does so when it is done."""
+        self._process.stop()
 
     def _guilty(self, model: ir.Model, without: Sequence[str]) -> str | None:
         """The first step with which something is wrong, where nothing is without it and those behind it."""
@@ -92,18 +109,16 @@ class Gate:
         cleaned, problem = self._cleaned(model, without)
         if problem is None:
             self.warnings += self._left_out
-            model.graph = cleaned.graph
-            model.functions.clear()
-            model.functions.update(cleaned.functions)
+            put_in_place(model, cleaned)
         return problem
 
     def _cleaned(self, model: ir.Model, without: Collection[str]) -> tuple[ir.Model, str | None]:
         """A cleaned copy, and what is wrong with it."""
-        cleaned, clean_up = copy_of(model), CleanUp(without)
+        clean_up = CleanUp(without)
         try:
-            clean_up(cleaned)
+            cleaned, _ = clean_up.cleaned(model)
         except Exception as error:  # of libraries, around the steps, which it looks after itself
-            return cleaned, f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"
+            return model, f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"
         self._left_out = clean_up.warnings
         made = bare(cleaned)
         if (complaint := new_complaint(self._standing, made)) is not None:
@@ -150,6 +165,8 @@ class Gate:
         except OnnxpressError as error:
             self.warnings.append(f"the result does not run here: {error}")
             return
+        finally:
+            self.rest()
         for output in self._errors:
             if output.is_ruined:
                 self.warnings.append(f"little is left of output {output}, beside float on {self._reference.on}")

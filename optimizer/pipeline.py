@@ -91,6 +91,8 @@ def optimize(
         progress("clean-up", 0, 1)
         gate.clean_up(loaded)
         progress("clean-up", 1, 1)
+    else:
+        gate.rest()
     clock.lap("clean-up")
 
     asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
