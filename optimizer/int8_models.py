@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,8 @@ from .quantization.compensated import compensate
 from .recipe import Recipe
 from .static_models import Builder, Calibrated
 
+Same = TypeVar("Same", bound="Int8Builder")
+
 _LEAST_LEVELS = 16
 """Steps of a tensor that the numbers of each of its parts have to span: 4 bits of the 8."""
 
@@ -35,9 +37,24 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         super().__init__(calibrated, recipe, plan_int8, reasons, progress)
         self._ranges: dict[str, Range] = {}
         self._unusable = {**reasons, **self._unlike_parts()}
-        self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
+        self._data = calibrated.data
+        self._covariances = self._covariances_for(recipe)
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
+        self._compensated: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._reduce_range = reduces_range(recipe)
+
+    def with_recipe(self: Same, recipe: Recipe) -> Same:
+        """As the method that this overrides."""
+        other = super().with_recipe(recipe)
+        other._covariances, other._compensated = other._covariances_for(recipe), {}
+        return other
+
+    def _covariances_for(self, recipe: Recipe) -> Covariances | None:
+        if recipe.compensate is False or not self.feeds:
+            return None
+        operators = plan_int8(self.model, recipe).operators.values()
+        nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
+        return Covariances(self.model, nodes, self._data, centred=recipe.correct_bias, progress=self._progress)
 
     def _unlike_parts(self) -> dict[str, str]:
         """Tensors that are joined of parts so unlike that the steps of all leave nothing of one, and why."""
@@ -93,16 +110,20 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             least = least.max(initial=0)
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
-            rounded = quantize_weight(
+            self._rounded[key] = quantize_weight(
                 weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
                 least_scale=least,
             )  # fmt: skip
-            covariance = self._covariances.get(node.name or "") if self._covariances is not None else None
-            if covariance is not None:
-                rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
-            self._rounded[key] = rounded
-        self._weights[name] = self._rounded[key]
-        return self._rounded[key]
+        rounded = self._rounded[key]
+        if self._covariances is not None:
+            if key not in self._compensated:
+                covariance = self._covariances.get(node.name or "")
+                if covariance is not None:
+                    rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+                self._compensated[key] = rounded
+            rounded = self._compensated[key]
+        self._weights[name] = rounded
+        return rounded
 
     def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
         if not self.recipe.correct_bias:
@@ -116,14 +137,6 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
         groups = node.attributes.get_int("group", 1)
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
-
-
-def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress: Progress) -> Covariances | None:
-    if recipe.compensate is False:
-        return None
-    operators = plan_int8(model, recipe).operators.values()
-    nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
-    return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)
 
 
 def parts_of(model: ir.Model, tensors: Iterable[ir.Value]) -> list[str]:

@@ -131,7 +131,7 @@ class SessionProcess:
         try:
             pickle.dump(request, process.stdin, pickle.HIGHEST_PROTOCOL)
             for tensor in bodies:
-                process.stdin.write(memoryview(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8)))
+                process.stdin.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
                 release(tensor)
             process.stdin.flush()
             done, answer = pickle.load(process.stdout)

@@ -88,7 +88,7 @@ class Server:
         if place is not None:
             return np.require(np.memmap(place[0], dtype, "r", place[1], shape), requirements=["C", "ALIGNED"])
         array = np.empty(shape, dtype)
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = array.reshape(-1).view(np.uint8).data
         while len(view) > 0:
             if (count := self._requests.readinto(view)) == 0:  # type: ignore[attr-defined]
                 raise EOFError
