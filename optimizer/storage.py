@@ -265,7 +265,8 @@ def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor
     read = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor))
-    tensor.release()
+    with contextlib.suppress(BufferError):  # somebody reads it
+        tensor.release()
     return read
 
 
