@@ -151,6 +151,12 @@ class Gate:
             )
         self.warnings.append(f"the model states other types or shapes than ONNX infers: {complaint.text}")
 
+    def expect_result(self) -> None:
+        """Start what is to run the result, while it is written."""
+        if self._reference is not None:
+            with suppress(OnnxpressError):  # which the run tells
+                self._process.start()
+
     def compare_result(self, path: Path, *, ours: bool) -> None:
         """Run the result beside the original, and warn where little is left of an output.
 
