@@ -55,7 +55,7 @@ class Server:
         self._session = None  # or its memory stays until the next one is there
         self._held = {number: self._array(number, *place) for _, number, *place in weights}
         self._weights = {key: self._held[number] for key, number, *_ in weights}
-        options = session_options(ours=ours)
+        options = session_options(ours=ours, config={"session.intra_op.allow_spinning": "0"})  # it runs once or twice
         options.enable_cpu_mem_arena = False
         if not optimized:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
