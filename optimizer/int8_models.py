@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,8 @@ from .recipe import Recipe
 from .static_models import Builder, Calibrated
 from .unlike_parts import unlike_parts
 
+Same = TypeVar("Same", bound="Int8Builder")
+
 
 class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
     """INT8 models of one float model."""
@@ -33,9 +35,24 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         self._ranges: dict[str, Range] = {}
         tensors = plan_int8(self.model, recipe, reasons).tensors()
         self._unusable = {**reasons, **unlike_parts(self.model, tensors, self._statistics, self._range)}
-        self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
+        self._data = calibrated.data
+        self._covariances = self._covariances_for(recipe)
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
+        self._compensated: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._reduce_range = reduces_range(recipe)
+
+    def with_recipe(self: Same, recipe: Recipe) -> Same:
+        """As the method that this overrides."""
+        other = super().with_recipe(recipe)
+        other._covariances, other._compensated = other._covariances_for(recipe), {}
+        return other
+
+    def _covariances_for(self, recipe: Recipe) -> Covariances | None:
+        if recipe.compensate is False or not self.feeds:
+            return None
+        operators = plan_int8(self.model, recipe).operators.values()
+        nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
+        return Covariances(self.model, nodes, self._data, centred=recipe.correct_bias, progress=self._progress)
 
     def _rewrite(self, model: ir.Model, plan: Int8Plan) -> Callable[[str], tuple[str, ...]]:
         place = PlaceQdq(
@@ -65,16 +82,20 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             least = least.max(initial=0)
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
-            rounded = quantize_weight(
+            self._rounded[key] = quantize_weight(
                 weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
                 least_scale=least,
             )  # fmt: skip
-            covariance = self._covariances.get(node.name or "") if self._covariances is not None else None
-            if covariance is not None:
-                rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
-            self._rounded[key] = rounded
-        self._weights[name] = self._rounded[key]
-        return self._rounded[key]
+        rounded = self._rounded[key]
+        if self._covariances is not None:
+            if key not in self._compensated:
+                covariance = self._covariances.get(node.name or "")
+                if covariance is not None:
+                    rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+                self._compensated[key] = rounded
+            rounded = self._compensated[key]
+        self._weights[name] = rounded
+        return rounded
 
     def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
         if not self.recipe.correct_bias:
@@ -88,11 +109,3 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
         groups = node.attributes.get_int("group", 1)
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
-
-
-def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress: Progress) -> Covariances | None:
-    if recipe.compensate is False:
-        return None
-    operators = plan_int8(model, recipe).operators.values()
-    nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
-    return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)

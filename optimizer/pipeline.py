@@ -107,6 +107,8 @@ def optimize(
         progress("clean-up", 0, 1)
         gate.clean_up(loaded)
         progress("clean-up", 1, 1)
+    else:
+        gate.rest()
     clock.lap("clean-up")
 
     asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
@@ -118,10 +120,13 @@ def optimize(
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
 
+    def written(done: int, total: int) -> None:
+        progress("quantize and write", done, total)
+        if done == total:  # and joined, and put to disk
+            gate.expect_result()
+
     if target is not None:
-        storage.save(
-            loaded, target, external=external, done=lambda done, total: progress("quantize and write", done, total)
-        )
+        storage.save(loaded, target, external=external, done=written)
     clock.lap("quantize and write")
     if target is not None:
         gate.compare_result(target, ours=uses_our_ops(loaded))

@@ -226,7 +226,7 @@ def _choose(
         if not value > other:
             return plain, other
     else:
-        with_them, without = (trials.noise_of(builder, each.model) for each in (restored, plain))
+        without, with_them = (trials.noise_of(builder, each.model) for each in (plain, restored))
         if not trials.keeps("restore_moments", with_them, without, asked=asked is True):
             return plain, _value(metric, plain) if search is None else search.best
     return restored, value

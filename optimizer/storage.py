@@ -242,13 +242,21 @@ def old_state(path: Path) -> str:
 
 def embed_attributes(model: ir.Model) -> None:
     """Tensors of attributes move into the model file: runtimes look for external data of initializers only."""
-    for graph in graphs(model):
+    for graph in (*graphs(model), *model.functions.values()):
         for node in graph:
             for name, attribute in node.attributes.items():
-                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
-                    array = attribute.value.numpy().copy()
-                    tensor = ir.Tensor(array, dtype=attribute.value.dtype, name=attribute.value.name)
-                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, tensor)
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, in_memory(attribute.value))
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same tensor, read where it lies in a file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    read = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor))
+    with contextlib.suppress(BufferError):  # somebody reads it
+        tensor.release()
+    return read
 
 
 @contextlib.contextmanager
@@ -297,11 +305,8 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
                 else:
                     known[digest, size] = offset
                 places.append((value, known[digest, size], size))
-            elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(
-                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor)
-                )
-                tensor.release()
+            else:
+                value.const_value = in_memory(tensor)
             done(count, len(values))
         target[0] = path.with_name(f"{path.name}.{whole.hexdigest()[:12]}.data")
     for value, offset, size in places:

@@ -20,7 +20,7 @@ from ..names import names_of
 from ..passes.matching import is_standard
 from ..passes.remove_unused import remove_unused
 from ..reading import to_proto
-from ..storage import LEAST_EXTERNAL, graphs
+from ..storage import LEAST_EXTERNAL, embed_attributes, graphs, in_memory
 from ..traverse import inner_graphs
 
 _SIZE_SUFFIX, _SEEN_SUFFIX = "/onnxpress_size", "/onnxpress_seen"
@@ -163,8 +163,7 @@ def _take_weights(model: ir.Model) -> dict[str, np.ndarray]:
         if tensor is None or tensor.dtype not in _SHARED:
             continue
         if tensor.nbytes < LEAST_EXTERNAL:
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = _inline(tensor)
+            value.const_value = in_memory(tensor)
             continue
         taken[name] = np.ascontiguousarray(tensor.numpy())
         value.const_value = ir.ExternalTensor(
@@ -175,16 +174,9 @@ def _take_weights(model: ir.Model) -> dict[str, np.ndarray]:
 
 def _embed(model: ir.Model) -> None:
     """External data that no session can be handed moves into the copy: that of inner graphs and of rare types."""
+    embed_attributes(model)
     for graph in graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and (graph is not model.graph or tensor.dtype not in _SHARED):
-                value.const_value = _inline(tensor)
-        for node in graph:
-            for name, attribute in node.attributes.items():
-                if isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, _inline(attribute.value))
-
-
-def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            if tensor is not None and (graph is not model.graph or tensor.dtype not in _SHARED):
+                value.const_value = in_memory(tensor)

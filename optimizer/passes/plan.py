@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ..errors import option
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
+from ..traverse import inner_graphs
 from .constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
 from .rewriting import settings_of, written_type
 from .weight_form import WeightForm, convolution_form, weight_form
@@ -155,10 +156,8 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
     """All nodes of a graph and of graphs inside them, each with the names of the nodes around it."""
     for node in graph:
         yield path, node
-        for attribute in node.attributes.values():
-            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
-                inner = f"{path}/{node.name}" if path else node.name or node.op_type
-                yield from nested_nodes(attribute.value, inner)
+        for inner in inner_graphs(node):
+            yield from nested_nodes(inner, f"{path}/{node.name}" if path else node.name or node.op_type)
 
 
 def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
