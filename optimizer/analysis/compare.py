@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from ..evaluation.outputs import OutputError, measure
 from ..model_io import storage
 from ..model_io.external_data import common_folder
@@ -241,7 +241,8 @@ class _Probe:
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             sizes = ", ".join(symbolic_sizes(self.session.get_inputs())) or "none"
             raise OnnxpressError(
-                f"{self.path}: cannot run: {str(error).splitlines()[0]} (give inputs with --data, or sizes with --dim "
+                f"{self.path}: cannot run: {str(error).splitlines()[0]} (give inputs with "
+                f"{option('data')}, or sizes with {option('dim')} "
                 f"NAME=SIZE, of which there are {sizes})"
             ) from error
         return values

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .analyse import Dims, sizes
 from .setting_options import options_of
-from .terminal import Json, Quiet, as_written, console, progress_bar
+from .terminal import Json, Quiet, as_written, console, note_written, progress_bar
 
 _DATA = "Data of static schemes and sparse"
 
@@ -40,6 +41,7 @@ def optimize(
             help="What `onnxpress calibrate` wrote, in place of data; --gram for sparse.", rich_help_panel=_DATA
         ),
     ] = None,
+    dim: Dims = None,
     json_: Json = False,
     quiet: Quiet = False,
     verbose: Annotated[
@@ -66,7 +68,8 @@ def optimize(
     if output is not None:
         check_target(output, [recipe])
     with progress_bar(quiet or json_) as progress, origin.stated():
-        report = run(model, chosen, output, calibration=data, progress=progress)
+        report = run(model, chosen, output, calibration=data, dims=sizes(dim), progress=progress)
+    note_written(report.output)
     if json_:
         print(report.to_json())
     elif not quiet:
@@ -114,6 +117,7 @@ def compile(  # noqa: A001
     from ..conversion.compile import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)
+    note_written(report.output)
     if json_:
         print(report.to_json())
     elif not quiet:

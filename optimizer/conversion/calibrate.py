@@ -20,7 +20,7 @@ from ..calibration.inputs import inputs_of
 from ..calibration.ranges import unusable
 from ..calibration.source import SAMPLES, own_data, tokenizer_beside
 from ..calibration.statistics import Statistics, Wanted
-from ..errors import UsageError
+from ..errors import UsageError, option
 from ..graph.constants import constant_of, is_constant, mark_constants
 from ..model_io import storage
 from ..passes.name_nodes import NameNodes
@@ -119,7 +119,9 @@ def calibrate(
     check_not_quantized(loaded, str(path))
     if data is None:
         if Path(model).exists():
-            raise UsageError("--data is missing: say what to run the model on; only models of the catalogue bring data")
+            raise UsageError(
+                f"{option('data')} is missing: say what to run the model on; only models of the catalogue bring data"
+            )
         data = own_data(str(model), samples or SAMPLES)
     tokenizer = tokenizer or tokenizer_beside(path, data)
     opened = open_data(

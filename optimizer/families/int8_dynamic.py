@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..passes.fuse_attention import FuseAttention
-from ..passes.quantize_dynamic import QuantizeDynamic
+from ..passes.quantize_dynamic import OPSET, QuantizeDynamic
 from ..passes.raise_opset import RaiseOpset
 from ..passes.remove_unused import remove_unused
 from ..passes.separate_layer_norm import SeparateLayerNorm
@@ -18,8 +18,6 @@ from ..planning.result import ConversionResult, Progress
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.recipe import Recipe
 from .family import Family, OpenData
-
-_OPSET = 11  # the first with DynamicQuantizeLinear
 
 
 def convert(
@@ -53,23 +51,22 @@ def convert(
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a cleaned-up float model, which is changed in place.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a cleaned-up float model, which is changed in place."""
     decisions, attention, fuse = _plan(model, recipe)
     return [*decisions, *(decision for decision in attention if decision.node not in fuse.fused)]
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decision], FuseAttention]:
     """Decisions on products and on attentions, which are fused by then."""
-    RaiseOpset(_OPSET)(model)
+    rise = RaiseOpset(OPSET)
+    is_new = rise.obstacle(model) is None
+    if is_new:
+        rise(model)
     SqueezeWeights()(model)
     decisions = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
     fuse = FuseAttention(reasons.get)
-    if recipe.fuse and any(decision.taken for decision in decisions):
+    if recipe.fuse and is_new and any(decision.taken for decision in decisions):
         fuse(model)
     attention = plan_attention(model, recipe, fuse.fused)
     # The two products within a fused attention are no longer there to be told of.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..passes.declare_functions import declare_functions
+from ..passes.expand_sequence_map import ExpandSequenceMap
 from ..passes.float8_products import warn_of_float8_products
 from ..passes.place_minifloat import OPSET, Floats, PlaceMinifloat
 from ..passes.preparation import prepare
@@ -36,6 +37,7 @@ def convert(
     place = PlaceMinifloat(rounded, None)
     constants = constant_operands(plan)
     place(model, plan)
+    ExpandSequenceMap()(model)
     declare_functions(model)
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
@@ -44,11 +46,7 @@ def convert(
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a cleaned-up float model, which is changed in place.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a cleaned-up float model, which is changed in place."""
     prepare(model, recipe, opset=OPSET)
     return plan_minifloat(model, recipe).decisions
 

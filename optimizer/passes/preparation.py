@@ -21,26 +21,28 @@ from .split_conv_transpose import SplitConvTranspose
 from .squeeze_weights import SqueezeWeights
 from .sum_to_add import SumToAdd
 
-_OPSET = 13  # DequantizeLinear has scales a channel
+OPSET = 13
+"""From which DequantizeLinear has scales a channel, and functions of our domain are written."""
 
 
-def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True, opset: int = _OPSET) -> Left:
+def prepare(model: ir.Model, recipe: Recipe | None = None, *, gemm: bool = True, opset: int = OPSET) -> Left:
     """Rewrite a model that CleanUp went over; its tensors then have the names that statistics know them by.
 
     Args:
         model: The model, changed in place.
         recipe: Whose patterns keep a ConvTranspose as it is.
         gemm: Write MatMul with a bias as Gemm.
-        opset: That the model has to have at least.
+        opset: That the model is to have at least. Where it cannot be raised so far, it is raised to `OPSET`; where not
+            even that is possible it stays, and so do the operators whose other forms are newer.
 
     Returns:
         What was left.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
     """
-    return run_all(model, (
+    left = run_all(model, (
         SqueezeWeights(), SumToAdd(), PushTranspose(), RecogniseActivations(), FoldAffine(), FactorGates(),
-        SplitConvTranspose(recipe), *([MatMulToGemm()] if gemm else []), ClampBeforeMove(), RaiseOpset(opset),
-        ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes(),
+        SplitConvTranspose(recipe), *([MatMulToGemm()] if gemm else []), ClampBeforeMove(),
     ))  # fmt: skip
+    rise = next((rise for rise in map(RaiseOpset, (opset, OPSET)) if rise.obstacle(model) is None), None)
+    if rise is None:
+        return left
+    return left | run_all(model, (rise, ExpandHardActivations(), ExpandLrn(), PlainAveragePool(), ResizeAllAxes()))

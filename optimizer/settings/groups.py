@@ -170,7 +170,7 @@ class Calibrated:
     max_drop: float | None = setting(
         None,
         "Keep the fewest layers in float with which the metric drops by no more than this share, such as 1%.",
-        parse=between(0, 1),
+        parse=between(0, 0.99),
         is_share=True,
     )
     metric: str | Callable[[Any], float] | None = setting(  # noqa: RUF009

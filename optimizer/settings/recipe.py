@@ -11,7 +11,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from ..errors import OnnxpressError, UsageError, suggestion
+from ..errors import OnnxpressError, UsageError, named_alone, suggestion
 from ..quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from ..user_functions import written_as
 from .families import keys_read_by
@@ -37,6 +37,7 @@ _CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
 """Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
 
 
+@named_alone
 @dataclasses.dataclass(frozen=True)
 class Override:
     """Settings for the nodes that match both patterns; None leaves the recipe's value.
@@ -119,6 +120,7 @@ class NodeSettings:
     activation_format: str
 
 
+@named_alone
 @dataclasses.dataclass(frozen=True)
 class Recipe(
     Sparse, Fusion, Floats, Int8Static, Int8Weights, Calibrated, Ranges, Blocks, Channels, Symmetry, Search, General

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ...calibration import Data, Statistics, Wanted
 from ...calibration.collect import collect
 from ...calibration.variety import constant_tensors
-from ...errors import SettingsError
+from ...errors import SettingsError, option
 from ...evaluation.metrics import COSINE, Metric, check_metric, choose_metric
 from ...evaluation.sensitivity import MixedPrecision, search_mixed_precision
 from ...model_io.names import copy_of
@@ -40,9 +40,10 @@ from ...runtime.int8_kernels import fallbacks, operators, optimized
 from ...runtime.machine import made_for, reduces_range, warn_of_saturation
 from ...settings.recipe import Recipe
 from ..family import Family, Need, OpenData
+from ..unlike_parts import parts_of
 from .builder import Builder, Calibrated, Candidate, Plan, products
 from .faster import prove_faster, slower_layers
-from .int8_builder import Int8Builder, parts_of
+from .int8_builder import Int8Builder
 from .loadable import refused_by_runtime
 from .minifloat_builder import MinifloatBuilder
 from .trials import Trials, Verdict
@@ -156,11 +157,7 @@ def convert(
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that."""
     _prepare(model, recipe)
     return _plan(model, recipe).decisions
 
@@ -187,7 +184,9 @@ def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
     asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if statistics and asked:
-        raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
+        raise SettingsError(
+            asked, f": runs models on data; statistics alone are too little: give {option('calibration')}"
+        )
 
 
 def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
@@ -236,7 +235,7 @@ def _choose(
         if not value > other:
             return plain, other
     else:
-        with_them, without = (trials.noise_of(builder, each.model) for each in (restored, plain))
+        without, with_them = (trials.noise_of(builder, each.model) for each in (plain, restored))
         if not trials.keeps("restore_moments", with_them, without, asked=asked is True):
             return plain, _value(metric, plain) if search is None else search.best
     return restored, value

@@ -16,7 +16,7 @@ from ...calibration.piecewise import Piecewise
 from ...passes.restore_moments import depths_of, mendable, restore_in_order
 from ...planning.result import Progress
 from ...quantization.moments import Moments
-from ...runtime.feeds import Feeds
+from ...runtime.feeds import Feeds, bytes_of
 
 _STAGE = "restore moments"
 _HELD = 2 * MEMORY
@@ -40,7 +40,7 @@ def restore_moments(float_model: ir.Model, rounded: ir.Model, data: Sequence[Fee
     names = [node.outputs[0].name or "" for node in float_model.graph if node.op_type in ("Conv", "Gemm")]
     if not names or not data:
         return
-    largest = max(data, key=lambda feeds: sum(array.nbytes for array in feeds.values()))
+    largest = max(data, key=bytes_of)
     sizes = sizes_of(float_model, names, largest)
     data = data[: max(1, _HELD // max(1, _LIVE * max(sizes)))]
     groups = in_groups(names, sizes, MEMORY)

@@ -10,6 +10,7 @@ the weight moves the mean of the output by m'D, which the bias takes back.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ import onnx_ir as ir
 
 from ...calibration import Data, Statistics, TensorStatistics, Wanted
 from ...calibration.collect import collect
-from ...errors import SettingError, UsageError
+from ...calibration.ranges import activation_range
+from ...errors import SettingError, UsageError, option
 from ...graph.rewriting import required
 from ...passes.base import Left
 from ...passes.declare_functions import declare_functions
@@ -35,6 +37,7 @@ from ...runtime.sparse_cost import measure
 from ...settings.recipe import Recipe
 from ...sparsity import Block, occupied
 from ..family import Family, Need, OpenData
+from ..unlike_parts import parts_of, unlike_parts
 from .layer import Layer, LayerReport, read_weight, share_out
 from .masks import apply_masks
 from .sequential import finish_in_order
@@ -61,13 +64,14 @@ def convert(
     known = _observe(model, recipe, taken, data, progress)
     if recipe.criterion is None:
         recipe = recipe.decided(criterion="obs" if known.statistics is not None else "magnitude")
+    unlike = known.unlike_parts(model, taken, recipe) if _is_static(recipe) else {}
     layers: dict[ir.Node, Layer] = {}
     for index, decision in enumerate(decisions):
         if not decision.taken:
             continue
         progress("choose blocks", len(layers), len(taken))
         layer = Layer(decision, block, known.of(decision), recipe)
-        reason = layer.choose()
+        reason = unlike.get(_input(decision)) or layer.choose()
         if reason is None:
             layers[decision.node] = layer
         else:
@@ -96,7 +100,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
 
     Raises:
-        OnnxpressError: A file of masks cannot be read or does not fit, or the opset cannot be raised.
+        OnnxpressError: A file of masks cannot be read or does not fit.
     """
     recipe, _ = _masked(model, recipe)
     block, decisions, _ = _plan(model, recipe)
@@ -177,7 +181,9 @@ def _check(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
             raise SettingError(key, value, problem)
     if not recipe.sequential:
         raise SettingError(
-            "sequential", False, ", but without a calibration no weights move: give --calibration or --statistics"
+            "sequential",
+            False,
+            f", but without a calibration no weights move: give {option('calibration')} or {option('statistics')}",
         )
 
 
@@ -195,6 +201,14 @@ class _Known:
     def of(self, decision: Decision) -> TensorStatistics | None:
         return self.statistics[_input(decision)] if self.statistics is not None else None
 
+    def unlike_parts(self, model: ir.Model, taken: list[Decision], recipe: Recipe) -> dict[str, str]:
+        """Inputs of products that one scale does not suit, by name, and why."""
+        seen = self.statistics
+        if seen is None:
+            return {}
+        ranges = partial(activation_range, method=recipe.ranges, percentile=recipe.percentile)
+        return unlike_parts(model, _inputs(taken), seen, lambda name: ranges(seen[name]))
+
 
 def _observe(
     model: ir.Model, recipe: Recipe, taken: list[Decision], data: OpenData | None, progress: Progress
@@ -208,7 +222,9 @@ def _observe(
     settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
     wanted = {_input(decision): settings for decision in taken}
     if not isinstance(opened, Statistics):
-        return _Known(collect(model, opened, wanted, progress=progress), opened)
+        parts = parts_of(model, _inputs(taken)) if _is_static(recipe) else []
+        every = dict.fromkeys(parts, Wanted(histogram=False)) | wanted
+        return _Known(collect(model, opened, every, progress=progress), opened)
     opened.check(model, wanted)
     lacking = [name for name in wanted if opened[name].gram is None]
     if lacking and recipe.prune and recipe.criterion != "magnitude":
@@ -226,6 +242,10 @@ def _observe(
 
 def _input(decision: Decision) -> str:
     return required(decision.node.inputs[0]).name or ""
+
+
+def _inputs(decisions: list[Decision]) -> list[ir.Value]:
+    return [required(decision.node.inputs[0]) for decision in decisions]
 
 
 def _finish(
@@ -274,9 +294,9 @@ def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
     which = first if len(found) == 1 else f"{first}, and {len(found) - 1} more lose nearly all of theirs"
     advice = ["judge the model by a task", "remove less"]
     if recipe.prune and recipe.criterion == "magnitude":
-        advice.append("choose by data (--calibration)")
+        advice.append(f"choose by data ({option('calibration')})")
     if recipe.prune and recipe.allocation == "sensitivity":
-        advice.append("remove the same share of each layer (--allocation uniform)")
+        advice.append(f"remove the same share of each layer ({option('allocation')} uniform)")
     return [f"{which}: {', or '.join(advice)}"]
 
 

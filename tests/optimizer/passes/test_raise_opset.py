@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.graph.opset_steps import SAME, STEPS, TESTED
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.model_io.names import settle_names
 from onnxpress.optimizer.passes.clean_up import CleanUp
-from onnxpress.optimizer.passes.opset_steps import SAME, STEPS, TESTED
 from onnxpress.optimizer.passes.raise_opset import RaiseOpset
 from sessions import RUNS_FLOAT8_PRODUCTS
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..graph.matching import exact_rank, fixed, input_of
-from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from .matching import exact_rank, fixed, input_of
+from .rewriting import add_array, insert_before, replace, required, stand_for
 
 TESTED = 24
 """The newest opset that the list and the adapters were tested for."""
