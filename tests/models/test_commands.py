@@ -151,7 +151,7 @@ def test_evaluate_goes_on_after_a_model_that_openvino_cannot_compile(run, scores
             raise OnnxpressError(f"{path}: OpenVINO cannot compile the model: no such operator")
 
     monkeypatch.setattr(evaluate.openvino, "OpenVinoSession", compiled)
-    monkeypatch.setattr(evaluate.storage, "resolve", Path)
+    monkeypatch.setattr(evaluate, "resolve", Path)
     values = {"a.onnx": 0.75, "b.onnx": 0.5}
     monkeypatch.setattr(evaluate, "evaluate", lambda m, t, session=None: TaskResult(m, "lee", "Pearson", values[m], {}))
     code, out, _ = run("evaluate", "b.onnx", "a.onnx", "--openvino")

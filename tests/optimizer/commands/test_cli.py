@@ -97,7 +97,8 @@ def test_worst_weights_are_told_by_the_node_that_a_pattern_matches(tmp_path):
 def test_interrupted(model, tmp_path):
     code = f"""
 import os, signal, sys
-from onnxpress.optimizer import cli, pipeline
+from onnxpress.optimizer import cli
+from onnxpress.optimizer.conversion import pipeline
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without it
 sys.argv[1:] = [{str(model)!r}, "-o", {str(tmp_path / "out.onnx")!r}]
 save = pipeline.storage.save
@@ -121,7 +122,8 @@ def test_an_interrupted_study_keeps_what_was_finished(name, status, model, tmp_p
     folder = tmp_path / "kept"
     code = f"""
 import os, signal, sys
-from onnxpress.optimizer import cli, pipeline
+from onnxpress.optimizer import cli
+from onnxpress.optimizer.conversion import pipeline
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv[1:] = ["study", {str(model)!r}, "--schemes", "fp8,fp4", "--folder", {str(folder)!r}]
 save = pipeline.storage.save
