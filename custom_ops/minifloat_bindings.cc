@@ -80,7 +80,7 @@ void bind_minifloat(py::module_& m) {
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
   m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("growth"), py::arg("format"),
         py::arg("isa") = py::none(),
-        "Returns six sums of each block and the name of the instruction set whose code ran.");
+        "Returns four sums of each block and the name of the instruction set whose code ran.");
 }
 
 }  // namespace onnxpress

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from . import sparse, static
+from . import sparse, static, weight_only
 from .analysis.metrics import check_name
 from .calibration import Calibration
-from .errors import SettingsError
+from .errors import SettingsError, option
 from .recipe import Recipe
 
 
@@ -33,6 +33,12 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
             calibration.check(name)
         else:
             sparse.refuse_without_data(recipe)
+    elif weight_only.learns(recipe, calibration):
+        if calibration.statistics is not None:
+            raise SettingsError(
+                ["statistics"], f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
+            )
+        calibration.check(name)
     elif calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
         raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")

@@ -20,7 +20,7 @@ from .lazy_weight import LazyWeight
 from .plan import Decision
 from .product_bias import add_scaled, find_bias
 from .rewriting import insert_before, replace, required
-from .stored_weights import StoredWeights
+from .stored_weights import Covariances, StoredWeights, no_covariances
 from .weight_form import WeightForm
 
 
@@ -31,8 +31,8 @@ class QuantizeMatMul:
     (Mul and Add), or absent; a shared weight (quantized once a scheme); float16 activations (float16 scales).
     """
 
-    def __init__(self) -> None:
-        self._stored = StoredWeights()
+    def __init__(self, covariances: Covariances = no_covariances) -> None:
+        self._stored = StoredWeights(covariances)
         self.warnings: list[str] = []
 
     @property

@@ -47,7 +47,7 @@ def test_each_number_alone(isa, format):
         sums, _ = _kernels.rounding_errors(x, scales, evenly, format, isa)
         want = reference.rounding_errors(x, scales, evenly, format)
         with np.errstate(over="ignore"):
-            for column in (2, 3, 5):  # x q, q q and q
+            for column in (2, 3):  # x q and q q
                 np.testing.assert_array_equal(sums[:, column], want[:, column].astype(np.float32))
 
 

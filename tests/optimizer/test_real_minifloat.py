@@ -100,3 +100,11 @@ def test_convolutions_still_read(tmp_path):
     assert report.rewritten == {"Conv": 32, "MatMul": 9}
     assert report.size_before > 3.5 * report.size_after
     assert evaluate(path).value == pytest.approx(float_score("ppocr-rec").value, abs=0.01)  # of 200 lines two
+
+
+@pytest.mark.parametrize(("data", "least"), [(False, 0.9), (True, 0.97)])
+def test_four_bits_read_lines_without_data_and_more_with_it(data, least, tmp_path):
+    path = tmp_path / "rec.onnx"
+    report = optimize("ppocr-rec", Recipe(scheme="nf4", compensate=data or None), path)
+    assert report.details.get("samples") == (128 if data else None)
+    assert evaluate(path).value >= least
