@@ -84,7 +84,7 @@ PackedWeight load_weight(ContextReader& record) {
 
 bool is_nbits_faster(const Plan& plan, Isa isa) {
   // Portable loops are slower than ONNX Runtime's, which has code for every CPU that it runs on.
-  return isa != Isa::kScalar || !plan.has_rival;
+  return is_nbits_vectorized(isa) || !plan.has_rival;
 }
 
 std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/block_sparse_kernels.h"
+#include "kernels/kernel_table.h"
 #include "kernels/pieces.h"
 #include "kernels/room.h"
 
@@ -16,15 +17,6 @@ namespace {
 constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kRowsOfTile = 16;
 constexpr std::int64_t kWorkOfPiece = 1 << 19;  // multiply-adds of int8
-
-const BlockSparseKernels& kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return block_sparse_kernels_avx512vnni();
-  if (isa >= Isa::kAvx2) return block_sparse_kernels_avx2();
-#endif
-  (void)isa;
-  return block_sparse_kernels_scalar();
-}
 
 // Tiles of rows that are multiplied at once share loads of the weight: four tiles where they leave no more rows empty
 // than two do. But where lines of rows are loaded for one output alone, they should come from the L1 cache.
@@ -259,7 +251,7 @@ void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernel
 }  // namespace
 
 const char* block_sparse_matmul(const BlockSparseProblem& p, Isa isa, const Parallel& pool) {
-  const BlockSparseKernels& kernels = kernels_of(isa);
+  const BlockSparseKernels& kernels = best_kernels<BlockSparseKernels>(isa);
   const BlockSparseWeight& w = *p.weight;
   if (p.M == 0) return kernels.isa;
   const Sequential alone;

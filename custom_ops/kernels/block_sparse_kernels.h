@@ -43,10 +43,4 @@ struct BlockSparseKernels {
   void (*multiply_few)(const BlockSparseProblem&, const SparseRows&, std::int64_t tile, std::int64_t end);
 };
 
-const BlockSparseKernels& block_sparse_kernels_scalar();
-#if defined(__x86_64__)
-const BlockSparseKernels& block_sparse_kernels_avx2();
-const BlockSparseKernels& block_sparse_kernels_avx512vnni();
-#endif
-
 }  // namespace onnxpress

@@ -3,7 +3,8 @@
 #include <algorithm>
 
 #include "kernels/half.h"
-#include "kernels/matmul_nbits.h"
+#include "kernels/kernel_table.h"
+#include "kernels/matmul_nbits_kernels.h"
 
 namespace onnxpress {
 namespace {
@@ -54,26 +55,27 @@ void gather_row(const NBitsTable& t, std::int64_t row, float* out) {
   }
 }
 
-void gather_row(const NBitsTable& t, std::int64_t row, std::uint16_t* out, Isa isa) {
+void gather_row(const NBitsTable& t, std::int64_t row, std::uint16_t* out, const NBitsFloatKernels& kernels) {
   float stretch[kStretch];
   const std::int64_t step = std::min(t.block_size, kStretch);
   for (std::int64_t begin = 0; begin < t.columns; begin += step) {
     const std::int64_t count = std::min(step, t.columns - begin);
     dequantize(t, row, begin, count, stretch);
-    convert(stretch, out + begin, count, isa);
+    kernels.to_half(stretch, out + begin, count);
   }
 }
 
 template <class Index>
 void gather_any(const NBitsTable& t, const Index* indices, std::int64_t count, void* out, Isa isa,
                 const Parallel& pool) {
+  const NBitsFloatKernels& kernels = best_kernels<NBitsFloatKernels>(isa);
   const bool half = t.half_scales != nullptr;
   const std::int64_t bytes = t.columns * (half ? 2 : 4);
   const auto gather_one = [&](std::int64_t i) {
     std::uint8_t* to = static_cast<std::uint8_t*>(out) + i * bytes;
     const std::int64_t index = indices[i], row = index < 0 ? index + t.rows : index;
     if (half) {
-      gather_row(t, row, reinterpret_cast<std::uint16_t*>(to), isa);
+      gather_row(t, row, reinterpret_cast<std::uint16_t*>(to), kernels);
     } else {
       gather_row(t, row, reinterpret_cast<float*>(to));
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/kernel_table.h"
 #include "kernels/matmul_int8_kernels.h"
 #include "kernels/matmul_int8_stretches.h"
 #include "kernels/pieces.h"
@@ -11,18 +12,8 @@
 namespace onnxpress {
 namespace {
 
-// Below, half of a tile of rows and more would be idle, and the weight comes in no faster.
-constexpr std::int64_t kRowsForTiles = 8;
-
-const Int8Kernels& kernels_of(Isa isa, std::int64_t rows) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAmx && rows >= kRowsForTiles) return int8_kernels_amx();
-  if (isa >= Isa::kAvx512Vnni) return int8_kernels_avx512vnni();
-  if (isa >= Isa::kAvxVnni) return int8_kernels_avxvnni();
-  if (isa >= Isa::kAvx2) return int8_kernels_avx2();
-#endif
-  (void)isa, (void)rows;
-  return int8_kernels_scalar();
+const Int8Kernels& kernels_for(Isa isa, std::int64_t rows) {
+  return *find_kernels<Int8Kernels>(isa, [&](const Int8Kernels& kernels) { return rows >= kernels.min_rows; });
 }
 
 // An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
@@ -53,6 +44,8 @@ Piece piece_of(const Int8Problem& p, const Int8Kernels& kernels) {
 
 }  // namespace
 
+Int8Dots int8_dots(Isa isa) { return best_kernels<Int8Kernels>(isa).dots; }
+
 Int8Problem rows_of(const Int8Problem& p, std::int64_t begin, std::int64_t rows) {
   const std::int64_t in = begin * p.weight->K, out = begin * p.weight->N;
   Int8Problem part = p;
@@ -65,7 +58,7 @@ Int8Problem rows_of(const Int8Problem& p, std::int64_t begin, std::int64_t rows)
 }
 
 const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
-  const Int8Kernels& kernels = kernels_of(isa, p.M);
+  const Int8Kernels& kernels = kernels_for(isa, p.M);
   const Int8Weight& w = *p.weight;
   if (p.M == 0 || w.N == 0) return kernels.isa;
   if (w.is_long) return multiply_stretches(p, isa, pool);
@@ -86,7 +79,7 @@ const char* matmul_int8(const Int8Problem& p, Isa isa, const Parallel& pool) {
 }
 
 Int8Format dynamic_format(const float* values, std::int64_t count, Isa isa, const Parallel& pool) {
-  const Int8Kernels& kernels = kernels_of(isa, 0);
+  const Int8Kernels& kernels = kernels_for(isa, 0);
   constexpr std::int64_t kMostPieces = 64;
   const std::int64_t size = std::max<std::int64_t>(ceil_div(count, kMostPieces), kPieceOfWork / 16);
   Range ranges[kMostPieces] = {};

@@ -86,6 +86,11 @@ struct Int8Problem {
 // Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
 const char* matmul_int8(const Int8Problem& problem, Isa isa, const Parallel& parallel);
 
+// How exact sums of products of bytes come about: in portable loops, in vectors of wider numbers, or by one
+// instruction.
+enum class Int8Dots { kPortable, kWidened, kNative };
+Int8Dots int8_dots(Isa isa);
+
 // What DynamicQuantizeLinear chooses for these values: uint8 over [min(0, min), max(0, max)].
 Int8Format dynamic_format(const float* values, std::int64_t count, Isa isa, const Parallel& parallel);
 

@@ -27,6 +27,9 @@ constexpr std::int64_t kTileK = 64;
 
 constexpr TileConfig kConfig;
 
+// Below, half of a tile of rows and more would be idle, and the weight comes in no faster.
+constexpr std::int64_t kMinRows = 8;
+
 // A strip of two tiles and this many k stays in L1 (32 of 48 KiB) while the rows of a chunk pass by, and a chunk of
 // rows in L2. Between strips the sums wait in memory.
 constexpr std::int64_t kStripK = 1024;
@@ -168,10 +171,7 @@ void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first
 
 }  // namespace
 
-const Int8Kernels& int8_kernels_amx() {
-  static constexpr Int8Kernels kernels{Int8Amx::kName,    kPiece,       2 * kTileRows, true,
-                                       load_row<Int8Amx>, multiply_amx, range<Int8Amx>};
-  return kernels;
-}
+extern constexpr Int8Kernels int8_amx{Int8Amx::kName, Int8Amx::kInt8Dots, kMinRows,     kPiece,        2 * kTileRows,
+                                      true,           load_row<Int8Amx>,  multiply_amx, range<Int8Amx>};
 
 }  // namespace onnxpress

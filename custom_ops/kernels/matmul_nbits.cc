@@ -2,14 +2,13 @@
 
 #include <algorithm>
 
+#include "kernels/kernel_table.h"
 #include "kernels/matmul_nbits_kernels.h"
 #include "kernels/pieces.h"
 #include "kernels/room.h"
 
 namespace onnxpress {
 namespace {
-
-constexpr std::int64_t kLeastRowsOfAmx = 12;  // below, its tiles are too empty to win against AVX-512 VNNI
 
 // Bytes from a row to the next: an odd number of cache lines, as rows a power of two apart would meet in a few sets of
 // L1.
@@ -133,93 +132,52 @@ void multiply_int8(const Job& whole, const NBitsInt8Kernels& kernels) {
   });
 }
 
-// AMX multiplies 16 rows in the time of one, and blocks in whole spans.
-Isa suited_isa(const NBitsProblem& p, Isa isa) {
-  const bool suits = p.M >= kLeastRowsOfAmx && p.weight->block_size % kSpan == 0;
-  return isa == Isa::kAmx && !suits ? Isa::kAvx512Vbmi : isa;
+bool meets(const NBitsProblem& p, const NBitsNeeds& needs) {
+  return p.M >= needs.min_rows && p.weight->block_size % needs.block_multiple == 0;
+}
+
+const NBitsInt8Kernels& int8_kernels(const NBitsProblem& p, Isa isa) {
+  return *find_kernels<NBitsInt8Kernels>(isa, [&](const auto& kernels) { return meets(p, kernels.needs); });
+}
+
+// The product of the best kernels that have one for the codes of the weight; null where there is none.
+template <class Kernels>
+auto find_product(const NBitsProblem& p, Isa isa) {
+  const auto suits = [&](const auto& product) { return product.isa != nullptr && meets(p, product.needs); };
+  const auto* kernels = find_kernels<Kernels>(isa, [&](const Kernels& k) { return suits(k.product(*p.weight)); });
+  return kernels != nullptr ? &kernels->product(*p.weight) : nullptr;
 }
 
 }  // namespace
 
-const NBitsInt8Kernels& nbits_int8(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAmx) return nbits_int8_amx();
-  if (isa >= Isa::kAvx512Vnni) return nbits_int8_avx512vnni();
-  if (isa >= Isa::kAvxVnni) return nbits_int8_avxvnni();
-  if (isa >= Isa::kAvx2) return nbits_int8_avx2();
-#elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return nbits_int8_neon();
-#endif
-  (void)isa;
-  return nbits_int8_scalar();
-}
-
-const NBitsFloatKernels& nbits_float(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return nbits_float_avx512vnni();
-  if (isa >= Isa::kAvx2) return nbits_float_avx2();
-#elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return nbits_float_neon();
-#endif
-  (void)isa;
-  return nbits_float_scalar();
-}
-
-namespace {
-
-const MiniFloatKernels& minifloat_float(CodeKind kind, Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vbmi && minifloat(kind).bits() == 8) return minifloat_avx512vbmi();
-  if (isa >= Isa::kAvx512Vnni) return minifloat_avx512vnni();
-  if (isa >= Isa::kAvx2) return minifloat_avx2();
-#endif
-  (void)kind, (void)isa;
-  return minifloat_scalar();
-}
-
-}  // namespace
-
-const NBitsFloatProduct& float_product(const NBitsWeight& w, Isa isa) {
-  const bool is_integer = w.kind == CodeKind::kInteger;
-  return is_integer ? nbits_float(isa).products[w.bits] : minifloat_float(w.kind, isa).products[index_of(w.kind)];
-}
-
-const NBitsBFloat16Product* bfloat16_product(const NBitsWeight& w, Isa isa) {
-#if defined(__x86_64__)
-  const bool is_integer = w.kind == CodeKind::kInteger;
-  const auto of = [&](const auto& integers, const auto& floats) {
-    return is_integer ? &integers.products[w.bits] : &floats.products[index_of(w.kind)];
-  };
-  if (isa == Isa::kAmx) return of(nbits_bfloat16_amx(), minifloat_bfloat16_amx());
-  if (isa == Isa::kAvx512Bf16) return of(nbits_bfloat16_avx512bf16(), minifloat_bfloat16_avx512bf16());
-#endif
-  (void)w, (void)isa;
-  return nullptr;
-}
-
-const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa asked, const Parallel& pool) {
-  const Isa isa = suited_isa(p, asked);
+const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
   const Sequential alone;
   const bool small = p.M * p.weight->N * p.weight->K < kWorthSplitting;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
-  const Job job{p, nbits_float(isa), parallel};
+  const Job job{p, best_kernels<NBitsFloatKernels>(isa), parallel};
   const auto run = [&](auto multiply, const auto& kernels) {
     if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
     return kernels.isa;
   };
-  const NBitsBFloat16Product* bfloat16 = bfloat16_product(*p.weight, isa);
   const bool is_integer = p.weight->kind == CodeKind::kInteger;
-  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, nbits_int8(isa));
+  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, int8_kernels(p, isa));
+  const auto* bfloat16 =
+      is_integer ? find_product<NBitsBFloat16Kernels>(p, isa) : find_product<MiniFloatBFloat16Kernels>(p, isa);
   if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
-  return run(multiply_floats, float_product(*p.weight, isa));
+  const auto* floats = is_integer ? find_product<NBitsFloatKernels>(p, isa) : find_product<MiniFloatKernels>(p, isa);
+  return run(multiply_floats, *floats);
+}
+
+bool is_nbits_vectorized(Isa isa) {
+  return &best_kernels<NBitsFloatKernels>(isa) != &best_kernels<NBitsFloatKernels>(Isa{});
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {
-  nbits_float(isa).to_float(halves, floats, count);
+  best_kernels<NBitsFloatKernels>(isa).to_float(halves, floats, count);
 }
 
 void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa) {
-  nbits_float(isa).to_half(floats, halves, count);
+  best_kernels<NBitsFloatKernels>(isa).to_half(floats, halves, count);
 }
 
 }  // namespace onnxpress

@@ -187,14 +187,12 @@ std::int64_t spin(const std::uint8_t* lines, std::int64_t rounds, float* sink) {
 
 }  // namespace
 
-const NBitsInt8Kernels& nbits_int8_amx() {
-  static constexpr NBitsInt8Kernels kernels{
-      "amx",
-      kTileRows,
-      quantize_row<S>,
-      {nullptr, nullptr, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>, multiply<7>, multiply<8>},
-      spin};
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_amx{
+    "amx",
+    kAmxNeeds,
+    kTileRows,
+    quantize_row<S>,
+    {nullptr, nullptr, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>, multiply<7>, multiply<8>},
+    spin};
 
 }  // namespace onnxpress

@@ -154,7 +154,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
 
 template <class S, class Codes>
 constexpr NBitsBFloat16Product make_bfloat16_product() {
-  return {S::kName, 1, S::kPanelTiles, round_row<S>, row_bfloat16<S, Codes>, panel_bfloat16<S, Codes>};
+  return {S::kName, {}, 1, S::kPanelTiles, round_row<S>, row_bfloat16<S, Codes>, panel_bfloat16<S, Codes>};
 }
 
 }  // namespace
