@@ -7,14 +7,14 @@
 
 #include "kernels/bit_planes.h"
 #include "kernels/kernel_table.h"
-#include "kernels/limits.h"
 #include "kernels/matmul_int8.h"
 #include "kernels/quantize_blocks.h"
+#include "kernels/roofline.h"
 
 namespace {
 
 using namespace onnxpress;
-constexpr std::int64_t kMostRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
+constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
 
 void check_scheme(int bits, std::int64_t block_size) {
   require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
@@ -93,8 +93,8 @@ bool py_all_finite(const py::array& array) {
 NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::optional<py::array>& zero_points,
                       int bits, std::int64_t block_size, std::int64_t K) {
   require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
-  require(K >= 1 && K < kMostRows, "K must be positive");
-  require(is_block_size(block_size, K) && block_size < kMostRows,
+  require(K >= 1 && K < kMaxRows, "K must be positive");
+  require(is_block_size(block_size, K) && block_size < kMaxRows,
           "block_size must be a multiple of 16, or K, got " + std::to_string(block_size));
   require(packed.ndim() == 3, "packed must have three axes");
   NBitsSource source;

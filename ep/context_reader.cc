@@ -118,7 +118,7 @@ ContextFile::ContextFile(const std::vector<std::string>& folders, const std::str
     reject("is damaged: it has " + std::to_string(size) + " bytes of " + std::to_string(header.file_size));
   }
   if (header.index_offset > size || header.index_size != size - header.index_offset) reject("is damaged: no index");
-  if (header.index_size > kMostIndex) reject("is damaged: its index is too long");
+  if (header.index_size > kMaxIndex) reject("is damaged: its index is too long");
   std::string index(header.index_size, '\0');
   if (!read_at(file, header.index_offset, index.data(), index.size()) ||
       hash_of(index.data(), index.size()) != header.index_hash) {

@@ -113,7 +113,7 @@ std::uint64_t ContextWriter::store(const Blob& value, std::uint64_t hash) {
 ContextWriter::File ContextWriter::write(const std::string& model_path) const {
   std::string index;
   for (const std::string& record : records_) index += bytes_of(record.size()) + record;
-  if (index.size() > kMostIndex) throw std::runtime_error("onnxpress: " + model_path + ": too many nodes to be saved");
+  if (index.size() > kMaxIndex) throw std::runtime_error("onnxpress: " + model_path + ": too many nodes to be saved");
   ContextHeader header;
   header.file_size = end_ + index.size();
   header.index_offset = end_;

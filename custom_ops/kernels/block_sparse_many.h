@@ -155,9 +155,9 @@ __attribute__((noinline)) void multiply_bundle(const SomeGroups& some, const std
 template <class L>
 void multiply_bundles(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t output, const std::uint8_t* x,
                       std::uint8_t* sums) {
-  constexpr std::int64_t kMostBundles = kOutputsOfPart / 4;
-  const std::int64_t left = (w.N - output + 3) / 4, bundles = left < kMostBundles ? left : kMostBundles;
-  std::int64_t bundle = output / kOutputsOfPart * kMostBundles * w.chunks;
+  constexpr std::int64_t kMaxBundles = kOutputsOfPart / 4;
+  const std::int64_t left = (w.N - output + 3) / 4, bundles = left < kMaxBundles ? left : kMaxBundles;
+  std::int64_t bundle = output / kOutputsOfPart * kMaxBundles * w.chunks;
   for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
     for (const std::int64_t end = bundle + bundles; bundle < end; ++bundle) {
       const std::int64_t step = w.row_groups[bundle], count = w.row_groups[bundle + 1] - step;
@@ -196,14 +196,14 @@ void gather_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::i
 }
 
 // From the sums of the outputs from one on to values.
-template <class S, class P, int Together>
-void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t begin,
+template <class S, class P, int Tiles>
+void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task, std::int64_t begin,
                  std::int64_t end) {
   const std::int64_t N = p.weight->N, most = p.floats_out != nullptr ? kTile : 4 * kTile;
   if (end > N) end = N;
-  for (std::int64_t t = 0; t < Together; ++t) {
-    const std::int64_t first_row = piece.first_row + 16 * t;
-    SomeOutputs some{piece.sums + kLine * t, kLine * Together, 0, p.M - first_row, N};
+  for (std::int64_t t = 0; t < Tiles; ++t) {
+    const std::int64_t first_row = task.first_row + 16 * t;
+    SomeOutputs some{task.sums + kLine * t, kLine * Tiles, 0, p.M - first_row, N};
     for (std::int64_t output = begin; output < end; output += most, some.sums += most * some.step) {
       some.count = end - output < most ? end - output : most;
       const Values<S, P> values(p, rows, first_row, output);
@@ -218,42 +218,42 @@ void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const Spar
 }
 
 template <class S, class L>
-void multiply_piece(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
+void multiply_task(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task) {
   const BlockSparseWeight& w = *p.weight;
-  const std::uint8_t* x = rows.words + piece.first_row * rows.row_bytes;
-  for (std::int64_t part = piece.block_row; part < piece.end; part += piece.part) {
-    const std::int64_t end = piece.end - part < piece.part ? piece.end : part + piece.part;
-    std::uint8_t* sums = piece.sums;
+  const std::uint8_t* x = rows.words + task.first_row * rows.row_bytes;
+  for (std::int64_t part = task.block_row; part < task.end; part += task.part) {
+    const std::int64_t end = task.end - part < task.part ? task.end : part + task.part;
+    std::uint8_t* sums = task.sums;
     if (w.bundles) multiply_bundles<L>(w, rows, part, x, sums);
     for (std::int64_t block_row = part; block_row < end && !w.bundles;
          ++block_row, sums += kLine * L::kCount * w.block_n) {
       if (w.gathers) {
-        if constexpr (L::Words::kGathers) gather_block_row<L>(w, rows, block_row, x, piece.chunk, sums);
+        if constexpr (L::Words::kGathers) gather_block_row<L>(w, rows, block_row, x, task.chunk, sums);
       } else {
         const std::int64_t first = w.row_groups[block_row], count = w.row_groups[block_row + 1] - first;
         multiply_block_row<L>(w, rows, block_row, {x, w.groups + first, count}, 0, sums);
       }
     }
-    finish_part<S, typename L::Words, L::kCount>(p, rows, piece, part * w.block_n, end * w.block_n);
+    finish_part<S, typename L::Words, L::kCount>(p, rows, task, part * w.block_n, end * w.block_n);
   }
 }
 
 template <class S, int Count>
-void multiply_whole_lines(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
-  return p.weight->is_float ? multiply_piece<S, WholeLines<S, FloatWords<S>, Count>>(p, rows, piece)
-                            : multiply_piece<S, WholeLines<S, CodeWords<S>, Count>>(p, rows, piece);
+void multiply_whole_lines(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task) {
+  return p.weight->is_float ? multiply_task<S, WholeLines<S, FloatWords<S>, Count>>(p, rows, task)
+                            : multiply_task<S, WholeLines<S, CodeWords<S>, Count>>(p, rows, task);
 }
 
 template <class S>
-void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
+void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task) {
   if constexpr (S::kHasHalves) {
-    if (rows.tile == 8) return multiply_piece<S, HalfLines<S>>(p, rows, piece);
+    if (rows.tile == 8) return multiply_task<S, HalfLines<S>>(p, rows, task);
   }
-  if constexpr (S::kTogether > 1) {
-    if (rows.together == 4) return multiply_whole_lines<S, 4>(p, rows, piece);
-    if (rows.together == 2) return multiply_whole_lines<S, 2>(p, rows, piece);
+  if constexpr (S::kMaxTilesAtOnce > 1) {
+    if (rows.tiles_at_once == 4) return multiply_whole_lines<S, 4>(p, rows, task);
+    if (rows.tiles_at_once == 2) return multiply_whole_lines<S, 2>(p, rows, task);
   }
-  multiply_whole_lines<S, 1>(p, rows, piece);
+  multiply_whole_lines<S, 1>(p, rows, task);
 }
 
 }  // namespace

@@ -36,9 +36,9 @@ struct Range {
 struct Int8Kernels {
   const char* isa;
   Int8Dots dots;
-  std::int64_t min_rows;  // of the problems that they are for
-  std::int64_t piece;     // multiply-adds that are worth being a piece of work
-  // Pieces of work begin at multiples of this many rows, and that many may be read where M ends.
+  std::int64_t min_rows;       // of the problems that they are for
+  std::int64_t work_per_task;  // multiply-adds
+  // Tasks begin at multiples of this many rows, and that many may be read where M ends.
   std::int64_t row_step;
   bool in_tiles;
   void (*load_row)(const Int8Problem&, const Int8Rows&, std::int64_t row);

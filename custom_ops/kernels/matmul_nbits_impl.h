@@ -8,7 +8,7 @@
 #include "kernels/matmul_nbits_float.h"
 #include "kernels/matmul_nbits_int8.h"
 #include "kernels/matmul_nbits_kernels.h"
-#include "kernels/matmul_nbits_limits.h"
+#include "kernels/matmul_nbits_roofline.h"
 
 namespace onnxpress {
 namespace {

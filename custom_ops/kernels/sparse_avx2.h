@@ -28,9 +28,9 @@ constexpr Places make_places() {
 constexpr Places kPlaces = make_places();
 
 struct SparseAvx2 : Int8Avx2 {
-  static constexpr std::int64_t kTogether = 1;
+  static constexpr std::int64_t kMaxTilesAtOnce = 1;
   static constexpr bool kHasHalves = false;
-  static constexpr std::int64_t kFewCodes = 3, kFewFloats = 3;
+  static constexpr std::int64_t kMaxFewRowsInt8 = 3, kMaxFewRowsFloat = 3;
   static constexpr int kSums = 4;
 
   // Bytes widened to 16 bits, the even and the odd ones apart, as in int8_avx2.h.

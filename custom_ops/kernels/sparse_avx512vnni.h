@@ -10,9 +10,9 @@ namespace onnxpress {
 namespace {
 
 struct SparseAvx512Vnni : Int8Avx512Vnni {
-  static constexpr std::int64_t kTogether = 4;
+  static constexpr std::int64_t kMaxTilesAtOnce = 4;
   static constexpr bool kHasHalves = true;
-  static constexpr std::int64_t kFewCodes = 2, kFewFloats = 6;
+  static constexpr std::int64_t kMaxFewRowsInt8 = 2, kMaxFewRowsFloat = 6;
   static constexpr int kSums = 8;
 
   using Codes = __m512i;

@@ -12,10 +12,10 @@ namespace onnxpress {
 namespace {
 
 struct SparseScalar : Int8Scalar {
-  static constexpr std::int64_t kTogether = 1;  // lines of rows that a strip of 4 outputs multiplies at once
-  static constexpr bool kHasHalves = false;     // as in sparse_avx512vnni.h
-  static constexpr std::int64_t kFewCodes = 3, kFewFloats = 3;  // rows up to which lanes are outputs
-  static constexpr int kSums = 4;                               // that hide the latency of the products
+  static constexpr std::int64_t kMaxTilesAtOnce = 1;  // lines of rows that a strip of 4 outputs multiplies at once
+  static constexpr bool kHasHalves = false;           // as in sparse_avx512vnni.h
+  static constexpr std::int64_t kMaxFewRowsInt8 = 3, kMaxFewRowsFloat = 3;  // rows up to which lanes are outputs
+  static constexpr int kSums = 4;                                           // that hide the latency of the products
 
   // The words of 16 rows: uint8 codes, and what the product with one weight of each kind needs.
   using Codes = const std::uint8_t*;

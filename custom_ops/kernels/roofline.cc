@@ -1,4 +1,4 @@
-#include "kernels/limits.h"
+#include "kernels/roofline.h"
 
 #include <algorithm>
 #include <chrono>
