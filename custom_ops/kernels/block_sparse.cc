@@ -33,7 +33,7 @@ std::int64_t choose_tiles_at_once(const BlockSparseProblem& p, const BlockSparse
 SparseRows plan_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
   const BlockSparseWeight& w = *p.weight;
   SparseRows rows{};
-  rows.tile = kernels.has_halves && !w.is_float && p.M <= 8 ? 8 : kRowsOfTile;
+  rows.tile = kernels.has_8_row_tiles && !w.is_float && p.M <= 8 ? 8 : kRowsOfTile;
   rows.tiles_at_once = p.M <= (w.is_float ? kernels.max_few_rows_float : kernels.max_few_rows_int8)
                            ? 0
                            : choose_tiles_at_once(p, kernels);

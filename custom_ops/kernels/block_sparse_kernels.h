@@ -36,7 +36,7 @@ struct SparseTask {
 struct BlockSparseKernels {
   const char* isa;
   std::int64_t max_tiles_at_once;
-  bool has_halves;                                     // tiles of 8 rows, of codes
+  bool has_8_row_tiles;                                // tiles of 8 rows, of codes
   std::int64_t max_few_rows_int8, max_few_rows_float;  // of a problem for multiply_few
   void (*load_tile)(const BlockSparseProblem&, const SparseRows&, std::int64_t first_row);
   void (*load_row)(const BlockSparseProblem&, const SparseRows&, std::int64_t row);

@@ -57,18 +57,18 @@ void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::i
 
 // From 16 rows of 16 words, `from_step` bytes apart, to the places of group `group` and those behind it in a tile.
 template <class S>
-void turn_words(const BlockSparseProblem& p, const SparseRows& rows, const std::uint8_t* from, std::int64_t from_step,
-                std::int64_t tile, std::int64_t group) {
+void transpose_words(const BlockSparseProblem& p, const SparseRows& rows, const std::uint8_t* from,
+                     std::int64_t from_step, std::int64_t tile, std::int64_t group) {
   const std::int64_t step = 4 * rows.tile * rows.tiles_at_once;  // of groups
   std::uint8_t* to = rows.words + tile / rows.tiles_at_once * step * (rows.row_bytes / 4) + group * step;
   const std::int64_t which = tile % rows.tiles_at_once;
-  if constexpr (S::kHasHalves) {
+  if constexpr (S::kHas8RowTiles) {
     if (rows.tile == 8) return S::transpose_half(from, from_step, to, p.weight->gathers);
   }
   if (!p.weight->gathers) return S::transpose(from, from_step, to + kLine * which, step);
   alignas(64) std::uint8_t lines[16 * kLine];
   S::transpose(from, from_step, lines, kLine);
-  for (int i = 0; i < 16; ++i) S::turn_bytes(lines + kLine * i, to + step * i + 16 * which, step / 4);
+  for (int i = 0; i < 16; ++i) S::transpose_bytes(lines + kLine * i, to + step * i + 16 * which, step / 4);
 }
 
 template <class S>
@@ -78,7 +78,7 @@ void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::
   if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
     for (std::int64_t r = 0; r < 16; ++r) rows.scales[first_row + r] = p.input.scale;
     for (std::int64_t word = 0; 4 * word < K; word += 16) {
-      turn_words<S>(p, rows, p.codes + first_row * K + 4 * word, K, tile, word);
+      transpose_words<S>(p, rows, p.codes + first_row * K + 4 * word, K, tile, word);
     }
     return;
   }
@@ -98,7 +98,7 @@ void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::
       }
     }
     for (std::int64_t at = 0; at < bytes; at += kLine) {
-      turn_words<S>(p, rows, lines + at, kStep, tile, (begin + at) / 4);
+      transpose_words<S>(p, rows, lines + at, kStep, tile, (begin + at) / 4);
     }
   }
 }
