@@ -103,7 +103,7 @@ extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_avx
 extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512vnni;
 
 // Name, needs and kernels, in order of preference, the best last; each behind those whose kernels it can run.
-static constexpr InstructionSet kInstructionSets[] = {
+constexpr InstructionSet kInstructionSets[] = {
     {"scalar", 0,
      own(&block_sparse_scalar, &int8_scalar, &minifloat_scalar, &nbits_float_scalar, &nbits_int8_scalar,
          &quantize_scalar)},
@@ -133,8 +133,6 @@ std::vector<Isa> isas_with(unsigned features) {
 }
 
 }  // namespace
-
-const InstructionSet& instruction_set(Isa isa) { return kInstructionSets[static_cast<std::size_t>(isa)]; }
 
 const char* isa_name(Isa isa) { return instruction_set(isa).name; }
 

@@ -29,7 +29,9 @@ struct InstructionSet {
   constexpr bool runs_with(unsigned features) const { return (needs & ~features) == 0; }
 };
 
-const InstructionSet& instruction_set(Isa isa);
+extern const InstructionSet kInstructionSets[];
+
+inline const InstructionSet& instruction_set(Isa isa) { return kInstructionSets[static_cast<int>(isa)]; }
 
 // The best kernels of a kind that run on `isa` and for which `suits` holds; null where there are none.
 template <class Kernels, class Suits>

@@ -84,7 +84,7 @@ struct SparseScalar : Int8Scalar {
       for (int j = 0; j < 16; ++j) std::memcpy(to + j * to_step + 4 * i, from + i * from_step + 4 * j, 4);
     }
   }
-  // use(j, line j) for the lines load(0) to load(15), turned.
+  // use(j, line j) for the lines load(0) to load(15), transposed.
   template <class Load, class Use>
   static void for_each_transposed(const Load& load, const Use& use) {
     std::uint8_t lines[16 * 64], transposed[16 * 64];
