@@ -189,7 +189,7 @@ std::int64_t spin(const std::uint8_t* lines, std::int64_t rounds, float* sink) {
 
 extern constexpr NBitsInt8Kernels nbits_int8_amx{
     "amx",
-    kAmxNeeds,
+    {kMinRowsOfNBits, kSpan},
     kTileRows,
     quantize_row<S>,
     {nullptr, nullptr, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>, multiply<7>, multiply<8>},

@@ -68,7 +68,7 @@ void panel_amx(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_
 template <class Codes>
 constexpr NBitsBFloat16Product make_product() {
   // One row never comes here.
-  return {"amx", kAmxNeeds, kTileRows, S::kPanelTiles, round_row<S>, nullptr, panel_amx<Codes>};
+  return {"amx", {kMinRowsOfNBits, kSpan}, kTileRows, S::kPanelTiles, round_row<S>, nullptr, panel_amx<Codes>};
 }
 
 }  // namespace
