@@ -175,7 +175,7 @@ void NBitsProduct::multiply_halves(const void* a, const void* bias, void* y, NBi
   constexpr std::int64_t kMinRows = 96;
   const std::int64_t M = problem.M, K = attributes_.K, N = attributes_.N;
   const std::int64_t bytes = (K + N) * std::int64_t{sizeof(float)};
-  const std::int64_t most = rows_at_once(M, bytes, kMinRows), chunks = (M + most - 1) / most;
+  const std::int64_t most = rows_per_chunk(M, bytes, kMinRows), chunks = (M + most - 1) / most;
   const auto workspace = make_workspace(static_cast<std::size_t>(most * bytes + N * std::int64_t{sizeof(float)}));
   auto* floats = reinterpret_cast<float*>(workspace.get());
   float *result = floats + most * K, *added = result + most * N;
