@@ -14,8 +14,8 @@ namespace onnxpress {
 namespace {
 
 struct SessionEp : ort::Ep {
-  SessionEp(const ort::Api& ort_api, Options given, const ort::Logger* log)
-      : Ep{}, api(ort_api), options(std::move(given)), logger(log) {
+  SessionEp(const ort::Api& ort_api, Options given, const ort::Logger* log, bool takes_one)
+      : Ep{}, api(ort_api), options(std::move(given)), logger(log), takes_one_graph(takes_one) {
     ort_version_supported = ort::kApiVersion;
     GetName = [](const ort::Ep*) { return kEpName; };
     GetCapability = [](ort::Ep* self, const ort::Graph* graph, ort::EpGraphSupportInfo* info) {
@@ -24,7 +24,7 @@ struct SessionEp : ort::Ep {
     };
     Compile = [](ort::Ep* self, const ort::Graph** graphs, const ort::Node** fused, std::size_t count,
                  ort::NodeComputeInfo** infos, ort::Node** context) {
-      const auto& ep = *static_cast<const SessionEp*>(self);
+      auto& ep = *static_cast<SessionEp*>(self);
       return ort::guarded(ep.api, [&] { ep.compile(graphs, fused, count, infos, context); });
     };
     ReleaseNodeComputeInfos = [](ort::Ep*, ort::NodeComputeInfo** infos, std::size_t count) {
@@ -44,6 +44,7 @@ struct SessionEp : ort::Ep {
       try {
         if (std::unique_ptr<Plan> plan = family.plan(claims, node)) {
           leave_if_slower(claims, family, *plan, GraphNode(api, node));
+          leave_to_other_graph(claims, GraphNode(api, node));
           return {std::move(plan), &family};
         }
       } catch (const ort::InvalidArgument& reason) {
@@ -58,6 +59,12 @@ struct SessionEp : ort::Ep {
     const bool is_asked_for = claims.compiling || options.names(family.name) || node.domain() == kDomain;
     if (!is_asked_for && !family.is_faster(plan, options.isa)) {
       node.reject(std::string("we are no faster on ") + isa_name(options.isa));
+    }
+  }
+
+  void leave_to_other_graph(const Claims& claims, const GraphNode& node) const {
+    if (!claims.compiling && takes_one_graph && has_compiled) {
+      node.reject("ONNX Runtime 1.23 runs compiled nodes of one graph of a model, and another one has some");
     }
   }
 
@@ -100,7 +107,7 @@ struct SessionEp : ort::Ep {
   }
 
   void compile(const ort::Graph** graphs, const ort::Node** fused, std::size_t count, ort::NodeComputeInfo** infos,
-               ort::Node** context) const {
+               ort::Node** context) {
     std::vector<std::unique_ptr<CompiledNode>> made;
     SavedNodes saved;
     ContextWriter writer;
@@ -110,6 +117,7 @@ struct SessionEp : ort::Ep {
       for (std::size_t i = 0; i < count; ++i) context[i] = make_context_node(api, fused[i], file, i);
     }
     for (std::size_t i = 0; i < count; ++i) infos[i] = made[i].release();
+    has_compiled = true;
   }
 
   // The graph holds the nodes of one plan, or one that was saved.
@@ -140,12 +148,14 @@ struct SessionEp : ort::Ep {
   const ort::Api& api;
   const Options options;
   const ort::Logger* const logger;
+  const bool takes_one_graph;
+  bool has_compiled = false;
 };
 
 }  // namespace
 
-ort::Ep* create_ep(const ort::Api& api, Options options, const ort::Logger* logger) {
-  return new SessionEp(api, std::move(options), logger);
+ort::Ep* create_ep(const ort::Api& api, Options options, const ort::Logger* logger, bool repeats_names) {
+  return new SessionEp(api, std::move(options), logger, repeats_names);
 }
 
 void release_ep(ort::Ep* ep) { delete static_cast<SessionEp*>(ep); }

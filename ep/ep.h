@@ -6,8 +6,9 @@
 
 namespace onnxpress {
 
-// For one session.
-ort::Ep* create_ep(const ort::Api& api, Options options, const ort::Logger* logger);
+// For one session. `repeats_names`: the runtime counts compiled nodes anew in each graph of a model, from which it
+// makes their names, and refuses the second of a name.
+ort::Ep* create_ep(const ort::Api& api, Options options, const ort::Logger* logger, bool repeats_names);
 void release_ep(ort::Ep* ep);
 
 }  // namespace onnxpress

@@ -10,7 +10,7 @@ namespace {
 using namespace onnxpress;
 
 struct Factory : ort::EpFactory {
-  explicit Factory(const ort::Api& ort_api) : EpFactory{}, api(ort_api) {
+  Factory(const ort::Api& ort_api, bool repeats_names) : EpFactory{}, api(ort_api), repeats_names(repeats_names) {
     ort_version_supported = ort::kApiVersion;
     GetName = [](const ort::EpFactory*) { return kEpName; };
     GetVendor = [](const ort::EpFactory*) { return "onnxpress"; };
@@ -30,8 +30,10 @@ struct Factory : ort::EpFactory {
     };
     CreateEp = [](ort::EpFactory* self, const ort::HardwareDevice* const*, const ort::KeyValuePairs* const*,
                   std::size_t, const ort::SessionOptions* options, const ort::Logger* logger, ort::Ep** out) {
-      const ort::Api& ort_api = static_cast<Factory*>(self)->api;
-      return ort::guarded(ort_api, [&] { *out = create_ep(ort_api, read_options(ort_api, options), logger); });
+      const auto& factory = *static_cast<Factory*>(self);
+      return ort::guarded(factory.api, [&] {
+        *out = create_ep(factory.api, read_options(factory.api, options), logger, factory.repeats_names);
+      });
     };
     ReleaseEp = [](ort::EpFactory*, ort::Ep* ep) { release_ep(ep); };
     IsStreamAware = [](const ort::EpFactory*) { return false; };
@@ -48,6 +50,7 @@ struct Factory : ort::EpFactory {
   }
 
   const ort::Api& api;
+  const bool repeats_names;
 };
 
 }  // namespace
@@ -62,7 +65,7 @@ extern "C" __attribute__((visibility("default"))) ort::Status* CreateEpFactories
   return ort::guarded(*api, [&] {
     if (most == 0) throw ort::InvalidArgument(std::string(kEpName) + ": no room for a factory");
     // One for the process, never destroyed: sessions may outlive the registration.
-    static Factory& factory = *new Factory(*api);
+    static Factory& factory = *new Factory(*api, ort::is_1_23(*base));
     factories[0] = &factory;
     *made = 1;
   });

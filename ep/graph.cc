@@ -100,10 +100,7 @@ const ort::OpAttr* GraphNode::find(const char* name) const {
 std::optional<std::int64_t> GraphNode::attribute(const char* name) const {
   const ort::OpAttr* attribute = find(name);
   if (attribute == nullptr) return std::nullopt;
-  std::int64_t value = 0;
-  std::size_t size = 0;
-  ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrInt, &value, sizeof value, &size));
-  return value;
+  return number<std::int64_t>(attribute, name, ort::kAttrInt);
 }
 
 std::int64_t GraphNode::attribute(const char* name, std::int64_t otherwise) const {
@@ -113,9 +110,19 @@ std::int64_t GraphNode::attribute(const char* name, std::int64_t otherwise) cons
 float GraphNode::float_attribute(const char* name, float otherwise) const {
   const ort::OpAttr* attribute = find(name);
   if (attribute == nullptr) return otherwise;
-  float value = 0;
+  return number<float>(attribute, name, ort::kAttrFloat);
+}
+
+// Of our own operators nobody else has checked the types: what is wrong leaves the node, not the whole graph, to
+// others.
+template <class Number>
+Number GraphNode::number(const ort::OpAttr* attribute, const char* name, ort::AttrType type) const {
+  Number value{};
   std::size_t size = 0;
-  ort::check(api_, api_.ReadOpAttr(attribute, ort::kAttrFloat, &value, sizeof value, &size));
+  if (ort::Status* status = api_.ReadOpAttr(attribute, type, &value, sizeof value, &size)) {
+    api_.ReleaseStatus(status);
+    reject(std::string("attribute ") + name + " is of another type");
+  }
   return value;
 }
 

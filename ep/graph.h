@@ -75,6 +75,8 @@ class GraphNode {
 
  private:
   const ort::OpAttr* find(const char* name) const;
+  template <class Number>
+  Number number(const ort::OpAttr* attribute, const char* name, ort::AttrType type) const;
   std::size_t bytes_of(const ort::OpAttr* attribute, ort::AttrType type) const;
 
   const ort::Api& api_;

@@ -14,6 +14,7 @@ from onnxpress.optimizer import storage
 from onnxpress.optimizer.analysis import openvino
 from onnxpress.optimizer.analysis import session as sessions
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.sources import resolve
 
 from .tasks import choose
 
@@ -73,7 +74,7 @@ def evaluate(
         UsageError: There is no such task, or none fits.
         OnnxpressError: The model or the task's data cannot be had, or the model does not run.
     """
-    path = storage.resolve(model)
+    path = resolve(model)
     session = session or _open(path, session_options or sessions.session_options())
     chosen = choose(session, task, str(model))
     try:
@@ -105,7 +106,7 @@ def evaluate_with_provider(
         UsageError: There is no such task, none fits, or `claim` names no family.
         OnnxpressError: The model runs in neither way.
     """
-    path = storage.resolve(model)
+    path = resolve(model)
     shown_claim = f" ({claim})" if claim is not None else ""
     ways = {str(model): None, f"{model} + ep{shown_claim}": sessions.provider_options(True, claim)}
     if sessions.is_compiled(storage.load(path)):
@@ -126,7 +127,7 @@ def check(model: str | Path, task: str | None = None, provider: bool = False) ->
         UsageError: There is no such task, or none fits.
         OnnxpressError: The model cannot be had or loaded.
     """
-    path = storage.resolve(model)
+    path = resolve(model)
     try:
         choose(_look(path), task, str(model))
     except UsageError:
@@ -172,11 +173,11 @@ def evaluate_in_openvino(
     """
     results = []
     for name in models:
-        begin = partial(openvino.OpenVinoSession, storage.resolve(name))
+        begin = partial(openvino.OpenVinoSession, resolve(name))
         results.append(_tried(name, f"{name} in OpenVINO", task, begin))
     if nncf is not None:
         name, data = nncf
-        path = storage.resolve(name)
+        path = resolve(name)
         with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
 
             def rounded() -> openvino.OpenVinoSession:

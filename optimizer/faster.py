@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from .analysis.feeds import Feeds
 from .analysis.profile import slower_in_int8
-from .analysis.speed import seconds_of_models
+from .analysis.timing import seconds_of_models
 from .errors import OnnxpressError
 
 _ROUNDS = 3

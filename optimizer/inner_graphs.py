@@ -1,7 +1,9 @@
 """Models with graphs inside nodes in a form that ONNX Runtime can save once nodes of the main graph are compiled.
 
 It keeps of the main graph what its own nodes and outputs read, and forgets what only inner graphs do; and it cannot
-write larger constants of inner graphs, be they stored or computed when it loads the model.
+write larger constants of inner graphs, be they stored or computed when it loads the model. So the main graph has them
+meanwhile. In the end inner graphs get them back, for ONNX Runtime looks for the weights that it packs where they are
+read.
 """
 
 from __future__ import annotations
@@ -16,21 +18,48 @@ from .passes.rewriting import add_initializer
 _MOST_INNER = 127  # bytes
 
 
-def prepare_inner_graphs(model: ir.Model) -> None:
+def prepare_inner_graphs(model: ir.Model) -> set[str]:
     """Constants of inner graphs move into the main graph, and all that such graphs read of it follow its outputs.
 
     Args:
         model: Changed. What it computes stays the same, but for its new outputs.
+
+    Returns:
+        Names of the constants that moved.
     """
     mark_constants(model)
+    before = set(model.graph.initializers)
     for graph in model.graph.subgraphs():
         _move_constants(graph, model.graph)
+    moved = set(model.graph.initializers) - before
     known = {*model.graph.inputs, *model.graph.outputs}
     for graph in model.graph.subgraphs():
         for value in _read_by(graph):
             if value.graph is model.graph and value not in known:
                 known.add(value)
                 model.graph.outputs.append(value)
+    return moved
+
+
+def restore_inner_graphs(model: ir.Model, moved: set[str], outputs: int) -> None:
+    """What was prepared loses its new outputs, and inner graphs get their constants back.
+
+    Args:
+        model: Changed.
+        moved: Names of the constants.
+        outputs: How many outputs it had.
+    """
+    while len(model.graph.outputs) > outputs:
+        model.graph.outputs.pop()
+    for name in sorted(moved & set(model.graph.initializers)):
+        value = model.graph.initializers.pop(name)
+        for reader in {node.graph: None for node in value.consumers()}:
+            assert isinstance(reader, ir.Graph)
+            own = ir.Value(name=name, const_value=value.const_value, type=value.type, shape=value.shape)
+            reader.register_initializer(own)
+            for node, index in list(value.uses()):
+                if node.graph is reader:
+                    node.replace_input_with(index, own)
 
 
 def _read_by(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -25,6 +25,7 @@ from .passes import plan
 from .passes.block_weights import is_block_sparse, mask_of
 from .passes.constants import release
 from .recipe import Recipe
+from .sources import resolve
 from .sparsity.blocks import Mask
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def export_mask(model: str | Path, output: str | Path) -> MaskReport:
         UsageError: Nothing can be written there.
         OnnxpressError: The model cannot be read, or no weight of it holds zeros.
     """
-    path = storage.resolve(model)
+    path = resolve(model)
     target = storage.check_target(output)
     loaded = storage.load(path)
     storage.check_apart(target, path, loaded)

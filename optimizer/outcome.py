@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from .passes import Decision
+from .passes.plan import Decision
 from .report import WeightReport
 
 Progress = Callable[[str, int, int], None]

@@ -29,6 +29,7 @@ from .passes.rewriting import listed_names
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
+from .sources import resolve
 
 METADATA_KEY = "onnxpress.recipe"
 """Key of the output's metadata that holds the recipe as JSON."""
@@ -72,7 +73,7 @@ def optimize(
         target = storage.check_target(output) if output is not None else None
         normalise(loaded, source)
     else:
-        path = storage.resolve(model)
+        path = resolve(model)
         source, target = str(path), storage.check_target(output or default_output(model, path, recipe))
         storage.check_target(target, [calibration.data, calibration.statistics, recipe.mask])
         loaded = storage.load(path)

@@ -151,6 +151,7 @@ class ContextReport:
         weights: Name of the file of packed weights beside it.
         compiled: Nodes in the output that stand for compiled ones.
         left: Other nodes of its main graph, which ONNX Runtime runs.
+        inside: Nodes of graphs inside nodes, which stay as they are, by operator and reason.
         size_before: Bytes of the model and its external data.
         size_after: The same for the output, its packed weights included.
         size_weights: Bytes of the packed weights.
@@ -163,6 +164,7 @@ class ContextReport:
     weights: str
     compiled: int
     left: int
+    inside: dict[str, int]
     size_before: int
     size_after: int
     size_weights: int
@@ -182,6 +184,8 @@ class ContextReport:
         table.add_column(overflow="fold")
         table.add_row("compiled", f"{self.compiled} nodes")
         table.add_row("left", f"{self.left} nodes for ONNX Runtime")
+        for what, count in self.inside.items():
+            table.add_row("left", f"{count} {what}")
         table.add_row("size", f"{size_text(self.size_before)} -> {size_text(self.size_after)}")
         table.add_row("weights", f"{size_text(self.size_weights)} in {self.weights}")
         table.add_row("time", f"{self.seconds:.1f} s")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
-from .errors import OnnxpressError, UsageError, suggestion
+from .errors import OnnxpressError, UsageError
 from .external_data import checked, external_places, external_tensors, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
@@ -41,43 +41,6 @@ _CHUNK = 1 << 24
 
 TensorDone = Callable[[int, int], None]
 """Called after each tensor with the number done and the number in all."""
-
-
-def resolve(model: str | Path) -> Path:
-    """The ONNX file that the user means.
-
-    Args:
-        model: A file, a folder of an exported model, or a name of the catalogue such as "minilm".
-
-    Raises:
-        OnnxpressError: There is no such file, or the folder holds no model or several.
-    """
-    path = Path(model)
-    if path.is_dir():
-        return _in_folder(path)
-    if path.exists():
-        return path
-    from onnxpress import models
-
-    if str(model) in models.names():
-        return models.path(str(model))
-    if path.suffix or os.sep in str(model):
-        raise OnnxpressError(f"{model}: no such file")
-    raise OnnxpressError(
-        f"{model}: no such file, and no model of the catalogue; {suggestion(str(model), models.names())}"
-    )
-
-
-def _in_folder(folder: Path) -> Path:
-    if (folder / "model.onnx").is_file():
-        return folder / "model.onnx"
-    found = sorted(folder.glob("*.onnx"))
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        raise OnnxpressError(f"{folder}: the folder holds no .onnx file")
-    names = ", ".join(path.name for path in found)
-    raise OnnxpressError(f"{folder}: the folder holds several models, name one of {names}")
 
 
 def load(path: str | Path) -> ir.Model:

@@ -11,6 +11,25 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # for `import graphs`
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--note-runs", type=Path, metavar="FILE", help="write to FILE which tests run models")
+    parser.addoption("--noted-runs", type=Path, metavar="FILE", help="run only the tests that FILE holds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--note-runs"):
+        from runs import NoteRuns
+
+        config.pluginmanager.register(NoteRuns(path))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if path := config.getoption("--noted-runs"):
+        from runs import keep_noted
+
+        keep_noted(path, config, items)
+
+
 @pytest.fixture(scope="module")
 def child():
     """Runs models in a process of its own."""

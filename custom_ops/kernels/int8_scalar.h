@@ -36,9 +36,7 @@ struct Int8Scalar : Scalar {
     return map([&](int i) { return wrap(unsigned_of(a.v[i]) * unsigned_of(b.v[i])); });
   }
   static F32 to_float(const I32& a) {
-    F32 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(a.v[i]);
-    return r;
+    return Scalar::map([&](int i) { return static_cast<float>(a.v[i]); });
   }
 
   // A line of the weight, 4 activations for all columns, and the exact sum of their products.
@@ -64,7 +62,7 @@ struct Int8Scalar : Scalar {
   static void store_codes(std::uint8_t* p, const F32& a, const CodeFormat& format, std::int64_t count) {
     const float low = static_cast<float>(-format.zero_point), high = static_cast<float>(255 - format.zero_point);
     for (int i = 0; i < 16 && i < count; ++i) {
-      float v = a.v[i] / format.scale;
+      float v = lane(a, i) / format.scale;
       v = v > low ? v : low;
       v = v < high ? v : high;
       const std::int32_t code = static_cast<std::int32_t>(std::nearbyint(v)) + format.zero_point;

@@ -8,6 +8,16 @@
 namespace onnxpress {
 namespace {
 
+// Once for all formats and groups: 64 look-ups unrolled in each would take compilers minutes.
+__attribute__((noinline)) inline void look_up(const std::uint32_t* table, const Scalar::U8& codes,
+                                              Scalar::F32 (&v)[4]) {
+  for (int j = 0; j < 4; ++j) {
+    std::uint32_t lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = table[codes.v[4 * i + j]];
+    std::memcpy(&v[j], lanes, sizeof lanes);
+  }
+}
+
 template <CodeKind Kind>
 struct ScalarMiniFloats {
   static constexpr int kBits = minifloat(Kind).bits();
@@ -16,10 +26,7 @@ struct ScalarMiniFloats {
   template <int G>
   static void floats(const std::uint8_t* span, Scalar::F32 (&v)[4]) {
     static constexpr Table kTable;
-    const Scalar::U8 codes = load_group<Scalar, kBits, G>(span);
-    for (int j = 0; j < 4; ++j) {
-      for (int i = 0; i < 16; ++i) v[j].v[i] = bits_to_float(kTable.bits[codes.v[4 * i + j]]);
-    }
+    look_up(kTable.bits, load_group<Scalar, kBits, G>(span), v);
   }
 
  private:

@@ -1,4 +1,4 @@
-// Sixteen columns in plain arrays: runs anywhere, and compilers turn most of it into the vectors of the machine.
+// Sixteen columns in plain arrays of integers and in vectors of the compiler's: runs anywhere, on what vectors there are.
 #pragma once
 
 #include <cmath>
@@ -9,6 +9,10 @@
 
 namespace onnxpress {
 namespace {
+
+// Few operations on vectors of four compile many times as fast as sixteen on single lanes, which end up the same.
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef std::int32_t FourInts __attribute__((vector_size(16)));
 
 struct Scalar {
   static constexpr const char* kName = "scalar";
@@ -26,7 +30,7 @@ struct Scalar {
     std::int32_t v[16];
   };
   struct F32 {
-    float v[16];
+    FourFloats v[4];
   };
 
   static U8 load(const std::uint8_t* p) {
@@ -51,12 +55,18 @@ struct Scalar {
   // Byte J of each column's four, as floats.
   template <int J>
   static F32 byte_to_float(const U8& a) {
-    return map([&](int i) { return static_cast<float>(a.v[4 * i + J]); });
+    return by_four([&](int q) {
+      FourInts columns;  // bytes from the lowest bits up
+      std::memcpy(&columns, a.v + 16 * q, sizeof columns);
+      return __builtin_convertvector(columns >> 8 * J & 255, FourFloats);
+    });
   }
+
+  static float lane(const F32& a, int i) { return a.v[i / 4][i % 4]; }
 
   static F32 zero() { return set1(0); }
   static F32 set1(float a) {
-    return map([=](int) { return a; });
+    return by_four([=](int) { return FourFloats{a, a, a, a}; });
   }
   static F32 load(const float* p) {
     F32 r;
@@ -81,42 +91,42 @@ struct Scalar {
   }
   static void store(float* p, const F32& a) { std::memcpy(p, a.v, sizeof a.v); }
   static void store(float* p, const F32& a, std::int64_t count) {
-    for (int i = 0; i < 16 && i < count; ++i) p[i] = a.v[i];
+    for (int i = 0; i < 16 && i < count; ++i) p[i] = lane(a, i);
   }
   static void store_half(std::uint16_t* p, const F32& a) {
-    for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
+    for (int i = 0; i < 16; ++i) p[i] = float_to_half(lane(a, i));
   }
   static F32 add(const F32& a, const F32& b) {
-    return map([&](int i) { return a.v[i] + b.v[i]; });
+    return by_four([&](int q) { return a.v[q] + b.v[q]; });
   }
   static F32 sub(const F32& a, const F32& b) {
-    return map([&](int i) { return a.v[i] - b.v[i]; });
+    return by_four([&](int q) { return a.v[q] - b.v[q]; });
   }
   static F32 mul(const F32& a, const F32& b) {
-    return map([&](int i) { return a.v[i] * b.v[i]; });
+    return by_four([&](int q) { return a.v[q] * b.v[q]; });
   }
   static F32 fma(const F32& a, const F32& b, const F32& c) {
-    return map([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+    return by_four([&](int q) { return a.v[q] * b.v[q] + c.v[q]; });
   }
   static F32 fnma(const F32& a, const F32& b, const F32& c) {
-    return map([&](int i) { return c.v[i] - a.v[i] * b.v[i]; });
+    return by_four([&](int q) { return c.v[q] - a.v[q] * b.v[q]; });
   }
   static F32 div(const F32& a, const F32& b) {
-    return map([&](int i) { return a.v[i] / b.v[i]; });
+    return by_four([&](int q) { return a.v[q] / b.v[q]; });
   }
   // The second where one is NaN.
   static F32 min(const F32& a, const F32& b) {
-    return map([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+    return by_four([&](int q) { return a.v[q] < b.v[q] ? a.v[q] : b.v[q]; });
   }
   static F32 max(const F32& a, const F32& b) {
-    return map([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+    return by_four([&](int q) { return a.v[q] > b.v[q] ? a.v[q] : b.v[q]; });
   }
   // 2^n for an integer from -126 to 127; 0 for -127 and infinity for 128.
   static F32 pow2(const F32& n) {
-    return map([&](int i) { return bits_to_float(float_to_bits(n.v[i] + kExponent) << 23); });
+    return map([&](int i) { return bits_to_float(float_to_bits(lane(n, i) + kExponent) << 23); });
   }
   static F32 if_negative(const F32& x, const F32& then, const F32& otherwise) {
-    return map([&](int i) { return float_to_bits(x.v[i]) >> 31 != 0 ? then.v[i] : otherwise.v[i]; });
+    return map([&](int i) { return float_to_bits(lane(x, i)) >> 31 != 0 ? lane(then, i) : lane(otherwise, i); });
   }
   // Compared as integers, in whose order NaN is above infinity: a NaN is never lost.
   static float max_abs(const float* p, std::int64_t count) {
@@ -131,7 +141,7 @@ struct Scalar {
   static I32 quantize(const float* p, std::int64_t count, const F32& factor, std::int8_t* out, I32 sum) {
     const F32 v = mul(load(p, count), factor);
     for (int i = 0; i < 16; ++i) {
-      const std::int32_t code = static_cast<std::int32_t>(std::nearbyint(v.v[i]));
+      const std::int32_t code = static_cast<std::int32_t>(std::nearbyint(lane(v, i)));
       out[i] = static_cast<std::int8_t>(code);
       sum.v[i] += code;
     }
@@ -152,9 +162,7 @@ struct Scalar {
     }
     template <int Index, int Run>
     void add(const U8& codes, const std::int8_t* four) {
-      for (int i = 0; i < 16; ++i) {
-        for (int j = 0; j < 4; ++j) sum.v[i] += codes.v[4 * i + j] * four[j];
-      }
+      add_products(codes, four, sum);
     }
     F32 value() const {
       return map([this](int i) { return static_cast<float>(sum.v[i]); });
@@ -163,12 +171,23 @@ struct Scalar {
   template <int Bits>
   using Dot = AnyDot;
 
- private:
+  // A call costs little beside 64 products; compilers would take minutes for all places that it is called from.
+  __attribute__((noinline)) static void add_products(const U8& codes, const std::int8_t* four, I32& sum) {
+    for (int i = 0; i < 16; ++i) {
+      for (int j = 0; j < 4; ++j) sum.v[i] += codes.v[4 * i + j] * four[j];
+    }
+  }
+
+ protected:
   template <class F>
   static F32 map(F f) {
-    F32 r;
-    for (int i = 0; i < 16; ++i) r.v[i] = f(i);
-    return r;
+    float lanes[16];
+    for (int i = 0; i < 16; ++i) lanes[i] = f(i);
+    return load(lanes);
+  }
+  template <class F>
+  static F32 by_four(F f) {
+    return {{f(0), f(1), f(2), f(3)}};
   }
 };
 

@@ -31,9 +31,7 @@ ort::CustomOpDomain* domain(const ort::Api& api, bool infers_shapes) {
 
 // ONNX Runtime 1.23 crashes when it prepares the shape inference of a node with an absent input before a present one
 // (pull request 26199 of its repository); without an inference function it takes the shapes stored in the model.
-bool infers_shapes_safely(const ort::ApiBase& base) {
-  return std::string(base.GetVersionString()).rfind("1.23.", 0) != 0;
-}
+bool infers_shapes_safely(const ort::ApiBase& base) { return !ort::is_1_23(base); }
 
 }  // namespace
 

@@ -32,6 +32,9 @@ inline Status* too_old(const ApiBase& base) {
   return older != nullptr ? older->CreateStatus(kFail, message.c_str()) : nullptr;
 }
 
+// Whether the runtime is the oldest that we run on, faults of which newer ones do not have.
+inline bool is_1_23(const ApiBase& base) { return std::string(base.GetVersionString()).rfind("1.23.", 0) == 0; }
+
 // Runs `body`; no exception crosses the C boundary.
 template <class Body>
 Status* guarded(const Api& api, const Body& body) {

@@ -1,10 +1,4 @@
-"""Latency of several models side by side.
-
-All models are timed in one process, in turns, the order changing every round, so that a machine whose speed drifts is
-fair to all. ONNX Runtime's threads go on spinning for some 20 ms after a run; another session's run beside them was
-seen to take twice its time. So each turn begins with a pause and an uncounted run. OpenVINO's threads, which do the
-same, are no different: neither runtime was measured slower beside the other than alone.
-"""
+"""Latency of several models side by side, all timed in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +9,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,17 +20,17 @@ from .. import storage
 from ..calibration import Statistics
 from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError
+from ..sources import resolve
 from . import openvino as peers
 from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
 from .session import is_compiled, provider_options, uses_our_ops
+from .timing import take_turns
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from ..calibration import Calibration
 
-_PAUSE = 0.06  # seconds, three times what the threads were seen to spin
-_TURN = 0.15  # seconds of counted runs in a turn
 _SHAPES = 4  # inputs shown
 
 
@@ -177,7 +170,7 @@ def bench(
 
 
 def _first_batch(model: str, data: Calibration) -> Feeds:
-    path = storage.resolve(model)
+    path = resolve(model)
     opened = data.open(storage.load(path), None if Path(model).exists() else model, path)
     if isinstance(opened, Statistics):
         raise UsageError("statistics hold no inputs; give data")
@@ -232,7 +225,7 @@ class _Entry:
 
 def _entries(model: str, provider: Mapping[str, str] | None, openvino: bool) -> list[_Entry]:
     """The model as it is, unless that cannot run, and where wanted on our execution provider and in OpenVINO."""
-    path = storage.resolve(model)
+    path = resolve(model)
     loaded = storage.load(path)
     plain = _Entry(model, model, path, storage.size_on_disk(path, loaded), uses_our_ops(loaded))
     entries = [] if provider is not None and is_compiled(loaded) else [plain]
@@ -245,7 +238,7 @@ def _entries(model: str, provider: Mapping[str, str] | None, openvino: bool) -> 
 
 
 def _rounded_by_nncf(model: str, calibration: Calibration, folder: Path) -> _Entry:
-    onnx = storage.resolve(model)
+    onnx = resolve(model)
     made = peers.quantize(model, calibration, folder)
     size = sum(file.stat().st_size for file in (made, made.with_suffix(".bin")))
     return _Entry(model, f"{model} by NNCF in OpenVINO", made, size, onnx=onnx)
@@ -337,31 +330,6 @@ class _Run:
             sizes = ", ".join(symbolic_sizes(self._session.get_inputs()))
             hint = f" (sizes to choose with --dim NAME=SIZE: {sizes})" if sizes else ""
             raise OnnxpressError(f"{self.entry.path}: cannot run: {str(error).splitlines()[0]}{hint}") from error
-
-
-def take_turns(
-    runs: Sequence[Callable[[], object]],
-    rounds: int,
-    progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
-) -> list[list[float]]:
-    """Seconds of each counted run of each callable, taken in turns that start with another one every round."""
-    samples: list[list[float]] = [[] for _ in runs]
-    for turn in range(rounds):
-        for step in range(len(runs)):
-            which = (turn + step) % len(runs)
-            sleep(_PAUSE)
-            runs[which]()
-            spent = 0.0
-            while spent < _TURN:
-                start = clock()
-                runs[which]()
-                elapsed = clock() - start
-                samples[which].append(elapsed)
-                spent += elapsed
-            progress("bench", turn * len(runs) + step + 1, rounds * len(runs))
-    return samples
 
 
 def _probe_load(run: _Run, common: _Common) -> dict[str, float]:

@@ -14,10 +14,11 @@ import numpy as np
 from onnxpress.custom_ops import _kernels
 
 from ..errors import OnnxpressError
-from .bench import machine, setup, take_turns
+from .bench import machine, setup
 from .kernel_models import INT8_OPS, Case, sides, weight_bytes
 from .machine import saturation_note
 from .session import open_session, session_options
+from .timing import take_turns
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,9 +13,10 @@ import numpy as np
 from ..errors import UsageError
 from ..sparsity import Block
 from . import sparse_runs
-from .bench import machine, setup, take_turns
+from .bench import machine, setup
 from .machine import saturation_note
 from .sparse_models import random_weight
+from .timing import take_turns
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,7 +24,9 @@ from ..errors import OnnxpressError, UsageError
 from ..external_data import common_folder
 from ..passes.block_weights import sparsity_of
 from ..reading import to_proto
+from ..sources import resolve
 from .feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from .outputs import OutputError, measure
 from .session import (
     FOLDER_KEY,
     is_compiled,
@@ -75,12 +77,15 @@ class Comparison:
         second: What is judged.
         tensors: Matched tensors, the one that adds most noise first.
         unmatched: Float outputs of nodes of the first model that the second lacks.
+        other_lengths: Outputs that cannot be compared, such as audio of a duration that the model itself tells, in the
+            model's order.
     """
 
     first: str
     second: str
     tensors: list[TensorError]
     unmatched: int
+    other_lengths: list[OutputError]
 
     @property
     def outputs(self) -> list[TensorError]:
@@ -107,6 +112,8 @@ class Comparison:
         for tensor in [t for t in self.tensors if not t.output][:top]:
             table.add_row(*_cells(tensor)[: len(table.columns)])
         console.print(table)
+        for output in self.other_lengths:
+            console.print(str(output), style="yellow")
         inner = len(self.tensors) - len(self.outputs)
         console.print(f"{inner} inner tensors matched, {self.unmatched} not; those inside subgraphs are out of reach")
 
@@ -145,7 +152,7 @@ def compare(
         UsageError: The inputs do not fit, the models have different inputs or outputs, or the reference is compiled.
         OnnxpressError: A model cannot be loaded or run.
     """
-    models = [_Probe(storage.resolve(first)), _Probe(storage.resolve(second), provider_options(provider, claim))]
+    models = [_Probe(resolve(first)), _Probe(resolve(second), provider_options(provider, claim))]
     if is_compiled(models[0].model):
         raise UsageError(
             f"{first}: is compiled for our execution provider; the reference has to be a model that ONNX Runtime runs "
@@ -161,23 +168,22 @@ def compare(
     known = set(models[0].tensors) - set(outputs)
     shared = [*outputs, *(name for name in models[1].tensors if name in known)]
     found: dict[str, tuple[float, float]] = {}
+    other_lengths: list[OutputError] = []
     for begin in range(0, len(shared), _GROUP):
         progress("compare", begin, len(shared))
         group = shared[begin : begin + _GROUP]
         for name, *values in zip(group, *(probe.run(group, feeds) for probe in models), strict=True):
             a, b = map(_joined, values)
             if name in outputs and a.shape != b.shape:
-                raise OnnxpressError(
-                    f"{second}: output {name} has shape {list(b.shape)}, in {first} it has {list(a.shape)}"
-                )
-            if a.shape == b.shape and all(_is_comparable(array, name in outputs) for array in (a, b)):
+                other_lengths.append(OutputError(name, shapes=(a.shape, b.shape)))
+            elif a.shape == b.shape and all(_is_comparable(array, name in outputs) for array in (a, b)):
                 found[name] = measure(a, b)
     progress("compare", len(shared), len(shared))
-    if not found:
+    if not found and not other_lengths:
         raise OnnxpressError(f"{first} and {second} share no float tensor; were they made from the same model?")
     errors = _attribute(models[1].model, found, set(outputs))
     unmatched = len(set(models[0].tensors) - set(shared))
-    return Comparison(str(first), str(second), errors, unmatched)
+    return Comparison(str(first), str(second), errors, unmatched, other_lengths)
 
 
 def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) -> list[str]:
@@ -251,24 +257,6 @@ def _float_tensors(model: ir.Model) -> list[str]:
         for value in node.outputs
         if value.name and value.dtype in floats and not isinstance(value.type, ir.SequenceType | ir.OptionalType)
     ]
-
-
-def measure(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
-    """SQNR in dB and cosine of two arrays of one shape, in float64. NaN in either gives NaN."""
-    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
-    same = a == b  # infinities that agree are no error
-    with np.errstate(invalid="ignore"):
-        noise = float(np.square(np.where(same, 0, a - b)).sum())
-    finite = np.isfinite(a) & np.isfinite(b)
-    signal = float(np.square(a[finite]).sum())
-    if math.isnan(noise):
-        return math.nan, math.nan
-    sqnr = (
-        math.inf if noise == 0 else -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)
-    )
-    lengths = math.sqrt(signal * float(np.square(b[finite]).sum()))
-    cosine = float(a[finite] @ b[finite]) / lengths if lengths > 0 else float(noise == 0)
-    return sqnr, cosine
 
 
 def _attribute(model: ir.Model, found: dict[str, tuple[float, float]], outputs: set[str]) -> list[TensorError]:

@@ -30,6 +30,7 @@ from ..outcome import Progress
 from ..pipeline import optimize
 from ..recipe import Recipe
 from ..report import size_text
+from ..sources import resolve
 from .compare import DEFAULT_DIMS
 from .feeds import Feeds, random_feeds
 from .metrics import COSINE, Metric, check_metric, choose_metric
@@ -225,7 +226,7 @@ class _Workload:
 def _workload(name: str, metric: str | None, data: str | None) -> _Workload:
     """A model that can be read, with a metric that fits and data that begins well."""
     try:
-        workload = _Workload(name, storage.resolve(name), metric, data)
+        workload = _Workload(name, resolve(name), metric, data)
         model = storage.load(workload.path)
         if metric is not None:
             check_metric(metric, model, name)

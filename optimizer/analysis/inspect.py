@@ -16,6 +16,7 @@ from ..passes.constants import stored_constant
 from ..pipeline import METADATA_KEY, decide
 from ..recipe import Recipe
 from ..report import group_reasons, size_text
+from ..sources import resolve
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,7 +109,7 @@ def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
         OnnxpressError: The model cannot be read, or cannot be prepared for the scheme.
     """
     recipe = recipe or Recipe()
-    path = storage.resolve(model)
+    path = resolve(model)
     loaded = storage.load(path)
     tensors = list(_constants(loaded))
     dtypes: Counter[str] = Counter()

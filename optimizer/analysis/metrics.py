@@ -17,8 +17,9 @@ import onnx_ir as ir
 from .. import storage
 from ..errors import OnnxpressError, UsageError, suggestion
 from ..imports import load_function
-from .compare import measure
+from ..sources import resolve
 from .feeds import Feeds, arrays_of
+from .outputs import measure
 from .temporary import temporary_session
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def choose_metric(
         OnnxpressError: The float model cannot be run, or has no finite value.
     """
     path = original if isinstance(original, Path) else None
-    model = storage.load(storage.resolve(original)) if isinstance(original, Path) else original
+    model = storage.load(resolve(original)) if isinstance(original, Path) else original
     source = source or str(path or "the float model")
     with temporary_session(model, source, threads) as session:
         if name is None:
@@ -206,7 +207,7 @@ class _Task:
 
         check_name(name)
         self._name, self._source = name, source
-        self._path = storage.resolve(path) if path is not None else _NOWHERE
+        self._path = resolve(path) if path is not None else _NOWHERE
         try:
             self._task = choose(session, name, source)
         except UsageError as error:

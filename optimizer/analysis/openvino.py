@@ -22,6 +22,7 @@ from .. import storage
 from ..calibration import Calibration, Statistics
 from ..calibration.inputs import Input, inputs_of, needed
 from ..errors import OnnxpressError, UsageError
+from ..sources import resolve
 from .feeds import Feeds, random_feeds, type_name
 from .session import open_session, session_options
 
@@ -139,7 +140,7 @@ def quantize(model: str | Path, calibration: Calibration, folder: Path) -> Path:
     """
     os.environ.setdefault("NNCF_CI", "1")  # else it tells a server of its use
     openvino, nncf = import_peer("openvino"), import_peer("nncf")
-    path = storage.resolve(model)
+    path = resolve(model)
     data = calibration.open(storage.load(path), None if Path(model).exists() else str(model), path)
     if isinstance(data, Statistics):
         raise UsageError("NNCF has to see data: give --calibration, not statistics")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .compare import measure
 from .feeds import is_float
 
 LEAST_SQNR = 3.0
@@ -63,7 +62,7 @@ class OutputError:
         """A line for a person."""
         if self.shapes is not None:
             was, now = ("x".join(map(str, shape)) or "a number" for shape in self.shapes)
-            return f"{self.name} is of another length, {now}, in float {was}: it cannot be compared"
+            return f"{self.name} is of another length, {now}, in the original {was}: it cannot be compared"
         if self.equal is not None:
             return f"{self.name} {100 * self.equal:.1f} % equal"
         worst = "" if self.channel is None else f", channel {self.channel} of the last axis {self.channel_sqnr:.1f} dB"
@@ -88,6 +87,24 @@ def _error(name: str, wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> Outp
         return OutputError(name, sqnr)
     worst = int(np.argmin(channels))
     return OutputError(name, sqnr, worst, float(channels[worst]), float(np.mean(channels < 0)))
+
+
+def measure(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> tuple[float, float]:
+    """SQNR in dB and cosine of two arrays of one shape, in float64. NaN in either gives NaN."""
+    a, b = reference.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    same = a == b  # infinities that agree are no error
+    with np.errstate(invalid="ignore"):
+        noise = float(np.square(np.where(same, 0, a - b)).sum())
+    finite = np.isfinite(a) & np.isfinite(b)
+    signal = float(np.square(a[finite]).sum())
+    if math.isnan(noise):
+        return math.nan, math.nan
+    sqnr = (
+        math.inf if noise == 0 else -math.inf if signal == 0 or math.isinf(noise) else 10 * math.log10(signal / noise)
+    )
+    lengths = math.sqrt(signal * float(np.square(b[finite]).sum()))
+    cosine = float(a[finite] @ b[finite]) / lengths if lengths > 0 else float(noise == 0)
+    return sqnr, cosine
 
 
 def _without_shared_nan(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..sparsity import Block
 from . import sparse_runs
-from .bench import take_turns
+from .timing import take_turns
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ..outcome import Progress
 from ..passes import NameNodes
 from ..passes.constants import constant_of, is_constant, mark_constants
 from ..preparation import prepare
+from ..sources import resolve
 from .collect import collect
 from .data import Source, open_data
 from .images import ImageRecipe
@@ -111,7 +112,7 @@ def calibrate(
         OnnxpressError: The model or the data cannot be read, or the model is quantized already or cannot be run.
     """
     begin = time.perf_counter()
-    path = storage.resolve(model)
+    path = resolve(model)
     target = storage.check_target(output, [data])
     loaded = storage.load(path)
     storage.check_apart(target, path, loaded)

@@ -13,8 +13,10 @@ from ..errors import OnnxpressError
 from ..sparsity import Block, expand
 from ..sparsity.blocks import MOST, Mask
 from .constants import constant_of, release
-from .sparsify_matmul import OP, TRANSPOSED_KEY, WEIGHT_KEY
 
+OP = "BlockSparseMatMul"
+WEIGHT_KEY, TRANSPOSED_KEY = "onnxpress.weight", "onnxpress.transposed"
+"""Keys of a node's metadata: the name of the weight it had, and "1" where that is [N, K]."""
 _MOST_WEIGHTS = 1 << 33
 
 

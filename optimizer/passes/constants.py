@@ -104,6 +104,14 @@ def array_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
     return None if tensor is None else copy_of(tensor)
 
 
+def scalar(value: ir.Value | None) -> float | None:
+    """The number that a constant of one element holds."""
+    tensor = constant_of(value) if value is not None else None
+    if tensor is None or tensor.size != 1 or not np.issubdtype(tensor.dtype.numpy(), np.number):
+        return None
+    return float(tensor.numpy().reshape(-1)[0])
+
+
 def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
     """The numbers of a tensor, which is unmapped again."""
     array = np.array(tensor.numpy())

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..names import names_of
-from .int8_operators import scalar
+from .constants import scalar
 from .padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
 from .projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
 from .remove_unused import remove_unused

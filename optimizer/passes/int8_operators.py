@@ -15,9 +15,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..quantization.rtn import is_finite
-from .constants import constant_of, is_constant, release, why_unread
+from .constants import constant_of, is_constant, release, scalar, why_unread
 from .matching import least_rank
-from .plain_average_pool import needs_float
 
 
 class Role(enum.Enum):
@@ -119,19 +118,18 @@ def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def needs_float(node: ir.Node) -> bool:
+    """Whether QLinearAveragePool would be another function than a pool."""
+    attributes = node.attributes
+    padded = attributes.get_int("count_include_pad", 0) == 1 and attributes.get_int("ceil_mode", 0) == 1
+    return padded or any(step != 1 for step in attributes.get_ints("dilations", []))
+
+
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """A constant that no caller can override."""
     if value is None or (value.is_initializer() and value.is_graph_input()):
         return None
     return constant_of(value)
-
-
-def scalar(value: ir.Value | None) -> float | None:
-    """The number that a constant of one element holds."""
-    tensor = _constant(value)
-    if tensor is None or tensor.size != 1 or not np.issubdtype(tensor.dtype.numpy(), np.number):
-        return None
-    return float(tensor.numpy().reshape(-1)[0])
 
 
 def _rank(value: ir.Value | None) -> int:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from .constants import is_constant
-from .int8_operators import scalar
+from .constants import is_constant, scalar
 from .matching import input_of, is_standard
 
 _JOINS = {"Where": (1, 2), "ScatterND": (0, 2), "ScatterElements": (0, 2)}  # and Concat of all

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from .constants import constant_of, stored_constant
-from .int8_operators import scalar
+from .constants import constant_of, scalar, stored_constant
 
 _STANDARD = ("", "ai.onnx")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)

@@ -23,7 +23,7 @@ from onnxpress.custom_ops import functions, reference
 from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.formats import FORMATS
 from ..quantization.schemes import WeightScheme
-from .constants import array_of
+from .constants import array_of, constant_of
 from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
 from .int8_operators import Operator, Role
@@ -81,7 +81,8 @@ class PlaceMinifloat:
         """Rewrite the graph, whose opset is `OPSET` at least; whether anything changed."""
         self._model, self._graph = model, model.graph
         self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
-        self._weights: dict[tuple[ir.Value, int, str, bool], tuple[str, ir.Value]] = {}
+        self._weights: dict[tuple[int, int, str, bool], tuple[str, ir.Value]] = {}
+        self._tables: dict[tuple[int, str], tuple[str, ir.Value, ir.Value]] = {}
         self._constants = SharedArrays(model.graph)
         self._readers: dict[str, list[str]] = {}
         for node, operator in plan.operators.items():
@@ -168,7 +169,7 @@ class PlaceMinifloat:
         as_rows = node.op_type == "Gemm" and scheme.format not in TYPES
         if as_rows:
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
-        key = value, axis, scheme.format, as_rows
+        key = _tensor_id(value), axis, scheme.format, as_rows
         if key not in self._weights:
             name = self._name(value, node)
             rounded = self._round_weight(name, required(array_of(value)), axis, scheme)
@@ -202,11 +203,15 @@ class PlaceMinifloat:
     def _decode_rows(self, node: ir.Node, scheme: WeightScheme) -> None:
         """Rows of a table are read as codes: a Gather has no floating-point types of 8 bits, and decodes no others."""
         table, ids = required(node.inputs[0]), node.inputs[1]
-        name = self._name(table, node)
-        rounded = self._round_weight(name, required(array_of(table)), 1, scheme)
+        key = _tensor_id(table), scheme.format
+        if key not in self._tables:
+            name = self._name(table, node)
+            rounded = self._round_weight(name, required(array_of(table)), 1, scheme)
+            codes = self._constants.add(f"{name}_{scheme.format}", rounded.codes())
+            scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scales)
+            self._tables[key] = name, codes, scales
+        name, codes, scales = self._tables[key]
         self._readers[name].append(node.name or "")
-        codes = self._constants.add(f"{name}_{scheme.format}", rounded.codes())
-        scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scales)
         numbers = self._constants.add(f"{scheme.format}_numbers", reference.MINIFLOATS[scheme.format])
         like = node.outputs[0]
         rows = insert_before(node, "Gather", [codes, ids], None, suffix="_codes", attributes={"axis": 0})
@@ -215,3 +220,8 @@ class PlaceMinifloat:
             made.type, made.shape = ir.TensorType(kind), like.shape
         decoded = insert_before(node, "Gather", [numbers, index], like, suffix="_numbers", attributes={"axis": 0})
         replace(node, insert_before(node, "Mul", [decoded, scales], like, suffix="_scaled"))
+
+
+def _tensor_id(value: ir.Value) -> int:
+    """What tells constants apart: a function that is inlined twice leaves two values of one tensor."""
+    return id(required(constant_of(value)))

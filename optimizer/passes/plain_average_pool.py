@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from .int8_operators import needs_float
 from .matching import is_standard
 from .rewriting import required
 
@@ -25,13 +26,6 @@ class PlainAveragePool:
         pools = [node for node in model.graph if is_standard(node, "AveragePool")]
         changed = sum(map(_simplify, pools)) > 0
         return sum(_set_apart(node) for node in pools if needs_float(node)) > 0 or changed
-
-
-def needs_float(node: ir.Node) -> bool:
-    """Whether QLinearAveragePool would be another function."""
-    attributes = node.attributes
-    padded = attributes.get_int("count_include_pad", 0) == 1 and attributes.get_int("ceil_mode", 0) == 1
-    return padded or any(step != 1 for step in attributes.get_ints("dilations", []))
 
 
 def _simplify(node: ir.Node) -> bool:

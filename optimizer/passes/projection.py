@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .constants import constant_of, release
-from .int8_operators import scalar
+from .constants import constant_of, release, scalar
 from .rewriting import required
 
 _STANDARD = ("", "ai.onnx")

@@ -9,7 +9,9 @@ uint8 by that. A product whose output only such products read, each by the same 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +21,13 @@ from onnxpress.custom_ops import functions
 from ..names import names_of
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
+from .block_weights import OP, TRANSPOSED_KEY, WEIGHT_KEY
 from .constants import constant_of
 from .declare_functions import add_function
 from .matching import is_standard, sole_reader
 from .product_bias import add_scaled, find_bias
 from .rewriting import add_array, insert_before, replace
 from .weight_form import MICROSOFT
-
-OP = "BlockSparseMatMul"
-WEIGHT_KEY, TRANSPOSED_KEY = "onnxpress.weight", "onnxpress.transposed"
-"""Keys of a node's metadata: the name of the weight it had, and "1" where that is [N, K]."""
 
 Singles = npt.NDArray[np.float32]
 
@@ -74,6 +73,7 @@ class SparsifyMatMul:
         """
         self._graph = model.graph
         self._parameters: dict[str, tuple[ir.Value, ir.Value]] = {}
+        self._stored: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         made = {self._rewrite(node, layer): layer for node, layer in layers.items()}
         for node, layer in made.items():
             self._pass_codes(node, layer, made)
@@ -114,12 +114,19 @@ class SparsifyMatMul:
     def _blocks(self, layer: SparseLayer) -> list[ir.Value | None]:
         name, blocks = layer.weight, layer.blocks
         values: list[ir.Value | None] = [
-            add_array(self._graph, f"{name}_values", blocks.values),
-            add_array(self._graph, f"{name}_indices", blocks.indices),
-            add_array(self._graph, f"{name}_offsets", blocks.offsets),
+            self._store(f"{name}_values", blocks.values),
+            self._store(f"{name}_indices", blocks.indices),
+            self._store(f"{name}_offsets", blocks.offsets),
         ]
         scales = layer.scales
-        return [*values, add_array(self._graph, f"{name}_scales", scales) if scales is not None else None]
+        return [*values, self._store(f"{name}_scales", scales) if scales is not None else None]
+
+    def _store(self, name: str, array: npt.NDArray[Any]) -> ir.Value:
+        """The constant of these numbers: what is left of one weight that several nodes read may be the same."""
+        key = array.dtype.str, array.shape, hashlib.sha256(array.tobytes()).digest()
+        if key not in self._stored:
+            self._stored[key] = add_array(self._graph, name, array)
+        return self._stored[key]
 
     def _bias(self, node: ir.Node, layer: SparseLayer, bias: ir.Value | None) -> ir.Value | None:
         if layer.shift is None:

@@ -14,6 +14,8 @@ import pytest
 from onnxpress.custom_ops import functions, reference
 from sessions import options
 
+pytestmark = pytest.mark.unsanitized  # NumPy and ONNX Runtime compute
+
 RNG = np.random.default_rng(5)
 KINDS = {
     "e4m3fn": ml_dtypes.float8_e4m3fn,

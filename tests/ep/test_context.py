@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import graphs
@@ -16,7 +13,6 @@ import onnxruntime as ort
 import pytest
 from contexts import compiled, feeds_of, nbits_model, run
 from onnxpress import ep
-from onnxpress.optimizer import OnnxpressError, compile_context
 from sessions import KNOWS_WHO_RUNS_WHAT, options
 from sparse import Case
 
@@ -127,125 +123,6 @@ def test_equal_weights_are_stored_once(tmp_path):
     assert sizes[True] < 0.4 * sizes[False]
 
 
-def with_branches(K, N):
-    """The product in both branches of an If, which hold its weight, and outside of it."""
-    model = ir.to_proto(nbits_model(K=K, N=N))
-    branch = onnx.helper.make_graph([*model.graph.node], "branch", [], [model.graph.output[0]], model.graph.initializer)
-    again = onnx.GraphProto.FromString(branch.SerializeToString())
-    node = onnx.helper.make_node(
-        "If", ["condition"], [model.graph.output[0].name], then_branch=branch, else_branch=again
-    )
-    outside = ir.to_proto(nbits_model(K=K, N=N)).graph
-    for item in (*outside.node, *outside.initializer):
-        item.name += "_outside"
-    outside.node[0].input[1:3] = [name + "_outside" for name in outside.node[0].input[1:3]]
-    outside.node[0].output[0] = outside.node[1].input[0] = "product_outside"
-    outside.node[1].output[0] = "outside"
-    del model.graph.node[:], model.graph.initializer[:]
-    model.graph.node.extend([node, *outside.node])
-    model.graph.initializer.extend(outside.initializer)
-    model.graph.input.append(onnx.helper.make_tensor_value_info("condition", onnx.TensorProto.BOOL, []))
-    model.graph.output.append(onnx.helper.make_tensor_value_info("outside", onnx.TensorProto.FLOAT, ["m", N]))
-    return model
-
-
-@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
-def test_nodes_of_inner_graphs_stay(tmp_path):
-    onnx.save(with_branches(32, 4), tmp_path / "model.onnx")
-    compile_context(tmp_path / "model.onnx")
-    proto = onnx.load(tmp_path / "model.ctx.onnx")
-    assert sorted(node.op_type for node in proto.graph.node) == ["EPContext", "If", "Tanh"]
-    feeds = {"A": np.random.default_rng(0).standard_normal((3, 32), np.float32), "condition": np.array(True)}
-    want, got = (ep.session(tmp_path / n, options()).run(None, feeds) for n in ("model.onnx", "model.ctx.onnx"))
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-def same_as_before(folder, branch=True):
-    """The context model beside the model computes what that does."""
-    feeds = {"A": np.random.default_rng(0).standard_normal((3, 96), np.float32), "condition": np.array(branch)}
-    want, got = (ep.session(folder / n, options()).run(None, feeds) for n in ("model.onnx", "model.ctx.onnx"))
-    assert len(got) == len(want)
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
-@pytest.mark.parametrize("external", [False, True])
-@pytest.mark.parametrize("as_nodes", [False, True])
-def test_constants_of_inner_graphs(tmp_path, external, as_nodes):
-    """Large ones, which ONNX Runtime cannot save where they are."""
-    model = with_branches(96, 37)
-    for attribute in model.graph.node[0].attribute if as_nodes else ():
-        for tensor in attribute.g.initializer:
-            attribute.g.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
-        del attribute.g.initializer[:]
-    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=external, location="data", size_threshold=0)
-    compile_context(tmp_path / "model.onnx")
-    proto = onnx.load(tmp_path / "model.ctx.onnx")
-    assert sorted(node.op_type for node in proto.graph.node) == ["EPContext", "If", "Tanh"]
-    assert [value.name for value in proto.graph.output] == [value.name for value in model.graph.output]
-    same_as_before(tmp_path)
-    same_as_before(tmp_path, branch=False)
-
-
-@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
-def test_what_inner_graphs_read_of_the_main_graph(tmp_path):
-    """A weight that the main graph's product shares, one of their own, a folded constant, and the product itself."""
-    model = with_branches(96, 37).graph
-    outside = onnx.helper.make_node
-    for attribute in model.node[0].attribute:
-        branch, name = attribute.g, model.node[0].output[0]
-        branch.node[0].input[1:3] = ["B0_outside", "scales_inside"]
-        branch.node[1].output[0] = "before"
-        nodes = [("Add", ["before", "folded"], "sum"), ("Add", ["sum", "product_outside"], name)]
-        branch.node.extend(outside(op_type, inputs, [output]) for op_type, inputs, output in nodes)
-        del branch.initializer[:]
-    scales = next(tensor for tensor in model.initializer if tensor.name == "scales0_outside")
-    again, row = onnx.TensorProto.FromString(scales.SerializeToString()), np.arange(37, dtype=np.float32)
-    again.name = "scales_inside"
-    model.initializer.extend([again, onnx.numpy_helper.from_array(row[:, None], "column")])
-    branches = model.node[0]
-    del model.node[0]
-    model.node.extend([outside("Transpose", ["column"], ["folded"]), branches])
-    proto = with_branches(96, 37)
-    proto.graph.CopyFrom(model)
-    onnx.save(proto, tmp_path / "model.onnx")
-    compile_context(tmp_path / "model.onnx")
-    same_as_before(tmp_path)
-    same_as_before(tmp_path, branch=False)
-
-
-@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
-def test_what_inner_graphs_compute_of_constants(tmp_path):
-    """ONNX Runtime folds it when it loads the model, and could not save it."""
-    model = with_branches(96, 37)
-    branch = model.graph.node[0].attribute[0].g
-    branch.initializer.append(onnx.numpy_helper.from_array(np.arange(37, dtype=np.float32)[:, None], "column"))
-    branch.node.append(onnx.helper.make_node("Transpose", ["column"], ["row"]))
-    branch.node[1].output[0] = "before"
-    branch.node.append(onnx.helper.make_node("Add", ["before", "row"], [branch.output[0].name]))
-    onnx.save(model, tmp_path / "model.onnx")
-    compile_context(tmp_path / "model.onnx")
-    same_as_before(tmp_path)
-    same_as_before(tmp_path, branch=False)
-
-
-@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 cannot run such a model on a provider like ours")
-def test_inner_graphs_that_onnx_runtime_cannot_save(tmp_path):
-    """A larger constant that one of them returns has to be there."""
-    model = with_branches(96, 37)
-    branch = model.graph.node[0].attribute[0].g
-    (result,) = branch.output
-    del branch.node[:], branch.initializer[:]
-    branch.initializer.append(onnx.numpy_helper.from_array(np.zeros((3, 37), np.float32), "stored"))
-    branch.node.append(onnx.helper.make_node("Neg", ["stored"], [result.name]))
-    onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(OnnxpressError, match=r"cannot compile: .*graphs inside nodes"):
-        compile_context(tmp_path / "model.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-
-
 def test_options_at_load(tmp_path, capfd):
     path, context, _ = compiled(tmp_path, nbits_model(bias="constant", level=4, zero_points="packed"), accuracy_level=0)
     np.testing.assert_array_equal(run(context), run(path, accuracy_level=0))
@@ -337,95 +214,3 @@ def test_the_bytes_of_this_version():
         with tempfile.TemporaryDirectory() as folder:
             digest.update(compiled(Path(folder), model, claim=f"{ALL},block_sparse")[2].read_bytes())
     assert digest.hexdigest()[:16] == "064e79a111cfd2c2"
-
-
-SCRIPT = """
-import sys, time; sys.path[:0] = {folders!r}
-from test_context import *
-session = ep.session({path!r}, options())
-np.save({out!r}, session.run(None, feeds_of(session))[0])
-"""
-
-HOLD = """
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-PAGES = """
-found, wanted = {}, False
-for line in Path("/proc/self/smaps").read_text().splitlines():
-    first, *rest = line.split()
-    if not first.endswith(":"):
-        wanted = ".weights" in line
-    elif wanted and rest[-1] == "kB":
-        found[first] = found.get(first, 0) + int(rest[0])
-print(*(found[f"{kind}_Clean:"] + found[f"{kind}_Dirty:"] for kind in ("Shared", "Private")))
-"""
-
-
-def script(path, out, *more):
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    return [sys.executable, "-c", SCRIPT.format(folders=folders, path=str(path), out=str(out)) + "".join(more)]
-
-
-FULL = """
-import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-from onnxpress.optimizer import OnnxpressError, compile_context
-try:
-    compile_context({path!r})
-except OnnxpressError as error:
-    print(error)
-"""
-
-
-def test_a_disk_that_is_full(tmp_path):
-    """As far as a limit of sizes is one: an error, and no file but the model."""
-    ir.save(nbits_model(), tmp_path / "model.onnx")
-    command = [sys.executable, "-c", FULL.format(path=str(tmp_path / "model.onnx"))]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "cannot write: File too large" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
-
-
-def test_another_process(tmp_path):
-    path, context, _ = compiled(tmp_path, nbits_model(level=4))
-    subprocess.run(script(context, tmp_path / "y.npy"), check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), run(path))
-
-
-@pytest.mark.unsanitized
-def test_processes_share_their_pages(tmp_path):
-    _, context, _ = compiled(tmp_path, nbits_model(K=2048, N=4096))
-    first = subprocess.Popen(script(context, tmp_path / "1.npy", HOLD), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert first.stdout.readline() == b"ready\n"
-    done = subprocess.run(script(context, tmp_path / "2.npy", PAGES), capture_output=True, text=True, check=True)
-    first.communicate()
-    shared, own = map(int, done.stdout.split())
-    assert shared > 4096  # KiB: all that was read of 4 MiB of codes and their scales
-    assert own == 0
-
-
-def test_many_at_once(tmp_path):
-    """Two models of one name, many times: whichever comes last is whole."""
-    wanted = []
-    for bits in (4, 8):
-        ir.save(nbits_model(bits), tmp_path / f"{bits}.onnx")
-        wanted.append(run(tmp_path / f"{bits}.onnx"))
-    target = tmp_path / "out.ctx.onnx"
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda i: compile_context(tmp_path / f"{4 + 4 * (i % 2)}.onnx", target), range(8)))
-    got = run(target)
-    assert any((got == want).all() for want in wanted)
-    assert not list(tmp_path.glob(".*"))
-    with ThreadPoolExecutor(4) as pool:
-        for each in pool.map(lambda _: run(target), range(8)):
-            np.testing.assert_array_equal(each, got)
-
-
-def test_compiling_again_removes_the_old_weights(tmp_path):
-    first = compiled(tmp_path, nbits_model(4))[2]
-    path, context, second = compiled(tmp_path, nbits_model(8))
-    assert not first.exists()
-    np.testing.assert_array_equal(run(context), run(path))
-    assert compiled(tmp_path, nbits_model(8))[2] == second
-    assert second.exists()

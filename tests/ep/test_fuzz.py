@@ -6,12 +6,17 @@ import dataclasses
 
 import graphs
 import numpy as np
+import onnx
 import onnx_ir as ir
+import pytest
 from child import CrashError
+from contexts import nbits_model
 from fuzzing import HUGE, SETTINGS, close, spoiled
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from onnxpress import ep
 from onnxpress.custom_ops import reference
+from sessions import KNOWS_WHO_RUNS_WHAT, options
 
 
 @dataclasses.dataclass
@@ -180,3 +185,16 @@ def test_dequantized_matmul(child, product):
         assume(False)
     assert isinstance(got, str) == isinstance(stock, str), (got, stock)
     assert isinstance(got, str) or close(got[0], stock[0].astype(np.float64))
+
+
+@pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 does not tell who runs what")
+@pytest.mark.parametrize("value", [1.5, "x", [1]])
+def test_an_attribute_of_another_type_leaves_its_node_alone(value):
+    """Nobody but us checks those of our own operators; the other node is taken."""
+    proto = ir.to_proto(nbits_model(3, count=2))
+    node = next(node for node in proto.graph.node if node.name == "product1")
+    for attribute in list(node.attribute):
+        if attribute.name == "accuracy_level":
+            node.attribute.remove(attribute)
+    node.attribute.append(onnx.helper.make_attribute("accuracy_level", value))
+    assert ep.assigned_nodes(ep.session(proto.SerializeToString(), options()))[ep.NAME] == ["product0"]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from graphs import Builder
 from onnxpress.optimizer import faster
-from onnxpress.optimizer.analysis.speed import seconds_of_models
+from onnxpress.optimizer.analysis.timing import seconds_of_models
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.pipeline import optimize

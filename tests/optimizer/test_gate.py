@@ -318,7 +318,7 @@ class TestOutputs:
 
     def test_another_length_is_told_as_that(self):
         (error,) = output_errors(["wave"], [np.zeros((1, 1, 24000))], [np.zeros((1, 1, 25200))])
-        assert str(error) == "wave is of another length, 1x1x25200, in float 1x1x24000: it cannot be compared"
+        assert str(error) == "wave is of another length, 1x1x25200, in the original 1x1x24000: it cannot be compared"
         assert not error.is_ruined
         assert error.sqnr is None
 

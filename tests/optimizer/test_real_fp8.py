@@ -10,6 +10,7 @@ from onnxpress.models.evaluate import evaluate
 from onnxpress.models.tasks import reading
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.calibration import Calibration
+from scores import float_score
 from sessions import RUNS_FLOAT8_PRODUCTS
 
 pytestmark = [
@@ -48,6 +49,6 @@ def test_resnet_but_for_its_ends(tmp_path):
 
 
 def test_recogniser_reads_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_LINES", 60)
+    monkeypatch.setattr(reading, "_LINES", 80)
     report = converted("ppocr-rec", tmp_path / "out.onnx", Recipe(scheme="fp8-static"))
-    assert evaluate(report.output, "reading").value >= evaluate("ppocr-rec", "reading").value - 0.04
+    assert evaluate(report.output, "reading").value >= float_score("ppocr-rec").value - 0.04

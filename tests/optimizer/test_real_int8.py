@@ -11,6 +11,7 @@ from onnxpress.models.tasks import reading
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.pipeline import optimize
 from onnxpress.optimizer.recipe import Recipe
+from scores import float_score
 
 pytestmark = pytest.mark.real
 
@@ -38,11 +39,11 @@ def test_every_product_is_int8(name, products, tmp_path):
 
 
 def test_recogniser_reads_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_LINES", 60)
+    monkeypatch.setattr(reading, "_LINES", 80)
     report = converted("ppocr-rec", tmp_path / "out.onnx", 4)
     assert report.details["kernels"]["MatMulIntegerToFloat"] + report.details["kernels"]["QLinearMatMul"] == 13
     # Without restored moments one line or two may change.
-    assert evaluate(report.output, "reading").value >= evaluate("ppocr-rec", "reading").value - 0.04
+    assert evaluate(report.output, "reading").value >= float_score("ppocr-rec").value - 0.04
 
 
 @pytest.mark.parametrize("scheme", ["int8-static", "int8-dynamic"])

@@ -16,13 +16,9 @@ from onnxpress.models.evaluate import evaluate
 from onnxpress.models.fetch import provide
 from onnxpress.models.tasks import reading, similarity
 from onnxpress.optimizer import OnnxpressError, Recipe, optimize
+from scores import float_score
 
 pytestmark = pytest.mark.real
-
-
-@functools.cache
-def float_score(name):
-    return evaluate(name).value
 
 
 def converted(name, tmp_path, **values):
@@ -63,7 +59,7 @@ def test_minilm_still_agrees_with_people(scheme, form, bound, tmp_path):
     path, report = converted("minilm", tmp_path, scheme=scheme, form=form)
     assert report.rewritten == {"MatMul": 36}
     assert report.gain > 0.1 or scheme == "int8"
-    assert evaluate(path, "lee").value == pytest.approx(float_score("minilm"), abs=bound)
+    assert evaluate(path, "lee").value == pytest.approx(float_score("minilm").value, abs=bound)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +87,7 @@ def test_minilm_with_its_embeddings(tmp_path):
 def test_recogniser_still_reads(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_LINES", 80)
     path, _ = converted("ppocr-rec", tmp_path)
-    assert evaluate(path).value == pytest.approx(evaluate("ppocr-rec").value, abs=0.013)  # a line is 0.0125
+    assert evaluate(path).value == pytest.approx(float_score("ppocr-rec").value, abs=0.013)  # a line is 0.0125
 
 
 @pytest.mark.parametrize("name", ["ppocr-det", "silero-vad"])

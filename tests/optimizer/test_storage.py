@@ -12,6 +12,7 @@ import pytest
 from onnxpress.optimizer import Recipe, optimize, storage
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.sources import resolve
 
 
 @pytest.fixture
@@ -107,10 +108,22 @@ def test_links_out_of_the_folder(external, tmp_path):
     rewrite(path, proto, location="folder/in.data")
     with pytest.raises(OnnxpressError, match="link that leaves"):
         storage.load(path)
-    os.link(outside / "in.data", inside / "hard.data")
-    rewrite(path, proto, location="hard.data")
-    with pytest.raises(OnnxpressError, match="hard links"):
-        storage.load(path)
+
+
+def test_hard_links_of_a_cache(external, tmp_path):
+    """A file of several names is read as one of a single name, and what replaces it replaces one name."""
+    path, _ = external
+    (blobs := tmp_path / "blobs").mkdir()
+    for name in (path.name, "in.data"):
+        os.link(tmp_path / name, blobs / name)
+    before = {file: file.read_bytes() for file in blobs.iterdir()}
+    out = tmp_path / "out.onnx"
+    optimize(path, Recipe(scheme="int4"), out)
+    assert compare(path, out).outputs[0].sqnr > 20
+    model = storage.load(path)
+    storage.save(model, path)
+    optimize(path, Recipe(scheme="int4"), out)
+    assert {file: file.read_bytes() for file in blobs.iterdir()} == before
 
 
 def linked(external, tmp_path):
@@ -180,19 +193,19 @@ def test_impossible_shape(external):
 
 
 def test_folders(external, tmp_path):
-    assert storage.resolve(tmp_path) == external[0]
+    assert resolve(tmp_path) == external[0]
     (tmp_path / "other.onnx").write_bytes(b"x")
     with pytest.raises(OnnxpressError, match="several models"):
-        storage.resolve(tmp_path)
+        resolve(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"x")
-    assert storage.resolve(tmp_path) == tmp_path / "model.onnx"
+    assert resolve(tmp_path) == tmp_path / "model.onnx"
     (tmp_path / "empty").mkdir()
     with pytest.raises(OnnxpressError, match=r"no \.onnx file"):
-        storage.resolve(tmp_path / "empty")
+        resolve(tmp_path / "empty")
     with pytest.raises(OnnxpressError, match="no model of the catalogue"):
-        storage.resolve("minilmm")
+        resolve("minilmm")
     with pytest.raises(OnnxpressError, match="no such file"):
-        storage.resolve("nowhere/model.onnx")
+        resolve("nowhere/model.onnx")
 
 
 def test_targets(external, tmp_path):

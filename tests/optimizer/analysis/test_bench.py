@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Calibration, Recipe, optimize
-from onnxpress.optimizer.analysis.bench import bench, take_turns
+from onnxpress.optimizer.analysis.bench import bench
 from onnxpress.optimizer.analysis.feeds import fitted, random_feeds
 from onnxpress.optimizer.analysis.plots import plot_benchmark, shorten
+from onnxpress.optimizer.analysis.timing import take_turns
 from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from sessions import KNOWS_WHO_RUNS_WHAT

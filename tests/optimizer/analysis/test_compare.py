@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Recipe, optimize
-from onnxpress.optimizer.analysis.compare import compare, measure
+from onnxpress.optimizer.analysis.compare import compare
+from onnxpress.optimizer.analysis.outputs import measure
 from onnxpress.optimizer.analysis.plots import plot_comparison
 from onnxpress.optimizer.context import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
@@ -178,6 +179,45 @@ def test_outputs_are_compared_whatever_makes_them(tmp_path, kind, op):
     (output,) = compare(*paths).outputs
     assert (output.name, output.op_type) == ("y", op)
     assert -20 < output.sqnr < 40
+
+
+def counting(tmp_path, name, threshold, *, alone=False, sequence=False):
+    """The numbers above a threshold, as many as there are, and beside them twice all numbers."""
+    b = graphs.Builder()
+    x = b.input("x", [100])
+    y = b.op("Compress", x, b.op("Greater", x, b.constant("c", np.float32(threshold))), name="chosen")
+    if sequence:
+        y = b.op("SequenceConstruct", y, y, name="chosen_twice")
+    b.output(y, ["n"])
+    if sequence:
+        y.type, y.shape = ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)), None
+    if not alone:
+        b.output(b.op("Mul", x, b.constant("two", np.float32(2)), name="doubled"), [100])
+    ir.save(b.model(), tmp_path / name)
+    return tmp_path / name
+
+
+def test_outputs_of_another_length_are_told_and_the_others_compared(tmp_path):
+    result = compare(counting(tmp_path, "a.onnx", 0), counting(tmp_path, "b.onnx", 1))
+    assert [output.name for output in result.outputs] == ["doubled_out"]
+    assert result.outputs[0].sqnr == math.inf
+    ((was,), (now,)) = result.other_lengths[0].shapes
+    assert now < was
+    line = f"chosen_out is of another length, {now}, in the original {was}: it cannot be compared"
+    console = Console(width=160, file=io.StringIO())
+    result.print(console)
+    assert line in console.file.getvalue()
+    (told,) = json.loads(result.to_json())["other_lengths"]
+    assert (told["name"], told["shapes"]) == ("chosen_out", [[was], [now]])
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+def test_outputs_of_which_none_can_be_compared(tmp_path, sequence):
+    models = (counting(tmp_path, f"{c}.onnx", c, alone=True, sequence=sequence) for c in (0, 1))
+    result = compare(*models)
+    assert not result.outputs
+    assert len(result.other_lengths) == 1
+    plot_comparison(result, tmp_path / "p.png")
 
 
 def test_sizes_that_do_not_fit_are_told_with_what_can_be_chosen(tmp_path):

@@ -12,9 +12,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import app
-from onnxpress.optimizer.analysis.compare import DEFAULT_DIMS, measure
+from onnxpress.optimizer.analysis.compare import DEFAULT_DIMS
 from onnxpress.optimizer.analysis.feeds import random_feeds
 from onnxpress.optimizer.analysis.format_study import FormatStudy, Verdict, study_formats
+from onnxpress.optimizer.analysis.outputs import measure
 from onnxpress.optimizer.analysis.plots import plot_formats
 from onnxpress.optimizer.analysis.session import open_session, session_options
 from onnxpress.optimizer.errors import UsageError

@@ -14,6 +14,7 @@ import pytest
 from onnxpress.optimizer.analysis import metrics
 from onnxpress.optimizer.analysis.metrics import choose_metric
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.sources import resolve
 
 
 def model(noise=0.0, angle=0.0, tokens=False):
@@ -178,7 +179,7 @@ def test_tasks_by_name():
 
     from onnxpress.optimizer import storage
 
-    path = Path(storage.resolve("minilm"))
+    path = Path(resolve("minilm"))
     metric = choose_metric("simlex999", path, [])
     assert metric.reference == pytest.approx(0.446, abs=0.001)
     assert metric(storage.load(path)) == pytest.approx(metric.reference, abs=1e-6)

@@ -16,6 +16,7 @@ from onnxpress.optimizer.analysis import profile as profiling
 from onnxpress.optimizer.analysis.profile import profiles, seconds_by_node, seconds_of_products, slower_in_int8
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.passes import CleanUp, RaiseOpset
+from onnxpress.optimizer.sources import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +185,7 @@ def test_a_model_that_does_not_run():
 @pytest.mark.parametrize(("name", "shape"), [("resnet-nsfw", (1, 224, 224, 3)), ("ppocr-det", (1, 3, 64, 96))])
 def test_real_models_are_understood_wholly(name, shape):
     """Every product has its seconds in both forms, and every node hangs on one."""
-    model = storage.load(storage.resolve(name))
+    model = storage.load(resolve(name))
     CleanUp()(model)
     RaiseOpset(17)(model)
     feeds = {model.graph.inputs[0].name: np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)}

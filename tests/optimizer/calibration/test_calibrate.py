@@ -15,6 +15,7 @@ from onnxpress.optimizer.calibration.ranges import METHODS, activation_range
 from onnxpress.optimizer.calibration.source import tokenizer_beside
 from onnxpress.optimizer.calibration.statistics import Statistics, Wanted
 from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.sources import resolve
 from typer.testing import CliRunner
 
 
@@ -164,7 +165,7 @@ def test_real_models(name, tmp_path):
     assert report.batches == len(REAL.get(name, "12"))
     assert report.unusable == {}
     found = Statistics.load(tmp_path / "s.npz")
-    found.check(storage.load(storage.resolve(name)))
+    found.check(storage.load(resolve(name)))
     for tensor in list(found.values())[::9]:
         for method in METHODS:
             low, high = activation_range(tensor, method)
