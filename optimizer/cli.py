@@ -52,10 +52,11 @@ def _run(entry: str) -> None:
 def _command(entry: str) -> Code:
     """Run a command; the exit code where it does not exit itself."""
     from . import app
-    from .errors import OnnxpressError
+    from .errors import OnnxpressError, command_line
 
     try:
-        getattr(app, entry)()
+        with command_line():
+            getattr(app, entry)()
     except OnnxpressError as error:
         if os.environ.get("ONNXPRESS_TRACEBACK") == "1":
             raise
@@ -68,6 +69,8 @@ class _Output(io.TextIOWrapper):
     """Standard output that remembers why it cannot be written."""
 
     problem: OSError | None = None
+    done = ""
+    """What is done even though it cannot be told."""
 
     def write(self, text: str) -> int:
         with self._noted():
@@ -120,7 +123,8 @@ def _finish(code: Code) -> Code:
     problem = _problem()
     if problem is not None:
         if not isinstance(problem, BrokenPipeError):  # else the reader has seen enough
-            _tell(f"error: standard output cannot be written: {problem.strerror}")
+            done = getattr(sys.stdout, "done", "")
+            _tell(f"error: standard output cannot be written: {problem.strerror}{done and '; '}{done}")
         code = code or 1
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -10,15 +10,13 @@ from .passes import Decision
 from .passes.fuse_attention import FuseAttention
 from .passes.kept_in_float import kept_in_float
 from .passes.plan_dynamic import plan_attention, plan_dynamic
-from .passes.quantize_dynamic import QuantizeDynamic
+from .passes.quantize_dynamic import OPSET, QuantizeDynamic
 from .passes.raise_opset import RaiseOpset
 from .passes.remove_unused import remove_unused
 from .passes.separate_layer_norm import SeparateLayerNorm
 from .passes.squeeze_weights import SqueezeWeights
 from .recipe import Recipe
 from .report import group_reasons
-
-_OPSET = 11  # the first with DynamicQuantizeLinear
 
 
 def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage, _done, _total: None) -> Outcome:
@@ -33,9 +31,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
 
     Returns:
         What became of each node; weights are rounded when the model is written.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
     """
     progress("rewrite", 0, 1)
     decisions, attention, fuse = _plan(model, recipe)
@@ -61,23 +56,22 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a cleaned-up float model, which is changed in place.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a cleaned-up float model, which is changed in place."""
     decisions, attention, fuse = _plan(model, recipe)
     return [*decisions, *(decision for decision in attention if decision.node not in fuse.fused)]
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decision], FuseAttention]:
     """Decisions on products and on attentions, which are fused by then."""
-    RaiseOpset(_OPSET)(model)
+    rise = RaiseOpset(OPSET)
+    is_new = rise.obstacle(model) is None
+    if is_new:
+        rise(model)
     SqueezeWeights()(model)
     decisions = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
     fuse = FuseAttention(reasons.get)
-    if recipe.fuse and any(decision.taken for decision in decisions):
+    if recipe.fuse and is_new and any(decision.taken for decision in decisions):
         fuse(model)
     attention = plan_attention(model, recipe, fuse.fused)
     # The two products within a fused attention are no longer there to be told of.

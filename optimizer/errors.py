@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
+_ON_COMMAND_LINE = ContextVar("_ON_COMMAND_LINE", default=False)
 
 
 class OnnxpressError(Exception):
@@ -29,6 +36,21 @@ class Interrupted(SystemExit):
     def __init__(self, code: str | int | None, kept: str) -> None:
         self.kept = kept
         super().__init__(code)
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """While a command of the terminal runs: messages call settings by its options."""
+    token = _ON_COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _ON_COMMAND_LINE.reset(token)
+
+
+def option(name: str) -> str:
+    """What a setting is called where the request comes from: "--first-and-last", in Python "first_and_last"."""
+    return f"--{name}" if _ON_COMMAND_LINE.get() else name.replace("-", "_")
 
 
 def first_line(error: BaseException) -> str:
@@ -64,6 +86,22 @@ class SettingsError(UsageError):
     def __init__(self, keys: Collection[str], problem: str) -> None:
         self.keys, self.problem = tuple(keys), problem
         super().__init__(f"{', '.join(keys)}{problem}")
+
+
+def named_alone(kind: type[Kind]) -> type[Kind]:
+    """A class of settings that raises UsageError for a setting that it does not have."""
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def checked(self: Any, *values: Any, **settings: Any) -> None:
+        known = list(kind.__annotations__)
+        for key in settings:
+            if key not in known:
+                raise UsageError(f'{kind.__name__} has no setting "{key}"; {suggestion(key, known)}')
+        make(self, *values, **settings)
+
+    kind.__init__ = checked  # type: ignore[method-assign]
+    return kind
 
 
 def value_text(value: object) -> str:

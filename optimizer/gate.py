@@ -3,14 +3,15 @@
     original: check, run -> clean-up: check, run, without the steps that change numbers -> conversion: check
           -> write -> result: run, and tell how far its outputs are
 
-The original runs once, for both comparisons. Checks cost little; runs cost what a model weighs, so beyond 500 MB of
-weights they are made only where the recipe asks for them.
+The original runs once, for both comparisons. Checks cost little; runs, in a process of their own, cost what a model
+weighs, so beyond 500 MB of weights they are made only where the recipe asks for them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from .analysis.checker import Bare, bare, new_complaint, standing
 from .analysis.feeds import Feeds
 from .analysis.outputs import OutputError
 from .analysis.reference import Reference, run_original
-from .errors import OnnxpressError
-from .names import copy_of
-from .passes.clean_up import STEPS, CleanUp
+from .analysis.session_process import SessionProcess
+from .errors import OnnxpressError, UsageError, option
+from .passes.clean_up import STEPS, CleanUp, put_in_place
 from .report import size_text
 
 MOST_WEIGHTS = 500_000_000
@@ -38,15 +39,29 @@ class Gate:
         warnings: What the user should know.
     """
 
-    def __init__(self, model: ir.Model, check: bool | None, sample: Callable[[], Feeds | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        model: ir.Model,
+        check: bool | None,
+        sample: Callable[[], Feeds | None] = lambda: None,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
         """Look at a model before anything of it changes.
 
         Args:
             model: The original, whose nodes have names.
             check: Whether to run models; None does up to 500 MB of weights.
             sample: Gives inputs of the model where there are some, else random ones are made.
+            dims: Open sizes of random inputs, as in `random_feeds`.
+
+        Raises:
+            UsageError: No input has a size of that name.
         """
         self.warnings: list[str] = []
+        self._process = SessionProcess()
+        if check is not False:
+            with suppress(OnnxpressError):  # which the run tells
+                self._process.start()
         original = bare(model)
         self._standing = standing(original)
         self._reference: Reference | None = None
@@ -57,16 +72,26 @@ class Gate:
         if check is False:
             self._not_run = "not by a run: switched off"
         elif check is None and size > MOST_WEIGHTS:
-            self._not_run = f"not by a run, {size_text(size)} of weights: --check makes it"
+            self._not_run = f"not by a run, {size_text(size)} of weights: {option('check')} makes it"
         else:
             given = sample()
             try:
-                self._reference = run_original(model, original, given)
+                self._reference = run_original(self._process, model, original, given, dims)
+            except UsageError:
+                raise
             except OnnxpressError as error:
                 self._not_run = f"not by a run: {error}"
+        if self._reference is None:
+            self.rest()
 
     def clean_up(self, model: ir.Model) -> None:
         """CleanUp, in place, but for steps that change what the model computes, which are named in a warning."""
+        try:
+            self._clean_up(model)
+        finally:
+            self.rest()
+
+    def _clean_up(self, model: ir.Model) -> None:
         without: list[str] = []
         while (problem := self._try(model, without)) is not None:
             guilty = self._guilty(model, without) if len(without) < _MOST_LEFT_OUT else None
@@ -75,6 +100,10 @@ class Gate:
                 return
             without.append(guilty)
             self.warnings.append(f"clean-up went without {guilty}: {problem}")
+
+    def rest(self) -> None:
+        """Free what runs take of memory; `clean_up` does so when it is done."""
+        self._process.stop()
 
     def _guilty(self, model: ir.Model, without: Sequence[str]) -> str | None:
         """The first step with which something is wrong, where nothing is without it and those behind it."""
@@ -92,18 +121,16 @@ class Gate:
         cleaned, problem = self._cleaned(model, without)
         if problem is None:
             self.warnings += self._left_out
-            model.graph = cleaned.graph
-            model.functions.clear()
-            model.functions.update(cleaned.functions)
+            put_in_place(model, cleaned)
         return problem
 
     def _cleaned(self, model: ir.Model, without: Collection[str]) -> tuple[ir.Model, str | None]:
         """A cleaned copy, and what is wrong with it."""
-        cleaned, clean_up = copy_of(model), CleanUp(without)
+        clean_up = CleanUp(without)
         try:
-            clean_up(cleaned)
+            cleaned, _ = clean_up.cleaned(model)
         except Exception as error:  # of libraries, around the steps, which it looks after itself
-            return cleaned, f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"
+            return model, f"it fails with {type(error).__name__}: {' '.join(str(error).split())}"
         self._left_out = clean_up.warnings
         made = bare(cleaned)
         if (complaint := new_complaint(self._standing, made)) is not None:
@@ -132,9 +159,15 @@ class Gate:
         if complaint.fatal:
             raise OnnxpressError(
                 f"{source}: the conversion made an invalid model, nothing written: {complaint.text}; keep the node in "
-                "float with --exclude, and report this as a fault of onnxpress"
+                f"float with {option('exclude')}, and report this as a fault of onnxpress"
             )
         self.warnings.append(f"the model states other types or shapes than ONNX infers: {complaint.text}")
+
+    def expect_result(self) -> None:
+        """Start what is to run the result, while it is written."""
+        if self._reference is not None:
+            with suppress(OnnxpressError):  # which the run tells
+                self._process.start()
 
     def compare_result(self, path: Path, *, ours: bool) -> None:
         """Run the result beside the original, and warn where little is left of an output.
@@ -150,6 +183,8 @@ class Gate:
         except OnnxpressError as error:
             self.warnings.append(f"the result does not run here: {error}")
             return
+        finally:
+            self.rest()
         for output in self._errors:
             if output.is_ruined:
                 self.warnings.append(f"little is left of output {output}, beside float on {self._reference.on}")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +12,7 @@ from .analysis.machine import reduces_range
 from .calibration.patches import Covariances
 from .calibration.ranges import activation_range, unusable
 from .outcome import Progress
-from .passes.constants import array_of, is_constant
-from .passes.joined_parts import joined_parts
+from .passes.detach_clamps import DetachClamps
 from .passes.place_qdq import Floats, PlaceQdq, Range
 from .passes.plan_int8 import Int8Plan, plan_int8
 from .passes.rewriting import float_name, required
@@ -22,9 +21,9 @@ from .quantization.bias_correction import bias_shift
 from .quantization.compensated import compensate
 from .recipe import Recipe
 from .static_models import Builder, Calibrated
+from .unlike_parts import unlike_parts
 
-_LEAST_LEVELS = 16
-"""Steps of a tensor that the numbers of each of its parts have to span: 4 bits of the 8."""
+Same = TypeVar("Same", bound="Int8Builder")
 
 
 class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
@@ -34,38 +33,26 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         reasons = {name: why for name, tensor in calibrated.statistics.items() if (why := unusable(tensor)) is not None}
         super().__init__(calibrated, recipe, plan_int8, reasons, progress)
         self._ranges: dict[str, Range] = {}
-        self._unusable = {**reasons, **self._unlike_parts()}
-        self._covariances = _covariances(self.model, calibrated.data, recipe, progress) if self.feeds else None
+        tensors = plan_int8(self.model, recipe, reasons).tensors()
+        self._unusable = {**reasons, **unlike_parts(self.model, tensors, self._statistics, self._range)}
+        self._data = calibrated.data
+        self._covariances = self._covariances_for(recipe)
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
+        self._compensated: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._reduce_range = reduces_range(recipe)
 
-    def _unlike_parts(self) -> dict[str, str]:
-        """Tensors that are joined of parts so unlike that the steps of all leave nothing of one, and why."""
-        found: dict[str, str] = {}
-        joined = joined_parts(self.model.graph)
-        for value in plan_int8(self.model, self.recipe, self._unusable).tensors():
-            name, parts = value.name or "", joined.get(value, {})
-            if not parts or name not in self._statistics:
-                continue
-            low, high = self._range(name)
-            step = (max(high, 0.0) - min(low, 0.0)) / 255
-            for part, factor in parts.items():
-                largest = abs(factor) * self._largest(part)
-                if 0 < largest < _LEAST_LEVELS * step:
-                    found[name] = (
-                        f"holds {part.name}, up to {largest:.3g}, beside numbers up to {max(high, -low):.3g}, whose "
-                        "steps in int8 are too large for it"
-                    )
-                    break
-        return found
+    def with_recipe(self: Same, recipe: Recipe) -> Same:
+        """As the method that this overrides."""
+        other = super().with_recipe(recipe)
+        other._covariances, other._compensated = other._covariances_for(recipe), {}
+        return other
 
-    def _largest(self, value: ir.Value) -> float:
-        """The largest magnitude of a constant or of a tensor that was observed; 0 where nothing is known."""
-        if is_constant(value):
-            array = array_of(value)
-            finite = array[np.isfinite(array)] if array is not None and array.dtype.kind == "f" else np.zeros(0)
-            return float(np.abs(finite).max(initial=0))
-        return self._statistics[value.name or ""].absmax if value.name in self._statistics else 0.0
+    def _covariances_for(self, recipe: Recipe) -> Covariances | None:
+        if recipe.compensate is False or not self.feeds:
+            return None
+        operators = plan_int8(self.model, recipe).operators.values()
+        nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
+        return Covariances(self.model, nodes, self._data, centred=recipe.correct_bias, progress=self._progress)
 
     def _rewrite(self, model: ir.Model, plan: Int8Plan) -> Callable[[str], tuple[str, ...]]:
         place = PlaceQdq(
@@ -75,7 +62,9 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             symmetric=bool(self.recipe.symmetric),
             shift=self._shift,
         )
+        readers = plan.readers_in_float()
         place(model, plan)
+        DetachClamps()(model, readers)
         return place.readers
 
     def _range(self, name: str) -> Range:
@@ -93,16 +82,20 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             least = least.max(initial=0)
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
-            rounded = quantize_weight(
+            self._rounded[key] = quantize_weight(
                 weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
                 least_scale=least,
             )  # fmt: skip
-            covariance = self._covariances.get(node.name or "") if self._covariances is not None else None
-            if covariance is not None:
-                rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
-            self._rounded[key] = rounded
-        self._weights[name] = self._rounded[key]
-        return self._rounded[key]
+        rounded = self._rounded[key]
+        if self._covariances is not None:
+            if key not in self._compensated:
+                covariance = self._covariances.get(node.name or "")
+                if covariance is not None:
+                    rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+                self._compensated[key] = rounded
+            rounded = self._compensated[key]
+        self._weights[name] = rounded
+        return rounded
 
     def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
         if not self.recipe.correct_bias:
@@ -116,18 +109,3 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
         groups = node.attributes.get_int("group", 1)
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))
-
-
-def _covariances(model: ir.Model, data: Iterable[Any], recipe: Recipe, progress: Progress) -> Covariances | None:
-    if recipe.compensate is False:
-        return None
-    operators = plan_int8(model, recipe).operators.values()
-    nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
-    return Covariances(model, nodes, data, centred=recipe.correct_bias, progress=progress)
-
-
-def parts_of(model: ir.Model, tensors: Iterable[ir.Value]) -> list[str]:
-    """Names of the varying tensors that others are joined of."""
-    joined, wanted = joined_parts(model.graph), list(tensors)
-    parts = dict.fromkeys(part for tensor in wanted for part in joined.get(tensor, {}))
-    return [part.name or "" for part in parts if part.dtype in (None, ir.DataType.FLOAT) and not is_constant(part)]

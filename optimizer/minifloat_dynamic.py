@@ -7,6 +7,7 @@ import onnx_ir as ir
 from .outcome import Outcome, Progress
 from .passes import Decision
 from .passes.declare_functions import declare_functions
+from .passes.expand_sequence_map import ExpandSequenceMap
 from .passes.float8_products import warn_of_float8_products
 from .passes.kept_in_float import kept_in_float
 from .passes.place_minifloat import OPSET, Floats, PlaceMinifloat
@@ -26,9 +27,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
         model: The model.
         recipe: Of kind "minifloat-dynamic".
         progress: Told the stage, what is done of it, and the whole.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
     """
     progress("rewrite", 0, 1)
     prepare(model, recipe, opset=OPSET)
@@ -42,6 +40,7 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
     place = PlaceMinifloat(rounded, None)
     constants = constant_operands(plan)
     place(model, plan)
+    ExpandSequenceMap()(model)
     declare_functions(model)
     progress("rewrite", 1, 1)
     reports = tuple(weight_report(name, place.readers(name), weight) for name, weight in weights.items())
@@ -50,10 +49,6 @@ def convert(model: ir.Model, recipe: Recipe, progress: Progress = lambda _stage,
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a cleaned-up float model, which is changed in place.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a cleaned-up float model, which is changed in place."""
     prepare(model, recipe, opset=OPSET)
     return plan_minifloat(model, recipe).decisions

@@ -8,7 +8,9 @@ import json
 import resource
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -18,7 +20,7 @@ from .analysis.feeds import Feeds
 from .analysis.session import uses_our_ops
 from .annotations import Annotations
 from .calibration import Calibration, Data, Statistics
-from .errors import OnnxpressError, UsageError
+from .errors import OnnxpressError, SettingsError, UsageError, option
 from .gate import Gate
 from .normalise import normalise
 from .outcome import Outcome, Progress
@@ -26,31 +28,39 @@ from .passes import Decision, NameNodes
 from .passes.plan import nested_nodes
 from .passes.plan_foreign import plan_foreign, with_foreign
 from .passes.rewriting import listed_names
+from .reading import to_proto
 from .recipe import Recipe
 from .report import Report, group_reasons
 from .request import check_request
 from .sources import resolve
+
+if TYPE_CHECKING:
+    import onnx
 
 METADATA_KEY = "onnxpress.recipe"
 """Key of the output's metadata that holds the recipe as JSON."""
 
 
 def optimize(
-    model: str | Path | ir.Model,
+    model: str | Path | ir.Model | onnx.ModelProto,
     recipe: Recipe | None = None,
     output: str | Path | None = None,
     *,
     calibration: Calibration | None = None,
+    dims: Mapping[str, int] | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Report:
     """Convert a model to low-bit forms.
 
     Args:
-        model: A file, a folder of an exported model, a name of the catalogue, or a model in memory, which is changed.
+        model: A file, a folder of an exported model, a name of the catalogue, or a model in memory, of onnx or onnx_ir,
+            which is changed.
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
         calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
+        dims: Sizes of open dimensions of the random inputs that the model is checked on, by name, or by input and axis
+            as "x:1".
         progress: Told how the work goes on.
 
     Returns:
@@ -65,6 +75,9 @@ def optimize(
     for setting, kind in ((recipe, Recipe), (calibration, Calibration)):
         if not isinstance(setting, kind):
             raise UsageError(f"{kind.__name__} expected, not {setting!r:.40}; write {kind.__name__}(...)")
+    proto = None
+    if not isinstance(model, str | Path | ir.Model):
+        proto, model = model, storage.of_proto(model)
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
     check_request(recipe, calibration, named)
     clock = _Clock()
@@ -86,12 +99,16 @@ def optimize(
     NameNodes()(loaded)
     annotations = Annotations(loaded)
     given = _Given(calibration, recipe, loaded, named, path)
-    gate = Gate(loaded, recipe.check, given.sample)
+    if dims and given.sample() is not None:
+        raise SettingsError([option("dim")], ": the check runs on the calibration data, which has sizes of its own")
+    gate = Gate(loaded, recipe.check, given.sample, dims)
     clock.lap("check")
     if recipe.clean_up:
         progress("clean-up", 0, 1)
         gate.clean_up(loaded)
         progress("clean-up", 1, 1)
+    else:
+        gate.rest()
     clock.lap("clean-up")
 
     asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
@@ -103,14 +120,19 @@ def optimize(
     loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
     clock.lap("rewrite")
 
+    def written(done: int, total: int) -> None:
+        progress("quantize and write", done, total)
+        if done == total:  # and joined, and put to disk
+            gate.expect_result()
+
     if target is not None:
-        storage.save(
-            loaded, target, external=external, done=lambda done, total: progress("quantize and write", done, total)
-        )
+        storage.save(loaded, target, external=external, done=written)
     clock.lap("quantize and write")
     if target is not None:
         gate.compare_result(target, ours=uses_our_ops(loaded))
     clock.lap("compare")
+    if proto is not None:
+        proto.CopyFrom(to_proto(loaded))
     return Report(
         source=source,
         output=str(target) if target is not None else None,
@@ -229,7 +251,8 @@ def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
     what = "make sparse" if recipe.kind == "sparse" else "quantize"
-    raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed})")
+    unmatched = "".join(f"; {warning}" for warning in _warnings(recipe, decisions))
+    raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed}){unmatched}")
 
 
 def _warnings(recipe: Recipe, decisions: list[Decision]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import OnnxpressError, UsageError
+from .errors import OnnxpressError, UsageError, named_alone
 from .origin import Origin
 from .quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
 from .recipe_values import checked
@@ -44,6 +44,7 @@ _CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
 """Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
 
 
+@named_alone
 @dataclasses.dataclass(frozen=True)
 class Override:
     """Settings for the nodes that match both patterns; None leaves the recipe's value.
@@ -100,6 +101,7 @@ class NodeSettings:
     activation_format: str
 
 
+@named_alone
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to convert a model.

@@ -62,7 +62,7 @@ _TYPES: dict[str, type] = {
     "op_type": str,
 }
 _MOST_ROWS = 1 << 16
-_NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 1.0)}
+_NUMBERS = {"percentile": (50.0, 100.0), "max_drop": (0.0, 0.99)}
 
 
 def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .analysis.feeds import Feeds
+from .analysis.feeds import Feeds, bytes_of
 from .calibration.collect import MEMORY, in_groups, sizes_of
 from .calibration.observe import Observer
 from .calibration.piecewise import Piecewise
@@ -40,7 +40,7 @@ def restore_moments(float_model: ir.Model, rounded: ir.Model, data: Sequence[Fee
     names = [node.outputs[0].name or "" for node in float_model.graph if node.op_type in ("Conv", "Gemm")]
     if not names or not data:
         return
-    largest = max(data, key=lambda feeds: sum(array.nbytes for array in feeds.values()))
+    largest = max(data, key=bytes_of)
     sizes = sizes_of(float_model, names, largest)
     data = data[: max(1, _HELD // max(1, _LIVE * max(sizes)))]
     groups = in_groups(names, sizes, MEMORY)

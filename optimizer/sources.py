@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from .errors import OnnxpressError, suggestion
+from .quantization.schemes import SCHEMES
 
 
 def resolve(model: str | Path) -> Path:
@@ -36,10 +38,17 @@ def resolve(model: str | Path) -> Path:
 def _in_folder(folder: Path) -> Path:
     if (folder / "model.onnx").is_file():
         return folder / "model.onnx"
-    found = sorted(folder.glob("*.onnx"))
+    there = sorted(folder.glob("*.onnx"))
+    found = [path for path in there if not _is_made_of(path, there)]
     if len(found) == 1:
         return found[0]
     if not found:
         raise OnnxpressError(f"{folder}: the folder holds no .onnx file")
     names = ", ".join(path.name for path in found)
     raise OnnxpressError(f"{folder}: the folder holds several models, name one of {names}")
+
+
+def _is_made_of(path: Path, others: Collection[Path]) -> bool:
+    """Whether a file is called as the converted or compiled form of one beside it."""
+    stem, _, kind = path.stem.rpartition(".")
+    return kind in (*SCHEMES, "ctx") and path.with_name(f"{stem}.onnx") in others

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from .analysis.machine import made_for, reduces_range
 from .analysis.sparse_cost import measure
 from .calibration import Data, Statistics, TensorStatistics, Wanted
 from .calibration.collect import collect
-from .errors import SettingError, UsageError
+from .calibration.ranges import activation_range
+from .errors import SettingError, UsageError, option
 from .masks import apply_masks
 from .outcome import Outcome, Progress
 from .passes import Decision
@@ -37,6 +39,7 @@ from .recipe import Recipe
 from .sparse_layer import Layer, LayerReport, read_weight, share_out
 from .sparse_order import finish_in_order
 from .sparsity import Block, occupied
+from .unlike_parts import parts_of, unlike_parts
 
 DEFAULT_BLOCK = Block(4, 4)
 _BLOCKS = (Block(4, 4), Block(1, 16), Block(4, 1), Block(1, 4))  # that the kernels are fast for, large ones first
@@ -66,13 +69,14 @@ def convert(model: ir.Model, recipe: Recipe, data: Open | None, progress: Progre
     known = _observe(model, recipe, taken, data, progress)
     if recipe.criterion is None:
         recipe = dataclasses.replace(recipe, criterion="obs" if known.statistics is not None else "magnitude")
+    unlike = known.unlike_parts(model, taken, recipe) if _is_static(recipe) else {}
     layers: dict[ir.Node, Layer] = {}
     for index, decision in enumerate(decisions):
         if not decision.taken:
             continue
         progress("choose blocks", len(layers), len(taken))
         layer = Layer(decision, block, known.of(decision), recipe)
-        reason = layer.choose()
+        reason = unlike.get(_input(decision)) or layer.choose()
         if reason is None:
             layers[decision.node] = layer
         else:
@@ -101,7 +105,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
 
     Raises:
-        OnnxpressError: A file of masks cannot be read or does not fit, or the opset cannot be raised.
+        OnnxpressError: A file of masks cannot be read or does not fit.
     """
     recipe, _ = _masked(model, recipe)
     block, decisions = _plan(model, recipe)
@@ -179,7 +183,9 @@ def refuse_without_data(recipe: Recipe) -> None:
             raise SettingError(key, value, problem)
     if not recipe.sequential:
         raise SettingError(
-            "sequential", False, ", but without a calibration no weights move: give --calibration or --statistics"
+            "sequential",
+            False,
+            f", but without a calibration no weights move: give {option('calibration')} or {option('statistics')}",
         )
 
 
@@ -197,6 +203,14 @@ class _Known:
     def of(self, decision: Decision) -> TensorStatistics | None:
         return self.statistics[_input(decision)] if self.statistics is not None else None
 
+    def unlike_parts(self, model: ir.Model, taken: list[Decision], recipe: Recipe) -> dict[str, str]:
+        """Inputs of products that one scale does not suit, by name, and why."""
+        seen = self.statistics
+        if seen is None:
+            return {}
+        ranges = partial(activation_range, method=recipe.ranges, percentile=recipe.percentile)
+        return unlike_parts(model, _inputs(taken), seen, lambda name: ranges(seen[name]))
+
 
 def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open | None, progress: Progress) -> _Known:
     """What there is to know; nothing where that is allowed."""
@@ -208,7 +222,9 @@ def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open 
     settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
     wanted = {_input(decision): settings for decision in taken}
     if not isinstance(opened, Statistics):
-        return _Known(collect(model, opened, wanted, progress=progress), opened)
+        parts = parts_of(model, _inputs(taken)) if _is_static(recipe) else []
+        every = dict.fromkeys(parts, Wanted(histogram=False)) | wanted
+        return _Known(collect(model, opened, every, progress=progress), opened)
     opened.check(model, wanted)
     lacking = [name for name in wanted if opened[name].gram is None]
     if lacking and recipe.prune and recipe.criterion != "magnitude":
@@ -226,6 +242,10 @@ def _observe(model: ir.Model, recipe: Recipe, taken: list[Decision], data: Open 
 
 def _input(decision: Decision) -> str:
     return required(decision.node.inputs[0]).name or ""
+
+
+def _inputs(decisions: list[Decision]) -> list[ir.Value]:
+    return [required(decision.node.inputs[0]) for decision in decisions]
 
 
 def _finish(
@@ -272,7 +292,7 @@ def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
     which = first if len(found) == 1 else f"{first}, and {len(found) - 1} more lose nearly all of theirs"
     advice = ["judge the model by a task", "remove less"]
     if recipe.prune and recipe.criterion == "magnitude":
-        advice.append("choose by data (--calibration)")
+        advice.append(f"choose by data ({option('calibration')})")
     if recipe.prune and recipe.allocation == "sensitivity":
-        advice.append("remove the same share of each layer (--allocation uniform)")
+        advice.append(f"remove the same share of each layer ({option('allocation')} uniform)")
     return [f"{which}: {', or '.join(advice)}"]

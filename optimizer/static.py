@@ -22,9 +22,9 @@ from .analysis.sensitivity import MixedPrecision, search_mixed_precision
 from .calibration import Data, Statistics, Wanted
 from .calibration.collect import collect
 from .calibration.variety import constant_tensors
-from .errors import SettingsError
+from .errors import SettingsError, option
 from .faster import prove_faster, slower_layers
-from .int8_models import Int8Builder, parts_of
+from .int8_models import Int8Builder
 from .loadable import refused_by_runtime
 from .minifloat_models import MinifloatBuilder
 from .names import copy_of
@@ -44,6 +44,7 @@ from .recipe import Recipe
 from .report import weight_report
 from .static_models import Builder, Calibrated, Candidate, Plan, products
 from .trials import Trials, Verdict
+from .unlike_parts import parts_of
 
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
@@ -148,11 +149,7 @@ def convert(
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that.
-
-    Raises:
-        OnnxpressError: The opset is too old and cannot be raised.
-    """
+    """What `convert` would decide of a model, which CleanUp went over, before it sees data; it is prepared for that."""
     if recipe.is_minifloat:
         prepare(model, recipe, opset=OPSET)
     else:
@@ -178,7 +175,9 @@ def refuse_statistics(recipe: Recipe) -> None:
     asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if asked:
-        raise SettingsError(asked, ": runs models on data; statistics alone are too little: give --calibration")
+        raise SettingsError(
+            asked, f": runs models on data; statistics alone are too little: give {option('calibration')}"
+        )
 
 
 def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
@@ -227,7 +226,7 @@ def _choose(
         if not value > other:
             return plain, other
     else:
-        with_them, without = (trials.noise_of(builder, each.model) for each in (restored, plain))
+        without, with_them = (trials.noise_of(builder, each.model) for each in (plain, restored))
         if not trials.keeps("restore_moments", with_them, without, asked=asked is True):
             return plain, _value(metric, plain) if search is None else search.best
     return restored, value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -43,6 +44,7 @@ class Plan(Protocol):
 
 P = TypeVar("P", bound=Plan)
 W = TypeVar("W", bound=Rounded)
+B = TypeVar("B", bound="Builder[Any, Any]")
 Planner = Callable[[ir.Model, Recipe, "Mapping[str, str] | None", "Mapping[str, str] | None"], P]
 """(model, recipe, tensors that cannot be rounded and why, nodes that stay in float and why) -> plan."""
 
@@ -111,6 +113,12 @@ class Builder(abc.ABC, Generic[P, W]):
         self._seen: dict[str, None] = {}
         self._weights: dict[str, W] = {}
         self._last: tuple[Mapping[str, str], Candidate] | None = None
+
+    def with_recipe(self: B, recipe: Recipe) -> B:
+        """The same float model, rounded as another recipe asks for; what both find of it is found once."""
+        other = copy.copy(self)
+        other.recipe, other._seen, other._weights, other._last = recipe, {}, {}, None
+        return other
 
     @abc.abstractmethod
     def _rewrite(self, model: ir.Model, plan: P) -> Callable[[str], tuple[str, ...]]:

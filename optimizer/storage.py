@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
-from .errors import OnnxpressError, UsageError
+from .errors import OnnxpressError, UsageError, option
 from .external_data import checked, external_places, external_tensors, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
@@ -67,6 +67,27 @@ def load(path: str | Path) -> ir.Model:
             raise OnnxpressError(f"{path}: initializer '{value.name}' has the impossible shape {constant.shape}")
     normalise(model, str(path))
     check_narrow_types(model, str(path))
+    return model
+
+
+def of_proto(proto: object) -> ir.Model:
+    """A model in memory, as onnx has it.
+
+    Raises:
+        UsageError: It is none.
+        OnnxpressError: It is no valid model, or its weights are in files.
+    """
+    import onnx
+
+    if not isinstance(proto, onnx.ModelProto):
+        raise UsageError(f"{proto!r:.40}: give a path, a name, an onnx.ModelProto or an onnx_ir.Model")
+    source = Path(proto.graph.name or "model")
+    _check_header(source, proto)
+    own = onnx.ModelProto()
+    own.CopyFrom(proto)
+    model = from_proto(own, str(source))
+    if has_external_data(model):
+        raise OnnxpressError(f"{source}: its weights are in files; give the path of the model")
     return model
 
 
@@ -172,7 +193,7 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
     data = ((file, "holds weights of the model") for file in _external_files(path, model))
     for file, what in ((path, "is the model itself"), *data):
         if target.exists() and file.exists() and target.samefile(file):
-            raise UsageError(f"{target}: {what}, which would be lost; name another file with --output")
+            raise UsageError(f"{target}: {what}, which would be lost; name another file with {option('output')}")
 
 
 def has_external_data(model: ir.Model) -> bool:
@@ -203,26 +224,39 @@ def save(
     embed_attributes(model)
     total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
     external = has_external_data(model) if external is None else external
-    replaced = _data_files_of(path)
+    replaced, state = _data_files_of(path), old_state(path)
     try:
         data = _write_data(model, path, done) if external or total > _MOST_INLINE else None
         _write_model(model, path, done, counted=data is not None)
     except OSError as error:
-        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; the old file is untouched") from error
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; {state}") from error
     for old in replaced - {data}:
         with contextlib.suppress(OSError):
             old.unlink()
 
 
+def old_state(path: Path) -> str:
+    """What a failure to write leaves."""
+    return "the old file is untouched" if path.exists() else "nothing is left of it"
+
+
 def embed_attributes(model: ir.Model) -> None:
     """Tensors of attributes move into the model file: runtimes look for external data of initializers only."""
-    for graph in graphs(model):
+    for graph in (*graphs(model), *model.functions.values()):
         for node in graph:
             for name, attribute in node.attributes.items():
-                if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
-                    array = attribute.value.numpy().copy()
-                    tensor = ir.Tensor(array, dtype=attribute.value.dtype, name=attribute.value.name)
-                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, tensor)
+                if isinstance(attribute.value, ir.ExternalTensor):
+                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, in_memory(attribute.value))
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same tensor, read where it lies in a file."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    read = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor))
+    with contextlib.suppress(BufferError):  # somebody reads it
+        tensor.release()
+    return read
 
 
 @contextlib.contextmanager
@@ -271,11 +305,8 @@ def _write_data(model: ir.Model, path: Path, done: TensorDone) -> Path:
                 else:
                     known[digest, size] = offset
                 places.append((value, known[digest, size], size))
-            elif isinstance(tensor, ir.ExternalTensor):
-                value.const_value = ir.Tensor(
-                    tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, **_said(tensor)
-                )
-                tensor.release()
+            else:
+                value.const_value = in_memory(tensor)
             done(count, len(values))
         target[0] = path.with_name(f"{path.name}.{whole.hexdigest()[:12]}.data")
     for value, offset, size in places:

@@ -59,6 +59,7 @@ class Trials:
         self._make, self._progress = make, progress
         self.refused: dict[str, str] = {}
         self._noise: OutputNoise | None = None
+        self._measured: tuple[Any, float] | None = None  # the last model: the best is asked for again
 
     def settle(self, stages: Sequence[Calibrated], recipe: Recipe) -> Builder[Any, Any]:
         """The builder of the best model that the steps make.
@@ -76,19 +77,19 @@ class Trials:
         plain = dataclasses.replace(recipe, **off)
         best = self._make(stages[0], plain)
         if not best.feeds or whole == 1:
-            return best if plain == recipe else self._make(stages[0], recipe)
+            return best if plain == recipe else best.with_recipe(recipe)
         self._progress("try steps", 0, whole)
         least = self.noise(best)
-        tried = [(stage.step, stage, None) for stage in stages[1:]] + [(step, None, step) for step in steps]
-        now, settings = stages[0], plain
-        for count, (name, stage, step) in enumerate(tried, 1):
+        tried = [*((stage.step, stage) for stage in stages[1:]), *((step, None) for step in steps)]
+        for count, (name, stage) in enumerate(tried, 1):
             self._progress("try steps", count, whole)
-            further = stage or now
-            changed = settings if step is None else dataclasses.replace(settings, **{step: getattr(recipe, step)})
-            builder = self._make(further, changed)
+            if stage is not None:
+                builder = self._make(stage, best.recipe)
+            else:
+                builder = best.with_recipe(dataclasses.replace(best.recipe, **{name: getattr(recipe, name)}))
             noise = self.noise(builder)
             if self.keeps(name, noise, least, asked=_asked(recipe, name)):
-                best, least, now, settings = builder, noise, further, changed
+                best, least = builder, noise
         self._progress("try steps", whole, whole)
         return best
 
@@ -101,7 +102,9 @@ class Trials:
     def noise_of(self, builder: Builder[Any, Any], model: Any) -> float:
         """Of a model, beside the float model of its builder."""
         self._noise = self._noise or OutputNoise(builder.model, builder.feeds)
-        return self._noise(model)
+        if self._measured is None or self._measured[0] is not model:
+            self._measured = model, self._noise(model)
+        return self._measured[1]
 
     def keeps(self, step: str, noise: float, without: float, *, asked: bool) -> bool:
         """Whether a step stays; what harms is noted."""

@@ -19,12 +19,13 @@ from onnxpress import ep
 from .. import storage
 from ..calibration import Statistics
 from ..calibration.archive import write_npz
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from ..sources import resolve
 from . import openvino as peers
 from .feeds import Feeds, fitted, random_feeds, symbolic_sizes
 from .session import is_compiled, provider_options, uses_our_ops
 from .timing import take_turns
+from .token_limits import token_limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -153,7 +154,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
         common = _Common(
             threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}),
-            Path(folder), None if data is None else _first_batch(models[0], data),
+            Path(folder), None if data is None else _first_batch(models[0], data), _limits(models),
         )  # fmt: skip
         ours = provider_options(provider, claim)
         entries = [entry for model in models for entry in _entries(model, ours, openvino)]
@@ -180,6 +181,15 @@ def _first_batch(model: str, data: Calibration) -> Feeds:
     return feeds
 
 
+def _limits(models: Sequence[str]) -> dict[str, int]:
+    """The least number that an integer must not reach in any of the models, by input."""
+    found: dict[str, int] = {}
+    for model in models:
+        for name, limit in token_limits(storage.load(resolve(model))).items():
+            found[name] = min(limit, found.get(name, limit))
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class _Common:
     """What is the same for all."""
@@ -190,10 +200,13 @@ class _Common:
     openvino_config: Mapping[str, str]
     folder: Path
     given: Feeds | None  # in place of random inputs
+    limits: Mapping[str, int]  # of random whole numbers
 
     def feeds(self, inputs: list[Any], model: str) -> Feeds:
         """The inputs of a model."""
-        return random_feeds(inputs, self.dims) if self.given is None else fitted(self.given, inputs, model)
+        if self.given is None:
+            return random_feeds(inputs, self.dims, limits=self.limits)
+        return fitted(self.given, inputs, model)
 
     def sizes(self) -> dict[str, Any]:
         """What OpenVINO compiles for."""
@@ -297,7 +310,7 @@ def _refuse_other_inputs(first: _Run, run: _Run) -> None:
             other = first.feeds[name]
             raise UsageError(
                 f"{run.entry.name}: input '{name}' is {array.dtype} {list(array.shape)}, in {first.entry.name} it is "
-                f"{other.dtype} {list(other.shape)}; sizes can be chosen with --dim"
+                f"{other.dtype} {list(other.shape)}; sizes can be chosen with {option('dim')}"
             )
 
 
@@ -328,7 +341,7 @@ class _Run:
             raise
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             sizes = ", ".join(symbolic_sizes(self._session.get_inputs()))
-            hint = f" (sizes to choose with --dim NAME=SIZE: {sizes})" if sizes else ""
+            hint = f" (sizes to choose with {option('dim')} NAME=SIZE: {sizes})" if sizes else ""
             raise OnnxpressError(f"{self.entry.path}: cannot run: {str(error).splitlines()[0]}{hint}") from error
 
 

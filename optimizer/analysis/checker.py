@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
 
 from .. import storage
 from ..names import roots
+from ..reading import to_proto
 from ..traverse import inner_graphs
 
 if TYPE_CHECKING:
     import onnx
+
+
+_FED = "fed"  # the file of tensors that no file holds
+_KINDS = "fiub"  # of elements that sessions are fed with; those of other types NumPy does not know itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,28 +67,20 @@ class Bare:
 
 
 def bare(model: ir.Model) -> Bare:
-    """Take the weights out of a copy of a model, unread. Functions, which see no inputs of the model, keep theirs."""
-    copy, weights = model.clone(), dict[str, ir.TensorProtocol]()
-    for graph in [copy.graph, *copy.graph.subgraphs()]:
-        for value in list(graph.initializers.values()):
-            if value.const_value is None:
-                continue
-            named = value.is_graph_input() or value.is_graph_output()  # whoever runs the model knows it by its name
-            if _is_large(value.const_value) and not named:
-                del graph.initializers[value.name or ""]
-                _feed(copy.graph, value, value.const_value, weights)
-            elif isinstance(value.const_value, ir.ExternalTensor):  # which the checker looks for in the current folder
-                array, dtype = np.array(value.const_value.numpy()), value.const_value.dtype
-                value.const_value = ir.Tensor(array, dtype=dtype, name=value.name)
-        for node in list(graph):
-            attribute = node.attributes.get("value") if node.op_type == "Constant" else None
-            if attribute is not None and _is_large(attribute.value) and not node.outputs[0].is_graph_output():
-                value = ir.Value()
-                ir.convenience.replace_all_uses_with(node.outputs[0], value)
-                graph.remove(node, safe=True)
-                _feed(copy.graph, value, attribute.value, weights)
-    storage.embed_attributes(copy)
-    return Bare(ir.to_proto(copy), weights, frozenset(_clashes(model)))
+    """What a file of a model holds but the weights, which are not read; functions, which see no inputs, keep theirs.
+
+    Args:
+        model: Without its weights meanwhile, and with them afterwards.
+    """
+    weights = dict[str, ir.TensorProtocol]()
+    with ExitStack() as restored:
+        for root in roots(model):
+            for graph in (root, *root.subgraphs()):
+                _lighten(graph, weights if root is model.graph else None, restored)
+        proto = to_proto(model)
+    inputs = list(_taken_out(proto.graph))
+    proto.graph.input.extend(inputs)
+    return Bare(proto, weights, frozenset(_clashes(model)))
 
 
 def standing(model: Bare) -> Standing:
@@ -103,17 +101,61 @@ def new_complaint(before: Standing, model: Bare) -> Complaint | None:
     return Complaint(text, not before.full or _complaint(model.proto, full=False) is not None)
 
 
-def _is_large(tensor: ir.TensorProtocol) -> bool:
-    return tensor.nbytes >= storage.LEAST_EXTERNAL and tensor.dtype != ir.DataType.STRING
+def _lighten(graph: ir.Graph, weights: dict[str, ir.TensorProtocol] | None, restored: ExitStack) -> None:
+    """Put references in the place of what is large, and what the checker would look for in files into memory."""
+    for value in graph.initializers.values():
+        if (tensor := value.const_value) is None:
+            continue
+        named = value.is_graph_input() or value.is_graph_output()  # whoever runs the model knows it by its name
+        light = _light(tensor, value, None if named else weights)
+        if light is not tensor:
+            restored.callback(setattr, value, "const_value", tensor)
+            value.const_value = light
+    for node in graph:
+        for name, attribute in list(node.attributes.items()):
+            if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
+                continue
+            fed = node.op_type == "Constant" and name == "value" and not node.outputs[0].is_graph_output()
+            light = _light(attribute.as_tensor(), node.outputs[0], weights if fed else None)
+            if light is not attribute.value:
+                restored.callback(node.attributes.__setitem__, name, attribute)
+                node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, light)
 
 
-def _feed(graph: ir.Graph, value: ir.Value, tensor: ir.TensorProtocol, weights: dict[str, ir.TensorProtocol]) -> None:
-    """Let an input of the main graph stand for a tensor; a constant of an inner one may have a name of another's."""
-    value.name = f"/weight/{len(weights)}"
-    weights[value.name] = tensor
-    value.const_value = None
-    value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-    graph.inputs.append(value)
+def _light(
+    tensor: ir.TensorProtocol, value: ir.Value, weights: dict[str, ir.TensorProtocol] | None
+) -> ir.TensorProtocol:
+    name = value.name or ""
+    large = tensor.nbytes >= storage.LEAST_EXTERNAL and tensor.dtype.numpy().kind in _KINDS
+    if weights is None or not large or not name or name in weights:
+        return storage.in_memory(tensor)
+    weights[name] = tensor
+    return ir.ExternalTensor(_FED, None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name)
+
+
+def _taken_out(graph: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    """Drop the references of a graph and those inside its nodes; inputs to stand for them."""
+    from onnx import helper
+
+    kept = [tensor for tensor in graph.initializer if not tensor.external_data]
+    found = [(tensor.name, tensor) for tensor in graph.initializer if tensor.external_data]
+    constants = []
+    for index, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _taken_out(inner)
+            if attribute.t.external_data:
+                constants.append(index)
+                found.append((node.output[0], attribute.t))
+    names = {name for name, _ in found}
+    infos = [info for info in graph.value_info if info.name not in names]
+    yield from (helper.make_tensor_value_info(name, tensor.data_type, tensor.dims) for name, tensor in found)
+    for index in reversed(constants):
+        del graph.node[index]
+    for field, entries in (("initializer", kept), ("value_info", infos)):
+        if len(entries) < len(getattr(graph, field)):
+            graph.ClearField(field)
+            getattr(graph, field).extend(entries)
 
 
 def _complaint(proto: onnx.ModelProto, *, full: bool) -> str | None:

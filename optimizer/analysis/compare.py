@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .. import storage
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from ..external_data import common_folder
 from ..passes.block_weights import sparsity_of
 from ..reading import to_proto
@@ -241,7 +241,8 @@ class _Probe:
         except Exception as error:  # ONNX Runtime raises a type for each of its status codes
             sizes = ", ".join(symbolic_sizes(self.session.get_inputs())) or "none"
             raise OnnxpressError(
-                f"{self.path}: cannot run: {str(error).splitlines()[0]} (give inputs with --data, or sizes with --dim "
+                f"{self.path}: cannot run: {str(error).splitlines()[0]} (give inputs with "
+                f"{option('data')}, or sizes with {option('dim')} "
                 f"NAME=SIZE, of which there are {sizes})"
             ) from error
         return values

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from ..normalise import is_nameless
 
 Feeds = dict[str, np.ndarray]
@@ -63,7 +63,9 @@ def random_feeds(
     names = {size or _UNNAMED for node in inputs for size in node.shape if size is None or isinstance(size, str)}
     if unknown := sorted(set(dims) - {*_WORDS, *symbolic_sizes(inputs), *places, *names}):
         listed = ", ".join(symbolic_sizes(inputs)) or "none"
-        raise UsageError(f"--dim {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}")
+        raise UsageError(
+            f"{option('dim')} {unknown[0]}: no input has a size of this name; the model's symbolic sizes: {listed}"
+        )
     generator = np.random.default_rng(seed)
     limits = limits or {}
     return {node.name: _below(limits.get(node.name), _random(node, dims, side, generator)) for node in inputs}
@@ -132,12 +134,12 @@ def type_name(dtype: np.dtype) -> str:
 
 def _random(node: Any, dims: Mapping[str, int], side: int, generator: np.random.Generator) -> np.ndarray:
     if node.type not in _TYPES:
-        advice = "; give --data" if node.type.startswith("tensor(") else ", nor be given: it is no tensor"
+        advice = f"; give {option('data')}" if node.type.startswith("tensor(") else ", nor be given: it is no tensor"
         raise OnnxpressError(f"input {node.name} of type {node.type} cannot be made up{advice}")
     dtype = _TYPES[node.type]
     shape = _shape(node, dims, side)
     if np.prod([float(size) for size in shape]) > _MOST_ELEMENTS:
-        raise OnnxpressError(f"input {node.name} of shape {shape} is too large to make up; give --data")
+        raise OnnxpressError(f"input {node.name} of shape {shape} is too large to make up; give {option('data')}")
     name = node.name.lower()
     if np.issubdtype(dtype, np.floating):
         return generator.standard_normal(shape).astype(dtype)
@@ -216,6 +218,11 @@ def arrays_of(output: object) -> list[np.ndarray]:
     if isinstance(output, Mapping):
         return [np.asarray([output[key] for key in sorted(output)])]
     return [array for each in output for array in arrays_of(each)] if isinstance(output, list) else [np.asarray(output)]
+
+
+def bytes_of(feeds: Feeds) -> int:
+    """Bytes of all tensors."""
+    return sum(array.nbytes for value in feeds.values() for array in arrays_of(value))
 
 
 def read_arrays(path: str | Path, of: str = "") -> Feeds:

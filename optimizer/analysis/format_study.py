@@ -36,6 +36,7 @@ from .feeds import Feeds, random_feeds
 from .metrics import COSINE, Metric, check_metric, choose_metric
 from .sensitivity import relative_drop
 from .session import open_session, session_options, uses_our_ops
+from .token_limits import token_limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -212,7 +213,8 @@ class _Workload:
             opened = self.calibration.open(storage.load(self.path), named, self.path)
             return list(islice(opened, _SAMPLES))  # type: ignore[arg-type]
         inputs = open_session(self.path, session_options(), self.name).get_inputs()
-        return [random_feeds(inputs, DEFAULT_DIMS, seed) for seed in range(_SEEDS)]
+        limits = token_limits(storage.load(self.path))
+        return [random_feeds(inputs, DEFAULT_DIMS, seed, limits=limits) for seed in range(_SEEDS)]
 
     def target(self, recipe: Recipe, place: Path) -> Path:
         """Where its converted form is: a name that is another one when the model, the data or the recipe is."""

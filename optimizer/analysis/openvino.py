@@ -21,7 +21,7 @@ import numpy as np
 from .. import storage
 from ..calibration import Calibration, Statistics
 from ..calibration.inputs import Input, inputs_of, needed
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from ..sources import resolve
 from .feeds import Feeds, random_feeds, type_name
 from .session import open_session, session_options
@@ -143,7 +143,7 @@ def quantize(model: str | Path, calibration: Calibration, folder: Path) -> Path:
     path = resolve(model)
     data = calibration.open(storage.load(path), None if Path(model).exists() else str(model), path)
     if isinstance(data, Statistics):
-        raise UsageError("NNCF has to see data: give --calibration, not statistics")
+        raise UsageError(f"NNCF has to see data: give {option('calibration')}, not statistics")
     samples = list(data)
     # As its documentation asks for encoders, which it then treats in another way.
     reads_words = all(array.dtype.kind == "i" for array in samples[0].values())

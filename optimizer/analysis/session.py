@@ -1,4 +1,7 @@
-"""ONNX Runtime sessions, opened the same way everywhere."""
+"""ONNX Runtime sessions, opened the same way everywhere.
+
+So they are by a process that does nothing else, which is why what takes long to import waits until it is needed.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import onnx_ir as ir
 from onnxpress import custom_ops, ep
 
-from .. import storage
 from ..errors import OnnxpressError, UsageError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     import onnxruntime as ort
 
 FOLDER_KEY = "session.model_external_initializers_file_folder_path"
@@ -30,7 +32,9 @@ def uses_our_ops(model: ir.Model) -> bool:
 
 def compiled_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes that `onnxpress compile` wrote, which run on our execution provider alone."""
-    for graph in storage.graphs(model):
+    from ..traverse import graphs
+
+    for graph in graphs(model):
         for node in graph:
             source = node.attributes.get("source")
             is_context = node.op_type == "EPContext" and node.domain == "com.microsoft"
@@ -131,6 +135,9 @@ def wrong_option(message: str) -> str | None:
 def _holds_compiled(source: str | Path | bytes) -> bool:
     """`is_compiled` of what ONNX Runtime refused, perhaps no model. Its words differ from version to version."""
     import onnx
+    import onnx_ir as ir
+
+    from .. import storage
 
     try:
         model = ir.from_proto(onnx.load_from_string(source)) if isinstance(source, bytes) else storage.load(source)

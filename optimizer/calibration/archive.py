@@ -20,8 +20,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import OnnxpressError
-from ..storage import check_target
+from ..errors import OnnxpressError, option
+from ..storage import check_target, old_state
 from .histogram import LEAST_EXPONENT, MOST_EXPONENT, SIDE, Histogram
 from .statistics import Channels, Statistics, TensorStatistics, Wanted
 
@@ -58,6 +58,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         OnnxpressError: The disk is full or another error of the operating system.
     """
     path = check_target(path)
+    state = old_state(path)
     try:
         handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
@@ -70,7 +71,7 @@ def write_npz(path: str | Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
                 os.unlink(part)
             raise
     except OSError as error:
-        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; the old file is untouched") from error
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; {state}") from error
 
 
 def _write(file: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -117,7 +118,7 @@ def load(path: str | Path) -> Statistics:
             if "header" not in names:
                 raise OnnxpressError(
                     f"{path}: holds no statistics but arrays ({', '.join(names[:_SHOWN]) or 'none'}); give samples as "
-                    "data (--calibration), or make statistics of them with onnxpress calibrate"
+                    f"data ({option('calibration')}), or make statistics of them with onnxpress calibrate"
                 )
             header = json.loads(_array(archive, "header", np.uint8, 1).tobytes())
             _require(isinstance(header, dict), "its header is no mapping")

@@ -24,7 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..analysis.feeds import Feeds
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, option
 from .inputs import Input, needed
 
 _IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -47,10 +47,10 @@ def array_samples(path: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[
     if path.suffix == ".npy":
         return lambda: _npy({_only(path, inputs): path}, inputs)
     if path.suffix == ".txt":
-        raise UsageError(f"{path}: lines of text need the model's tokenizer.json; name it with --tokenizer")
+        raise UsageError(f"{path}: lines of text need the model's tokenizer.json; name it with {option('tokenizer')}")
     raise UsageError(
-        f"{path}: give an .npz or .npy file, a folder of them, a folder of images with an image recipe (--images), or "
-        "lines of text with a tokenizer.json (--tokenizer)"
+        f"{path}: give an .npz or .npy file, a folder of them, a folder of images with an image recipe "
+        f"({option('images')}), or lines of text with a tokenizer.json ({option('tokenizer')})"
     )
 
 
@@ -62,7 +62,9 @@ def _in_folder(folder: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[F
         return lambda: (sample for archive in archives for sample in _npz(archive, inputs))
     if not arrays:
         if any(file.suffix.lower() in _IMAGES for file in folder.rglob("*")):
-            raise UsageError(f"{folder}: holds images; say with --images how they become inputs, such as imagenet")
+            raise UsageError(
+                f"{folder}: holds images; say with {option('images')} how they become inputs, such as imagenet"
+            )
         raise UsageError(f"{folder}: holds no samples: no .npz or .npy file")
     stems = {file.stem for file in arrays}
     if {entry.name for entry in needed(inputs)} <= stems <= {entry.name for entry in inputs}:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from .. import storage
 from ..already_quantized import check_not_quantized
-from ..errors import UsageError
+from ..errors import UsageError, option
 from ..gate import Gate
 from ..outcome import Progress
 from ..passes import NameNodes
@@ -119,7 +119,9 @@ def calibrate(
     check_not_quantized(loaded, str(path))
     if data is None:
         if Path(model).exists():
-            raise UsageError("--data is missing: say what to run the model on; only models of the catalogue bring data")
+            raise UsageError(
+                f"{option('data')} is missing: say what to run the model on; only models of the catalogue bring data"
+            )
         data = own_data(str(model), samples or SAMPLES)
     tokenizer = tokenizer or tokenizer_beside(path, data)
     opened = open_data(

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..analysis.feeds import Feeds, is_float
+from ..analysis.feeds import Feeds, bytes_of, is_float
 from ..errors import OnnxpressError, UsageError
 from ..outcome import Progress
-from .observe import Observer, check_names
+from .observe import Observer, check_names, in_order
 from .statistics import Statistics, TensorStatistics, Wanted, fingerprint
 
 MEMORY = 256_000_000
@@ -38,7 +38,8 @@ def collect(
     Args:
         model: The model, which is not changed.
         data: Batches of inputs, which can be gone through several times.
-        wanted: What to keep of which tensors: inputs of the main graph, or outputs of its nodes.
+        wanted: What to keep of which tensors: inputs of the main graph, outputs of its nodes, or what branches of its
+            If nodes hand out.
         progress: Told how the work goes on.
         memory: Bytes of observed tensors that one run may make. One tensor alone may take more.
 
@@ -50,7 +51,7 @@ def collect(
     see = _Eyes({name: TensorStatistics(settings) for name, settings in wanted.items()})
     total, largest = _survey(data, progress)
     inputs = {value.name or "": value for value in model.graph.inputs if value.name in wanted}
-    inner = [name for name in _in_order(model) if name in wanted and name not in inputs]
+    inner = [name for name in in_order(model) if name in wanted and name not in inputs]
     groups = in_groups(inner, sizes_of(model, inner, largest), memory) if inner else [[]]
     name = getattr(data, "name", "calibration data")
     for index, group in enumerate(groups):
@@ -78,17 +79,13 @@ def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:
     """How many batches there are, and the largest of them."""
     count, most, largest = 0, -1, {}
     for count, feeds in enumerate(data, 1):
-        size = sum(array.nbytes for array in feeds.values())
+        size = bytes_of(feeds)
         if size > most:
             most, largest = size, feeds
         progress("check data", count, count)
     if count == 0:
         raise UsageError("the calibration data holds no samples")
     return count, largest
-
-
-def _in_order(model: ir.Model) -> list[str]:
-    return [value.name for node in model.graph for value in node.outputs if value.name]
 
 
 def sizes_of(model: ir.Model, names: list[str], feeds: Feeds) -> list[int]:

@@ -100,9 +100,12 @@ class Data:
         if unknown := [str(name) for name in sample if name not in expected]:
             raise UsageError(f"{where}: '{unknown[0]}' is no input of the model, which takes {', '.join(expected)}")
         given = [entry for entry in self._inputs if entry.name in sample]
-        feeds = {entry.name: in_width(np.asarray(sample[entry.name]), entry.dtype) for entry in given}
+        feeds: Feeds = {}
         for entry in given:
-            check(feeds[entry.name], entry, f"{where}: input '{entry.name}'")
+            value = sample[entry.name]
+            feeds[entry.name] = value if entry.kind else in_width(np.asarray(value), entry.dtype)
+            if not entry.kind:
+                check(feeds[entry.name], entry, f"{where}: input '{entry.name}'")
         return feeds
 
     def _together(self, batch: list[Feeds], first: int) -> Feeds:
@@ -128,6 +131,8 @@ class Data:
 
     def _joined(self, arrays: list[np.ndarray], entry: Input, first: int) -> np.ndarray:
         where = f"{self.name}: input '{entry.name}'"
+        if entry.kind:
+            raise UsageError(f"{where}: is no tensor ({entry.kind}); use a batch of 1")
         if entry.shape == ():
             for index, array in enumerate(arrays):
                 if array != arrays[0]:
@@ -208,6 +213,12 @@ def open_data(
             function = load_function(str(source))
             return Data(str(source), inputs, _called(function, str(source), samples), samples, batch)
         raise OnnxpressError(f"{source}: no such file or folder, and no module:function")
+    if others := [entry for entry in needed(inputs) if entry.kind]:
+        raise UsageError(
+            f"{source}: input '{others[0].name}' is no tensor ({others[0].kind}), which no file holds; give "
+            "module:function, of samples that are dicts of inputs by name: a sequence as a list of arrays, a map as a "
+            "dict, nothing as None"
+        )
     if images is not None:
         from .images import image_samples
 

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import OnnxpressError
-
 
 @dataclasses.dataclass(frozen=True)
 class Input:
@@ -20,12 +18,14 @@ class Input:
         dtype: Of its elements; object for strings.
         shape: A size each: a number, a name, or None where the size is free; None where even their number is.
         has_default: Whether it need not be given.
+        kind: What it is where it is no tensor; such a value is handed on to ONNX Runtime as it is.
     """
 
     name: str
     dtype: np.dtype
     shape: tuple[int | str | None, ...] | None
     has_default: bool = False
+    kind: str = ""
 
     @property
     def has_free_batch(self) -> bool:
@@ -34,15 +34,11 @@ class Input:
 
     def describe(self) -> str:
         """Type and shape for a message."""
-        return f"{self.dtype} {'of any shape' if self.shape is None else list(self.shape)}"
+        return self.kind or f"{self.dtype} {'of any shape' if self.shape is None else list(self.shape)}"
 
 
 def inputs_of(model: ir.Model) -> list[Input]:
-    """Inputs of the main graph; those that are initializers as well have a default.
-
-    Raises:
-        OnnxpressError: One is no tensor.
-    """
+    """Inputs of the main graph; those that are initializers as well have a default."""
     return [_input(value) for value in model.graph.inputs]
 
 
@@ -54,8 +50,8 @@ def needed(inputs: Iterable[Input]) -> list[Input]:
 def _input(value: ir.Value) -> Input:
     name = value.name or ""
     if not isinstance(value.type, ir.TensorType) or value.dtype is None:
-        kind = f" ({value.type})" if value.type is not None else ""
-        raise OnnxpressError(f"input '{name}' is no tensor{kind}: data for it cannot be given")
+        kind = "map or another type" if value.type is None else str(value.type).lower()
+        return Input(name, np.dtype(object), None, value.is_initializer(), kind)
     dtype = np.dtype(object) if value.dtype == ir.DataType.STRING else np.dtype(value.dtype.numpy())
     if value.shape is None:
         return Input(name, dtype, None, value.is_initializer())

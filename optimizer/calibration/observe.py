@@ -7,7 +7,7 @@ runtime's own fusions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,13 @@ from ..analysis.feeds import Feeds
 from ..analysis.session import open_session, session_options, uses_our_ops
 from ..errors import OnnxpressError
 from ..names import names_of
+from ..passes.matching import is_standard
 from ..passes.remove_unused import remove_unused
 from ..reading import to_proto
-from ..storage import LEAST_EXTERNAL, graphs
+from ..storage import LEAST_EXTERNAL, embed_attributes, graphs, in_memory
+from ..traverse import inner_graphs
 
-_SIZE_SUFFIX = "/onnxpress_size"
+_SIZE_SUFFIX, _SEEN_SUFFIX = "/onnxpress_size", "/onnxpress_seen"
 
 
 _SHARED = frozenset({
@@ -39,7 +41,8 @@ class Observer:
 
         Args:
             model: The model, which is not changed.
-            names: Tensors that nodes of the main graph make.
+            names: Tensors that nodes of the main graph make, or the last ones of branches of its If nodes; these are
+                empty where the other branch is taken.
             sizes: Give how many elements they have instead of their values.
 
         Raises:
@@ -48,7 +51,7 @@ class Observer:
         import onnxruntime as ort
 
         copy = model.clone()  # nodes and values anew, tensors shared
-        values = _values(copy)
+        values = {**_values(copy), **_handed_out(copy, set(names))}
         outputs = [values[name] for name in names]
         copy.graph.outputs[:] = [_size_of(copy, value) for value in outputs] if sizes else outputs
         _prune(copy)
@@ -83,13 +86,52 @@ def check_names(model: ir.Model, names: Sequence[str]) -> None:
     Raises:
         OnnxpressError: A tensor lies in a graph inside a node, or there is none of this name.
     """
-    known = {*_values(model), *(value.name for value in model.graph.inputs)}
+    known = {*in_order(model), *(value.name for value in model.graph.inputs)}
     if not (unknown := [name for name in names if name not in known]):
         return
     inner = {value.name for graph in model.graph.subgraphs() for node in graph for value in node.outputs}
     if nested := [name for name in unknown if name in inner]:
         raise OnnxpressError(f"tensors of graphs inside nodes cannot be observed: {', '.join(nested)}")
     raise OnnxpressError(f"the model has no tensor named {', '.join(unknown)}")
+
+
+def in_order(model: ir.Model) -> list[str]:
+    """Names of what nodes of the main graph make, and of the last values of branches, in the order of the graph."""
+    found = []
+    for node in model.graph:
+        found += [value.name for value in (*node.outputs, *_last(node)) if value.name]
+    return found
+
+
+def _last(node: ir.Node) -> dict[ir.Value, ir.Graph]:
+    """What the branches of an If make themselves and hand out, with the branch."""
+    branches = inner_graphs(node) if is_standard(node, "If") else ()
+    return {
+        value: branch
+        for branch in branches
+        for value in branch.outputs
+        if (maker := value.producer()) is not None and maker.graph is branch
+    }
+
+
+def _handed_out(model: ir.Model, names: Collection[str]) -> dict[str, ir.Value]:
+    """New results of If nodes, which are the last values of branches; of the other branch they are empty."""
+    found: dict[str, ir.Value] = {}
+    for node in model.graph:
+        for value, branch in _last(node).items():
+            if value.name not in names:
+                continue
+            node.resize_outputs(len(node.outputs) + 1)
+            found[value.name or ""] = result = node.outputs[-1]
+            result.name = names_of(model.graph).value(f"{value.name}{_SEEN_SUFFIX}")
+            result.type = value.type
+            for each in inner_graphs(node):
+                empty = {"value": ir.tensor(np.zeros(0, (value.dtype or ir.DataType.FLOAT).numpy()))}
+                end = ir.node("Identity", [value]) if each is branch else ir.node("Constant", [], attributes=empty)
+                end.outputs[0].name, end.outputs[0].type = names_of(model.graph).value(result.name), value.type
+                each.append(end)
+                each.outputs.append(end.outputs[0])
+    return found
 
 
 def _values(model: ir.Model) -> dict[str, ir.Value]:
@@ -121,8 +163,7 @@ def _take_weights(model: ir.Model) -> dict[str, np.ndarray]:
         if tensor is None or tensor.dtype not in _SHARED:
             continue
         if tensor.nbytes < LEAST_EXTERNAL:
-            if isinstance(tensor, ir.ExternalTensor):
-                value.const_value = _inline(tensor)
+            value.const_value = in_memory(tensor)
             continue
         taken[name] = np.ascontiguousarray(tensor.numpy())
         value.const_value = ir.ExternalTensor(
@@ -133,16 +174,9 @@ def _take_weights(model: ir.Model) -> dict[str, np.ndarray]:
 
 def _embed(model: ir.Model) -> None:
     """External data that no session can be handed moves into the copy: that of inner graphs and of rare types."""
+    embed_attributes(model)
     for graph in graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor) and (graph is not model.graph or tensor.dtype not in _SHARED):
-                value.const_value = _inline(tensor)
-        for node in graph:
-            for name, attribute in node.attributes.items():
-                if isinstance(attribute.value, ir.ExternalTensor):
-                    node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, _inline(attribute.value))
-
-
-def _inline(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+            if tensor is not None and (graph is not model.graph or tensor.dtype not in _SHARED):
+                value.const_value = in_memory(tensor)

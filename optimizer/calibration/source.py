@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..errors import SettingsError, UsageError
+from ..errors import SettingsError, UsageError, named_alone, option
 from .data import Data, open_data
 from .images import recipe_of
 from .inputs import inputs_of
@@ -19,6 +19,7 @@ SAMPLES = 128
 """Samples that are taken where nobody says."""
 
 
+@named_alone
 @dataclasses.dataclass(frozen=True)
 class Calibration:
     """What a conversion learns the ranges of tensors from.
@@ -54,8 +55,8 @@ class Calibration:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
         if not self.is_there(name):
             raise UsageError(
-                "this has to see data: give --calibration (an .npz file, a folder of .npy files or of images, "
-                "lines of text with --tokenizer, or module:function), or --statistics"
+                f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
+                f"images, lines of text with {option('tokenizer')}, or module:function), or {option('statistics')}"
             )
         if self.images is not None:
             recipe_of(self.images)

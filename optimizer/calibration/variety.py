@@ -21,7 +21,8 @@ class Variety:
         self._constant: dict[str, float] = {}
 
     def see(self, feeds: Feeds) -> None:
-        """See a sample."""
+        """See a sample; of what is no tensor nothing is known."""
+        feeds = {name: value for name, value in feeds.items() if isinstance(value, np.ndarray)}
         if not self._count:
             self._first = feeds
             self._constant = {name: x.flat[0] for name, x in feeds.items() if x.dtype.kind in "fV" and x.size}

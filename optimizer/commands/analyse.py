@@ -10,7 +10,7 @@ from ..errors import UsageError
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .terminal import Claim, Coverage, Embeddings, FirstAndLast, Json, as_written, console, kept_in, progress_bar, share
 
-_Dims = Annotated[
+Dims = Annotated[
     list[str] | None,
     typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, or INPUT:AXIS=SIZE of any open one; repeatable."),
 ]
@@ -27,7 +27,12 @@ def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
     return pairs
 
 
-def _sizes(items: list[str] | None) -> dict[str, int]:
+def sizes(items: list[str] | None) -> dict[str, int]:
+    """The sizes that options name.
+
+    Raises:
+        UsageError: One is no size.
+    """
     pairs = _pairs(items, "--dim")
     for name, value in pairs.items():
         if not value.isdecimal():
@@ -92,7 +97,7 @@ def compare(
     first: Annotated[str, typer.Argument(help="The reference: a file, a folder or a catalogue name.")],
     second: Annotated[str, typer.Argument(help="The model to judge.")],
     data: Annotated[str, typer.Option(help="An .npz file of inputs, or random.")] = "random",
-    dim: _Dims = None,
+    dim: Dims = None,
     ep: Annotated[bool, typer.Option("--ep", help="The model to judge on our execution provider.")] = False,
     claim: Claim = None,
     top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
@@ -105,7 +110,7 @@ def compare(
     _check_plot(plot)
     with progress_bar(json_) as progress:
         given = None if data == "random" else data
-        result = run(first, second, data=given, dims=_sizes(dim), provider=ep, claim=claim, progress=progress)
+        result = run(first, second, data=given, dims=sizes(dim), provider=ep, claim=claim, progress=progress)
     if plot:
         from ..analysis.plots import plot_comparison
 
@@ -121,7 +126,7 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Size of dimensions named batch.")] = 1,
     seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
     past: Annotated[int, typer.Option(min=0, help="Size of dimensions named past.")] = 0,
-    dim: _Dims = None,
+    dim: Dims = None,
     data: Annotated[
         str | None,
         typer.Option(help="Inputs, as optimize takes them for --calibration: the first sample, or --batch of them."),
@@ -150,7 +155,7 @@ def bench(
     from ..calibration import Calibration
 
     _check_plot(plot)
-    dims = {"batch": batch, "sequence": seq, "past": past, **_sizes(dim)}
+    dims = {"batch": batch, "sequence": seq, "past": past, **sizes(dim)}
     if data is not None and dim:
         raise UsageError("--dim: the inputs of --data have their sizes; leave one out")
     given = None

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .analyse import Dims, sizes
 from .terminal import (
     FP8,
     WEIGHT_ONLY,
@@ -16,6 +17,7 @@ from .terminal import (
     Quiet,
     as_written,
     console,
+    note_written,
     progress_bar,
     share,
 )
@@ -234,6 +236,7 @@ def optimize(
         int | None,
         typer.Option(help="Rows of activations; layers faster dense with so many stay so.", rich_help_panel=_SPARSE),
     ] = None,
+    dim: Dims = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -270,7 +273,8 @@ def optimize(
     if output is not None:
         check_target(output, [recipe])
     with progress_bar(quiet or json_) as progress, origin.stated():
-        report = run(model, chosen, output, calibration=data, progress=progress)
+        report = run(model, chosen, output, calibration=data, dims=sizes(dim), progress=progress)
+    note_written(report.output)
     if json_:
         print(report.to_json())
     elif not quiet:
@@ -318,6 +322,7 @@ def compile(  # noqa: A001
     from ..context import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)
+    note_written(report.output)
     if json_:
         print(report.to_json())
     elif not quiet:

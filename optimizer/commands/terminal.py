@@ -62,7 +62,7 @@ def share(text: str, option: str) -> float:
         value = float(number) / (100 if percent else 1)
     except ValueError:
         value = math.nan
-    if rest or not 0 < value <= 1:
+    if rest or not 0 < value < 1:
         raise UsageError(f'{option} "{text}": write a share such as 1% or 0.01')
     return value
 
@@ -85,6 +85,12 @@ class _Trimmed(io.TextIOBase):
 
     def flush(self) -> None:
         sys.stdout.flush()
+
+
+def note_written(path: str | None) -> None:
+    """Let an error of standard output tell that a file is there all the same."""
+    if path is not None and hasattr(sys.stdout, "done"):
+        sys.stdout.done = f"{path} is written"
 
 
 def console() -> Console:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
-from ..names import names_kept_apart
+from ..names import copy_of, names_kept_apart
 from ..quiet_libraries import quiet_libraries
 from .inline_functions import InlineFunctions
 from .kept_names import inner_names_kept, replaced_names_kept
@@ -19,11 +19,7 @@ from .remove_unused import outputs_kept, remove_unused, unread_kept
 from .signature import signature_kept
 from .trusted_rules import TRUSTED, GuardedRule
 
-STEPS = (
-    "inlining", "constant folding", *(trusted.name for trusted in TRUSTED), "merging of equal nodes",
-    "removal of unused nodes", "removal of unused functions", "removal of unused opsets",
-)  # fmt: skip
-"""Names of what a clean-up consists of, in order; rules are applied together, again and again."""
+_RULES = "rewrite rules"
 
 
 class CleanUp:
@@ -43,43 +39,32 @@ class CleanUp:
         self.warnings: list[str] = []
 
     def __call__(self, model: ir.Model) -> bool:
-        """Clean up; whether anything changed."""
+        """Clean up in place, which gives the model another graph; whether anything changed."""
+        cleaned, changed = self.cleaned(model)
+        put_in_place(model, cleaned)
+        return changed
+
+    def cleaned(self, model: ir.Model) -> tuple[ir.Model, bool]:
+        """A cleaned copy, and whether anything changed."""
         while True:
-            before = model.clone()
+            copy = copy_of(model)
             try:
-                with names_kept_apart(model), quiet_libraries(), signature_kept(model):
-                    return self._clean_up(model)
+                with names_kept_apart(copy), quiet_libraries(), signature_kept(copy):
+                    return copy, self._clean_up(copy)
             except _StepError as failure:
-                model.graph = before.graph
-                model.functions.clear()
-                model.functions.update(before.functions)
                 self.without.add(failure.step)
 
     def _clean_up(self, model: ir.Model) -> bool:
         modified = False
-        for name, step in self._steps().items():
+        for name, step in _STEPS.items():
             if name in self.without:
                 continue
             try:
-                modified |= step(model)
+                modified |= step(self, model)
             except Exception as error:  # libraries raise whatever they come across
                 self._warn(name, f"{type(error).__name__}: {error}")
                 raise _StepError(name) from error
         return modified
-
-    def _steps(self) -> dict[str, Callable[[ir.Model], bool]]:
-        import onnx_ir.passes.common as common
-
-        return {
-            "inlining": self._inline,
-            "constant folding": self._fold,
-            # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
-            "rewrite rules": self._rewrite,
-            "merging of equal nodes": MergeEqual(),
-            "removal of unused nodes": remove_unused,
-            "removal of unused functions": lambda model: common.RemoveUnusedFunctionsPass()(model).modified,  # type: ignore[no-untyped-call]
-            "removal of unused opsets": lambda model: common.RemoveUnusedOpsetsPass()(model).modified,
-        }
 
     def _inline(self, model: ir.Model) -> bool:
         with inner_names_kept(model):
@@ -114,6 +99,16 @@ class CleanUp:
             self._warn(name, error)
         return changed
 
+    def _drop_functions(self, model: ir.Model) -> bool:
+        from onnx_ir.passes.common import RemoveUnusedFunctionsPass
+
+        return bool(RemoveUnusedFunctionsPass()(model).modified)  # type: ignore[no-untyped-call]
+
+    def _drop_opsets(self, model: ir.Model) -> bool:
+        from onnx_ir.passes.common import RemoveUnusedOpsetsPass
+
+        return RemoveUnusedOpsetsPass()(model).modified
+
     def _warn(self, what: str, error: str) -> None:
         self.warnings.append(f"clean-up went without {what}: {' '.join(error.split())[:200]}")
 
@@ -124,3 +119,25 @@ class _StepError(Exception):
     def __init__(self, step: str) -> None:
         super().__init__(step)
         self.step = step
+
+
+def put_in_place(model: ir.Model, other: ir.Model) -> None:
+    """Give a model what is in another one."""
+    model.graph = other.graph
+    model.functions.clear()
+    model.functions.update(other.functions)
+
+
+_STEPS: dict[str, Callable[[CleanUp, ir.Model], bool]] = {
+    "inlining": CleanUp._inline,
+    "constant folding": CleanUp._fold,
+    # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
+    _RULES: CleanUp._rewrite,
+    "merging of equal nodes": lambda _, model: MergeEqual()(model),
+    "removal of unused nodes": lambda _, model: remove_unused(model),
+    "removal of unused functions": CleanUp._drop_functions,
+    "removal of unused opsets": CleanUp._drop_opsets,
+}
+
+STEPS = tuple(name for step in _STEPS for name in ([trusted.name for trusted in TRUSTED] if step == _RULES else [step]))
+"""Names of what a clean-up consists of, in order; rules are applied together, again and again."""

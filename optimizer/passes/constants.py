@@ -23,19 +23,32 @@ _SMALL = 1 << 16
 """Elements up to which what was computed is kept."""
 _MOST_TIMES = 4
 """As large, beside the constants that it is made of, as a constant may be: codes of 8 bits are as small again."""
+_DROPOUT_OF_INFERENCE = 2
+"""Inputs of a Dropout that hands on what it reads: the third one may ask it to draw."""
 _COMPUTE = frozenset({
     # What moves, cuts and joins,
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape",
-    "ReverseSequence", "ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose",
-    "Trilu", "Unsqueeze", "Where",
+    "CenterCropPad", "Col2Im", "Compress", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements",
+    "GatherND", "Identity", "Pad", "Reshape", "ReverseSequence", "Scatter", "ScatterElements", "ScatterND", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "TensorScatter", "Tile", "TopK", "Transpose", "Trilu", "Unique", "Unsqueeze",
+    "Where",
     # what makes,
-    "Constant", "ConstantOfShape", "EyeLike", "OneHot", "Range", "Shape", "Size",
-    # and what computes.
-    "Abs", "Add", "And", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil",
-    "Clip", "CumSum", "Div", "Equal", "Erf", "Exp", "Floor", "Gemm", "Greater", "GreaterOrEqual", "Less", "LessOrEqual",
-    "Log", "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal", "ReduceL1",
-    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round",
-    "Sigmoid", "Sign", "Softmax", "Softplus", "Sqrt", "Sub", "Sum", "Tanh", "Xor",
+    "AffineGrid", "BlackmanWindow", "Constant", "ConstantOfShape", "EyeLike", "HammingWindow", "HannWindow",
+    "MelWeightMatrix", "NonZero", "OneHot", "Range", "Shape", "Size",
+    # what sums,
+    "ArgMax", "ArgMin", "AveragePool", "Conv", "ConvTranspose", "CumProd", "CumSum", "DFT", "Det", "Einsum", "Gemm",
+    "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "GridSample", "LpPool", "MatMul", "MaxPool", "Mean",
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Resize", "RoiAlign", "STFT", "Sum", "Upsample",
+    # what normalizes,
+    "BatchNormalization", "GroupNormalization", "Hardmax", "InstanceNormalization", "LRN", "LayerNormalization",
+    "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "RMSNormalization", "Softmax",
+    # and what maps each number.
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitCast", "BitShift", "BitwiseAnd",
+    "BitwiseNot", "BitwiseOr", "BitwiseXor", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Cosh", "Div",
+    "Dropout", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual", "HardSigmoid", "HardSwish",
+    "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Min", "Mish", "Mod", "Mul", "Neg", "Not",
+    "Or", "PRelu", "Pow", "Reciprocal", "Relu", "RotaryEmbedding", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin",
+    "Sinh", "Softplus", "Softsign", "Sqrt", "Sub", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Xor",
 })  # fmt: skip
 
 
@@ -90,7 +103,8 @@ def why_unread(value: ir.Value) -> str | None:
 
 def is_computation(node: ir.Node) -> bool:
     """Whether what a node makes depends on nothing but what it reads, and constants of it are worth to be computed."""
-    return node.domain in ("", "ai.onnx") and node.op_type in _COMPUTE
+    draws = node.op_type == "Dropout" and len(node.inputs) > _DROPOUT_OF_INFERENCE
+    return node.domain in ("", "ai.onnx") and node.op_type in _COMPUTE and not draws
 
 
 def sources_of(value: ir.Value) -> tuple[ir.Value, ...]:
@@ -149,7 +163,7 @@ def _sources(node: ir.Node) -> tuple[ir.Value, ...] | None:
         if value is None:
             continue
         tensor = stored_constant(value)
-        if tensor is not None and tensor.dtype != ir.DataType.STRING and not value.is_graph_input():
+        if tensor is not None and tensor.dtype != ir.DataType.STRING:
             found[value] = None
         elif _KEY in value.meta:
             found.update(dict.fromkeys(value.meta[_KEY].sources))

@@ -19,7 +19,7 @@ _FLOAT8 = (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2)
 
 def warn_of_float8_products(model: ir.Model) -> list[str]:
     """The warning about what an older ONNX Runtime refuses of a model, where there is any."""
-    found = Counter(node.op_type for node in model.graph if _is_refused(node))
+    found = Counter(node.op_type for node in model.graph.all_nodes() if _is_refused(node))
     if not found:
         return []
     listed = " and ".join(f"{count} {op_type}" for op_type, count in sorted(found.items()))

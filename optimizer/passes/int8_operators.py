@@ -47,6 +47,8 @@ _KNOWN = {
     "Conv", "Gemm", "MatMul", "Add", "Mul", "Div", "Concat", "Split", "Relu", "Clip", *_MOVES, *_MAPS,
 }  # fmt: skip
 _HAVE_WEIGHTS = {"ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "DeformConv"}
+OPERATORS = frozenset({*_KNOWN, *_HAVE_WEIGHTS})
+"""All whose int8 form is asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +129,7 @@ def needs_float(node: ir.Node) -> bool:
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
     """A constant that no caller can override."""
-    if value is None or (value.is_initializer() and value.is_graph_input()):
-        return None
-    return constant_of(value)
+    return constant_of(value) if value is not None else None
 
 
 def _rank(value: ir.Value | None) -> int:
@@ -205,7 +205,7 @@ def _matmul(node: ir.Node) -> Operator | str:
 
 def _move(node: ir.Node) -> Operator | str | None:
     if is_constant(node.inputs[0]):
-        return None
+        return "a constant table, which stays as it is" if node.op_type == "Gather" else "what it moves is constant"
     if node.op_type == "MaxPool" and len(node.outputs) > 1:
         return "MaxPool with indices"
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") not in ("nearest", "linear"):

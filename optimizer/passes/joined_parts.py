@@ -6,10 +6,11 @@ heads of detectors join them, leave no code between 0 and 1 to the scores. Whoev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
+from ..traverse import inner_graphs
 from .constants import is_constant, scalar
 from .matching import input_of, is_standard
 
@@ -28,24 +29,32 @@ Parts = dict[ir.Value, float]
 def joined_parts(graph: ir.Graph) -> dict[ir.Value, Parts]:
     """The parts of each value that has some, and the factor by which their numbers are larger in it.
 
-    Followed: Concat, Where and scattered updates, within each other; operators that move, pool or bound numbers; sums
-    with constants, and of tensors that are all joined; products with one constant number.
+    Followed: Concat, Where, If and scattered updates, within each other; operators that move, pool or bound numbers;
+    sums with constants, and of tensors that are all joined; products with one constant number.
     """
     found: dict[ir.Value, Parts] = {}
     for node in graph:
-        parts = _joined(node, found) or _handed_on(node, found)
+        if is_standard(node, "If"):
+            branches = [branch.outputs for branch in inner_graphs(node)]
+            found.update(
+                (value, _with_theirs(each, found)) for value, *each in zip(node.outputs, *branches, strict=True)
+            )
+            continue
+        parts = _with_theirs(_joined(node), found) or _handed_on(node, found)
         if parts:
             found.update((value, parts) for value in node.outputs)
     return found
 
 
-def _joined(node: ir.Node, found: Mapping[ir.Value, Parts]) -> Parts:
-    """The parts of what a node joins, and theirs."""
+def _joined(node: ir.Node) -> list[ir.Value | None]:
+    """What a node joins."""
     if is_standard(node, "Concat"):
-        values = list(node.inputs)
-    else:
-        indices = _JOINS.get(node.op_type, ()) if is_standard(node, *_JOINS) else ()
-        values = [input_of(node, index) for index in indices]
+        return list(node.inputs)
+    return [input_of(node, index) for index in _JOINS[node.op_type]] if is_standard(node, *_JOINS) else []
+
+
+def _with_theirs(values: Sequence[ir.Value | None], found: Mapping[ir.Value, Parts]) -> Parts:
+    """Parts and what these are joined of."""
     parts: Parts = {}
     for value in values:
         if value is not None:

@@ -11,14 +11,18 @@ from contextlib import contextmanager
 
 import onnx_ir as ir
 
-from .rewriting import remember_name, stand_for, written_name
+from .matching import is_standard
+from .rewriting import forget_name, remember_name, stand_for, written_name
+
+_SHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
+"""What gives a tensor another shape, each of which may be written as another."""
 
 
 @contextmanager
 def inner_names_kept(model: ir.Model) -> Iterator[None]:
     """While nodes of functions and of graphs inside nodes move into other graphs.
 
-    Each keeps the name that it has inside where no other node has it by then; in any case patterns may call it that.
+    Each keeps the name that it has inside where no other node has it by then, and else has its new one alone.
     """
     outer = set(model.graph)
     for node in [*model.graph.all_nodes(), *(node for each in model.functions.values() for node in each.all_nodes())]:
@@ -32,6 +36,8 @@ def inner_names_kept(model: ir.Model) -> Iterator[None]:
         if name and name not in taken:
             node.name = name
             taken.add(name)
+        elif name != node.name:
+            forget_name(node)
 
 
 @contextmanager
@@ -50,6 +56,8 @@ def replaced_names_kept(model: ir.Model) -> Iterator[None]:
         level = [makers.get(value.name or "") for value in node.outputs]
         while gone := [old for old in level if old is not None and old.graph is None]:
             same = next((old for old in gone if old.op_identifier() == node.op_identifier()), None)
+            if same is None and len(gone) == 1 and is_standard(node, *_SHAPES) and is_standard(gone[0], *_SHAPES):
+                same = gone[0]
             if same is not None:
                 if same not in taken:
                     stand_for(node, same)

@@ -78,15 +78,19 @@ class PlaceMinifloat:
         self._largest = largest
 
     def __call__(self, model: ir.Model, plan: MinifloatPlan) -> bool:
-        """Rewrite the graph, whose opset is `OPSET` at least; whether anything changed."""
-        self._model, self._graph = model, model.graph
-        self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
-        self._weights: dict[tuple[int, int, str, bool], tuple[str, ir.Value]] = {}
+        """Rewrite the graphs; whether anything changed. Before `OPSET` no format has a type."""
+        self._model = model
+        self._types = TYPES if opset_of(model) >= OPSET else {}
+        self._rounded: dict[tuple[ir.Graph, ir.Value, str], ir.Value] = {}
+        self._weights: dict[tuple[int, int, str, bool], tuple[str, FloatWeight]] = {}
+        self._decoded: dict[tuple[str, ir.Graph], ir.Value] = {}
         self._tables: dict[tuple[int, str], tuple[str, ir.Value, ir.Value]] = {}
         self._constants = SharedArrays(model.graph)
         self._readers: dict[str, list[str]] = {}
+        self._listed = {decision.node: decision.node_name for decision in plan.decisions}
         for node, operator in plan.operators.items():
             settings = plan.settings[node]
+            self._graph = required(node.graph)
             for index in operator.inputs:
                 node.replace_input_with(index, self._round(required(node.inputs[index]), settings.activation_format))
             if operator.role is Role.TABLE:
@@ -102,13 +106,13 @@ class PlaceMinifloat:
         return tuple(self._readers[name])
 
     def _round(self, value: ir.Value, format: str) -> ir.Value:
-        """The rounded form of a tensor, shared by all who read it."""
-        key = value, format
+        """The rounded form of a tensor, shared by all who read it in a graph."""
+        key = self._graph, value, format
         if key not in self._rounded:
             scale = self._scale(value, format)
             after = value if scale.producer() is None else scale
             name = f"{value.name}_{format}"
-            if format in TYPES:
+            if format in self._types:
                 kind = ir.DataType.from_numpy(np.dtype(TYPES[format]))
                 attributes = {"output_dtype": int(kind)}
                 quantize = ir.node("QuantizeLinear", [value, scale], attributes=attributes, name=f"{name}_codes")
@@ -152,10 +156,11 @@ class PlaceMinifloat:
         scale = self._add(scale, ir.node("Div", [scale, most], name=f"{name}_div"), None)
         return self._add(scale, ir.node("Clip", [scale, low, high], name=name), None)
 
-    def _add(self, after: ir.Value, node: ir.Node, like: ir.Value | None) -> ir.Value:
+    def _add(self, after: ir.Value, node: ir.Node, like: ir.Value | None, graph: ir.Graph | None = None) -> ir.Value:
         """The output of a new node, which stands behind `after`, of type float32 and like another or one number."""
-        set_names(node, self._graph, f"{node.name}", f"{node.name}")
-        insert_behind(after, self._graph, node)
+        graph = graph or self._graph
+        set_names(node, graph, f"{node.name}", f"{node.name}")
+        insert_behind(after, graph, node)
         output = node.outputs[0]
         output.type = ir.TensorType(ir.DataType.FLOAT)
         output.shape = ir.Shape([]) if like is None else like.shape
@@ -166,18 +171,21 @@ class PlaceMinifloat:
         node, value = operator.node, required(operator.node.inputs[1])
         axis = 0 if operator.role is Role.CONV or node.attributes.get_int("transB", 0) == 1 else 1
         # A function decodes rows, an output channel each: Gemm can read them so, MatMul gets them transposed.
-        as_rows = node.op_type == "Gemm" and scheme.format not in TYPES
+        as_rows = node.op_type == "Gemm" and scheme.format not in self._types
         if as_rows:
             node.attributes["transB"] = ir.AttrInt64("transB", 1)
         key = _tensor_id(value), axis, scheme.format, as_rows
         if key not in self._weights:
             name = self._name(value, node)
-            rounded = self._round_weight(name, required(array_of(value)), axis, scheme)
-            decode = self._decode_by_type if scheme.format in TYPES else self._decode_by_function
-            self._weights[key] = name, decode(node, f"{name}_{scheme.format}", rounded)
-        name, decoded = self._weights[key]
-        self._readers[name].append(node.name or "")
-        return decoded
+            self._weights[key] = name, self._round_weight(name, required(array_of(value)), axis, scheme)
+        name, rounded = self._weights[key]
+        self._readers[name].append(self._listed[node])
+        by_type = scheme.format in self._types
+        place = name, self._model.graph if by_type else self._graph  # those inside its nodes see the main graph
+        if place not in self._decoded:
+            decode = self._decode_by_type if by_type else self._decode_by_function
+            self._decoded[place] = decode(node, f"{name}_{scheme.format}", rounded)
+        return self._decoded[place]
 
     def _name(self, value: ir.Value, node: ir.Node) -> str:
         """What a rounded constant is called: as the constant, but where another form of it is called so already."""
@@ -190,7 +198,7 @@ class PlaceMinifloat:
         codes = self._constants.add(name, rounded.codes().view(TYPES[rounded.format]))
         operands = [codes, self._constants.add(f"{name}_scale", rounded.scales)]
         decode = ir.node("DequantizeLinear", operands, attributes={"axis": rounded.axis}, name=f"{name}_decoded")
-        return self._add(codes, decode, codes)
+        return self._add(codes, decode, codes, self._model.graph)
 
     def _decode_by_function(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
         codes = self._constants.add(name, rounded.rounded.packed)
@@ -211,7 +219,7 @@ class PlaceMinifloat:
             scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scales)
             self._tables[key] = name, codes, scales
         name, codes, scales = self._tables[key]
-        self._readers[name].append(node.name or "")
+        self._readers[name].append(self._listed[node])
         numbers = self._constants.add(f"{scheme.format}_numbers", reference.MINIFLOATS[scheme.format])
         like = node.outputs[0]
         rows = insert_before(node, "Gather", [codes, ids], None, suffix="_codes", attributes={"axis": 0})

@@ -8,6 +8,9 @@ factor a channel and no correction by the weight's zero point.
 
 Two kinds of operators vanish. Relu and Clip, because the codes behind them end where they cut. And a product by a
 positive constant c: its result has the codes of its input and the scale s c.
+
+A model whose opset is older than scales a channel, and cannot be raised, gets the same operators of ONNX Runtime's own
+domain, of any opset.
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ from ..quantization.affine import (
 )
 from .constants import array_of
 from .int8_operators import Operator, Role
+from .matching import opset_of
+from .plan_dynamic import MICROSOFT
 from .plan_int8 import Int8Plan, is_bias
 from .rewriting import SharedArrays, float_name, remember_float_name, required, set_names
 from .sharing import insert_behind
@@ -40,6 +45,8 @@ RoundWeight = Callable[[ir.Node, str, Floats, int, "Floats | None"], QuantizedTe
 BiasShift = Callable[[ir.Node, Floats, QuantizedTensor], "Floats | None"]
 """(node, weight as a Conv or a matrix [K, N], its rounded form) -> what to add to the bias, one number a channel."""
 
+OPSET = 13
+"""From which ONNX's own DequantizeLinear has scales a channel."""
 _CODES = "_quantized"
 """What the codes of a constant are called, behind its name."""
 
@@ -84,6 +91,8 @@ class PlaceQdq:
     def __call__(self, model: ir.Model, plan: Int8Plan) -> bool:
         """Rewrite the graph; whether anything changed."""
         self._graph, self._plan = model.graph, plan
+        self._domain = "" if opset_of(model) >= OPSET else MICROSOFT
+        model.graph.opset_imports.setdefault(self._domain, 1)
         self._codes: dict[ir.Value, _Codes] = {}
         self._constants = SharedArrays(model.graph)
         # What a node reads and makes is looked up before anything is rewired.
@@ -157,7 +166,7 @@ class PlaceQdq:
 
     def _encode(self, value: ir.Value, result: ir.Value, parameters: AffineParameters) -> _Codes:
         """Codes of `result`, which stand for `value`."""
-        node = ir.node("QuantizeLinear", [result, *self._operands(value, parameters)])
+        node = ir.node("QuantizeLinear", [result, *self._operands(value, parameters)], domain=self._domain)
         set_names(node, self._graph, f"{value.name}_quantize", f"{value.name}_quantized")
         output = node.outputs[0]
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.from_numpy(self._dtype))
@@ -166,7 +175,7 @@ class PlaceQdq:
         return codes
 
     def _decode(self, value: ir.Value, codes: _Codes) -> ir.Value:
-        node = ir.node("DequantizeLinear", [codes.value, *self._operands(value, codes.parameters)])
+        node = ir.node("DequantizeLinear", [codes.value, *self._operands(value, codes.parameters)], domain=self._domain)
         set_names(node, self._graph, f"{value.name}_dequantize", f"{value.name}_dequantized")
         output = node.outputs[0]
         output.shape, output.type = value.shape, ir.TensorType(ir.DataType.FLOAT)
@@ -230,7 +239,7 @@ class PlaceQdq:
             self._constants.add(f"{name}_zero_point", parameters.zero_point),
         ]
         attributes = {"axis": axis} if axis is not None and parameters.scale.ndim else {}
-        decode = ir.node("DequantizeLinear", operands, attributes=attributes)
+        decode = ir.node("DequantizeLinear", operands, attributes=attributes, domain=self._domain)
         set_names(decode, self._graph, f"{node.name}_{index}_dequantize", f"{node.name}_{index}_dequantized")
         output = decode.outputs[0]
         output.shape, output.type = ir.Shape(codes.shape), ir.TensorType(ir.DataType.FLOAT)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx_ir as ir
 
+from ..errors import option
 from ..quantization.rtn import is_finite
 from ..recipe import NodeSettings, Recipe
+from ..traverse import inner_graphs
 from .constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
 from .rewriting import settings_of, written_type
 from .weight_form import WeightForm, convolution_form, weight_form
@@ -30,7 +32,10 @@ _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _CAST_FIRST = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 """Types of stored weights that are read as what they are cast to."""
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-_WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum"}
+_WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum", "DeformConv"}
+
+UNOBSERVED = "inside a graph of a node, whose tensors cannot be observed"
+"""Why scales that come from a calibration leave a node."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +119,36 @@ def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
         decision = _decide(node, path, recipe, finite)
         if decision is not None:
             decisions.append(decision)
-    for function in model.functions.values():
-        if function.domain == "onnxpress":
-            continue
-        for node in function.all_nodes():
-            if node.op_type in ("MatMul", "Gemm"):
-                reason = f"inside function {function.name}; clean-up inlines functions"
-                decisions.append(Decision(node, function.name, False, reason))
-    return decisions
+    return [*decisions, *inside_functions(model, ("MatMul", "Gemm", *_CONVOLUTIONS, *_WITH_WEIGHTS, "Gather"))]
+
+
+def inside_functions(model: ir.Model, op_types: Collection[str]) -> list[Decision]:
+    """Decisions to leave the standard operators of these types that are in bodies of functions."""
+    return [
+        Decision(node, function.name, False, f"inside function {function.name}; clean-up inlines functions")
+        for function in model.functions.values()
+        if function.domain != "onnxpress"
+        for node in function.all_nodes()
+        if node.domain in ("", "ai.onnx") and node.op_type in op_types
+    ]
+
+
+def has_weight(decision: Decision) -> bool:
+    """Whether a node is about weights; a Gather may read anything."""
+    return decision.op_type != "Gather" or decision.parameters > 0
+
+
+def is_for_weights_alone(decision: Decision) -> bool:
+    """Whether what is said of a node that is left is about schemes of weights alone."""
+    table = decision.op_type == "Gather" and decision.parameters >= MIN_TABLE_ELEMENTS
+    return table or decision.reason.startswith("weight-only")
 
 
 def not_taken(who: str, op_type: str, path: str) -> str:
     """The reason to leave an operator with weights that a scheme has no form for."""
     hint = " (int8-static does)" if op_type in _CONVOLUTIONS and not path else ""
+    if op_type == "Gather":
+        return f"{who} not take embedding tables (int4 and int8 do, with {option('embeddings')})"
     return f"{who} not take {op_type}{hint}"
 
 
@@ -134,10 +156,8 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
     """All nodes of a graph and of graphs inside them, each with the names of the nodes around it."""
     for node in graph:
         yield path, node
-        for attribute in node.attributes.values():
-            if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
-                inner = f"{path}/{node.name}" if path else node.name or node.op_type
-                yield from nested_nodes(attribute.value, inner)
+        for inner in inner_graphs(node):
+            yield from nested_nodes(inner, f"{path}/{node.name}" if path else node.name or node.op_type)
 
 
 def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
@@ -204,11 +224,22 @@ def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[i
     return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
 
 
-def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
-    table = _find_weight(node.inputs[0], True)
-    if isinstance(table, str) or table.tensor.dtype not in _FLOATS or table.tensor.size < MIN_TABLE_ELEMENTS:
-        return None
-    size = table.tensor.size
+def refuse_table(table: ir.TensorProtocol | None) -> str | None:
+    """Why what a Gather reads is no table of floats that is worth to be quantized."""
+    if table is None:
+        return "no constant table"
+    if not table.dtype.is_floating_point():
+        return f"table of type {table.dtype.name}"
+    return f"table of fewer than {MIN_TABLE_ELEMENTS:,} numbers" if table.size < MIN_TABLE_ELEMENTS else None
+
+
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+    table = _find_weight(node.inputs[0] if node.inputs else None, True)
+    if isinstance(table, str):
+        return Decision(node, path, False, table.replace("weight", "table"))
+    size = table.tensor.size if table.tensor.dtype.is_floating_point() else 0
+    if (unfit := refuse_table(table.tensor)) is not None:
+        return Decision(node, path, False, unfit, size)
     settings = settings_of(recipe, node, path)
     if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
         return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
@@ -225,7 +256,7 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
         elif table.K % settings.weight.block_size:
             reason = f"rows of {table.K} are no multiple of the block size {settings.weight.block_size}"
     if reason is None and not recipe.embeddings:
-        reason = "embedding table; --embeddings takes it"
+        reason = f"embedding table; {option('embeddings')} takes it"
     reason = reason or _refuse_values(table, finite)
     if reason or isinstance(settings, str):
         return Decision(node, path, False, str(reason), size)

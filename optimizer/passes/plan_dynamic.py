@@ -10,15 +10,15 @@ import onnx_ir as ir
 from ..quantization.rtn import is_finite
 from ..recipe import Recipe
 from .constants import constant_of
-from .plan import Decision, Weight, nested_nodes, not_taken, plan
+from .plan import Decision, Weight, has_weight, is_for_weights_alone, nested_nodes, not_taken, plan
 from .rewriting import settings_of
 
 MICROSOFT = "com.microsoft"
 
 
 def plan_dynamic(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """Decide on every node that has, or could have, a weight; embedding tables are only read and have no say."""
-    return [_for_dynamic(decision) for decision in plan(model, recipe) if decision.op_type != "Gather"]
+    """Decide on every node that has, or could have, a weight; embedding tables are only read, and stay in float."""
+    return [_for_dynamic(decision) for decision in plan(model, recipe) if has_weight(decision)]
 
 
 def _for_dynamic(decision: Decision) -> Decision:
@@ -28,7 +28,7 @@ def _for_dynamic(decision: Decision) -> Decision:
             return decision
         reason = "computes on float16; int8-dynamic rounds float32"
         return dataclasses.replace(decision, taken=False, reason=reason, weight=None, settings=None)
-    if decision.reason.startswith("weight-only"):
+    if is_for_weights_alone(decision):
         return dataclasses.replace(decision, reason=not_taken("int8-dynamic does", decision.op_type, decision.path))
     return decision
 
@@ -69,7 +69,7 @@ def _weight(node: ir.Node) -> Weight | str:
     """The merged weight of an Attention that QAttention can compute, or why it cannot."""
     value = _input(node, 1)
     tensor = constant_of(value) if value is not None else None
-    if value is None or tensor is None or value.is_graph_input():
+    if value is None or tensor is None:
         return "no constant weight"
     if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:
         return "the weight is no matrix of float32"

@@ -14,8 +14,8 @@ import onnx_ir as ir
 
 from ..recipe import Recipe
 from .constants import constant_of, is_constant, mark_constants
-from .int8_operators import Operator, Role, array_size, understand
-from .plan import Decision, nested_nodes
+from .int8_operators import OPERATORS, Operator, Role, array_size, understand
+from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes
 from .rewriting import settings_of
 
 _SCHEME = "int8"
@@ -53,6 +53,12 @@ class Int8Plan:
             if (operator := self.operators.get(node)) is not None
         )
 
+    def readers_in_float(self) -> list[ir.Node]:
+        """The only readers of products whose results stay in float."""
+        products = [each for each in self.operators.values() if each.is_product and not self.outputs(each)]
+        readers = (_only_reader(product.node.outputs[0]) for product in products)
+        return [reader for reader in readers if reader is not None]
+
     def tensors(self) -> list[ir.Value]:
         """All values that are rounded, each once."""
         found: dict[ir.Value, None] = {}
@@ -72,7 +78,7 @@ def plan_int8(
 
     Args:
         model: A float model; its values carry no codes yet.
-        recipe: What is asked for; its patterns keep products in float.
+        recipe: What is asked for; its patterns keep nodes in float.
         unusable: Tensors that cannot be rounded, by name, and why: what a calibration found.
         kept: Nodes to leave in float, by name, and why: what measurements found.
 
@@ -80,15 +86,18 @@ def plan_int8(
         The plan. Nodes of graphs inside nodes are left: what flows there cannot be observed.
     """
     mark_constants(model)
+    followers = dataclasses.replace(recipe, include=())
     operators: dict[ir.Node, Operator] = {}
     clamps: dict[ir.Node, Operator] = {}
     reasons: dict[ir.Node, str] = {}
     for node in model.graph:
-        operator = (kept or {}).get(node.name or "") or _wish(node, recipe)
+        operator = (kept or {}).get(node.name or "") or _wish(node, recipe, followers)
         if isinstance(operator, str):
             reasons[node] = operator
+        elif operator is not None and operator.role is Role.CLAMP:
+            clamps[node], reasons[node] = operator, "no int8 operator feeds it alone"
         elif operator is not None:
-            (clamps if operator.role is Role.CLAMP else operators)[node] = operator
+            operators[node] = operator
     while True:
         plan = _follow(operators, clamps)
         made = set(plan.ends.values())
@@ -101,18 +110,19 @@ def plan_int8(
             break
         reasons.update(dropped)
         operators = {node: operator for node, operator in operators.items() if node not in dropped}
-    plan.decisions.extend(_decisions(model, plan, reasons))
+    plan.decisions.extend([*_decisions(model, plan, reasons), *inside_functions(model, OPERATORS)])
     return plan
 
 
-def _wish(node: ir.Node, recipe: Recipe) -> Operator | str | None:
+def _wish(node: ir.Node, recipe: Recipe, followers: Recipe) -> Operator | str | None:
+    """What a node is to be; products are what `include` chooses among, while anything can be excluded."""
     operator = understand(node) if not any(map(is_constant, node.outputs)) else None
     if not isinstance(operator, Operator):
         # A ConvTranspose that the recipe keeps could be a Conv by now.
         return (_kept(node, recipe) if node.op_type == "ConvTranspose" else None) or operator
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in node.outputs):
-        return "computes on another type than float32" if operator.is_product else None
-    return (_kept(node, recipe) if operator.is_product else None) or operator
+        return "computes on another type than float32"
+    return _kept(node, recipe if operator.is_product else followers) or operator
 
 
 def _kept(node: ir.Node, recipe: Recipe) -> str | None:
@@ -169,18 +179,33 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
 
 
 def _decisions(model: ir.Model, plan: Int8Plan, reasons: Mapping[ir.Node, str]) -> Iterator[Decision]:
-    taken_over = {value.producer() for value in plan.ends.values()}
+    taken_over = {node for result, end in plan.ends.items() for node in _between(result, end)}
+    in_float = {
+        node
+        for operator in plan.operators.values()
+        if not plan.outputs(operator)
+        for node in _between(operator.node.outputs[0], plan.ends[operator.node.outputs[0]])
+        if node in plan.replaced
+    }
     for path, node in nested_nodes(model.graph, ""):
         operator = plan.operators.get(node)
         if operator is not None:
             yield Decision(node, path, True, _SCHEME, operator.parameters)
         elif path:
-            inner = understand(node)
-            if isinstance(inner, str) or (isinstance(inner, Operator) and inner.is_product):
-                reason = "inside a graph of a node, whose tensors cannot be observed"
-                yield Decision(node, path, False, reason, _weight_size(node))
+            if not any(map(is_constant, node.outputs)) and understand(node) is not None:
+                yield Decision(node, path, False, UNOBSERVED, _weight_size(node))
+        elif node in in_float:
+            yield Decision(node, path, False, "no int8 operator reads it")
         elif node in reasons and node not in taken_over:
             yield Decision(node, path, False, reasons[node], _weight_size(node))
+
+
+def _between(result: ir.Value, end: ir.Value) -> Iterator[ir.Node]:
+    """The nodes behind a result that it is rounded behind."""
+    while result is not end:
+        ((node, _),) = result.uses()
+        yield node
+        result = node.outputs[0]
 
 
 def _weight_size(node: ir.Node) -> int:

@@ -14,18 +14,22 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
+from onnxpress.custom_ops import functions
 
+from ..errors import option
 from ..recipe import NodeSettings, Recipe
 from .constants import constant_of, is_constant, mark_constants
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
 from .matching import is_standard
-from .plan import MIN_TABLE_ELEMENTS, Decision, nested_nodes
+from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes, refuse_table
+from .raise_opset import RaiseOpset
 from .rewriting import settings_of
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
 _NORMS = ("LayerNormalization", "BatchNormalization")
+_OF_TWO = ("Add", "Mul")
 _UNCOVERED = ("ConvTranspose", "LSTM", "GRU", "RNN", "Einsum", "DeformConv")
-_WIDER = "--coverage extended takes it"
+_OPERATORS = (*_PRODUCTS, *_NORMS, *_OF_TWO, *_UNCOVERED, "Gather")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,7 @@ class MinifloatPlan:
 def plan_minifloat(
     model: ir.Model, recipe: Recipe, unusable: Mapping[str, str] | None = None, kept: Mapping[str, str] | None = None
 ) -> MinifloatPlan:
-    """Decide on every node of the main graph.
+    """Decide on every node that could read rounded tensors.
 
     Args:
         model: A float model.
@@ -62,24 +66,38 @@ def plan_minifloat(
         kept: Nodes to leave in float, by name, and why: what measurements found.
 
     Returns:
-        The plan. Nodes of graphs inside nodes are left: what flows there cannot be observed.
+        The plan. Nodes of graphs inside nodes are left where scales come from a calibration: what flows there cannot
+        be observed.
     """
     mark_constants(model)
-    understood = {node: found for node in model.graph if (found := _understand(node)) is not None}
+    paths = {node: path for path, node in nested_nodes(model.graph, "")}
+    understood = {node: found for node in paths if (found := _understand(node)) is not None}
+    too_old = RaiseOpset(functions.MIN_OPSET).obstacle(model)
     ends = _ends(model.graph, understood) if _keeps_ends(recipe, understood) else {}
     operators: dict[ir.Node, Operator] = {}
     settings: dict[ir.Node, NodeSettings] = {}
     reasons: dict[ir.Node, str] = {}
     for node, operator in understood.items():
         reason = _reason(node, operator, recipe, unusable or {}) or (kept or {}).get(node.name or "") or ends.get(node)
-        chosen = settings_of(recipe, node)
+        if paths[node] and recipe.kind != "minifloat-dynamic":
+            reason = UNOBSERVED
+        reason = reason or too_old
+        chosen = settings_of(recipe, node, paths[node])
         if isinstance(chosen, str) and node.op_type == "ConvTranspose":  # it might be a Conv by now
             reason = chosen
         if reason is None and isinstance(operator, Operator) and isinstance(chosen, NodeSettings):
             operators[node], settings[node] = operator, chosen
         else:
             reasons[node] = reason or str(chosen)
-    return MinifloatPlan(operators, settings, list(_decisions(model, operators, settings, reasons)))
+    decisions = [
+        Decision(
+            node, paths[node], True, scheme_of(settings[node]), _rounded_size(operators[node]), settings=settings[node]
+        )
+        if node in operators
+        else Decision(node, paths[node], False, reasons[node], _size(node))
+        for node in understood
+    ]
+    return MinifloatPlan(operators, settings, [*decisions, *inside_functions(model, _OPERATORS)])
 
 
 def scheme_of(settings: NodeSettings) -> str:
@@ -98,11 +116,13 @@ def _understand(node: ir.Node) -> Operator | str | None:
         found = understand(node)
         constant = isinstance(found, Operator) and not all(map(_varies, found.activations))
         return "the constant is on the left" if constant else found
-    if is_standard(node, *_NORMS) and _varies(node.inputs[0]):
-        return Operator(node, Role.MAP)
-    if is_standard(node, "Add", "Mul") and all(map(_varies, node.inputs)):
-        return Operator(node, Role.BINARY, inputs=(0, 1))
-    if is_standard(node, "Gather") and array_size(node.inputs[0]) >= MIN_TABLE_ELEMENTS:
+    if is_standard(node, *_NORMS):
+        return Operator(node, Role.MAP) if _varies(node.inputs[0]) else "what it normalizes is constant"
+    if is_standard(node, *_OF_TWO):
+        return (
+            Operator(node, Role.BINARY, inputs=(0, 1)) if all(map(_varies, node.inputs)) else "one operand is constant"
+        )
+    if is_standard(node, "Gather"):
         return _table(node)
     return None
 
@@ -111,10 +131,13 @@ def _varies(value: ir.Value | None) -> bool:
     return value is not None and not is_constant(value)
 
 
-def _table(node: ir.Node) -> Operator | str | None:
+def _table(node: ir.Node) -> Operator | str:
     table = constant_of(node.inputs[0])  # type: ignore[arg-type]
-    if table is None or table.dtype != ir.DataType.FLOAT:
-        return None
+    if (reason := refuse_table(table)) is not None:
+        return reason
+    assert table is not None
+    if table.dtype != ir.DataType.FLOAT:
+        return f"table of type {table.dtype.name}; these schemes take float32"
     if len(table.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
         return "Gather of a table that is no matrix, or along another axis than 0"
     return refuse_weight(node.inputs[0]) or Operator(node, Role.TABLE, inputs=(), constant=0)
@@ -126,7 +149,7 @@ def _reason(node: ir.Node, operator: Operator | str, recipe: Recipe, unusable: M
     if any(value.dtype not in (None, ir.DataType.FLOAT) for value in (*operator.activations, *node.outputs)):
         return "computes on another type than float32"
     if not operator.is_product and recipe.coverage == "standard":
-        return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{_WIDER}"
+        return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{option('coverage')} extended takes it"
     for value in operator.activations:
         if (reason := unusable.get(value.name or "")) is not None:
             return f"{value.name}: {reason}"
@@ -144,7 +167,7 @@ def _ends(graph: ir.Graph, understood: Mapping[ir.Node, Operator | str]) -> dict
     products = {node for node in understood if node.op_type in _PRODUCTS}
     ends = dict.fromkeys(_undominated(graph, products, forward=False), "one of the last products")
     ends |= dict.fromkeys(_undominated(graph, products, forward=True), "one of the first products")
-    return {node: f"{which}; --first-and-last takes it" for node, which in ends.items()}
+    return {node: f"{which}; {option('first-and-last')} takes it" for node, which in ends.items()}
 
 
 def _undominated(graph: ir.Graph, products: set[ir.Node], *, forward: bool) -> Iterator[ir.Node]:
@@ -165,18 +188,8 @@ def _near(node: ir.Node, forward: bool) -> Iterable[ir.Node]:
     return [reader for value in node.outputs for reader, _ in value.uses()]
 
 
-def _decisions(
-    model: ir.Model, operators: Mapping[ir.Node, Operator], settings: Mapping[ir.Node, NodeSettings],
-    reasons: Mapping[ir.Node, str],
-) -> Iterator[Decision]:  # fmt: skip
-    for path, node in nested_nodes(model.graph, ""):
-        if (operator := operators.get(node)) is not None:
-            size = array_size(node.inputs[operator.constant]) if operator.constant is not None else 0
-            yield Decision(node, path, True, scheme_of(settings[node]), size, settings=settings[node])
-        elif path and is_standard(node, *_PRODUCTS, *_UNCOVERED):
-            yield Decision(node, path, False, "inside a graph of a node, whose tensors cannot be observed", _size(node))
-        elif node in reasons:
-            yield Decision(node, path, False, reasons[node], _size(node))
+def _rounded_size(operator: Operator) -> int:
+    return array_size(operator.node.inputs[operator.constant]) if operator.constant is not None else 0
 
 
 def _size(node: ir.Node) -> int:

@@ -5,30 +5,35 @@ from __future__ import annotations
 import dataclasses
 
 import onnx_ir as ir
+from onnxpress.custom_ops import functions
 
 from ..recipe import Recipe
 from ..sparsity import Block
-from .plan import Decision, plan
+from .plan import Decision, has_weight, is_for_weights_alone, not_taken, plan
+from .raise_opset import RaiseOpset
 
 _MOST_INT8 = (2**31 - 1) // (255 * 128)  # products of uint8 and int8 codes
 
 
 def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]:
-    """Decide on every node that has, or could have, a weight; embedding tables are only read and have no say.
+    """Decide on every node that has, or could have, a weight; embedding tables are only read, and stay as they are.
 
     Args:
         model: The model.
         recipe: What is asked for.
         block: Sizes of the blocks.
     """
-    decisions = (decision for decision in plan(model, recipe) if decision.op_type != "Gather")
-    return [_for_sparse(decision, recipe, block) for decision in decisions]
+    too_old = RaiseOpset(functions.MIN_OPSET).obstacle(model)
+    decisions = [_for_sparse(decision, recipe, block) for decision in plan(model, recipe) if has_weight(decision)]
+    return [leave(each, too_old) if too_old is not None and each.taken else each for each in decisions]
 
 
 def _for_sparse(decision: Decision, recipe: Recipe, block: Block) -> Decision:
     if not decision.taken:
-        if decision.reason.startswith("weight-only"):
-            return dataclasses.replace(decision, reason=f"scheme sparse does not take {decision.op_type}")
+        if is_for_weights_alone(decision):
+            return dataclasses.replace(
+                decision, reason=not_taken("scheme sparse does", decision.op_type, decision.path)
+            )
         return decision
     reason = _refuse(decision, recipe, block)
     if reason is not None:
@@ -56,7 +61,7 @@ def _refuse(decision: Decision, recipe: Recipe, block: Block) -> str | None:
     if recipe.dtype == "int8" and weight.K > _MOST_INT8:
         return f"K of {weight.K} is beyond {_MOST_INT8}, for which sums of int8 products fit in int32"
     if decision.path:
-        return "inside a graph of a node, whose tensors cannot be observed"
+        return "inside a graph of a node; scheme sparse takes products of the main graph"
     if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:
         return "reads its input transposed"
     return None

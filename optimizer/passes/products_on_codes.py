@@ -138,7 +138,9 @@ class IntegerProduct(ProductOnCodes):
             add_array(graph, f"{name}_zero_point", np.zeros(scale.shape, dtype)),
         ]
         attributes = {"axis": axis} if scale.ndim else {}
-        self._decoded(graph, index, ir.node("DequantizeLinear", operands, attributes=attributes, name=name), codes)
+        domain = self.decode.domain
+        new = ir.node("DequantizeLinear", operands, attributes=attributes, name=name, domain=domain)
+        self._decoded(graph, index, new, codes)
 
 
 class MinifloatProduct(ProductOnCodes):

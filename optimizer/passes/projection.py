@@ -240,7 +240,7 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, bool]:
 
 
 def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    return constant_of(value) if value is not None and not value.is_graph_input() else None
+    return constant_of(value) if value is not None else None
 
 
 def without_factors(value: ir.Value) -> tuple[float, ir.Value]:

@@ -142,16 +142,8 @@ class PushTranspose:
         for (node, _), order in zip(outside, orders, strict=True):
             if order is not None and not _is_identity(order):
                 node.attributes["perm"] = ir.AttrInt64s("perm", order)
-        if others or value.is_graph_output():
-            back = self._transpose(value, perm)
-            for node, index in others:
-                node.replace_input_with(index, back)
-            if value.is_graph_output():
-                for index, output in enumerate(self._graph.outputs):
-                    if output is value:
-                        self._graph.outputs[index] = back
-                value.name, back.name = back.name, value.name
-        for (node, _), order in zip(outside, orders, strict=True):
+        is_output = value.is_graph_output()
+        for (node, _), order in zip(outside, orders, strict=True):  # first, or `_transpose` took one for the way back
             if order is None or not _is_identity(order):
                 continue
             if node.outputs[0].is_graph_output():
@@ -159,6 +151,15 @@ class PushTranspose:
             else:
                 ir.convenience.replace_all_uses_with(node.outputs[0], value)
                 self._graph.remove(node, safe=True)
+        if others or is_output:
+            back = self._transpose(value, perm)
+            for node, index in others:
+                node.replace_input_with(index, back)
+            if is_output:
+                for index, output in enumerate(self._graph.outputs):
+                    if output is value:
+                        self._graph.outputs[index] = back
+                value.name, back.name = back.name, value.name
 
     def _transpose(self, value: ir.Value, perm: Perm) -> ir.Value:
         """A Transpose of a value: one that is there, or else a new one."""

@@ -7,6 +7,9 @@
 spelled as MatMulInteger, Cast, Mul by the product of the scales: ONNX Runtime makes one node of it, with the bias that
 is added behind, and packs W8. Products of the same x share its codes. An Attention becomes a QAttention, which does the
 same with its three projections.
+
+DynamicQuantizeLinear is of opset 11. A model that cannot be raised so far gets ONNX Runtime's own
+DynamicQuantizeMatMul, of any opset, which is what it makes of these nodes.
 """
 
 from __future__ import annotations
@@ -21,11 +24,14 @@ from ..quantization.rtn import decibels
 from ..report import WeightReport
 from .constants import constant_of
 from .lazy_int8 import LazyInt8
+from .matching import opset_of
 from .plan import Decision
 from .plan_dynamic import MICROSOFT
 from .rewriting import add_array, add_initializer, insert_before, replace, required, set_names
 from .sharing import insert_behind
 
+OPSET = 11
+"""The first with DynamicQuantizeLinear."""
 Codes = tuple[ir.Value, ir.Value, ir.Value]
 """Codes, scale and zero point of an activation."""
 
@@ -79,27 +85,36 @@ class QuantizeDynamic:
         a = required(node.inputs[0])
         if gemm and node.attributes.get_int("transA", 0) == 1:
             a = insert_before(node, "Transpose", [a], None, suffix="_A", attributes={"perm": [1, 0]})
-        q, scale, zero_point = self._rounded(a, node)
         weight = self._weight(decision, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
-        codes, scales = self._constants(weight)
-        y = insert_before(node, "MatMulInteger", [q, codes, zero_point], None, suffix="_sums")
-        product = y.producer()
-        assert product is not None
-        product.name = node.name
-        y = insert_before(node, "Cast", [y], None, suffix="_float", attributes={"to": int(ir.DataType.FLOAT)})
-        factors = insert_before(node, "Mul", [scale, scales], None, suffix="_factors")
-        y = insert_before(node, "Mul", [y, factors], node.outputs[0], suffix="_product")
+        y = self._product(node, a, *self._constants(weight))
         c = node.inputs[2] if gemm and len(node.inputs) > 2 else None
         beta = node.attributes.get_float("beta", 1.0)
         if c is not None and beta != 0.0:
             y = insert_before(node, "Add", [y, self._scaled(node, c, beta)], node.outputs[0], suffix="_added")
         replace(node, y)
 
+    def _product(self, node: ir.Node, a: ir.Value, codes: ir.Value, scales: ir.Value) -> ir.Value:
+        if opset_of(self._model) < OPSET:
+            self._model.graph.opset_imports.setdefault(MICROSOFT, 1)
+            inputs = [a, codes, scales]
+            like = node.outputs[0]
+            y = insert_before(node, "DynamicQuantizeMatMul", inputs, like, domain=MICROSOFT, suffix="_product")
+            required(y.producer()).name = node.name
+            return y
+        q, scale, zero_point = self._rounded(a, node)
+        y = insert_before(node, "MatMulInteger", [q, codes, zero_point], None, suffix="_sums")
+        product = y.producer()
+        assert product is not None
+        product.name = node.name
+        y = insert_before(node, "Cast", [y], None, suffix="_float", attributes={"to": int(ir.DataType.FLOAT)})
+        factors = insert_before(node, "Mul", [scale, scales], None, suffix="_factors")
+        return insert_before(node, "Mul", [y, factors], node.outputs[0], suffix="_product")
+
     def _scaled(self, node: ir.Node, c: ir.Value, beta: float) -> ir.Value:
         if beta == 1.0:
             return c
         tensor = constant_of(c)
-        if tensor is not None and not c.is_graph_input():
+        if tensor is not None:
             return add_array(self._model.graph, f"{node.name}_beta_C", tensor.numpy() * np.float32(beta))
         factor = add_array(self._model.graph, f"{node.name}_beta", np.array(beta, np.float32))
         return insert_before(node, "Mul", [c, factor], None, suffix="_beta_C")
@@ -142,7 +157,7 @@ class QuantizeDynamic:
                 weight.value.name or "weight", weight, factor=factor, reduce_range=self._reduce_range,
                 search=self._search and settings.weight.search,
             )  # fmt: skip
-        self._weights[key].nodes.append(decision.node.name or "")
+        self._weights[key].nodes.append(decision.node_name)
         return self._weights[key]
 
     def _constants(self, weight: LazyInt8) -> tuple[ir.Value, ir.Value]:

@@ -70,7 +70,7 @@ def _among(
     graph: ir.Graph, node: ir.Node, name: str, whole: np.ndarray, places: np.ndarray, part: ir.Value
 ) -> ir.Value:
     """`whole` with a part of it in its places, as a constant where the part is one."""
-    array = array_of(part) if not part.is_graph_input() else None
+    array = array_of(part)
     if array is not None and array.shape == places.shape:
         whole[places] = array
         return add_array(graph, f"{node.name}_{name}", whole)

@@ -56,6 +56,11 @@ def remember_name(node: ir.Node) -> None:
     node.meta[_WRITTEN] = written_name(node), written_type(node)
 
 
+def forget_name(node: ir.Node) -> None:
+    """Let a node be called what it is called now alone."""
+    node.meta[_WRITTEN] = node.name or "", written_type(node)
+
+
 def stand_for(new: ir.Node, old: ir.Node) -> None:
     """Let recipes and reports call a node what they call the one whose work it takes over."""
     new.name = old.name or new.name
@@ -125,7 +130,7 @@ def insert_before(
     domain: str = "",
     overload: str = "",
     suffix: str,
-    attributes: Mapping[str, int | str | list[int] | ir.TensorProtocol] | None = None,
+    attributes: Mapping[str, int | float | str | list[int] | ir.TensorProtocol] | None = None,
 ) -> ir.Value:
     """A new node before `node`, named after it; its output has the type and shape of `like`.
 

@@ -30,7 +30,7 @@ class StoredWeights:
         if key not in self._weights:
             name = weight.value.name or "weight"
             self._weights[key] = LazyWeight(name, weight, form.scheme, factor, convolution=convolution)
-        self._weights[key].nodes.append(decision.node.name or "")
+        self._weights[key].nodes.append(decision.node_name)
         return self._weights[key]
 
     def part(self, graph: ir.Graph, lazy: LazyWeight, part: str, dtype: ir.DataType, suffix: str) -> ir.Value:

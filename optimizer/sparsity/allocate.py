@@ -36,7 +36,8 @@ def allocate(scores: Mapping[str, Scores], weights: Mapping[str, float], sparsit
         weights: What each layer's scores are multiplied by.
         sparsity: Share of all blocks to remove.
     """
-    flat = [scores[name].ravel() * weights[name] for name in scores]
+    with np.errstate(over="ignore"):  # what is infinite goes last
+        flat = [scores[name].ravel() * weights[name] for name in scores]
     mask = keep_best(np.concatenate([*flat, np.zeros(0)]), sparsity)
     ends = np.cumsum([len(part) for part in flat])
     parts = np.split(mask, ends[:-1]) if flat else []

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,6 +27,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--begin", type=int, default=0, help="number of the first case")
     parser.add_argument("--cases", type=int, help="stop after so many")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at work at a time")
+    parser.add_argument("--step", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--case", type=int, help="show one case alone")
     parser.add_argument("--steps", default="clean-up,prepare,convert")
     parser.add_argument("--original", type=int, help=argparse.SUPPRESS)
@@ -61,11 +64,12 @@ def _show(seed: int, steps: list[str]) -> int:
 def _run_original(seed: int) -> int:
     """For a process that sees whether ONNX Runtime crashes on the original as well."""
     from differential.case import make
-    from differential.judge import LEVELS, run
+    from differential.runtimes import LEVELS, Model
 
     case = make(seed)
+    model = Model(case.model)
     for level in LEVELS:
-        run(case.model, case.feeds[0], level)
+        model.run(case.feeds[0], level)
     return 0
 
 
@@ -83,19 +87,31 @@ def _work(given: argparse.Namespace) -> int:
             findings = judge(make(seed), given.steps.split(","))
         for finding in findings:
             print(json.dumps({"finding": vars(finding)}), flush=True)
-        number += 1
-    print(json.dumps({"seen": judge.seen, "at": number}), flush=True)
+        number += given.step
+        print(json.dumps({"seen": judge.seen, "at": number}), flush=True)
+        judge.seen.clear()
     return 0
 
 
 def _watch(given: argparse.Namespace) -> int:
-    begin, number, seen, found = time.monotonic(), given.begin, Counter(), 0
-    kinds: Counter[str] = Counter()
+    """Let processes go through every n-th case each."""
+    begin, tallies = time.monotonic(), [Counter[str]() for _ in range(given.jobs)]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(lambda job: _watch_one(given, job, begin, tallies[job]), range(given.jobs)))
+    seen = sum(tallies, Counter[str]())
+    found = seen.pop("findings", 0)
+    minutes = (time.monotonic() - begin) / 60
+    print(f"{seen['cases']} cases in {minutes:.1f} min, {found} findings", dict(seen), sep="\n")
+    return int(found > 0)
+
+
+def _watch_one(given: argparse.Namespace, job: int, begin: float, seen: Counter[str]) -> None:
+    number = given.begin + job
     while (left := given.minutes - (time.monotonic() - begin) / 60) > 0 and (
         given.cases is None or number < given.cases
     ):
         command = [sys.executable, __file__, "--worker", "--seed", str(given.seed), "--begin", str(number)]
-        command += ["--minutes", str(left), "--steps", given.steps]
+        command += ["--step", str(given.jobs), "--minutes", str(left), "--steps", given.steps]
         command += ["--cases", str(given.cases)] if given.cases is not None else []
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as worker:
             assert worker.stdout is not None
@@ -104,22 +120,17 @@ def _watch(given: argparse.Namespace) -> int:
                 number = told.get("at", number)
                 seen.update(told.get("seen", {}))
                 if finding := told.get("finding"):
-                    found += 1
-                    kinds[f"{finding['kind']}: {finding['step'].split(',')[0]}"] += 1
+                    seen["findings"] += 1
                     print(f"{finding['seed']}: {finding['kind']}: {finding['step']}: {finding['detail']}", flush=True)
         if worker.returncode != 0:
             seed = given.seed * _STRIDE + number
-            number += 1
-            if subprocess.run(
-                [sys.executable, __file__, "--original", str(seed)], stderr=subprocess.DEVNULL
-            ).returncode:
+            number += given.jobs
+            again = [sys.executable, __file__, "--original", str(seed)]
+            if subprocess.run(again, stderr=subprocess.DEVNULL).returncode:
                 seen["ONNX Runtime crashes on the original"] += 1
                 continue
-            found += 1
+            seen["findings"] += 1
             print(f"{seed}: crashes with code {worker.returncode}", flush=True)
-    minutes = (time.monotonic() - begin) / 60
-    print(f"{number - given.begin} cases in {minutes:.1f} min, {found} findings", dict(seen), dict(kinds), sep="\n")
-    return int(found > 0)
 
 
 if __name__ == "__main__":

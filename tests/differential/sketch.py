@@ -275,6 +275,8 @@ def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 def _open(entry: onnx.ValueInfoProto, sketch: Sketch) -> None:
     """Leave the first axis of an input open."""
     if entry.type.tensor_type.shape.dim and entry.type.tensor_type.elem_type != TensorProto.BOOL:
-        entry.type.tensor_type.shape.dim[0].Clear()
+        first = entry.type.tensor_type.shape.dim[0]
+        size = first.dim_value
+        first.Clear()
         if sketch.chance(0.7):
-            entry.type.tensor_type.shape.dim[0].dim_param = "N"
+            first.dim_param = f"N{size}"  # sizes of one name are one size

@@ -7,7 +7,7 @@ import pytest
 from differential.case import make
 from differential.judge import Judge
 
-_CASES = 240
+_CASES = 120
 _PARTS = 8
 
 

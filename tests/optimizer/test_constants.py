@@ -245,3 +245,49 @@ def test_the_classifier_of_inception_has_a_weight():
     operator = understand(gemm)
     assert isinstance(operator, Operator)
     assert operator.parameters == 1024 * 1000
+
+
+OPERATORS = {
+    "Einsum": ((V,), {"equation": "ij,ij->ij"}), "Trilu": ((), {}), "Sin": ((), {}), "LeakyRelu": ((), {}),
+    "LayerNormalization": ((np.ones(128, np.float32),), {}), "HardSwish": ((), {}), "Dropout": ((), {}),
+    "PRelu": ((np.float32(0.1),), {}), "LpNormalization": ((), {"axis": 0}), "Softsign": ((), {}),
+    "Pow": ((np.float32(2),), {}), "Tile": ((np.array([1, 1]),), {}), "ReduceLogSumExp": ((), {"keepdims": 0}),
+    "Expand": ((np.array([1, 64, 128]),), {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("op_type", OPERATORS)
+def test_what_operators_make_of_constants(op_type):
+    more, attributes = OPERATORS[op_type]
+    b = graphs.Builder(18)
+    inputs = [b.constant(f"c{index}", np.asarray(array)) for index, array in enumerate((V, *more))]
+    value = b.op(op_type, *inputs, **attributes)
+    b.output(value, [])
+    value.shape = None
+    model = b.model()
+    mark_constants(model)
+    assert is_constant(value)
+    np.testing.assert_array_equal(array_of(value), run(model, {})[0])
+
+
+@pytest.mark.parametrize("op_type", ["RandomNormalLike", "Bernoulli", "Dropout"])
+def test_what_is_drawn_is_no_constant(op_type):
+    b = graphs.Builder(18)
+    more = [None, b.constant("training", np.array(True))] if op_type == "Dropout" else []
+    value = b.op(op_type, b.constant("V", V), *more)
+    b.output(value, [64, 128])
+    model = b.model()
+    mark_constants(model)
+    assert not is_constant(value)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-static", "fp8-dynamic"])
+def test_a_weight_that_einsum_makes_of_constants(scheme, tmp_path):
+    def joined(b):
+        return b.op("Einsum", b.constant("V", V), b.constant("M", graphs.weight(128, 96, 1)), equation="ij,jk->ik")
+
+    want = run(product(joined), DATA[0])[0]
+    data = Calibration(DATA) if scheme.endswith("static") else None
+    report = optimize(product(joined), Recipe(scheme=scheme), tmp_path / "out.onnx", calibration=data)
+    assert report.rewritten == {"MatMul": 1}
+    assert np.abs(output(tmp_path / "out.onnx", LEVELS[1]) - want).max() < 0.12 * np.abs(want).max()

@@ -109,8 +109,8 @@ def left(model: ir.Model, recipe: Recipe) -> dict[str, str]:
 def test_convolutional_networks_keep_the_first_and_the_last_product():
     reasons = left(cnn(), STATIC)
     assert reasons == {
-        "conv0": "one of the first products; --first-and-last takes it",
-        "head": "one of the last products; --first-and-last takes it",
+        "conv0": "one of the first products; first_and_last takes it",
+        "head": "one of the last products; first_and_last takes it",
     }
     assert left(cnn(), dataclasses.replace(STATIC, first_and_last=True)) == {}
 
@@ -128,7 +128,7 @@ def test_heads_are_all_last():
 def test_encoders_are_taken_whole():
     plan = plan_minifloat(encoder(), STATIC)
     assert [node.name for node in plan.operators] == ["q", "k", "v", "scores", "mix", "o"]
-    assert {d.node.name for d in plan.decisions if "--coverage extended" in d.reason} == {"embed", "norm", "residual"}
+    assert {d.node.name for d in plan.decisions if "coverage extended" in d.reason} == {"embed", "norm", "residual"}
     assert left(encoder(), dataclasses.replace(STATIC, first_and_last=False)).keys() >= {"q", "k", "v", "o"}
     wide = plan_minifloat(encoder(), dataclasses.replace(STATIC, coverage="extended"))
     assert {node.name for node in wide.operators} == {
@@ -321,7 +321,7 @@ def test_scales_are_numbers_and_so_is_what_they_scale(format, largest):
 
 def test_nothing_but_the_first_and_the_last(tmp_path):
     storage.save(cnn(1), tmp_path / "cnn.onnx")
-    with pytest.raises(OnnxpressError, match=r"nothing to quantize.*--first-and-last takes it"):
+    with pytest.raises(OnnxpressError, match=r"nothing to quantize.*first_and_last takes it"):
         optimize(tmp_path / "cnn.onnx", STATIC, calibration=Calibration(images()))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import onnx
@@ -10,6 +11,7 @@ import onnx_ir as ir
 import pytest
 from graphs import Builder, matmul_model, weight
 from onnxpress.optimizer import Calibration, OnnxpressError, Recipe, gate, optimize
+from onnxpress.optimizer.analysis import session_process
 from onnxpress.optimizer.analysis.checker import bare, new_complaint, standing
 from onnxpress.optimizer.analysis.feeds import random_feeds
 from onnxpress.optimizer.analysis.outputs import beyond_rounding, output_errors
@@ -94,24 +96,25 @@ class TestCleanUp:
         assert f"went without {STEP}: the check refuses what it makes: " in report.warnings[0]
 
     def test_a_name_that_is_used_twice(self, tmp_path, monkeypatch):
-        whole = clean_up.CleanUp.__call__
+        whole = clean_up.CleanUp.cleaned
 
         def spoiled(self, model):
-            whole(self, model)
-            of_op(model, "Relu").name = of_op(model, "MatMul").name
+            cleaned, changed = whole(self, model)
+            of_op(cleaned, "Relu").name = of_op(cleaned, "MatMul").name
+            return cleaned, changed
 
-        monkeypatch.setattr(clean_up.CleanUp, "__call__", spoiled)
+        monkeypatch.setattr(clean_up.CleanUp, "cleaned", spoiled)
         report = optimize(chain(), Recipe(check=False), tmp_path / "out.onnx")
         assert report.warnings[0].endswith("refuses what it makes: several values or nodes are named product")
 
     def test_it_is_put_aside_as_a_whole_where_no_step_is_to_blame(self, tmp_path, monkeypatch):
-        whole = clean_up.CleanUp.__call__
+        whole = clean_up.CleanUp._clean_up
 
         def spoiled(self, model):
             of_op(model, "Relu").op_type = "Neg"
             return whole(self, model)
 
-        monkeypatch.setattr(clean_up.CleanUp, "__call__", spoiled)
+        monkeypatch.setattr(clean_up.CleanUp, "_clean_up", spoiled)
         report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
         assert report.warnings[0].startswith("clean-up was put aside: output positive_out differs by ")
         kinds = [node.op_type for node in onnx.load(report.output).graph.node]
@@ -124,13 +127,13 @@ class TestCleanUp:
         y = b.op("Mul", b.op("MatMul", x, b.constant("W", weight(64, 48)), name="product"), one, name="scaled")
         b.output(y, ["batch", 48])
 
-        whole = clean_up.CleanUp.__call__
+        whole = clean_up.CleanUp._clean_up
 
         def spoiled(self, model):
             whole(self, model)
             of_op(model, "Mul").op_type = "Div"  # which is the same with the default
 
-        monkeypatch.setattr(clean_up.CleanUp, "__call__", spoiled)
+        monkeypatch.setattr(clean_up.CleanUp, "_clean_up", spoiled)
         report = optimize(b.model(), Recipe(), tmp_path / "out.onnx")
         assert report.warnings[0].startswith("clean-up was put aside: output scaled_out differs")
 
@@ -145,7 +148,7 @@ class TestWhatIsRun:
     def test_large_models_only_where_it_is_asked_for(self, tmp_path, monkeypatch):
         monkeypatch.setattr(gate, "MOST_WEIGHTS", 64 * 48 * 4 - 1)
         report = optimize(matmul_model(), Recipe(), tmp_path / "out.onnx")
-        assert ("checked", "names and nodes; not by a run, 12.3 KB of weights: --check makes it") in report.rows
+        assert ("checked", "names and nodes; not by a run, 12.3 KB of weights: check makes it") in report.rows
         report = optimize(matmul_model(), Recipe(check=True), tmp_path / "out.onnx")
         assert report.details["check"]["run_on"] == "random inputs"
 
@@ -353,6 +356,54 @@ def test_clean_up_without_all_of_its_steps_changes_nothing():
     clean_up.CleanUp(clean_up.STEPS)(model)
     assert [node.op_type for node in model.graph] == before
     run(model, {"x": np.ones((2, 64), np.float32)})
+
+
+class TestCrashes:
+    """A process that dies stands for ONNX Runtime that crashes on a model."""
+
+    def test_on_the_original(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(session_process, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
+        line = "names and nodes; not by a run: ONNX Runtime ended with signal SIGSEGV"
+        assert ("checked", line) in report.rows
+        assert report.warnings == ()
+        assert report.details["check"]["run_on"] is None
+
+    @pytest.mark.parametrize("status", [0, 7])
+    def test_a_process_that_ends_by_itself(self, tmp_path, monkeypatch, status):
+        monkeypatch.setattr(session_process, "_START", f"raise SystemExit({status})")
+        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
+        assert f"not by a run: ONNX Runtime ended with exit status {status}" in dict(report.rows)["checked"]
+
+    def test_on_what_clean_up_made(self, tmp_path, monkeypatch):
+        _crash_on(monkeypatch, lambda name: name == "the model")
+        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
+        assert report.warnings[0].startswith("clean-up was put aside: what it makes does not run: ONNX Runtime ended")
+        assert (tmp_path / "out.onnx").exists()
+
+    def test_on_the_result(self, tmp_path, monkeypatch):
+        _crash_on(monkeypatch, lambda name: name.endswith("out.onnx"))
+        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
+        assert report.warnings == ("the result does not run here: ONNX Runtime ended with signal SIGSEGV",)
+        assert (tmp_path / "out.onnx").exists()
+
+    def test_no_process_can_be_started(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(session_process.sys, "executable", str(tmp_path / "none"))
+        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
+        assert "not by a run: no process can be started to run it: No such file" in dict(report.rows)["checked"]
+
+
+def _crash_on(monkeypatch, wanted):
+    whole = session_process.SessionProcess.open
+
+    def opened(self, model, name, **more):
+        self.start()
+        if wanted(name):
+            self._process.send_signal(signal.SIGSEGV)
+            self._process.wait()
+        return whole(self, model, name, **more)
+
+    monkeypatch.setattr(session_process.SessionProcess, "open", opened)
 
 
 class TestWhatIsNoFault:

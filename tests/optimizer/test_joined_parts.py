@@ -114,3 +114,46 @@ def test_parts_and_their_factors():
     assert lone not in found
     assert boxes in found[updated]
     assert all(isinstance(part, ir.Value) for part in found[updated])
+
+
+def choosing(largest, within):
+    """Of two branches one makes scores up to 1, the other one numbers from `largest` on, in itself or around it."""
+    b, boxes, scores = head(largest)
+    branches = []
+    for made, name in ((boxes, "boxes of"), (scores, "scores of")):
+        branch = graphs.Builder(13)
+        branch.output(branch.op("Relu" if within else "Identity", made, name=name), [1, 4, 6, 6])
+        branches.append(branch.graph)
+    y = b.op("If", b.input("c", [], ir.DataType.BOOL), name="if", then_branch=branches[0], else_branch=branches[1])
+    y = b.op("Transpose", y, perm=[0, 1, 3, 2])
+    last = b.op("Conv", y, b.constant("I", np.eye(4, dtype=np.float32)[:, :, None, None]), name="last")
+    b.output(last, [1, 4, 6, 6])
+    return b.model()
+
+
+@pytest.mark.parametrize("within", [True, False])
+def test_results_of_branches_are_parts(within):
+    data = [each | {"c": np.array(index % 2 == 0)} for index, each in enumerate(DATA)]
+    model = choosing(300.0, within)
+    want = [run(model, each)[0] for each in data[:2]]
+    report = optimize(model, STATIC, calibration=Calibration(data))
+    assert report.rewritten["Conv"] == 2
+    assert any("holds scores" in reason and "beside numbers up to 3" in reason for reason in report.left)
+    for level in LEVELS:
+        for each, wanted, bound in zip(data, want, (4, 0.05), strict=False):
+            assert np.abs(run(model, each, level)[0] - wanted).max() <= bound
+    assert optimize(choosing(2.0, within), STATIC, calibration=Calibration(data)).rewritten["Conv"] == 3
+
+
+def test_sparse_products_with_static_activations_ask_for_parts():
+    b = graphs.Builder(17)
+    x = b.input("x", ["n", 64])
+    boxes = b.op("Add", b.op("Tanh", x), b.constant("far", np.float32(300)), name="boxes")
+    y = b.op("Concat", boxes, b.op("Sigmoid", x, name="scores"), axis=1)
+    y = b.op("MatMul", y, b.constant("W", graphs.weight(128, 64)), name="of both")
+    b.output(b.op("MatMul", b.op("Tanh", y), b.constant("V", graphs.weight(64, 64)), name="last"), ["n", 64])
+    data = [{"x": RNG.standard_normal((32, 64)).astype(np.float32)} for _ in range(4)]
+    recipe = Recipe(scheme="sparse", activations="static", sparsity=0.5)
+    report = optimize(b.model(), recipe, calibration=Calibration(data))
+    assert report.rewritten == {"MatMul": 1}
+    assert any("holds scores_out, up to" in reason for reason in report.left)

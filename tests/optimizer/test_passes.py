@@ -297,7 +297,7 @@ def test_embeddings(scheme, symmetric, dtype, tmp_path):
     table = graphs.weight(16400, 64, dtype=dtype)
     x = b.op("Gather", b.constant("table", table), b.input("ids", ["m"], ir.DataType.INT64), name="embed")
     b.output(x, ["m", 64], ir.DataType.from_numpy(np.dtype(dtype)))
-    with pytest.raises(OnnxpressError, match="--embeddings takes it"):
+    with pytest.raises(OnnxpressError, match="embeddings takes it"):
         optimize(b.model(), Recipe(scheme=scheme), tmp_path / "no.onnx")
     scale_type = "float16" if dtype == np.float16 else "float32"
     recipe = Recipe(scheme=scheme, embeddings=True, symmetric=symmetric, scale_type=scale_type)

@@ -72,6 +72,20 @@ def test_each_listed_name_means_its_node_alone(path, listed, scheme):
         assert report.left == {"MatMul: kept in float by an override of the recipe": 1}
 
 
+def test_nodes_of_two_branches_are_listed_apart():
+    b = graphs.Builder()
+    x, branches = b.input("x", ["m", 64]), []
+    for name in ("V", "W"):
+        own = graphs.Builder()
+        own.output(product(own, x, "mm", name), ["m", 64])
+        branches.append(own.graph)
+    y = b.op("If", b.input("c", [], ir.DataType.BOOL), name="if", then_branch=branches[0], else_branch=branches[1])
+    b.output(y, ["m", 64])
+    report = optimize(b.model().clone(), Recipe(scheme="int8", exclude=("if/mm",)))
+    assert report.left == {"MatMul: excluded by the recipe": 1}
+    assert report.weights == () or report.worst[0].nodes == ("if/mm_1",)
+
+
 def test_in_recipes_and_on_the_command_line(path, listed, monkeypatch, capsys, tmp_path):
     run = runner(monkeypatch, capsys)
     for name in ("head/MatMul[0]", "choose/again/deep"):

@@ -237,7 +237,8 @@ def test_reasons(reason):
 def test_kept_and_unusable():
     model = image_model(lambda b, x: conv(b, b.op("Relu", conv(b, x, (16, 8), "first")), (4, 16), "second"))
     plan = plan_int8(model, STATIC, {"x": "holds NaN"}, {"second": "slower"})
-    assert {d.node.name: d.reason for d in plan.decisions} == {"first": "x: holds NaN", "second": "slower"}
+    reasons = {d.node.name: d.reason for d in plan.decisions if d.op_type == "Conv"}
+    assert reasons == {"first": "x: holds NaN", "second": "slower"}
 
 
 def test_branches_are_left():

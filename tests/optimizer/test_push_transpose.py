@@ -118,6 +118,22 @@ def test_orders_are_composed():
     assert rewritten(b.model(), PushTranspose(), X, depth=1).count("Transpose") == 1
 
 
+@pytest.mark.parametrize("also_an_output", [True, False])
+def test_a_reader_that_cancels_is_not_the_way_back(also_an_output):
+    """A swap of two axes is its own inverse: the Transpose behind the region is the one that its outputs need."""
+    swap = [0, 2, 1]
+    b = graphs.Builder(13)
+    x = typed(b.op("Transpose", b.input("x", ["n", 6, 6]), perm=swap), ["n", 6, 6])
+    y = typed(b.op("Relu", x), ["n", 6, 6])
+    b.output(b.op("Sigmoid", b.op("Transpose", y, perm=swap)), ["n", 6, 6])
+    b.output(
+        y if also_an_output else b.op("ReduceSum", y, ints(b, "last", -1), keepdims=0),
+        ["n", 6, 6][: 2 + also_an_output],
+    )
+    feeds = {"x": RNG.normal(size=(2, 6, 6)).astype(np.float32)}
+    rewritten(b.model(), PushTranspose(), feeds, depth=8)
+
+
 def test_a_reader_of_another_order_and_one_of_none():
     """The same value leaves a region to a Transpose, which takes over the way out, and to what needs the old order."""
     b = graphs.Builder(13)

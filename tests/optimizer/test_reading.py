@@ -221,8 +221,8 @@ def test_maps_are_inputs(tmp_path):
     model = model_of([fill, PRODUCT], inputs=[entry], opsets=ML)
     written = check(model, feeds, tmp_path, ["int4", "int8-dynamic"])
     assert written.graph.input[0] == entry
-    with pytest.raises(OnnxpressError, match="input 'm' is no tensor"):
-        optimize(tmp_path / "m.onnx", Recipe(scheme="int8-static"), calibration=Calibration([feeds]))
+    report = optimize(tmp_path / "m.onnx", Recipe(scheme="int8-static"), calibration=Calibration([feeds]))
+    assert report.rewritten == {"MatMul": 1}
 
 
 def test_sequences_and_optional_values(tmp_path):
@@ -344,7 +344,7 @@ def test_every_open_size_can_be_chosen_by_its_place(tmp_path, sizes):
     session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     dims = {"x:0": 2, "x:2": 12, "x:3": 20}
     assert random_feeds(session.get_inputs(), dims)["x"].shape == (2, 3, 12, 20)
-    with pytest.raises(UsageError, match="--dim x:1: no input has a size of this name"):
+    with pytest.raises(UsageError, match="dim x:1: no input has a size of this name"):
         random_feeds(session.get_inputs(), {"x:1": 4})
     assert bench([tmp_path / "m.onnx"], dims=dims, rounds=1) is not None
 

@@ -111,8 +111,8 @@ def test_a_layer_that_loses_nearly_all_is_told():
     (warning,) = converted(three_layers(), sparsity=0.99).warnings
     assert re.match(r"layer0 loses 9[89]\.\d % of its weights, and 2 more lose nearly all of theirs: ", warning)
     assert warning.endswith(
-        ": judge the model by a task, or remove less, or choose by data (--calibration), or remove the same share of "
-        "each layer (--allocation uniform)"
+        ": judge the model by a task, or remove less, or choose by data (calibration), or remove the same share of "
+        "each layer (allocation uniform)"
     )
 
 

@@ -180,7 +180,7 @@ def statistics_of(path):
 )
 def test_what_runs_models_is_refused_with_statistics_alone(path, key):
     asked = dataclasses.replace(STATIC, **{key: {"max_drop": 0.1, "metric": "reading"}.get(key, True)})
-    with pytest.raises(UsageError, match=f"^{key}: runs models on data.*give --calibration"):
+    with pytest.raises(UsageError, match=f"^{key}: runs models on data.*give calibration"):
         optimize(path, asked, calibration=statistics_of(path))
 
 
@@ -297,7 +297,7 @@ def test_a_metric_that_cannot_be_is_refused_before_anything_is_observed(path, me
 
 
 def test_no_data(path):
-    with pytest.raises(UsageError, match="--calibration"):
+    with pytest.raises(UsageError, match="give calibration"):
         optimize(path, STATIC)
 
 

@@ -334,3 +334,18 @@ def test_interrupted_while_quantizing(external, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         optimize(external[0], Recipe(), target, progress=progress)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.data", "in.onnx"]
+
+
+def test_constants_of_functions_leave_files_of_their_own(tmp_path):
+    """ONNX Runtime looks for the external data of initializers alone."""
+    model = graphs.matmul_model()
+    storage.save(model, tmp_path / "a.onnx", external=True)
+    tensor = storage.load(tmp_path / "a.onnx").graph.initializers["W"].const_value
+    constant = ir.node("Constant", [], attributes={"value": tensor})
+    inner = ir.Value(name="i")
+    product = ir.node("MatMul", [inner, constant.outputs[0]])
+    body = ir.Graph([inner], product.outputs, nodes=[constant, product], opset_imports={"": 18})
+    function = ir.Function("here", "Product", graph=body, attributes=[])
+    model.functions[function.identifier()] = function
+    storage.embed_attributes(model)
+    assert isinstance(constant.attributes["value"].value, ir.Tensor)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from graphs import Builder
-from onnxpress.optimizer import Calibration, Recipe, optimize
+from onnxpress.optimizer import Calibration, Recipe, int8_models, optimize
 from onnxpress.optimizer.analysis.output_noise import OutputNoise
 from onnxpress.optimizer.analysis.session import open_session, session_options
 from onnxpress.optimizer.static_models import Calibrated
@@ -60,8 +60,9 @@ def trial(factors: dict[str, float], recipe: Recipe, moved: float | None = None)
         build = lambda _kept: SimpleNamespace(model=scaled(1 + wrong))  # noqa: E731
         unrestored = lambda _kept: (scaled(1 + wrong), [])  # noqa: E731
         return SimpleNamespace(
-            feeds=FEEDS, model=scaled(1), recipe=settings, stage=stage, build=build, unrestored=unrestored
-        )
+            feeds=FEEDS, model=scaled(1), recipe=settings, stage=stage, build=build, unrestored=unrestored,
+            with_recipe=lambda other: make(stage, other),
+        )  # fmt: skip
 
     trials = Trials(make, lambda _stage, _done, _total: None)
     stages = [Calibrated(scaled(1), None, FEEDS)]
@@ -154,3 +155,14 @@ def test_the_report_tells(tmp_path, monkeypatch):
     assert any(line.startswith("smooth taken back") for _, line in reports[0].rows)
     assert "harmful_steps" not in reports[1].details
     np.testing.assert_array_equal(*written)
+
+
+def test_weights_are_rounded_once_for_all_trials_of_a_model(tmp_path, monkeypatch):
+    data = [{"x": np.random.default_rng(n).standard_normal((4, 64)).astype(np.float32)} for n in range(4)]
+    rounded = []
+    whole = int8_models.quantize_weight
+    monkeypatch.setattr(int8_models, "quantize_weight", lambda *a, **k: rounded.append(a) or whole(*a, **k))
+    recipe = Recipe(scheme="int8-static", smooth=False, compensate=True)
+    report = optimize(chain("number", 0), recipe, tmp_path / "out.onnx", calibration=Calibration(data))
+    assert sum(report.rewritten[kind] for kind in ("MatMul", "Gemm") if kind in report.rewritten) == 2
+    assert len(rounded) == 2

@@ -118,11 +118,14 @@ def branches() -> ir.Model:
     b = graphs.Builder()
     x = b.input("x", ["batch", 4])
     flag = b.op("Greater", b.op("ReduceSum", x, keepdims=0), b.constant("zero", np.float32(0)))
-    y = ir.node("Relu", [x], name="inner")
-    y.outputs[0].name = "inner_out"
-    z = ir.node("Neg", [x], name="other")
-    z.outputs[0].name = "other_out"
-    graph = [ir.Graph([], list(node.outputs), nodes=[node], name=node.name) for node in (y, z)]
+    graph = []
+    for name, op_type in (("inner", "Relu"), ("other", "Neg")):
+        node = ir.node(op_type, [x], name=name)
+        node.outputs[0].name = f"{name}_out"
+        end = ir.node("Identity", node.outputs, name=f"{name}_end")
+        end.outputs[0].name = f"{name}_end"
+        end.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        graph.append(ir.Graph([], list(end.outputs), nodes=[node, end], name=name))
     b.output(b.op("If", flag, then_branch=graph[0], else_branch=graph[1], name="choice"), ["batch", 4])
     return b.model()
 
@@ -244,3 +247,13 @@ def test_a_weight_that_only_a_branch_behind_what_is_observed_reads():
     given = [{"x": row[np.newaxis], "chosen": np.array(True)} for row in samples(2)]
     found = collect(b.model(), given, {"seen_out": Wanted()})
     assert found["seen_out"].count == 48
+
+
+def test_what_branches_hand_out():
+    model = branches()
+    x = np.array([[1, 2, 3, -4], [-1, -2, -3, 5], [1, 1, 1, 7]], np.float32)
+    data = open_data([x[:1], x[1:2], x[2:]], inputs_of(model))
+    found = collect(model, data, {"inner_end": Wanted(), "choice_out": Wanted(), "other_end": Wanted(False)})
+    assert (found["inner_end"].low, found["inner_end"].high, found["inner_end"].count) == (0, 7, 8)
+    assert (found["other_end"].low, found["other_end"].high, found["other_end"].count) == (-5, 3, 4)
+    assert (found["choice_out"].low, found["choice_out"].high) == (-5, 7)

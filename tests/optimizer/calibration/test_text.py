@@ -68,5 +68,5 @@ def test_what_is_no_text(tokenizer, lines, tmp_path):
 
 
 def test_lines_without_a_tokenizer(lines):
-    with pytest.raises(UsageError, match=r"lines\.txt: lines of text need the model's tokenizer\.json; .*--tokenizer"):
+    with pytest.raises(UsageError, match=r"lines\.txt: lines of text need the model's tokenizer\.json; .*tokenizer"):
         open_data(lines, BERT)

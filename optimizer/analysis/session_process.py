@@ -1,0 +1,154 @@
+"""Sessions of ONNX Runtime in a process of their own.
+
+A model that crashes ONNX Runtime ends that process alone, and so does what it takes of memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import OnnxpressError
+from ..passes.constants import release
+from .feeds import Feeds
+
+_START = f"import sys; sys.path[:] = sys.argv[1:]; from {__package__}.session_server import main; main()"
+"""With the path of this process: it may have been changed, and no module may come from where the models are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a session says of its model.
+
+    Attributes:
+        inputs: Those that are not fed already: name, type and shape each.
+        outputs: Names of its outputs.
+        overridable: Names of the initializers that are inputs.
+    """
+
+    inputs: list[Any]
+    outputs: list[str]
+    overridable: list[str]
+
+
+class SessionProcess:
+    """A process that holds one session at a time; it starts when it is needed, and anew where it died."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sent: dict[int, ir.TensorProtocol] = {}
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a process, and what it holds."""
+        return self._process is not None
+
+    def start(self) -> None:
+        """Start, without waiting: it takes a quarter of a second.
+
+        Raises:
+            OnnxpressError: The operating system starts no process.
+        """
+        if self._process is not None:
+            return
+        command = [sys.executable, "-c", _START, *filter(None, sys.path)]
+        pipe = subprocess.PIPE
+        try:
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
+        except OSError as error:
+            raise OnnxpressError(f"no process can be started to run it: {error.strerror}") from error
+
+    def open(
+        self,
+        model: bytes | Path,
+        name: str,
+        *,
+        ours: bool,
+        optimized: bool = True,
+        weights: Mapping[str, ir.TensorProtocol] | None = None,
+    ) -> Loaded:
+        """Load a model, in place of the one before.
+
+        Args:
+            model: A path, or a serialized model.
+            name: What to call it in an error.
+            ours: Whether it has operators of ours.
+            optimized: Whether ONNX Runtime may rewrite it.
+            weights: What to feed its inputs of these names with in every run, of types that NumPy knows.
+
+        Raises:
+            OnnxpressError: ONNX Runtime refuses it, or dies.
+        """
+        self.start()
+        told, bodies = [], []
+        known, self._sent = self._sent, {}
+        for key, tensor in (weights or {}).items():
+            dtype, place = tensor.dtype.numpy(), None
+            if isinstance(tensor, ir.ExternalTensor):
+                place = str(Path(tensor.path).resolve()), tensor.offset or 0
+            elif id(tensor) not in known and id(tensor) not in self._sent:
+                bodies.append(tensor)
+            self._sent[id(tensor)] = tensor
+            told.append((key, id(tensor), dtype, tuple(tensor.shape.numpy()), place))
+        source = model if isinstance(model, bytes) else str(model.resolve())
+        return Loaded(*self._ask("open", source, name, ours, optimized, told, bodies=bodies))
+
+    def run(self, names: Sequence[str], feeds: Feeds) -> list[Any]:
+        """What the session gives for these names.
+
+        Raises:
+            OnnxpressError: ONNX Runtime fails, or dies.
+        """
+        outputs: list[Any] = self._ask("run", list(names), feeds)
+        return outputs
+
+    def stop(self) -> None:
+        """End the process, and free what it holds."""
+        process, self._process, self._sent = self._process, None, {}
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # of what was not written
+                pipe.close()  # type: ignore[union-attr]
+        process.wait()
+
+    def _ask(self, *request: Any, bodies: Sequence[ir.TensorProtocol] = ()) -> Any:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            pickle.dump(request, process.stdin, pickle.HIGHEST_PROTOCOL)
+            for tensor in bodies:
+                process.stdin.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+                release(tensor)
+            process.stdin.flush()
+            done, answer = pickle.load(process.stdout)
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
+            status = process.wait()
+            self.stop()
+            raise OnnxpressError(f"ONNX Runtime ended with {_shown(status)}") from error
+        except BaseException:
+            self.stop()  # in the middle of a request
+            raise
+        if not done:
+            raise OnnxpressError(answer)
+        return answer
+
+
+def _shown(status: int) -> str:
+    try:
+        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    except ValueError:  # one without a name
+        return f"signal {-status}"

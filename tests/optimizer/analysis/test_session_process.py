@@ -1,0 +1,109 @@
+"""Sessions in a process of their own: what is sent there and comes back, and what becomes of it when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import pytest
+from graphs import Builder, matmul_model, weight
+from onnxpress.optimizer import OnnxpressError, storage
+from onnxpress.optimizer.analysis.checker import bare
+from onnxpress.optimizer.analysis.session_process import SessionProcess
+
+
+@pytest.fixture
+def process():
+    process = SessionProcess()
+    yield process
+    process.stop()
+
+
+def opened(process, model, **more):
+    made = bare(model)
+    return process.open(made.proto.SerializeToString(), "m", ours=False, weights=made.weights, **more)
+
+
+def product():
+    """x @ W, a weight that is fed."""
+    return matmul_model()
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_weights_of_memory_are_fed(process, optimized):
+    loaded = opened(process, product(), optimized=optimized)
+    assert [entry.name for entry in loaded.inputs] == ["x"]
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    (y,) = process.run(loaded.outputs, {"x": x})
+    np.testing.assert_allclose(y, x @ weight(64, 48), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["same", "other"])
+def test_weights_that_are_there_are_not_sent_again(process, model, monkeypatch):
+    first = product()
+    opened(process, first)
+    sent = []
+    ask = SessionProcess._ask
+    monkeypatch.setattr(
+        SessionProcess, "_ask", lambda self, *r, bodies=(): sent.extend(bodies) or ask(self, *r, bodies=bodies)
+    )
+    loaded = opened(process, first if model == "same" else product())
+    assert len(sent) == (model == "other")
+    x = np.ones((1, 64), np.float32)
+    np.testing.assert_allclose(process.run(loaded.outputs, {"x": x})[0], x @ weight(64, 48), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_files_are_mapped_there(process, tmp_path, monkeypatch):
+    storage.save(product(), tmp_path / "m.onnx", external=True)
+    monkeypatch.setattr(ir.ExternalTensor, "numpy", lambda _: pytest.fail("read here"))
+    monkeypatch.chdir(tmp_path)
+    loaded = opened(process, storage.load("m.onnx"))
+    x = np.ones((1, 64), np.float32)
+    np.testing.assert_allclose(process.run(loaded.outputs, {"x": x})[0], x @ weight(64, 48), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_is_refused_leaves_the_process_there(process):
+    with pytest.raises(OnnxpressError, match="m: ONNX Runtime cannot load the model"):
+        process.open(b"no model", "m", ours=False)
+    loaded = opened(process, product())
+    with pytest.raises(OnnxpressError, match="cannot run it"):
+        process.run(loaded.outputs, {"x": np.ones((1, 63), np.float32)})
+    assert process.run(loaded.outputs, {"x": np.ones((1, 64), np.float32)})[0].shape == (1, 48)
+
+
+def test_it_starts_anew_after_a_crash(process):
+    opened(process, product())
+    os.kill(process._process.pid, signal.SIGKILL)
+    with pytest.raises(OnnxpressError, match="ONNX Runtime ended with signal SIGKILL"):
+        process.run(["y"], {"x": np.ones((1, 64), np.float32)})
+    assert not process.is_alive
+    assert opened(process, product()).outputs
+
+
+def test_types_that_numpy_does_not_know(process):
+    b = Builder(13)
+    x = b.input("x", ["n", 64])
+    constant = b.constant("W", weight(64, 48).astype(ml_dtypes.bfloat16))
+    b.output(b.op("MatMul", x, b.op("Cast", constant, to=1)), ["n", 48])
+    loaded = opened(process, b.model())
+    assert process.run(loaded.outputs, {"x": np.ones((1, 64), np.float32)})[0].shape == (1, 48)
+
+
+def test_modules_beside_the_models_are_not_imported(tmp_path):
+    """The current folder is where strangers' files lie."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
+    code = (
+        "import sys; sys.path[:] = sys.argv[1:]\n"
+        "from onnxpress.optimizer.analysis.session_process import SessionProcess\n"
+        "p = SessionProcess()\n"
+        "try: p.open(b'none', 'm', ours=False)\n"
+        "except Exception as error: print(error)\n"
+    )
+    path = [entry for entry in sys.path if entry]
+    done = subprocess.run([sys.executable, "-c", code, *path], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "ONNX Runtime cannot load the model" in done.stdout
