@@ -21,8 +21,8 @@ from ..recipe import NodeSettings, Recipe
 from .constants import constant_of, is_constant, mark_constants
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
 from .matching import is_standard
+from .opset_obstacle import obstacle
 from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes, refuse_table
-from .raise_opset import RaiseOpset
 from .rewriting import settings_of
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -72,7 +72,7 @@ def plan_minifloat(
     mark_constants(model)
     paths = {node: path for path, node in nested_nodes(model.graph, "")}
     understood = {node: found for node in paths if (found := _understand(node)) is not None}
-    too_old = RaiseOpset(functions.MIN_OPSET).obstacle(model)
+    too_old = obstacle(model, functions.MIN_OPSET)
     ends = _ends(model.graph, understood) if _keeps_ends(recipe, understood) else {}
     operators: dict[ir.Node, Operator] = {}
     settings: dict[ir.Node, NodeSettings] = {}

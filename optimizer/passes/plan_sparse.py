@@ -9,8 +9,8 @@ from onnxpress.custom_ops import functions
 
 from ..recipe import Recipe
 from ..sparsity import Block
+from .opset_obstacle import obstacle
 from .plan import Decision, has_weight, is_for_weights_alone, not_taken, plan
-from .raise_opset import RaiseOpset
 
 _MOST_INT8 = (2**31 - 1) // (255 * 128)  # products of uint8 and int8 codes
 
@@ -23,7 +23,7 @@ def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]
         recipe: What is asked for.
         block: Sizes of the blocks.
     """
-    too_old = RaiseOpset(functions.MIN_OPSET).obstacle(model)
+    too_old = obstacle(model, functions.MIN_OPSET)
     decisions = [_for_sparse(decision, recipe, block) for decision in plan(model, recipe) if has_weight(decision)]
     return [leave(each, too_old) if too_old is not None and each.taken else each for each in decisions]
 
