@@ -24,7 +24,8 @@ from .terminal import (
 
 # Panels of options by the schemes that take them.
 _AND_INT8 = "Weights alone and int8-static"
-_DATA = "Data of static schemes and sparse"
+_DATA = "Data of static schemes, sparse, and weights alone"
+_RANGES = "Static schemes and sparse"
 _STATIC = "int8-static and fp8-static"
 _INT8_STATIC = "int8-static"
 _INT8 = "int8-static and int8-dynamic"
@@ -105,19 +106,19 @@ def optimize(
     statistics: Annotated[
         str | None,
         typer.Option(
-            help="What `onnxpress calibrate` wrote, in place of data; --gram for sparse.", rich_help_panel=_DATA
+            help="What `onnxpress calibrate` wrote, in place of data; --gram for sparse.", rich_help_panel=_RANGES
         ),
     ] = None,
     range_method: Annotated[
         str | None,
         typer.Option(
             help="minmax (default of fp8), moving-average, percentile (default of int8); of int8 entropy and mse, too.",
-            rich_help_panel=_DATA,
+            rich_help_panel=_RANGES,
         ),
     ] = None,
     percentile: Annotated[
         float | None,
-        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_DATA),
+        typer.Option(help="Share in percent that the method percentile keeps; 99.999.", rich_help_panel=_RANGES),
     ] = None,
     smooth: Annotated[
         bool | None,
@@ -161,7 +162,7 @@ def optimize(
     compensate: Annotated[
         bool | None,
         typer.Option(
-            "--compensate/--no-compensate", help="Rounding of weights by the data.", rich_help_panel=_INT8_STATIC
+            "--compensate/--no-compensate", help="Rounding of weights by the data.", rich_help_panel=_AND_INT8
         ),
     ] = None,
     correct_bias: Annotated[

@@ -62,7 +62,8 @@ def optimize(
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
-        calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
+        calibration: What static schemes and sparse learn about tensors from, and weights alone where it is given; a
+            model of the catalogue has its own.
         dims: Sizes of open dimensions of the random inputs that the model is checked on, by name, or by input and axis
             as "x:1".
         progress: Told how the work goes on.
@@ -163,7 +164,9 @@ class _Given:
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
         self.asked, self.is_there = calibration, calibration.is_there(name)
-        self._read = self.is_there and recipe.kind in ("static", "minifloat-static", "sparse")
+        self._read = weight_only.learns(recipe, calibration) or (
+            self.is_there and recipe.kind in ("static", "minifloat-static", "sparse")
+        )
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
 
@@ -173,11 +176,16 @@ class _Given:
             self._data = self.asked.open(self._model, self._name, self._path)
         return self._data
 
+    def data(self) -> Data | None:
+        """The data, where it is read and there are no statistics in its place."""
+        data = self.open() if self._read else None
+        return data if isinstance(data, Data) else None
+
     def sample(self) -> Feeds | None:
         """The first batch of the data, where it can be read: what is wrong with it is told by who needs all of it."""
         with contextlib.suppress(OnnxpressError):
-            data = self.open() if self._read else None
-            return next(iter(data)) if isinstance(data, Data) else None
+            data = self.data()
+            return None if data is None else next(iter(data))
         return None
 
     def tell(self, outcome: Outcome) -> Outcome:
@@ -202,7 +210,9 @@ def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progre
         return given.tell(sparse.convert(model, recipe, given.open if given.is_there else None, progress))
     if recipe.kind == "minifloat-dynamic":
         return minifloat_dynamic.convert(model, recipe, progress)
-    return dynamic.convert(model, recipe, progress) if recipe.kind == "dynamic" else weight_only.convert(model, recipe)
+    if recipe.kind == "dynamic":
+        return dynamic.convert(model, recipe, progress)
+    return given.tell(weight_only.convert(model, recipe, given.data(), progress))
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

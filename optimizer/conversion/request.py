@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..calibration import Calibration
-from ..errors import SettingsError
+from ..errors import SettingsError, option
 from ..evaluation.metrics import check_name
+from ..families import weight_only
 from ..families.calibrated import convert as static
 from ..families.sparse import convert as sparse
 from ..settings.recipe import Recipe
@@ -34,6 +35,12 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
             calibration.check(name)
         else:
             sparse.refuse_without_data(recipe)
+    elif weight_only.learns(recipe, calibration):
+        if calibration.statistics is not None:
+            raise SettingsError(
+                ["statistics"], f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
+            )
+        calibration.check(name)
     elif calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
         raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")

@@ -1,4 +1,8 @@
-"""Weights of 2 to 8 bits, activations as they are: which passes run in which order."""
+"""Weights of 2 to 8 bits, activations as they are: which passes run in which order.
+
+Data is asked for where somebody gives it. What products and convolutions read of it moves the codes of their weights,
+when these are written.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,12 @@ import math
 
 import onnx_ir as ir
 
+from ..calibration import Calibration, Data, patches
+from ..calibration.collect import survey
+from ..graph.constants import constant_of, mark_constants
 from ..graph.matching import opset_of
+from ..graph.rewriting import required
+from ..model_io.names import copy_of
 from ..passes.declare_functions import declare_functions
 from ..passes.expand_sequence_map import ExpandSequenceMap
 from ..passes.quantize_conv import QuantizeConv
@@ -19,15 +28,33 @@ from ..planning.kept_in_float import kept_in_float
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision, plan
 from ..planning.report import WeightReport
-from ..planning.result import Outcome
+from ..planning.result import Outcome, Progress
+from ..planning.stored_weights import Covariances, no_covariances
 from ..quantization.rtn import decibels
 from ..settings.recipe import Recipe
 
 
-def convert(model: ir.Model, recipe: Recipe) -> Outcome:
-    """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written."""
+def learns(recipe: Recipe, calibration: Calibration) -> bool:
+    """Whether a recipe of weights alone wants the data; a model of the catalogue has some without being asked."""
+    wanted = recipe.compensate is None and calibration != Calibration()
+    return recipe.kind == "weight-only" and (wanted or recipe.compensate is True)
+
+
+def convert(model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress) -> Outcome:
+    """Convert a model, which CleanUp went over, in place. Weights are rounded when they are written.
+
+    Args:
+        model: The float model.
+        recipe: Of kind "weight-only".
+        data: What inputs of weights hold, where that is to be learnt.
+        progress: Told how the work goes on.
+
+    Raises:
+        OnnxpressError: The data cannot be read; when weights are written, that ONNX Runtime cannot run the model.
+    """
     decisions = decide(model, recipe)
-    product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
+    covariances = no_covariances if data is None else _covariances(model, decisions, data, progress)
+    product, convolution, gather = QuantizeMatMul(covariances), QuantizeConv(covariances), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
     ExpandSequenceMap()(model)
@@ -40,6 +67,23 @@ def convert(model: ir.Model, recipe: Recipe) -> Outcome:
         gain=lambda: _gain(lazy),
         warnings=[*kept_in_float(model, weights), *product.warnings],
     )
+
+
+def _covariances(model: ir.Model, decisions: list[Decision], data: Data, progress: Progress) -> Covariances:
+    """Of what nodes read in the float model, observed when they are asked for: in the order of the weights."""
+    survey(data, progress)
+    model = copy_of(model)
+    mark_constants(model)
+    taken = {each.node.name for each in decisions if _can_be_observed(each)}
+    nodes = [node for node in model.graph if node.name in taken and constant_of(required(node.inputs[1])) is not None]
+    nodes.sort(key=lambda node: node.op_type == "Conv")  # products are written first
+    found = patches.Covariances(model, nodes, data, centred=False, progress=progress)
+    return lambda decision: found.get(decision.node.name or "") if _can_be_observed(decision) else None
+
+
+def _can_be_observed(decision: Decision) -> bool:
+    """Not in a graph inside a node, and with a covariance that says something of each output."""
+    return decision.taken and not decision.path and decision.op_type in ("MatMul", "Gemm", "Conv")
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

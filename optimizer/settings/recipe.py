@@ -18,7 +18,8 @@ from .values import checked
 _ALWAYS = frozenset({"scheme", "clean_up", "check", "include", "exclude", "overrides"})
 _READ = {
     "weight-only": _ALWAYS
-    | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings"},
+    | {"block_size", "symmetric", "search", "scale_type", "per_channel", "form", "accuracy_level", "embeddings",
+       "compensate"},
     "static": _ALWAYS
     | {"symmetric", "search", "range_method", "percentile", "activation_type", "per_channel", "reduce_range",
        "target", "equalize", "smooth", "compensate", "correct_bias", "restore_moments", "max_drop", "metric",
@@ -144,7 +145,7 @@ class Recipe:
         smooth: Move outliers of activations into the weights of the products that read them first, at the price of a
             Mul where no constant takes their scale; None does only what costs nothing, and needs data, too.
         compensate: Round inputs of a weight one after the other, the next making up for the last; None where there is
-            data.
+            data, of weights alone where data is given.
         correct_bias: Take the mean error of rounding out of the biases.
         restore_moments: Give each channel of a Conv its mean and deviation on the data back; None where there is data
             and, if a metric is given, the model is better for it.

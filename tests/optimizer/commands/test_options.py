@@ -19,7 +19,8 @@ PANELS = {
     None: {"weight-only", "static", "dynamic", "minifloat-static", "minifloat-dynamic", "sparse"},
     terminal.WEIGHT_ONLY: {"weight-only"},
     "Weights alone and int8-static": {"weight-only", "static"},
-    "Data of static schemes and sparse": {"static", "minifloat-static", "sparse"},
+    "Data of static schemes, sparse, and weights alone": {"static", "minifloat-static", "sparse", "weight-only"},
+    "Static schemes and sparse": {"static", "minifloat-static", "sparse"},
     "int8-static and fp8-static": {"static", "minifloat-static"},
     "int8-static": {"static"},
     "int8-static and int8-dynamic": {"static", "dynamic"},
@@ -43,7 +44,7 @@ VALUES = {
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "statistics",
+    "tokenizer", "statistics", "dim",
 }  # fmt: skip
 
 
@@ -99,7 +100,13 @@ def test_inspect_takes_the_options_that_its_reasons_advise(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scheme", "int4", "--calibration", "d.npz"], "--calibration: scheme int4 reads no calibration data"),
+        (
+            ["--scheme", "int4", "--no-compensate", "--calibration", "d.npz"],
+            "--calibration: scheme int4 reads no calibration data with these settings",
+        ),
+        (["--scheme", "nf4", "--compensate"], "this has to see data: give --calibration"),
+        (["--scheme", "nf4", "--samples", "8"], "this has to see data: give --calibration"),
+        (["--scheme", "nf4", "--statistics", "s.npz"], "--statistics: scheme nf4 learns from data: give --calibration"),
         (
             ["--scheme", "int8-dynamic", "--samples", "8"],
             "--samples: scheme int8-dynamic reads no calibration data with these settings",
@@ -158,7 +165,7 @@ def test_a_folder_without_a_model_is_called_one(run, tmp_path):
             ["--metric", "lee", "--statistics", "s.npz"],
             "--metric, r.toml: max_drop: runs models on data",
         ),
-        ('scheme = "int4"\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
+        ('scheme = "int4"\ncompensate = false\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
     ],
 )
 def test_settings_are_called_what_they_are_where_they_were_written(run, tmp_path, text, options, message):

@@ -4,8 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
+from onnxpress.custom_ops import reference
+from onnxpress.optimizer import Recipe
+from onnxpress.optimizer.quantization import compensated
 from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.quantization.compensated import compensate
+from onnxpress.optimizer.quantization.rtn import quantize_rtn
 
 RNG = np.random.default_rng(5)
 
@@ -73,3 +77,49 @@ def test_dead_inputs_and_one_scale_in_all():
     for axis in (0, None):
         rounded = quantize_weight(weight, axis)
         assert np.array_equal(compensate(weight, 0, rounded, np.zeros((1, 8, 8))).codes, rounded.codes)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("scheme", ["int4", "int3", "nf4", "fp4", "fp8", "mxfp4", "bfp4"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_of_every_format(groups, scheme, transposed):
+    """With the scales and zero points of plain rounding, and fewer losses of the product; padding holds zeros."""
+    scheme, K = Recipe(scheme=scheme).settings("", "MatMul").weight, 80
+    weight = RNG.standard_normal((12, K)).astype(np.float32)
+    inputs = covariance(groups, K)
+    given = weight if transposed else np.ascontiguousarray(weight.T)
+    plain = quantize_rtn(given, scheme, transposed)
+    found = quantize_rtn(given, scheme, transposed, covariance=inputs)
+    np.testing.assert_array_equal(found.scales, plain.scales)
+    np.testing.assert_array_equal(found.zero_points, plain.zero_points)
+    losses = []
+    for each in (found, plain):
+        numbers, padding = decoded(each, scheme, K)
+        assert (padding == 0).all()
+        lost = (numbers - weight).reshape(groups, -1, K)
+        losses.append(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
+        np.testing.assert_allclose(each.error.error, np.square(lost).sum(), rtol=1e-5)
+    assert losses[0] < 0.8 * losses[1]
+
+
+def decoded(quantized, scheme, K):
+    """The weight, and what pads its last block, over the scale."""
+    block = scheme.codes_a_block(K)
+    padded = scheme.blocks(K) * block
+    codes = reference.unpack_codes(quantized.packed, scheme.bits, block, padded)
+    zeros, scales = (np.repeat(each, block, axis=1) for each in (quantized.zero_points, quantized.scales))
+    numbers = codes.astype(np.float64) - zeros if scheme.integer else scheme.numbers.decode(codes)
+    return (numbers * scales)[:, :K], numbers[:, K:]
+
+
+def test_blocks_of_zeros_and_pieces_of_a_weight(monkeypatch):
+    scheme = Recipe(scheme="int4").settings("", "MatMul").weight
+    weight = RNG.standard_normal((9, 64)).astype(np.float32)
+    weight[:, 32:] = 0
+    whole = quantize_rtn(weight, scheme, True, covariance=covariance(1, 64))
+    numbers, _ = decoded(whole, scheme, 64)
+    assert (numbers[:, 32:] == 0).all()
+    inputs = covariance(3, 64)
+    whole = quantize_rtn(weight, scheme, True, covariance=inputs)
+    monkeypatch.setattr(compensated, "_MOST_WEIGHTS", 64)  # one output of each group at a time
+    np.testing.assert_array_equal(quantize_rtn(weight, scheme, True, covariance=inputs).packed, whole.packed)

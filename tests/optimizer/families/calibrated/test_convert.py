@@ -303,7 +303,7 @@ def test_no_data(path):
 
 def test_data_for_a_scheme_without(path):
     with pytest.raises(UsageError, match="data: scheme int4 reads no calibration data with these settings"):
-        optimize(path, Recipe(), calibration=Calibration(images()))
+        optimize(path, Recipe(compensate=False), calibration=Calibration(images()))
 
 
 @pytest.mark.parametrize(("feed", "text"), [
