@@ -1,17 +1,20 @@
 // The kernels as a Python module, for the optimizer, the tests and the benchmarks.
 #include "bindings.h"
 
+#include <algorithm>
+#include <map>
 #include <utility>
 
 #include "kernels/bit_planes.h"
-#include "kernels/limits.h"
+#include "kernels/kernel_table.h"
 #include "kernels/matmul_int8.h"
 #include "kernels/quantize_blocks.h"
+#include "kernels/roofline.h"
 
 namespace {
 
 using namespace onnxpress;
-constexpr std::int64_t kMostRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
+constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
 
 void check_scheme(int bits, std::int64_t block_size) {
   require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
@@ -90,8 +93,8 @@ bool py_all_finite(const py::array& array) {
 NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::optional<py::array>& zero_points,
                       int bits, std::int64_t block_size, std::int64_t K) {
   require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));
-  require(K >= 1 && K < kMostRows, "K must be positive");
-  require(is_block_size(block_size, K) && block_size < kMostRows,
+  require(K >= 1 && K < kMaxRows, "K must be positive");
+  require(is_block_size(block_size, K) && block_size < kMaxRows,
           "block_size must be a multiple of 16, or K, got " + std::to_string(block_size));
   require(packed.ndim() == 3, "packed must have three axes");
   NBitsSource source;
@@ -251,10 +254,36 @@ void py_read(const Bytes& memory, const std::optional<std::string>& isa) {
   read_memory(chosen, bytes, count);
 }
 
-std::vector<std::string> py_supported_isas() {
+std::vector<std::string> names_of(const std::vector<Isa>& isas) {
   std::vector<std::string> names;
-  for (Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
+  for (Isa isa : isas) names.emplace_back(isa_name(isa));
   return names;
+}
+
+// The instruction sets whose kernels of a kind run on `isa`, the best first.
+template <class Kernels>
+std::vector<std::string> names_of_kernels(Isa isa) {
+  std::vector<std::string> names;
+  for (Isa each : all_isas()) {
+    const InstructionSet& set = instruction_set(each);
+    const bool has_kernels = std::get<const Kernels*>(set.kernels) != nullptr;
+    if (has_kernels && set.runs_with(instruction_set(isa).needs)) names.insert(names.begin(), set.name);
+  }
+  return names;
+}
+
+std::map<std::string, std::vector<std::string>> py_kernels(const std::string& name) {
+  const std::vector<Isa> isas = all_isas();
+  const auto isa = std::find_if(isas.begin(), isas.end(), [&](Isa each) { return name == isa_name(each); });
+  require(isa != isas.end(), name + " is no instruction set");
+  return {{"block_sparse", names_of_kernels<BlockSparseKernels>(*isa)},
+          {"int8", names_of_kernels<Int8Kernels>(*isa)},
+          {"minifloat_bfloat16", names_of_kernels<MiniFloatBFloat16Kernels>(*isa)},
+          {"minifloat_float", names_of_kernels<MiniFloatKernels>(*isa)},
+          {"nbits_bfloat16", names_of_kernels<NBitsBFloat16Kernels>(*isa)},
+          {"nbits_float", names_of_kernels<NBitsFloatKernels>(*isa)},
+          {"nbits_int8", names_of_kernels<NBitsInt8Kernels>(*isa)},
+          {"quantize", names_of_kernels<QuantizeKernels>(*isa)}};
 }
 
 }  // namespace
@@ -288,6 +317,9 @@ PYBIND11_MODULE(_kernels, m) {
         "Reads an array of bytes as fast as one thread can, to be timed.");
   bind_block_sparse(m);
   bind_minifloat(m);
-  m.def("supported_isas", py_supported_isas, "Instruction sets of this CPU that have kernels, slowest first.");
+  m.def("all_isas", [] { return names_of(all_isas()); }, "Instruction sets that there are kernels for, slowest first.");
+  m.def("supported_isas", [] { return names_of(supported_isas()); }, "Those of all_isas that this CPU has.");
+  m.def("kernels", py_kernels, py::arg("isa"),
+        "By kind, the instruction sets whose kernels run on one, the best first.");
   m.def("chosen_isa", [] { return std::string(isa_name(chosen_isa())); }, "What ONNXPRESS_ISA or CPUID picks.");
 }

@@ -5,10 +5,10 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kMostRows = std::int64_t{1} << 40;
+constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;
 using Ints = py::array_t<std::int32_t, py::array::c_style>;
 
-void refuse(const std::string& fault) { require(fault.empty(), fault); }
+void refuse(const std::string& find_error) { require(find_error.empty(), find_error); }
 
 PackedBlockSparse py_pack(const py::array& values, const Ints& indices, const Ints& offsets,
                           const std::optional<Floats>& scales, std::int64_t K, std::int64_t N) {
@@ -20,7 +20,7 @@ PackedBlockSparse py_pack(const py::array& values, const Ints& indices, const In
   source.blocks = values.shape(0);
   source.block_n = values.shape(1);
   source.block_k = values.shape(2);
-  refuse(size_fault(source));
+  refuse(find_size_error(source));
   check_shape(indices, "indices", {source.blocks});
   check_shape(offsets, "offsets", {source.block_rows() + 1});
   source.indices = indices.data();
@@ -36,7 +36,7 @@ PackedBlockSparse py_pack(const py::array& values, const Ints& indices, const In
     source.codes = static_cast<const std::int8_t*>(values.data());
     source.scales = scales->data();
   }
-  refuse(fault(source));
+  refuse(find_error(source));
   py::gil_scoped_release release;
   return pack(source);
 }
@@ -56,7 +56,7 @@ std::pair<py::array, std::string> py_matmul(const py::array& A, const PackedBloc
                                             const std::optional<std::string>& isa) {
   const BlockSparseWeight& w = weight.view;
   require(A.ndim() == 2 && (A.flags() & py::array::c_style) != 0, "A must have two axes and be C-contiguous");
-  require(A.shape(0) < kMostRows / w.K / w.N + 2, "A has too many rows");
+  require(A.shape(0) < kMaxRows / w.K / w.N + 2, "A has too many rows");
   check_shape(A, "A", {A.shape(0), w.K});
   if (bias) check_shape(*bias, "bias", {w.N});
   BlockSparseProblem problem;

@@ -6,15 +6,15 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kMostRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
+constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
 
 NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::string& format, std::int64_t block_size,
                       std::int64_t K) {
   NBitsSource source;
   source.kind = minifloat_kind(format.c_str());
   require(source.kind != CodeKind::kInteger, "format is '" + format + "', must be " + minifloat_names());
-  require(K >= 1 && K < kMostRows, "K must be positive");
-  require(block_size >= 0 && block_size % 16 == 0 && block_size < kMostRows,
+  require(K >= 1 && K < kMaxRows, "K must be positive");
+  require(block_size >= 0 && block_size % 16 == 0 && block_size < kMaxRows,
           "block_size must be a multiple of 16, or 0, got " + std::to_string(block_size));
   require(packed.ndim() == 3, "packed must have three axes");
   source.K = K;
@@ -80,7 +80,7 @@ void bind_minifloat(py::module_& m) {
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
   m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("growth"), py::arg("format"),
         py::arg("isa") = py::none(),
-        "Returns six sums of each block and the name of the instruction set whose code ran.");
+        "Returns four sums of each block and the name of the instruction set whose code ran.");
 }
 
 }  // namespace onnxpress

@@ -65,7 +65,7 @@ PackedBlockSparse load_weight(ContextReader& record) {
   // Copied first: it says where to read, and who else writes to the file could change that after the check.
   Blob memory = share(copy(mapped.data(), mapped.size));
   const BlockSparseWeight weight = view(layout, memory.data());
-  if (!is_safe(layout, weight)) record.reject("is damaged: it holds a weight with places outside of it");
+  if (!is_safe(layout, weight)) record.reject("is damaged: it holds a weight with indices outside of it");
   return {layout, std::move(memory), weight};
 }
 
@@ -78,7 +78,7 @@ class BlockSparsePlan final : public Plan {
 
   std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const override {
     return std::make_unique<CompiledBlockSparse>(api_, BlockSparseProduct(api_, read_, isa_),
-                                                 place_of(api_, compiled, a_));
+                                                 input_index(api_, compiled, a_));
   }
 
  private:
@@ -111,7 +111,7 @@ std::unique_ptr<CompiledNode> load_block_sparse(SavedNode& saved) {
     record.reject("is damaged: activations of no possible kind");
   }
   const std::size_t a = saved.input(epilogue.is_uint8 ? ort::kUint8 : ort::kFloat);
-  if (a == kNowhere) record.reject("is damaged: it holds no activations");
+  if (a == kNoInput) record.reject("is damaged: it holds no activations");
   saved.check_output(has_output ? ort::kUint8 : ort::kFloat);
   BlockSparseProduct product(saved.api, std::move(weight), std::move(bias), std::move(epilogue), saved.options.isa);
   return std::make_unique<CompiledBlockSparse>(saved.api, std::move(product), a);

@@ -29,9 +29,9 @@ struct ContextHeader {
   std::uint64_t identity = 0;  // the hash of all before, which knows all blobs by their hashes in the index
 };
 
-// Room for some hundred thousand nodes. A file that says more is damaged: it could be long without holding anything,
-// and the index is all that is read into memory.
-inline constexpr std::uint64_t kMostIndex = std::uint64_t{1} << 26;
+// Workspace for some hundred thousand nodes. A file that says more is damaged: it could be long without holding
+// anything, and the index is all that is read into memory.
+inline constexpr std::uint64_t kMaxIndex = std::uint64_t{1} << 26;
 
 inline constexpr std::size_t kHashedHeader = offsetof(ContextHeader, identity);
 inline constexpr std::size_t kBlobAlignment = 64;

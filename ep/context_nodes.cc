@@ -107,12 +107,12 @@ SavedNode::SavedNode(const Claims& claims, const ContextFile& file, const GraphN
       compiled_(compiled) {}
 
 std::size_t SavedNode::input(ort::ElementType type) {
-  const std::int64_t place = record.number();
-  if (place == static_cast<std::int64_t>(kNowhere)) return kNowhere;
-  const std::optional<GraphValue> value = node_.input(static_cast<std::size_t>(place));
-  if (!value) node_.reject("input " + std::to_string(place) + " is missing");
-  if (value->type().element != type) node_.reject("input " + std::to_string(place) + " has another type than saved");
-  return place_of(api, compiled_, value->name());
+  const std::int64_t index = record.number();
+  if (index == static_cast<std::int64_t>(kNoInput)) return kNoInput;
+  const std::optional<GraphValue> value = node_.input(static_cast<std::size_t>(index));
+  if (!value) node_.reject("input " + std::to_string(index) + " is missing");
+  if (value->type().element != type) node_.reject("input " + std::to_string(index) + " has another type than saved");
+  return input_index(api, compiled_, value->name());
 }
 
 void SavedNode::check_output(ort::ElementType type) const {

@@ -27,7 +27,7 @@ class SavedNode {
   const ort::Logger* const logger;
   ContextReader record;
 
-  // Reads the place of an input as it was when it was saved, which may be `kNowhere`, and gives the place as it is.
+  // Reads the index of an input as it was when it was saved, which may be `kNoInput`, and gives the index as it is.
   std::size_t input(ort::ElementType type);
   // The node must have just one.
   void check_output(ort::ElementType type) const;

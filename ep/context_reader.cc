@@ -1,12 +1,6 @@
 #include "context_reader.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -14,48 +8,14 @@
 #include "context_format.h"
 #include "hash.h"
 #include "options.h"
+#include "platform.h"
 
 namespace onnxpress {
 namespace {
 
-class Descriptor {
- public:
-  explicit Descriptor(int number) : number_(number) {}
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  ~Descriptor() {
-    if (number_ >= 0) close(number_);
-  }
-  operator int() const { return number_; }
-
- private:
-  const int number_;
-};
-
-// Reads rather than maps, so that what was checked stays what it was.
-bool read_at(int file, std::uint64_t offset, void* bytes, std::size_t size) {
-  auto* at = static_cast<char*>(bytes);
-  while (size > 0) {
-    const ssize_t got = pread(file, at, size, static_cast<off_t>(offset));
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return false;
-    at += got;
-    offset += static_cast<std::uint64_t>(got);
-    size -= static_cast<std::size_t>(got);
-  }
-  return true;
-}
-
 bool is_plain_name(const std::string& name) {
   return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
          name.find('\0') == std::string::npos;
-}
-
-// The path without links; none, with errno set, where there is no such file.
-std::optional<std::string> real_path(const std::string& path) {
-  const std::unique_ptr<char, void (*)(void*)> real(realpath(path.c_str(), nullptr), std::free);
-  if (real == nullptr) return std::nullopt;
-  return real.get();
 }
 
 bool is_below(const std::string& path, const std::string& folder) {
@@ -98,14 +58,12 @@ ContextFile::ContextFile(const std::vector<std::string>& folders, const std::str
     : path_("ep_cache_context"), verify_(verify) {
   if (!is_plain_name(name)) reject("the file of a context must be named without a folder, and lie beside the model");
   const std::string real = find(folders, name);
-  // Nor does a pipe make it wait.
-  const Descriptor file(open(real.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
-  if (file < 0) reject(std::strerror(errno));
-  struct stat status;
-  if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) reject("is no regular file");
+  const InputFile file(real);
+  if (!file.is_open()) reject(std::strerror(errno));
+  if (!file.is_regular()) reject("is no regular file");
 
   ContextHeader header;
-  if (!read_at(file, 0, &header, sizeof header) || header.magic != kContextMagic) reject("holds no context");
+  if (!file.read(0, &header, sizeof header) || header.magic != kContextMagic) reject("holds no context");
   if (header.byte_order != kByteOrder) reject("was written with another byte order; compile the model here");
   if (header.format != kContextFormat) {
     reject("has version " + std::to_string(header.format) + " of the format, this library has version " +
@@ -113,14 +71,15 @@ ContextFile::ContextFile(const std::vector<std::string>& folders, const std::str
   }
   if (header.identity != hash_of(&header, kHashedHeader)) reject("is damaged: its header has another hash");
   if (to_hex(header.identity) != identity) reject("is not the file that the model was saved with");
-  const auto size = static_cast<std::uint64_t>(status.st_size);
+  const std::uint64_t size = file.size();
   if (header.file_size != size) {
     reject("is damaged: it has " + std::to_string(size) + " bytes of " + std::to_string(header.file_size));
   }
   if (header.index_offset > size || header.index_size != size - header.index_offset) reject("is damaged: no index");
-  if (header.index_size > kMostIndex) reject("is damaged: its index is too long");
+  if (header.index_size > kMaxIndex) reject("is damaged: its index is too long");
+  // Read rather than mapped, so that what was checked stays what it was.
   std::string index(header.index_size, '\0');
-  if (!read_at(file, header.index_offset, index.data(), index.size()) ||
+  if (!file.read(header.index_offset, index.data(), index.size()) ||
       hash_of(index.data(), index.size()) != header.index_hash) {
     reject("is damaged: its index has another hash");
   }
@@ -137,10 +96,9 @@ ContextFile::ContextFile(const std::vector<std::string>& folders, const std::str
   }
   if (records_.size() != header.nodes) reject("is damaged: it has not as many nodes as it says");
 
-  void* bytes = mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
-  if (bytes == MAP_FAILED) reject(std::string("cannot map: ") + std::strerror(errno));
-  map_ = {std::shared_ptr<const std::uint8_t>(static_cast<const std::uint8_t*>(bytes), Free{size}), size};
-  madvise(bytes, size, MADV_WILLNEED);  // a hint: read ahead while the rest of the model is loaded
+  const std::uint8_t* bytes = file.map();
+  if (bytes == nullptr) reject(std::string("cannot map: ") + std::strerror(errno));
+  map_ = {std::shared_ptr<const std::uint8_t>(bytes, Free{size}), size};
 }
 
 const std::string& ContextFile::record(std::size_t node) const {

@@ -1,16 +1,10 @@
 #include "context_writer.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <atomic>
-#include <cerrno>
-#include <cstdio>
 #include <cstring>
 #include <stdexcept>
-#include <utility>
 
 #include "hash.h"
+#include "platform.h"
 
 namespace onnxpress {
 namespace {
@@ -18,67 +12,6 @@ namespace {
 std::string bytes_of(std::uint64_t value) { return std::string(reinterpret_cast<const char*>(&value), sizeof value); }
 
 std::uint64_t aligned(std::uint64_t offset) { return (offset + kBlobAlignment - 1) / kBlobAlignment * kBlobAlignment; }
-
-// A file that gets its name when it is whole, and leaves no trace otherwise.
-class NewFile {
- public:
-  NewFile(const std::string& folder, const std::string& name) {
-    static std::atomic<unsigned> count{0};
-    do {
-      const std::string unique = std::to_string(getpid()) + "." + std::to_string(count++);
-      path_ = folder + "." + name + "." + unique + ".part";
-      descriptor_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    } while (descriptor_ < 0 && errno == EEXIST);
-    if (descriptor_ < 0) fail(path_);
-  }
-  NewFile(const NewFile&) = delete;
-  NewFile& operator=(const NewFile&) = delete;
-  ~NewFile() {
-    if (descriptor_ >= 0) close(descriptor_);
-    if (!path_.empty()) unlink(path_.c_str());
-  }
-
-  void write(const void* bytes, std::size_t size) {
-    const auto* at = static_cast<const char*>(bytes);
-    while (size > 0) {
-      const ssize_t written = ::write(descriptor_, at, size);
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0) fail(path_);
-      at += written;
-      size -= static_cast<std::size_t>(written);
-    }
-  }
-
-  // The bytes are on the disk before the name is, and the name before this returns: no model that is written next can
-  // name a file that a crash of the machine leaves empty.
-  void finish(const std::string& path) {
-    if (fsync(descriptor_) != 0) fail(path_);
-    // Some file systems tell of a full disk only now.
-    if (close(std::exchange(descriptor_, -1)) != 0) fail(path_);
-    if (std::rename(path_.c_str(), path.c_str()) != 0) fail(path);
-    path_.clear();
-    sync_folder_of(path);
-  }
-
- private:
-  static void sync_folder_of(const std::string& path) {
-    const std::string folder = path.substr(0, path.rfind('/') + 1) + ".";
-    const int descriptor = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor < 0) fail(folder);
-    const bool is_synced = fsync(descriptor) == 0 || errno == EINVAL;  // of file systems that cannot do it for folders
-    const int reason = errno;
-    close(descriptor);
-    errno = reason;
-    if (!is_synced) fail(folder);
-  }
-
-  [[noreturn]] static void fail(const std::string& path) {
-    throw std::runtime_error("onnxpress: " + path + ": cannot write: " + std::strerror(errno));
-  }
-
-  std::string path_;  // empty once it is renamed
-  int descriptor_ = -1;
-};
 
 }  // namespace
 
@@ -113,7 +46,7 @@ std::uint64_t ContextWriter::store(const Blob& value, std::uint64_t hash) {
 ContextWriter::File ContextWriter::write(const std::string& model_path) const {
   std::string index;
   for (const std::string& record : records_) index += bytes_of(record.size()) + record;
-  if (index.size() > kMostIndex) throw std::runtime_error("onnxpress: " + model_path + ": too many nodes to be saved");
+  if (index.size() > kMaxIndex) throw std::runtime_error("onnxpress: " + model_path + ": too many nodes to be saved");
   ContextHeader header;
   header.file_size = end_ + index.size();
   header.index_offset = end_;

@@ -9,8 +9,6 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::size_t kNone = static_cast<std::size_t>(-1);
-
 // What the nodes say of the table; its values come in at run time.
 struct Table {
   NBitsTable sizes;
@@ -83,25 +81,25 @@ Table read_table(const GraphNode& node) {
   return {t, scales.element == ort::kFloat16};
 }
 
-struct Places {
+struct InputIndices {
   std::size_t data, indices, scales, zero_points;
 };
 
 class CompiledGather final : public CompiledNode {
  public:
-  CompiledGather(const ort::Api& api, std::string label, const Table& table, const Places& places, Isa isa)
-      : CompiledNode(api), label_(std::move(label)), table_(table), places_(places), isa_(isa) {}
+  CompiledGather(const ort::Api& api, std::string label, const Table& table, const InputIndices& inputs, Isa isa)
+      : CompiledNode(api), label_(std::move(label)), table_(table), inputs_(inputs), isa_(isa) {}
 
   void run(ort::KernelContext* context) const override {
     NBitsTable table = table_.sizes;
-    table.codes = values<std::uint8_t>(context, places_.data);
-    if (places_.zero_points != kNone) table.zero_points = values<std::uint8_t>(context, places_.zero_points);
+    table.codes = values<std::uint8_t>(context, inputs_.data);
+    if (inputs_.zero_points != kNoInput) table.zero_points = values<std::uint8_t>(context, inputs_.zero_points);
     if (table_.has_half_scales) {
-      table.half_scales = values<std::uint16_t>(context, places_.scales);
+      table.half_scales = values<std::uint16_t>(context, inputs_.scales);
     } else {
-      table.scales = values<float>(context, places_.scales);
+      table.scales = values<float>(context, inputs_.scales);
     }
-    const ort::Value* indices = input(context, places_.indices);
+    const ort::Value* indices = input(context, inputs_.indices);
     ort::TypeAndShape type = ort::type_and_shape(api_, indices);
     std::int64_t count = 1;
     for (std::int64_t size : type.dims) count *= size;
@@ -126,8 +124,8 @@ class CompiledGather final : public CompiledNode {
 
  private:
   template <class T>
-  const T* values(ort::KernelContext* context, std::size_t place) const {
-    return static_cast<const T*>(ort::data(api_, input(context, place)));
+  const T* values(ort::KernelContext* context, std::size_t index) const {
+    return static_cast<const T*>(ort::data(api_, input(context, index)));
   }
 
   // As Gather has it; ONNX Runtime's kernel for these tables gives zeros instead.
@@ -141,7 +139,7 @@ class CompiledGather final : public CompiledNode {
 
   const std::string label_;
   const Table table_;
-  const Places places_;
+  const InputIndices inputs_;
   const Isa isa_;
 };
 
@@ -157,9 +155,11 @@ class GatherPlan final : public Plan {
   }
 
   std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const override {
-    const auto place = [&](const std::string& name) { return name.empty() ? kNone : place_of(api_, compiled, name); };
-    const Places places{place(names_[0]), place(names_[1]), place(names_[2]), place(names_[3])};
-    return std::make_unique<CompiledGather>(api_, label_, table_, places, isa_);
+    const auto index = [&](const std::string& name) {
+      return name.empty() ? kNoInput : input_index(api_, compiled, name);
+    };
+    const InputIndices inputs{index(names_[0]), index(names_[1]), index(names_[2]), index(names_[3])};
+    return std::make_unique<CompiledGather>(api_, label_, table_, inputs, isa_);
   }
 
  private:

@@ -221,7 +221,7 @@ const ort::Node* GraphIndex::only_reader(const GraphValue& value) const {
   return all.size() == 1 ? all.front() : nullptr;
 }
 
-std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value) {
+std::size_t input_index(const ort::Api& api, const ort::Node* compiled, const std::string& value) {
   const GraphNode node(api, compiled);
   for (std::size_t i = 0; i < node.inputs(); ++i) {
     const std::optional<GraphValue> input = node.input(i);

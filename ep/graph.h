@@ -106,10 +106,10 @@ class GraphIndex {
   std::unordered_map<std::string, std::vector<const ort::Node*>> readers_;  // null: what is no node of this graph
 };
 
-// The place of a value that does not come in.
-inline constexpr std::size_t kNowhere = static_cast<std::size_t>(-1);
+// The index of a value that is no input.
+inline constexpr std::size_t kNoInput = static_cast<std::size_t>(-1);
 
-// At which place of a compiled node the value comes in.
-std::size_t place_of(const ort::Api& api, const ort::Node* compiled, const std::string& value);
+// Which input of a compiled node the value is.
+std::size_t input_index(const ort::Api& api, const ort::Node* compiled, const std::string& value);
 
 }  // namespace onnxpress

@@ -22,7 +22,7 @@ struct Int8Node {
   Int8Format format;  // of the activations
   bool is_float, is_dynamic;
   std::optional<Int8Format> output;
-  std::size_t a, scale, zero_point;  // places of the compiled node's inputs, or kNowhere
+  std::size_t a, scale, zero_point;  // indices of inputs of the compiled node, or kNoInput
   Isa isa;
 };
 
@@ -76,8 +76,8 @@ class CompiledInt8 final : public CompiledNode {
     save_format(context, node_.format);
     for (bool flag : {node_.is_float, node_.is_dynamic, node_.output.has_value()}) context.number(flag);
     if (node_.output) save_format(context, *node_.output);
-    for (std::size_t place : {node_.a, node_.scale, node_.zero_point}) {
-      context.number(static_cast<std::int64_t>(place));
+    for (std::size_t index : {node_.a, node_.scale, node_.zero_point}) {
+      context.number(static_cast<std::int64_t>(index));
     }
   }
 
@@ -91,16 +91,16 @@ class CompiledInt8 final : public CompiledNode {
   Int8Format format(ort::KernelContext* context, const Int8Problem& problem, const Parallel& pool) const {
     if (node_.is_dynamic) return dynamic_format(problem.floats, problem.M * node_.weight.view.K, node_.isa, pool);
     Int8Format format = node_.format;
-    if (node_.scale != kNowhere) format.scale = *static_cast<const float*>(one_number(context, node_.scale, "scale"));
-    if (node_.zero_point != kNowhere) {
+    if (node_.scale != kNoInput) format.scale = *static_cast<const float*>(one_number(context, node_.scale, "scale"));
+    if (node_.zero_point != kNoInput) {
       const auto* code = static_cast<const std::uint8_t*>(one_number(context, node_.zero_point, "zero point"));
       format.zero_point = format.is_signed ? static_cast<std::int8_t>(*code) : *code;
     }
     return format;
   }
 
-  const void* one_number(ort::KernelContext* context, std::size_t place, const char* name) const {
-    const ort::Value* value = input(context, place);
+  const void* one_number(ort::KernelContext* context, std::size_t index, const char* name) const {
+    const ort::Value* value = input(context, index);
     const ort::TypeAndShape type = ort::type_and_shape(api_, value);
     if (!is_one_number(type)) {
       reject(std::string("the ") + name + " of A has shape " + ort::to_string(type.dims) + ", must be one for all");
@@ -151,7 +151,7 @@ std::unique_ptr<CompiledNode> load_int8(SavedNode& saved) {
   node.a = saved.input(node.is_float ? ort::kFloat : type_of(node.format));
   node.scale = saved.input(ort::kFloat);
   node.zero_point = saved.input(type_of(node.format));
-  if (node.a == kNowhere || (node.is_dynamic && !node.is_float)) record.reject("is damaged: it holds no activations");
+  if (node.a == kNoInput || (node.is_dynamic && !node.is_float)) record.reject("is damaged: it holds no activations");
   saved.check_output(node.output ? type_of(*node.output) : ort::kFloat);
   std::unique_ptr<Int8Verifier> verifier;
   if (saved.options.verify) {
@@ -222,8 +222,8 @@ GraphValue Int8Plan::take_bias(const Claims& claims, const GraphValue& product) 
 }
 
 std::unique_ptr<CompiledNode> Int8Plan::compile(const ort::Node* compiled) const {
-  const auto place = [&](const std::optional<GraphValue>& value) {
-    return value ? place_of(api_, compiled, value->name()) : kNowhere;
+  const auto index = [&](const std::optional<GraphValue>& value) {
+    return value ? input_index(api_, compiled, value->name()) : kNoInput;
   };
   std::unique_ptr<Int8Verifier> verifier;
   if (options_.verify) verifier = std::make_unique<Int8Verifier>(api_, logger_, label_, weight_);
@@ -234,9 +234,9 @@ std::unique_ptr<CompiledNode> Int8Plan::compile(const ort::Node* compiled) const
                 input_.is_float(),
                 input_.is_dynamic,
                 output_,
-                place(input_.a),
-                place(input_.scale),
-                place(input_.zero_point),
+                index(input_.a),
+                index(input_.scale),
+                index(input_.zero_point),
                 options_.isa};
   return std::make_unique<CompiledInt8>(api_, std::move(node), std::move(verifier));
 }
@@ -245,7 +245,8 @@ bool is_int8_faster(const Plan& plan, Isa isa) {
   // Without VNNI an exact product costs more than one whose sums of 16 bits may saturate, as ONNX Runtime's do there:
   // 0.5 to 0.6 times as fast from 16 rows on. Beside float32 it is 1.2 to 5 times as fast, beside portable code 3
   // to 14.
-  return isa >= Isa::kAvxVnni || (isa == Isa::kAvx2 && !plan.has_rival);
+  const Int8Dots dots = int8_dots(isa);
+  return dots == Int8Dots::kNative || (dots == Int8Dots::kWidened && !plan.has_rival);
 }
 
 }  // namespace onnxpress

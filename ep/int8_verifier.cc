@@ -45,7 +45,7 @@ std::vector<std::int16_t> numbers(const Int8Weight& w) {
   result.reserve(static_cast<std::size_t>(w.N * w.K));
   for (std::int64_t n = 0; n < w.N; ++n) {
     if (!w.is_long) add_column(w, n, result);
-    for (std::int64_t k = 0; w.is_long && k < w.K; k += kStretch) add_column(stretch_of(w, k), n, result);
+    for (std::int64_t k = 0; w.is_long && k < w.K; k += kSplitK) add_column(segment_of(w, k), n, result);
   }
   return result;
 }
@@ -57,7 +57,7 @@ std::vector<float> scales(const Int8Source& w) {
 }
 
 std::vector<float> scales(const Int8Weight& w) {
-  const float* values = w.is_long ? stretch_of(w, 0).scales : w.scales;
+  const float* values = w.is_long ? segment_of(w, 0).scales : w.scales;
   return std::vector<float>(values, values + w.N);
 }
 

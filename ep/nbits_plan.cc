@@ -13,29 +13,29 @@
 namespace onnxpress {
 namespace {
 
-// At which places of the compiled node its inputs come in, or `kNowhere`.
-struct Places {
+// Indices of inputs of the compiled node, or `kNoInput`.
+struct InputIndices {
   std::size_t a, bias, gate;
 };
 
 class CompiledNBits final : public CompiledNode {
  public:
   CompiledNBits(const ort::Api& api, NBitsProduct product, PackedWeight weight, Blob constant_bias,
-                Activation activation, Places places, std::unique_ptr<NBitsVerifier> verifier)
+                Activation activation, InputIndices inputs, std::unique_ptr<NBitsVerifier> verifier)
       : CompiledNode(api),
         product_(std::move(product)),
         weight_(std::move(weight)),
         constant_bias_(std::move(constant_bias)),
         activation_(activation),
-        places_(places),
+        inputs_(inputs),
         verifier_(std::move(verifier)) {}
 
   void run(ort::KernelContext* context) const override {
     const ort::IntraOpPool pool(api_, context);
     NBitsEpilogue epilogue{constant_bias_.size == 0 ? nullptr : constant_bias_.data(), activation_};
-    if (places_.bias != kNowhere) epilogue.bias = product_.bias(input(context, places_.bias));
-    if (places_.gate != kNowhere) epilogue.gate = input(context, places_.gate);
-    const ort::Value* a = input(context, places_.a);
+    if (inputs_.bias != kNoInput) epilogue.bias = product_.bias(input(context, inputs_.bias));
+    if (inputs_.gate != kNoInput) epilogue.gate = input(context, inputs_.gate);
+    const ort::Value* a = input(context, inputs_.a);
     const NBitsOutput y = product_.compute(context, a, weight_.view, epilogue, pool);
     if (verifier_ != nullptr) verifier_->check(ort::data(api_, a), y.M, epilogue, y.values);
   }
@@ -52,7 +52,7 @@ class CompiledNBits final : public CompiledNode {
     context.number(product_.activation());
     context.number(product_.accuracy_level());
     context.number(static_cast<std::int64_t>(activation_));
-    for (std::size_t place : {places_.a, places_.bias, places_.gate}) context.number(static_cast<std::int64_t>(place));
+    for (std::size_t index : {inputs_.a, inputs_.bias, inputs_.gate}) context.number(static_cast<std::int64_t>(index));
     context.blob(constant_bias_);
   }
 
@@ -61,7 +61,7 @@ class CompiledNBits final : public CompiledNode {
   const PackedWeight weight_;
   const Blob constant_bias_;
   const Activation activation_;
-  const Places places_;
+  const InputIndices inputs_;
   const std::unique_ptr<NBitsVerifier> verifier_;
 };
 
@@ -84,7 +84,7 @@ PackedWeight load_weight(ContextReader& record) {
 
 bool is_nbits_faster(const Plan& plan, Isa isa) {
   // Portable loops are slower than ONNX Runtime's, which has code for every CPU that it runs on.
-  return isa != Isa::kScalar || !plan.has_rival;
+  return is_nbits_vectorized(isa) || !plan.has_rival;
 }
 
 std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {
@@ -100,19 +100,19 @@ std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {
   NBitsProduct product(saved.api, label, {layout.K, layout.N, layout.bits, layout.block_size, level, layout.kind},
                        {type, type, ort::kUint8}, saved.options.isa);
   const auto activation = static_cast<Activation>(record.number(0, static_cast<int>(Activation::kGeluTanh)));
-  const Places places{saved.input(type), saved.input(type), saved.input(type)};
-  if (type != ort::kFloat && (activation != Activation::kNone || places.gate != kNowhere)) {
+  const InputIndices inputs{saved.input(type), saved.input(type), saved.input(type)};
+  if (type != ort::kFloat && (activation != Activation::kNone || inputs.gate != kNoInput)) {
     record.reject("is damaged: an activation of float16");
   }
   Blob constant_bias = record.blob();
-  if (places.a == kNowhere || (constant_bias.size != 0 && constant_bias.size != product.bias_bytes())) {
+  if (inputs.a == kNoInput || (constant_bias.size != 0 && constant_bias.size != product.bias_bytes())) {
     record.reject("is damaged: it holds an input of the wrong size");
   }
   saved.check_output(type);
   std::unique_ptr<NBitsVerifier> verifier;
   if (saved.options.verify) verifier = std::make_unique<NBitsVerifier>(saved.api, saved.logger, product, weight.view);
   return std::make_unique<CompiledNBits>(saved.api, std::move(product), std::move(weight), std::move(constant_bias),
-                                         activation, places, std::move(verifier));
+                                         activation, inputs, std::move(verifier));
 }
 
 NBitsPlan::NBitsPlan(const Claims& claims, NBitsProduct product, const NBitsSource& weight, std::string a)
@@ -169,9 +169,11 @@ std::unique_ptr<CompiledNode> NBitsPlan::compile(const ort::Node* compiled) cons
   PackedWeight weight = share(pack(weight_, Sequential()));
   std::unique_ptr<NBitsVerifier> verifier;
   if (options_.verify) verifier = std::make_unique<NBitsVerifier>(api_, logger_, product_, weight_);
-  const auto place = [&](const std::string& name) { return name.empty() ? kNowhere : place_of(api_, compiled, name); };
+  const auto index = [&](const std::string& name) {
+    return name.empty() ? kNoInput : input_index(api_, compiled, name);
+  };
   return std::make_unique<CompiledNBits>(api_, product_, std::move(weight), std::move(constant_bias), activation_,
-                                         Places{place(a_), place(bias_), place(gate_)}, std::move(verifier));
+                                         InputIndices{index(a_), index(bias_), index(gate_)}, std::move(verifier));
 }
 
 }  // namespace onnxpress

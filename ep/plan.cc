@@ -33,9 +33,9 @@ CompiledNode::CompiledNode(const ort::Api& api) : NodeComputeInfo{}, api_(api) {
   ReleaseState = [](ort::NodeComputeInfo*, void*) {};
 }
 
-const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t place) const {
+const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t index) const {
   const ort::Value* value = nullptr;
-  ort::check(api_, api_.KernelContext_GetInput(context, place, &value));
+  ort::check(api_, api_.KernelContext_GetInput(context, index, &value));
   return value;
 }
 

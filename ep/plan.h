@@ -22,7 +22,7 @@ class CompiledNode : public ort::NodeComputeInfo {
   virtual void save(ContextWriter&) const {}
 
  protected:
-  const ort::Value* input(ort::KernelContext* context, std::size_t place) const;
+  const ort::Value* input(ort::KernelContext* context, std::size_t index) const;
   const ort::Api& api_;
 };
 
@@ -30,7 +30,7 @@ class CompiledNode : public ort::NodeComputeInfo {
 class Plan {
  public:
   virtual ~Plan() = default;
-  // `compiled` tells at which place each input comes in.
+  // `compiled` tells the index of each input.
   virtual std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const = 0;
 
   std::vector<const ort::Node*> nodes;

@@ -1,13 +1,13 @@
 // Memory for vector loads: zeroed, on a cache line.
 #pragma once
 
-#include <sys/mman.h>
-
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
+
+#include "kernels/platform.h"
 
 namespace onnxpress {
 
@@ -22,7 +22,7 @@ struct Free {
   void operator()(const void* constant) const {
     void* pointer = const_cast<void*>(constant);
     if (mapped != 0) {
-      munmap(pointer, mapped);
+      unmap_pages(pointer, mapped);
     } else {
       std::free(pointer);
     }
@@ -38,9 +38,8 @@ Aligned<T> make_aligned(std::size_t count) {
   if (count > (static_cast<std::size_t>(-1) - kCacheLine) / sizeof(T)) throw std::bad_alloc();
   const std::size_t bytes = (count * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
   if (bytes >= kOwnPages) {
-    void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == MAP_FAILED) throw std::bad_alloc();
-    madvise(pages, bytes, MADV_HUGEPAGE);  // a hint: fewer page faults now, fewer misses of the TLB later
+    void* pages = map_pages(bytes);
+    if (pages == nullptr) throw std::bad_alloc();
     return Aligned<T>(static_cast<T*>(pages), Free{bytes});
   }
   void* memory = std::aligned_alloc(kCacheLine, bytes != 0 ? bytes : kCacheLine);

@@ -7,61 +7,55 @@
 #include <vector>
 
 #include "kernels/block_sparse_kernels.h"
-#include "kernels/pieces.h"
-#include "kernels/room.h"
+#include "kernels/kernel_table.h"
+#include "kernels/tasks.h"
+#include "kernels/workspace.h"
 
 namespace onnxpress {
 namespace {
 
 constexpr std::int64_t kLine = 64;
 constexpr std::int64_t kRowsOfTile = 16;
-constexpr std::int64_t kWorkOfPiece = 1 << 19;  // multiply-adds of int8
-
-const BlockSparseKernels& kernels_of(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return block_sparse_kernels_avx512vnni();
-  if (isa >= Isa::kAvx2) return block_sparse_kernels_avx2();
-#endif
-  (void)isa;
-  return block_sparse_kernels_scalar();
-}
+constexpr std::int64_t kWorkPerQueuedTask = 1 << 19;  // multiply-adds of int8
 
 // Tiles of rows that are multiplied at once share loads of the weight: four tiles where they leave no more rows empty
 // than two do. But where lines of rows are loaded for one output alone, they should come from the L1 cache.
-std::int64_t together_of(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
-  constexpr std::int64_t kMostBytes = 1 << 16;
+std::int64_t choose_tiles_at_once(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
+  constexpr std::int64_t kMaxBytes = 1 << 16;
   const BlockSparseWeight& w = *p.weight;
   const std::int64_t tiles = ceil_div(p.M, kRowsOfTile);
-  if (tiles == 1 || kernels.most_together == 1) return 1;
-  if (w.gathers && w.block_n == 1 && w.padded_k * kRowsOfTile * 2 > kMostBytes) return 1;
-  return !w.bundles && ceil_div(tiles, 4) * 2 == ceil_div(tiles, 2) ? kernels.most_together : 2;
+  if (tiles == 1 || kernels.max_tiles_at_once == 1) return 1;
+  if (w.gathers && w.block_n == 1 && w.padded_k * kRowsOfTile * 2 > kMaxBytes) return 1;
+  return !w.bundles && ceil_div(tiles, 4) * 2 == ceil_div(tiles, 2) ? kernels.max_tiles_at_once : 2;
 }
 
-// How rows lie, before there is room for them.
+// How rows lie, without memory for them.
 SparseRows plan_rows(const BlockSparseProblem& p, const BlockSparseKernels& kernels) {
   const BlockSparseWeight& w = *p.weight;
   SparseRows rows{};
-  rows.tile = kernels.has_halves && !w.is_float && p.M <= 8 ? 8 : kRowsOfTile;
-  rows.together = p.M <= (w.is_float ? kernels.few_floats : kernels.few_codes) ? 0 : together_of(p, kernels);
+  rows.tile = kernels.has_8_row_tiles && !w.is_float && p.M <= 8 ? 8 : kRowsOfTile;
+  rows.tiles_at_once = p.M <= (w.is_float ? kernels.max_few_rows_float : kernels.max_few_rows_int8)
+                           ? 0
+                           : choose_tiles_at_once(p, kernels);
   rows.zero_point = p.is_static ? p.input.zero_point : 128;
   rows.row_bytes = w.padded_k * (w.is_float ? 4 : 1);
   return rows;
 }
 
 // Rows of A that are multiplied at once, and of what such are a multiple.
-std::int64_t step_of(const SparseRows& rows) { return rows.tile * std::max<std::int64_t>(rows.together, 1); }
+std::int64_t step_of(const SparseRows& rows) { return rows.tile * std::max<std::int64_t>(rows.tiles_at_once, 1); }
 
-// The room of a product: parts one behind the other, each on a cache line.
-class Room {
+// The memory that a product needs: parts one behind the other, each on a cache line.
+class Workspace {
  public:
-  // The place of a part of so many bytes.
+  // Where a part of so many bytes will be.
   std::int64_t add(std::int64_t bytes) {
-    const std::int64_t begin = end_;
+    const std::int64_t offset = end_;
     end_ += ceil_div(bytes, kLine) * kLine;
-    return begin;
+    return offset;
   }
-  void allocate() { memory_ = make_room(static_cast<std::size_t>(end_)); }
-  std::uint8_t* at(std::int64_t place) const { return memory_.get() + place; }
+  void allocate() { memory_ = make_workspace(static_cast<std::size_t>(end_)); }
+  std::uint8_t* at(std::int64_t offset) const { return memory_.get() + offset; }
 
  private:
   std::int64_t end_ = 0;
@@ -69,18 +63,18 @@ class Room {
 };
 
 // What `count` rows need, and the outputs.
-struct RowPlaces {
+struct RowOffsets {
   std::int64_t words, scales, starts;
 
-  RowPlaces(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t count, Room& room)
-      : words(room.add(count * rows.row_bytes)),
-        scales(room.add(std::max(count, kRowsOfTile) * std::int64_t{sizeof(float)})),
-        starts(room.add(std::max(w.tiles * kTile, w.block_rows * w.block_n) * std::int64_t{sizeof(float)})) {}
+  RowOffsets(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t count, Workspace& workspace)
+      : words(workspace.add(count * rows.row_bytes)),
+        scales(workspace.add(std::max(count, kRowsOfTile) * std::int64_t{sizeof(float)})),
+        starts(workspace.add(std::max(w.tiles * kTile, w.block_rows * w.block_n) * std::int64_t{sizeof(float)})) {}
 
-  void set(const BlockSparseWeight& w, const Room& room, SparseRows& rows) const {
-    rows.words = room.at(words);
-    rows.scales = reinterpret_cast<float*>(room.at(scales));
-    auto* to = reinterpret_cast<std::uint32_t*>(room.at(starts));  // modulo 2^32
+  void set(const BlockSparseWeight& w, const Workspace& workspace, SparseRows& rows) const {
+    rows.words = workspace.at(words);
+    rows.scales = reinterpret_cast<float*>(workspace.at(scales));
+    auto* to = reinterpret_cast<std::uint32_t*>(workspace.at(starts));  // modulo 2^32
     const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
     for (std::int64_t n = 0; n < w.N; ++n) to[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
     rows.starts = reinterpret_cast<const std::int32_t*>(to);
@@ -90,21 +84,21 @@ struct RowPlaces {
 void multiply_few(const BlockSparseProblem& p, const BlockSparseKernels& kernels, SparseRows rows,
                   const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
-  Room room;
+  Workspace workspace;
   if (w.is_float) {  // as they are
     rows.words = const_cast<std::uint8_t*>(reinterpret_cast<const std::uint8_t*>(p.floats));
     rows.row_bytes = w.K * std::int64_t{sizeof(float)};
   } else {
-    const RowPlaces places(w, rows, p.M, room);
-    room.allocate();
-    places.set(w, room, rows);
+    const RowOffsets offsets(w, rows, p.M, workspace);
+    workspace.allocate();
+    offsets.set(w, workspace, rows);
     for_each_row(p.M, w.padded_k, parallel, [&](std::int64_t row) { kernels.load_row(p, rows, row); });
   }
   const std::int64_t work = w.tile_entries[w.tiles] * kTile * 4 * p.M;
-  // Small pieces: a thread that is late to wake up leaves its share to the others.
-  const std::int64_t tiles = clamp(ceil_div(kPieceOfWork / 2 * w.tiles, std::max<std::int64_t>(work, 1)), 1, w.tiles);
-  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t piece) {
-    const std::int64_t begin = static_cast<std::int64_t>(piece) * tiles;
+  // Small tasks: a thread that is late to wake up leaves its share to the others.
+  const std::int64_t tiles = clamp(ceil_div(kWorkPerTask / 2 * w.tiles, std::max<std::int64_t>(work, 1)), 1, w.tiles);
+  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, tiles)), [&](std::size_t task) {
+    const std::int64_t begin = static_cast<std::int64_t>(task) * tiles;
     kernels.multiply_few(p, rows, begin, std::min(w.tiles, begin + tiles));
   });
 }
@@ -143,28 +137,28 @@ class LazyTiles {
   std::vector<std::atomic<int>> states_;
 };
 
-// Hands out pieces: `columns` of them for each step of rows. A worker stays with its step while that has any left: rows
+// Hands out tasks: `columns` of them for each step of rows. A worker stays with its step while that has any left: rows
 // that it laid out lie in its own cache, which can be far from another's.
-class Pieces {
+class TaskQueue {
  public:
-  Pieces(std::int64_t steps, std::int64_t columns)
+  TaskQueue(std::int64_t steps, std::int64_t columns)
       : columns_(columns), left_(steps * columns), taken_(static_cast<std::size_t>(steps)) {}
 
-  struct Place {
+  struct Position {
     std::int64_t step = -1, column = 0;
   };
 
-  // The worker's next piece after `place`, at which a new worker has no step; false where none is left.
-  bool take(Place& place) {
+  // The worker's next task after `position`, at which a new worker has no step; false where none is left.
+  bool take(Position& position) {
     if (left_.fetch_sub(1, std::memory_order_relaxed) <= 0) return false;
-    auto step = static_cast<std::size_t>(place.step);
-    if (place.step < 0) step = next(0);
+    auto step = static_cast<std::size_t>(position.step);
+    if (position.step < 0) step = next(0);
     for (;; step = next(step)) {
       std::atomic<std::int64_t>& taken = taken_[step];
       if (taken.load(std::memory_order_relaxed) >= columns_) continue;
       const std::int64_t column = taken.fetch_add(1, std::memory_order_relaxed);
       if (column >= columns_) continue;
-      place = {static_cast<std::int64_t>(step), column};
+      position = {static_cast<std::int64_t>(step), column};
       return true;
     }
   }
@@ -182,22 +176,22 @@ class Pieces {
   std::vector<std::atomic<std::int64_t>> taken_;
 };
 
-// How many can work at once, whatever the number of threads: each has room of its own from the start.
-std::int64_t workers_for(std::int64_t pieces) {
+// How many can work at once, whatever the number of threads: each has memory of its own from the start.
+std::int64_t workers_for(std::int64_t tasks) {
   static const std::int64_t processors = std::thread::hardware_concurrency();
-  return clamp(pieces, 1, std::max<std::int64_t>(processors, 1));
+  return clamp(tasks, 1, std::max<std::int64_t>(processors, 1));
 }
 
-// How the product is cut: into steps of rows, and block rows into columns of whole parts. Both begin where a block row
-// and a tile of outputs do.
-struct Cut {
+// How the product is divided: into steps of rows, and block rows into columns of whole parts. Both begin where a block
+// row and a tile of outputs do.
+struct Partition {
   std::int64_t part, block_rows, columns;  // block rows of a part and of a column, and how many columns
 
-  Cut(const BlockSparseWeight& w, std::int64_t step) {
+  Partition(const BlockSparseWeight& w, std::int64_t step) {
     const std::int64_t unit = std::lcm(w.block_n, kTile) / w.block_n;
     const std::int64_t units = ceil_div(w.block_rows, unit);
     const std::int64_t work = w.strip_words * (w.is_float ? 16 : 4) * step / units;
-    const std::int64_t wanted = clamp(ceil_div(kWorkOfPiece, std::max<std::int64_t>(work, 1)), 1, units);
+    const std::int64_t wanted = clamp(ceil_div(kWorkPerQueuedTask, std::max<std::int64_t>(work, 1)), 1, units);
     const std::int64_t units_of_part = clamp(kOutputsOfPart / (unit * w.block_n), 1, units);
     part = units_of_part * unit;
     block_rows = ceil_div(wanted, units_of_part) * part;
@@ -205,29 +199,29 @@ struct Cut {
   }
 };
 
-// The rooms of workers: so many bytes each, of which the first are for the sums of a part.
-struct Rooms {
+// The buffers of workers: so many bytes each, of which the first are for the sums of a part.
+struct WorkerBuffers {
   std::uint8_t* first;
   std::int64_t bytes, sums;
 };
 
 void multiply_chunk(const BlockSparseProblem& p, const BlockSparseKernels& kernels, const SparseRows& rows,
-                    const Cut& cut, const Rooms& rooms, const Parallel& parallel) {
+                    const Partition& partition, const WorkerBuffers& buffers, const Parallel& parallel) {
   const std::int64_t step = step_of(rows), steps = ceil_div(p.M, step);
   LazyTiles tiles(p, kernels, rows);
-  Pieces pieces(steps, cut.columns);
-  parallel.for_each(static_cast<std::size_t>(workers_for(steps * cut.columns)), [&](std::size_t worker) {
-    SparsePiece piece{};
-    piece.part = cut.part;
-    piece.sums = rooms.first + static_cast<std::int64_t>(worker) * rooms.bytes;
-    piece.chunk = piece.sums + rooms.sums;
-    for (Pieces::Place place; pieces.take(place);) {
-      piece.first_row = place.step * step;
-      const auto first_tile = static_cast<std::size_t>(piece.first_row / kRowsOfTile);
-      tiles.load(first_tile, first_tile + static_cast<std::size_t>(rows.together));
-      piece.block_row = place.column * cut.block_rows;
-      piece.end = std::min(piece.block_row + cut.block_rows, p.weight->block_rows);
-      kernels.multiply(p, rows, piece);
+  TaskQueue tasks(steps, partition.columns);
+  parallel.for_each(static_cast<std::size_t>(workers_for(steps * partition.columns)), [&](std::size_t worker) {
+    SparseTask task{};
+    task.part = partition.part;
+    task.sums = buffers.first + static_cast<std::int64_t>(worker) * buffers.bytes;
+    task.chunk = task.sums + buffers.sums;
+    for (TaskQueue::Position position; tasks.take(position);) {
+      task.first_row = position.step * step;
+      const auto first_tile = static_cast<std::size_t>(task.first_row / kRowsOfTile);
+      tiles.load(first_tile, first_tile + static_cast<std::size_t>(rows.tiles_at_once));
+      task.block_row = position.column * partition.block_rows;
+      task.end = std::min(task.block_row + partition.block_rows, p.weight->block_rows);
+      kernels.multiply(p, rows, task);
     }
   });
 }
@@ -235,38 +229,38 @@ void multiply_chunk(const BlockSparseProblem& p, const BlockSparseKernels& kerne
 void multiply_many(const BlockSparseProblem& p, const BlockSparseKernels& kernels, SparseRows rows,
                    const Parallel& parallel) {
   const BlockSparseWeight& w = *p.weight;
-  const std::int64_t step = step_of(rows), most = rows_at_once(p.M, rows.row_bytes, step);
-  const std::int64_t steps = ceil_div(most, step);
-  const Cut cut(w, step);
-  const std::int64_t sums = cut.part * w.block_n * kLine * rows.together;
-  const std::int64_t bytes = sums + kChunk * kLine * rows.together;
-  Room room;
-  const RowPlaces places(w, rows, steps * step, room);
-  const std::int64_t rooms = room.add(workers_for(steps * cut.columns) * bytes);
-  room.allocate();
-  places.set(w, room, rows);
-  for (std::int64_t begin = 0; begin < p.M; begin += most) {
+  const std::int64_t step = step_of(rows), chunk = rows_per_chunk(p.M, rows.row_bytes, step);
+  const std::int64_t steps = ceil_div(chunk, step);
+  const Partition partition(w, step);
+  const std::int64_t sums = partition.part * w.block_n * kLine * rows.tiles_at_once;
+  const std::int64_t bytes = sums + kChunk * kLine * rows.tiles_at_once;
+  Workspace workspace;
+  const RowOffsets offsets(w, rows, steps * step, workspace);
+  const std::int64_t buffers = workspace.add(workers_for(steps * partition.columns) * bytes);
+  workspace.allocate();
+  offsets.set(w, workspace, rows);
+  for (std::int64_t begin = 0; begin < p.M; begin += chunk) {
     BlockSparseProblem part = p;
-    part.M = std::min(most, p.M - begin);
+    part.M = std::min(chunk, p.M - begin);
     if (p.floats != nullptr) part.floats += begin * w.K;
     if (p.codes != nullptr) part.codes += begin * w.K;
     if (p.floats_out != nullptr) part.floats_out += begin * w.N;
     if (p.codes_out != nullptr) part.codes_out += begin * w.N;
-    multiply_chunk(part, kernels, rows, cut, {room.at(rooms), bytes, sums}, parallel);
+    multiply_chunk(part, kernels, rows, partition, {workspace.at(buffers), bytes, sums}, parallel);
   }
 }
 
 }  // namespace
 
 const char* block_sparse_matmul(const BlockSparseProblem& p, Isa isa, const Parallel& pool) {
-  const BlockSparseKernels& kernels = kernels_of(isa);
+  const BlockSparseKernels& kernels = best_kernels<BlockSparseKernels>(isa);
   const BlockSparseWeight& w = *p.weight;
   if (p.M == 0) return kernels.isa;
   const Sequential alone;
-  const bool small = p.M * w.tile_entries[w.tiles] * kTile * 4 < kWorthSplitting;
+  const bool small = p.M * w.tile_entries[w.tiles] * kTile * 4 < kMinParallelWork;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
   const SparseRows rows = plan_rows(p, kernels);
-  if (rows.together == 0) {
+  if (rows.tiles_at_once == 0) {
     multiply_few(p, kernels, rows, parallel);
   } else {
     multiply_many(p, kernels, rows, parallel);

@@ -29,9 +29,9 @@ struct BlockSparseSource {
 };
 
 // What is wrong with the sizes, or the empty text: to be asked before any array is touched.
-std::string size_fault(const BlockSparseSource& source);
-// What is wrong with offsets, indices or padding, or the empty text. `size_fault` must have found nothing.
-std::string fault(const BlockSparseSource& source);
+std::string find_size_error(const BlockSparseSource& source);
+// What is wrong with offsets, indices or padding, or the empty text. `find_size_error` must have found nothing.
+std::string find_error(const BlockSparseSource& source);
 
 // How many outputs of a block row the next strip has, where `left` remain.
 inline std::int64_t strip_width(std::int64_t left) { return left >= 4 ? 4 : left >= 2 ? 2 : 1; }
@@ -100,7 +100,7 @@ struct PackedBlockSparse {
   BlockSparseWeight view;  // into the memory
 };
 
-// Throws std::bad_alloc. `fault` must have found nothing.
+// Throws std::bad_alloc. `find_error` must have found nothing.
 PackedBlockSparse pack(const BlockSparseSource& source);
 
 struct BlockSparseProblem {

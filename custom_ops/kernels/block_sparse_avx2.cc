@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const BlockSparseKernels& block_sparse_kernels_avx2() {
-  static constexpr BlockSparseKernels kernels = make_block_sparse_kernels<SparseAvx2>();
-  return kernels;
-}
+extern constexpr BlockSparseKernels block_sparse_avx2 = make_block_sparse_kernels<SparseAvx2>();
 
 }  // namespace onnxpress

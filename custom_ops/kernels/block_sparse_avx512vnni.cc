@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const BlockSparseKernels& block_sparse_kernels_avx512vnni() {
-  static constexpr BlockSparseKernels kernels = make_block_sparse_kernels<SparseAvx512Vnni>();
-  return kernels;
-}
+extern constexpr BlockSparseKernels block_sparse_avx512vnni = make_block_sparse_kernels<SparseAvx512Vnni>();
 
 }  // namespace onnxpress

@@ -79,7 +79,7 @@ class Values {
 };
 
 // The lines of sums of some outputs, and where their values go in 16 rows, of which there are `rows`.
-struct SomeOutputs {
+struct OutputRange {
   std::uint8_t* sums;
   std::int64_t step;  // from line to line
   std::int64_t count;
@@ -93,42 +93,42 @@ inline auto lines(const std::uint8_t* from, std::int64_t step) {
 
 // At most 16 outputs.
 template <class S, class V>
-__attribute__((always_inline)) inline void finish_floats(const SomeOutputs& some, const V& values, bool are_active,
+__attribute__((always_inline)) inline void finish_floats(const OutputRange& range, const V& values, bool are_active,
                                                          float* to) {
-  const auto line = lines(some.sums, some.step);
+  const auto line = lines(range.sums, range.step);
   const auto use = [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
-    if (row < some.rows) S::store(to + row * some.row_size, S::as_floats(words), some.count);
+    if (row < range.rows) S::store(to + row * range.row_size, S::as_floats(words), range.count);
   };
-  if (some.count == kTile && !are_active) {
-    S::for_each_turned([&](std::int64_t n)
-                           __attribute__((always_inline)) { return S::as_ints(values.before_activation(line(n), n)); },
-                       use);
+  if (range.count == kTile && !are_active) {
+    S::for_each_transposed(
+        [&](std::int64_t n) __attribute__((always_inline)) { return S::as_ints(values.before_activation(line(n), n)); },
+        use);
     return;
   }
-  for (std::int64_t n = 0; n < some.count; ++n) S::store(some.sums + n * some.step, values(line(n), n));
-  S::for_each_turned([&](std::int64_t n) { return S::load_ints(line(n)); }, use);
+  for (std::int64_t n = 0; n < range.count; ++n) S::store(range.sums + n * range.step, values(line(n), n));
+  S::for_each_transposed([&](std::int64_t n) { return S::load_ints(line(n)); }, use);
 }
 
 // At most 64 outputs. Codes of four make a word, that of a row's.
 template <class S, class V>
-__attribute__((always_inline)) inline void finish_codes(const SomeOutputs& some, const V& values,
+__attribute__((always_inline)) inline void finish_codes(const OutputRange& range, const V& values,
                                                         const CodeFormat format, std::uint8_t* to) {
-  const auto line = lines(some.sums, some.step);
+  const auto line = lines(range.sums, range.step);
   std::int64_t n = 0;
-  for (; n + 4 <= some.count; n += 4) {
+  for (; n + 4 <= range.count; n += 4) {
     typename S::F32 y[4];
     unroll<4>(ONNXPRESS_EACH(i) { y[i.value] = values(line(n + i.value), n + i.value); });
-    S::store(some.sums + n * some.step, S::pack_codes(y, format));
+    S::store(range.sums + n * range.step, S::pack_codes(y, format));
   }
-  if (n < some.count) {
+  if (n < range.count) {
     typename S::F32 y[4] = {S::zero(), S::zero(), S::zero(), S::zero()};
-    for (std::int64_t i = 0; n + i < some.count; ++i) y[i] = values(line(n + i), n + i);
-    S::store(some.sums + n * some.step, S::pack_codes(y, format));
+    for (std::int64_t i = 0; n + i < range.count; ++i) y[i] = values(line(n + i), n + i);
+    S::store(range.sums + n * range.step, S::pack_codes(y, format));
   }
-  S::for_each_turned([&](std::int64_t i) { return S::load_ints(line(4 * i)); },
-                     [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
-                       if (row < some.rows) S::store_words(to + row * some.row_size, words, some.count);
-                     });
+  S::for_each_transposed([&](std::int64_t i) { return S::load_ints(line(4 * i)); },
+                         [&](std::int64_t row, const typename S::I32& words) __attribute__((always_inline)) {
+                           if (row < range.rows) S::store_words(to + row * range.row_size, words, range.count);
+                         });
 }
 
 }  // namespace

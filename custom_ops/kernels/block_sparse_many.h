@@ -1,6 +1,6 @@
 // Block-sparse products of many rows: a line holds the words of 16 rows at one group, and a weight's word is multiplied
 // with all of them, so that nothing depends on where the stored weights lie. Sums of outputs lie side by side; they are
-// turned at the end.
+// transposed at the end.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ namespace onnxpress {
 namespace {
 
 // The groups of a block row, or some of them, that are multiplied at once.
-struct SomeGroups {
+struct GroupRange {
   const std::uint8_t* x;
   const std::uint32_t* groups;
   std::int64_t count;
@@ -59,7 +59,7 @@ constexpr int sets_of() {
 
 // `Width` outputs. Four words of the weights at once: those of one group, of two or of four.
 template <class L, int Width, class Start>
-__attribute__((noinline)) void multiply_strip(const SomeGroups& some, const std::uint8_t* words, const Start& start,
+__attribute__((noinline)) void multiply_strip(const GroupRange& range, const std::uint8_t* words, const Start& start,
                                               std::uint8_t* sums) {
   using P = typename L::Words;
   constexpr int kGroups = 4 / Width, kSets = sets_of<L, Width>();
@@ -72,13 +72,13 @@ __attribute__((noinline)) void multiply_strip(const SomeGroups& some, const std:
           ONNXPRESS_EACH(s) { sum[n.value][t.value][s.value] = s.value != 0 ? P::zero() : start(n.value, line); });
     });
   });
-  for_each_step<L, kGroups, kTimes>(some.count, words,
+  for_each_step<L, kGroups, kTimes>(range.count, words,
                                     [&](auto time, const auto& fours, std::int64_t i, std::int64_t apart)
                                         __attribute__((always_inline)) {
                                           unroll<kGroups>(ONNXPRESS_EACH(g) {
                                             constexpr int kSet = (decltype(time)::value * kGroups + g.value) % kSets;
                                             typename L::Lanes lanes;
-                                            L::load(some.x, some.groups + i + g.value, apart, lanes);
+                                            L::load(range.x, range.groups + i + g.value, apart, lanes);
                                             unroll<Width>(ONNXPRESS_EACH(n) {
                                               const auto word = P::template word<g.value * Width + n.value>(fours);
                                               unroll<L::kCount>(ONNXPRESS_EACH(t) {
@@ -98,7 +98,7 @@ __attribute__((noinline)) void multiply_strip(const SomeGroups& some, const std:
 // All strips of a block row, for groups from the one of number `begin` on.
 template <class L>
 void multiply_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t block_row,
-                        const SomeGroups& some, std::int64_t begin, std::uint8_t* sums) {
+                        const GroupRange& range, std::int64_t begin, std::uint8_t* sums) {
   const std::int64_t first = w.row_groups[block_row], all = w.row_groups[block_row + 1] - first;
   const std::uint8_t* words = w.strips + 4 * first * w.block_n;
   for (std::int64_t n = 0, width = 0; n < w.block_n; n += width) {
@@ -109,15 +109,15 @@ void multiply_block_row(const BlockSparseWeight& w, const SparseRows& rows, std:
     const auto start = [&](int i, const std::uint8_t* line) __attribute__((always_inline)) {
       return begin == 0 ? L::start(rows, output + i) : L::Words::load(line);
     };
-    if (width == 4) multiply_strip<L, 4>(some, strip, start, to);
-    if (width == 2) multiply_strip<L, 2>(some, strip, start, to);
-    if (width == 1) multiply_strip<L, 1>(some, strip, start, to);
+    if (width == 4) multiply_strip<L, 4>(range, strip, start, to);
+    if (width == 2) multiply_strip<L, 2>(range, strip, start, to);
+    if (width == 1) multiply_strip<L, 1>(range, strip, start, to);
   }
 }
 
 // Four outputs, each with groups of its own.
 template <class L, class Start>
-__attribute__((noinline)) void multiply_bundle(const SomeGroups& some, const std::uint8_t* words,
+__attribute__((noinline)) void multiply_bundle(const GroupRange& range, const std::uint8_t* words,
                                                const std::uint8_t (&outputs)[4], const Start& start,
                                                std::uint8_t* sums) {
   using P = typename L::Words;
@@ -132,12 +132,12 @@ __attribute__((noinline)) void multiply_bundle(const SomeGroups& some, const std
       });
     });
   });
-  for_each_step<L, 1, kSets>(some.count, words,
+  for_each_step<L, 1, kSets>(range.count, words,
                              [&](auto time, const auto& fours, std::int64_t i, std::int64_t apart)
                                  __attribute__((always_inline)) {
                                    unroll<4>(ONNXPRESS_EACH(n) {
                                      typename L::Lanes lanes;
-                                     L::load(some.x, some.groups + 4 * i + n.value, 4 * apart, lanes);
+                                     L::load(range.x, range.groups + 4 * i + n.value, 4 * apart, lanes);
                                      const auto word = P::template word<n.value>(fours);
                                      unroll<L::kCount>(ONNXPRESS_EACH(t) {
                                        auto& total = sum[n.value][t.value][decltype(time)::value];
@@ -155,9 +155,9 @@ __attribute__((noinline)) void multiply_bundle(const SomeGroups& some, const std
 template <class L>
 void multiply_bundles(const BlockSparseWeight& w, const SparseRows& rows, std::int64_t output, const std::uint8_t* x,
                       std::uint8_t* sums) {
-  constexpr std::int64_t kMostBundles = kOutputsOfPart / 4;
-  const std::int64_t left = (w.N - output + 3) / 4, bundles = left < kMostBundles ? left : kMostBundles;
-  std::int64_t bundle = output / kOutputsOfPart * kMostBundles * w.chunks;
+  constexpr std::int64_t kMaxBundles = kOutputsOfPart / 4;
+  const std::int64_t left = (w.N - output + 3) / 4, bundles = left < kMaxBundles ? left : kMaxBundles;
+  std::int64_t bundle = output / kOutputsOfPart * kMaxBundles * w.chunks;
   for (std::int64_t chunk = 0; chunk < w.chunks; ++chunk) {
     for (const std::int64_t end = bundle + bundles; bundle < end; ++bundle) {
       const std::int64_t step = w.row_groups[bundle], count = w.row_groups[bundle + 1] - step;
@@ -196,64 +196,64 @@ void gather_block_row(const BlockSparseWeight& w, const SparseRows& rows, std::i
 }
 
 // From the sums of the outputs from one on to values.
-template <class S, class P, int Together>
-void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece, std::int64_t begin,
+template <class S, class P, int Tiles>
+void finish_part(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task, std::int64_t begin,
                  std::int64_t end) {
   const std::int64_t N = p.weight->N, most = p.floats_out != nullptr ? kTile : 4 * kTile;
   if (end > N) end = N;
-  for (std::int64_t t = 0; t < Together; ++t) {
-    const std::int64_t first_row = piece.first_row + 16 * t;
-    SomeOutputs some{piece.sums + kLine * t, kLine * Together, 0, p.M - first_row, N};
-    for (std::int64_t output = begin; output < end; output += most, some.sums += most * some.step) {
-      some.count = end - output < most ? end - output : most;
+  for (std::int64_t t = 0; t < Tiles; ++t) {
+    const std::int64_t first_row = task.first_row + 16 * t;
+    OutputRange range{task.sums + kLine * t, kLine * Tiles, 0, p.M - first_row, N};
+    for (std::int64_t output = begin; output < end; output += most, range.sums += most * range.step) {
+      range.count = end - output < most ? end - output : most;
       const Values<S, P> values(p, rows, first_row, output);
       const std::int64_t at = first_row * N + output;
       if (p.floats_out != nullptr) {
-        finish_floats<S>(some, values, p.activation != Activation::kNone, p.floats_out + at);
+        finish_floats<S>(range, values, p.activation != Activation::kNone, p.floats_out + at);
       } else {
-        finish_codes<S>(some, values, output_format(p), p.codes_out + at);
+        finish_codes<S>(range, values, output_format(p), p.codes_out + at);
       }
     }
   }
 }
 
 template <class S, class L>
-void multiply_piece(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
+void multiply_task(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task) {
   const BlockSparseWeight& w = *p.weight;
-  const std::uint8_t* x = rows.words + piece.first_row * rows.row_bytes;
-  for (std::int64_t part = piece.block_row; part < piece.end; part += piece.part) {
-    const std::int64_t end = piece.end - part < piece.part ? piece.end : part + piece.part;
-    std::uint8_t* sums = piece.sums;
+  const std::uint8_t* x = rows.words + task.first_row * rows.row_bytes;
+  for (std::int64_t part = task.block_row; part < task.end; part += task.part) {
+    const std::int64_t end = task.end - part < task.part ? task.end : part + task.part;
+    std::uint8_t* sums = task.sums;
     if (w.bundles) multiply_bundles<L>(w, rows, part, x, sums);
     for (std::int64_t block_row = part; block_row < end && !w.bundles;
          ++block_row, sums += kLine * L::kCount * w.block_n) {
       if (w.gathers) {
-        if constexpr (L::Words::kGathers) gather_block_row<L>(w, rows, block_row, x, piece.chunk, sums);
+        if constexpr (L::Words::kGathers) gather_block_row<L>(w, rows, block_row, x, task.chunk, sums);
       } else {
         const std::int64_t first = w.row_groups[block_row], count = w.row_groups[block_row + 1] - first;
         multiply_block_row<L>(w, rows, block_row, {x, w.groups + first, count}, 0, sums);
       }
     }
-    finish_part<S, typename L::Words, L::kCount>(p, rows, piece, part * w.block_n, end * w.block_n);
+    finish_part<S, typename L::Words, L::kCount>(p, rows, task, part * w.block_n, end * w.block_n);
   }
 }
 
 template <class S, int Count>
-void multiply_whole_lines(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
-  return p.weight->is_float ? multiply_piece<S, WholeLines<S, FloatWords<S>, Count>>(p, rows, piece)
-                            : multiply_piece<S, WholeLines<S, CodeWords<S>, Count>>(p, rows, piece);
+void multiply_whole_lines(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task) {
+  return p.weight->is_float ? multiply_task<S, WholeLines<S, FloatWords<S>, Count>>(p, rows, task)
+                            : multiply_task<S, WholeLines<S, CodeWords<S>, Count>>(p, rows, task);
 }
 
 template <class S>
-void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const SparsePiece& piece) {
-  if constexpr (S::kHasHalves) {
-    if (rows.tile == 8) return multiply_piece<S, HalfLines<S>>(p, rows, piece);
+void sparse_multiply(const BlockSparseProblem& p, const SparseRows& rows, const SparseTask& task) {
+  if constexpr (S::kHas8RowTiles) {
+    if (rows.tile == 8) return multiply_task<S, HalfLines<S>>(p, rows, task);
   }
-  if constexpr (S::kTogether > 1) {
-    if (rows.together == 4) return multiply_whole_lines<S, 4>(p, rows, piece);
-    if (rows.together == 2) return multiply_whole_lines<S, 2>(p, rows, piece);
+  if constexpr (S::kMaxTilesAtOnce > 1) {
+    if (rows.tiles_at_once == 4) return multiply_whole_lines<S, 4>(p, rows, task);
+    if (rows.tiles_at_once == 2) return multiply_whole_lines<S, 2>(p, rows, task);
   }
-  multiply_whole_lines<S, 1>(p, rows, piece);
+  multiply_whole_lines<S, 1>(p, rows, task);
 }
 
 }  // namespace

@@ -10,7 +10,7 @@
 namespace onnxpress {
 namespace {
 
-constexpr float kLeastScale = 1.17549435e-38f;  // below, 1 / scale could overflow, and all codes are zero
+constexpr float kMinScale = 1.17549435e-38f;  // below, 1 / scale could overflow, and all codes are zero
 
 // The format of a row, and its scale.
 template <class S>
@@ -23,7 +23,7 @@ CodeFormat format_of_row(const BlockSparseProblem& p, const SparseRows& rows, st
   const bool is_finite = peak - peak == 0;
   const float scale = is_finite ? peak / 127.0f : peak - peak;  // NaN
   rows.scales[row] = scale;
-  if (!(scale >= kLeastScale)) return {1.0f, 0.0f, rows.zero_point, 0};
+  if (!(scale >= kMinScale)) return {1.0f, 0.0f, rows.zero_point, 0};
   return {scale, 1.0f / scale, rows.zero_point, 0};
 }
 
@@ -57,18 +57,18 @@ void sparse_load_row(const BlockSparseProblem& p, const SparseRows& rows, std::i
 
 // From 16 rows of 16 words, `from_step` bytes apart, to the places of group `group` and those behind it in a tile.
 template <class S>
-void turn_words(const BlockSparseProblem& p, const SparseRows& rows, const std::uint8_t* from, std::int64_t from_step,
-                std::int64_t tile, std::int64_t group) {
-  const std::int64_t step = 4 * rows.tile * rows.together;  // of groups
-  std::uint8_t* to = rows.words + tile / rows.together * step * (rows.row_bytes / 4) + group * step;
-  const std::int64_t which = tile % rows.together;
-  if constexpr (S::kHasHalves) {
+void transpose_words(const BlockSparseProblem& p, const SparseRows& rows, const std::uint8_t* from,
+                     std::int64_t from_step, std::int64_t tile, std::int64_t group) {
+  const std::int64_t step = 4 * rows.tile * rows.tiles_at_once;  // of groups
+  std::uint8_t* to = rows.words + tile / rows.tiles_at_once * step * (rows.row_bytes / 4) + group * step;
+  const std::int64_t which = tile % rows.tiles_at_once;
+  if constexpr (S::kHas8RowTiles) {
     if (rows.tile == 8) return S::transpose_half(from, from_step, to, p.weight->gathers);
   }
   if (!p.weight->gathers) return S::transpose(from, from_step, to + kLine * which, step);
   alignas(64) std::uint8_t lines[16 * kLine];
   S::transpose(from, from_step, lines, kLine);
-  for (int i = 0; i < 16; ++i) S::turn_bytes(lines + kLine * i, to + step * i + 16 * which, step / 4);
+  for (int i = 0; i < 16; ++i) S::transpose_bytes(lines + kLine * i, to + step * i + 16 * which, step / 4);
 }
 
 template <class S>
@@ -78,19 +78,19 @@ void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::
   if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
     for (std::int64_t r = 0; r < 16; ++r) rows.scales[first_row + r] = p.input.scale;
     for (std::int64_t word = 0; 4 * word < K; word += 16) {
-      turn_words<S>(p, rows, p.codes + first_row * K + 4 * word, K, tile, word);
+      transpose_words<S>(p, rows, p.codes + first_row * K + 4 * word, K, tile, word);
     }
     return;
   }
   CodeFormat formats[16];
   for (std::int64_t r = 0; r < count; ++r) formats[r] = format_of<S>(p, rows, first_row + r);
   for (std::int64_t r = count; r < 16; ++r) rows.scales[first_row + r] = 0;
-  // A stretch of the rows at a time, which stays in the L1 cache. Rows whose distance is a power of two share few sets.
-  constexpr std::int64_t kStretchOfRows = 1024, kStep = kStretchOfRows + kLine;  // bytes
+  // A segment of the rows at a time, which stays in the L1 cache. Rows whose distance is a power of two share few sets.
+  constexpr std::int64_t kSegmentOfRows = 1024, kStep = kSegmentOfRows + kLine;  // bytes
   alignas(64) std::uint8_t lines[16 * kStep];
   if (count < 16) memset(lines + count * kStep, 0, static_cast<std::size_t>((16 - count) * kStep));
-  for (std::int64_t begin = 0; begin < rows.row_bytes; begin += kStretchOfRows) {
-    const std::int64_t left = rows.row_bytes - begin, bytes = left < kStretchOfRows ? left : kStretchOfRows;
+  for (std::int64_t begin = 0; begin < rows.row_bytes; begin += kSegmentOfRows) {
+    const std::int64_t left = rows.row_bytes - begin, bytes = left < kSegmentOfRows ? left : kSegmentOfRows;
     for (std::int64_t r = 0; r < count; ++r) {
       std::uint8_t* to = lines + r * kStep;
       for (std::int64_t at = 0; at < bytes; at += kLine) {
@@ -98,7 +98,7 @@ void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::
       }
     }
     for (std::int64_t at = 0; at < bytes; at += kLine) {
-      turn_words<S>(p, rows, lines + at, kStep, tile, (begin + at) / 4);
+      transpose_words<S>(p, rows, lines + at, kStep, tile, (begin + at) / 4);
     }
   }
 }

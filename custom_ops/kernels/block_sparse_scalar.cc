@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const BlockSparseKernels& block_sparse_kernels_scalar() {
-  static constexpr BlockSparseKernels kernels = make_block_sparse_kernels<SparseScalar>();
-  return kernels;
-}
+extern constexpr BlockSparseKernels block_sparse_scalar = make_block_sparse_kernels<SparseScalar>();
 
 }  // namespace onnxpress

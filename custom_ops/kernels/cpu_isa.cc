@@ -1,117 +1,165 @@
 #include "kernels/cpu_isa.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#elif defined(__aarch64__)
-#include <asm/hwcap.h>
-#include <sys/auxv.h>
-#endif
-
 #include <cstdlib>
 #include <stdexcept>
+
+#include "kernels/kernel_table.h"
+#include "kernels/platform.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#define ONNXPRESS_ON_X86(...) own(__VA_ARGS__)
+#else
+#define ONNXPRESS_ON_X86(...) own()
+#endif
+#if defined(__aarch64__)
+#define ONNXPRESS_ON_ARM(...) own(__VA_ARGS__)
+#else
+#define ONNXPRESS_ON_ARM(...) own()
+#endif
 
 namespace onnxpress {
 namespace {
 
+// What kernels need of a CPU. Features that kernels always use together are one.
+enum Feature : unsigned {
+  kAvx2 = 1 << 0,  // with FMA and F16C
+  kAvxVnni = 1 << 1,
+  kAvx512 = 1 << 2,  // F, BW, DQ and VL
+  kAvx512Vnni = 1 << 3,
+  kAvx512Vbmi = 1 << 4,
+  kAvx512Bf16 = 1 << 5,
+  kAmx = 1 << 6,  // tiles, of int8 and bfloat16
+  kNeonDotProducts = 1 << 7,
+};
+
 #if defined(__x86_64__)
-// Tiles of int8 and bfloat16: in the CPU, saved by the operating system, and granted to this process, which must ask
-// once.
-bool ask_for_amx() {
+// The CPU has tiles, and the operating system saves them.
+bool has_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bits of leaf 7: bfloat16, tiles, int8
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kNeeded) != kNeeded) return false;
   constexpr unsigned kSaved = 3u << 17;  // the state of tiles in XCR0
-  constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
   asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-  return (a & kSaved) == kSaved && syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
-}
-
-bool has_amx() {
-  static const bool granted = ask_for_amx();
-  return granted;
+  return (a & kSaved) == kSaved && allow_amx_tiles();
 }
 #endif
 
-}  // namespace
-
-const char* isa_name(Isa isa) {
-  switch (isa) {
-    case Isa::kAmx:
-      return "amx";
-    case Isa::kAvx512Bf16:
-      return "avx512bf16";
-    case Isa::kAvx512Vbmi:
-      return "avx512vbmi";
-    case Isa::kAvx512Vnni:
-      return "avx512vnni";
-    case Isa::kAvxVnni:
-      return "avxvnni";
-    case Isa::kNeon:
-      return "neon";
-    case Isa::kAvx2:
-      return "avx2";
-    default:
-      return "scalar";
-  }
-}
-
-std::vector<Isa> supported_isas() {
-  std::vector<Isa> isas{Isa::kScalar};
+unsigned find_features() {
+  unsigned found = 0;
+  const auto add = [&](Feature feature, bool is_there) { found |= is_there ? feature : 0u; };
 #if defined(__x86_64__)
   // The builtin also asks XGETBV whether the operating system saves the wide registers.
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (avx2) isas.push_back(Isa::kAvx2);
-  if (avx2 && __builtin_cpu_supports("avxvnni")) isas.push_back(Isa::kAvxVnni);
-  const bool avx512vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                          __builtin_cpu_supports("avx512vnni");
-  if (avx512vnni) isas.push_back(Isa::kAvx512Vnni);
-  // What follows may use the tables of bytes, which all CPUs with tiles have, and all with bfloat16 but Cooper Lake.
-  const bool avx512vbmi = avx512vnni && __builtin_cpu_supports("avx512vbmi");
-  if (avx512vbmi) isas.push_back(Isa::kAvx512Vbmi);
-  if (avx512vbmi && __builtin_cpu_supports("avx512bf16")) isas.push_back(Isa::kAvx512Bf16);
-  if (avx512vbmi && has_amx()) isas.push_back(Isa::kAmx);
-#elif defined(__aarch64__)
-  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) isas.push_back(Isa::kNeon);
+  add(kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"));
+  add(kAvxVnni, __builtin_cpu_supports("avxvnni"));
+  add(kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
+  add(kAvx512Vnni, __builtin_cpu_supports("avx512vnni"));
+  add(kAvx512Vbmi, __builtin_cpu_supports("avx512vbmi"));
+  add(kAvx512Bf16, __builtin_cpu_supports("avx512bf16"));
+  add(kAmx, has_amx());
 #endif
-  return isas;
+  add(kNeonDotProducts, has_neon_dot_products());
+  return found;
 }
 
-namespace {
+unsigned cpu_features() {
+  static const unsigned found = find_features();
+  return found;
+}
 
 // Intel's cores (Sapphire Rapids) begin a dot product of bfloat16 every other cycle and two multiply-adds of float32
 // every cycle, which makes the latter the faster: what multiplies bfloat16 runs there only when it is asked for.
-Isa fastest_isa() {
-  const Isa best = supported_isas().back();
+unsigned slow_features() {
 #if defined(__x86_64__)
-  if (best == Isa::kAvx512Bf16 && __builtin_cpu_is("intel")) return Isa::kAvx512Vbmi;
+  if (__builtin_cpu_is("intel")) return kAvx512Bf16;
 #endif
-  return best;
+  return 0;
+}
+
+template <class... Kernels>
+constexpr KernelTable own(const Kernels*... kernels) {
+  KernelTable table{};
+  ((std::get<const Kernels*>(table) = kernels), ...);
+  return table;
+}
+
+constexpr unsigned kAvx512VnniNeeds = kAvx2 | kAvx512 | kAvx512Vnni;
+// What follows may use the tables of bytes, which all CPUs with tiles have, and all with bfloat16 but Cooper Lake.
+constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
+
+}  // namespace
+
+// They are defined in the files compiled for the instruction set that ends their names.
+extern const BlockSparseKernels block_sparse_scalar, block_sparse_avx2, block_sparse_avx512vnni;
+extern const Int8Kernels int8_scalar, int8_avx2, int8_avxvnni, int8_avx512vnni, int8_amx;
+extern const MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16, minifloat_bfloat16_amx;
+extern const MiniFloatKernels minifloat_scalar, minifloat_avx2, minifloat_avx512vnni, minifloat_avx512vbmi;
+extern const NBitsBFloat16Kernels nbits_bfloat16_avx512bf16, nbits_bfloat16_amx;
+extern const NBitsFloatKernels nbits_float_scalar, nbits_float_neon, nbits_float_avx2, nbits_float_avx512vnni;
+extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_avx2, nbits_int8_avxvnni,
+    nbits_int8_avx512vnni, nbits_int8_amx;
+extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512vnni;
+
+// Name, needs and kernels, in order of preference, the best last; each behind those whose kernels it can run.
+constexpr InstructionSet kInstructionSets[] = {
+    {"scalar", 0,
+     own(&block_sparse_scalar, &int8_scalar, &minifloat_scalar, &nbits_float_scalar, &nbits_int8_scalar,
+         &quantize_scalar)},
+    {"neon", kNeonDotProducts, ONNXPRESS_ON_ARM(&nbits_float_neon, &nbits_int8_neon)},
+    {"avx2", kAvx2,
+     ONNXPRESS_ON_X86(&block_sparse_avx2, &int8_avx2, &minifloat_avx2, &nbits_float_avx2, &nbits_int8_avx2,
+                      &quantize_avx2)},
+    {"avxvnni", kAvx2 | kAvxVnni, ONNXPRESS_ON_X86(&int8_avxvnni, &nbits_int8_avxvnni)},
+    {"avx512vnni", kAvx512VnniNeeds,
+     ONNXPRESS_ON_X86(&block_sparse_avx512vnni, &int8_avx512vnni, &minifloat_avx512vnni, &nbits_float_avx512vnni,
+                      &nbits_int8_avx512vnni, &quantize_avx512vnni)},
+    {"avx512vbmi", kAvx512VbmiNeeds, ONNXPRESS_ON_X86(&minifloat_avx512vbmi)},
+    {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
+     ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},
+    {"amx", kAvx512VbmiNeeds | kAmx,
+     ONNXPRESS_ON_X86(&int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx, &nbits_int8_amx)},
+};
+
+namespace {
+
+std::vector<Isa> isas_with(unsigned features) {
+  std::vector<Isa> isas;
+  for (const InstructionSet& set : kInstructionSets) {
+    if (set.runs_with(features)) isas.push_back(static_cast<Isa>(&set - kInstructionSets));
+  }
+  return isas;
 }
 
 }  // namespace
 
+const char* isa_name(Isa isa) { return instruction_set(isa).name; }
+
+std::vector<Isa> all_isas() { return isas_with(~0u); }
+
+std::vector<Isa> supported_isas() { return isas_with(cpu_features()); }
+
 Isa parse_isa(const std::string& name, const std::string& setting) {
-  for (Isa isa : {Isa::kScalar, Isa::kNeon, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512Vnni, Isa::kAvx512Vbmi,
-                  Isa::kAvx512Bf16, Isa::kAmx}) {
-    if (name != isa_name(isa)) continue;
-    for (Isa have : supported_isas()) {
-      if (have == isa) return isa;
-    }
-    throw std::runtime_error(setting + name + ": this CPU lacks these instructions; best here is " +
-                             isa_name(supported_isas().back()));
+  const std::vector<Isa> supported = supported_isas();
+  for (Isa isa : supported) {
+    if (name == isa_name(isa)) return isa;
   }
-  throw std::runtime_error(
-      setting + name +
-      ": unknown instruction set; use scalar, neon, avx2, avxvnni, avx512vnni, avx512vbmi, avx512bf16 or amx");
+  std::string names;
+  for (const InstructionSet& set : kInstructionSets) {
+    if (name == set.name) {
+      throw std::runtime_error(setting + name + ": this CPU lacks these instructions; best here is " +
+                               isa_name(supported.back()));
+    }
+    names += names.empty() ? set.name : std::string(", ") + set.name;
+  }
+  throw std::runtime_error(setting + name + ": unknown instruction set; there are " + names);
 }
 
 Isa chosen_isa() {
   const char* asked = std::getenv("ONNXPRESS_ISA");
-  return asked != nullptr && *asked != '\0' ? parse_isa(asked, "ONNXPRESS_ISA=") : fastest_isa();
+  return asked != nullptr && *asked != '\0' ? parse_isa(asked, "ONNXPRESS_ISA=")
+                                            : isas_with(cpu_features() & ~slow_features()).back();
 }
 
 }  // namespace onnxpress

@@ -1,20 +1,25 @@
-// Which instruction set the kernels run on, chosen once a process from CPUID and ONNXPRESS_ISA.
+// Instruction sets: sets of features of a CPU that kernels are compiled for. One is chosen for a process, from what the
+// CPU has or by ONNXPRESS_ISA.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
 namespace onnxpress {
 
-// In order of rank: what has no code for one runs the best below it.
-enum class Isa { kScalar, kNeon, kAvx2, kAvxVnni, kAvx512Vnni, kAvx512Vbmi, kAvx512Bf16, kAmx };
+// A row of the table in cpu_isa.cc, which says all about it. The first needs nothing of the CPU.
+enum class Isa : std::uint8_t {};
 
 const char* isa_name(Isa isa);
 
-// Those this library has kernels for and this CPU (and operating system) can run, slowest first.
+// All that have a name, in order of preference, the best last.
+std::vector<Isa> all_isas();
+
+// Those of them that this CPU and its operating system can run.
 std::vector<Isa> supported_isas();
 
-// The fastest supported one, or what ONNXPRESS_ISA asks for.
+// The best supported one, or what ONNXPRESS_ISA asks for.
 // Throws std::runtime_error when that is no name of an instruction set or the CPU lacks it.
 Isa chosen_isa();
 

@@ -3,16 +3,17 @@
 #include <algorithm>
 
 #include "kernels/half.h"
-#include "kernels/matmul_nbits.h"
+#include "kernels/kernel_table.h"
+#include "kernels/matmul_nbits_kernels.h"
 
 namespace onnxpress {
 namespace {
 
-// Numbers of a piece of work, some 5 us.
-constexpr std::int64_t kPieceOfWork = 1 << 14;
+// Numbers of a task of work, some 5 us.
+constexpr std::int64_t kWorkPerTask = 1 << 14;
 
 // Numbers that become float16 at once, at most.
-constexpr std::int64_t kStretch = 256;
+constexpr std::int64_t kChunk = 256;
 
 int nibble(const std::uint8_t* packed, std::int64_t index) { return packed[index / 2] >> (index % 2 * 4) & 15; }
 
@@ -54,33 +55,34 @@ void gather_row(const NBitsTable& t, std::int64_t row, float* out) {
   }
 }
 
-void gather_row(const NBitsTable& t, std::int64_t row, std::uint16_t* out, Isa isa) {
-  float stretch[kStretch];
-  const std::int64_t step = std::min(t.block_size, kStretch);
+void gather_row(const NBitsTable& t, std::int64_t row, std::uint16_t* out, const NBitsFloatKernels& kernels) {
+  float chunk[kChunk];
+  const std::int64_t step = std::min(t.block_size, kChunk);
   for (std::int64_t begin = 0; begin < t.columns; begin += step) {
     const std::int64_t count = std::min(step, t.columns - begin);
-    dequantize(t, row, begin, count, stretch);
-    convert(stretch, out + begin, count, isa);
+    dequantize(t, row, begin, count, chunk);
+    kernels.to_half(chunk, out + begin, count);
   }
 }
 
 template <class Index>
 void gather_any(const NBitsTable& t, const Index* indices, std::int64_t count, void* out, Isa isa,
                 const Parallel& pool) {
+  const NBitsFloatKernels& kernels = best_kernels<NBitsFloatKernels>(isa);
   const bool half = t.half_scales != nullptr;
   const std::int64_t bytes = t.columns * (half ? 2 : 4);
   const auto gather_one = [&](std::int64_t i) {
     std::uint8_t* to = static_cast<std::uint8_t*>(out) + i * bytes;
     const std::int64_t index = indices[i], row = index < 0 ? index + t.rows : index;
     if (half) {
-      gather_row(t, row, reinterpret_cast<std::uint16_t*>(to), isa);
+      gather_row(t, row, reinterpret_cast<std::uint16_t*>(to), kernels);
     } else {
       gather_row(t, row, reinterpret_cast<float*>(to));
     }
   };
-  const std::int64_t rows = std::max<std::int64_t>(1, kPieceOfWork / t.columns);
-  pool.for_each(static_cast<std::size_t>((count + rows - 1) / rows), [&](std::size_t piece) {
-    const std::int64_t begin = static_cast<std::int64_t>(piece) * rows;
+  const std::int64_t rows = std::max<std::int64_t>(1, kWorkPerTask / t.columns);
+  pool.for_each(static_cast<std::size_t>((count + rows - 1) / rows), [&](std::size_t task) {
+    const std::int64_t begin = static_cast<std::int64_t>(task) * rows;
     for (std::int64_t i = begin; i < std::min(count, begin + rows); ++i) gather_one(i);
   });
 }

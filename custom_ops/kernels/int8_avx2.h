@@ -11,6 +11,8 @@ namespace {
 
 // vpmaddubsw would saturate: bytes are widened to 16 bits, the even and the odd ones apart, and vpmaddwd is exact.
 struct Int8Avx2 : Avx2 {
+  static constexpr Int8Dots kInt8Dots = Int8Dots::kWidened;
+
   template <int Rows>
   static constexpr int int8_tiles() {
     return Rows == 1 ? 2 : 1;

@@ -10,6 +10,7 @@ namespace {
 
 struct Int8AvxVnni : Int8Avx2 {
   static constexpr const char* kName = "avxvnni";
+  static constexpr Int8Dots kInt8Dots = Int8Dots::kNative;
 
   using Weights = U8;
   using Activations = __m256i;

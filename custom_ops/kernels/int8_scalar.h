@@ -11,6 +11,8 @@ namespace onnxpress {
 namespace {
 
 struct Int8Scalar : Scalar {
+  static constexpr Int8Dots kInt8Dots = Int8Dots::kPortable;
+
   template <int Rows>
   static constexpr int int8_tiles() {
     return 1;

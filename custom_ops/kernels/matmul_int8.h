@@ -2,7 +2,7 @@
 //
 // In detail: the sum over k is an int32, its float32 is multiplied by the float32 scale_a * scale_w, and the bias is
 // added with a rounding of its own, so that every instruction set gives the same bits. Where K is so long that an int32
-// could overflow, there is a sum, and a product in float32, for each stretch of kStretch of K; the products are added
+// could overflow, there is a sum, and a product in float32, for each segment of kSplitK of K; the products are added
 // one after the other.
 #pragma once
 
@@ -34,17 +34,17 @@ struct Int8Layout {
   bool zero_points = false;  // some zero point of the signed codes is not 0
 };
 
-inline constexpr std::int64_t kStretch = 1 << 15;
+inline constexpr std::int64_t kSplitK = 1 << 15;
 
 // Packed; plain pointers. Columns in tiles of 16, k in groups of 4: lines of 64 bytes, as MatMulNBits has them for 8
-// bits. A long weight is its stretches, one packed behind the other.
+// bits. A long weight is its segments, one packed behind the other.
 struct Int8Weight {
   std::int64_t K = 0, N = 0, tiles = 0, padded_k = 0;  // padded_k: a multiple of 64
   const std::int8_t* codes = nullptr;                  // [tiles, padded_k / 4, 16, 4], as signed
   const std::int32_t* sums = nullptr;                  // [tiles * 16]: over k, of the codes
   const std::int32_t* zero_points = nullptr;           // [tiles * 16], of the signed codes; null where all are 0
   const float* scales = nullptr;                       // [tiles * 16]
-  bool is_long = false;  // `codes` is where the stretches begin, the other arrays are null
+  bool is_long = false;                                // `codes` is where the segments begin, the other arrays are null
   bool has_zero_points = false;
 };
 
@@ -52,8 +52,8 @@ struct Int8Weight {
 bool is_valid(const Int8Layout& layout);
 std::size_t packed_size(const Int8Layout& layout);
 Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory);
-// Of a long weight, the stretch that begins at k, a multiple of kStretch.
-Int8Weight stretch_of(const Int8Weight& weight, std::int64_t k);
+// Of a long weight, the segment that begins at k, a multiple of kSplitK.
+Int8Weight segment_of(const Int8Weight& weight, std::int64_t k);
 
 struct PackedInt8 {
   Int8Layout layout;
@@ -85,6 +85,11 @@ struct Int8Problem {
 
 // Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
 const char* matmul_int8(const Int8Problem& problem, Isa isa, const Parallel& parallel);
+
+// How exact sums of products of bytes come about: in portable loops, in vectors of wider numbers, or by one
+// instruction.
+enum class Int8Dots { kPortable, kWidened, kNative };
+Int8Dots int8_dots(Isa isa);
 
 // What DynamicQuantizeLinear chooses for these values: uint8 over [min(0, min), max(0, max)].
 Int8Format dynamic_format(const float* values, std::int64_t count, Isa isa, const Parallel& parallel);

@@ -17,9 +17,9 @@ struct Int8AmxPastCaches : Int8Amx {
 
 // For outputs that would not stay in L2, and that lie in whole lines.
 bool go_past_caches(const Int8Problem& p) {
-  constexpr std::int64_t kMostInCache = 1 << 20;
+  constexpr std::int64_t kMaxInCache = 1 << 20;
   const std::int64_t N = p.weight->N;
-  return p.floats_out != nullptr && p.M * N > kMostInCache && N % kTile == 0 &&
+  return p.floats_out != nullptr && p.M * N > kMaxInCache && N % kTile == 0 &&
          reinterpret_cast<std::uintptr_t>(p.floats_out) % 64 == 0;
 }
 
@@ -27,13 +27,16 @@ constexpr std::int64_t kTileK = 64;
 
 constexpr TileConfig kConfig;
 
+// Below, half of a tile of rows and more would be idle, and the weight comes in no faster.
+constexpr std::int64_t kMinRows = 8;
+
 // A strip of two tiles and this many k stays in L1 (32 of 48 KiB) while the rows of a chunk pass by, and a chunk of
 // rows in L2. Between strips the sums wait in memory.
 constexpr std::int64_t kStripK = 1024;
 constexpr std::int64_t kChunkRows = 128;
 
-// Multiply-adds of a piece of work: loading and releasing the configuration costs some 0.4 us.
-constexpr std::int64_t kPiece = 1 << 23;
+// Multiply-adds of a task of work: loading and releasing the configuration costs some 0.4 us.
+constexpr std::int64_t kWorkPerTask = 1 << 23;
 
 struct Sums {
   alignas(64) std::int32_t tiles[4][kTileRows * kTile];
@@ -64,7 +67,7 @@ void store_sums(Sums& sums) {
   _tile_stored(3, sums.tiles[3], 64);
 }
 
-// 32 rows times 2 tiles times a stretch of K: each tile that is loaded serves two products.
+// 32 rows times 2 tiles times a segment of K: each tile that is loaded serves two products.
 void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile,
                          std::int64_t begin, std::int64_t end, Sums& sums) {
   const Int8Weight& w = *p.weight;
@@ -163,15 +166,12 @@ void multiply_amx(const Int8Problem& p, const Int8Rows& rows, std::int64_t first
     }
   }
   _tile_release();
-  _mm_sfence();  // what went past the caches is to be seen before the piece is done
+  _mm_sfence();  // what went past the caches is to be seen before the task is done
 }
 
 }  // namespace
 
-const Int8Kernels& int8_kernels_amx() {
-  static constexpr Int8Kernels kernels{Int8Amx::kName,    kPiece,       2 * kTileRows, true,
-                                       load_row<Int8Amx>, multiply_amx, range<Int8Amx>};
-  return kernels;
-}
+extern constexpr Int8Kernels int8_amx{Int8Amx::kName, Int8Amx::kInt8Dots, kMinRows,     kWorkPerTask,  2 * kTileRows,
+                                      true,           load_row<Int8Amx>,  multiply_amx, range<Int8Amx>};
 
 }  // namespace onnxpress

@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const Int8Kernels& int8_kernels_avx2() {
-  static constexpr Int8Kernels kernels = make_int8_kernels<Int8Avx2>();
-  return kernels;
-}
+extern constexpr Int8Kernels int8_avx2 = make_int8_kernels<Int8Avx2>();
 
 }  // namespace onnxpress

@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const Int8Kernels& int8_kernels_avx512vnni() {
-  static constexpr Int8Kernels kernels = make_int8_kernels<Int8Avx512Vnni>();
-  return kernels;
-}
+extern constexpr Int8Kernels int8_avx512vnni = make_int8_kernels<Int8Avx512Vnni>();
 
 }  // namespace onnxpress

@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const Int8Kernels& int8_kernels_avxvnni() {
-  static constexpr Int8Kernels kernels = make_int8_kernels<Int8AvxVnni>();
-  return kernels;
-}
+extern constexpr Int8Kernels int8_avxvnni = make_int8_kernels<Int8AvxVnni>();
 
 }  // namespace onnxpress

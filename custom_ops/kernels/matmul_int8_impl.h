@@ -140,7 +140,7 @@ Range range(const float* values, std::int64_t count) {
 
 template <class S>
 constexpr Int8Kernels make_int8_kernels() {
-  return {S::kName, 1 << 18, 1, false, load_row<S>, multiply<S>, range<S>};
+  return {S::kName, S::kInt8Dots, 0, 1 << 18, 1, false, load_row<S>, multiply<S>, range<S>};
 }
 
 }  // namespace

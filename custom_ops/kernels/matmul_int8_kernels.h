@@ -35,8 +35,10 @@ struct Range {
 
 struct Int8Kernels {
   const char* isa;
-  std::int64_t piece;  // multiply-adds that are worth being a piece of work
-  // Pieces of work begin at multiples of this many rows, and that many may be read where M ends.
+  Int8Dots dots;
+  std::int64_t min_rows;       // of the problems that they are for
+  std::int64_t work_per_task;  // multiply-adds
+  // Tasks begin at multiples of this many rows, and that many may be read where M ends.
   std::int64_t row_step;
   bool in_tiles;
   void (*load_row)(const Int8Problem&, const Int8Rows&, std::int64_t row);
@@ -46,13 +48,5 @@ struct Int8Kernels {
   // The least and the greatest of zero and the values.
   Range (*range)(const float* values, std::int64_t count);
 };
-
-const Int8Kernels& int8_kernels_scalar();
-#if defined(__x86_64__)
-const Int8Kernels& int8_kernels_avx2();
-const Int8Kernels& int8_kernels_avxvnni();
-const Int8Kernels& int8_kernels_avx512vnni();
-const Int8Kernels& int8_kernels_amx();
-#endif
 
 }  // namespace onnxpress

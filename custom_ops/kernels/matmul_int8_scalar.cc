@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const Int8Kernels& int8_kernels_scalar() {
-  static constexpr Int8Kernels kernels = make_int8_kernels<Int8Scalar>();
-  return kernels;
-}
+extern constexpr Int8Kernels int8_scalar = make_int8_kernels<Int8Scalar>();
 
 }  // namespace onnxpress

@@ -3,15 +3,12 @@
 
 namespace onnxpress {
 
-const MiniFloatKernels& minifloat_avx2() {
-  static constexpr MiniFloatKernels kernels{{make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE4M3FN>>(),
-                                             make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE5M2>>(),
-                                             make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE3M4>>(),
-                                             make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE3M2>>(),
-                                             make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE2M3>>(),
-                                             make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE2M1>>(),
-                                             make_float_product<Avx2, Avx2MiniFloats<CodeKind::kNF4>>()}};
-  return kernels;
-}
+extern constexpr MiniFloatKernels minifloat_avx2{{make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE4M3FN>>(),
+                                                  make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE5M2>>(),
+                                                  make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE3M4>>(),
+                                                  make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE3M2>>(),
+                                                  make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE2M3>>(),
+                                                  make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE2M1>>(),
+                                                  make_float_product<Avx2, Avx2MiniFloats<CodeKind::kNF4>>()}};
 
 }  // namespace onnxpress

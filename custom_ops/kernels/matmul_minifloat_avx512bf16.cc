@@ -4,15 +4,13 @@
 
 namespace onnxpress {
 
-const MiniFloatBFloat16Kernels& minifloat_bfloat16_avx512bf16() {
-  static constexpr MiniFloatBFloat16Kernels kernels{{make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE4M3FN>>(),
-                                                     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE5M2>>(),
-                                                     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE3M4>>(),
-                                                     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE3M2>>(),
-                                                     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE2M3>>(),
-                                                     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE2M1>>(),
-                                                     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kNF4>>()}};
-  return kernels;
-}
+extern constexpr MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16{
+    {make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE4M3FN>>(),
+     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE5M2>>(),
+     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE3M4>>(),
+     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE3M2>>(),
+     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE2M3>>(),
+     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE2M1>>(),
+     make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kNF4>>()}};
 
 }  // namespace onnxpress

@@ -15,15 +15,12 @@ constexpr NBitsFloatProduct make_product() {
 
 }  // namespace
 
-const MiniFloatKernels& minifloat_avx512vbmi() {
-  static constexpr MiniFloatKernels kernels{{make_product<CodeKind::kE4M3FN>(),
-                                             make_product<CodeKind::kE5M2>(),
-                                             make_product<CodeKind::kE3M4>(),
-                                             {},
-                                             {},
-                                             {},
-                                             {}}};
-  return kernels;
-}
+extern constexpr MiniFloatKernels minifloat_avx512vbmi{{make_product<CodeKind::kE4M3FN>(),
+                                                        make_product<CodeKind::kE5M2>(),
+                                                        make_product<CodeKind::kE3M4>(),
+                                                        {},
+                                                        {},
+                                                        {},
+                                                        {}}};
 
 }  // namespace onnxpress

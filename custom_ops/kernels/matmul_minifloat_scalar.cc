@@ -3,15 +3,12 @@
 
 namespace onnxpress {
 
-const MiniFloatKernels& minifloat_scalar() {
-  static constexpr MiniFloatKernels kernels{{make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE4M3FN>>(),
-                                             make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE5M2>>(),
-                                             make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE3M4>>(),
-                                             make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE3M2>>(),
-                                             make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE2M3>>(),
-                                             make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE2M1>>(),
-                                             make_float_product<Scalar, ScalarMiniFloats<CodeKind::kNF4>>()}};
-  return kernels;
-}
+extern constexpr MiniFloatKernels minifloat_scalar{{make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE4M3FN>>(),
+                                                    make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE5M2>>(),
+                                                    make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE3M4>>(),
+                                                    make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE3M2>>(),
+                                                    make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE2M3>>(),
+                                                    make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE2M1>>(),
+                                                    make_float_product<Scalar, ScalarMiniFloats<CodeKind::kNF4>>()}};
 
 }  // namespace onnxpress

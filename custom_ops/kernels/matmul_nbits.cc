@@ -2,14 +2,13 @@
 
 #include <algorithm>
 
+#include "kernels/kernel_table.h"
 #include "kernels/matmul_nbits_kernels.h"
-#include "kernels/pieces.h"
-#include "kernels/room.h"
+#include "kernels/tasks.h"
+#include "kernels/workspace.h"
 
 namespace onnxpress {
 namespace {
-
-constexpr std::int64_t kLeastRowsOfAmx = 12;  // below, its tiles are too empty to win against AVX-512 VNNI
 
 // Bytes from a row to the next: an odd number of cache lines, as rows a power of two apart would meet in a few sets of
 // L1.
@@ -27,11 +26,11 @@ BFloat16Rows bfloat16_rows(const NBitsProblem& p, std::int64_t row_step, std::ui
   return {reinterpret_cast<std::uint16_t*>(at), reinterpret_cast<float*>(at + rows * row), row / 2, rows};
 }
 
-// Whole groups of tiles, so that every piece streams as many of them as the kernel can; the codes of a piece stay in
+// Whole groups of tiles, so that every task streams as many of them as the kernel can; the codes of a task stay in
 // L2.
 std::int64_t tiles_to_stream(const NBitsWeight& w) {
   const std::int64_t group = 4;
-  return clamp(ceil_div(kPieceOfWork, w.padded_k * kTile * group), 1, w.tiles) * group;
+  return clamp(ceil_div(kWorkPerTask, w.padded_k * kTile * group), 1, w.tiles) * group;
 }
 
 // One product on its way: `floats` are the kernels of the instruction set for what is no sum.
@@ -42,7 +41,7 @@ struct Job {
 };
 
 // Rows of so many bytes stay in a cache while tile after tile of the weight meets them. Codes that are streamed meet
-// rows in L2; a panel is unpacked anew for each piece, which costs more than rows that come from L3.
+// rows in L2; a panel is unpacked anew for each task, which costs more than rows that come from L3.
 constexpr std::int64_t kStreamedRows = 1 << 19, kPanelRows = 1 << 22;
 
 std::int64_t rows_to_keep(std::int64_t row_bytes, std::int64_t bytes) {
@@ -50,29 +49,30 @@ std::int64_t rows_to_keep(std::int64_t row_bytes, std::int64_t bytes) {
   return std::max<std::int64_t>(bytes / row_bytes / kGroup, 1) * kGroup;
 }
 
-// work(first_tile, tiles, begin, end) for pieces of the product; what follows the sums is done while they are in the
+// work(first_tile, tiles, begin, end) for tasks of the product; what follows the sums is done while they are in the
 // cache.
 template <class Work>
-void for_each_piece(const Job& job, const Piece& piece, const Work& work) {
+void run_tasks(const Job& job, const Grain& grain, const Work& work) {
   const NBitsProblem& p = job.p;
-  split(p.M, p.weight->tiles, piece, job.parallel,
-        [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
-          work(first, tiles, begin, end);
-          if (p.activation != Activation::kNone || p.gate != nullptr) job.floats.activate(p, first, tiles, begin, end);
-        });
+  for_each_task(p.M, p.weight->tiles, grain, job.parallel,
+                [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+                  work(first, tiles, begin, end);
+                  if (p.activation != Activation::kNone || p.gate != nullptr)
+                    job.floats.activate(p, first, tiles, begin, end);
+                });
 }
 
 void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
   const NBitsProblem& p = job.p;
   if (p.M == 1) {
-    for_each_piece(job, {tiles_to_stream(*p.weight)},
-                   [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
+    run_tasks(job, {tiles_to_stream(*p.weight)},
+              [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
     return;
   }
-  for_each_piece(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4, kPanelRows)},
-                 [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                   product.panel(p, tile, begin, end);
-                 });
+  run_tasks(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4, kPanelRows)},
+            [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+              product.panel(p, tile, begin, end);
+            });
 }
 
 // How the rounded rows of a product lie: bytes of a row and of what belongs to it, how many rows are read from any on,
@@ -81,19 +81,19 @@ struct ChunkedRows {
   std::int64_t bytes, row_step, chunk_step;
 };
 
-// work(job, room) for the rows in chunks, each a problem of its own.
+// work(job, workspace) for the rows in chunks, each a problem of its own.
 template <class Work>
 void for_each_chunk(const Job& job, const ChunkedRows& rows, const Work& work) {
   const NBitsProblem& p = job.p;
-  const std::int64_t most = rows_at_once(p.M, rows.bytes, rows.chunk_step);
-  const auto room = make_room(static_cast<std::size_t>((most + rows.row_step - 1) * rows.bytes));
-  for (std::int64_t begin = 0; begin < p.M; begin += most) {
+  const std::int64_t chunk_rows = rows_per_chunk(p.M, rows.bytes, rows.chunk_step);
+  const auto workspace = make_workspace(static_cast<std::size_t>((chunk_rows + rows.row_step - 1) * rows.bytes));
+  for (std::int64_t begin = 0; begin < p.M; begin += chunk_rows) {
     NBitsProblem part = p;
-    part.M = std::min(most, p.M - begin);
+    part.M = std::min(chunk_rows, p.M - begin);
     part.A += begin * p.weight->K;
     part.Y += begin * p.weight->N;
     if (p.gate != nullptr) part.gate += begin * p.weight->N;
-    work(Job{part, job.floats, job.parallel}, room.get());
+    work(Job{part, job.floats, job.parallel}, workspace.get());
   }
 }
 
@@ -101,19 +101,19 @@ void multiply_bfloat16(const Job& whole, const NBitsBFloat16Product& product) {
   const NBitsWeight& w = *whole.p.weight;
   const std::int64_t bytes = row_bytes(w.padded_k * 2), kept = rows_to_keep(bytes, kPanelRows);
   const ChunkedRows chunked{bytes + w.blocks * std::int64_t{sizeof(float)}, product.row_step, kept};
-  for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* room) {
+  for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* workspace) {
     const NBitsProblem& p = job.p;
-    const BFloat16Rows rows = bfloat16_rows(p, product.row_step, room);
+    const BFloat16Rows rows = bfloat16_rows(p, product.row_step, workspace);
     for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { product.round_row(p, rows, row); });
     if (whole.p.M == 1) {
-      for_each_piece(job, {tiles_to_stream(w)},
-                     [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
+      run_tasks(job, {tiles_to_stream(w)},
+                [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
       return;
     }
-    for_each_piece(job, {product.panel_tiles, product.row_step, kept},
-                   [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
-                     product.panel(p, rows, tile, begin, end);
-                   });
+    run_tasks(job, {product.panel_tiles, product.row_step, kept},
+              [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
+                product.panel(p, rows, tile, begin, end);
+              });
   });
 }
 
@@ -122,104 +122,63 @@ void multiply_int8(const Job& whole, const NBitsInt8Kernels& kernels) {
   const std::int64_t bytes = row_bytes(w.padded_k), kept = rows_to_keep(bytes, kStreamedRows);
   const ChunkedRows chunked{bytes + w.blocks * std::int64_t{sizeof(float) + sizeof(std::int32_t)}, kernels.row_step,
                             kept};
-  for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* room) {
+  for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* workspace) {
     const NBitsProblem& p = job.p;
-    const QuantizedRows rows = quantized_rows(p, kernels.row_step, room);
+    const QuantizedRows rows = quantized_rows(p, kernels.row_step, workspace);
     for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-    for_each_piece(job, {tiles_to_stream(w), kernels.row_step, kept},
-                   [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
-                     kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
-                   });
+    run_tasks(job, {tiles_to_stream(w), kernels.row_step, kept},
+              [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+                kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
+              });
   });
 }
 
-// AMX multiplies 16 rows in the time of one, and blocks in whole spans.
-Isa suited_isa(const NBitsProblem& p, Isa isa) {
-  const bool suits = p.M >= kLeastRowsOfAmx && p.weight->block_size % kSpan == 0;
-  return isa == Isa::kAmx && !suits ? Isa::kAvx512Vbmi : isa;
+bool meets(const NBitsProblem& p, const NBitsNeeds& needs) {
+  return p.M >= needs.min_rows && p.weight->block_size % needs.block_multiple == 0;
+}
+
+const NBitsInt8Kernels& int8_kernels(const NBitsProblem& p, Isa isa) {
+  return *find_kernels<NBitsInt8Kernels>(isa, [&](const auto& kernels) { return meets(p, kernels.needs); });
+}
+
+// The product of the best kernels that have one for the codes of the weight; null where there is none.
+template <class Kernels>
+auto find_product(const NBitsProblem& p, Isa isa) {
+  const auto suits = [&](const auto& product) { return product.isa != nullptr && meets(p, product.needs); };
+  const auto* kernels = find_kernels<Kernels>(isa, [&](const Kernels& k) { return suits(k.product(*p.weight)); });
+  return kernels != nullptr ? &kernels->product(*p.weight) : nullptr;
 }
 
 }  // namespace
 
-const NBitsInt8Kernels& nbits_int8(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAmx) return nbits_int8_amx();
-  if (isa >= Isa::kAvx512Vnni) return nbits_int8_avx512vnni();
-  if (isa >= Isa::kAvxVnni) return nbits_int8_avxvnni();
-  if (isa >= Isa::kAvx2) return nbits_int8_avx2();
-#elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return nbits_int8_neon();
-#endif
-  (void)isa;
-  return nbits_int8_scalar();
-}
-
-const NBitsFloatKernels& nbits_float(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return nbits_float_avx512vnni();
-  if (isa >= Isa::kAvx2) return nbits_float_avx2();
-#elif defined(__aarch64__)
-  if (isa == Isa::kNeon) return nbits_float_neon();
-#endif
-  (void)isa;
-  return nbits_float_scalar();
-}
-
-namespace {
-
-const MiniFloatKernels& minifloat_float(CodeKind kind, Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vbmi && minifloat(kind).bits() == 8) return minifloat_avx512vbmi();
-  if (isa >= Isa::kAvx512Vnni) return minifloat_avx512vnni();
-  if (isa >= Isa::kAvx2) return minifloat_avx2();
-#endif
-  (void)kind, (void)isa;
-  return minifloat_scalar();
-}
-
-}  // namespace
-
-const NBitsFloatProduct& float_product(const NBitsWeight& w, Isa isa) {
-  const bool is_integer = w.kind == CodeKind::kInteger;
-  return is_integer ? nbits_float(isa).products[w.bits] : minifloat_float(w.kind, isa).products[index_of(w.kind)];
-}
-
-const NBitsBFloat16Product* bfloat16_product(const NBitsWeight& w, Isa isa) {
-#if defined(__x86_64__)
-  const bool is_integer = w.kind == CodeKind::kInteger;
-  const auto of = [&](const auto& integers, const auto& floats) {
-    return is_integer ? &integers.products[w.bits] : &floats.products[index_of(w.kind)];
-  };
-  if (isa == Isa::kAmx) return of(nbits_bfloat16_amx(), minifloat_bfloat16_amx());
-  if (isa == Isa::kAvx512Bf16) return of(nbits_bfloat16_avx512bf16(), minifloat_bfloat16_avx512bf16());
-#endif
-  (void)w, (void)isa;
-  return nullptr;
-}
-
-const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa asked, const Parallel& pool) {
-  const Isa isa = suited_isa(p, asked);
+const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
   const Sequential alone;
-  const bool small = p.M * p.weight->N * p.weight->K < kWorthSplitting;
+  const bool small = p.M * p.weight->N * p.weight->K < kMinParallelWork;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
-  const Job job{p, nbits_float(isa), parallel};
+  const Job job{p, best_kernels<NBitsFloatKernels>(isa), parallel};
   const auto run = [&](auto multiply, const auto& kernels) {
     if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
     return kernels.isa;
   };
-  const NBitsBFloat16Product* bfloat16 = bfloat16_product(*p.weight, isa);
   const bool is_integer = p.weight->kind == CodeKind::kInteger;
-  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, nbits_int8(isa));
+  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, int8_kernels(p, isa));
+  const auto* bfloat16 =
+      is_integer ? find_product<NBitsBFloat16Kernels>(p, isa) : find_product<MiniFloatBFloat16Kernels>(p, isa);
   if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
-  return run(multiply_floats, float_product(*p.weight, isa));
+  const auto* floats = is_integer ? find_product<NBitsFloatKernels>(p, isa) : find_product<MiniFloatKernels>(p, isa);
+  return run(multiply_floats, *floats);
+}
+
+bool is_nbits_vectorized(Isa isa) {
+  return &best_kernels<NBitsFloatKernels>(isa) != &best_kernels<NBitsFloatKernels>(Isa{});
 }
 
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa) {
-  nbits_float(isa).to_float(halves, floats, count);
+  best_kernels<NBitsFloatKernels>(isa).to_float(halves, floats, count);
 }
 
 void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa) {
-  nbits_float(isa).to_half(floats, halves, count);
+  best_kernels<NBitsFloatKernels>(isa).to_half(floats, halves, count);
 }
 
 }  // namespace onnxpress

@@ -96,6 +96,9 @@ inline Compute compute_of(std::int64_t accuracy_level) {
 // Throws std::bad_alloc. Returns the name of the instruction set whose code ran.
 const char* matmul_nbits(const NBitsProblem& problem, Compute compute, Isa isa, const Parallel& parallel);
 
+// Whether its code for this is more than portable loops.
+bool is_nbits_vectorized(Isa isa);
+
 // float16 to float32 and back on whole arrays.
 void convert(const std::uint16_t* halves, float* floats, std::int64_t count, Isa isa);
 void convert(const float* floats, std::uint16_t* halves, std::int64_t count, Isa isa);

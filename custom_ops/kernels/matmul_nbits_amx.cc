@@ -1,6 +1,6 @@
 // MatMulNBits with activations as int8 on the matrix unit of AMX: 16 rows x 16 columns x 64 k an instruction.
 //
-// A tile of the packed weight is unpacked to signed bytes once, a stretch of K at a time, and meets all rows from
+// A tile of the packed weight is unpacked to signed bytes once, a segment of K at a time, and meets all rows from
 // there: its lines of 16 columns x 4 k are just the rows of an AMX tile. Zero points are subtracted while unpacking,
 // which fits a byte up to 7 bits. The sums of a block leave the matrix unit through a line of L1 for each row, and are
 // scaled and added up in 16 registers.
@@ -187,14 +187,12 @@ std::int64_t spin(const std::uint8_t* lines, std::int64_t rounds, float* sink) {
 
 }  // namespace
 
-const NBitsInt8Kernels& nbits_int8_amx() {
-  static constexpr NBitsInt8Kernels kernels{
-      "amx",
-      kTileRows,
-      quantize_row<S>,
-      {nullptr, nullptr, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>, multiply<7>, multiply<8>},
-      spin};
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_amx{
+    "amx",
+    {kMinRowsOfNBits, kSpan},
+    kTileRows,
+    quantize_row<S>,
+    {nullptr, nullptr, multiply<2>, multiply<3>, multiply<4>, multiply<5>, multiply<6>, multiply<7>, multiply<8>},
+    spin};
 
 }  // namespace onnxpress

@@ -3,14 +3,8 @@
 
 namespace onnxpress {
 
-const NBitsInt8Kernels& nbits_int8_avx2() {
-  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Avx2>();
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_avx2 = make_int8_kernels<Avx2>();
 
-const NBitsFloatKernels& nbits_float_avx2() {
-  static constexpr NBitsFloatKernels kernels = make_float_kernels<Avx2>();
-  return kernels;
-}
+extern constexpr NBitsFloatKernels nbits_float_avx2 = make_float_kernels<Avx2>();
 
 }  // namespace onnxpress

@@ -5,17 +5,14 @@ namespace onnxpress {
 
 using S = Avx512Bf16;
 
-const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16() {
-  static constexpr NBitsBFloat16Kernels kernels = {{{},
-                                                    {},
-                                                    make_bfloat16_product<S, IntegerCodes<S, 2>>(),
-                                                    make_bfloat16_product<S, IntegerCodes<S, 3>>(),
-                                                    make_bfloat16_product<S, IntegerCodes<S, 4>>(),
-                                                    make_bfloat16_product<S, IntegerCodes<S, 5>>(),
-                                                    make_bfloat16_product<S, IntegerCodes<S, 6>>(),
-                                                    make_bfloat16_product<S, IntegerCodes<S, 7>>(),
-                                                    make_bfloat16_product<S, IntegerCodes<S, 8>>()}};
-  return kernels;
-}
+extern constexpr NBitsBFloat16Kernels nbits_bfloat16_avx512bf16 = {{{},
+                                                                    {},
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 2>>(),
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 3>>(),
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 4>>(),
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 5>>(),
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 6>>(),
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 7>>(),
+                                                                    make_bfloat16_product<S, IntegerCodes<S, 8>>()}};
 
 }  // namespace onnxpress

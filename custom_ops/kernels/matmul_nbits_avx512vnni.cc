@@ -3,14 +3,8 @@
 
 namespace onnxpress {
 
-const NBitsInt8Kernels& nbits_int8_avx512vnni() {
-  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Avx512Vnni>();
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_avx512vnni = make_int8_kernels<Avx512Vnni>();
 
-const NBitsFloatKernels& nbits_float_avx512vnni() {
-  static constexpr NBitsFloatKernels kernels = make_float_kernels<Avx512Vnni>();
-  return kernels;
-}
+extern constexpr NBitsFloatKernels nbits_float_avx512vnni = make_float_kernels<Avx512Vnni>();
 
 }  // namespace onnxpress

@@ -3,9 +3,6 @@
 
 namespace onnxpress {
 
-const NBitsInt8Kernels& nbits_int8_avxvnni() {
-  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<AvxVnni>();
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_avxvnni = make_int8_kernels<AvxVnni>();
 
 }  // namespace onnxpress

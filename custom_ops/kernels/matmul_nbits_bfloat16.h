@@ -88,14 +88,14 @@ void multiply_pairs(const NBitsProblem& p, const BFloat16Rows& a, const std::uin
   store_sums<S>(p, tile, row, y);
 }
 
-// work(panel, block, end_block) for all of K in stretches of whole blocks.
+// work(panel, block, end_block) for all of K in segments of whole blocks.
 template <class S, class Codes, class Work>
 void for_each_panel(const NBitsWeight& w, std::int64_t first_tile, const Work& work) {
   alignas(64) std::uint16_t panel[kPairsK * S::kPanelTiles * kTile];
   // Whole spans too: where blocks are of 16, all of K are.
-  const std::int64_t stretch = kPairsK / w.block_size;
-  for (std::int64_t block = 0; block < w.blocks; block += stretch) {
-    const std::int64_t end_block = w.blocks - block < stretch ? w.blocks : block + stretch;
+  const std::int64_t segment = kPairsK / w.block_size;
+  for (std::int64_t block = 0; block < w.blocks; block += segment) {
+    const std::int64_t end_block = w.blocks - block < segment ? w.blocks : block + segment;
     unpack_pairs<S, Codes>(w, first_tile, block * w.block_size, (end_block - block) * w.block_size, panel);
     work(panel, block, end_block);
   }
@@ -154,7 +154,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
 
 template <class S, class Codes>
 constexpr NBitsBFloat16Product make_bfloat16_product() {
-  return {S::kName, 1, S::kPanelTiles, round_row<S>, row_bfloat16<S, Codes>, panel_bfloat16<S, Codes>};
+  return {S::kName, {}, 1, S::kPanelTiles, round_row<S>, row_bfloat16<S, Codes>, panel_bfloat16<S, Codes>};
 }
 
 }  // namespace

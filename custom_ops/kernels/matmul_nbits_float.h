@@ -129,7 +129,7 @@ void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tile
 
 template <class S, class Codes>
 constexpr NBitsFloatProduct make_float_product() {
-  return {S::kName, S::kPanelTiles, row_float<S, Codes>, panel_float<S, Codes>};
+  return {S::kName, {}, S::kPanelTiles, row_float<S, Codes>, panel_float<S, Codes>};
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include "kernels/matmul_nbits_float.h"
 #include "kernels/matmul_nbits_int8.h"
 #include "kernels/matmul_nbits_kernels.h"
-#include "kernels/matmul_nbits_limits.h"
+#include "kernels/matmul_nbits_roofline.h"
 
 namespace onnxpress {
 namespace {
@@ -30,6 +30,7 @@ void to_half(const float* floats, std::uint16_t* halves, std::int64_t count) {
 template <class S>
 constexpr NBitsInt8Kernels make_int8_kernels() {
   return {S::kName,
+          {},
           1,
           quantize_row<S>,
           {nullptr, nullptr, stream_int8<S, 2>, stream_int8<S, 3>, stream_int8<S, 4>, stream_int8<S, 5>,

@@ -24,8 +24,15 @@ struct BFloat16Rows {
   std::int64_t stride;      // M or more
 };
 
+// What kernels need of a problem.
+struct NBitsNeeds {
+  std::int64_t min_rows = 0;
+  std::int64_t block_multiple = 1;  // the block size must be a multiple of it
+};
+
 struct NBitsInt8Kernels {
   const char* isa;
+  NBitsNeeds needs;
   std::int64_t row_step;  // so many rows are read from any on, whether there are as many or not
   void (*quantize_row)(const NBitsProblem&, const QuantizedRows&, std::int64_t row);
   // Rows [begin, end) times `tiles` tiles, straight from the packed weight. Indexed by bits.
@@ -38,6 +45,7 @@ struct NBitsInt8Kernels {
 // Products in float32 for one kind of codes.
 struct NBitsFloatProduct {
   const char* isa = nullptr;
+  NBitsNeeds needs;
   std::int64_t panel_tiles = 0;
   // One row times `tiles` tiles, straight from the packed weight.
   void (*row)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles) = nullptr;
@@ -55,11 +63,14 @@ struct NBitsFloatKernels {
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);
   void (*to_half)(const float*, std::uint16_t*, std::int64_t);
+
+  const NBitsFloatProduct& product(const NBitsWeight& weight) const { return products[weight.bits]; }
 };
 
 // The same for activations as bfloat16; few instruction sets have it.
 struct NBitsBFloat16Product {
   const char* isa = nullptr;
+  NBitsNeeds needs;
   std::int64_t row_step = 0;  // as above
   std::int64_t panel_tiles = 0;
   void (*round_row)(const NBitsProblem&, const BFloat16Rows&, std::int64_t row) = nullptr;
@@ -70,46 +81,21 @@ struct NBitsBFloat16Product {
 
 struct NBitsBFloat16Kernels {
   NBitsBFloat16Product products[9];  // by bits
+
+  const NBitsBFloat16Product& product(const NBitsWeight& weight) const { return products[weight.bits]; }
 };
 
 // The products for codes that are floating-point numbers, in the order of kMiniFloats.
 struct MiniFloatKernels {
   NBitsFloatProduct products[kMiniFloatFormats];
+
+  const NBitsFloatProduct& product(const NBitsWeight& weight) const { return products[index_of(weight.kind)]; }
 };
 
 struct MiniFloatBFloat16Kernels {
   NBitsBFloat16Product products[kMiniFloatFormats];
+
+  const NBitsBFloat16Product& product(const NBitsWeight& weight) const { return products[index_of(weight.kind)]; }
 };
-
-// Each instruction set has those that gain by it.
-const NBitsInt8Kernels& nbits_int8_scalar();
-const NBitsFloatKernels& nbits_float_scalar();
-const MiniFloatKernels& minifloat_scalar();
-#if defined(__x86_64__)
-const NBitsInt8Kernels& nbits_int8_avx2();
-const NBitsFloatKernels& nbits_float_avx2();
-const MiniFloatKernels& minifloat_avx2();
-const NBitsInt8Kernels& nbits_int8_avxvnni();
-const NBitsInt8Kernels& nbits_int8_avx512vnni();
-const NBitsInt8Kernels& nbits_int8_amx();
-const NBitsFloatKernels& nbits_float_avx512vnni();
-const MiniFloatKernels& minifloat_avx512vnni();
-const MiniFloatKernels& minifloat_avx512vbmi();  // of 8 bits
-const NBitsBFloat16Kernels& nbits_bfloat16_avx512bf16();
-const NBitsBFloat16Kernels& nbits_bfloat16_amx();
-const MiniFloatBFloat16Kernels& minifloat_bfloat16_avx512bf16();
-const MiniFloatBFloat16Kernels& minifloat_bfloat16_amx();
-#elif defined(__aarch64__)
-const NBitsInt8Kernels& nbits_int8_neon();
-const NBitsFloatKernels& nbits_float_neon();
-#endif
-
-// The best not above `isa`.
-const NBitsInt8Kernels& nbits_int8(Isa isa);
-const NBitsFloatKernels& nbits_float(Isa isa);
-// Of the codes of a weight.
-const NBitsFloatProduct& float_product(const NBitsWeight& weight, Isa isa);
-// Null where there is none, or float32 is faster.
-const NBitsBFloat16Product* bfloat16_product(const NBitsWeight& weight, Isa isa);
 
 }  // namespace onnxpress

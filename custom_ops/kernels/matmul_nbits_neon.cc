@@ -3,14 +3,8 @@
 
 namespace onnxpress {
 
-const NBitsInt8Kernels& nbits_int8_neon() {
-  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Neon>();
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_neon = make_int8_kernels<Neon>();
 
-const NBitsFloatKernels& nbits_float_neon() {
-  static constexpr NBitsFloatKernels kernels = make_float_kernels<Neon>();
-  return kernels;
-}
+extern constexpr NBitsFloatKernels nbits_float_neon = make_float_kernels<Neon>();
 
 }  // namespace onnxpress

@@ -3,14 +3,8 @@
 
 namespace onnxpress {
 
-const NBitsInt8Kernels& nbits_int8_scalar() {
-  static constexpr NBitsInt8Kernels kernels = make_int8_kernels<Scalar>();
-  return kernels;
-}
+extern constexpr NBitsInt8Kernels nbits_int8_scalar = make_int8_kernels<Scalar>();
 
-const NBitsFloatKernels& nbits_float_scalar() {
-  static constexpr NBitsFloatKernels kernels = make_float_kernels<Scalar>();
-  return kernels;
-}
+extern constexpr NBitsFloatKernels nbits_float_scalar = make_float_kernels<Scalar>();
 
 }  // namespace onnxpress

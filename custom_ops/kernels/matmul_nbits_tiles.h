@@ -73,7 +73,7 @@ inline typename S::F32 bias_of(const NBitsProblem& p, std::int64_t column) {
   return p.bias != nullptr ? S::load(p.bias + column, p.weight->N - column) : S::zero();
 }
 
-// The sums of Rows x Tiles outputs before the stretch that begins at k: what they start from, or what is stored so far.
+// The sums of Rows x Tiles outputs before the segment that begins at k: what they start from, or what is stored so far.
 template <class S, int Rows, int Tiles>
 __attribute__((always_inline)) inline void load_sums(const NBitsProblem& p, std::int64_t tile, std::int64_t row,
                                                      std::int64_t k, typename S::F32 (&y)[Rows][Tiles]) {

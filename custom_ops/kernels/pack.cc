@@ -229,7 +229,7 @@ bool is_half(float value) {
          static_cast<int>((magnitude + 0.5f) - 0.5f == magnitude);
 }
 
-// Whether all scales are numbers of a shorter type; in stretches, which compilers turn into vectors.
+// Whether all scales are numbers of a shorter type; in segments, which compilers turn into vectors.
 template <class Is>
 bool all_scales(const NBitsSource& source, const Is& is) {
   const auto* scales = static_cast<const float*>(source.scales);
@@ -318,14 +318,14 @@ void pack_scales(const NBitsSource& source, const NBitsWeight& w, ScaleType type
 }  // namespace
 
 bool is_valid(const NBitsLayout& layout) {
-  constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
+  constexpr std::int64_t kMaxElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
   const std::int64_t block_size = layout.block_size;
   const bool is_integer = layout.kind == CodeKind::kInteger;
   const bool fits =
       is_integer ? layout.scale_type != ScaleType::kExponent
                  : layout.bits == minifloat(layout.kind).bits() && layout.zero_points == NBitsLayout::ZeroPoints::kNone;
-  return fits && layout.bits >= 2 && layout.bits <= 8 && layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 &&
-         layout.N <= kMostElements / layout.K &&
+  return fits && layout.bits >= 2 && layout.bits <= 8 && layout.K >= 1 && layout.K <= kMaxElements && layout.N >= 1 &&
+         layout.N <= kMaxElements / layout.K &&
          (block_size == kTile || (block_size >= kSpan && block_size <= 256 && block_size % kSpan == 0)) &&
          block_size <= round_up(layout.K, kSpan);
 }
@@ -357,11 +357,11 @@ PackedWeight pack(const NBitsSource& source, const Parallel& parallel) {
   const Places at = places_of(layout, w);
   auto allocated = make_aligned<std::uint8_t>(at.end);
   std::uint8_t* memory = allocated.get();
-  const std::int64_t stretch = tiles_at_once(source);
-  const std::int64_t stretches = round_up(w.tiles, stretch) / stretch;
-  parallel.for_each(static_cast<std::size_t>(stretches), [&](std::size_t index) {
-    const std::int64_t first = static_cast<std::int64_t>(index) * stretch;
-    const std::int64_t end = std::min(w.tiles, first + stretch);
+  const std::int64_t segment = tiles_at_once(source);
+  const std::int64_t segments = round_up(w.tiles, segment) / segment;
+  parallel.for_each(static_cast<std::size_t>(segments), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) * segment;
+    const std::int64_t end = std::min(w.tiles, first + segment);
     pack_codes(source, w, first, end, memory);
     for (std::int64_t tile = first; tile < end; ++tile) {
       pack_scales(source, w, layout.scale_type, tile, memory + at.scales);

@@ -5,21 +5,21 @@
 #include <utility>
 
 #include "kernels/pack_block_sparse.h"
-#include "kernels/pieces.h"
+#include "kernels/tasks.h"
 
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kMostBlock = 64;
-constexpr std::int64_t kMostK = std::int64_t{1} << 26;  // 64 times a group fits in 32 bits
-constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+constexpr std::int64_t kMaxBlock = 64;
+constexpr std::int64_t kMaxK = std::int64_t{1} << 26;  // 64 times a group fits in 32 bits
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 40;
 // Of an int8 weight, so many products of codes, less their zero point, fit in a sum of int32.
-constexpr std::int64_t kMostOfOutput = std::numeric_limits<std::int32_t>::max() / (255 * 128);
+constexpr std::int64_t kMaxOfOutput = std::numeric_limits<std::int32_t>::max() / (255 * 128);
 
 std::string text(std::int64_t number) { return std::to_string(number); }
 
 template <class T>
-std::string padding_fault(const BlockSparseSource& s, const T* values) {
+std::string find_padding_error(const BlockSparseSource& s, const T* values) {
   for (std::int64_t row = 0; row < s.block_rows(); ++row) {
     const std::int64_t outputs = std::min(s.block_n, s.N - row * s.block_n);
     for (std::int64_t at = s.offsets[row]; at < s.offsets[row + 1]; ++at) {
@@ -92,16 +92,16 @@ std::int64_t chunks_of(const BlockSparseLayout& layout) {
   return ceil_div(ceil_div(layout.K, word_k(layout.is_float)), kGroupsOfBundle);
 }
 
-std::string size_fault(const BlockSparseSource& s) {
-  if (s.K < 1 || s.K > kMostK) return "K is " + text(s.K) + ", must be 1 to " + text(kMostK);
-  if (s.N < 1 || s.N > kMostElements / s.K) return "N is " + text(s.N) + ", must be a positive size that fits K";
+std::string find_size_error(const BlockSparseSource& s) {
+  if (s.K < 1 || s.K > kMaxK) return "K is " + text(s.K) + ", must be 1 to " + text(kMaxK);
+  if (s.N < 1 || s.N > kMaxElements / s.K) return "N is " + text(s.N) + ", must be a positive size that fits K";
   for (const auto& [name, size] : {std::pair("block_k", s.block_k), std::pair("block_n", s.block_n)}) {
-    if (size < 1 || size > kMostBlock) return std::string(name) + " is " + text(size) + ", must be 1 to 64";
+    if (size < 1 || size > kMaxBlock) return std::string(name) + " is " + text(size) + ", must be 1 to 64";
   }
   return "";
 }
 
-std::string fault(const BlockSparseSource& s) {
+std::string find_error(const BlockSparseSource& s) {
   const std::int64_t rows = s.block_rows(), columns = s.block_columns();
   if (s.offsets[0] != 0) return "offsets begin with " + text(s.offsets[0]) + ", must begin with 0";
   for (std::int64_t row = 0; row < rows; ++row) {
@@ -121,18 +121,18 @@ std::string fault(const BlockSparseSource& s) {
       last = index;
     }
     const std::int64_t stored = (s.offsets[row + 1] - s.offsets[row]) * s.block_k;
-    if (!s.is_float && stored > kMostOfOutput) {
+    if (!s.is_float && stored > kMaxOfOutput) {
       return "block row " + text(row) + " stores " + text(stored) + " int8 values for each output, whose sums fit in" +
-             " int32 for at most " + text(kMostOfOutput) + "; store float32 values";
+             " int32 for at most " + text(kMaxOfOutput) + "; store float32 values";
     }
   }
-  return s.is_float ? padding_fault(s, s.floats) : padding_fault(s, s.codes);
+  return s.is_float ? find_padding_error(s, s.floats) : find_padding_error(s, s.codes);
 }
 
 bool is_valid(const BlockSparseLayout& layout) {
-  const auto is_count = [](std::int64_t count) { return count >= 0 && count <= kMostElements; };
-  return layout.K >= 1 && layout.K <= kMostK && layout.N >= 1 && layout.N <= kMostElements / layout.K &&
-         layout.block_n >= 1 && layout.block_n <= kMostBlock && is_count(layout.groups) && is_count(layout.entries) &&
+  const auto is_count = [](std::int64_t count) { return count >= 0 && count <= kMaxElements; };
+  return layout.K >= 1 && layout.K <= kMaxK && layout.N >= 1 && layout.N <= kMaxElements / layout.K &&
+         layout.block_n >= 1 && layout.block_n <= kMaxBlock && is_count(layout.groups) && is_count(layout.entries) &&
          is_count(layout.words) && !(layout.is_float && layout.gathers);
 }
 

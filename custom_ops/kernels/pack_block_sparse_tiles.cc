@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "kernels/pack_block_sparse.h"
-#include "kernels/pieces.h"
+#include "kernels/tasks.h"
 
 namespace onnxpress {
 namespace {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/matmul_int8.h"
-#include "kernels/pieces.h"
+#include "kernels/tasks.h"
 
 namespace onnxpress {
 namespace {
@@ -92,9 +92,9 @@ bool is_long(const Int8Layout& layout) {
   return layout.K > std::numeric_limits<std::int32_t>::max() / most;
 }
 
-// Of the stretch of a long weight that begins at k.
-Int8Layout stretch_of(const Int8Layout& layout, std::int64_t k) {
-  return {std::min(kStretch, layout.K - k), layout.N, layout.zero_points};
+// Of the segment of a long weight that begins at k.
+Int8Layout segment_of(const Int8Layout& layout, std::int64_t k) {
+  return {std::min(kSplitK, layout.K - k), layout.N, layout.zero_points};
 }
 
 Places places_of(const Int8Layout& layout, const Int8Weight& w) {
@@ -137,10 +137,10 @@ void pack_into(const Int8Source& source, const Int8Layout& layout, const Paralle
   auto* sums = reinterpret_cast<std::int32_t*>(memory + at.sums);
   auto* scales = reinterpret_cast<float*>(memory + at.scales);
   auto* zero_points = reinterpret_cast<std::int32_t*>(memory + at.zero_points);
-  const std::int64_t stretch = source.transposed ? 1 : 4;
-  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, stretch)), [&](std::size_t index) {
-    const std::int64_t first = static_cast<std::int64_t>(index) * stretch;
-    const std::int64_t end = std::min(w.tiles, first + stretch);
+  const std::int64_t segment = source.transposed ? 1 : 4;
+  parallel.for_each(static_cast<std::size_t>(ceil_div(w.tiles, segment)), [&](std::size_t index) {
+    const std::int64_t first = static_cast<std::int64_t>(index) * segment;
+    const std::int64_t end = std::min(w.tiles, first + segment);
     pack_codes(source, w, first, end, memory, sums);
     for (std::int64_t n = first * kTile; n < std::min(w.N, end * kTile); ++n) {
       scales[n] = source.scales == nullptr ? 1.0f : source.scales[source.scale_per_column ? n : 0];
@@ -149,39 +149,38 @@ void pack_into(const Int8Source& source, const Int8Layout& layout, const Paralle
   });
 }
 
-void pack_stretches(const Int8Source& source, const Int8Layout& layout, const Parallel& parallel,
-                    std::uint8_t* memory) {
+void pack_segments(const Int8Source& source, const Int8Layout& layout, const Parallel& parallel, std::uint8_t* memory) {
   std::vector<std::uint8_t> columns;
-  for (std::int64_t k = 0; k < layout.K; k += kStretch) {
-    const Int8Layout stretch = stretch_of(layout, k);
+  for (std::int64_t k = 0; k < layout.K; k += kSplitK) {
+    const Int8Layout segment = segment_of(layout, k);
     Int8Source part = source;
-    part.K = stretch.K;
+    part.K = segment.K;
     if (source.transposed) {
-      columns.resize(static_cast<std::size_t>(stretch.K * source.N));
+      columns.resize(static_cast<std::size_t>(segment.K * source.N));
       for (std::int64_t n = 0; n < source.N; ++n) {
-        std::copy_n(source.codes + n * source.K + k, stretch.K, columns.data() + n * stretch.K);
+        std::copy_n(source.codes + n * source.K + k, segment.K, columns.data() + n * segment.K);
       }
       part.codes = columns.data();
     } else {
       part.codes += k * source.N;
     }
-    pack_into(part, stretch, parallel, memory);
-    memory += packed_size(stretch);
+    pack_into(part, segment, parallel, memory);
+    memory += packed_size(segment);
   }
 }
 
 }  // namespace
 
 bool is_valid(const Int8Layout& layout) {
-  constexpr std::int64_t kMostElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
-  return layout.K >= 1 && layout.K <= kMostElements && layout.N >= 1 && layout.N <= kMostElements / layout.K;
+  constexpr std::int64_t kMaxElements = std::int64_t{1} << 40;  // beyond, sizes in bytes could overflow
+  return layout.K >= 1 && layout.K <= kMaxElements && layout.N >= 1 && layout.N <= kMaxElements / layout.K;
 }
 
 std::size_t packed_size(const Int8Layout& layout) {
   if (!is_long(layout)) return places_of(layout, sizes_of(layout)).end;
-  const std::int64_t last = (layout.K - 1) / kStretch;
-  return static_cast<std::size_t>(last) * packed_size(stretch_of(layout, 0)) +
-         packed_size(stretch_of(layout, last * kStretch));
+  const std::int64_t last = (layout.K - 1) / kSplitK;
+  return static_cast<std::size_t>(last) * packed_size(segment_of(layout, 0)) +
+         packed_size(segment_of(layout, last * kSplitK));
 }
 
 Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory) {
@@ -195,10 +194,10 @@ Int8Weight view(const Int8Layout& layout, const std::uint8_t* memory) {
   return w;
 }
 
-Int8Weight stretch_of(const Int8Weight& w, std::int64_t k) {
+Int8Weight segment_of(const Int8Weight& w, std::int64_t k) {
   const Int8Layout whole{w.K, w.N, w.has_zero_points};
-  const std::size_t before = static_cast<std::size_t>(k / kStretch) * packed_size(stretch_of(whole, 0));
-  return view(stretch_of(whole, k), reinterpret_cast<const std::uint8_t*>(w.codes) + before);
+  const std::size_t before = static_cast<std::size_t>(k / kSplitK) * packed_size(segment_of(whole, 0));
+  return view(segment_of(whole, k), reinterpret_cast<const std::uint8_t*>(w.codes) + before);
 }
 
 PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
@@ -207,7 +206,7 @@ PackedInt8 pack(const Int8Source& source, const Parallel& parallel) {
   auto allocated = make_aligned<std::uint8_t>(size);
   std::uint8_t* memory = allocated.get();
   if (is_long(layout)) {
-    pack_stretches(source, layout, parallel, memory);
+    pack_segments(source, layout, parallel, memory);
   } else {
     pack_into(source, layout, parallel, memory);
   }

@@ -1,4 +1,4 @@
-// How a kernel spreads independent pieces of work over somebody else's threads.
+// How a kernel spreads independent tasks of work over somebody else's threads.
 #pragma once
 
 #include <cstddef>

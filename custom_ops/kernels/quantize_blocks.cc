@@ -4,19 +4,10 @@
 #include <vector>
 
 #include "kernels/bit_planes.h"
+#include "kernels/kernel_table.h"
 #include "kernels/quantize_blocks_kernels.h"
 
 namespace onnxpress {
-
-const QuantizeKernels& quantize_kernels(Isa isa) {
-#if defined(__x86_64__)
-  if (isa >= Isa::kAvx512Vnni) return quantize_kernels_avx512vnni();
-  if (isa >= Isa::kAvx2) return quantize_kernels_avx2();
-#endif
-  (void)isa;
-  return quantize_kernels_scalar();
-}
-
 namespace {
 
 // `count` consecutive values of the weight as floats.
@@ -50,7 +41,7 @@ void load_block(const WeightView& weight, const QuantizeKernels& kernels, std::i
 
 RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
                               const QuantizedBlocks& out, Isa isa) {
-  const QuantizeKernels& kernels = quantize_kernels(isa);
+  const QuantizeKernels& kernels = best_kernels<QuantizeKernels>(isa);
   const std::int64_t size = scheme.block_size;
   const std::int64_t blocks = (weight.K + size - 1) / size;
   const std::int64_t blob = size * scheme.bits / 8;
@@ -87,7 +78,7 @@ RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& schem
 }
 
 bool all_finite(const void* data, bool half, std::int64_t count, Isa isa) {
-  const QuantizeKernels& kernels = quantize_kernels(isa);
+  const QuantizeKernels& kernels = best_kernels<QuantizeKernels>(isa);
   return half ? kernels.finite_half(static_cast<const std::uint16_t*>(data), count)
               : kernels.finite_float(static_cast<const std::uint32_t*>(data), count);
 }

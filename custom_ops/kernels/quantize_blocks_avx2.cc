@@ -2,9 +2,6 @@
 
 namespace onnxpress {
 
-const QuantizeKernels& quantize_kernels_avx2() {
-  static constexpr QuantizeKernels kernels = make_quantize_kernels("avx2");
-  return kernels;
-}
+extern constexpr QuantizeKernels quantize_avx2 = make_quantize_kernels("avx2");
 
 }  // namespace onnxpress

@@ -2,9 +2,6 @@
 
 namespace onnxpress {
 
-const QuantizeKernels& quantize_kernels_avx512vnni() {
-  static constexpr QuantizeKernels kernels = make_quantize_kernels("avx512vnni");
-  return kernels;
-}
+extern constexpr QuantizeKernels quantize_avx512vnni = make_quantize_kernels("avx512vnni");
 
 }  // namespace onnxpress

@@ -14,8 +14,8 @@
 namespace onnxpress {
 namespace {
 
-constexpr float kMultiples[] = {1.1f, 1.05f, 0.95f, 0.9f, 0.85f};  // MULTIPLES in reference/rounding.py
-constexpr float kLeastCount = 1.0f;                                // LEAST_COUNT
+constexpr float kMultiples[] = {1.06f, 0.97f, 0.94f, 0.91f, 0.88f};  // MULTIPLES in reference/rounding.py
+constexpr float kMinCount = 1.0f;                                    // LEAST_COUNT
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 static_assert(sizeof(Lanes) == sizeof(LaneBlock::scale));
@@ -92,7 +92,7 @@ inline void count_errors(const LaneBlock& b, std::int64_t size, const Lanes& ext
   for (std::int64_t k = 0; k < size; ++k) {
     Lanes square;
     load(b.counts + k * kLanes, square);
-    store(square * factor + kLeastCount, b.counts + k * kLanes);
+    store(square * factor + kMinCount, b.counts + k * kLanes);
   }
 }
 

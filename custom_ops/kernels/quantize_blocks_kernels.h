@@ -41,13 +41,4 @@ struct QuantizeKernels {
                  double (&sums)[kRoundingSums]);
 };
 
-const QuantizeKernels& quantize_kernels_scalar();
-#if defined(__x86_64__)
-const QuantizeKernels& quantize_kernels_avx2();
-const QuantizeKernels& quantize_kernels_avx512vnni();
-#endif
-
-// The best not above `isa`.
-const QuantizeKernels& quantize_kernels(Isa isa);
-
 }  // namespace onnxpress

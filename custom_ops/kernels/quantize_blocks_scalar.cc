@@ -2,9 +2,6 @@
 
 namespace onnxpress {
 
-const QuantizeKernels& quantize_kernels_scalar() {
-  static constexpr QuantizeKernels kernels = make_quantize_kernels("scalar");
-  return kernels;
-}
+extern constexpr QuantizeKernels quantize_scalar = make_quantize_kernels("scalar");
 
 }  // namespace onnxpress

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/kernel_table.h"
 #include "kernels/quantize_blocks_kernels.h"
 
 namespace onnxpress {
@@ -33,7 +34,7 @@ RoundingRule rule_of(CodeKind kind) {
 }  // namespace
 
 const char* rounding_errors(const ScaledBlocks& blocks, CodeKind kind, float* sums, Isa isa) {
-  const QuantizeKernels& kernels = quantize_kernels(isa);
+  const QuantizeKernels& kernels = best_kernels<QuantizeKernels>(isa);
   const RoundingRule rule = rule_of(kind);
   for (std::int64_t b = 0; b < blocks.count; ++b) {
     double found[kRoundingSums] = {};

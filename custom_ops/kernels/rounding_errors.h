@@ -15,11 +15,11 @@ struct ScaledBlocks {
   std::int64_t count, size;
 };
 
-inline constexpr int kRoundingSums = 6;
+inline constexpr int kRoundingSums = 4;
 
-// Writes [count, 6]: of q as the nearest number to x / scale, halfway cases to the even code, held to the largest, the
-// sums of (q scale - x)^2, h (q scale - x)^2, h x q, h q q, q scale - x and q. The same bit for bit on every
-// instruction set. Returns the name of that whose code ran.
+// Writes [count, 4]: of q as the nearest number to x / scale, halfway cases to the even code, held to the largest, the
+// sums of (q scale - x)^2, h (q scale - x)^2, h x q and h q q. The same bit for bit on every instruction set. Returns
+// the name of that whose code ran.
 const char* rounding_errors(const ScaledBlocks& blocks, CodeKind kind, float* sums, Isa isa);
 
 }  // namespace onnxpress

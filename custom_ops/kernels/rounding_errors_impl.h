@@ -65,8 +65,6 @@ void block_errors(const float* x, std::int64_t size, float scale, float growth, 
       parts[1] += count * square;
       parts[2] += weighted * value;
       parts[3] += weighted * q;
-      parts[4] += difference;
-      parts[5] += q;
     }
     for (int i = 0; i < kRoundingSums; ++i) sums[i] += total(parts[i]);
   }

@@ -1,4 +1,5 @@
-// Sixteen columns in plain arrays of integers and in vectors of the compiler's: runs anywhere, on what vectors there are.
+// Sixteen columns in plain arrays of integers and in vectors of the compiler's: runs anywhere, on what vectors there
+// are.
 #pragma once
 
 #include <cmath>

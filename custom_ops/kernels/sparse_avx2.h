@@ -28,9 +28,9 @@ constexpr Places make_places() {
 constexpr Places kPlaces = make_places();
 
 struct SparseAvx2 : Int8Avx2 {
-  static constexpr std::int64_t kTogether = 1;
-  static constexpr bool kHasHalves = false;
-  static constexpr std::int64_t kFewCodes = 3, kFewFloats = 3;
+  static constexpr std::int64_t kMaxTilesAtOnce = 1;
+  static constexpr bool kHas8RowTiles = false;
+  static constexpr std::int64_t kMaxFewRowsInt8 = 3, kMaxFewRowsFloat = 3;
   static constexpr int kSums = 4;
 
   // Bytes widened to 16 bits, the even and the odd ones apart, as in int8_avx2.h.
@@ -84,7 +84,7 @@ struct SparseAvx2 : Int8Avx2 {
     put(2, _mm_unpacklo_epi16(high01, high23));
     put(3, _mm_unpackhi_epi16(high01, high23));
   }
-  static void turn_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
+  static void transpose_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
     const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const auto part = [&](int i) {
       return _mm_shuffle_epi8(_mm_load_si128(reinterpret_cast<const __m128i*>(line) + i), order);
@@ -108,11 +108,11 @@ struct SparseAvx2 : Int8Avx2 {
   }
 
   template <class Load, class Use>
-  static void for_each_turned(const Load& load, const Use& use) {
-    alignas(64) std::uint8_t lines[16 * 64], turned[16 * 64];
+  static void for_each_transposed(const Load& load, const Use& use) {
+    alignas(64) std::uint8_t lines[16 * 64], transposed[16 * 64];
     for (int i = 0; i < 16; ++i) store(lines + 64 * i, load(i));
-    transpose(lines, 64, turned, 64);
-    for (int i = 0; i < 16; ++i) use(i, load_ints(turned + 64 * i));
+    transpose(lines, 64, transposed, 64);
+    for (int i = 0; i < 16; ++i) use(i, load_ints(transposed + 64 * i));
   }
   static I32 as_ints(F32 v) { return {_mm256_castps_si256(v.low), _mm256_castps_si256(v.high)}; }
   static F32 as_floats(I32 words) { return {_mm256_castsi256_ps(words.low), _mm256_castsi256_ps(words.high)}; }

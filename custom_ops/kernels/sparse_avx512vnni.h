@@ -10,9 +10,9 @@ namespace onnxpress {
 namespace {
 
 struct SparseAvx512Vnni : Int8Avx512Vnni {
-  static constexpr std::int64_t kTogether = 4;
-  static constexpr bool kHasHalves = true;
-  static constexpr std::int64_t kFewCodes = 2, kFewFloats = 6;
+  static constexpr std::int64_t kMaxTilesAtOnce = 4;
+  static constexpr bool kHas8RowTiles = true;
+  static constexpr std::int64_t kMaxFewRowsInt8 = 2, kMaxFewRowsFloat = 6;
   static constexpr int kSums = 8;
 
   using Codes = __m512i;
@@ -47,11 +47,11 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
       v = _mm512_inserti32x4(v, k(1), 1);
       v = _mm512_inserti32x4(v, k(2), 2);
       v = _mm512_inserti32x4(v, k(3), 3);
-      _mm512_store_si512(to + 64 * t.value, turn_fours(_mm512_permutexvar_epi32(turned_words(), v)));
+      _mm512_store_si512(to + 64 * t.value, transpose_fours(_mm512_permutexvar_epi32(transposed_words(), v)));
     });
   }
-  static void turn_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
-    const __m512i v = _mm512_permutexvar_epi32(turned_words(), turn_fours(_mm512_load_si512(line)));
+  static void transpose_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
+    const __m512i v = _mm512_permutexvar_epi32(transposed_words(), transpose_fours(_mm512_load_si512(line)));
     unroll<4>(ONNXPRESS_EACH(j) {
       _mm_store_si128(reinterpret_cast<__m128i*>(to + j.value * to_step), _mm512_extracti32x4_epi32(v, j.value));
     });
@@ -82,24 +82,25 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
     _mm_store_si128(reinterpret_cast<__m128i*>(to), _mm_unpacklo_epi16(two01, two23));
     _mm_store_si128(reinterpret_cast<__m128i*>(to + 16), _mm_unpackhi_epi16(two01, two23));
   }
-  // As `transpose` to lines that follow each other, bytes turned as `turn_bytes` does where they are to be.
-  static void transpose_half(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, bool turns_bytes) {
+  // As `transpose` to lines that follow each other, bytes transposed as `transpose_bytes` does where they are to be.
+  static void transpose_half(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to,
+                             bool transposes_bytes) {
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    for_each_turned([=](std::int64_t i) { return _mm512_loadu_si512(from + i * from_step); },
-                    [=](std::int64_t i, I32 line) {
-                      const __m256i half = _mm512_castsi512_si256(line);
-                      const __m256i turned =
-                          _mm256_permutevar8x32_epi32(_mm512_castsi512_si256(turn_fours(line)), order);
-                      _mm256_store_si256(reinterpret_cast<__m256i*>(to + 32 * i), turns_bytes ? turned : half);
-                    });
+    for_each_transposed(
+        [=](std::int64_t i) { return _mm512_loadu_si512(from + i * from_step); },
+        [=](std::int64_t i, I32 line) {
+          const __m256i half = _mm512_castsi512_si256(line);
+          const __m256i transposed = _mm256_permutevar8x32_epi32(_mm512_castsi512_si256(transpose_fours(line)), order);
+          _mm256_store_si256(reinterpret_cast<__m256i*>(to + 32 * i), transposes_bytes ? transposed : half);
+        });
   }
 
   static void transpose(const std::uint8_t* from, std::int64_t from_step, std::uint8_t* to, std::int64_t to_step) {
-    for_each_turned([=](std::int64_t i) { return _mm512_loadu_si512(from + i * from_step); },
-                    [=](std::int64_t i, I32 line) { _mm512_store_si512(to + i * to_step, line); });
+    for_each_transposed([=](std::int64_t i) { return _mm512_loadu_si512(from + i * from_step); },
+                        [=](std::int64_t i, I32 line) { _mm512_store_si512(to + i * to_step, line); });
   }
   template <class Load, class Use>
-  __attribute__((always_inline)) static void for_each_turned(const Load& load, const Use& use) {
+  __attribute__((always_inline)) static void for_each_transposed(const Load& load, const Use& use) {
     __m512i a[16], b[16];
     unroll<16>(ONNXPRESS_EACH(i) { a[i.value] = load(i.value); });
     unroll<8>(ONNXPRESS_EACH(i) {
@@ -138,7 +139,7 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
     const __m512i first = _mm512_adds_epi16(_mm512_packs_epi32(ints(0), ints(1)), zero_point);
     const __m512i second = _mm512_adds_epi16(_mm512_packs_epi32(ints(2), ints(3)), zero_point);
     // Packing works within 128-bit quarters: there, byte i of the four numbers follow each other four by four.
-    return turn_fours(_mm512_packus_epi16(first, second));
+    return transpose_fours(_mm512_packus_epi16(first, second));
   }
   static void store_words(std::uint8_t* p, I32 words, std::int64_t count) {
     if (count >= 64) {
@@ -156,7 +157,7 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
     const __m512i codes =
         _mm512_packs_epi16(_mm512_packs_epi32(ints(0), ints(1)), _mm512_packs_epi32(ints(2), ints(3)));
     // Packing works within 128-bit quarters, from each of which four words follow each other.
-    const __m512i in_order = _mm512_permutexvar_epi32(turned_words(), codes);
+    const __m512i in_order = _mm512_permutexvar_epi32(transposed_words(), codes);
     _mm512_store_si512(line, _mm512_xor_si512(in_order, _mm512_set1_epi8(-128)));
   }
 
@@ -169,11 +170,11 @@ struct SparseAvx512Vnni : Int8Avx512Vnni {
 
  private:
   // Of 4 x 4 bytes in each quarter.
-  static __m512i turn_fours(__m512i v) {
+  static __m512i transpose_fours(__m512i v) {
     const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(order));
   }
-  static __m512i turned_words() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
+  static __m512i transposed_words() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
 
   // By the scale: where a product with its inverse might be rounded to another integer, exactly.
   static void divide(const F32 (&values)[4], const CodeFormat& format, F32 (&quotients)[4]) {

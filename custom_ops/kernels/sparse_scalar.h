@@ -12,10 +12,10 @@ namespace onnxpress {
 namespace {
 
 struct SparseScalar : Int8Scalar {
-  static constexpr std::int64_t kTogether = 1;  // lines of rows that a strip of 4 outputs multiplies at once
-  static constexpr bool kHasHalves = false;     // as in sparse_avx512vnni.h
-  static constexpr std::int64_t kFewCodes = 3, kFewFloats = 3;  // rows up to which lanes are outputs
-  static constexpr int kSums = 4;                               // that hide the latency of the products
+  static constexpr std::int64_t kMaxTilesAtOnce = 1;  // lines of rows that a strip of 4 outputs multiplies at once
+  static constexpr bool kHas8RowTiles = false;        // as in sparse_avx512vnni.h
+  static constexpr std::int64_t kMaxFewRowsInt8 = 3, kMaxFewRowsFloat = 3;  // rows up to which lanes are outputs
+  static constexpr int kSums = 4;                                           // that hide the latency of the products
 
   // The words of 16 rows: uint8 codes, and what the product with one weight of each kind needs.
   using Codes = const std::uint8_t*;
@@ -73,7 +73,7 @@ struct SparseScalar : Int8Scalar {
     }
   }
   // Byte j of word i becomes byte i of 16 that lie `to_step` j behind `to`.
-  static void turn_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
+  static void transpose_bytes(const std::uint8_t* line, std::uint8_t* to, std::int64_t to_step) {
     for (int i = 0; i < 16; ++i) {
       for (int j = 0; j < 4; ++j) to[to_step * j + i] = line[4 * i + j];
     }
@@ -84,13 +84,13 @@ struct SparseScalar : Int8Scalar {
       for (int j = 0; j < 16; ++j) std::memcpy(to + j * to_step + 4 * i, from + i * from_step + 4 * j, 4);
     }
   }
-  // use(j, line j) for the lines load(0) to load(15), turned.
+  // use(j, line j) for the lines load(0) to load(15), transposed.
   template <class Load, class Use>
-  static void for_each_turned(const Load& load, const Use& use) {
-    std::uint8_t lines[16 * 64], turned[16 * 64];
+  static void for_each_transposed(const Load& load, const Use& use) {
+    std::uint8_t lines[16 * 64], transposed[16 * 64];
     for (int i = 0; i < 16; ++i) store(lines + 64 * i, load(i));
-    transpose(lines, 64, turned, 64);
-    for (int i = 0; i < 16; ++i) use(i, load_ints(turned + 64 * i));
+    transpose(lines, 64, transposed, 64);
+    for (int i = 0; i < 16; ++i) use(i, load_ints(transposed + 64 * i));
   }
   static F32 as_floats(const I32& words) {
     F32 r;

@@ -62,7 +62,7 @@ BlockSparseSource read_source(const Reader& read, const BlockSparseAttributes& a
   source.N = attributes.N;
   source.block_k = attributes.block_k;
   source.block_n = attributes.block_n;
-  const std::string wrong_size = size_fault(source);
+  const std::string wrong_size = find_size_error(source);
   if (!wrong_size.empty()) read.reject(wrong_size);
   const std::vector<std::int64_t> shape = read.shape(kBlockValues);
   source.blocks = shape.empty() ? 0 : shape[0];
@@ -77,7 +77,7 @@ BlockSparseSource read_source(const Reader& read, const BlockSparseAttributes& a
   }
   source.indices = read.data<std::int32_t>(kBlockIndices, ort::kInt32, {source.blocks});
   source.offsets = read.data<std::int32_t>(kBlockOffsets, ort::kInt32, {source.block_rows() + 1});
-  const std::string wrong = fault(source);
+  const std::string wrong = find_error(source);
   if (!wrong.empty()) read.reject(wrong);
   return source;
 }

@@ -4,13 +4,13 @@
 
 #include "kernels/bit_planes.h"
 #include "kernels/minifloat.h"
-#include "kernels/room.h"
+#include "kernels/workspace.h"
 
 namespace onnxpress {
 namespace {
 
 // Codes of a weight beyond this could overflow the sizes computed from them.
-constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+constexpr std::int64_t kMaxElements = std::int64_t{1} << 40;
 
 }  // namespace
 
@@ -39,10 +39,10 @@ NBitsProduct::NBitsProduct(const ort::Api& api, std::string label, const NBitsAt
     : api_(api), label_(std::move(label)), attributes_(attributes), types_(types), isa_(isa) {
   const NBitsAttributes& a = attributes_;
   if (a.bits < 2 || a.bits > 8) reject("bits is " + std::to_string(a.bits) + ", must be 2 to 8");
-  if (a.K < 1 || a.N < 1 || a.K > kMostElements || a.N > kMostElements / a.K) {
+  if (a.K < 1 || a.N < 1 || a.K > kMaxElements || a.N > kMaxElements / a.K) {
     reject("K is " + std::to_string(a.K) + " and N is " + std::to_string(a.N) + ", must be positive sizes");
   }
-  if (!is_block_size(a.block_size, a.K) || a.block_size > kMostElements / a.N) {
+  if (!is_block_size(a.block_size, a.K) || a.block_size > kMaxElements / a.N) {
     reject("block_size is " + std::to_string(a.block_size) + ", must be a multiple of 16, or K for one block");
   }
   if (a.accuracy_level < 0 || a.accuracy_level > 4) {
@@ -172,12 +172,12 @@ void NBitsProduct::multiply(const NBitsProblem& problem, const Parallel& pool) c
 // run other code than those before. A chunk has at least as many as meet a weight before it is read again.
 void NBitsProduct::multiply_halves(const void* a, const void* bias, void* y, NBitsProblem problem,
                                    const Parallel& pool) const {
-  constexpr std::int64_t kLeastRows = 96;
+  constexpr std::int64_t kMinRows = 96;
   const std::int64_t M = problem.M, K = attributes_.K, N = attributes_.N;
   const std::int64_t bytes = (K + N) * std::int64_t{sizeof(float)};
-  const std::int64_t most = rows_at_once(M, bytes, kLeastRows), chunks = (M + most - 1) / most;
-  const auto room = make_room(static_cast<std::size_t>(most * bytes + N * std::int64_t{sizeof(float)}));
-  auto* floats = reinterpret_cast<float*>(room.get());
+  const std::int64_t most = rows_per_chunk(M, bytes, kMinRows), chunks = (M + most - 1) / most;
+  const auto workspace = make_workspace(static_cast<std::size_t>(most * bytes + N * std::int64_t{sizeof(float)}));
+  auto* floats = reinterpret_cast<float*>(workspace.get());
   float *result = floats + most * K, *added = result + most * N;
   if (bias != nullptr) convert(static_cast<const std::uint16_t*>(bias), added, N, isa_);
   problem.A = floats;

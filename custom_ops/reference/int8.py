@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from .types import Float32
 
-STRETCH = 1 << 15
+SPLIT_K = 1 << 15
 """How much of a long K has a sum of its own."""
 
 
@@ -64,7 +64,7 @@ def matmul_int8(
 
     Returns:
         float32 [M, N]: the sums of int32, rounded to float32, times float32 scales, plus bias. Where K is so long that
-        such a sum could overflow, each stretch of `STRETCH` of K has one, and the products are added one after the
+        such a sum could overflow, each segment of `SPLIT_K` of K has one, and the products are added one after the
         other in float32.
     """
     points = np.asarray(weight_zero_points, np.int64)
@@ -73,7 +73,7 @@ def matmul_int8(
     has_zero_points = np.any(points != (128 if weight.dtype == np.uint8 else 0))
     is_long = len(w) > np.iinfo(np.int32).max // (255 * (255 if has_zero_points else 128))
     factor = np.float32(scale) * np.asarray(weight_scales, np.float32)
-    size = STRETCH if is_long else max(len(w), 1)
+    size = SPLIT_K if is_long else max(len(w), 1)
     sums = [a[:, k : k + size] @ w[k : k + size] for k in range(0, max(len(w), 1), size)]
     y: Float32 = functools.reduce(np.add, [part.astype(np.float32) * factor for part in sums])
     return y if bias is None else y + bias

@@ -152,8 +152,8 @@ def rounding_errors(x: Float32, scales: Float32, growth: Float32, format: str) -
         format: A key of `MINIFLOATS`.
 
     Returns:
-        float64 [blocks, 6], for q as the number nearest to the float32 x / scale, halfway cases to the even code: the
-        sums of (q scale - x)^2, h (q scale - x)^2, h x q, h q q, q scale - x and q.
+        float64 [blocks, 4], for q as the number nearest to the float32 x / scale, halfway cases to the even code: the
+        sums of (q scale - x)^2, h (q scale - x)^2, h x q and h q q.
     """
     table = MINIFLOATS[format].astype(np.float64)
     codes = np.flatnonzero(np.isfinite(table) & ~((table == 0) & np.signbit(table)))
@@ -167,7 +167,7 @@ def rounding_errors(x: Float32, scales: Float32, growth: Float32, format: str) -
     q = numbers[np.where(lower, above - 1, above)]
     difference = q * scales[:, None] - x
     square, counts = np.square(difference), 1 + growth[:, None].astype(np.float64) * np.square(x, dtype=np.float64)
-    terms = (square, counts * square, counts * x * q, counts * q * q, difference, q)
+    terms = (square, counts * square, counts * x * q, counts * q * q)
     return np.stack([term.sum(axis=1) for term in terms], axis=1)
 
 

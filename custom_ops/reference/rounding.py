@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .codes import pack_codes
 from .types import Float32, UInt8
 
-MULTIPLES = (1.1, 1.05, 0.95, 0.9, 0.85)
+MULTIPLES = (1.06, 0.97, 0.94, 0.91, 0.88)
 """Of the scale of minimum and maximum, which the scale search tries beside it."""
 LEAST_COUNT = 1.0
 """What the error of a weight of zero counts, where those of a block count 1 more on average."""

@@ -284,7 +284,7 @@ def _judge(workload: _Workload, recipe: Recipe, metric: Metric, threads: int | N
     """Metric and size of the converted model, which is made unless it is there."""
     target = workload.target(recipe, place)
     if not target.exists():
-        calibration = workload.calibration if family_of(recipe.family).need(recipe) is not Need.NONE else None
+        calibration = workload.calibration if family_of(recipe.family).need(recipe, False) is not Need.NONE else None
         optimize(workload.name, recipe, target, calibration=calibration)
     model = storage.load(target)
     options = session_options(threads=threads, ours=uses_our_ops(model))

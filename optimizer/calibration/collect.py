@@ -49,7 +49,7 @@ def collect(
     """
     check_names(model, list(wanted))
     see = _Eyes({name: TensorStatistics(settings) for name, settings in wanted.items()})
-    total, largest = _survey(data, progress)
+    total, largest = survey(data, progress)
     inputs = {value.name or "": value for value in model.graph.inputs if value.name in wanted}
     inner = [name for name in in_order(model) if name in wanted and name not in inputs]
     groups = in_groups(inner, sizes_of(model, inner, largest), memory) if inner else [[]]
@@ -75,8 +75,8 @@ def _default(value: ir.Value) -> npt.NDArray[Any] | None:
     return None if value.const_value is None else value.const_value.numpy()
 
 
-def _survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:
-    """How many batches there are, and the largest of them."""
+def survey(data: Iterable[Feeds], progress: Progress) -> tuple[int, Feeds]:
+    """How many batches there are, and the largest of them; raises UsageError for none."""
     count, most, largest = 0, -1, {}
     for count, feeds in enumerate(data, 1):
         size = bytes_of(feeds)

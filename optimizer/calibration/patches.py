@@ -63,7 +63,9 @@ class Covariances:
         self._held: dict[str, Doubles | None] = {}
 
     def get(self, name: str) -> Doubles | None:
-        """Of the node of this name: float64 [G, K, K] for G groups of outputs; None if it is too large or read nothing.
+        """Of the node of this name: float64 [G, K, K] for G groups of outputs.
+
+        None if it is too large, or the node read nothing, or NaN or infinity.
 
         Raises:
             OnnxpressError: ONNX Runtime cannot run the model.
@@ -83,11 +85,11 @@ class Covariances:
         observer = Observer(self._model, inner) if inner else None
         before, whole = self._groups.index(group) * _BATCHES, len(self._groups) * _BATCHES
         for batch, feeds in enumerate(islice(self._data, _BATCHES)):
-            self._progress("compensate", before + batch, whole)
+            self._progress("observe inputs", before + batch, whole)
             values = {**feeds, **(dict(zip(inner, observer.run(feeds), strict=True)) if observer else {})}
             for node in group:
                 sums[node.name or ""].add(_draw(node, values[required(node.inputs[0]).name or ""], generator))
-        self._progress("compensate", before + _BATCHES, whole)
+        self._progress("observe inputs", before + _BATCHES, whole)
         return {name: total.covariance() for name, total in sums.items()}
 
 
@@ -99,11 +101,13 @@ class _Sum:
 
     def __init__(self, centred: bool) -> None:
         self._centred, self._origin = centred, np.zeros(())
+        self._finite = True
         self._count, self._trusted, self._first, self._second = 0, 0, np.zeros(()), np.zeros(())
 
     def add(self, rows: Doubles) -> None:
         """Rows [G, n, K]."""
-        if not rows.shape[1]:
+        self._finite = self._finite and bool(np.isfinite(rows).all())
+        if not (rows.shape[1] and self._finite):
             return
         if self._centred and not self._count:
             self._origin = rows.mean(axis=1, keepdims=True)
@@ -114,8 +118,8 @@ class _Sum:
         self._second = self._second + np.matmul(rows.transpose(0, 2, 1), rows)
 
     def covariance(self) -> Doubles | None:
-        """[G, K, K], drawn towards its diagonal; None of no rows."""
-        if not self._count:
+        """[G, K, K], drawn towards its diagonal; None of no rows, or of some that are not finite."""
+        if not (self._count and self._finite):
             return None
         found: Doubles = self._second / self._count
         if self._centred:

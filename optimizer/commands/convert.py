@@ -10,7 +10,7 @@ from .analyse import Dims, sizes
 from .setting_options import options_of
 from .terminal import Json, Quiet, as_written, console, note_written, progress_bar
 
-_DATA = "Data of static schemes and sparse"
+_DATA = "Data of static schemes, sparse and weights alone"
 
 
 @options_of()

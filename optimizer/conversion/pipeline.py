@@ -60,7 +60,8 @@ def optimize(
         recipe: What to do; int4 weights by default.
         output: The file to write. By default "NAME.SCHEME.onnx" beside the model, for a name of the catalogue in the
             current folder; a model in memory is only written where this is given.
-        calibration: What static schemes and sparse learn about tensors from; a model of the catalogue has its own.
+        calibration: What static schemes and sparse learn about tensors from, and weights alone where it is given; a
+            model of the catalogue has its own.
         dims: Sizes of open dimensions of the random inputs that the model is checked on, by name, or by input and axis
             as "x:1".
         progress: Told how the work goes on.
@@ -162,7 +163,8 @@ class _Given:
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
         self.asked, self.is_there = calibration, calibration.is_there(name)
-        self._read = self.is_there and family_of(recipe.family).need(recipe) is not Need.NONE
+        need = family_of(recipe.family).need(recipe, calibration != Calibration())
+        self.is_read = self.is_there and need is not Need.NONE
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
 
@@ -172,11 +174,16 @@ class _Given:
             self._data = self.asked.open(self._model, self._name, self._path)
         return self._data
 
+    def data(self) -> Data | None:
+        """The data, where it is read and there are no statistics in its place."""
+        data = self.open() if self.is_read else None
+        return data if isinstance(data, Data) else None
+
     def sample(self) -> Feeds | None:
         """The first batch of the data, where it can be read: what is wrong with it is told by who needs all of it."""
         with contextlib.suppress(OnnxpressError):
-            data = self.open() if self._read else None
-            return next(iter(data)) if isinstance(data, Data) else None
+            data = self.data()
+            return None if data is None else next(iter(data))
         return None
 
     def tell(self, outcome: ConversionResult) -> ConversionResult:
@@ -195,7 +202,7 @@ class _Given:
 
 
 def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> ConversionResult:
-    data = given.open if given.is_there else None
+    data = given.open if given.is_read else None
     return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source))
 
 

@@ -26,7 +26,7 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     if recipe.metric is not None:
         check_name(recipe.metric)
     family = family_of(recipe.family)
-    need, is_there = family.need(recipe), calibration.is_there(name)
+    need, is_there = family.need(recipe, calibration != Calibration()), calibration.is_there(name)
     if need is Need.NONE and calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
         raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")

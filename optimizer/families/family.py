@@ -55,7 +55,7 @@ class Family:
         decide: What becomes of the nodes of a float model, which clean-up went over, before any data is seen; the
             model is prepared for that. Raises OnnxpressError where it cannot be.
         convert: Converts a model.
-        need: What data is to a recipe.
+        need: What data is to a recipe, and whether somebody gave some; a model of the catalogue has its own.
         check: Refuses, by SettingError, SettingsError or UsageError, a recipe that cannot be met with the data there
             is: whether there is any, and whether that is statistics in place of data.
         verb: What it does to a model, for people.
@@ -64,6 +64,6 @@ class Family:
     name: str
     decide: Callable[[ir.Model, Recipe], list[Decision]]
     convert: Convert
-    need: Callable[[Recipe], Need] = lambda _recipe: Need.NONE
+    need: Callable[[Recipe, bool], Need] = lambda _recipe, _given: Need.NONE
     check: Callable[[Recipe, bool, bool], None] = lambda _recipe, _is_there, _statistics: None
     verb: str = "quantize"

@@ -1,4 +1,8 @@
-"""Weights of 2 to 8 bits, activations as they are: which passes run in which order."""
+"""Weights of 2 to 8 bits, activations as they are: which passes run in which order.
+
+Data is asked for where somebody gives it. What products and convolutions read of it moves the codes of their weights,
+when these are written.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,13 @@ import math
 
 import onnx_ir as ir
 
+from ..calibration import Data, Statistics, patches
+from ..calibration.collect import survey
+from ..errors import SettingsError, option
+from ..graph.constants import constant_of, mark_constants
 from ..graph.matching import opset_of
+from ..graph.rewriting import required
+from ..model_io.names import copy_of
 from ..passes.declare_functions import declare_functions
 from ..passes.expand_sequence_map import ExpandSequenceMap
 from ..passes.quantize_conv import QuantizeConv
@@ -20,17 +30,21 @@ from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision, plan
 from ..planning.report import WeightReport
 from ..planning.result import ConversionResult, Progress
+from ..planning.stored_weights import Covariances, no_covariances
 from ..quantization.rtn import decibels
 from ..settings.recipe import Recipe
-from .family import Family, OpenData
+from .family import Family, Need, OpenData
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, _progress: Progress, _source: str
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, _source: str
 ) -> ConversionResult:
-    """Convert a model, as `Convert` says."""
+    """Convert a model, as `Convert` says; the inputs of weights are observed when these are written."""
     decisions = decide(model, recipe)
-    product, convolution, gather = QuantizeMatMul(), QuantizeConv(), QuantizeGather()
+    opened = None if data is None else data()
+    assert not isinstance(opened, Statistics), "the family's check refuses that"
+    covariances = no_covariances if opened is None else _covariances(model, decisions, opened, progress)
+    product, convolution, gather = QuantizeMatMul(covariances), QuantizeConv(covariances), QuantizeGather()
     for rewrite in (product, convolution, gather):
         rewrite(model, decisions)
     ExpandSequenceMap()(model)
@@ -43,6 +57,23 @@ def convert(
         gain=lambda: _gain(lazy),
         warnings=[*kept_in_float(model, weights), *product.warnings],
     )
+
+
+def _covariances(model: ir.Model, decisions: list[Decision], data: Data, progress: Progress) -> Covariances:
+    """Of what nodes read in the float model, observed when they are asked for: in the order of the weights."""
+    survey(data, progress)
+    model = copy_of(model)
+    mark_constants(model)
+    taken = {each.node.name for each in decisions if _can_be_observed(each)}
+    nodes = [node for node in model.graph if node.name in taken and constant_of(required(node.inputs[1])) is not None]
+    nodes.sort(key=lambda node: node.op_type == "Conv")  # products are written first
+    found = patches.Covariances(model, nodes, data, centred=False, progress=progress)
+    return lambda decision: found.get(decision.node.name or "") if _can_be_observed(decision) else None
+
+
+def _can_be_observed(decision: Decision) -> bool:
+    """Not in a graph inside a node, and with a covariance that says something of each output."""
+    return decision.taken and not decision.path and decision.op_type in ("MatMul", "Gemm", "Conv")
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -87,4 +118,16 @@ def _gain(weights: list[LazyWeight]) -> float:
     return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0
 
 
-FAMILY = Family("weight-only", decide, convert)
+def _need(recipe: Recipe, given: bool) -> Need:
+    """A model of the catalogue has data without being asked, which is not read for weights alone then."""
+    if recipe.method == "gptq":
+        return Need.REQUIRED
+    return Need.WELCOME if given and recipe.method is None else Need.NONE
+
+
+def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
+    if statistics and _need(recipe, True) is not Need.NONE:
+        raise SettingsError(["statistics"], f": scheme {recipe.scheme} learns from data: give {option('calibration')}")
+
+
+FAMILY = Family("weight-only", decide, convert, need=_need, check=_check)

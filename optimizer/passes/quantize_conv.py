@@ -16,7 +16,7 @@ from ..graph.rewriting import add_array, insert_before, required
 from ..graph.weight_form import WeightForm
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
-from ..planning.stored_weights import StoredWeights
+from ..planning.stored_weights import Covariances, StoredWeights, no_covariances
 from .decode_minifloat import decode_minifloat
 
 
@@ -26,8 +26,8 @@ class QuantizeConv:
     Cases: groups and depthwise; a shared weight (rounded and decoded once); float16 (decoded, then cast).
     """
 
-    def __init__(self) -> None:
-        self._stored = StoredWeights()
+    def __init__(self, covariances: Covariances = no_covariances) -> None:
+        self._stored = StoredWeights(covariances)
         self._decoded: dict[tuple[object, ...], ir.Value] = {}
 
     @property

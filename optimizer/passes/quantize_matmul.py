@@ -20,7 +20,7 @@ from ..graph.weight_form import WeightForm
 from ..model_io.names import names_of
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
-from ..planning.stored_weights import StoredWeights
+from ..planning.stored_weights import Covariances, StoredWeights, no_covariances
 from .declare_functions import add_function
 
 
@@ -31,8 +31,8 @@ class QuantizeMatMul:
     (Mul and Add), or absent; a shared weight (quantized once a scheme); float16 activations (float16 scales).
     """
 
-    def __init__(self) -> None:
-        self._stored = StoredWeights()
+    def __init__(self, covariances: Covariances = no_covariances) -> None:
+        self._stored = StoredWeights(covariances)
         self.warnings: list[str] = []
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnxpress.custom_ops import _kernels, reference
 
@@ -23,6 +25,12 @@ _NARROW = {
     ir.DataType.FLOAT4E2M1: ml_dtypes.float4_e2m1fn,
 }
 
+Covariance = Callable[[], npt.NDArray[np.float64] | None]
+
+
+def no_covariance() -> None:
+    """Where nothing is known of the inputs."""
+
 
 class LazyWeight:
     """One constant rounded by one scheme; `tensor` gives its parts, which share one computation.
@@ -33,18 +41,21 @@ class LazyWeight:
         scheme: How it is rounded.
         factor: Gemm's alpha: of the scales, or of the weight where scales cannot be any number.
         convolution: Whether its rows are the output channels of a Conv.
+        covariance: Gives that of its inputs, as `quantize_rtn` takes it.
         nodes: Names of the nodes that read it.
         error: What rounding cost, once it was done.
     """
 
     def __init__(
-        self, name: str, weight: Weight, scheme: WeightScheme, factor: float = 1.0, *, convolution: bool = False
-    ) -> None:
+        self, name: str, weight: Weight, scheme: WeightScheme, factor: float = 1.0, *, convolution: bool = False,
+        covariance: Covariance = no_covariance,
+    ) -> None:  # fmt: skip
         self.name = name
         self.weight = weight
         self.scheme = scheme
         self.factor = factor
         self.convolution = convolution
+        self.covariance = covariance
         self.nodes: list[str] = []
         self.error: WeightError | None = None
         self._lock = threading.Lock()
@@ -145,7 +156,10 @@ class LazyWeight:
         array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
         if self.factor != 1 and not self.scheme.has_kernel:
             array = array.astype(np.float32) * np.float32(self.factor)
-        result = quantize_rtn(array, self.scheme, self.weight.transposed, convolution=self.convolution)
+        result = quantize_rtn(
+            array, self.scheme, self.weight.transposed, convolution=self.convolution,
+            covariance=self.covariance(),
+        )  # fmt: skip
         del array
         release(self.weight.tensor)
         self.error = result.error

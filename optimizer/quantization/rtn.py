@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from onnxpress.custom_ops import _kernels, reference
 
+from .cancel import cancel
 from .formats import SCALE_TYPES, find_scales
+from .gptq import round_in_order
 from .schemes import WeightScheme
 
 Floats = npt.NDArray[np.float32]
@@ -78,13 +80,14 @@ def quantize_rtn(
     transposed: bool = False,
     *,
     convolution: bool = False,
-    importance: npt.NDArray[np.floating] | None = None,
+    covariance: npt.NDArray[np.float64] | None = None,
 ) -> QuantizedWeight:
     """Round a weight to blocks of codes of any format.
 
     Integers have zero points where the scheme is asymmetric, and their blocks' scales are the best of a few near that
     of minimum and maximum (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero,
-    see `find_scales`. The result does not depend on the number of threads.
+    see `find_scales`. What the inputs were seen to hold moves codes, not scales, see `gptq`; else the search
+    lets the errors of a convolution `cancel`. The result does not depend on the number of threads.
 
     Args:
         weight: float32 or float16, finite, C-contiguous, [K, N], or [N, K] if `transposed`.
@@ -92,27 +95,37 @@ def quantize_rtn(
         transposed: Whether output channels are the first axis.
         convolution: Whether inputs are those of a convolution, which have a sign in common; for formats without a
             kernel.
-        importance: [K], what the squared error of each input's weights counts in the search; for formats without zero
-            points.
+        covariance: [G, K, K] of the inputs of G groups of N / G output channels each, about 0.
 
     Returns:
         The codes and their error.
 
     Raises:
-        ValueError: The weight has another type, layout or rank, or there is importance beside zero points.
+        ValueError: The weight has another type, layout or rank.
     """
+    if scheme.has_kernel:
+        nearest = _by_kernel(weight, scheme, transposed)
+    else:
+        cancels = convolution and scheme.search and covariance is None
+        nearest = _by_format(weight, scheme, transposed, convolution=convolution, cancels=cancels)
+    if covariance is None:
+        return nearest
+    return _by_gptq(weight if transposed else weight.T, scheme, nearest, covariance)
+
+
+def _by_format(
+    weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool, *, convolution: bool, cancels: bool
+) -> QuantizedWeight:
     N, K = weight.shape if transposed else weight.shape[::-1]
-    if importance is not None and not scheme.symmetric:
-        raise ValueError("importance is for schemes without zero points")
-    if scheme.has_kernel and importance is None:
-        return _by_kernel(weight, scheme, transposed)
     blocks, size = scheme.blocks(K), reference.packed_bytes(scheme.codes_a_block(K), scheme.bits)
     packed = np.empty((N, blocks, size), np.uint8)
     scales = np.empty((N, blocks), np.float32)
 
     def run(begin: int, end: int) -> tuple[float, ...]:
         part = weight[begin:end] if transposed else weight[:, begin:end].T
-        codes, scales[begin:end], sums = _round_channels(part.astype(np.float32), scheme, convolution, importance)
+        codes, scales[begin:end], sums = _round_channels(
+            part.astype(np.float32), scheme, convolution=convolution, cancels=cancels
+        )
         packed[begin:end] = _kernels.pack_zero_points(codes, scheme.bits).reshape(end - begin, blocks, size)
         return sums
 
@@ -123,31 +136,53 @@ def quantize_rtn(
 
 
 def _round_channels(
-    part: Floats, scheme: WeightScheme, convolution: bool, importance: npt.NDArray[np.floating] | None
+    part: Floats, scheme: WeightScheme, *, convolution: bool, cancels: bool
 ) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, ...]]:
     """Codes [n * n_blocks, block], scales [n, n_blocks] and the sums of `WeightError` of output channels [n, K]."""
     n, K = part.shape
-    block, blocks = scheme.codes_a_block(K), scheme.blocks(K)
-    missing = blocks * block - K
-    x: Floats = np.ascontiguousarray(np.pad(part, [(0, 0), (0, missing)])).reshape(-1, block)
+    block, blocks, numbers = scheme.codes_a_block(K), scheme.blocks(K), scheme.numbers
+    x: Floats = np.ascontiguousarray(np.pad(part, [(0, 0), (0, blocks * block - K)])).reshape(-1, block)
     rows = x if scheme.per_channel or scheme.block_size else x.reshape(1, -1)
-    counts: Floats | None = None
-    if importance is not None:
-        counts = np.tile(np.pad(importance.astype(np.float32), (0, missing)), n).reshape(rows.shape)
-    found = find_scales(
-        rows, scheme.numbers, SCALE_TYPES[scheme.scale_type],
-        search=scheme.search, convolution=convolution, importance=counts,
-    )  # fmt: skip
-    scale = np.broadcast_to(found.scales, len(x))
+    kind = SCALE_TYPES[scheme.scale_type]
+    found = find_scales(rows, numbers, kind, search=scheme.search, convolution=convolution)
+    scale = np.ascontiguousarray(np.broadcast_to(found.scales, len(x)))
     codes = np.empty(x.shape, np.uint8)
     step = max(1, _ELEMENTS_A_TASK // block)
     for piece in (slice(begin, begin + step) for begin in range(0, len(x), step)):
         with np.errstate(over="ignore"):  # what is infinite is held to the largest
             scaled: Floats = x[piece] / scale[piece, None]
-        codes[piece] = scheme.numbers.encode(scaled)
+        codes[piece] = numbers.encode(scaled)
+    error = math.fsum(found.error)
+    if cancels:
+        spread = np.repeat(scale.reshape(n, blocks), block, axis=1)[:, :K]
+        whole = codes.reshape(n, -1)
+        moved = cancel(numbers.decode(whole[:, :K]), part, spread, numbers.ascending)
+        whole[:, :K] = numbers.encode(moved)
+        error = float(np.square(moved * spread.astype(np.float64) - part).sum())
     energy = float(np.square(rows, dtype=np.float64).sum())
-    sums = (*(math.fsum(each) for each in (found.error, found.cost, found.baseline)), energy)
-    return codes, scale.reshape(n, blocks), sums
+    return codes, scale.reshape(n, blocks), (error, math.fsum(found.cost), math.fsum(found.baseline), energy)
+
+
+def _by_gptq(
+    rows: npt.NDArray[np.floating], scheme: WeightScheme, nearest: QuantizedWeight,
+    covariance: npt.NDArray[np.float64],
+) -> QuantizedWeight:  # fmt: skip
+    """Other codes for the same scales; `rows` are output channels [N, K]."""
+    K = rows.shape[1]
+    block = scheme.codes_a_block(K)
+    scales: Floats = np.repeat(nearest.scales, block, axis=1)[:, :K]
+    codes: npt.NDArray[np.uint8] = np.repeat(nearest.zero_points, block, axis=1)  # which pads keep
+    if scheme.integer:
+        levels, offsets = 2**scheme.bits - 1, codes[:, :K].copy()
+        numbers = round_in_order(rows, scales, covariance, lambda x: np.clip(np.rint(x), 0, levels), offsets)
+        codes[:, :K] = numbers
+        numbers -= offsets
+    else:
+        numbers = round_in_order(rows, scales, covariance, lambda x: scheme.numbers.round(x.astype(np.float32)))
+        codes[:, :K] = scheme.numbers.encode(numbers)
+    packed = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(nearest.packed.shape)
+    error = float(np.square(numbers * scales - rows, dtype=np.float64).sum())
+    return dataclasses.replace(nearest, packed=packed, error=dataclasses.replace(nearest.error, error=error))
 
 
 def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool) -> QuantizedWeight:

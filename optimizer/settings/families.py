@@ -29,10 +29,10 @@ class FamilySettings:
 
 
 FAMILY_SETTINGS = (
-    FamilySettings("weight-only", "weights alone", (g.Search, g.Symmetry, g.Channels, g.Blocks)),
+    FamilySettings("weight-only", "weights alone", (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Blocks)),
     FamilySettings(
         "static", "int8-static",
-        (g.Search, g.Symmetry, g.Channels, g.Ranges, g.Calibrated, g.Int8Weights, g.Int8Static),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Ranges, g.Calibrated, g.Int8Weights, g.Int8Static),
     ),
     FamilySettings("dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion)),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Floats)),

@@ -30,6 +30,7 @@ class Former:
 
 
 FORMER = {
+    "compensate": Former("method", "--compensate/--no-compensate", {True: "gptq", False: "rtn"}),
     "expect_m": Former("expected_rows", "--expect-m"),
 }
 

@@ -182,6 +182,19 @@ class Calibrated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rounding:
+    """How weights are rounded."""
+
+    method: str | None = setting(
+        None,
+        "rtn rounds each weight to the nearest number; gptq rounds the inputs of a weight one after the other, the "
+        "next making up for what rounding the last one cost on calibration data. By default gptq where data is given, "
+        "for weights alone, or there, for int8-static.",
+        choices=("rtn", "gptq"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Int8Weights:
     """Weights beside activations of int8."""
 
@@ -206,12 +219,6 @@ class Int8Static:
     )
     equalize: bool = setting(
         False, "Even out the channels of neighbouring layers first.", option="--equalize/--no-equalize"
-    )
-    compensate: bool | None = setting(
-        None,
-        "Round inputs of a weight one after the other, the next making up for the last; by default where there is "
-        "data.",
-        option="--compensate/--no-compensate",
     )
     correct_bias: bool = setting(
         True, "Take the mean error of rounding out of the biases.", option="--correct-bias/--no-correct-bias"

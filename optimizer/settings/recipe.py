@@ -26,6 +26,7 @@ from .groups import (
     Int8Static,
     Int8Weights,
     Ranges,
+    Rounding,
     Search,
     Sparse,
     Symmetry,
@@ -123,7 +124,19 @@ class NodeSettings:
 @named_alone
 @dataclasses.dataclass(frozen=True)
 class Recipe(
-    Sparse, Fusion, Floats, Int8Static, Int8Weights, Calibrated, Ranges, Blocks, Channels, Symmetry, Search, General
+    Sparse,
+    Fusion,
+    Floats,
+    Int8Static,
+    Int8Weights,
+    Calibrated,
+    Ranges,
+    Rounding,
+    Blocks,
+    Channels,
+    Symmetry,
+    Search,
+    General,
 ):
     """How to convert a model.
 

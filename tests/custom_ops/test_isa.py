@@ -23,10 +23,11 @@ def run(code, isa):
 
 
 def test_scalar_is_always_there():
-    assert _kernels.supported_isas()[0] == "scalar"
+    assert _kernels.all_isas()[0] == _kernels.supported_isas()[0] == "scalar"
+    assert set(_kernels.supported_isas()) <= set(_kernels.all_isas())
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "avx512bf16", "amx"])
+@pytest.mark.parametrize("isa", _kernels.all_isas())
 def test_environment_forces_or_refuses(isa):
     done = run("from onnxpress.custom_ops import _kernels; print(_kernels.chosen_isa())", isa)
     if isa in _kernels.supported_isas():
@@ -38,4 +39,34 @@ def test_environment_forces_or_refuses(isa):
 def test_unknown_name_is_an_error_when_the_library_is_registered():
     done = run(SESSION, "pentium")
     assert done.returncode != 0
-    assert "ONNXPRESS_ISA=pentium: unknown instruction set" in done.stderr
+    assert "ONNXPRESS_ISA=pentium: unknown instruction set; there are " + ", ".join(_kernels.all_isas()) in done.stderr
+
+
+@pytest.mark.parametrize("isa", _kernels.all_isas())
+def test_kernels_of_an_instruction_set(isa):
+    """Its own come first, those of the worse ones behind, and portable ones last."""
+    order = _kernels.all_isas()
+    for kind, names in _kernels.kernels(isa).items():
+        assert names == sorted(names, key=order.index, reverse=True)
+        assert all(order.index(name) <= order.index(isa) for name in names)
+        assert kind.endswith("bfloat16") or names[-1] == "scalar"
+
+
+@pytest.mark.parametrize(
+    ("isa", "lacks"),
+    [
+        ("avx2", {"avxvnni"}),
+        ("avx512vnni", {"avxvnni", "avx512vbmi"}),  # Cascade Lake
+        ("avx512bf16", {"avxvnni", "amx"}),  # Zen 4
+        ("amx", {"avxvnni", "avx512bf16"}),
+    ],
+)
+def test_an_instruction_set_runs_nothing_that_its_cpus_may_lack(isa, lacks):
+    """They are sets of features, not a rank."""
+    used = {name for names in _kernels.kernels(isa).values() for name in names}
+    assert not used & lacks
+
+
+def test_kernels_of_no_instruction_set():
+    with pytest.raises(ValueError, match="pentium is no instruction set"):
+        _kernels.kernels("pentium")

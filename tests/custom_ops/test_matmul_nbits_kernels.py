@@ -269,7 +269,7 @@ def test_long_reductions_come_in_stretches(isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("accuracy_level", [3, 4])
 def test_rows_in_chunks(isa, accuracy_level):
-    """As many as no room takes at once: each row is, bit for bit, as it is among few."""
+    """More than are computed at once: each row is, bit for bit, as it is among few."""
     K, N, M = 1000, 9, 9000
     rng = np.random.default_rng(0)
     packed, scales, zeros = make_weight(rng, 4, 32, K, N, "packed")

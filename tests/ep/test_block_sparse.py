@@ -91,7 +91,7 @@ def test_bundles_of_outputs_that_there_are_not(tmp_path):
         outputs[-1, -1] = output
         weights.write_bytes(data.tobytes())
         if output > 15:
-            with pytest.raises(Exception, match="places outside"):
+            with pytest.raises(Exception, match="indices outside"):
                 on_provider(context)
         else:  # in whole tiles
             on_provider(context).run(None, {"A": case.feed(3, 9)})
@@ -112,7 +112,7 @@ def test_damaged_weights_of_a_context(tmp_path, block):
         try:
             opened = on_provider(context)
         except Exception as error:
-            refused += "places outside" in str(error)
+            refused += "indices outside" in str(error)
             continue
         opened.run(None, {"A": A})
         opened.run(None, {"A": A[:, :1]})

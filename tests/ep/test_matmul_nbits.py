@@ -418,7 +418,7 @@ np.testing.assert_allclose(got, A @ W, atol=0.03 * np.abs(A @ W).max())
 """
 
 
-@pytest.mark.parametrize("isa", ["scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "avx512bf16", "amx"])
+@pytest.mark.parametrize("isa", _kernels.all_isas())
 def test_instruction_sets(isa):
     done = script(RUN, isa)
     if isa in _kernels.supported_isas():

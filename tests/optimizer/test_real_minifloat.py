@@ -62,8 +62,10 @@ def test_the_model_is_that_of_its_decoded_weights(scheme, tmp_path):
         np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
 
 
-@pytest.mark.parametrize(("name", "taken"), [("ppocr-rec", 32), ("efficientnet-lite0", 45), ("ppocr-det", 45)])
-@pytest.mark.parametrize("scheme", ["fp8", "fp6-e3m2", "mxfp4"])
+@pytest.mark.parametrize(("name", "taken", "scheme"), [
+    ("ppocr-rec", 32, "fp8"), ("ppocr-rec", 32, "fp6-e3m2"), ("ppocr-rec", 32, "mxfp4"),
+    ("efficientnet-lite0", 45, "fp6-e3m2"), ("ppocr-det", 45, "mxfp4"),
+])  # fmt: skip
 def test_networks_of_convolutions(name, taken, scheme, tmp_path):
     """They compute what the float model computes of the decoded weights, constant once the model is loaded."""
     path, optimized = tmp_path / "out.onnx", tmp_path / "optimized.onnx"
@@ -100,3 +102,11 @@ def test_convolutions_still_read(tmp_path):
     assert report.rewritten == {"Conv": 32, "MatMul": 9}
     assert report.size_before > 3.5 * report.size_after
     assert evaluate(path).value == pytest.approx(float_score("ppocr-rec").value, abs=0.01)  # of 200 lines two
+
+
+@pytest.mark.parametrize(("data", "least"), [(False, 0.9), (True, 0.97)])
+def test_four_bits_read_lines_without_data_and_more_with_it(data, least, tmp_path):
+    path = tmp_path / "rec.onnx"
+    report = optimize("ppocr-rec", Recipe(scheme="nf4", method="gptq" if data else None), path)
+    assert report.details.get("samples") == (128 if data else None)
+    assert evaluate(path).value >= least

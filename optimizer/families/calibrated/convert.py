@@ -51,7 +51,7 @@ from .trials import Trials, Verdict
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
 _SKIPPED = {
-    "smooth": "smoothing", "compensate": "compensated rounding", "restore_moments": "restoring of moments",
+    "smooth": "smoothing", "method": "GPTQ", "restore_moments": "restoring of moments",
 }  # fmt: skip
 """What is done by default, but not without data."""
 _HISTOGRAMS = ("percentile", "entropy", "mse")
@@ -181,7 +181,9 @@ def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Buil
 
 def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
     """Refuse what runs models on data, where there are only statistics."""
-    asked = [name for name in (*_SKIPPED, "equalize", "only_if_faster", "metric") if getattr(recipe, name)]
+    steps = ("smooth", "restore_moments", "equalize", "only_if_faster", "metric")
+    asked = [name for name in steps if getattr(recipe, name)]
+    asked += ["method"] if recipe.method == "gptq" else []
     asked += ["max_drop"] if recipe.max_drop is not None else []
     if statistics and asked:
         raise SettingsError(
@@ -301,7 +303,7 @@ def _outcome(
 
 
 def _family(name: str) -> Family:
-    return Family(name, decide, convert, need=lambda _recipe: Need.REQUIRED, check=_check)
+    return Family(name, decide, convert, need=lambda _recipe, _given: Need.REQUIRED, check=_check)
 
 
 INT8_STATIC, MINIFLOAT_STATIC = _family("static"), _family("minifloat-static")

@@ -17,7 +17,7 @@ from ...planning.plan_int8 import Int8Plan, plan_int8
 from ...planning.result import Progress
 from ...quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from ...quantization.bias_correction import bias_shift
-from ...quantization.compensated import compensate
+from ...quantization.gptq import gptq
 from ...runtime.machine import reduces_range
 from ...settings.recipe import Recipe
 from ..unlike_parts import unlike_parts
@@ -38,17 +38,17 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         self._data = calibrated.data
         self._covariances = self._covariances_for(recipe)
         self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
-        self._compensated: dict[tuple[str, bytes], QuantizedTensor] = {}
+        self._by_gptq: dict[tuple[str, bytes], QuantizedTensor] = {}
         self._reduce_range = reduces_range(recipe)
 
     def with_recipe(self: Same, recipe: Recipe) -> Same:
         """As the method that this overrides."""
         other = super().with_recipe(recipe)
-        other._covariances, other._compensated = other._covariances_for(recipe), {}
+        other._covariances, other._by_gptq = other._covariances_for(recipe), {}
         return other
 
     def _covariances_for(self, recipe: Recipe) -> Covariances | None:
-        if recipe.compensate is False or not self.feeds:
+        if recipe.method == "rtn" or not self.feeds:
             return None
         operators = plan_int8(self.model, recipe).operators.values()
         nodes = [operator.node for operator in operators if operator.is_product and operator.constant is not None]
@@ -88,12 +88,12 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             )  # fmt: skip
         rounded = self._rounded[key]
         if self._covariances is not None:
-            if key not in self._compensated:
+            if key not in self._by_gptq:
                 covariance = self._covariances.get(node.name or "")
                 if covariance is not None:
-                    rounded = compensate(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
-                self._compensated[key] = rounded
-            rounded = self._compensated[key]
+                    rounded = gptq(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+                self._by_gptq[key] = rounded
+            rounded = self._by_gptq[key]
         self._weights[name] = rounded
         return rounded
 

@@ -19,7 +19,8 @@ from .loadable import refused_by_runtime
 
 _WORSE = 1.1
 """Noise beyond this multiple of what it was without a step speaks against the step; less is chance."""
-_STEPS = ("correct_bias", "compensate")
+_OFF = {"correct_bias": False, "method": "rtn"}
+"""Settings of the steps that are tried, and their values without."""
 
 Make = Callable[[Calibrated, Recipe], Builder[Any, Any]]
 
@@ -71,9 +72,9 @@ class Trials:
         Raises:
             OnnxpressError: ONNX Runtime cannot load or run a model.
         """
-        steps = [step for step in _STEPS if recipe.reads(step) and getattr(recipe, step) is not False]
+        steps = [step for step, off in _OFF.items() if recipe.reads(step) and getattr(recipe, step) != off]
         whole = len(stages) + len(steps)
-        off: dict[str, Any] = dict.fromkeys(steps, False)
+        off: dict[str, Any] = {step: _OFF[step] for step in steps}
         plain = dataclasses.replace(recipe, **off)
         best = self._make(stages[0], plain)
         if not best.feeds or whole == 1:
@@ -116,7 +117,8 @@ class Trials:
 
 def _asked(recipe: Recipe, step: str) -> bool:
     """Whether somebody asked for a step, that is not done anyway."""
-    return getattr(recipe, step) is True and getattr(Recipe(), step) is not True
+    value = getattr(recipe, step)
+    return value not in (None, False) and value != getattr(Recipe(), step)
 
 
 def _percent(share: float) -> str:

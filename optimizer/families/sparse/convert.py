@@ -162,7 +162,7 @@ def find_block(model: ir.Model, recipe: Recipe) -> Block:
     return next(block for block in _BLOCKS if kept[block] <= _LARGER * min(kept.values()))
 
 
-def _need(recipe: Recipe) -> Need:
+def _need(recipe: Recipe, _given: bool = True) -> Need:
     """A calibration is read where there is one; whether there must be one is for `_check` to say."""
     reads = _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
     return Need.WELCOME if reads else Need.NONE

@@ -31,14 +31,19 @@ class Format(abc.ABC):
         return self._values()
 
     @functools.cached_property
+    def ascending(self) -> Floats:
+        """Its numbers, each once."""
+        return np.unique(self.values[np.isfinite(self.values)])
+
+    @functools.cached_property
     def max(self) -> float:
         """The largest number."""
-        return float(self.values[np.isfinite(self.values)].max())
+        return float(self.ascending[-1])
 
     @functools.cached_property
     def min(self) -> float:
         """The least number."""
-        return float(self.values[np.isfinite(self.values)].min())
+        return float(self.ascending[0])
 
     @property
     def exponent(self) -> int:

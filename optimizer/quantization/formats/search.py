@@ -3,19 +3,17 @@
 With e = s round(x / s) - x the cost of a block is one of
 
     product       sum_k h_k e_k^2,  h_k = 1 + x_k^2 / (c mean(x^2))
-    convolution   sum_k e_k^2 + (sum_k e_k)^2 / (pi - 1)
-    importance    sum_k h_k e_k^2,  h from data
+    convolution   sum_k e_k^2
 
 Plain squares would cut off the largest weights for the good of the many small ones, but products need the large ones
 most, which meet their large activations; c is `LEAST_COUNT`, and why h is the weight's own square says `quantize_block`
-in `custom_ops.reference`. What a convolution reads comes mostly from a Relu, or the like of it: numbers of one sign,
-whose common part meets the sum of the errors. For a normal number cut off at zero the squared mean is 1 / (pi - 1) of
-the variance, so this is the expected squared error of the output, but for a factor.
+in `custom_ops.reference`. The inputs of a convolution have scales of their own, channel by channel, so that a large
+weight says nothing about what it meets; what the sum of its errors costs is left to `cancel`.
 
-Candidates are multiples of the scale that puts the largest magnitude on the largest number of the
-format; the best of them is followed by one step of Lloyd's method: the scale of least cost for the numbers q that x was
-rounded to, for a product s = sum(h x q) / sum(h q q). Floating-point formats gain by multiples above 1, too: what they
-round off goes up and down within a power of two.
+Candidates are multiples of the scale that puts the largest magnitude on the largest number of the format; the best of
+them is followed by one step of Lloyd's method: the scale of least cost for the numbers q that x was rounded to,
+s = sum(h x q) / sum(h q q). Floating-point formats gain by multiples above 1, too: what they round off goes up and down
+within a power of two.
 
 Of powers of two there are few: that of the rule of the Microscaling formats (OCP MX specification 1.0, section 6.3),
 2^(floor(log2 max |x|) - e_max), with which a part of the largest magnitudes may be cut off, and its neighbours.
@@ -26,7 +24,6 @@ Blocks are divided by a power of two near their magnitude first, so that squares
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +34,6 @@ from .base import Floats, Format
 from .scales import ScaleType
 
 _MULTIPLES = (1.1, 1.05, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-_SHARED = np.float32(1 / (math.pi - 1))
-"""Squared mean over variance of a normal number that is cut off at zero."""
 _PIECE = 1 << 18  # numbers rounded at a time: some arrays of them stay in the caches
 
 
@@ -59,7 +54,6 @@ def find_scales(
     *,
     search: bool = True,
     convolution: bool = False,
-    importance: Floats | None = None,
 ) -> FoundScales:
     """A scale for each block.
 
@@ -68,15 +62,14 @@ def find_scales(
         weights: The format to round to.
         scale_type: What scales can be.
         search: Try candidates; otherwise the first of them.
-        convolution: Whether each block is of the inputs of one output channel of a convolution.
-        importance: [blocks, size] or [size]: what the squared error of each number counts.
+        convolution: Whether blocks are of a convolution's weight, not of a product's.
 
     Returns:
         Scales and what they cost. A block of zeros has the scale 1.
     """
     peak = np.abs(x).max(axis=1)
     power = _power(np.clip(np.frexp(peak)[1], -125, 127))
-    blocks = _Blocks(x / power[:, None], power, weights, scale_type, convolution, importance)
+    blocks = _Blocks(x / power[:, None], power, weights, scale_type, convolution)
     first = _first(peak / power, weights, scale_type)
     best = blocks.judge(first)
     plain = best.cost
@@ -125,17 +118,11 @@ class _Judged:
 class _Blocks:
     """Blocks divided by `power`, as all scales here are."""
 
-    def __init__(
-        self, x: Floats, power: Floats, weights: Format, scale_type: ScaleType, convolution: bool,
-        importance: Floats | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, x: Floats, power: Floats, weights: Format, scale_type: ScaleType, convolution: bool) -> None:
         self._x = x
         self._power = power
         self._weights = weights
         self._scale_type = scale_type
-        self._importance = importance
-        self._shared = _SHARED if convolution and importance is None else np.float32(0)
-        self._sums = x.sum(axis=1)
         squares = np.einsum("bk,bk->b", x, x)
         grows = (squares > 0) & (not convolution)
         self._growth = np.divide(x.shape[1] / LEAST_COUNT, squares, out=np.zeros_like(squares), where=grows)
@@ -147,19 +134,17 @@ class _Blocks:
     def judge(self, scale: Floats) -> _Judged:
         """The nearest scales that there are."""
         scale = self._scale_type.round(scale * self._power.astype(np.float64), self._weights) / self._power
-        if self._weights.has_kernel and self._importance is None:
+        if self._weights.has_kernel:
             sums, _ = _kernels.rounding_errors(self._x, scale, self._growth, self._weights.name)
         else:
             sums = self._errors(scale)
-        error, cost, above, below, shift, total = sums.T
-        cost = cost + self._shared * shift * shift
-        above, below = above + self._shared * self._sums * total, below + self._shared * total * total
+        error, cost, above, below = sums.T
         refined = np.divide(above, below, out=scale.copy(), where=(above > 0) & (below > 0))
         return _Judged(scale, error, cost, refined)
 
     def _errors(self, scale: Floats) -> Floats:
         """What `_kernels.rounding_errors` gives, of any format."""
-        sums = np.zeros((len(scale), 6), np.float32)
+        sums = np.zeros((len(scale), 4), np.float32)
         step = max(1, _PIECE // len(scale))
         for begin in range(0, self._x.shape[1], step):
             x = self._x[:, begin : begin + step]
@@ -167,22 +152,12 @@ class _Blocks:
                 q = self._weights.round(x / scale[:, None])
             difference = q * scale[:, None]
             difference -= x
-            counted = self._counts(x, begin)
+            counted = x * x * self._growth[:, None] + np.float32(1)
             weighted = counted * q
             sums += np.stack([
                 np.einsum("bk,bk->b", difference, difference),
                 np.einsum("bk,bk,bk->b", counted, difference, difference),
                 np.einsum("bk,bk->b", weighted, x),
                 np.einsum("bk,bk->b", weighted, q),
-                difference.sum(axis=1),
-                q.sum(axis=1),
             ], axis=1)  # fmt: skip
         return sums
-
-    def _counts(self, x: Floats, begin: int) -> Floats:
-        """The h of a piece of the blocks, from number `begin` on."""
-        if self._importance is not None:
-            counts: Floats = np.broadcast_to(self._importance[..., begin : begin + x.shape[1]], x.shape)
-        else:
-            counts = x * x * self._growth[:, None] + np.float32(1)
-        return counts

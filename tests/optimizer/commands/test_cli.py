@@ -193,7 +193,7 @@ def test_options_override_the_recipe(model, tmp_path):
         (["MODEL", "--recipe", "gone.toml"], 1, "cannot read the recipe"),
         (["gone.onnx"], 1, "gone.onnx: no such file"),
         (["MiniLM"], 1, 'no model of the catalogue; did you mean "minilm"?'),
-        (["MODEL", "--tokenizer", "t.json"], 2, "--tokenizer: scheme int4 reads no calibration data"),
+        (["MODEL", "--tokenizer", "t.json"], 2, "this has to see data: give --calibration"),
         (["MODEL", "--exclude", "*"], 1, "nothing to quantize"),
     ],
 )

@@ -25,7 +25,7 @@ VALUES = {
     "scale_type": "float16", "form": "qdq", "accuracy_level": 0, "embeddings": True,
     "symmetric": True, "per_channel": True,
     "range_method": "minmax", "percentile": 99.0, "activation_type": "int8", "reduce_range": True, "target": "any",
-    "equalize": True, "smooth": True, "compensate": True, "correct_bias": False, "restore_moments": True,
+    "equalize": True, "smooth": True, "method": "gptq", "correct_bias": False, "restore_moments": True,
     "max_drop": 0.1, "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
     "coverage": "extended", "first_and_last": True, "fuse": False, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
@@ -35,7 +35,7 @@ VALUES = {
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "statistics", "verbose", "expect_m",
+    "tokenizer", "statistics", "verbose", "expect_m", "compensate", "dim",
 }  # fmt: skip
 
 
@@ -113,7 +113,13 @@ def test_inspect_takes_the_options_that_its_reasons_advise(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scheme", "int4", "--calibration", "d.npz"], "--calibration: scheme int4 reads no calibration data"),
+        (
+            ["--scheme", "int4", "--method", "rtn", "--calibration", "d.npz"],
+            "--calibration: scheme int4 reads no calibration data with these settings",
+        ),
+        (["--scheme", "nf4", "--method", "gptq"], "this has to see data: give --calibration"),
+        (["--scheme", "nf4", "--samples", "8"], "this has to see data: give --calibration"),
+        (["--scheme", "nf4", "--statistics", "s.npz"], "--statistics: scheme nf4 learns from data: give --calibration"),
         (
             ["--scheme", "int8-dynamic", "--samples", "8"],
             "--samples: scheme int8-dynamic reads no calibration data with these settings",
@@ -172,7 +178,7 @@ def test_a_folder_without_a_model_is_called_one(run, tmp_path):
             ["--metric", "lee", "--statistics", "s.npz"],
             "--metric, r.toml: max_drop: runs models on data",
         ),
-        ('scheme = "int4"\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
+        ('scheme = "int4"\nmethod = "rtn"\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
     ],
 )
 def test_settings_are_called_what_they_are_where_they_were_written(run, tmp_path, text, options, message):

@@ -381,21 +381,6 @@ def test_settings_that_do_not_go_together(values, message):
     assert message in str(error.value)
 
 
-def test_importance_moves_the_error():
-    W = graphs.weight(64, 64)
-    scheme = Recipe(scheme="fp4").settings("", "MatMul").weight
-    importance = np.where(np.arange(64) % 4 == 0, 50, 1)
-
-    def loss(quantized):
-        form = {"format": "e2m1", "block_size": 32, "K": 64}
-        weight = reference.dequantize_minifloat(quantized.packed, quantized.scales, **form)
-        return (importance[:, None] * np.square(W - weight)).sum()
-
-    assert loss(quantize_rtn(W, scheme, importance=importance)) < 0.97 * loss(quantize_rtn(W, scheme))
-    with pytest.raises(ValueError, match="without zero points"):
-        quantize_rtn(W, Recipe(scheme="int4").settings("", "MatMul").weight, importance=importance)
-
-
 def test_both_layouts_give_the_same_codes():
     W = graphs.weight(100, 70)
     for scheme in ("fp8", "fp6", "nf4", "mxfp4", "bfp6"):

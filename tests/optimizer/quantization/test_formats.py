@@ -124,28 +124,13 @@ def test_searched_scales_are_better(convolution, name, kind):
 
 
 def cost(x, scale, each, convolution):
-    """What is minimised, in float64: the expected error of a convolution behind a Relu, or large weights first."""
+    """What is minimised, in float64: squares of a convolution's errors; of a product's, large weights first."""
     x = x.astype(np.float64)
     wrong = each.decode(each.encode((x / scale[:, None]).astype(np.float32))).astype(np.float64) * scale[:, None] - x
     if convolution:
-        return np.square(wrong).sum(axis=1) + wrong.sum(axis=1) ** 2 / (np.pi - 1)
+        return np.square(wrong).sum(axis=1)
     growth = 1 / (reference.LEAST_COUNT * np.square(x).mean(axis=1, keepdims=True))
     return (np.square(wrong) * (1 + growth * np.square(x))).sum(axis=1)
-
-
-@pytest.mark.parametrize("name", ["nf4", "e2m1"])
-def test_convolutions_keep_sums(name):
-    """Behind a Relu the search for convolutions is right, and that of squared error alone is not."""
-    each, kind = FORMATS[name], SCALE_TYPES["bfloat16"]
-    x = RNG.standard_t(4, (300, 32)).astype(np.float32)
-    inputs = np.maximum(RNG.standard_normal((2000, 32)), 0)
-    lost = {}
-    for convolution in (True, False):
-        scale = find_scales(x, each, kind, convolution=convolution).scales[:, None]
-        lost[convolution] = np.square(inputs @ (each.decode(each.encode(x / scale)) * scale - x).T).mean()
-    plain = find_scales(x, each, kind, search=False).scales[:, None]
-    assert lost[True] < 0.85 * np.square(inputs @ (each.decode(each.encode(x / plain)) * plain - x).T).mean()
-    assert lost[True] < 0.9 * lost[False]
 
 
 def test_rule_of_microscaling():
@@ -154,18 +139,6 @@ def test_rule_of_microscaling():
     np.testing.assert_array_equal(scale, [1, 1, 1, 1, 2, 2.0**-9])
     scale = find_scales(x[3:4], FORMATS["e4m3fn"], SCALE_TYPES["e8m0"]).scales
     np.testing.assert_array_equal(scale, [2])  # 512, not 448
-
-
-@pytest.mark.parametrize("name", ["e4m3fn", "nf4", "int4"])
-def test_important_numbers_are_met_better(name):
-    each = FORMATS[name]
-    x = RNG.standard_normal((100, 32)).astype(np.float32)
-    importance = np.where(np.arange(32) < 8, np.float32(100), np.float32(1))
-    weighted = find_scales(x, each, SCALE_TYPES["float32"], importance=importance).scales
-    plain = find_scales(x, each, SCALE_TYPES["float32"]).scales
-    first = x[:, :8]
-    assert error(first, weighted, each).sum() < 0.97 * error(first, plain, each).sum()
-    assert error(x, weighted, each).sum() > error(x, plain, each).sum()
 
 
 @pytest.mark.parametrize("kind", SCALE_TYPES)

@@ -143,7 +143,7 @@ def test_restored_moments_are_nearer(path, tmp_path):
     results = {}
     for restore in (False, True):
         recipe = dataclasses.replace(
-            STATIC, per_channel=False, correct_bias=False, compensate=False, restore_moments=restore
+            STATIC, per_channel=False, correct_bias=False, method="rtn", restore_moments=restore
         )
         report = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images(16)))
         a, b = outputs(path, images(40)[16:]), outputs(report.output, images(40)[16:])
@@ -158,7 +158,7 @@ def test_same_data_give_the_same_file(path, tmp_path):
 
 
 def test_statistics_in_place_of_data(path, tmp_path):
-    recipe = dataclasses.replace(STATIC, compensate=False, restore_moments=False)
+    recipe = dataclasses.replace(STATIC, method="rtn", restore_moments=False)
     model = storage.load(path)
     CleanUp()(model)
     prepare(model)
@@ -176,18 +176,19 @@ def statistics_of(path):
 
 
 @pytest.mark.parametrize(
-    "key", ["max_drop", "only_if_faster", "smooth", "compensate", "equalize", "restore_moments", "metric"]
+    "key", ["max_drop", "only_if_faster", "smooth", "method", "equalize", "restore_moments", "metric"]
 )
 def test_what_runs_models_is_refused_with_statistics_alone(path, key):
-    asked = dataclasses.replace(STATIC, **{key: {"max_drop": 0.1, "metric": "reading"}.get(key, True)})
+    values = {"max_drop": 0.1, "metric": "reading", "method": "gptq"}
+    asked = dataclasses.replace(STATIC, **{key: values.get(key, True)})
     with pytest.raises(UsageError, match=f"^{key}: runs models on data.*give calibration"):
         optimize(path, asked, calibration=statistics_of(path))
 
 
 def test_what_statistics_alone_leave_out_is_told(path):
     rows = dict(optimize(path, STATIC, calibration=statistics_of(path)).rows)
-    assert rows["skipped"] == "smoothing, compensated rounding and restoring of moments, for which there must be data"
-    declined = dataclasses.replace(STATIC, smooth=False, compensate=False, restore_moments=False)
+    assert rows["skipped"] == "smoothing, GPTQ and restoring of moments, for which there must be data"
+    declined = dataclasses.replace(STATIC, smooth=False, method="rtn", restore_moments=False)
     for recipe, calibration in ((declined, statistics_of(path)), (STATIC, Calibration(images()))):
         assert "skipped" not in dict(optimize(path, recipe, calibration=calibration).rows)
 
@@ -235,7 +236,7 @@ def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, mon
             return sign * float(-np.square(got - want).sum())
 
         monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(nearness=nearness))
-        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, compensate=False)
+        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, method="rtn")
         for name, given in (("judged", {"metric": "judge:nearness"}), ("without", {"restore_moments": False})):
             output = tmp_path / f"{name}{sign}.onnx"
             optimize(path, dataclasses.replace(recipe, **given), output, calibration=Calibration(images()))
@@ -315,7 +316,7 @@ def test_no_data(path):
 
 def test_data_for_a_scheme_without(path):
     with pytest.raises(UsageError, match="data: scheme int4 reads no calibration data with these settings"):
-        optimize(path, Recipe(), calibration=Calibration(images()))
+        optimize(path, Recipe(method="rtn"), calibration=Calibration(images()))
 
 
 @pytest.mark.parametrize(("feed", "text"), [

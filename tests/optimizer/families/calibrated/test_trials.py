@@ -57,7 +57,7 @@ def trial(factors: dict[str, float], recipe: Recipe, moved: float | None = None)
     def make(stage: Calibrated, settings: Recipe):
         wrong = 0.1 * (moved if stage.step and moved is not None else 1)
         for step, factor in factors.items():
-            wrong *= factor if getattr(settings, step) is not False else 1
+            wrong *= factor if getattr(settings, step) not in (False, "rtn") else 1
         build = lambda _kept: SimpleNamespace(model=scaled(1 + wrong))  # noqa: E731
         unrestored = lambda _kept: (scaled(1 + wrong), [])  # noqa: E731
         return SimpleNamespace(
@@ -72,14 +72,14 @@ def trial(factors: dict[str, float], recipe: Recipe, moved: float | None = None)
 
 
 def test_steps_that_help_stay():
-    trials, best = trial({"correct_bias": 0.5, "compensate": 1.0}, Recipe(scheme="int8-static"), moved=0.9)
+    trials, best = trial({"correct_bias": 0.5, "method": 1.0}, Recipe(scheme="int8-static"), moved=0.9)
     assert trials.verdicts == []
     assert best.recipe == Recipe(scheme="int8-static")
     assert best.stage.step == "smooth"
 
 
 def test_steps_that_harm_are_taken_back():
-    trials, best = trial({"correct_bias": 2.0, "compensate": 0.5}, Recipe(scheme="int8-static"), moved=3)
+    trials, best = trial({"correct_bias": 2.0, "method": 0.5}, Recipe(scheme="int8-static"), moved=3)
     assert best.recipe == dataclasses.replace(Recipe(scheme="int8-static"), correct_bias=False)
     assert best.stage.step == ""
     assert [(verdict.step, verdict.kept) for verdict in trials.verdicts] == [("smooth", False), ("correct_bias", False)]
@@ -87,16 +87,16 @@ def test_steps_that_harm_are_taken_back():
 
 
 def test_what_is_asked_for_stays_and_is_told():
-    recipe = Recipe(scheme="int8-static", smooth=True, compensate=True)
-    trials, best = trial({"correct_bias": 1.0, "compensate": 2.0}, recipe, moved=3)
+    recipe = Recipe(scheme="int8-static", smooth=True, method="gptq")
+    trials, best = trial({"correct_bias": 1.0, "method": 2.0}, recipe, moved=3)
     assert best.recipe == recipe
     assert best.stage.step == "smooth"
-    assert [(verdict.step, verdict.kept) for verdict in trials.verdicts] == [("smooth", True), ("compensate", True)]
+    assert [(verdict.step, verdict.kept) for verdict in trials.verdicts] == [("smooth", True), ("method", True)]
 
 
 def test_what_nobody_wants_is_not_tried():
-    recipe = Recipe(scheme="int8-static", compensate=False, correct_bias=False)
-    assert trial({"correct_bias": 0.1, "compensate": 0.1}, recipe)[1].recipe == recipe
+    recipe = Recipe(scheme="int8-static", method="rtn", correct_bias=False)
+    assert trial({"correct_bias": 0.1, "method": 0.1}, recipe)[1].recipe == recipe
 
 
 def chain(middle: str, seed: int) -> ir.Model:
@@ -163,7 +163,7 @@ def test_weights_are_rounded_once_for_all_trials_of_a_model(tmp_path, monkeypatc
     rounded = []
     whole = int8_models.quantize_weight
     monkeypatch.setattr(int8_models, "quantize_weight", lambda *a, **k: rounded.append(a) or whole(*a, **k))
-    recipe = Recipe(scheme="int8-static", smooth=False, compensate=True)
+    recipe = Recipe(scheme="int8-static", smooth=False, method="gptq")
     report = optimize(chain("number", 0), recipe, tmp_path / "out.onnx", calibration=Calibration(data))
     assert sum(report.rewritten[kind] for kind in ("MatMul", "Gemm") if kind in report.rewritten) == 2
     assert len(rounded) == 2

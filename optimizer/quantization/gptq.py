@@ -13,6 +13,7 @@ the mean where the mean of the error goes into a bias.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,18 @@ from .affine import QuantizedTensor
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+Nearest = Callable[[Doubles], npt.NDArray[np.floating]]
+"""Numbers of any shape -> those that there are next to them."""
 
 _DAMPING = 0.01
 """Of the mean of the diagonal, added to it, so that the inverse exists (GPTQ, section 3.3)."""
 _BLOCK = 64
 """Inputs whose changes reach those behind the block in one product of matrices."""
+_MOST_WEIGHTS = 1 << 22
+"""Rounded at a time: of each there are some float64."""
 
 
-def compensate(
+def gptq(
     weight: Floats, axis: int, rounded: QuantizedTensor, covariance: Doubles, *, reduce_range: bool = False
 ) -> QuantizedTensor:
     """Round a weight anew with the scales that it has.
@@ -45,32 +50,59 @@ def compensate(
     """
     most = 63 if reduce_range else 127
     rows = np.moveaxis(weight, axis, 0)
-    grouped = rows.reshape(len(covariance), -1, covariance.shape[-1]).astype(np.float64)
-    scale = np.broadcast_to(rounded.scale.astype(np.float64), len(rows)).reshape(*grouped.shape[:2], 1)
-    codes = _round(grouped, scale, covariance, most)
+    flat = rows.reshape(len(rows), -1)
+    scale = np.broadcast_to(rounded.scale.astype(np.float64), len(rows))[:, None]
+    codes = round_in_order(flat, scale, covariance, lambda x: np.clip(np.rint(x), -most, most))
     shaped = np.moveaxis(codes.reshape(rows.shape), 0, axis)
-    error = float(np.square(codes * scale - grouped).sum())
+    error = float(np.square(codes * scale - flat).sum())
     return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error)
 
 
-def _round(left: Doubles, scale: Doubles, covariance: Doubles, most: int) -> Doubles:
-    """Codes [G, n, K] of weights of that shape."""
-    size = left.shape[-1]
+def round_in_order(
+    rows: npt.NDArray[np.floating],
+    scales: npt.NDArray[np.floating],
+    covariance: Doubles,
+    nearest: Nearest,
+    offsets: npt.NDArray[np.integer] | int = 0,
+) -> Floats:
+    """Round weights to (number - offset) * scale.
+
+    Args:
+        rows: [N, K], the weights of N output channels.
+        scales: [N, K] or [N, 1]; where one is 0, so are the weights.
+        covariance: [G, K, K] of the inputs of G groups of N / G channels each.
+        nearest: How to round.
+        offsets: [N, K], or one for all.
+
+    Returns:
+        [N, K], the numbers, which float32 has to hold.
+    """
+    groups, size = covariance.shape[:2]
     order = np.argsort(-np.einsum("gkk->k", covariance), kind="stable")
-    left = left[..., order]
     upper = _factor(covariance[:, order[:, None], order])
     upper /= np.einsum("gkk->gk", upper)[..., None]
-    codes, lost = np.empty_like(left), np.empty_like(left)
+    given = [np.broadcast_to(each, rows.shape).reshape(groups, -1, size) for each in (rows, scales, offsets)]
+    found = np.empty((groups, len(rows) // groups, size), np.float32)
+    step = max(1, _MOST_WEIGHTS // (groups * size))
+    for part in (slice(begin, begin + step) for begin in range(0, found.shape[1], step)):
+        left, scale, offset = (each[:, part, order].astype(np.float64) for each in given)
+        found[:, part, order] = _round(left, scale, offset, upper, nearest)
+    return found.reshape(rows.shape)
+
+
+def _round(left: Doubles, scale: Doubles, offset: Doubles, upper: Doubles, nearest: Nearest) -> Doubles:
+    """Numbers [G, n, K] for weights of that shape."""
+    size = left.shape[-1]
+    numbers, lost = np.empty_like(left), np.empty_like(left)
     for begin in range(0, size, _BLOCK):
         end = min(begin + _BLOCK, size)
         for k in range(begin, end):
-            codes[..., k] = np.clip(np.rint(left[..., k] / scale[..., 0]), -most, most)
-            lost[..., k] = left[..., k] - codes[..., k] * scale[..., 0]
+            unit, zero = scale[..., k], offset[..., k]
+            numbers[..., k] = nearest(np.divide(left[..., k], unit, out=np.zeros_like(unit), where=unit != 0) + zero)
+            lost[..., k] = left[..., k] - (numbers[..., k] - zero) * unit
             left[..., k + 1 : end] -= lost[..., k, None] * upper[:, None, k, k + 1 : end]
         left[..., end:] -= lost[..., begin:end] @ upper[:, begin:end, end:]
-    found = np.empty_like(codes)
-    found[..., order] = codes
-    return found
+    return numbers
 
 
 def _factor(covariance: Doubles) -> Doubles:

@@ -16,19 +16,19 @@ namespace onnxpress {
 
 // For the rows of a chunk: as much as the last cache holds, and so many rows that starting threads anew for each chunk
 // costs nothing.
-inline constexpr std::int64_t kMostRoom = std::int64_t{1} << 23;
+inline constexpr std::int64_t kMaxWorkspace = std::int64_t{1} << 23;
 
 // On a cache line, with any contents. From the heap, which after the first product has such memory at hand, where pages
 // of their own would have to be zeroed for each. Throws std::bad_alloc.
-inline Aligned<std::uint8_t> make_room(std::size_t bytes) {
+inline Aligned<std::uint8_t> make_workspace(std::size_t bytes) {
   void* memory = std::aligned_alloc(kCacheLine, (bytes / kCacheLine + 1) * kCacheLine);
   if (memory == nullptr) throw std::bad_alloc();
   return Aligned<std::uint8_t>(static_cast<std::uint8_t*>(memory), Free{});
 }
 
 // How many of `rows` rows, of so many bytes each, make a chunk: all, or a multiple of `step`.
-inline std::int64_t rows_at_once(std::int64_t rows, std::int64_t row_bytes, std::int64_t step) {
-  return std::min(rows, std::max<std::int64_t>(kMostRoom / row_bytes / step, 1) * step);
+inline std::int64_t rows_per_chunk(std::int64_t rows, std::int64_t row_bytes, std::int64_t step) {
+  return std::min(rows, std::max<std::int64_t>(kMaxWorkspace / row_bytes / step, 1) * step);
 }
 
 }  // namespace onnxpress

@@ -68,31 +68,25 @@ void panel_amx(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t first_
 template <class Codes>
 constexpr NBitsBFloat16Product make_product() {
   // One row never comes here.
-  return {"amx", kTileRows, S::kPanelTiles, round_row<S>, nullptr, panel_amx<Codes>};
+  return {"amx", {kMinRowsOfNBits, kSpan}, kTileRows, S::kPanelTiles, round_row<S>, nullptr, panel_amx<Codes>};
 }
 
 }  // namespace
 
-const NBitsBFloat16Kernels& nbits_bfloat16_amx() {
-  static constexpr NBitsBFloat16Kernels kernels{{{},
-                                                 {},
-                                                 make_product<IntegerCodes<S, 2>>(),
-                                                 make_product<IntegerCodes<S, 3>>(),
-                                                 make_product<IntegerCodes<S, 4>>(),
-                                                 make_product<IntegerCodes<S, 5>>(),
-                                                 make_product<IntegerCodes<S, 6>>(),
-                                                 make_product<IntegerCodes<S, 7>>(),
-                                                 make_product<IntegerCodes<S, 8>>()}};
-  return kernels;
-}
+extern constexpr NBitsBFloat16Kernels nbits_bfloat16_amx{{{},
+                                                          {},
+                                                          make_product<IntegerCodes<S, 2>>(),
+                                                          make_product<IntegerCodes<S, 3>>(),
+                                                          make_product<IntegerCodes<S, 4>>(),
+                                                          make_product<IntegerCodes<S, 5>>(),
+                                                          make_product<IntegerCodes<S, 6>>(),
+                                                          make_product<IntegerCodes<S, 7>>(),
+                                                          make_product<IntegerCodes<S, 8>>()}};
 
-const MiniFloatBFloat16Kernels& minifloat_bfloat16_amx() {
-  static constexpr MiniFloatBFloat16Kernels kernels{
-      {make_product<VbmiPairs<CodeKind::kE4M3FN>>(), make_product<VbmiPairs<CodeKind::kE5M2>>(),
-       make_product<VbmiPairs<CodeKind::kE3M4>>(), make_product<VbmiPairs<CodeKind::kE3M2>>(),
-       make_product<VbmiPairs<CodeKind::kE2M3>>(), make_product<VbmiPairs<CodeKind::kE2M1>>(),
-       make_product<VbmiPairs<CodeKind::kNF4>>()}};
-  return kernels;
-}
+extern constexpr MiniFloatBFloat16Kernels minifloat_bfloat16_amx{
+    {make_product<VbmiPairs<CodeKind::kE4M3FN>>(), make_product<VbmiPairs<CodeKind::kE5M2>>(),
+     make_product<VbmiPairs<CodeKind::kE3M4>>(), make_product<VbmiPairs<CodeKind::kE3M2>>(),
+     make_product<VbmiPairs<CodeKind::kE2M3>>(), make_product<VbmiPairs<CodeKind::kE2M1>>(),
+     make_product<VbmiPairs<CodeKind::kNF4>>()}};
 
 }  // namespace onnxpress

@@ -9,6 +9,6 @@ namespace onnxpress {
 Int8Problem rows_of(const Int8Problem& problem, std::int64_t begin, std::int64_t rows);
 
 // As `matmul_int8`, for a long weight.
-const char* multiply_stretches(const Int8Problem& problem, Isa isa, const Parallel& parallel);
+const char* multiply_split_k(const Int8Problem& problem, Isa isa, const Parallel& parallel);
 
 }  // namespace onnxpress

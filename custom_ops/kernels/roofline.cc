@@ -1,9 +1,10 @@
-#include "kernels/limits.h"
+#include "kernels/roofline.h"
 
 #include <algorithm>
 #include <chrono>
 
 #include "kernels/aligned.h"
+#include "kernels/kernel_table.h"
 #include "kernels/matmul_nbits_kernels.h"
 
 namespace onnxpress {
@@ -12,7 +13,7 @@ double measure_dot_rate(Isa isa, double seconds) {
   using Clock = std::chrono::steady_clock;
   alignas(64) float sink[kTile];
   alignas(64) const std::uint8_t lines[64 * 16] = {1};
-  const NBitsInt8Kernels& kernels = nbits_int8(isa);
+  const NBitsInt8Kernels& kernels = best_kernels<NBitsInt8Kernels>(isa);
   const auto since = [](Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
   };
@@ -31,7 +32,7 @@ void read_memory(Isa isa, const std::uint8_t* bytes, std::int64_t count) {
   const auto address = reinterpret_cast<std::uintptr_t>(bytes);
   const auto skipped = static_cast<std::int64_t>((kCacheLine - address % kCacheLine) % kCacheLine);
   const std::int64_t whole = std::max<std::int64_t>(count - skipped, 0) / kStep * kStep;
-  if (whole != 0) nbits_float(isa).read(bytes + skipped, whole, sink);
+  if (whole != 0) best_kernels<NBitsFloatKernels>(isa).read(bytes + skipped, whole, sink);
 }
 
 }  // namespace onnxpress

@@ -1,0 +1,136 @@
+"""Weights alone, rounded by what the data shows of their inputs."""
+
+from __future__ import annotations
+
+import graphs
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.calibration import Calibration
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.runtime.session import open_session, session_options
+
+RNG = np.random.default_rng(11)
+MIXED = RNG.standard_normal((12, 12)).astype(np.float32)
+
+
+def images(count=24, seed=0):
+    """Channels that vary together, as those of an image do."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        smooth = np.repeat(np.repeat(rng.standard_normal((1, 12, 3, 3)), 3, axis=2), 3, axis=3)
+        yield {"x": np.einsum("dc,bchw->bdhw", MIXED, smooth).astype(np.float32)}
+
+
+def network():
+    """Conv -> Relu -> Conv of groups -> rows -> MatMul -> Gemm behind a Cast of its weight."""
+    b = graphs.Builder(18)
+    x = b.input("x", [None, 12, 9, 9])
+
+    def kernel(name, *shape):
+        return b.constant(name, graphs.weight(shape[0], int(np.prod(shape[1:])), len(name)).reshape(shape))
+
+    h = b.op("Relu", b.op("Conv", x, kernel("W1", 24, 12, 3, 3), name="first"), name="relu")
+    h = b.op("Conv", h, kernel("W", 48, 6, 3, 3), name="grouped", group=4)
+    rows = b.op("Reshape", b.op("Transpose", h, perm=[0, 2, 3, 1]), b.constant("rows", np.array([-1, 48], np.int64)))
+    h = b.op("MatMul", rows, b.constant("W3", graphs.weight(48, 64, 3)), name="product")
+    half = b.op("Cast", b.constant("W4", graphs.weight(32, 64, 4, np.float16)), to=1)
+    b.output(b.op("Gemm", h, half, name="gemm", transB=1), [None, 32])
+    return b.model()
+
+
+def loss(path, reference, feeds):
+    """Squared error of the outputs, of their energy."""
+    got, want = (
+        [open_session(p, session_options(ours=True)).run(None, feed)[0] for feed in feeds] for p in (path, reference)
+    )
+    return np.square(np.subtract(got, want)).sum() / np.square(want).sum()
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int3", "bfp4", "nf4", "fp4", "fp6", "mxfp4"])
+def test_the_outputs_gain(scheme, tmp_path):
+    """Of data that was not seen, whatever the form of the weight."""
+    ir.save(network(), tmp_path / "m.onnx")
+    recipe = Recipe(scheme=scheme, accuracy_level=0)
+    losses = []
+    for name, calibration in (("plain", None), ("data", Calibration(lambda: images()))):
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / f"{name}.onnx", calibration=calibration)
+        losses.append(loss(report.output, str(tmp_path / "m.onnx"), list(images(8, seed=1))))
+        assert ("calibrated on" in dict(report.rows)) == (calibration is not None)
+    assert report.details["samples"] == 24
+    assert losses[1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("form", ["qdq", "onnxpress"])
+def test_forms(form, tmp_path):
+    ir.save(network(), tmp_path / "m.onnx")
+    losses = []
+    for calibration in (None, Calibration(lambda: images())):
+        recipe = Recipe(scheme="int4", form=form, accuracy_level=0 if form != "qdq" else None)
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=calibration)
+        losses.append(loss(report.output, str(tmp_path / "m.onnx"), list(images(8, seed=1))))
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_without_compensation_nothing_is_read(tmp_path):
+    def unread():
+        raise AssertionError("data was read")
+        yield
+
+    with pytest.raises(UsageError, match="reads no calibration data"):
+        optimize(network(), Recipe(method="rtn"), tmp_path / "m.onnx", calibration=Calibration(unread))
+
+
+def test_bad_data_is_told_before_anything_is_written(tmp_path):
+    def wrong():
+        yield from images(2)
+        yield {"x": np.zeros((1, 5, 9, 9), np.float32)}
+
+    with pytest.raises(OnnxpressError, match="x"):
+        optimize(network(), Recipe(), tmp_path / "m.onnx", calibration=Calibration(wrong))
+    with pytest.raises(UsageError, match="no samples"):
+        optimize(network(), Recipe(), tmp_path / "m.onnx", calibration=Calibration(lambda: iter(())))
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_read_no_finite_numbers_are_rounded_as_without_data(tmp_path):
+    """Here the last three, behind an image that overflows in the Conv before."""
+    ir.save(network(), tmp_path / "m.onnx")
+    plain, learnt = (
+        optimize(tmp_path / "m.onnx", Recipe(scheme="nf4", check=False), tmp_path / "out.onnx", calibration=data)
+        for data in (None, Calibration([{"x": np.full((1, 12, 9, 9), 3e38, np.float32)}]))
+    )
+    same = [a.sqnr == b.sqnr for a, b in zip(plain.weights, learnt.weights, strict=True)]
+    assert sum(same) == 3
+
+
+def test_data_that_is_asked_for_has_to_be_there(tmp_path):
+    with pytest.raises(UsageError, match="this has to see data"):
+        optimize(network(), Recipe(method="gptq"), tmp_path / "m.onnx")
+
+
+def test_what_a_branch_reads_cannot_be_seen(tmp_path):
+    """Its weight is rounded as without data, that of the graph around it with them, though the nodes have one name."""
+    text = """<ir_version: 9, opset_import: ["" : 18]>
+    g (float[n, 64] x, bool which) => (float[n, 48] y) {
+        [product] h = MatMul(x, A)
+        y = If(which) <then_branch = t () => (float[n, 48] a) { [product] a = MatMul(h, B) },
+                       else_branch = e () => (float[n, 48] b) { [product] c = MatMul(h, B) b = Neg(c) }>
+    }"""
+    model = onnx.parser.parse_model(text)
+    for name, N in (("A", 64), ("B", 48)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(graphs.weight(64, N, N), name))
+    rows = RNG.standard_normal((200, 8)) @ RNG.standard_normal((8, 64))
+    data = [{"x": rows.astype(np.float32), "which": np.array(True)}]
+    made = []
+    for calibration in (None, Calibration(data)):
+        onnx.save(model, tmp_path / "m.onnx")
+        recipe = Recipe(scheme="nf4", block_size=16)
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=calibration)
+        arrays = onnx.load(report.output).graph.initializer
+        made.append({each.name: onnx.numpy_helper.to_array(each).tobytes() for each in arrays if "codes" in each.name})
+    changed = {name for name in made[0] if made[0][name] != made[1][name]}
+    assert changed == {"A_nf4_codes"}
+    assert made[0].keys() == {"A_nf4_codes", "B_nf4_codes"}

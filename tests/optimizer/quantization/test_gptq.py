@@ -1,0 +1,125 @@
+"""Compensated rounding costs a product less than rounding to nearest, and takes only codes that there are."""
+
+import itertools
+
+import numpy as np
+import pytest
+from onnxpress.custom_ops import reference
+from onnxpress.optimizer import Recipe
+from onnxpress.optimizer.quantization import gptq as module
+from onnxpress.optimizer.quantization.affine import quantize_weight
+from onnxpress.optimizer.quantization.gptq import gptq
+from onnxpress.optimizer.quantization.rtn import quantize_rtn
+
+RNG = np.random.default_rng(5)
+
+
+def covariance(groups, size):
+    """Of inputs that vary much together."""
+    rows = RNG.standard_normal((groups, 4 * size, size)) @ (RNG.standard_normal((groups, size, size)) + np.eye(size))
+    return rows.transpose(0, 2, 1) @ rows / rows.shape[1]
+
+
+def cost(codes, rounded, weight, inputs):
+    lost = (codes * rounded.scale.reshape(-1, 1) - weight).reshape(len(inputs), -1, inputs.shape[-1])
+    return float(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+@pytest.mark.parametrize("size", [7, 150])  # within a block of inputs and over several
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_the_product_gains(groups, size, reduce_range):
+    weight = RNG.standard_normal((12, size)).astype(np.float32)
+    inputs = covariance(groups, size)
+    rounded = quantize_weight(weight, 0, reduce_range=reduce_range)
+    better = gptq(weight, 0, rounded, inputs, reduce_range=reduce_range)
+    assert np.array_equal(better.scale, rounded.scale)
+    assert np.abs(better.codes.astype(int)).max() <= (63 if reduce_range else 127)
+    gain = 0.9 if size == 7 else 0.6  # few inputs have little to make up with
+    assert cost(better.codes, rounded, weight, inputs) < gain * cost(rounded.codes, rounded, weight, inputs)
+    lost = better.codes * better.scale[:, None].astype(np.float64) - weight
+    np.testing.assert_allclose(better.error, np.square(lost).sum(), rtol=1e-6)
+
+
+def test_inputs_that_vary_alone_are_rounded_to_nearest():
+    weight = RNG.standard_normal((5, 90)).astype(np.float32)
+    rounded = quantize_weight(weight, 0)
+    alone = np.diag(RNG.uniform(0.1, 9, 90))[None]
+    assert np.array_equal(gptq(weight, 0, rounded, alone).codes, rounded.codes)
+
+
+def test_it_comes_near_to_the_best_codes():
+    """All codes within one of the nearest, by brute force."""
+    ratios = []
+    for _ in range(20):
+        weight, inputs = RNG.standard_normal((1, 6)).astype(np.float32), covariance(1, 6)
+        rounded = quantize_weight(weight, 0)
+        nearest = np.floor(weight / rounded.scale[:, None])
+        tried = [nearest + np.array(step) for step in itertools.product((-1, 0, 1, 2), repeat=6)]
+        best = min(cost(np.clip(codes, -127, 127), rounded, weight, inputs) for codes in tried)
+        found = cost(gptq(weight, 0, rounded, inputs).codes, rounded, weight, inputs)
+        assert found >= 0.999 * best
+        ratios.append((found / best, cost(rounded.codes, rounded, weight, inputs) / best))
+    moved, plain = np.median(ratios, axis=0)
+    assert moved - 1 < (plain - 1) / 10
+
+
+def test_a_matrix_and_a_conv_have_their_axes():
+    weight = RNG.standard_normal((4, 3, 2, 2)).astype(np.float32)
+    inputs = covariance(1, 12)
+    conv = gptq(weight, 0, quantize_weight(weight, 0), inputs).codes
+    matrix = np.ascontiguousarray(weight.reshape(4, 12).T)
+    assert np.array_equal(gptq(matrix, 1, quantize_weight(matrix, 1), inputs).codes, conv.reshape(4, 12).T)
+
+
+def test_dead_inputs_and_one_scale_in_all():
+    weight = RNG.standard_normal((3, 8)).astype(np.float32)
+    for axis in (0, None):
+        rounded = quantize_weight(weight, axis)
+        assert np.array_equal(gptq(weight, 0, rounded, np.zeros((1, 8, 8))).codes, rounded.codes)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("scheme", ["int4", "int3", "nf4", "fp4", "fp8", "mxfp4", "bfp4"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_of_every_format(groups, scheme, transposed):
+    """With the scales and zero points of plain rounding, and fewer losses of the product; padding holds zeros."""
+    scheme, K = Recipe(scheme=scheme).settings("", "MatMul").weight, 80
+    weight = RNG.standard_normal((12, K)).astype(np.float32)
+    inputs = covariance(groups, K)
+    given = weight if transposed else np.ascontiguousarray(weight.T)
+    plain = quantize_rtn(given, scheme, transposed)
+    found = quantize_rtn(given, scheme, transposed, covariance=inputs)
+    np.testing.assert_array_equal(found.scales, plain.scales)
+    np.testing.assert_array_equal(found.zero_points, plain.zero_points)
+    losses = []
+    for each in (found, plain):
+        numbers, padding = decoded(each, scheme, K)
+        assert (padding == 0).all()
+        lost = (numbers - weight).reshape(groups, -1, K)
+        losses.append(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
+        np.testing.assert_allclose(each.error.error, np.square(lost).sum(), rtol=1e-5)
+    assert losses[0] < 0.8 * losses[1]
+
+
+def decoded(quantized, scheme, K):
+    """The weight, and what pads its last block, over the scale."""
+    block = scheme.codes_a_block(K)
+    padded = scheme.blocks(K) * block
+    codes = reference.unpack_codes(quantized.packed, scheme.bits, block, padded)
+    zeros, scales = (np.repeat(each, block, axis=1) for each in (quantized.zero_points, quantized.scales))
+    numbers = codes.astype(np.float64) - zeros if scheme.integer else scheme.numbers.decode(codes)
+    return (numbers * scales)[:, :K], numbers[:, K:]
+
+
+def test_blocks_of_zeros_and_pieces_of_a_weight(monkeypatch):
+    scheme = Recipe(scheme="int4").settings("", "MatMul").weight
+    weight = RNG.standard_normal((9, 64)).astype(np.float32)
+    weight[:, 32:] = 0
+    whole = quantize_rtn(weight, scheme, True, covariance=covariance(1, 64))
+    numbers, _ = decoded(whole, scheme, 64)
+    assert (numbers[:, 32:] == 0).all()
+    inputs = covariance(3, 64)
+    whole = quantize_rtn(weight, scheme, True, covariance=inputs)
+    monkeypatch.setattr(module, "_MOST_WEIGHTS", 64)  # one output of each group at a time
+    np.testing.assert_array_equal(quantize_rtn(weight, scheme, True, covariance=inputs).packed, whole.packed)
