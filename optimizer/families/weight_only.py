@@ -120,9 +120,7 @@ def _gain(weights: list[LazyWeight]) -> float:
 
 def _need(recipe: Recipe, given: bool) -> Need:
     """A model of the catalogue has data without being asked, which is not read for weights alone then."""
-    if recipe.method == "gptq":
-        return Need.REQUIRED
-    return Need.WELCOME if given and recipe.method is None else Need.NONE
+    return Need.REQUIRED if recipe.method == "gptq" or (given and recipe.method is None) else Need.NONE
 
 
 def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
