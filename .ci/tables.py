@@ -80,7 +80,7 @@ def options() -> str:
 def _option(key: str, what: Any, default: object) -> list[str]:
     option = f"--{key.replace('_', '-')}" if what.option is None else what.option
     written = "" if default is None or default == () else f"`{str(default).lower()}`"
-    return [f"`{key}`", option and f"`{option}`", written, "yes" if what.of_a_node else "", what.help]
+    return [f"`{key}`", option and f"`{option}`", written, "yes" if what.per_node else "", what.help]
 
 
 def replaced(text: str, made: Mapping[str, str]) -> str:

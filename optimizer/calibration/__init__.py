@@ -2,6 +2,6 @@
 
 from .data import Data
 from .source import Calibration
-from .statistics import Statistics, TensorStatistics, Wanted
+from .statistics import Statistics, StatisticsSpec, TensorStatistics
 
-__all__ = ["Calibration", "Data", "Statistics", "TensorStatistics", "Wanted"]
+__all__ = ["Calibration", "Data", "Statistics", "StatisticsSpec", "TensorStatistics"]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ..errors import OnnxpressError, option
 from ..model_io.storage import check_target, old_state
 from .histogram import LEAST_EXPONENT, MOST_EXPONENT, SIDE, Histogram
-from .statistics import Channels, Statistics, TensorStatistics, Wanted
+from .statistics import Channels, Statistics, StatisticsSpec, TensorStatistics
 
 _VERSION = 1
 _SHOWN = 4  # names of arrays
@@ -184,12 +184,12 @@ def _decode(archive: zipfile.ZipFile, index: int, entry: Mapping[str, Any]) -> T
     return tensor
 
 
-def _wanted(value: Any, what: str) -> Wanted:
+def _wanted(value: Any, what: str) -> StatisticsSpec:
     _require(isinstance(value, list) and len(value) == 3, f"{what}: does not say what is kept")
     histogram, axis, gram = value
     _require(isinstance(histogram, bool) and isinstance(gram, bool), f"{what}: does not say what is kept")
     _require(axis is None or (isinstance(axis, int) and not isinstance(axis, bool)), f"{what}: its axis is no number")
-    return Wanted(histogram, axis, gram)
+    return StatisticsSpec(histogram, axis, gram)
 
 
 def _whole(entry: Mapping[str, Any], key: str, what: str) -> int:

@@ -18,7 +18,7 @@ from ..errors import OnnxpressError, UsageError
 from ..planning.result import Progress
 from ..runtime.feeds import Feeds, bytes_of, is_float
 from .observe import Observer, check_names, in_order
-from .statistics import Statistics, TensorStatistics, Wanted, fingerprint
+from .statistics import Statistics, StatisticsSpec, TensorStatistics, fingerprint
 
 MEMORY = 256_000_000
 """Bytes of observed values that one run may make, by default."""
@@ -28,7 +28,7 @@ _MOST_BYTES = 4  # of an element
 def collect(
     model: ir.Model,
     data: Iterable[Feeds],
-    wanted: Mapping[str, Wanted],
+    wanted: Mapping[str, StatisticsSpec],
     *,
     progress: Progress = lambda _stage, _done, _total: None,
     memory: int = MEMORY,
@@ -48,7 +48,7 @@ def collect(
         UsageError: The data does not fit.
     """
     check_names(model, list(wanted))
-    see = _Eyes({name: TensorStatistics(settings) for name, settings in wanted.items()})
+    see = _Observed({name: TensorStatistics(settings) for name, settings in wanted.items()})
     total, largest = survey(data, progress)
     inputs = {value.name or "": value for value in model.graph.inputs if value.name in wanted}
     inner = [name for name in in_order(model) if name in wanted and name not in inputs]
@@ -106,7 +106,7 @@ def in_groups(names: list[str], sizes: list[int], memory: int) -> list[list[str]
     return groups
 
 
-class _Eyes:
+class _Observed:
     """Statistics that see values.
 
     Rows of X'X wait until they are as many as there are channels: the product of few costs as much as that of many.

@@ -28,7 +28,7 @@ _PIECE = 1 << 20  # elements summed at a time in float64
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class StatisticsSpec:
     """What to keep of a tensor besides count and range.
 
     Attributes:
@@ -98,7 +98,7 @@ class TensorStatistics:
         rows: Rows in `gram`.
     """
 
-    wanted: Wanted = Wanted()
+    wanted: StatisticsSpec = StatisticsSpec()
     count: int = 0
     low: float = math.inf
     high: float = -math.inf

@@ -19,7 +19,7 @@ from ..calibration.images import ImageRecipe
 from ..calibration.inputs import inputs_of
 from ..calibration.ranges import unusable
 from ..calibration.source import SAMPLES, own_data, tokenizer_beside
-from ..calibration.statistics import Statistics, Wanted
+from ..calibration.statistics import Statistics, StatisticsSpec
 from ..errors import UsageError, option
 from ..graph.constants import constant_of, is_constant, mark_constants
 from ..model_io import storage
@@ -169,7 +169,7 @@ def _finish(
     return CalibrationReport(source, str(target), len(found), batches, reasons, list(warnings), seconds, peak)
 
 
-def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:
+def activations(model: ir.Model, *, gram: bool = False) -> dict[str, StatisticsSpec]:
     """What to keep of each float tensor of the main graph that depends on the inputs.
 
     Channels are those of convolutions (axis 1) and of products with constant weights (the last axis).
@@ -191,15 +191,15 @@ def activations(model: ir.Model, *, gram: bool = False) -> dict[str, Wanted]:
     return found
 
 
-def _wanted(value: ir.Value, gram: bool) -> Wanted:
+def _wanted(value: ir.Value, gram: bool) -> StatisticsSpec:
     producer = value.producer()
     reads = [node for node, index in value.uses() if index == 0 and _has_weight(node)]
     near = [*reads, producer] if producer is not None and _has_weight(producer) else reads
     if any(node.op_type in _CONVOLUTIONS for node in near):
-        return Wanted(channel_axis=1)
+        return StatisticsSpec(channel_axis=1)
     if not near:
-        return Wanted()
-    return Wanted(channel_axis=-1, gram=gram and any(_reads_rows(node) for node in reads))
+        return StatisticsSpec()
+    return StatisticsSpec(channel_axis=-1, gram=gram and any(_reads_rows(node) for node in reads))
 
 
 def _has_weight(node: ir.Node) -> bool:

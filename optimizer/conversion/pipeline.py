@@ -101,7 +101,7 @@ def optimize(
 
     NameNodes()(loaded)
     annotations = Annotations(loaded)
-    given = _Given(calibration, recipe, loaded, named, path)
+    given = _CalibrationInput(calibration, recipe, loaded, named, path)
     if dims and given.sample() is not None:
         raise SettingsError([option("dim")], ": the check runs on the calibration data, which has sizes of its own")
     gate = Gate(loaded, recipe.check, given.sample, dims)
@@ -156,7 +156,7 @@ def optimize(
     )
 
 
-class _Given:
+class _CalibrationInput:
     """What a calibration is to learn from, and what it found there."""
 
     def __init__(
@@ -201,7 +201,9 @@ class _Given:
         )
 
 
-def _convert(model: ir.Model, recipe: Recipe, given: _Given, source: str, progress: Progress) -> ConversionResult:
+def _convert(
+    model: ir.Model, recipe: Recipe, given: _CalibrationInput, source: str, progress: Progress
+) -> ConversionResult:
     data = given.open if given.is_read else None
     return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source))
 

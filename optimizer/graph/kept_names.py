@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import onnx_ir as ir
 
 from .matching import is_standard
-from .rewriting import forget_name, remember_name, stand_for, written_name
+from .rewriting import forget_name, original_name, remember_name, take_over_name
 
 _SHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
 """What gives a tensor another shape, each of which may be written as another."""
@@ -32,7 +32,7 @@ def inner_names_kept(model: ir.Model) -> Iterator[None]:
     nodes = list(model.graph.all_nodes())
     taken = {node.name for node in nodes}
     for node in nodes:
-        name = written_name(node)
+        name = original_name(node)
         if name and name not in taken:
             node.name = name
             taken.add(name)
@@ -60,7 +60,7 @@ def replaced_names_kept(model: ir.Model) -> Iterator[None]:
                 same = gone[0]
             if same is not None:
                 if same not in taken:
-                    stand_for(node, same)
+                    take_over_name(node, same)
                     taken.add(same)
                 break
             level = [makers.get(name) for name in dict.fromkeys(name for old in gone for name in before[old])]

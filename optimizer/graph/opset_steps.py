@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .matching import exact_rank, fixed, input_of
-from .rewriting import add_array, insert_before, replace, required, stand_for
+from .rewriting import add_array, insert_before, replace, required, take_over_name
 
 TESTED = 24
 """The newest opset that the list and the adapters were tested for."""
@@ -187,7 +187,7 @@ def _along_last_axis(node: ir.Node, rise: Rise) -> Edit | str | None:
         rows = insert_before(node, node.op_type, [flat], None, suffix="_rows", attributes={"axis": -1})
         shape.type, flat.type, rows.type = ir.TensorType(ir.DataType.INT64), like.type, like.type
         whole = insert_before(node, "Reshape", [rows, shape], like, suffix="_whole")
-        stand_for(required(rows.producer()), node)
+        take_over_name(required(rows.producer()), node)
         replace(node, whole)
 
     return edit

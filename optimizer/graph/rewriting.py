@@ -30,41 +30,41 @@ def result_name(node: ir.Node) -> str | None:
     return next((value.name for value in node.outputs if value.name), None)
 
 
-def written_name(node: ir.Node) -> str:
+def original_name(node: ir.Node) -> str:
     """The name, in the model as the user knows it, of the node that one of the prepared model stands for."""
     return str(node.meta[_WRITTEN][0]) if _WRITTEN in node.meta else node.name or ""
 
 
-def written_type(node: ir.Node) -> str:
+def original_type(node: ir.Node) -> str:
     """The operator that a node of the prepared model stands for in the model as the user knows it."""
     return str(node.meta[_WRITTEN][1]) if _WRITTEN in node.meta else node.op_type
 
 
 def listed_names(node: ir.Node, path: str = "") -> set[str]:
     """What patterns may call a node: what it is called now and what the user calls it, with where it is and without."""
-    names = {node.name or "", written_name(node)}
+    names = {node.name or "", original_name(node)}
     return names | {f"{path}/{name}" for name in names} if path else names
 
 
 def settings_of(recipe: Recipe, node: ir.Node, path: str = "") -> NodeSettings | str:
     """What to do with a node, which lies within the nodes of the path."""
-    return recipe.settings(node.name or "", written_type(node), listed_names(node, path))
+    return recipe.settings(node.name or "", original_type(node), listed_names(node, path))
 
 
 def remember_name(node: ir.Node) -> None:
     """Note what the user calls a node."""
-    node.meta[_WRITTEN] = written_name(node), written_type(node)
+    node.meta[_WRITTEN] = original_name(node), original_type(node)
 
 
 def forget_name(node: ir.Node) -> None:
     """Let a node be called what it is called now alone."""
-    node.meta[_WRITTEN] = node.name or "", written_type(node)
+    node.meta[_WRITTEN] = node.name or "", original_type(node)
 
 
-def stand_for(new: ir.Node, old: ir.Node) -> None:
+def take_over_name(new: ir.Node, old: ir.Node) -> None:
     """Let recipes and reports call a node what they call the one whose work it takes over."""
     new.name = old.name or new.name
-    new.meta[_WRITTEN] = written_name(old), written_type(old)
+    new.meta[_WRITTEN] = original_name(old), original_type(old)
 
 
 def float_name(value: ir.Value) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from .base import GraphPass
 
 
@@ -46,5 +46,5 @@ class ExpandHardActivations(GraphPass):
         result = insert_before(node, "Clip", [moved, low, high], like, suffix="_clipped")
         if swish:
             result = insert_before(node, "Mul", [x, result], like, suffix="_product")
-        stand_for(required(result.producer()), node)
+        take_over_name(required(result.producer()), node)
         replace(node, result)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.matching import exact_rank, is_standard, opset_of
-from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from .base import GraphPass
 
 _AXES_AS_INPUT = 13  # the opset from which Unsqueeze and Squeeze have them so
@@ -63,7 +63,7 @@ def _expand(graph: ir.Graph, node: ir.Node) -> None:
         exponent = add_array(graph, f"{node.name}_beta", np.float32(beta))
         power = insert_before(node, "Pow", [base, exponent], like, suffix="_power")
     quotient = insert_before(node, "Div", [x, power], like, suffix="_quotient")
-    stand_for(required(quotient.producer()), node)
+    take_over_name(required(quotient.producer()), node)
     replace(node, quotient)
 
 

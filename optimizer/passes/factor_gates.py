@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.matching import is_standard, sole_reader
-from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from .base import GraphPass
 
 
@@ -32,7 +32,7 @@ class FactorGates(GraphPass):
             one = add_array(model.graph, f"{node.outputs[0].name}_one", np.array(1, np.float32))
             more = insert_before(node, "Add", [gate, one], gate, suffix="_gate")
             product = insert_before(node, "Mul", [x, more], node.outputs[0], suffix="_product")
-            stand_for(required(product.producer()), node)
+            take_over_name(required(product.producer()), node)
             replace(node, product)
             model.graph.remove(scaled, safe=True)
             changed = True

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of
 from ..graph.matching import exact_rank, is_fixed, is_standard, sole_reader
-from ..graph.rewriting import insert_before, replace, required, stand_for
+from ..graph.rewriting import insert_before, replace, required, take_over_name
 from .base import GraphPass
 from .remove_unused import remove_unused
 
@@ -47,7 +47,7 @@ class MatMulToGemm(GraphPass):
             self.left[node.name or ""] = reason
             return False
         product = insert_before(add, "Gemm", [x, weight, bias], add.outputs[0], suffix="_gemm")
-        stand_for(required(product.producer()), node)
+        take_over_name(required(product.producer()), node)
         replace(add, product)
         return True
 

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from ..graph.affine_chains import Affine, read_link
 from ..graph.clamps import Clamp, read_clamp
 from ..graph.matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
-from ..graph.rewriting import add_array, insert_before, replace, required, stand_for
+from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from ..graph.weight_form import MICROSOFT
 from .base import GraphPass
 from .remove_unused import remove_unused
@@ -131,7 +131,7 @@ class RecogniseActivations(GraphPass):
             else:
                 gate = _insert(end, "HardSigmoid", [x], "_gate", alpha=slope, beta=offset)
                 result = insert_before(end, "Mul", [x, gate], end.outputs[0], suffix="_product")
-            stand_for(required(result.producer()), end)
+            take_over_name(required(result.producer()), end)
             replace(end, result)
             return True
         if is_standard(node, "HardSigmoid"):

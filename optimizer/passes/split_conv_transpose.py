@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of
 from ..graph.matching import Floats, fixed, input_of, is_fixed, is_standard
-from ..graph.rewriting import add_array, insert_before, replace, required, settings_of, stand_for
+from ..graph.rewriting import add_array, insert_before, replace, required, settings_of, take_over_name
 from ..settings.recipe import Recipe
 from .base import GraphPass
 from .remove_unused import remove_unused
@@ -86,7 +86,7 @@ def _split(graph: ir.Graph, node: ir.Node) -> None:
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is not None and len(shape) == 4:
         blocks.shape = ir.Shape([shape[0], outputs * size * size, shape[2], shape[3]])
-    stand_for(required(blocks.producer()), node)
+    take_over_name(required(blocks.producer()), node)
     moved = insert_before(
         node, "DepthToSpace", [blocks], node.outputs[0], attributes={"blocksize": size}, suffix="_moved"
     )

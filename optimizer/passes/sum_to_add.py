@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..graph.matching import is_standard, opset_of
-from ..graph.rewriting import insert_before, replace, required, stand_for
+from ..graph.rewriting import insert_before, replace, required, take_over_name
 from .base import GraphPass
 
 _BROADCASTS = 8  # the opset from which Sum broadcasts, as Add does from 7 on
@@ -24,6 +24,6 @@ class SumToAdd(GraphPass):
         found = [node for node in model.graph if is_standard(node, "Sum") and len(node.inputs) == 2]
         for node in found:
             added = insert_before(node, "Add", list(node.inputs), node.outputs[0], suffix="_add")
-            stand_for(required(added.producer()), node)
+            take_over_name(required(added.producer()), node)
             replace(node, added)
         return bool(found)

@@ -79,7 +79,7 @@ class LazyWeight:
                 "zero_points_kn").
         """
         K, N, bits = self.weight.K, self.weight.N, self.scheme.bits
-        blob = reference.packed_bytes(self.scheme.codes_a_block(K), bits)
+        blob = reference.packed_bytes(self.scheme.codes_per_block(K), bits)
         shapes: dict[str, tuple[int, ...]] = {
             "packed": (N, self.blocks, blob),
             "rows": (N, self.blocks * blob),
@@ -138,7 +138,7 @@ class LazyWeight:
         else:
             K = self.weight.K
             unpack = _kernels.unpack_codes if self.scheme.block_size else reference.unpack_codes
-            codes = unpack(result.packed, bits, self.scheme.codes_a_block(K), K)
+            codes = unpack(result.packed, bits, self.scheme.codes_per_block(K), K)
             if part == "codes":
                 codes = np.ascontiguousarray(codes.T)
             elif part == "codes_shaped":

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ..errors import option
 from ..graph.constants import constant_of, is_constant, mark_constants, release, stored_constant, why_unread
-from ..graph.rewriting import settings_of, written_type
+from ..graph.rewriting import original_type, settings_of
 from ..graph.weight_form import WeightForm, convolution_form, weight_form
 from ..model_io.traverse import inner_graphs
 from ..quantization.rtn import is_finite
@@ -99,7 +99,7 @@ class Decision:
     @property
     def op_type(self) -> str:
         """Operator of the node, as it was before the model was prepared."""
-        return written_type(self.node)
+        return original_type(self.node)
 
 
 def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:

@@ -117,7 +117,7 @@ def _by_format(
     weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool, *, convolution: bool, cancels: bool
 ) -> QuantizedWeight:
     N, K = weight.shape if transposed else weight.shape[::-1]
-    blocks, size = scheme.blocks(K), reference.packed_bytes(scheme.codes_a_block(K), scheme.bits)
+    blocks, size = scheme.blocks(K), reference.packed_bytes(scheme.codes_per_block(K), scheme.bits)
     packed = np.empty((N, blocks, size), np.uint8)
     scales = np.empty((N, blocks), np.float32)
 
@@ -131,7 +131,7 @@ def _by_format(
 
     one_in_all = not scheme.per_channel and scheme.block_size == 0
     sums = _in_parallel(run, N, N if one_in_all else max(1, _ELEMENTS_A_TASK // K))
-    zeros = np.full((N, blocks), scheme.numbers.zero, np.uint8)
+    zeros = np.full((N, blocks), scheme.number_format.zero, np.uint8)
     return QuantizedWeight(packed, scales, zeros, WeightError(*sums))
 
 
@@ -140,7 +140,7 @@ def _round_channels(
 ) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, ...]]:
     """Codes [n * n_blocks, block], scales [n, n_blocks] and the sums of `WeightError` of output channels [n, K]."""
     n, K = part.shape
-    block, blocks, numbers = scheme.codes_a_block(K), scheme.blocks(K), scheme.numbers
+    block, blocks, numbers = scheme.codes_per_block(K), scheme.blocks(K), scheme.number_format
     x: Floats = np.ascontiguousarray(np.pad(part, [(0, 0), (0, blocks * block - K)])).reshape(-1, block)
     rows = x if scheme.per_channel or scheme.block_size else x.reshape(1, -1)
     kind = SCALE_TYPES[scheme.scale_type]
@@ -169,7 +169,7 @@ def _by_gptq(
 ) -> QuantizedWeight:  # fmt: skip
     """Other codes for the same scales; `rows` are output channels [N, K]."""
     K = rows.shape[1]
-    block = scheme.codes_a_block(K)
+    block = scheme.codes_per_block(K)
     scales: Floats = np.repeat(nearest.scales, block, axis=1)[:, :K]
     codes: npt.NDArray[np.uint8] = np.repeat(nearest.zero_points, block, axis=1)  # which pads keep
     if scheme.integer:
@@ -178,8 +178,8 @@ def _by_gptq(
         codes[:, :K] = numbers
         numbers -= offsets
     else:
-        numbers = round_in_order(rows, scales, covariance, lambda x: scheme.numbers.round(x.astype(np.float32)))
-        codes[:, :K] = scheme.numbers.encode(numbers)
+        numbers = round_in_order(rows, scales, covariance, lambda x: scheme.number_format.round(x.astype(np.float32)))
+        codes[:, :K] = scheme.number_format.encode(numbers)
     packed = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(nearest.packed.shape)
     error = float(np.square(numbers * scales - rows, dtype=np.float64).sum())
     return dataclasses.replace(nearest, packed=packed, error=dataclasses.replace(nearest.error, error=error))

@@ -127,7 +127,7 @@ class WeightScheme:
     per_channel: bool = True
 
     @property
-    def numbers(self) -> Format:
+    def number_format(self) -> Format:
         """The format itself."""
         from .formats import FORMATS
 
@@ -136,7 +136,7 @@ class WeightScheme:
     @property
     def bits(self) -> int:
         """Of a code."""
-        return self.numbers.bits
+        return self.number_format.bits
 
     @property
     def integer(self) -> bool:
@@ -148,13 +148,13 @@ class WeightScheme:
         """Whether `_kernels.quantize_blocks` rounds to it."""
         return self.integer and self.scale_type in _KERNEL_SCALES
 
-    def codes_a_block(self, K: int) -> int:
+    def codes_per_block(self, K: int) -> int:
         """Codes in a block of a weight of K inputs."""
         return self.block_size or K
 
     def blocks(self, K: int) -> int:
         """Blocks along K."""
-        return -(-K // self.codes_a_block(K))
+        return -(-K // self.codes_per_block(K))
 
 
 def weight_scheme(

@@ -45,7 +45,7 @@ class General:
         "from each tensor as it comes, and so do fp8-static, fp8-e3m4-static, fp8-e5m2-static, fp8-mixed-static and "
         "fp8-dynamic. sparse leaves out blocks of weights.",
         choices=tuple(SCHEMES),
-        of_a_node=True,
+        per_node=True,
     )
     clean_up: bool = setting(
         True, "Fold constants and fuse standard patterns first.", option="--clean-up/--no-clean-up"
@@ -72,7 +72,7 @@ class Search:
         True,
         "Search each scale, errors of large weights counting more, instead of taking it from min and max.",
         option="--search/--no-search",
-        of_a_node=True,
+        per_node=True,
     )
 
 
@@ -85,7 +85,7 @@ class Symmetry:
         "One fixed zero point instead of one per block or tensor; of activations where the scheme rounds them. By "
         "default as suits the scheme.",
         option="--symmetric/--asymmetric",
-        of_a_node=True,
+        per_node=True,
     )
 
 
@@ -109,14 +109,14 @@ class Blocks:
         "Weights along K that share a scale: 16, 32, 64, 128 or 256, or 0 for all of an output channel; by default as "
         "suits the scheme.",
         choices=(0, 16, 32, 64, 128, 256),
-        of_a_node=True,
+        per_node=True,
     )
     scale_type: str | None = setting(
         None,
         "float32 or float16; of floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2 (powers "
         "of two as float32).",
         choices=SCALE_TYPES,
-        of_a_node=True,
+        per_node=True,
     )
     form: str = setting(
         "qoperator",
@@ -129,7 +129,7 @@ class Blocks:
         "Least precision of the computation: 4 rounds activations to int8, 3 to bfloat16, 0 to 2 are float32; by "
         "default 4, or 3 for weights that are no integers.",
         choices=(0, 1, 2, 3, 4),
-        of_a_node=True,
+        per_node=True,
     )
     embeddings: bool = setting(
         False, "Quantize large Gather tables too (4 and 8 bits).", option="--embeddings/--no-embeddings"
@@ -240,14 +240,14 @@ class Floats:
         "e4m3fn (or e4m3), e5m2, e3m4, e3m2, e2m3 or e2m1; by default the scheme's.",
         choices=WEIGHT_FORMATS,
         aliases=FORMAT_ALIASES,
-        of_a_node=True,
+        per_node=True,
     )
     activation_format: str | None = setting(
         None,
         "e4m3fn (or e4m3), e5m2 or e3m4; by default the scheme's.",
         choices=ACTIVATION_FORMATS,
         aliases=FORMAT_ALIASES,
-        of_a_node=True,
+        per_node=True,
     )
     coverage: str = setting(
         "standard",
@@ -281,7 +281,7 @@ class Sparse:
         "bears more of in one shot.",
         parse=_sparsity,
         expected=_SPARSITY,
-        of_a_node=True,
+        per_node=True,
     )
     block: str | None = setting(
         None,

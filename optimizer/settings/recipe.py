@@ -103,7 +103,7 @@ class Override:
 
     def given(self) -> dict[str, Any]:
         """The settings that it changes."""
-        return {key: value for key in _of_a_node() if (value := getattr(self, key)) is not None}
+        return {key: value for key in _per_node() if (value := getattr(self, key)) is not None}
 
     def describe(self) -> str:
         """The patterns, as a user wrote them."""
@@ -188,7 +188,7 @@ class Recipe(
     @property
     def formats(self) -> tuple[str, str]:
         """Of weights and activations of a scheme that rounds both to minifloats, where no override says another."""
-        settings = _node_settings(self._of_a_node(), Origin())
+        settings = _node_settings(self._per_node(), Origin())
         return settings.weight.format, settings.activation_format
 
     def reads(self, key: str) -> bool:
@@ -239,7 +239,7 @@ class Recipe(
 
     def _check_together(self, origin: Origin) -> None:
         """Refuse settings that do not go together, of the recipe or of nodes that an override matches."""
-        own = self._of_a_node()
+        own = self._per_node()
         _node_settings(own, origin)
         for index, override in enumerate(self.overrides):
             given = override.given()
@@ -250,8 +250,8 @@ class Recipe(
         if self.target == "any" and self.reduce_range is False:
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 
-    def _of_a_node(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in (*_of_a_node(), "per_channel")}
+    def _per_node(self) -> dict[str, Any]:
+        return {key: getattr(self, key) for key in (*_per_node(), "per_channel")}
 
     def _idle(self) -> dict[str, str]:
         """Keys of scheme sparse that the value of another one leaves without effect, and with which."""
@@ -333,7 +333,7 @@ class Recipe(
             return "not included by the recipe"
         if any(_matches(pattern, names) for pattern in self.exclude):
             return "excluded by the recipe"
-        values = self._of_a_node()
+        values = self._per_node()
         keep = False
         for override in self.overrides:
             if override.applies(names, op_type):
@@ -383,9 +383,9 @@ def _matches(pattern: str, names: Collection[str]) -> bool:
     return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-def _of_a_node() -> tuple[str, ...]:
+def _per_node() -> tuple[str, ...]:
     """What is settled node by node."""
-    return tuple(key for key, what in settings_of(Recipe).items() if what.of_a_node)
+    return tuple(key for key, what in settings_of(Recipe).items() if what.per_node)
 
 
 def _defaults() -> dict[str, Any]:

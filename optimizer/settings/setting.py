@@ -33,7 +33,7 @@ class Setting:
         aliases: Other words for some of the choices.
         parse: The value as it is kept, of one that has the right type.
         expected: The values in words, where the type and `choices` do not say enough.
-        of_a_node: Whether overrides have it for some nodes.
+        per_node: Whether overrides have it for some nodes.
         or_function: Whether Python may give a function.
         is_share: Whether the command line takes percents.
     """
@@ -44,7 +44,7 @@ class Setting:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     parse: Callable[[str, Any], Any] | None = None
     expected: str = ""
-    of_a_node: bool = False
+    per_node: bool = False
     or_function: bool = False
     is_share: bool = False
 

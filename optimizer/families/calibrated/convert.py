@@ -15,7 +15,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...calibration import Data, Statistics, Wanted
+from ...calibration import Data, Statistics, StatisticsSpec
 from ...calibration.collect import collect
 from ...calibration.variety import constant_tensors
 from ...errors import SettingsError, option
@@ -57,14 +57,14 @@ _SKIPPED = {
 _HISTOGRAMS = ("percentile", "entropy", "mse")
 
 
-def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
+def wanted(model: ir.Model, recipe: Recipe) -> dict[str, StatisticsSpec]:
     """What to collect of a prepared model, by tensor."""
     plan = _plan(model, recipe)
     smoothed = {} if recipe.smooth is False else smoothable(model, insert=recipe.smooth is True)
     histogram = recipe.ranges in _HISTOGRAMS
-    found = {value.name or "": Wanted(histogram=histogram) for value in plan.tensors()}
+    found = {value.name or "": StatisticsSpec(histogram=histogram) for value in plan.tensors()}
     if not recipe.is_minifloat:
-        found = dict.fromkeys(parts_of(model, plan.tensors()), Wanted(histogram=False)) | found
+        found = dict.fromkeys(parts_of(model, plan.tensors()), StatisticsSpec(histogram=False)) | found
     for operator in plan.operators.values():
         if not operator.is_product or operator.constant is None:
             continue
@@ -74,7 +74,7 @@ def wanted(model: ir.Model, recipe: Recipe) -> dict[str, Wanted]:
         found[name] = dataclasses.replace(found[name], channel_axis=axis, gram=gram)
         if operator.role is Role.CONV and recipe.equalize:
             result = operator.node.outputs[0].name or ""
-            found[result] = dataclasses.replace(found.get(result, Wanted(histogram=False)), channel_axis=1)
+            found[result] = dataclasses.replace(found.get(result, StatisticsSpec(histogram=False)), channel_axis=1)
     for name in {moved for between in smoothed.values() for moved in between} & found.keys():
         found[name] = dataclasses.replace(found[name], channel_axis=-1)
     return found

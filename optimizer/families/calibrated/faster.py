@@ -20,7 +20,7 @@ from ...runtime.timing import seconds_of_models
 _ROUNDS = 3
 
 
-class Maker(Protocol):
+class ModelMaker(Protocol):
     """Makes INT8 models of one float model: static's `Builder`."""
 
     model: ir.Model
@@ -30,7 +30,7 @@ class Maker(Protocol):
         """The model with nodes of these names in float, without corrections, and its products on codes."""
 
 
-def slower_layers(maker: Maker, kept: Mapping[str, str]) -> dict[str, str]:
+def slower_layers(maker: ModelMaker, kept: Mapping[str, str]) -> dict[str, str]:
     """The products to keep in float so that the model is fastest, and why.
 
     Args:
@@ -59,7 +59,7 @@ def slower_layers(maker: Maker, kept: Mapping[str, str]) -> dict[str, str]:
     return ways[seconds.index(min(seconds))]
 
 
-def prove_faster(maker: Maker, kept: Mapping[str, str]) -> tuple[float, float] | None:
+def prove_faster(maker: ModelMaker, kept: Mapping[str, str]) -> tuple[float, float] | None:
     """Seconds of the float model and of the INT8 one; None where nothing is left in INT8.
 
     Raises:

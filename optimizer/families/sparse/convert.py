@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...calibration import Data, Statistics, TensorStatistics, Wanted
+from ...calibration import Data, Statistics, StatisticsSpec, TensorStatistics
 from ...calibration.collect import collect
 from ...calibration.ranges import activation_range
 from ...errors import SettingError, UsageError, option
@@ -219,11 +219,11 @@ def _observe(
     if data is None:
         return _Known()
     opened = data()
-    settings = Wanted(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
+    settings = StatisticsSpec(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
     wanted = {_input(decision): settings for decision in taken}
     if not isinstance(opened, Statistics):
         parts = parts_of(model, _inputs(taken)) if _is_static(recipe) else []
-        every = dict.fromkeys(parts, Wanted(histogram=False)) | wanted
+        every = dict.fromkeys(parts, StatisticsSpec(histogram=False)) | wanted
         return _Known(collect(model, opened, every, progress=progress), opened)
     opened.check(model, wanted)
     lacking = [name for name in wanted if opened[name].gram is None]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnxpress.optimizer.calibration.statistics import Statistics, TensorStatistics, Wanted
+from onnxpress.optimizer.calibration.statistics import Statistics, StatisticsSpec, TensorStatistics
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
 
@@ -26,10 +26,10 @@ def statistics() -> Statistics:
     g = np.random.default_rng(0)
     x = g.standard_normal((50, 6)).astype(np.float32)
     return Statistics("model", {
-        "all/of:it": observed(Wanted(True, -1, True), x, 3 * x),
-        "little": observed(Wanted(False), x),
-        "nan": observed(Wanted(True, 1), np.array([[1, np.nan]], np.float32)),
-        "never": TensorStatistics(Wanted(True, 0, True)),
+        "all/of:it": observed(StatisticsSpec(True, -1, True), x, 3 * x),
+        "little": observed(StatisticsSpec(False), x),
+        "nan": observed(StatisticsSpec(True, 1), np.array([[1, np.nan]], np.float32)),
+        "never": TensorStatistics(StatisticsSpec(True, 0, True)),
     })  # fmt: skip
 
 

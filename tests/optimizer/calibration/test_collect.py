@@ -10,11 +10,11 @@ from onnxpress.optimizer.calibration import observe
 from onnxpress.optimizer.calibration.collect import collect
 from onnxpress.optimizer.calibration.data import open_data
 from onnxpress.optimizer.calibration.inputs import inputs_of
-from onnxpress.optimizer.calibration.statistics import Statistics, Wanted
+from onnxpress.optimizer.calibration.statistics import Statistics, StatisticsSpec
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.model_io import storage
 
-EVERYTHING = Wanted(channel_axis=-1, gram=True)
+EVERYTHING = StatisticsSpec(channel_axis=-1, gram=True)
 WANTED = {"x": EVERYTHING, "first_out": EVERYTHING, "relu_out": EVERYTHING, "second_out": EVERYTHING}
 
 
@@ -132,15 +132,21 @@ def branches() -> ir.Model:
 
 def test_tensors_that_cannot_be_observed():
     with pytest.raises(OnnxpressError, match="inside nodes cannot be observed: inner_out, other_out"):
-        collect(branches(), [], {"inner_out": Wanted(), "choice_out": Wanted(), "other_out": Wanted()})
+        collect(
+            branches(),
+            [],
+            {"inner_out": StatisticsSpec(), "choice_out": StatisticsSpec(), "other_out": StatisticsSpec()},
+        )
     with pytest.raises(OnnxpressError, match="no tensor named gone"):
-        collect(chain(), [], {"gone": Wanted()})
+        collect(chain(), [], {"gone": StatisticsSpec()})
 
 
 def test_around_a_subgraph():
     model = branches()
     x = np.array([[1, 2, 3, -4], [-1, -2, -3, 5]], np.float32)
-    found = collect(model, open_data([x[:1], x[1:]], inputs_of(model)), {"choice_out": Wanted(), "x": Wanted()})
+    found = collect(
+        model, open_data([x[:1], x[1:]], inputs_of(model)), {"choice_out": StatisticsSpec(), "x": StatisticsSpec()}
+    )
     assert (found["choice_out"].low, found["choice_out"].high) == (-5.0, 3.0)
     assert (found["x"].low, found["x"].high) == (-4.0, 5.0)
 
@@ -151,7 +157,7 @@ def test_nan_and_infinity_within_the_model():
     b.output(b.op("Log", x, name="log"), ["batch", 2])
     model = b.model()
     data = [np.array([[1, np.e]], np.float32), np.array([[-1, 0]], np.float32)]
-    found = collect(model, data_of(model, data), {"log_out": Wanted(channel_axis=-1, gram=True)})["log_out"]
+    found = collect(model, data_of(model, data), {"log_out": StatisticsSpec(channel_axis=-1, gram=True)})["log_out"]
     assert not found.finite
     assert found.count == 4
     assert (found.low, found.high) == (0.0, pytest.approx(1.0))
@@ -171,17 +177,17 @@ def test_a_run_that_fails_names_the_batch():
     model = b.model()
     data = data_of(model, [np.zeros((3, 4), np.float32), np.zeros((2, 4), np.float32)])
     with pytest.raises(OnnxpressError, match=r"calibration data: batch 1: ONNX Runtime cannot run it"):
-        collect(model, data, {y.name: Wanted()})
+        collect(model, data, {y.name: StatisticsSpec()})
 
 
 def test_no_data():
     with pytest.raises(UsageError, match="holds no samples"):
-        collect(chain(), [], {"x": Wanted()})
+        collect(chain(), [], {"x": StatisticsSpec()})
 
 
 def test_an_axis_that_is_not_there():
     with pytest.raises(OnnxpressError, match=r"tensor 'relu_out': it has no axis 2: its shape is \[1, 32\]"):
-        collected(samples(), {"relu_out": Wanted(channel_axis=2)})
+        collected(samples(), {"relu_out": StatisticsSpec(channel_axis=2)})
 
 
 def test_progress_ends_at_the_whole():
@@ -218,7 +224,7 @@ def test_statistics_of_different_things_do_not_merge():
     with pytest.raises(UsageError, match="different models"):
         collected(samples()).merge(collected(samples(), {"x": EVERYTHING}))
     with pytest.raises(UsageError, match="'x' cannot be merged: different statistics"):
-        collected(samples(), {"x": EVERYTHING}).merge(collected(samples(), {"x": Wanted()}))
+        collected(samples(), {"x": EVERYTHING}).merge(collected(samples(), {"x": StatisticsSpec()}))
 
 
 def test_of_an_input_with_a_default_the_default_is_seen_where_nothing_else_is_given():
@@ -229,7 +235,7 @@ def test_of_an_input_with_a_default_the_default_is_seen_where_nothing_else_is_gi
     model = b.model()
     given = [{"x": row[np.newaxis]} for row in samples(2)]
     given[1]["scale"] = np.full(24, 5, np.float32)
-    wanted = {"scale": Wanted(), "scaled_out": Wanted()}
+    wanted = {"scale": StatisticsSpec(), "scaled_out": StatisticsSpec()}
     found = collect(model, open_data(given, inputs_of(model)), wanted)
     assert (found["scale"].low, found["scale"].high) == (3, 5)
     assert found["scaled_out"].absmax == max(3 * np.abs(given[0]["x"]).max(), 5 * np.abs(given[1]["x"]).max())
@@ -245,7 +251,7 @@ def test_a_weight_that_only_a_branch_behind_what_is_observed_reads():
     other.output(other.op("Neg", seen), ["batch", 24])
     b.output(b.op("If", chosen, then_branch=inner.graph, else_branch=other.graph), ["batch", 24])
     given = [{"x": row[np.newaxis], "chosen": np.array(True)} for row in samples(2)]
-    found = collect(b.model(), given, {"seen_out": Wanted()})
+    found = collect(b.model(), given, {"seen_out": StatisticsSpec()})
     assert found["seen_out"].count == 48
 
 
@@ -253,7 +259,9 @@ def test_what_branches_hand_out():
     model = branches()
     x = np.array([[1, 2, 3, -4], [-1, -2, -3, 5], [1, 1, 1, 7]], np.float32)
     data = open_data([x[:1], x[1:2], x[2:]], inputs_of(model))
-    found = collect(model, data, {"inner_end": Wanted(), "choice_out": Wanted(), "other_end": Wanted(False)})
+    found = collect(
+        model, data, {"inner_end": StatisticsSpec(), "choice_out": StatisticsSpec(), "other_end": StatisticsSpec(False)}
+    )
     assert (found["inner_end"].low, found["inner_end"].high, found["inner_end"].count) == (0, 7, 8)
     assert (found["other_end"].low, found["other_end"].high, found["other_end"].count) == (-5, 3, 4)
     assert (found["choice_out"].low, found["choice_out"].high) == (-5, 7)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxpress.optimizer.calibration.histogram import occupied
 from onnxpress.optimizer.calibration.ranges import METHODS, activation_range, squared_error, unusable
-from onnxpress.optimizer.calibration.statistics import TensorStatistics, Wanted
+from onnxpress.optimizer.calibration.statistics import StatisticsSpec, TensorStatistics
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.quantization.affine import parameters_of_range
 
@@ -186,7 +186,7 @@ def test_wrong_requests():
     for arguments in ({"method": "max"}, {"method": "percentile", "percentile": 0}, {"method": "mse", "levels": 1}):
         with pytest.raises(UsageError):
             activation_range(seen([1, 2]), **arguments)
-    plain = TensorStatistics(Wanted(histogram=False))
+    plain = TensorStatistics(StatisticsSpec(histogram=False))
     plain.update(np.array([1, 2], np.float32))
     assert activation_range(plain, "minmax") == (1, 2)
     with pytest.raises(UsageError, match="needs a histogram"):

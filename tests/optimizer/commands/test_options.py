@@ -80,7 +80,7 @@ def test_a_value_in_python_is_refused_as_in_a_file():
 
 def test_overrides_hold_all_that_is_settled_by_node():
     own = {"match", "op_type", "keep_float"}
-    settled = {key for key, what in settings_of(Recipe).items() if what.of_a_node}
+    settled = {key for key, what in settings_of(Recipe).items() if what.per_node}
     assert {field.name for field in dataclasses.fields(Override)} - own == settled
 
 

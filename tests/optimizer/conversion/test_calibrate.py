@@ -11,7 +11,7 @@ import pytest
 from onnxpress import models
 from onnxpress.optimizer.calibration.ranges import METHODS, activation_range
 from onnxpress.optimizer.calibration.source import tokenizer_beside
-from onnxpress.optimizer.calibration.statistics import Statistics, Wanted
+from onnxpress.optimizer.calibration.statistics import Statistics, StatisticsSpec
 from onnxpress.optimizer.commands import app
 from onnxpress.optimizer.conversion import calibrate as conversion_calibrate
 from onnxpress.optimizer.conversion.calibrate import activations, calibrate, merge
@@ -136,14 +136,14 @@ def test_activations_and_their_channels():
         kind = ir.DataType.INT64 if node.name == "shape" else ir.DataType.FLOAT
         node.outputs[0].type = ir.TensorType(kind)
     assert activations(model, gram=True) == {
-        "x": Wanted(channel_axis=1),
-        "conv_out": Wanted(channel_axis=1),
-        "relu_out": Wanted(),
-        "pool_out": Wanted(),
-        "flat_out": Wanted(channel_axis=-1, gram=True),
-        "product_out": Wanted(channel_axis=-1),
-        "same_out": Wanted(),
-        "inner_out": Wanted(),
+        "x": StatisticsSpec(channel_axis=1),
+        "conv_out": StatisticsSpec(channel_axis=1),
+        "relu_out": StatisticsSpec(),
+        "pool_out": StatisticsSpec(),
+        "flat_out": StatisticsSpec(channel_axis=-1, gram=True),
+        "product_out": StatisticsSpec(channel_axis=-1),
+        "same_out": StatisticsSpec(),
+        "inner_out": StatisticsSpec(),
     }
 
 

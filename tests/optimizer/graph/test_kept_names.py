@@ -11,7 +11,7 @@ from onnx import parser
 from onnxpress.optimizer.analysis.inspect import inspect
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.conversion.pipeline import optimize
-from onnxpress.optimizer.graph.rewriting import remember_name, stand_for, written_name, written_type
+from onnxpress.optimizer.graph.rewriting import original_name, original_type, remember_name, take_over_name
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.passes.clean_up import CleanUp
 from onnxpress.optimizer.passes.raise_opset import RaiseOpset
@@ -264,14 +264,14 @@ def test_nodes_without_names_share_nothing():
     product.meta.clear()
     remember_name(product)
     RaiseOpset(13)(model)
-    assert [written_type(node) for node in model.graph] == ["Tanh", "MatMul", "Relu"]
+    assert [original_type(node) for node in model.graph] == ["Tanh", "MatMul", "Relu"]
 
 
 def test_a_node_stands_for_what_another_stood_for():
     first, second, third = (ir.node(op_type, [], name=op_type.lower()) for op_type in ("MatMul", "Gemm", "Conv"))
-    stand_for(second, first)
-    stand_for(third, second)
-    assert (third.name, written_name(third), written_type(third)) == ("matmul", "matmul", "MatMul")
+    take_over_name(second, first)
+    take_over_name(third, second)
+    assert (third.name, original_name(third), original_type(third)) == ("matmul", "matmul", "MatMul")
 
 
 def test_names_stay_unique():

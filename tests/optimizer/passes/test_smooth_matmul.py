@@ -9,7 +9,7 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 import pytest
 from graphs import Builder
-from onnxpress.optimizer.calibration.statistics import TensorStatistics, Wanted
+from onnxpress.optimizer.calibration.statistics import StatisticsSpec, TensorStatistics
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.smooth_matmul import SmoothMatMul, smoothable
 from onnxpress.optimizer.planning.plan_int8 import plan_int8
@@ -24,7 +24,7 @@ FEEDS = {"x": RNG.standard_normal((6, 10, K)).astype(np.float32)}
 
 
 def observe(x, gram=True):
-    made = TensorStatistics(Wanted(histogram=False, channel_axis=-1, gram=gram))
+    made = TensorStatistics(StatisticsSpec(histogram=False, channel_axis=-1, gram=gram))
     made.update(np.asarray(x, np.float32))
     return made
 

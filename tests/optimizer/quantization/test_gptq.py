@@ -104,11 +104,11 @@ def test_blocks_of_every_format(groups, scheme, transposed):
 
 def decoded(quantized, scheme, K):
     """The weight, and what pads its last block, over the scale."""
-    block = scheme.codes_a_block(K)
+    block = scheme.codes_per_block(K)
     padded = scheme.blocks(K) * block
     codes = reference.unpack_codes(quantized.packed, scheme.bits, block, padded)
     zeros, scales = (np.repeat(each, block, axis=1) for each in (quantized.zero_points, quantized.scales))
-    numbers = codes.astype(np.float64) - zeros if scheme.integer else scheme.numbers.decode(codes)
+    numbers = codes.astype(np.float64) - zeros if scheme.integer else scheme.number_format.decode(codes)
     return (numbers * scales)[:, :K], numbers[:, K:]
 
 
