@@ -50,11 +50,12 @@ def converted(
     changed = model.clone()
     plan = plan_int8(changed, recipe)
     place = PlaceQdq(
+        plan,
         observed(model, plan, feeds),
         lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least, reduce_range=narrow),
         **settings,
     )
-    place(changed, plan)
+    place(changed)
     common.RemoveUnusedNodesPass()(changed)
     onnx.checker.check_model(ir.to_proto(changed), full_check=True)
     return changed, plan, optimized(changed)

@@ -30,8 +30,8 @@ def convert(
     progress("rewrite", 0, 1)
     decisions, attention, fuse = _plan(model, recipe)
     reduced = reduces_range(recipe)
-    quantize = QuantizeDynamic(reduced, recipe.search)
-    if quantize(model, [*decisions, *attention]):
+    quantize = QuantizeDynamic([*decisions, *attention], reduced, recipe.search)
+    if quantize(model):
         SeparateLayerNorm()(model)
         remove_unused(model)
     progress("rewrite", 1, 1)

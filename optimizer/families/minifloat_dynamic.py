@@ -34,9 +34,9 @@ def convert(
         weights[name] = round_weight(weight, axis, scheme)
         return weights[name]
 
-    place = PlaceMinifloat(rounded, None)
+    place = PlaceMinifloat(plan, rounded, None)
     constants = constant_operands(plan)
-    place(model, plan)
+    place(model)
     ExpandSequenceMap()(model)
     declare_functions(model)
     progress("rewrite", 1, 1)

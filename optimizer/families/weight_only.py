@@ -44,10 +44,10 @@ def convert(
     opened = None if data is None else data()
     assert not isinstance(opened, Statistics), "the family's check refuses that"
     covariances = no_covariances if opened is None else _covariances(model, decisions, opened, progress)
-    product, convolution, gather = QuantizeMatMul(covariances), QuantizeConv(covariances), QuantizeGather()
-    for rewrite in (product, convolution, gather):
-        rewrite(model, decisions)
-    ExpandSequenceMap()(model)
+    product, convolution = QuantizeMatMul(decisions, covariances), QuantizeConv(decisions, covariances)
+    gather = QuantizeGather(decisions)
+    for rewrite in (product, convolution, gather, ExpandSequenceMap()):
+        rewrite(model)
     declare_functions(model)
     weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]

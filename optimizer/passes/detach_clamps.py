@@ -16,14 +16,24 @@ import onnx_ir as ir
 
 from ..graph.matching import input_of, is_standard
 from ..graph.rewriting import add_array, insert_before, replace, required
+from .base import GraphPass
 
 
-class DetachClamps:
-    """Rewrite Relu and Clip. Left: those that nothing or several nodes read, of which nothing is expected."""
+class DetachClamps(GraphPass):
+    """Rewrite Relu and Clip. Left: those that nothing or several nodes read, of which nothing is expected.
 
-    def __call__(self, model: ir.Model, readers: Iterable[ir.Node]) -> bool:
-        """Rewrite those among nodes of the main graph that are the only readers of products; whether any changed."""
-        found = [node for node in readers if is_standard(node, "Relu", "Clip") and len(node.outputs[0].uses()) == 1]
+    Args:
+        readers: Nodes of the main graph, each the only reader of a product.
+    """
+
+    def __init__(self, readers: Iterable[ir.Node]) -> None:
+        self._readers = readers
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Rewrite those among the nodes; whether any changed."""
+        found = [
+            node for node in self._readers if is_standard(node, "Relu", "Clip") and len(node.outputs[0].uses()) == 1
+        ]
         for node in found:
             replace(node, _positive(node) if node.op_type == "Relu" else _within(model.graph, node))
         return bool(found)

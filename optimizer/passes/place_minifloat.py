@@ -29,6 +29,7 @@ from ..planning.plan_minifloat import MinifloatPlan
 from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.formats import FORMATS
 from ..quantization.schemes import WeightScheme
+from .base import GraphPass
 from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
 
@@ -61,25 +62,27 @@ def _most_scale(format: str) -> float:
     return float(np.finfo(np.float32).max) / 2 / FORMATS[format].max
 
 
-class PlaceMinifloat:
+class PlaceMinifloat(GraphPass):
     """Carry out a plan.
 
     Cases: Conv, Gemm and MatMul with a constant weight; MatMul of two activations; Add and Mul of two activations;
     LayerNormalization and BatchNormalization; Gather of a constant table, whose rows are decoded after they are read.
 
     Args:
+        plan: What is rounded, and what stays.
         round_weight: How weights are rounded.
         largest: Largest magnitude of each tensor that the plan rounds, by name; None where scales are found at run
             time.
     """
 
-    def __init__(self, round_weight: RoundWeight, largest: Mapping[str, float] | None) -> None:
+    def __init__(self, plan: MinifloatPlan, round_weight: RoundWeight, largest: Mapping[str, float] | None) -> None:
+        self._plan = plan
         self._round_weight = round_weight
         self._largest = largest
 
-    def __call__(self, model: ir.Model, plan: MinifloatPlan) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the graphs; whether anything changed. Before `OPSET` no format has a type."""
-        self._model = model
+        plan, self._model = self._plan, model
         self._types = TYPES if opset_of(model) >= OPSET else {}
         self._rounded: dict[tuple[ir.Graph, ir.Value, str], ir.Value] = {}
         self._weights: dict[tuple[int, int, str, bool], tuple[str, FloatWeight]] = {}

@@ -37,6 +37,7 @@ from ..quantization.affine import (
     parameters_of_range,
     quantize_bias,
 )
+from .base import GraphPass
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]
@@ -59,13 +60,14 @@ class _Codes:
     parameters: AffineParameters
 
 
-class PlaceQdq:
+class PlaceQdq(GraphPass):
     """Carry out a plan.
 
     Cases: Conv, Gemm and MatMul with a constant weight; MatMul of two activations; operators that move codes; Add and
     Mul, also with a constant; Concat, Split, pools, LeakyRelu, Sigmoid; products by a constant; Relu and Clip.
 
     Args:
+        plan: What is rounded, and what stays.
         ranges: Lowest and highest value of each tensor that the plan rounds, by name.
         round_weight: How weights are rounded.
         dtype: uint8 or int8, of activations.
@@ -75,6 +77,7 @@ class PlaceQdq:
 
     def __init__(
         self,
+        plan: Int8Plan,
         ranges: Mapping[str, Range],
         round_weight: RoundWeight,
         *,
@@ -82,15 +85,16 @@ class PlaceQdq:
         symmetric: bool = False,
         shift: BiasShift = lambda _node, _weight, _rounded: None,
     ) -> None:
+        self._plan = plan
         self._ranges = ranges
         self._round_weight = round_weight
         self._dtype = np.dtype(dtype)
         self._symmetric = symmetric
         self._shift = shift
 
-    def __call__(self, model: ir.Model, plan: Int8Plan) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite the graph; whether anything changed."""
-        self._graph, self._plan = model.graph, plan
+        self._graph, plan = model.graph, self._plan
         self._domain = "" if opset_of(model) >= OPSET else MICROSOFT
         model.graph.opset_imports.setdefault(self._domain, 1)
         self._codes: dict[ir.Value, _Codes] = {}

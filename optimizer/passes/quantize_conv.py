@@ -17,16 +17,22 @@ from ..graph.weight_form import WeightForm
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
 from ..planning.stored_weights import Covariances, StoredWeights, no_covariances
+from .base import GraphPass
 from .decode_minifloat import decode_minifloat
 
 
-class QuantizeConv:
+class QuantizeConv(GraphPass):
     """Rewrite the convolutions that a plan takes.
 
     Cases: groups and depthwise; a shared weight (rounded and decoded once); float16 (decoded, then cast).
+
+    Args:
+        decisions: What becomes of nodes.
+        covariances: Of what nodes read, where there is data.
     """
 
-    def __init__(self, covariances: Covariances = no_covariances) -> None:
+    def __init__(self, decisions: list[Decision], covariances: Covariances = no_covariances) -> None:
+        self._decisions = decisions
         self._stored = StoredWeights(covariances)
         self._decoded: dict[tuple[object, ...], ir.Value] = {}
 
@@ -35,9 +41,9 @@ class QuantizeConv:
         """The weights that are rounded, each once."""
         return self._stored.weights
 
-    def __call__(self, model: ir.Model, decisions: list[Decision]) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
-        taken = [d for d in decisions if d.taken and d.op_type in ("Conv", "ConvTranspose")]
+        taken = [d for d in self._decisions if d.taken and d.op_type in ("Conv", "ConvTranspose")]
         for decision in taken:
             node, form = decision.node, required(decision.form)
             lazy = self._stored.weight(decision, form)

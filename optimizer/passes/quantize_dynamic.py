@@ -29,6 +29,7 @@ from ..planning.plan import Decision
 from ..planning.plan_dynamic import MICROSOFT
 from ..planning.report import WeightReport
 from ..quantization.rtn import decibels
+from .base import GraphPass
 
 OPSET = 11
 """The first with DynamicQuantizeLinear."""
@@ -36,28 +37,30 @@ Codes = tuple[ir.Value, ir.Value, ir.Value]
 """Codes, scale and zero point of an activation."""
 
 
-class QuantizeDynamic:
+class QuantizeDynamic(GraphPass):
     """Rewrite the products that a plan takes.
 
     Cases: MatMul; Gemm with transA, transB, alpha (goes into the scales) and any C (added behind); Attention; weights
     that several nodes read (rounded once).
 
     Args:
+        decisions: What becomes of nodes.
         reduce_range: Weights of 7 bits, for machines whose products saturate.
         search: Search the best scale of each column.
     """
 
-    def __init__(self, reduce_range: bool = False, search: bool = True) -> None:
+    def __init__(self, decisions: Sequence[Decision], reduce_range: bool = False, search: bool = True) -> None:
+        self._decisions = decisions
         self._reduce_range = reduce_range
         self._search = search
         self._weights: dict[tuple[int, bool, float], LazyInt8] = {}
 
-    def __call__(self, model: ir.Model, decisions: Sequence[Decision]) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed. Taken nodes that are in no graph any more are passed over."""
         self._model = model
         self._codes: dict[tuple[int, ir.Value], Codes] = {}
         self._values: dict[tuple[int, str], ir.Value] = {}
-        taken = [d for d in decisions if d.taken and d.node.graph is not None]
+        taken = [d for d in self._decisions if d.taken and d.node.graph is not None]
         for decision in taken:
             if decision.op_type == "Attention":
                 self._rewrite_attention(decision)

@@ -20,15 +20,21 @@ from ..graph.rewriting import add_array, add_initializer, insert_before, replace
 from ..graph.weight_form import MICROSOFT
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
+from .base import GraphPass
 
 OPSET = 9
 """The first with ConstantOfShape."""
 
 
-class QuantizeGather:
-    """Rewrite the Gather nodes that a plan takes."""
+class QuantizeGather(GraphPass):
+    """Rewrite the Gather nodes that a plan takes.
 
-    def __init__(self) -> None:
+    Args:
+        decisions: What becomes of nodes.
+    """
+
+    def __init__(self, decisions: list[Decision]) -> None:
+        self._decisions = decisions
         self._weights: dict[tuple[object, ...], LazyWeight] = {}
         self._values: dict[tuple[int, str], ir.Value] = {}
 
@@ -37,9 +43,9 @@ class QuantizeGather:
         """The tables that were rounded, each once."""
         return list(self._weights.values())
 
-    def __call__(self, model: ir.Model, decisions: list[Decision]) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
-        taken = [d for d in decisions if d.taken and d.op_type == "Gather"]
+        taken = [d for d in self._decisions if d.taken and d.op_type == "Gather"]
         for decision in taken:
             self._rewrite(model, decision)
             model.graph.opset_imports.setdefault(MICROSOFT, 1)

@@ -21,17 +21,23 @@ from ..model_io.names import names_of
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
 from ..planning.stored_weights import Covariances, StoredWeights, no_covariances
+from .base import GraphPass
 from .declare_functions import add_function
 
 
-class QuantizeMatMul:
+class QuantizeMatMul(GraphPass):
     """Rewrite the MatMul and Gemm nodes that a plan takes.
 
     Cases: MatMul; Gemm with transA, transB, alpha, and a C that is constant and one value a column (bias), other
     (Mul and Add), or absent; a shared weight (quantized once a scheme); float16 activations (float16 scales).
+
+    Args:
+        decisions: What becomes of nodes.
+        covariances: Of what nodes read, where there is data.
     """
 
-    def __init__(self, covariances: Covariances = no_covariances) -> None:
+    def __init__(self, decisions: list[Decision], covariances: Covariances = no_covariances) -> None:
+        self._decisions = decisions
         self._stored = StoredWeights(covariances)
         self.warnings: list[str] = []
 
@@ -40,9 +46,9 @@ class QuantizeMatMul:
         """The weights that were rounded, each once."""
         return self._stored.weights
 
-    def __call__(self, model: ir.Model, decisions: list[Decision]) -> bool:
+    def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
-        taken = [d for d in decisions if d.taken and d.op_type in ("MatMul", "Gemm")]
+        taken = [d for d in self._decisions if d.taken and d.op_type in ("MatMul", "Gemm")]
         for decision in taken:
             # New constants go to the outermost graph, which subgraphs see; but ONNX Runtime's fusion of
             # DequantizeLinear looks for them only in the graph of the node.

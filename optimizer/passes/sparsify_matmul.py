@@ -27,6 +27,7 @@ from ..model_io.names import names_of
 from ..planning.block_weights import OP, TRANSPOSED_KEY, WEIGHT_KEY
 from ..quantization.affine import AffineParameters
 from ..sparsity import Block, Compressed
+from .base import GraphPass
 from .declare_functions import add_function
 
 Singles = npt.NDArray[np.float32]
@@ -57,29 +58,30 @@ class SparseLayer:
     shape: tuple[int, int]
 
 
-class SparsifyMatMul:
+class SparsifyMatMul(GraphPass):
     """Rewrite products of the main graph.
 
     Cases: MatMul and Gemm; a bias that is a constant vector, as Gemm's C or in an Add behind; other C (Mul and Add);
     Relu and Gelu behind that, by erf or tanh, of the standard domain or ONNX Runtime's.
+
+    Args:
+        layers: What each MatMul or Gemm gets; a Gemm's alpha is in its weight already.
     """
 
-    def __call__(self, model: ir.Model, layers: Mapping[ir.Node, SparseLayer]) -> bool:
-        """Rewrite; whether anything changed.
+    def __init__(self, layers: Mapping[ir.Node, SparseLayer]) -> None:
+        self._layers = layers
 
-        Args:
-            model: The model.
-            layers: What each MatMul or Gemm gets; a Gemm's alpha is in its weight already.
-        """
+    def rewrite(self, model: ir.Model) -> bool:
+        """Rewrite; whether anything changed."""
         self._graph = model.graph
         self._parameters: dict[str, tuple[ir.Value, ir.Value]] = {}
         self._stored: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        made = {self._rewrite(node, layer): layer for node, layer in layers.items()}
+        made = {self._rewrite(node, layer): layer for node, layer in self._layers.items()}
         for node, layer in made.items():
             self._pass_codes(node, layer, made)
         for node, layer in made.items():
             self._declare(model, node, layer)
-        return bool(layers)
+        return bool(self._layers)
 
     def _rewrite(self, node: ir.Node, layer: SparseLayer) -> ir.Node:
         a = node.inputs[0]

@@ -56,6 +56,7 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
 
     def _rewrite(self, model: ir.Model, plan: Int8Plan) -> Callable[[str], tuple[str, ...]]:
         place = PlaceQdq(
+            plan,
             {value.name or "": self._range(value.name or "") for value in plan.tensors()},
             self._round,
             dtype=np.dtype(self.recipe.activation_type),
@@ -63,8 +64,8 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             shift=self._shift,
         )
         readers = plan.readers_in_float()
-        place(model, plan)
-        DetachClamps()(model, readers)
+        place(model)
+        DetachClamps(readers)(model)
         return place.readers
 
     def _range(self, name: str) -> Range:

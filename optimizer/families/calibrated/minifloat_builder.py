@@ -28,8 +28,8 @@ class MinifloatBuilder(Builder[MinifloatPlan, FloatWeight]):
 
     def _rewrite(self, model: ir.Model, plan: MinifloatPlan) -> Callable[[str], tuple[str, ...]]:
         largest = {value.name or "": self._largest(value.name or "") for value in plan.tensors()}
-        place = PlaceMinifloat(self._round, largest)
-        place(model, plan)
+        place = PlaceMinifloat(plan, self._round, largest)
+        place(model)
         return place.readers
 
     def _largest(self, name: str) -> float:

@@ -83,8 +83,8 @@ def convert(
         rounded = _leave_slow(layers, decisions, recipe, recipe.expected_rows, progress)
     made = _finish(model, recipe, list(layers.values()), known.data, progress)
     if rounded:
-        QuantizeDynamic(reduces_range(recipe), recipe.search)(model, rounded)
-    if SparsifyMatMul()(model, made):
+        QuantizeDynamic(rounded, reduces_range(recipe), recipe.search)(model)
+    if SparsifyMatMul(made)(model):
         SeparateLayerNorm()(model)
     declare_functions(model)
     weights = [decision.weight.value for decision in [*decisions, *rounded] if decision.weight is not None]

@@ -76,7 +76,7 @@ def rounded(model, per_channel=True):
     inner = values(model, [name for name in names if name != "x"], FEEDS) | FEEDS
     ranges = {name: (float(inner[name].min()), float(inner[name].max())) for name in names}
     weight = coarse if per_channel else lambda _node, _name, w, _axis, least: quantize_weight(np.round(w, 1), None)
-    assert PlaceQdq(ranges, weight)(model, plan)
+    assert PlaceQdq(plan, ranges, weight)(model)
     common.RemoveUnusedNodesPass()(model)  # Relu and Clip, that saturation replaces
     return model
 

@@ -103,7 +103,7 @@ def in_int8(model):
     inner = dict(zip(names, run(model, names=names)[-len(names) :], strict=True))
     ranges = {name: (float(inner[name].min()), float(inner[name].max())) for name in names}
     round_weight = lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least)  # noqa: E731
-    assert PlaceQdq(ranges, round_weight)(model, plan)
+    assert PlaceQdq(plan, ranges, round_weight)(model)
     common.RemoveUnusedNodesPass()(model)
     return model
 
