@@ -103,7 +103,7 @@ class Gate:
 
     def rest(self) -> None:
         """Free what runs take of memory; `clean_up` does so when it is done."""
-        self._process.stop()
+        self._process.release()
 
     def _guilty(self, model: ir.Model, without: Sequence[str]) -> str | None:
         """The first step with which something is wrong, where nothing is without it and those behind it."""

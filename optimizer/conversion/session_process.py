@@ -5,12 +5,15 @@ A model that crashes ONNX Runtime ends that process alone, and so does what it t
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,12 +44,79 @@ class Loaded:
     overridable: list[str]
 
 
+_SMALL = 1 << 24
+"""Bytes of a model whose process is worth keeping: of larger ones ONNX Runtime may hold memory back."""
+_SPARE_SECONDS = 5.0
+
+Origin = tuple[int, tuple[str, ...]]
+
+
+class _Spare:
+    """The process of the last conversion, for the next one: it takes half a second of CPU to start one.
+
+    There is one at most, and it ends after some seconds, and with this process.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: tuple[Origin, subprocess.Popen[bytes], threading.Timer] | None = None
+
+    def take(self) -> subprocess.Popen[bytes] | None:
+        """The process, if there is one that this one started, with the path that modules come from now."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is None or kept[0][0] != os.getpid():
+            return None
+        origin, process, timer = kept
+        timer.cancel()
+        if origin == _origin() and process.poll() is None:
+            return process
+        _end(process)
+        return None
+
+    def put(self, process: subprocess.Popen[bytes]) -> None:
+        """Keep a process in place of the one before."""
+        self.end()
+        timer = threading.Timer(_SPARE_SECONDS, self.end)
+        timer.daemon = True
+        with self._lock:
+            self._kept = _origin(), process, timer
+        atexit.register(self.end)
+        timer.start()
+
+    def end(self) -> None:
+        """End the process, if there is one, and was not there before a fork."""
+        atexit.unregister(self.end)
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is not None and kept[0][0] == os.getpid():
+            kept[2].cancel()
+            _end(kept[1])
+
+
+_SPARE = _Spare()
+
+
+def _origin() -> Origin:
+    """Which process starts another, and where modules come from in both."""
+    return os.getpid(), tuple(sys.path)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # of what was not written
+            pipe.close()  # type: ignore[union-attr]
+    process.wait()
+
+
 class SessionProcess:
     """A process that holds one session at a time; it starts when it is needed, and anew where it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._sent: dict[int, ir.TensorProtocol] = {}
+        self._size = 0
 
     @property
     def is_alive(self) -> bool:
@@ -59,6 +129,8 @@ class SessionProcess:
         Raises:
             OnnxpressError: The operating system starts no process.
         """
+        if self._process is None:
+            self._process, self._size = _SPARE.take(), 0
         if self._process is not None:
             return
         command = [sys.executable, "-c", _START, *filter(None, sys.path)]
@@ -92,6 +164,8 @@ class SessionProcess:
         self.start()
         told, bodies = [], []
         known, self._sent = self._sent, {}
+        size = len(model) if isinstance(model, bytes) else model.stat().st_size if model.is_file() else 0
+        self._size = max(self._size, size + sum(tensor.nbytes for tensor in (weights or {}).values()))
         for key, tensor in (weights or {}).items():
             dtype, place = tensor.dtype.numpy(), None
             if isinstance(tensor, ir.ExternalTensor):
@@ -112,16 +186,24 @@ class SessionProcess:
         outputs: list[Any] = self._ask("run", list(names), feeds)
         return outputs
 
+    def release(self) -> None:
+        """Free what the process holds; that of a small model waits some seconds for the next one, others end."""
+        if self._process is None or self._size > _SMALL:
+            self.stop()
+            return
+        try:
+            if self._size:
+                self._ask("close")
+        except OnnxpressError:  # it is dead
+            return
+        process, self._process, self._sent, self._size = self._process, None, {}, 0
+        _SPARE.put(process)
+
     def stop(self) -> None:
         """End the process, and free what it holds."""
         process, self._process, self._sent = self._process, None, {}
-        if process is None:
-            return
-        process.kill()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # of what was not written
-                pipe.close()  # type: ignore[union-attr]
-        process.wait()
+        if process is not None:
+            _end(process)
 
     def _ask(self, *request: Any, bodies: Sequence[ir.TensorProtocol] = ()) -> Any:
         process = self._process

@@ -68,6 +68,10 @@ class Server:
         others = [entry.name for entry in self._session.get_overridable_initializers()]
         return inputs, [entry.name for entry in self._session.get_outputs()], others
 
+    def close(self) -> None:
+        """Forget the model and its weights."""
+        self._session, self._weights, self._held = None, {}, {}
+
     def run(self, names: Sequence[str], feeds: dict[str, Any]) -> list[Any]:
         """The outputs of these names.
 

@@ -361,6 +361,10 @@ def test_clean_up_without_all_of_its_steps_changes_nothing():
 class TestCrashes:
     """A process that dies stands for ONNX Runtime that crashes on a model."""
 
+    @pytest.fixture(autouse=True)
+    def _none_is_spare(self):
+        session_process._SPARE.end()
+
     def test_on_the_original(self, tmp_path, monkeypatch):
         monkeypatch.setattr(session_process, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
         report = optimize(chain(), Recipe(), tmp_path / "out.onnx")

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from graphs import Builder, matmul_model, weight
 from onnxpress.optimizer import OnnxpressError
+from onnxpress.optimizer.conversion import session_process
 from onnxpress.optimizer.conversion.checker import bare
 from onnxpress.optimizer.conversion.session_process import SessionProcess
 from onnxpress.optimizer.model_io import storage
@@ -108,3 +109,55 @@ def test_modules_beside_the_models_are_not_imported(tmp_path):
     path = [entry for entry in sys.path if entry]
     done = subprocess.run([sys.executable, "-c", code, *path], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "ONNX Runtime cannot load the model" in done.stdout
+
+
+def loaded(process):
+    """What a process makes of a model, and its number."""
+    found = bare(matmul_model())
+    process.open(found.proto.SerializeToString(), "m", ours=False, weights=found.weights)
+    return process._process.pid
+
+
+def test_the_process_of_a_small_model_serves_the_next():
+    session_process._SPARE.end()
+    first, second = SessionProcess(), SessionProcess()
+    number = loaded(first)
+    first.release()
+    assert not first.is_alive
+    assert loaded(second) == number
+    assert loaded(first) != number
+    first.stop()
+    second.release()
+    session_process._SPARE.end()
+    assert loaded(first) != number
+    first.stop()
+
+
+def test_of_other_models_it_does_not(monkeypatch):
+    session_process._SPARE.end()
+    process = SessionProcess()
+    number = loaded(process)
+    monkeypatch.setattr(session_process, "_SMALL", 16)
+    process.release()
+    assert loaded(process) != number
+    monkeypatch.undo()
+    number = loaded(process)
+    os.kill(number, signal.SIGKILL)
+    process.release()
+    assert loaded(process) != number
+    process.stop()
+
+
+def test_it_waits_for_some_time_and_for_this_path_alone(monkeypatch):
+    monkeypatch.setattr(session_process, "_SPARE_SECONDS", 0.1)
+    process = SessionProcess()
+    loaded(process)
+    waiting = process._process
+    process.release()
+    waiting.wait(20)
+    monkeypatch.undo()
+    number = loaded(process)
+    process.release()
+    monkeypatch.syspath_prepend("elsewhere")
+    assert loaded(process) != number
+    process.stop()
