@@ -49,7 +49,6 @@ _CONVERSIONS = 3  # of a case: the original, clean-up and calibration data serve
 _THRESHOLDS = (
     ("onnxpress.optimizer.planning.plan", "MIN_ELEMENTS"),
     ("onnxpress.optimizer.planning.plan", "MIN_TABLE_ELEMENTS"),
-    ("onnxpress.optimizer.planning.plan_minifloat", "MIN_TABLE_ELEMENTS"),
 )
 _LEAST_WEIGHTS = 64
 """Where these end: else schemes leave most weights of models as small as these."""

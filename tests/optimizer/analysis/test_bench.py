@@ -211,7 +211,7 @@ def test_long_names_keep_both_ends():
 
 @pytest.mark.parametrize(
     ("kind", "advice"),
-    [("tensor(string)", "; give --data$"), ("seq(tensor(float))", ", nor be given: it is no tensor$")],
+    [("tensor(string)", "; give data$"), ("seq(tensor(float))", ", nor be given: it is no tensor$")],
 )
 def test_what_cannot_be_made_up_is_told_with_what_helps(kind, advice):
     class Input:

@@ -248,7 +248,7 @@ def test_wrong_sources(tmp_path):
     for source, kind, message in (
         (tmp_path / "gone", OnnxpressError, "no such file or folder"),
         (tmp_path / "lines.md", UsageError, "give an .npz"),
-        (tmp_path / "pictures", UsageError, "holds images; say with --images"),
+        (tmp_path / "pictures", UsageError, "holds images; say with images"),
         (3, UsageError, "is a int"),
         (GOOD, UsageError, "is a dict"),
     ):

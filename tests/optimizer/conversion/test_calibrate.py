@@ -15,14 +15,15 @@ from onnxpress.optimizer.calibration.statistics import Statistics, StatisticsSpe
 from onnxpress.optimizer.commands import app
 from onnxpress.optimizer.conversion import calibrate as conversion_calibrate
 from onnxpress.optimizer.conversion.calibrate import activations, calibrate, merge
-from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.errors import UsageError, command_line
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.sources import resolve
 from typer.testing import CliRunner
 
 
 def run(*arguments):
-    return CliRunner().invoke(app.app, list(map(str, arguments)))
+    with command_line():
+        return CliRunner().invoke(app.app, list(map(str, arguments)))
 
 
 @pytest.fixture

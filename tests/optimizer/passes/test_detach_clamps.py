@@ -17,13 +17,9 @@ DATA = [{"x": RNG.standard_normal((16, 64)).astype(np.float32)} for _ in range(4
 
 def bound(b, y, kind):
     low, high = (b.constant(name, np.float32(value)) for name, value in (("low", 0.1), ("high", 1)))
-    bounds = {
-        "Relu": (),
-        "both": (low, high),
-        "low": (low,),
-        "high": (None, high),
-        "found": (b.op("ReduceMin", y, keepdims=0),),
-    }
+    if kind == "found":
+        low = b.op("ReduceMin", y, keepdims=0)
+    bounds = {"Relu": (), "both": (low, high), "low": (low,), "high": (None, high), "found": (low,)}
     return b.op("Relu" if kind == "Relu" else "Clip", y, *bounds[kind], name="bound")
 
 
