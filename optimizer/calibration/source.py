@@ -44,8 +44,12 @@ class Calibration:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
         return self.data is not None or self.statistics is not None or name is not None
 
-    def check(self, name: str | None) -> None:
+    def check(self, name: str | None, *, or_statistics: bool = True) -> None:
         """Refuse what cannot be opened whatever the model is; of which `name` is as in `is_there`.
+
+        Args:
+            name: Of the model in the catalogue.
+            or_statistics: Whether statistics do in place of data.
 
         Raises:
             UsageError: Nothing is given, or data and statistics both, or `images` means nothing.
@@ -54,9 +58,10 @@ class Calibration:
         if self.data is not None and self.statistics is not None:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
         if not self.is_there(name):
+            other = f", or {option('statistics')}" if or_statistics else ""
             raise UsageError(
                 f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
-                f"images, lines of text with {option('tokenizer')}, or module:function), or {option('statistics')}"
+                f"images, lines of text with {option('tokenizer')}, or module:function){other}"
             )
         if self.images is not None:
             recipe_of(self.images)

@@ -120,7 +120,8 @@ def optimize(
     _refuse_nothing_to_do(source, recipe, decisions)
     gate.check_result(loaded, source)
     warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
-    loaded.metadata_props[METADATA_KEY] = json.dumps(recipe.to_mapping(), sort_keys=True)
+    done = recipe.decided(**outcome.settled).to_mapping()
+    loaded.metadata_props[METADATA_KEY] = json.dumps(done, sort_keys=True)
     clock.lap("rewrite")
 
     def written(done: int, total: int) -> None:
@@ -139,7 +140,7 @@ def optimize(
     return Report(
         source=source,
         output=str(target) if target is not None else None,
-        recipe=recipe.to_mapping(),
+        recipe=done,
         rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
         schemes=dict(Counter(d.reason for d in decisions if d.taken)),
         left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..calibration import Calibration
-from ..errors import SettingsError
+from ..errors import SettingsError, option
 from ..evaluation.metrics import check_name
 from ..families import family_of
 from ..families.family import Need
@@ -31,5 +31,8 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
         unread = [key for key, value in vars(calibration).items() if value is not None]
         raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")
     if need is Need.REQUIRED or (need is Need.WELCOME and is_there):
-        calibration.check(name)
+        calibration.check(name, or_statistics=family.takes_statistics)
+        if calibration.statistics is not None and not family.takes_statistics:
+            problem = f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
+            raise SettingsError(["statistics"], problem)
     family.check(recipe, is_there, calibration.statistics is not None)

@@ -58,6 +58,7 @@ class Family:
         need: What data is to a recipe, and whether somebody gave some; a model of the catalogue has its own.
         check: Refuses, by SettingError, SettingsError or UsageError, a recipe that cannot be met with the data there
             is: whether there is any, and whether that is statistics in place of data.
+        takes_statistics: Whether statistics do in place of data.
         verb: What it does to a model, for people.
     """
 
@@ -66,4 +67,5 @@ class Family:
     convert: Convert
     need: Callable[[Recipe, bool], Need] = lambda _recipe, _given: Need.NONE
     check: Callable[[Recipe, bool, bool], None] = lambda _recipe, _is_there, _statistics: None
+    takes_statistics: bool = True
     verb: str = "quantize"

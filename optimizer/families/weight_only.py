@@ -13,7 +13,6 @@ import onnx_ir as ir
 
 from ..calibration import Data, Statistics, patches
 from ..calibration.collect import survey
-from ..errors import SettingsError, option
 from ..graph.constants import constant_of, mark_constants
 from ..graph.matching import opset_of
 from ..graph.rewriting import required
@@ -51,11 +50,14 @@ def convert(
     declare_functions(model)
     weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     lazy = [*product.weights, *convolution.weights, *gather.weights]
+    settled = {} if opened is None else {"method": "gptq"}
     return ConversionResult(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
         warnings=[*kept_in_float(model, weights), *product.warnings],
+        rows=list(settled.items()),
+        settled=settled,
     )
 
 
@@ -123,9 +125,4 @@ def _need(recipe: Recipe, given: bool) -> Need:
     return Need.REQUIRED if recipe.method == "gptq" or (given and recipe.method is None) else Need.NONE
 
 
-def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
-    if statistics and _need(recipe, True) is not Need.NONE:
-        raise SettingsError(["statistics"], f": scheme {recipe.scheme} learns from data: give {option('calibration')}")
-
-
-FAMILY = Family("weight-only", decide, convert, need=_need, check=_check)
+FAMILY = Family("weight-only", decide, convert, need=_need, takes_statistics=False)

@@ -24,6 +24,7 @@ class ConversionResult:
         warnings: What the user should know.
         details: Other findings by name, plain values for JSON.
         rows: The same for a person: a label and a line each.
+        settled: Settings that the recipe left open and the conversion chose, for whoever repeats it.
         passes: What passes over floats left, and why, by the pass and the node's name.
     """
 
@@ -33,4 +34,5 @@ class ConversionResult:
     warnings: list[str] = dataclasses.field(default_factory=list)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    settled: dict[str, Any] = dataclasses.field(default_factory=dict)
     passes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)

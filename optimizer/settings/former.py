@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
-from ..errors import FormerNameWarning, UsageError
+from ..errors import FormerNameWarning, UsageError, value_text
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,8 +49,10 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{key} and {former.now} are the same; leave out {key}")
         value = values[key]
         result[former.now] = former.values.get(value, value) if isinstance(value, bool) else value
-        text = f"{key} is deprecated, and gone in the next version: write {former.now} = {result[former.now]!r}"
-        warnings.warn(text, FormerNameWarning, stacklevel=4)
+        text = (
+            f"{key} is deprecated, and gone in the next version: write {former.now} = {value_text(result[former.now])}"
+        )
+        warnings.warn(text, FormerNameWarning, stacklevel=3)
     return result
 
 

@@ -101,6 +101,9 @@ def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, 
 
 def _checked_value(key: str, value: Any, kind: type, what: Setting) -> Any:
     if what.choices:
+        if isinstance(value, str) and kind is not str:
+            listed = ", ".join(map(str, what.choices))
+            raise SettingError(key, value, f", must be {EXPECTED[kind]}: one of {listed}")
         word = value if isinstance(value, str) else ""
         if isinstance(value, bool) or what.aliases.get(word, value) not in what.choices:
             listed = suggestion(word, [str(each) for each in what.choices], "must be one of")
