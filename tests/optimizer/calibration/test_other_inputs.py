@@ -11,6 +11,7 @@ from onnxpress.optimizer import optimize
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.settings.recipe import Recipe
+from sessions import RUNS_FLOAT8_PRODUCTS
 
 NODE = helper.make_node
 FLOATS = helper.make_tensor_type_proto(TensorProto.FLOAT, ["n", 64])
@@ -51,7 +52,8 @@ def test_they_are_calibrated(kind, scheme, tmp_path):
     settings = {"activations": "static"} if scheme == "sparse" else {}
     path = model(kind, tmp_path / "m.onnx")
     report = optimize(path, Recipe(scheme=scheme, **settings), calibration=Calibration(samples(kind)))
-    assert report.rewritten == {"MatMul": 2}
+    # Before 1.32 ONNX Runtime refuses one of the two products of FLOAT8, which then stays in float.
+    assert report.rewritten == {"MatMul": 2 if RUNS_FLOAT8_PRODUCTS or scheme != "fp8-static" else 1}
     assert report.details["check"]["run_on"] == "calibration data"
     assert report.details["check"]["outputs"][0]["sqnr"] > 10
 
