@@ -37,7 +37,7 @@ def feeds(batch=3, sequence=24):
 def test_with_and_without_our_library_it_means_the_same(dtype, tmp_path):
     report = converted(tmp_path / "sparse.onnx", sparsity=0.5, dtype=dtype, criterion="magnitude")
     assert report.rewritten == {"MatMul": 36}
-    assert not report.left
+    assert all(what.startswith("Gather: ") for what in report.left)
     onnx.checker.check_model(tmp_path / "sparse.onnx", full_check=True)
     ours = options()
     custom_ops.register(ours)
@@ -93,7 +93,8 @@ def test_pruned_by_a_trainer_it_is_converted_exactly(tmp_path):
     )
     assert report.rewritten == {"MatMul": 6}
     assert report.details["block"] == "4x1"
-    assert list(report.left) == ["MatMul: 0 % of its blocks of 4x1 are zero: a dense product is as fast"]
+    products = [what for what in report.left if not what.startswith("Gather: ")]
+    assert products == ["MatMul: 0 % of its blocks of 4x1 are zero: a dense product is as fast"]
     wanted = ort.InferenceSession(tmp_path / "pruned.onnx", options()).run(None, feeds())[0]
     ours = options()
     custom_ops.register(ours)
