@@ -114,7 +114,7 @@ def optimize(
         gate.rest()
     clock.lap("clean-up")
 
-    asked, foreign = recipe.literally(_names(loaded)), plan_foreign(loaded)
+    asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
     outcome = _convert(loaded, asked, given, source, progress)
     decisions = with_foreign(outcome.decisions, foreign)
     _refuse_nothing_to_do(source, recipe, decisions)
@@ -144,7 +144,10 @@ def optimize(
         rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
         schemes=dict(Counter(d.reason for d in decisions if d.taken)),
         left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),
-        weights=outcome.weights(),
+        weights=tuple(
+            dataclasses.replace(weight, nodes=tuple(alone.get(name, name) for name in weight.nodes))
+            for weight in outcome.weights()
+        ),
         gain=outcome.gain(),
         size_before=size_before,
         size_after=storage.size_on_disk(target, loaded) if target is not None else 0,
@@ -229,6 +232,13 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
 def _names(model: ir.Model) -> set[str]:
     """What nodes are called in the reports on a cleaned-up model, and by patterns."""
     return {name for path, node in nested_nodes(model.graph, "") for name in listed_names(node, path)}
+
+
+def _unambiguous(model: ir.Model) -> dict[str, str]:
+    """Names of nodes in inner graphs, without where they are, by those with it; not of names that several share."""
+    nodes = [(path, node.name or "") for path, node in nested_nodes(model.graph, "")]
+    count = Counter(name for _, name in nodes)
+    return {f"{path}/{name}": name for path, name in nodes if path and count[name] == 1}
 
 
 def default_output(model: str | Path, path: Path, recipe: Recipe) -> Path:
