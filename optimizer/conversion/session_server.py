@@ -53,7 +53,11 @@ class Server:
         import onnxruntime as ort
 
         self._session = None  # or its memory stays until the next one is there
-        self._held = {number: self._array(number, *place) for _, number, *place in weights}
+        before, self._held = self._held, {}
+        for _, number, *place in weights:
+            if number not in self._held:  # several may be of one tensor, which comes once
+                self._held[number] = before[number] if number in before else self._array(*place)
+        del before
         self._weights = {key: self._held[number] for key, number, *_ in weights}
         options = session_options(ours=ours, config={"session.intra_op.allow_spinning": "0"})  # it runs once or twice
         options.enable_cpu_mem_arena = False
@@ -84,11 +88,7 @@ class Server:
             raise OnnxpressError(f"ONNX Runtime cannot run it: {' '.join(str(error).split())[:300]}") from error
         return outputs
 
-    def _array(
-        self, number: int, dtype: Any, shape: tuple[int, ...], place: tuple[str, int] | None
-    ) -> npt.NDArray[Any]:
-        if number in self._held:
-            return self._held[number]
+    def _array(self, dtype: Any, shape: tuple[int, ...], place: tuple[str, int] | None) -> npt.NDArray[Any]:
         if place is not None:
             return np.require(np.memmap(place[0], dtype, "r", place[1], shape), requirements=["C", "ALIGNED"])
         array = np.empty(shape, dtype)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import ml_dtypes
 import numpy as np
@@ -60,6 +61,23 @@ def test_weights_that_are_there_are_not_sent_again(process, model, monkeypatch):
     np.testing.assert_allclose(process.run(loaded.outputs, {"x": x})[0], x @ weight(64, 48), rtol=1e-5, atol=1e-5)
 
 
+def test_a_tensor_that_two_weights_share_comes_once(process):
+    b = Builder()
+    x, shared = b.input("x", ["m", 64]), weight(64, 64)
+    first, second = b.constant("V", shared), b.constant("W", shared)
+    second.const_value = first.const_value
+    b.output(b.op("MatMul", b.op("MatMul", x, first), second), ["m", 64])
+    process.start()
+    late = threading.Timer(60, process._process.kill)  # or it waits for ever for what does not come
+    late.start()
+    try:
+        loaded = opened(process, b.model())
+        (y,) = process.run(loaded.outputs, {"x": np.ones((1, 64), np.float32)})
+    finally:
+        late.cancel()
+    np.testing.assert_allclose(y, np.ones((1, 64), np.float32) @ shared @ shared, rtol=1e-4, atol=1e-4)
+
+
 def test_weights_of_files_are_mapped_there(process, tmp_path, monkeypatch):
     storage.save(product(), tmp_path / "m.onnx", external=True)
     monkeypatch.setattr(ir.ExternalTensor, "numpy", lambda _: pytest.fail("read here"))
@@ -111,53 +129,52 @@ def test_modules_beside_the_models_are_not_imported(tmp_path):
     assert "ONNX Runtime cannot load the model" in done.stdout
 
 
-def loaded(process):
-    """What a process makes of a model, and its number."""
-    found = bare(matmul_model())
-    process.open(found.proto.SerializeToString(), "m", ours=False, weights=found.weights)
+def number_of(process):
+    """That of the process, once it holds a model."""
+    opened(process, product())
     return process._process.pid
 
 
 def test_the_process_of_a_small_model_serves_the_next():
     session_process._SPARE.end()
     first, second = SessionProcess(), SessionProcess()
-    number = loaded(first)
+    number = number_of(first)
     first.release()
     assert not first.is_alive
-    assert loaded(second) == number
-    assert loaded(first) != number
+    assert number_of(second) == number
+    assert number_of(first) != number
     first.stop()
     second.release()
     session_process._SPARE.end()
-    assert loaded(first) != number
+    assert number_of(first) != number
     first.stop()
 
 
 def test_of_other_models_it_does_not(monkeypatch):
     session_process._SPARE.end()
     process = SessionProcess()
-    number = loaded(process)
+    number = number_of(process)
     monkeypatch.setattr(session_process, "_SMALL", 16)
     process.release()
-    assert loaded(process) != number
+    assert number_of(process) != number
     monkeypatch.undo()
-    number = loaded(process)
+    number = number_of(process)
     os.kill(number, signal.SIGKILL)
     process.release()
-    assert loaded(process) != number
+    assert number_of(process) != number
     process.stop()
 
 
 def test_it_waits_for_some_time_and_for_this_path_alone(monkeypatch):
     monkeypatch.setattr(session_process, "_SPARE_SECONDS", 0.1)
     process = SessionProcess()
-    loaded(process)
+    number_of(process)
     waiting = process._process
     process.release()
     waiting.wait(20)
     monkeypatch.undo()
-    number = loaded(process)
+    number = number_of(process)
     process.release()
     monkeypatch.syspath_prepend("elsewhere")
-    assert loaded(process) != number
+    assert number_of(process) != number
     process.stop()
