@@ -207,7 +207,7 @@ def _has_weight(node: ir.Node) -> bool:
     if node.op_type not in _CONVOLUTIONS + _PRODUCTS or node.domain not in ("", "ai.onnx"):
         return False
     weight = node.inputs[1]
-    tensor = constant_of(weight) if weight is not None else None
+    tensor = constant_of(weight)
     return tensor is not None and (node.op_type in _CONVOLUTIONS or len(tensor.shape) == 2) and _reads_rows(node)
 
 

@@ -83,7 +83,7 @@ def _edit(node: ir.Node, perm: Perm, opset: int) -> Edit | None:
 
 def _fixed(value: ir.Value | None) -> npt.NDArray[np.generic] | None:
     """A constant of any type that no caller can override."""
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     return np.asarray(tensor.numpy()) if tensor is not None else None
 
 

@@ -81,8 +81,10 @@ def stored_constant(value: ir.Value) -> ir.TensorProtocol | None:
     return None
 
 
-def constant_of(value: ir.Value) -> ir.TensorProtocol | None:
+def constant_of(value: ir.Value | None) -> ir.TensorProtocol | None:
     """The tensor of a stored constant, or of one that `mark_constants` found and that can be computed."""
+    if value is None:
+        return None
     stored = stored_constant(value)
     if stored is not None:
         return stored
@@ -114,13 +116,13 @@ def sources_of(value: ir.Value) -> tuple[ir.Value, ...]:
 
 def array_of(value: ir.Value | None) -> npt.NDArray[Any] | None:
     """A copy of the numbers that a constant holds; None where the value is none."""
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     return None if tensor is None else copy_of(tensor)
 
 
 def scalar(value: ir.Value | None) -> float | None:
     """The number that a constant of one element holds."""
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     if tensor is None or tensor.size != 1 or not np.issubdtype(tensor.dtype.numpy(), np.number):
         return None
     return float(tensor.numpy().reshape(-1)[0])

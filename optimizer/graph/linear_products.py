@@ -177,6 +177,6 @@ class Product:
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     assert tensor is not None
     return tuple(tensor.shape.numpy())

@@ -35,7 +35,7 @@ def input_of(node: ir.Node, index: int) -> ir.Value | None:
 
 def is_fixed(value: ir.Value | None) -> bool:
     """Whether a value is a constant of float32 that no caller can override; nothing is read."""
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     return tensor is not None and tensor.dtype == ir.DataType.FLOAT
 
 

@@ -103,7 +103,7 @@ def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Project
     node = sums.producer()
     if node is not None and node.op_type == "Add" and node.domain in _STANDARD:
         for index in (0, 1):
-            constant = _constant(node.inputs[index])
+            constant = constant_of(node.inputs[index])
             if constant is not None and len(constant.shape) <= 1:
                 bias, sums = constant, required(node.inputs[1 - index])
                 break
@@ -185,7 +185,7 @@ def _is_size(size: Size, axis: int, letter: str, x: ir.Value, sources: Mapping[i
 
 def _sizes(value: ir.Value, depth: int) -> list[Size] | None:
     """The elements of a shape."""
-    tensor = _constant(value)
+    tensor = constant_of(value)
     if tensor is not None:
         few = tensor.dtype in (ir.DataType.INT64, ir.DataType.INT32) and tensor.size <= 8
         return [int(size) for size in tensor.numpy().reshape(-1)] if few else None
@@ -235,12 +235,8 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, bool]:
     """A constant, perhaps behind a Transpose of its two axes."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [1, 0])) == [1, 0]:
-        return _constant(node.inputs[0]), True
-    return _constant(value), False
-
-
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    return constant_of(value) if value is not None else None
+        return constant_of(node.inputs[0]), True
+    return constant_of(value), False
 
 
 def without_factors(value: ir.Value) -> tuple[float, ir.Value]:

@@ -64,6 +64,6 @@ def _refuse(x: ir.Value | None, weight: ir.Value | None, bias: ir.Value | None) 
 
 
 def _sizes(value: ir.Value | None) -> tuple[int, ...]:
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     assert tensor is not None
     return tuple(tensor.shape.numpy())

@@ -133,7 +133,7 @@ class SparsifyMatMul(GraphPass):
     def _bias(self, node: ir.Node, layer: SparseLayer, bias: ir.Value | None) -> ir.Value | None:
         if layer.shift is None:
             return bias
-        tensor = constant_of(bias) if bias is not None else None
+        tensor = constant_of(bias)
         total = layer.shift if tensor is None else layer.shift + tensor.numpy()
         return add_array(self._graph, f"{node.name}_bias", total.astype(np.float32))
 

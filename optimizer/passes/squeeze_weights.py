@@ -50,7 +50,7 @@ class SqueezeWeights(GraphPass):
 
 def _has_ones(node: ir.Node) -> bool:
     value = node.inputs[1] if len(node.inputs) == 2 and node.inputs[0] is not None else None
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     return tensor is not None and len(tensor.shape) > 2 and all(size == 1 for size in tensor.shape.numpy()[:-2])
 
 

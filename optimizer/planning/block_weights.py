@@ -70,7 +70,7 @@ def _damaged(node: ir.Node) -> OnnxpressError:
 
 def _array(node: ir.Node, index: int) -> npt.NDArray[Any]:
     value = node.inputs[index]
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     if tensor is None:
         raise OnnxpressError(f"node {node.name}: input {index} of {OP} is no constant; it was not made by this tool")
     return tensor.numpy()

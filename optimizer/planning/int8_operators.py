@@ -91,7 +91,7 @@ class Operator:
 
 def array_size(value: ir.Value | None) -> int:
     """Elements of a constant, 0 for anything else."""
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     return tensor.size if tensor is not None else 0
 
 
@@ -127,19 +127,14 @@ def needs_float(node: ir.Node) -> bool:
     return padded or any(step != 1 for step in attributes.get_ints("dilations", []))
 
 
-def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """A constant that no caller can override."""
-    return constant_of(value) if value is not None else None
-
-
 def _rank(value: ir.Value | None) -> int:
-    tensor = _constant(value)
+    tensor = constant_of(value)
     return 0 if tensor is None else len(tensor.shape)
 
 
 def refuse_weight(value: ir.Value | None) -> str | None:
     """Why a value is no weight that can be rounded."""
-    tensor = _constant(value)
+    tensor = constant_of(value)
     if value is None or tensor is None:
         reason = why_unread(value) if value is not None else None
         return f"the weight is no stored constant: {reason}" if reason else "no constant weight"
@@ -156,7 +151,7 @@ def _refuse_bias(node: ir.Node, index: int) -> str | None:
     value = _input(node, index)
     if value is None:
         return None
-    tensor = _constant(value)
+    tensor = constant_of(value)
     if tensor is None:
         return "the bias is no constant"
     if tensor.dtype != ir.DataType.FLOAT or not np.isfinite(tensor.numpy()).all():
@@ -175,9 +170,9 @@ def _gemm(node: ir.Node) -> Operator | str:
         return reason
     if node.attributes.get_int("transA", 0):
         return "Gemm with transA"
-    c = _constant(_input(node, 2))
+    c = constant_of(_input(node, 2))
     if c is not None:
-        weight = _constant(node.inputs[1])
+        weight = constant_of(node.inputs[1])
         assert weight is not None
         columns = weight.shape.numpy()[0 if node.attributes.get_int("transB", 0) else 1]
         if c.size not in (1, columns) or (c.size > 1 and c.shape.numpy()[-1] != columns):

@@ -296,7 +296,7 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
             made = value, flipped
             cast = cast or to
         value = producer.inputs[0]
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     if value is None or tensor is None:
         reason = why_unread(value) if value is not None else None
         return f"the weight is no stored constant: {reason}" if reason else "no constant weight"

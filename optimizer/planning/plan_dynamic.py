@@ -68,7 +68,7 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, fused: Collection[ir.Node]
 def _weight(node: ir.Node) -> Weight | str:
     """The merged weight of an Attention that QAttention can compute, or why it cannot."""
     value = _input(node, 1)
-    tensor = constant_of(value) if value is not None else None
+    tensor = constant_of(value)
     if value is None or tensor is None:
         return "no constant weight"
     if tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) != 2:

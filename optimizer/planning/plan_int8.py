@@ -168,7 +168,7 @@ def is_bias(node: ir.Node, value: ir.Value) -> bool:
     if node.op_type != "Add" or node.domain not in ("", "ai.onnx") or len(node.inputs) != 2:
         return False
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
-    tensor = constant_of(other) if other is not None else None
+    tensor = constant_of(other)
     return tensor is not None and len(tensor.shape) == 1
 
 

@@ -132,7 +132,7 @@ def _varies(value: ir.Value | None) -> bool:
 
 
 def _table(node: ir.Node) -> Operator | str:
-    table = constant_of(node.inputs[0])  # type: ignore[arg-type]
+    table = constant_of(node.inputs[0])
     if (reason := refuse_table(table)) is not None:
         return reason
     assert table is not None
