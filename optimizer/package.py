@@ -31,33 +31,28 @@ __all__ = [
 ]  # fmt: skip
 
 _PLACES = {
-    "Calibration": "calibration:Calibration",
-    "OnnxpressError": "errors:OnnxpressError",
-    "Override": "settings.recipe:Override",
-    "Recipe": "settings.recipe:Recipe",
-    "UsageError": "errors:UsageError",
     "bench": "analysis.bench:bench",
     "calibrate": "conversion.calibrate:calibrate",
     "compare": "analysis.compare:compare",
     "compile": "conversion.compile:compile_context",
     "evaluate": "analysis.evaluate:evaluate",
     "inspect": "analysis.inspect:inspect",
-    "optimize": "conversion.pipeline:optimize",
 }
+"""What `onnxpress.optimizer` does not have by these names."""
 
 
 def __getattr__(name: str) -> Any:
     # ONNX and its tools take a second to import; who runs a session with our operators needs none of them.
-    if name in _PLACES:
-        module, _, attribute = _PLACES[name].partition(":")
-        return getattr(importlib.import_module(f"onnxpress.optimizer.{module}"), attribute)
-    if name in ("custom_ops", "ep", "models", "optimizer"):
-        return importlib.import_module(f"onnxpress.{name}")
     if name == "__version__":
         from importlib.metadata import version
 
         return version("onnxpress")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("custom_ops", "ep", "models", "optimizer"):
+        return importlib.import_module(f"onnxpress.{name}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PLACES.get(name, f":{name}").partition(":")
+    return getattr(importlib.import_module(f"onnxpress.optimizer.{module}".rstrip(".")), attribute)
 
 
 def __dir__() -> list[str]:

@@ -154,7 +154,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="onnxpress-") as folder:
         common = _Common(
             threads or len(os.sched_getaffinity(0)), dims, dict(config or {}), dict(openvino_config or {}),
-            Path(folder), None if data is None else _first_batch(models[0], data), _limits(models),
+            Path(folder), *((None, _limits(models)) if data is None else (_first_batch(models[0], data), {})),
         )  # fmt: skip
         ours = provider_options(provider, claim)
         entries = [entry for model in models for entry in _entries(model, ours, openvino)]

@@ -11,44 +11,18 @@ from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer
 from .setting_options import options_of
 from .terminal import (
     Claim,
+    Dims,
     Json,
     as_written,
     console,
     kept_in,
+    pairs_of,
     progress_bar,
     share,
+    sizes,
 )
 
-Dims = Annotated[
-    list[str] | None,
-    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, or INPUT:AXIS=SIZE of any open one; repeatable."),
-]
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
-
-
-def _pairs(items: list[str] | None, option: str) -> dict[str, str]:
-    pairs = {}
-    for item in items or []:
-        key, equals, value = item.partition("=")
-        if not equals or not key:
-            raise UsageError(f'{option} "{item}": write NAME=VALUE')
-        pairs[key] = value
-    return pairs
-
-
-def sizes(items: list[str] | None) -> dict[str, int]:
-    """The sizes that options name.
-
-    Raises:
-        UsageError: One is no size.
-    """
-    pairs = _pairs(items, "--dim")
-    for name, value in pairs.items():
-        if not value.isdecimal():
-            raise UsageError(f'--dim "{name}={value}": the size must be a whole number')
-        if int(value) == 0 and "past" not in name.lower():
-            raise UsageError(f'--dim "{name}={value}": nothing is computed on no data; only a past may be empty')
-    return {name: int(value) for name, value in pairs.items()}
 
 
 def _by_model(texts: list[str] | None, models: list[str], option: str) -> dict[str, str]:
@@ -170,10 +144,10 @@ def bench(
         images, tokenizer = (images, tokenizer) if nncf else (None, None)
     with progress_bar(json_) as progress:
         result = run(
-            model, dims=dims, threads=threads, rounds=rounds, config=_pairs(ort_option, "--ort-option"),
+            model, dims=dims, threads=threads, rounds=rounds, config=pairs_of(ort_option, "--ort-option"),
             provider=ep, claim=claim, openvino=openvino, data=given,
             nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
-            openvino_config=_pairs(openvino_option, "--openvino-option"), progress=progress,
+            openvino_config=pairs_of(openvino_option, "--openvino-option"), progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_benchmark

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .analyse import Dims, sizes
 from .setting_options import options_of
-from .terminal import Json, Quiet, as_written, console, note_written, progress_bar
+from .terminal import Dims, Json, Quiet, as_written, console, note_written, progress_bar, sizes
 
 _DATA = "Data of static schemes, sparse and weights alone"
 

@@ -29,6 +29,10 @@ Claim = Annotated[
     str | None,
     typer.Option(help="Families of nodes that it takes, with commas, and --ep; by default what it is faster on."),
 ]
+Dims = Annotated[
+    list[str] | None,
+    typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, or INPUT:AXIS=SIZE of any open one; repeatable."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 
@@ -46,6 +50,36 @@ def share(text: str, option: str) -> float:
     if rest or not 0 < value < 1:
         raise UsageError(f'{option} "{text}": write a share such as 1% or 0.01')
     return value
+
+
+def pairs_of(items: list[str] | None, option: str) -> dict[str, str]:
+    """What options say as NAME=VALUE.
+
+    Raises:
+        UsageError: One says nothing like that.
+    """
+    pairs = {}
+    for item in items or []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise UsageError(f'{option} "{item}": write NAME=VALUE')
+        pairs[key] = value
+    return pairs
+
+
+def sizes(items: list[str] | None) -> dict[str, int]:
+    """The sizes that options name.
+
+    Raises:
+        UsageError: One is no size.
+    """
+    pairs = pairs_of(items, "--dim")
+    for name, value in pairs.items():
+        if not value.isdecimal():
+            raise UsageError(f'--dim "{name}={value}": the size must be a whole number')
+        if int(value) == 0 and "past" not in name.lower():
+            raise UsageError(f'--dim "{name}={value}": nothing is computed on no data; only a past may be empty')
+    return {name: int(value) for name, value in pairs.items()}
 
 
 def as_written(context: typer.Context, values: Mapping[str, Any]) -> dict[str, str]:

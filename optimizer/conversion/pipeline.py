@@ -120,8 +120,8 @@ def optimize(
     _refuse_nothing_to_do(source, recipe, decisions)
     gate.check_result(loaded, source)
     warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
-    done = recipe.decided(**outcome.settled).to_mapping()
-    loaded.metadata_props[METADATA_KEY] = json.dumps(done, sort_keys=True)
+    settled = recipe.decided(**outcome.settled).to_mapping()
+    loaded.metadata_props[METADATA_KEY] = json.dumps(settled, sort_keys=True)
     clock.lap("rewrite")
 
     def written(done: int, total: int) -> None:
@@ -140,7 +140,7 @@ def optimize(
     return Report(
         source=source,
         output=str(target) if target is not None else None,
-        recipe=done,
+        recipe=settled,
         rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
         schemes=dict(Counter(d.reason for d in decisions if d.taken)),
         left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),
@@ -166,9 +166,8 @@ class _CalibrationInput:
     def __init__(
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
-        self.asked, self.is_there = calibration, calibration.is_there(name)
         need = family_of(recipe.family).need(recipe, calibration != Calibration())
-        self.is_read = self.is_there and need is not Need.NONE
+        self.asked, self.is_read = calibration, calibration.is_there(name) and need is not Need.NONE
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
 

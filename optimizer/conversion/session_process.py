@@ -48,7 +48,7 @@ _SMALL = 1 << 24
 """Bytes of a model whose process is worth keeping: of larger ones ONNX Runtime may hold memory back."""
 _SPARE_SECONDS = 5.0
 
-Origin = tuple[int, tuple[str, ...]]
+StartedBy = tuple[int, tuple[str, ...]]
 
 
 class _Spare:
@@ -59,7 +59,7 @@ class _Spare:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: tuple[Origin, subprocess.Popen[bytes], threading.Timer] | None = None
+        self._kept: tuple[StartedBy, subprocess.Popen[bytes], threading.Timer] | None = None
 
     def take(self) -> subprocess.Popen[bytes] | None:
         """The process, if there is one that this one started, with the path that modules come from now."""
@@ -67,9 +67,9 @@ class _Spare:
             kept, self._kept = self._kept, None
         if kept is None or kept[0][0] != os.getpid():
             return None
-        origin, process, timer = kept
+        started_by, process, timer = kept
         timer.cancel()
-        if origin == _origin() and process.poll() is None:
+        if started_by == _started_by() and process.poll() is None:
             return process
         _end(process)
         return None
@@ -80,7 +80,7 @@ class _Spare:
         timer = threading.Timer(_SPARE_SECONDS, self.end)
         timer.daemon = True
         with self._lock:
-            self._kept = _origin(), process, timer
+            self._kept = _started_by(), process, timer
         atexit.register(self.end)
         timer.start()
 
@@ -97,7 +97,7 @@ class _Spare:
 _SPARE = _Spare()
 
 
-def _origin() -> Origin:
+def _started_by() -> StartedBy:
     """Which process starts another, and where modules come from in both."""
     return os.getpid(), tuple(sys.path)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from ..errors import FormerNameWarning, UsageError, value_text
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Kind = TypeVar("Kind")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +55,13 @@ def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def takes_former_names(init: Callable[P, T]) -> Callable[P, T]:
-    """The constructor, which takes keywords of old, too."""
+def takes_former_names(kind: type[Kind]) -> type[Kind]:
+    """A class of settings whose constructor takes keywords of old, too."""
+    make = kind.__init__
 
-    @functools.wraps(init)
-    def run(*args: P.args, **values: P.kwargs) -> T:
-        given: Any = renamed(values)
-        return init(*args, **given)
+    @functools.wraps(make)
+    def run(self: Any, *values: Any, **settings: Any) -> None:
+        make(self, *values, **renamed(settings))
 
-    return run
+    kind.__init__ = run  # type: ignore[method-assign]
+    return kind

@@ -121,6 +121,7 @@ class NodeSettings:
     activation_format: str
 
 
+@takes_former_names
 @named_alone
 @dataclasses.dataclass(frozen=True)
 class Recipe(
@@ -373,9 +374,6 @@ class Recipe(
                 for each in self.overrides
             ),
         )
-
-
-Recipe.__init__ = takes_former_names(Recipe.__init__)  # type: ignore[method-assign]
 
 
 def _matches(pattern: str, names: Collection[str]) -> bool:

@@ -54,6 +54,7 @@ def setting(default: T, help: str, **known: Any) -> T:  # noqa: A002
     return dataclasses.field(default=default, metadata={_KEY: Setting(help, **known)})
 
 
+@cache
 def settings_of(kind: type) -> dict[str, Setting]:
     """The settings of a dataclass by name, in its order."""
     return {field.name: field.metadata[_KEY] for field in dataclasses.fields(kind) if _KEY in field.metadata}

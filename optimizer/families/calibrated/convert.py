@@ -22,7 +22,7 @@ from ...errors import SettingsError, option
 from ...evaluation.metrics import COSINE, Metric, check_metric, choose_metric
 from ...evaluation.sensitivity import MixedPrecision, search_mixed_precision
 from ...model_io.names import copy_of
-from ...passes.base import Left
+from ...passes.base import GraphPass, Left
 from ...passes.declare_functions import declare_functions
 from ...passes.equalize_channels import EqualizeChannels
 from ...passes.float8_products import warn_of_float8_products
@@ -109,10 +109,11 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
     """Let channels exchange scales; whether any did."""
     if getattr(recipe, step) is False:
         return False
-    equalizes = step == "equalize"
-    move = (
-        EqualizeChannels(statistics) if equalizes else SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))
-    )
+    move: GraphPass
+    if step == "equalize":
+        move = EqualizeChannels(statistics)
+    else:
+        move = SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))
     result = move(model)
     left[type(move).__name__] = result.left
     return result.modified
