@@ -186,8 +186,7 @@ class _Store:
 
         def read() -> QuantizedWeight:
             with np.load(path) as parts:
-                found = QuantizedWeight(parts["packed"], parts["scales"], parts["zero_points"], error)
-            return found
+                return QuantizedWeight(parts["packed"], parts["scales"], parts["zero_points"], error)
 
         read.__dict__["folder"] = self._folder  # which lasts as long as its readers do
         return read
