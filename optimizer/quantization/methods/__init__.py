@@ -1,5 +1,6 @@
 """Ways to round weights where data shows what their inputs hold, by name."""
 
+from .hqq import HQQ
 from .in_order import GPTQ
 from .method import Method, Problem
 from .nearest import RTN, SEARCH
@@ -7,4 +8,4 @@ from .signround import SIGNROUND
 
 __all__ = ["METHODS", "Method", "Problem"]
 
-METHODS = {method.name: method for method in (RTN, SEARCH, GPTQ, SIGNROUND)}
+METHODS = {method.name: method for method in (RTN, SEARCH, HQQ, GPTQ, SIGNROUND)}

@@ -8,15 +8,11 @@ mean square (by 0.1 to 0.3 dB at 2 to 4 bits) and the weights alone.
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
-from onnxpress.custom_ops import _kernels
-
 from ..gptq import round_in_order
 from ..quantized_weight import Floats, QuantizedWeight
 from ..rtn import quantize_rtn
 from .method import Method, Problem
+from .recoded import recoded
 
 
 def _gptq(problem: Problem) -> QuantizedWeight:
@@ -31,24 +27,11 @@ def round_towards(problem: Problem, target: Floats) -> QuantizedWeight:
     scheme, rows, convolution = problem.scheme, problem.rows, problem.convolution
     importance = None if convolution else problem.importance(0.5)
     start = quantize_rtn(target, scheme, True, convolution=convolution, importance=importance)
-    K = rows.shape[1]
-    block, numbers = scheme.codes_per_block(K), scheme.number_format
-    codes = np.repeat(start.zero_points, block, axis=1)  # which pads keep
-    if scheme.integer:
-        levels, zeros = np.float32(2**scheme.bits - 1), start.zero_points.astype(np.float32)
-        codes[:, :K] = round_in_order(
-            target, start.scales, problem.moments.second, lambda x: np.clip(np.rint(x), 0, levels), zeros,
-            scheme.block_size,
-        )  # fmt: skip
-    else:
-        found = round_in_order(
-            target, start.scales, problem.moments.second, numbers.round, block_size=scheme.block_size
-        )
-        codes[:, :K] = numbers.encode(found)
-    packed = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(start.packed.shape)
-    moved = dataclasses.replace(start, packed=packed)
-    error = float(np.square(moved.decoded(scheme, K) - rows, dtype=np.float64).sum())
-    return dataclasses.replace(moved, error=dataclasses.replace(start.error, error=error))
+    form = scheme.number_format
+    numbers = round_in_order(
+        target, start.scales, problem.moments.second, form.round, form.decode(start.zero_points), scheme.block_size
+    )
+    return recoded(start, scheme, rows, numbers)
 
 
 GPTQ = Method("gptq", _gptq)

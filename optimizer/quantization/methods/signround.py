@@ -25,14 +25,13 @@ piece of rows per thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
 from ..blas import one_thread_each
-from ..formats import SCALE_TYPES, Format
+from ..formats import SCALE_TYPES
 from ..quantized_weight import QuantizedWeight
 from ..rtn import quantize_rtn
 from ..schemes import WeightScheme
@@ -77,11 +76,13 @@ class _Learned:
     def __init__(
         self, rows: Floats, second: Floats, scheme: WeightScheme, numbers: Floats, scales: Floats, zeros: Floats
     ) -> None:
-        groups, n, K = rows.shape
-        self._padded = groups, n, scheme.blocks(K), scheme.codes_per_block(K)
+        K = rows.shape[2]
+        self._shape = (*rows.shape[:2], scheme.blocks(K), scheme.codes_per_block(K))
         self._rows = self._in_blocks(rows)
         self._second = second
         self._form = scheme.number_format
+        ends = np.array([self._form.min, self._form.max], np.float32)
+        self._ends = ends + np.array([-0.5, 0.5], np.float32) * self._form.step(ends)  # of what is not cut off
         self._ranges = _Ranges(scheme, scales[..., None], zeros[..., None])
         self._offsets = np.zeros_like(self._rows)
         self.best = numbers.copy(), scales.copy(), zeros.copy()
@@ -90,44 +91,41 @@ class _Learned:
 
     def run(self) -> None:
         """Take all steps."""
-        for step in range(_STEPS + 1):  # the last one judges what the one before it made
-            self._step(np.float32((1 - step / _STEPS) / _STEPS))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is not better
+            for step in range(_STEPS + 1):  # the last one judges what the one before it made
+                self._step(np.float32((1 - step / _STEPS) / _STEPS))
 
     def _in_blocks(self, flat: Floats) -> Floats:
         """[G, n, K] -> [G, n, blocks, block], zeros behind K."""
-        groups, n, blocks, block = self._padded
-        padded = np.pad(flat, [(0, 0), (0, 0), (0, blocks * block - flat.shape[2])])
-        return padded.reshape(self._padded)
+        padding = self._shape[2] * self._shape[3] - flat.shape[2]
+        return np.pad(flat, [(0, 0), (0, 0), (0, padding)]).reshape(self._shape)
 
     def _loss(self, change: Floats) -> tuple[Floats, npt.NDArray[np.float64]]:
         """E H in the shape of E, zero for what pads, and e H e' of each channel."""
-        groups, n, blocks, block = self._padded
-        K = self._second.shape[1]
-        flat = change.reshape(groups, n, -1)
+        flat, K = change.reshape(*self._shape[:2], -1), self._second.shape[1]
         product = np.zeros_like(flat)
-        product[..., :K] = flat[..., :K] @ self._second
-        return product.reshape(self._padded), np.einsum("gnk,gnk->gn", flat, product, dtype=np.float64)
+        np.matmul(flat[..., :K], self._second, out=product[..., :K])
+        return product.reshape(self._shape), np.einsum("gnk,gnk->gn", flat, product, dtype=np.float64)
 
     def _step(self, rate: np.float32) -> None:
+        """Judge what there is, and move on."""
         form, scales, zeros = self._form, self._ranges.scales, self._ranges.zeros
-        scaled = self._rows * np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+        scaled = self._rows * _inverse(scales)
         moved = form.step(scaled)
         moved *= self._offsets
         moved += scaled
         moved += zeros
         numbers = form.round(moved)
-        least, most = np.array([form.min, form.max], np.float32)
-        beyond = np.array([-0.5, 0.5], np.float32) * form.step(np.array([least, most]))
-        held = (moved >= least + beyond[0]) & (moved <= most + beyond[1])  # not cut off
+        held = (moved >= self._ends[0]) & (moved <= self._ends[1])
         steps = numbers - zeros
         change = steps * scales
         change -= self._rows
         product, loss = self._loss(change)
         self._keep(loss, numbers)
         np.subtract(steps, scaled, out=steps, where=held)
-        self._ranges.move(
-            rate, (product * steps).sum(-1, keepdims=True), -scales * (product * ~held).sum(-1, keepdims=True)
-        )
+        by_scale = (product * steps).sum(-1, keepdims=True)
+        by_zero = -scales * (product * ~held).sum(-1, keepdims=True)
+        self._ranges.move(rate, by_scale, by_zero)
         slope = np.sign(product)
         slope *= held
         slope *= rate * np.sign(scales)
@@ -138,8 +136,7 @@ class _Learned:
         """Of channels that have not been better."""
         better = loss < self._least
         self._least[better] = loss[better]
-        groups, n, _, _ = self._padded
-        flat = numbers.reshape(groups, n, -1)[..., : self._second.shape[1]]
+        flat = numbers.reshape(*self._shape[:2], -1)[..., : self._second.shape[1]]
         for best, now in zip(self.best, (flat, self._ranges.scales[..., 0], self._ranges.zeros[..., 0]), strict=True):
             best[better] = now[better]
 
@@ -178,19 +175,23 @@ class _Ranges:
             return
         levels = np.float32(self._form.max - self._form.min)
         # With z' = z - min = -b m / s:  ds = (M da - m db) / levels,  dz' = -(z' ds + m db) / s
-        inverse = np.divide(1, self.scales, out=np.zeros_like(self.scales), where=self.scales != 0)
+        inverse = _inverse(self.scales)
         whole = by_scale - by_zero * (self.zeros - np.float32(self._form.min)) * inverse
         self._above -= rate * np.sign(whole * self._high)
         self._below += rate * np.sign(self._low * (whole / levels + by_zero * inverse))
         low, high = self._below * self._low, self._above * self._high
         self.scales = self._rounded((high - low) / levels)
-        inverse = np.divide(1, self.scales, out=np.zeros_like(self.scales), where=self.scales != 0)
-        self.zeros = self._form.round(np.float32(self._form.min) - low * inverse)
+        self.zeros = self._form.round(np.float32(self._form.min) - low * _inverse(self.scales))
 
     def _rounded(self, scales: Floats) -> Floats:
         """To those that there are, of either sign; 0 stays."""
         rounded = self._type.round(np.abs(scales), self._form)
         return np.where(scales == 0, scales, np.copysign(rounded, scales))
+
+
+def _inverse(scales: Floats) -> Floats:
+    """0 for 0."""
+    return np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
 
 
 SIGNROUND = Method("signround", _signround)
