@@ -128,7 +128,7 @@ class _Sums:
 
 def _whole(panels: Floats) -> Floats:
     """Symmetric matrices of which the part below the panels of the diagonal was left out."""
-    whole = panels.copy()
+    whole: Floats = panels.copy()
     for begin in range(0, whole.shape[1], _PANEL):
         end = begin + _PANEL
         whole[:, end:, begin:end] = whole[:, begin:end, end:].transpose(0, 2, 1)
