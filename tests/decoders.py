@@ -8,11 +8,12 @@ import onnx_ir as ir
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran")
-VOCABULARY, HEADS, WIDTH = len(WORDS) + 2, 2, 4
+VOCABULARY, HEADS, WIDTH = len(WORDS) + 2, 2, 16
 HIDDEN = HEADS * WIDTH
 POSITIONS = 64
 I64 = ir.DataType.INT64
 FAR = -1e9
+TABLES = ("tokens", "positions")
 
 
 def weights(seed: int = 0) -> dict[str, np.ndarray]:
@@ -20,11 +21,18 @@ def weights(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     sizes = {
         "tokens": (VOCABULARY, HIDDEN), "positions": (POSITIONS, HIDDEN), "lm_head": (HIDDEN, VOCABULARY),
-        **{name: (HIDDEN, HIDDEN) for name in ("query", "key", "value", "out")},
+        **dict.fromkeys(("query", "key", "value", "out"), (HIDDEN, HIDDEN)),
     }  # fmt: skip
+    made = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    return {name: w if name in TABLES else w * np.float32(1.5 * HIDDEN**-0.5) for name, w in made.items()}
+
+
+def noisy(noise: float) -> dict[str, np.ndarray]:
+    """The weights with this part of each, by a sign of chance, added to those of products."""
+    rng = np.random.default_rng(1)
     return {
-        name: rng.standard_normal(size).astype(np.float32) * (1.5 if name == "lm_head" else 1)
-        for name, size in sizes.items()
+        name: w if name in TABLES else w * (1 + noise * rng.choice([-1, 1], w.shape)).astype(np.float32)
+        for name, w in weights().items()
     }
 
 
@@ -41,14 +49,7 @@ def decoder(noise: float = 0.0, past: object = "past", mask: object = "past + se
         flag: Whether there is an input `use_cache_branch`, which nothing reads.
     """
     b = graphs.Builder()
-    rng = np.random.default_rng(1)
-    W = {
-        name: w
-        if name in ("tokens", "positions")
-        else w * (1 + noise * rng.choice([-1, 1], w.shape)).astype(np.float32)
-        for name, w in weights().items()
-    }
-    constants = {name: b.constant(name, w) for name, w in W.items()}
+    constants = {name: b.constant(name, w) for name, w in noisy(noise).items()}
 
     def whole(*values: int) -> ir.Value:
         return b.constant(f"whole_{len(b.graph.initializers)}", np.array(values, np.int64))
@@ -94,14 +95,7 @@ def decoder(noise: float = 0.0, past: object = "past", mask: object = "past + se
 
 def logits_of(ids: np.ndarray, noise: float = 0.0) -> np.ndarray:
     """The logits for tokens [n] with nothing before them, [n, vocabulary], in float64."""
-    rng = np.random.default_rng(1)
-    W = {
-        name: w
-        if name in ("tokens", "positions")
-        else w * (1 + noise * rng.choice([-1, 1], w.shape)).astype(np.float32)
-        for name, w in weights().items()
-    }
-    W = {name: w.astype(np.float64) for name, w in W.items()}
+    W = {name: w.astype(np.float64) for name, w in noisy(noise).items()}
     x = W["tokens"][ids] + W["positions"][np.arange(len(ids))]
     q, k, v = ((x @ W[name]).reshape(len(ids), HEADS, WIDTH).transpose(1, 0, 2) for name in ("query", "key", "value"))
     scores = q @ k.transpose(0, 2, 1) * WIDTH**-0.5 + np.triu(np.full((len(ids), len(ids)), FAR), 1)
