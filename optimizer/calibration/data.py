@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import OnnxpressError, UsageError
 from ..runtime.feeds import Feeds, in_width, is_float
 from ..user_functions import is_reference, load_function
+from .arrays import ARRAYS, array_samples
 from .inputs import Input, needed
 from .variety import Variety
 
@@ -227,13 +228,11 @@ def open_data(
 
         begin, count = image_samples(path, needed(inputs), images, samples)
         return Data(str(source), inputs, begin, count, batch)
-    if tokenizer is not None:
+    if tokenizer is not None and path.suffix.lower() not in ARRAYS:
         from .text import text_samples
 
         begin = text_samples(path, needed(inputs), tokenizer, length, decoder=decoder)
         return Data(str(source), inputs, begin, samples, batch)
-    from .arrays import array_samples
-
     return Data(str(source), inputs, array_samples(path, inputs), samples, batch)
 
 

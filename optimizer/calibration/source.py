@@ -45,6 +45,11 @@ class Calibration:
     tokenizer: str | Path | None = None
     length: int | None = None
 
+    @property
+    def text(self) -> Path | None:
+        """The file of its data, where that may be text."""
+        return Path(self.data) if isinstance(self.data, str | Path) and _may_be_text(Path(self.data)) else None
+
     def is_there(self, name: str | None) -> bool:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
         return self.data is not None or self.statistics is not None or name is not None
