@@ -124,3 +124,16 @@ def ids_of(words: str, vocabulary: int = VOCABULARY) -> np.ndarray:
     """The numbers of those words."""
     numbers = {word: index + 1 for index, word in enumerate(WORDS)} | {"dog": vocabulary - 1}
     return np.array([numbers[word] for word in words.split()])
+
+
+def own_text(count: int, window: int) -> str:
+    """What the decoder itself says in windows of this length, each begun by another word: it foretells that well."""
+    word = {int(ids_of(each)[0]): each for each in WORDS}
+    said: list[int] = []
+    for begin in range(0, count, window):
+        tokens = [sorted(word)[begin // window % len(word)]]
+        while len(tokens) < window:
+            last = logits_of(np.array(tokens))[-1]
+            tokens.append(max(word, key=lambda token: last[token]))
+        said += tokens
+    return " ".join(word[token] for token in said[:count])

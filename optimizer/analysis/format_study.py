@@ -99,11 +99,11 @@ class FormatStudy:
     max_drop: float
     max_kl: float = MAX_KL
 
-    def share_of_bound(self, verdict: Verdict) -> float | None:
-        """The loss over its bound, None where there is none."""
-        if verdict.loss is None:
-            return None
-        return verdict.loss / (self.max_kl if verdict.in_nats else self.max_drop)
+    def on_one_scale(self, verdict: Verdict) -> float | None:
+        """The loss, of kl as many times `max_drop` as it is `max_kl`; None where there is none."""
+        if verdict.loss is None or not verdict.in_nats:
+            return verdict.loss
+        return verdict.loss / self.max_kl * self.max_drop
 
     @property
     def coverage(self) -> dict[str, float]:

@@ -135,8 +135,8 @@ def plot_formats(study: FormatStudy, path: str | Path) -> None:
     losses.axvline(bound, color="black", linewidth=0.8)
     losses.set_xscale("symlog", linthresh=max(bound, 0.01))
     for index, model in enumerate(models):
-        found = {v.scheme: study.share_of_bound(v) for v in study.verdicts if v.model == model}
-        known = [(bound * loss, y) for y, scheme in zip(places, schemes, strict=True) if _finite(loss := found[scheme])]
+        found = {v.scheme: study.on_one_scale(v) for v in study.verdicts if v.model == model}
+        known = [(100 * loss, y) for y, scheme in zip(places, schemes, strict=True) if _finite(loss := found[scheme])]
         failed = [y for y, scheme in zip(places, schemes, strict=True) if not _finite(found[scheme])]
         color = f"C{index % 10}"
         losses.plot([x for x, _ in known], [y for _, y in known], "o", color=color, label=shorten(model))

@@ -33,7 +33,7 @@ VALUES = {
 }  # fmt: skip
 """One of each key, which some scheme of each kind that reads the key takes."""
 
-BESIDE = dict.fromkeys(("text", "window", "stride", "tokens"), {"metric": "perplexity"})
+BESIDE = {key: {"metric": "perplexity"} for key in ("text", "window", "stride", "tokens")}
 """What some are read with alone."""
 
 NO_KEYS = {
