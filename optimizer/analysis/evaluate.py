@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnxpress import custom_ops
 from onnxpress.models.tasks import Task, choose
 
+from ..calibration.tokens import TOKENIZER
 from ..errors import OnnxpressError, UsageError, option
 from ..evaluation.language import KL, PERPLEXITY, TEXT_TASKS, Text, text_judge
 from ..model_io import storage
@@ -76,7 +77,7 @@ def evaluate(
         session: Judged in place of the one that these options make, such as an `OpenVinoSession` of the model, or of
             what became of it.
         text: What perplexity and kl read.
-        reference: The float model of kl, in the forms of `model`.
+        reference: The float model of kl, in the forms of `model`; its tokenizer serves where none lies beside `model`.
 
     Raises:
         UsageError: There is no such task, none fits, or it lacks the text or the reference, or reads none.
@@ -124,8 +125,13 @@ def _chosen(
         return choose(session, task, shown)
     known = TEXT_TASKS[task or PERPLEXITY]
     read_by = original if known.name == KL and original is not None else path
-    judge = text_judge(known.name, text, storage.load(read_by), read_by, shown, opened)
+    judge = text_judge(known.name, text, storage.load(read_by), _with_tokenizer(path, original), shown, opened)
     return Task(known.name, known.name, known.description, known.needs, lambda _: True, lambda one, _: judge(one))
+
+
+def _with_tokenizer(path: Path, original: Path | None) -> Path:
+    """Of a model and the one that it was made of, that beside which a tokenizer lies."""
+    return path if original is None or path.with_name(TOKENIZER).is_file() else original
 
 
 def evaluate_with_provider(
@@ -167,7 +173,14 @@ def evaluate_with_provider(
     return results
 
 
-def check(model: str | Path, task: str | None = None, provider: bool = False, text: Text | None = None) -> None:
+def check(
+    model: str | Path,
+    task: str | None = None,
+    provider: bool = False,
+    *,
+    text: Text | None = None,
+    reference: str | Path | None = None,
+) -> None:
     """Refuse at once what `evaluate`, or `evaluate_with_provider`, could not begin with.
 
     Raises:
@@ -176,7 +189,8 @@ def check(model: str | Path, task: str | None = None, provider: bool = False, te
     """
     path = resolve(model)
     if is_on_text(task, text):
-        text_judge(PERPLEXITY, text, storage.load(path), path, str(model))
+        original = None if reference is None else resolve(reference)
+        text_judge(PERPLEXITY, text, storage.load(path), _with_tokenizer(path, original), str(model))
         return
     try:
         choose(_look(path), task, str(model))

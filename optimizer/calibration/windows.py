@@ -16,14 +16,14 @@ import onnx_ir as ir
 
 from ..errors import UsageError, option
 from ..runtime.feeds import Feeds, is_float
-from ..runtime.token_limits import token_limits
-from .inputs import Input
+from .inputs import Input, inputs_of
 from .tokens import IDS, tokens_of
 
 WINDOW = 512
 """Tokens of a window where nobody says."""
-FILLED = (IDS, "attention_mask", "token_type_ids", "position_ids")
-_MASK, _TYPES, _POSITIONS = FILLED[1:]
+SEGMENTS = "token_type_ids"
+FILLED = (IDS, "attention_mask", SEGMENTS, "position_ids")
+_MASK, _, _POSITIONS = FILLED[1:]
 _COUNTING_AXIS = 2  # of a past [batch, heads, tokens, width] whose sizes are all fixed
 _PAST_WORDS = ("past", "cache")
 
@@ -45,6 +45,11 @@ def is_past(entry: Input) -> bool:
     return len(entry.shape) == 4 and sum(not isinstance(size, int) for size in entry.shape[1:]) == 1
 
 
+def tells_sentences_apart(inputs: Sequence[Input]) -> bool:
+    """Whether a model without a past takes what encoders know one sentence of a pair from the other by."""
+    return any(entry.name == SEGMENTS for entry in inputs) and not any(map(is_past, inputs))
+
+
 def is_flag(entry: Input) -> bool:
     """Whether an input switches something on, such as the branch that reads a past."""
     return entry.dtype.kind == "b" and entry.shape in ((), (1,))
@@ -54,11 +59,11 @@ def predicts_tokens(model: ir.Model) -> bool:
     """Whether a model reads tokens and gives scores of the next one at each position.
 
     Its output has as many columns as the table of tokens has rows, or more if it is called logits. A model that tells
-    sentences apart by `token_type_ids` is an encoder, whatever it gives.
+    sentences apart is an encoder, whatever it gives.
     """
-    names = {value.name for value in model.graph.inputs}
-    rows = token_limits(model).get(IDS)
-    if IDS not in names or _TYPES in names or rows is None:
+    inputs = inputs_of(model)
+    rows = next((entry.limit for entry in inputs if entry.name == IDS), None)
+    if rows is None or tells_sentences_apart(inputs):
         return False
     shapes = [(value.name or "", value.shape) for value in model.graph.outputs if value.shape is not None]
     columns = [(name, shape[2]) for name, shape in shapes if len(shape) == 3 and isinstance(shape[2], int)]
@@ -101,7 +106,7 @@ class Decoder:
         rows = {
             IDS: tokens,
             _MASK: np.repeat((0, 1), (self._before, len(tokens))),
-            _TYPES: np.zeros_like(tokens),
+            SEGMENTS: np.zeros_like(tokens),
             _POSITIONS: np.arange(len(tokens)),
         }
         return {
@@ -118,7 +123,7 @@ class Decoder:
         return size if isinstance(size, int) else None
 
     def _length(self, asked: int | None, where: str) -> int:
-        fixed = [size for name in (IDS, _TYPES, _POSITIONS) if (size := self._size(name)) is not None]
+        fixed = [size for name in (IDS, SEGMENTS, _POSITIONS) if (size := self._size(name)) is not None]
         if not fixed and (mask := self._size(_MASK)) is not None:
             fixed = [mask - self._fixed_past()]
         if fixed:

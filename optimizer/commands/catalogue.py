@@ -73,13 +73,11 @@ def evaluate(
 
     passage = text_of(text, tokenizer if text is not None or not nncf else None, window, stride, tokens)
     data = nncf_data(nncf, calibration, samples, images, tokenizer if nncf else None)
-    given: dict[str, Any] = {} if passage is None else {"text": passage}
+    given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
     for name in model:
         check(name, task, ep or claim is not None, **given)
-    if task == KL:
-        if not (len(model) > 1 or ep or claim is not None or openvino or nncf):
-            raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
-        given["reference"] = model[0]
+    if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
+        raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
     if openvino or data is not None:
         check_peers(nncf=data is not None)
     results: list[TaskResult | Failure] = []

@@ -25,7 +25,7 @@ from onnxpress.models.tasks import Score
 
 from ..calibration.inputs import inputs_of, needed
 from ..calibration.tokens import TOKENIZER, tokens_of
-from ..calibration.windows import Decoder, begins
+from ..calibration.windows import SEGMENTS, Decoder, begins, tells_sentences_apart
 from ..errors import OnnxpressError, UsageError, named_alone, option
 from ..runtime.feeds import Feeds, fitted
 from .likelihood import Divergence, Logits, divergence, surprise
@@ -125,6 +125,7 @@ class Passage:
 
     Attributes:
         counted: Tokens that are foretold.
+        length: Tokens of a window.
         rows: The least number that is no token of the text.
         output: Where the model has its logits.
     """
@@ -145,6 +146,8 @@ class Passage:
         if tokenizer is None:
             raise UsageError(f"a text needs the model's tokenizer: give {option('tokenizer')}")
         inputs, where = needed(inputs_of(model)), str(text.path)
+        if tells_sentences_apart(inputs):
+            raise UsageError(f"it takes '{SEGMENTS}', as encoders do, which see the tokens to foretell; {_MISSING}")
         self._decoder = Decoder(inputs, text.window, where)
         self.length = self._decoder.length
         self._stride = text.stride or self.length

@@ -75,10 +75,6 @@ class Metric:
         sign = -1 if self.less_is_better else 1
         return relative_drop(sign * self.reference, sign * value)
 
-    def loss_text(self, loss: float) -> str:
-        """A loss for a person."""
-        return loss_text(loss, in_nats=self.in_nats)
-
 
 def loss_text(loss: float, *, in_nats: bool) -> str:
     """A loss for a person: in percent, or in nats per token."""

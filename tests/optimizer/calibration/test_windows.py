@@ -7,10 +7,11 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer.calibration import Calibration
+from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.calibration.data import open_data
 from onnxpress.optimizer.calibration.inputs import Input, inputs_of
 from onnxpress.optimizer.calibration.windows import is_past, predicts_tokens
+from onnxpress.optimizer.conversion.calibrate import calibrate
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.runtime.session import open_session, session_options
 
@@ -198,3 +199,33 @@ def test_the_tokenizer_beside_the_model_is_for_any_text(text, tmp_path):
     code.write_text(decoders.text(40))
     found = Calibration(code, length=12).open(decoders.decoder(), None, tmp_path / "model.onnx")
     assert len(list(found)) == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "batch"),
+    [
+        (Recipe(scheme="int4"), 1),
+        (Recipe(scheme="int8", method="gptq"), 4),
+        (Recipe(scheme="int8-static"), 4),
+        (Recipe(scheme="fp8-static"), 1),
+        (Recipe(scheme="sparse", sparsity=0.5), 4),
+    ],
+)
+def test_conversions_of_decoders(text, tmp_path, recipe, batch):
+    text.write_text(decoders.text(200))
+    report = optimize(
+        decoders.decoder(),
+        recipe,
+        tmp_path / "o.onnx",
+        calibration=Calibration(text, tokenizer=text.parent, length=16, batch=batch),
+    )
+    assert report.rewritten["MatMul"] >= 4
+    assert report.details["check"]["run_on"] == "calibration data"
+    assert dict(report.rows)["calibrated on"] == f"12 samples of {text}"
+
+
+def test_statistics_of_decoders(text, tmp_path):
+    ir.save(decoders.decoder(), tmp_path / "m.onnx")
+    report = calibrate(tmp_path / "m.onnx", text, tmp_path / "s.npz", length=10, batch=2)
+    assert report.batches == 2
+    assert report.unusable == dict.fromkeys(NAMES, "no value of it was seen")

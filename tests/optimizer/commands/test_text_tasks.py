@@ -49,6 +49,18 @@ def test_evaluate(run):
     assert told[1]["details"].keys() > {"same most likely token", "perplexity", "of float32"}
 
 
+def test_the_tokenizer_beside_the_first_model_serves_the_others(run, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "b.onnx").rename(tmp_path / "made" / "b.onnx")
+    for task in ("perplexity", "kl"):
+        code, out, err = run("evaluate", "a.onnx", "made/b.onnx", "--task", task, *TEXT)
+        assert code == 0, err
+        assert "made/b.onnx" in out
+    code, _, err = run("evaluate", "made/b.onnx", "a.onnx", *TEXT)
+    assert code == 1
+    assert "made/tokenizer.json: no such file" in err
+
+
 def test_evaluate_on_our_execution_provider(run):
     told = json.loads(run("evaluate", "a.onnx", "--ep", "--task", "kl", *TEXT, "--json")[1])
     assert [one["model"] for one in told] == ["a.onnx", "a.onnx + ep"]

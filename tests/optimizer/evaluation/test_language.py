@@ -141,10 +141,12 @@ def test_a_tokenizer_of_another_vocabulary_is_refused_before_the_model_runs(plac
             check(place / "float.onnx", task, text=Text(place / "text.txt", window=16))
 
 
-def encoder(columns: int, cut: bool = False, axes: int = 3) -> ir.Model:
+def encoder(columns: int, cut: bool = False, axes: int = 3, segments: bool = False) -> ir.Model:
     """Hidden states, or logits of the last token alone."""
     b = graphs.Builder()
     ids = b.input("input_ids", ["b", "s"], ir.DataType.INT64)
+    if segments:
+        b.input("token_type_ids", ["b", "s"], ir.DataType.INT64)
     y = b.op("Gather", b.constant("E", graphs.weight(decoders.VOCABULARY, 8)), ids)
     y = b.op("MatMul", y, b.constant("W", graphs.weight(8, columns)))
     if cut:
@@ -161,6 +163,7 @@ def encoder(columns: int, cut: bool = False, axes: int = 3) -> ir.Model:
         (encoder(4), "has 4 columns, and there are 11 tokens; perplexity and kl need logits .* for an encoder"),
         (encoder(8), r"is \[1, 16, 8\] for 16 tokens with numbers up to 10; perplexity and kl need logits"),
         (encoder(11, cut=True), r"is \[1, 1, 11\] for 16 tokens"),
+        (encoder(11, segments=True), "it takes 'token_type_ids', as encoders do, which see the tokens to foretell"),
         (encoder(11, axes=2), "no output of the model has three axes"),
         (graphs.matmul_model(), "text cannot fill input 'x'"),
     ],
