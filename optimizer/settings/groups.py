@@ -209,9 +209,10 @@ class Rounding:
         None,
         "rtn rounds each weight to the nearest number, search the same with scales that cost products least on "
         "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
-        "rounding the last one cost. By default gptq where data is given, for weights alone, or there, for "
-        "int8-static, which has no search.",
-        choices=("rtn", "search", "gptq"),
+        "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
+        "rounded. By default gptq where data is given, for weights alone, or there, for int8-static, which has rtn "
+        "and gptq.",
+        choices=("rtn", "search", "gptq", "qronos"),
     )
 
 
