@@ -4,8 +4,9 @@ from .hqq import HQQ
 from .in_order import GPTQ
 from .method import Method, Problem
 from .nearest import RTN, SEARCH
+from .qronos import QRONOS
 from .signround import SIGNROUND
 
 __all__ = ["METHODS", "Method", "Problem"]
 
-METHODS = {method.name: method for method in (RTN, SEARCH, HQQ, GPTQ, SIGNROUND)}
+METHODS = {method.name: method for method in (RTN, SEARCH, HQQ, GPTQ, QRONOS, SIGNROUND)}
