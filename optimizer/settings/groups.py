@@ -210,9 +210,9 @@ class Rounding:
         "rtn rounds each weight to the nearest number, search the same with scales that cost products least on "
         "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
         "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
-        "rounded. By default gptq where data is given, for weights alone, or there, for int8-static, which has rtn "
-        "and gptq.",
-        choices=("rtn", "search", "gptq", "qronos"),
+        "rounded; signround learns by descent which way each weight goes; hqq fits zero points to the weights alone. "
+        "By default gptq where data is given, for weights alone, or there, for int8-static, which has rtn and gptq.",
+        choices=("rtn", "search", "hqq", "gptq", "qronos", "signround"),
     )
 
 

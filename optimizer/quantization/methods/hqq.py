@@ -82,7 +82,7 @@ def real_zeros(scaled: Floats, zeros: Floats, counted: npt.NDArray[np.bool_], fo
     beta = _BETA
     for _ in range(_TURNS):
         rounded = form.round(scaled + zeros)
-        kept = _shrunk(scaled - rounded + zeros, beta)
+        kept = _shrunk(scaled - (rounded - zeros), beta)
         zeros = np.mean(rounded - scaled + kept, -1, keepdims=True, where=counted)
         beta *= _KAPPA
         damage = _damage(scaled, zeros, counted, form)
@@ -101,7 +101,7 @@ def _shrunk(errors: Floats, beta: float) -> Floats:
 
 def _damage(scaled: Floats, zeros: Floats, counted: npt.NDArray[np.bool_], form: Format) -> Floats:
     """The sum of |e|^p, [..., 1]."""
-    errors = scaled - form.round(scaled + zeros) + zeros
+    errors = scaled - (form.round(scaled + zeros) - zeros)
     damage: Floats = np.sum(np.abs(errors) ** _P, -1, keepdims=True, where=counted)
     return damage
 
