@@ -63,6 +63,20 @@ def test_the_outputs_gain(scheme, tmp_path):
     assert losses[1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("method", ["hqq", "signround"])
+def test_methods(method, tmp_path):
+    """What one of them makes worse is rounded to nearest; the grouped convolution is among what is made better."""
+    ir.save(network(), tmp_path / "m.onnx")
+    recipe = Recipe(scheme="int3" if method == "hqq" else "nf4", method=method, accuracy_level=0)
+    report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=Calibration(lambda: images()))
+    rounded = report.details["rounded"]
+    assert all(each["cost"] <= each["plain"] for each in rounded.values())
+    assert {each["method"] for each in rounded.values()} <= {"rtn", method}
+    if method == "signround":
+        assert rounded["W"]["method"] == "signround"
+        assert sum(each["cost"] for each in rounded.values()) < sum(each["plain"] for each in rounded.values())
+
+
 @pytest.mark.parametrize("form", ["qdq", "onnxpress"])
 def test_forms(form, tmp_path):
     ir.save(network(), tmp_path / "m.onnx")
