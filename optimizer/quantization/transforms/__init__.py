@@ -1,0 +1,1 @@
+"""Changes of weights that leave a model's float outputs as they are, and make it round better."""
