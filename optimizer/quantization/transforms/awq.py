@@ -53,7 +53,8 @@ def awq_scales(problems: Sequence[Problem], method: Method) -> Floats:
         scales = np.exp(exponent * logarithms).astype(np.float32)
         costs[float(exponent)] = sum(_cost(scaled(problem, scales), method) for problem in problems)
     best = min(costs, key=costs.__getitem__)  # the first of equals
-    return np.exp(best * logarithms).astype(np.float32)
+    found: Floats = np.exp(best * logarithms).astype(np.float32)
+    return found
 
 
 def scaled(problem: Problem, scales: Floats) -> Problem:
@@ -67,8 +68,8 @@ def scaled(problem: Problem, scales: Floats) -> Problem:
 
 
 def _divided(moments: InputMoments, scales: Floats) -> InputMoments:
-    inverse = 1 / scales
-    both = inverse[:, None] * inverse
+    inverse: Floats = np.reciprocal(scales)
+    both: Floats = inverse[:, None] * inverse
     return dataclasses.replace(
         moments,
         second=moments.second * both,
