@@ -111,7 +111,7 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
     assert weight.error is not None
     return WeightReport(
         weight.name, tuple(weight.nodes), weight.scheme.name, weight.weight.tensor.size,
-        weight.error.sqnr, weight.error.gain,
+        weight.error.sqnr, weight.error.gain, weight.method, weight.stored,
     )  # fmt: skip
 
 

@@ -44,6 +44,8 @@ class LazyWeight:
         covariance: Gives that of its inputs, as `quantize_rtn` takes it.
         nodes: Names of the nodes that read it.
         error: What rounding cost, once it was done.
+        method: How its codes were found, likewise.
+        stored: Bytes of the parts that were asked for.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class LazyWeight:
         self.covariance = covariance
         self.nodes: list[str] = []
         self.error: WeightError | None = None
+        self.method = ""
+        self.stored = 0
         self._lock = threading.Lock()
         self._pending: set[str] = set()
         self._result: QuantizedWeight | None = None
@@ -101,7 +105,9 @@ class LazyWeight:
         def evaluate() -> ir.TensorProtocol:
             return ir.Tensor(self._part(part, dtype), dtype=dtype)
 
-        return ir.LazyTensor(evaluate, dtype, ir.Shape(shapes[part]), name=f"{self.name}_{part}")
+        tensor = ir.LazyTensor(evaluate, dtype, ir.Shape(shapes[part]), name=f"{self.name}_{part}")
+        self.stored += tensor.nbytes
+        return tensor
 
     def _part(self, part: str, dtype: ir.DataType) -> np.ndarray:
         """Compute once for all parts that are still to be asked for, and forget the codes after the last."""
@@ -156,10 +162,11 @@ class LazyWeight:
         array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
         if self.factor != 1 and not self.scheme.has_kernel:
             array = array.astype(np.float32) * np.float32(self.factor)
+        covariance = self.covariance()
         result = quantize_rtn(
-            array, self.scheme, self.weight.transposed, convolution=self.convolution,
-            covariance=self.covariance(),
-        )  # fmt: skip
+            array, self.scheme, self.weight.transposed, convolution=self.convolution, covariance=covariance
+        )
+        self.method = "gptq" if covariance is not None else "search" if self.scheme.search else "rtn"
         del array
         release(self.weight.tensor)
         self.error = result.error

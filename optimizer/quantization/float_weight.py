@@ -27,12 +27,14 @@ class FloatWeight:
         axis: Of its N output channels.
         format: Of its numbers.
         rounded: Codes and scales of its channels as rows.
+        method: How the codes were found: "rtn" or "search".
     """
 
     shape: tuple[int, ...]
     axis: int
     format: str
     rounded: QuantizedWeight
+    method: str
 
     @property
     def scheme(self) -> str:
@@ -53,6 +55,11 @@ class FloatWeight:
     def energy(self) -> float:
         """Sum of squares of the weight."""
         return self.rounded.error.energy
+
+    @property
+    def stored(self) -> int:
+        """Bytes of codes and scales."""
+        return self.rounded.packed.nbytes + self.rounded.scales.nbytes
 
     @property
     def rows_shape(self) -> tuple[int, ...]:
@@ -89,4 +96,5 @@ def round_weight(weight: Floats, axis: int, scheme: WeightScheme) -> FloatWeight
     """
     rows = np.moveaxis(weight, axis, 0)
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1), np.float32)
-    return FloatWeight(weight.shape, axis, scheme.format, quantize_rtn(flat, scheme, True, convolution=weight.ndim > 2))
+    rounded = quantize_rtn(flat, scheme, True, convolution=weight.ndim > 2)
+    return FloatWeight(weight.shape, axis, scheme.format, rounded, "search" if scheme.search else "rtn")

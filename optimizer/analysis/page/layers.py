@@ -1,0 +1,46 @@
+"""What a page tells of a layer: a node, and the weight that it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from ...planning.report import NodeReport, Report, WeightReport
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A node and what is known of its weight.
+
+    Attributes:
+        node: The node.
+        weight: Its rounded weight, where it has one.
+    """
+
+    node: NodeReport
+    weight: WeightReport | None
+
+    @property
+    def sqnr(self) -> float | None:
+        """Of the weight in dB, where there is a finite one."""
+        known = self.weight is not None and math.isfinite(self.weight.sqnr)
+        return self.weight.sqnr if known and self.weight is not None else None
+
+    @property
+    def stored(self) -> int:
+        """Bytes of its weight by now."""
+        return self.node.size if self.weight is None else self.weight.stored
+
+    @property
+    def note(self) -> str:
+        """Why it was left, or with whom it shares its weight."""
+        if not self.node.taken:
+            return self.node.reason
+        others = len(self.weight.nodes) - 1 if self.weight is not None else 0
+        return f"shares its weight with {others} more" if others else ""
+
+
+def layers_of(report: Report) -> list[Layer]:
+    """A layer a node, in the order of the graph."""
+    weights = {name: weight for weight in report.weights for name in weight.nodes}
+    return [Layer(node, weights.get(node.name) if node.taken else None) for node in report.nodes]

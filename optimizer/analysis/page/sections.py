@@ -1,0 +1,335 @@
+"""What is on a page, part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from ...planning.report import Attempt, Report, size_change, size_text
+from .layers import Layer, layers_of
+from .markup import element
+from .plots import Axis, Point, plot
+
+_WORST = 5
+_LEAST = 1000  # bytes of a weight left in float that is drawn
+_SPREAD = 1.02  # of sizes, from which on they tell trials apart
+_LEGEND = {
+    "before": "before", "taken": "rounded", "worst": "lowest SQNR", "left": "left in float",
+    "accepted": "accepted", "refused": "refused",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Attributes:
+        text: What it says.
+        key: What it is sorted by: the text, where it is no number.
+        code: Whether it is a name out of the model.
+    """
+
+    text: str
+    key: float | None = None
+    code: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        name: Its header.
+        number: Whether it holds numbers.
+        choice: Whether it holds few different texts, to choose rows by.
+        title: What the header means.
+    """
+
+    name: str
+    number: bool = False
+    choice: bool = False
+    title: str | None = None
+
+
+def body(report: Report) -> Iterator[Element]:
+    """All parts, the most important first."""
+    layers = layers_of(report)
+    yield element("header", element("h1", report.source), _goes_to(report), _tiles(report, layers))
+    parts = (
+        _section(
+            "Warnings", [element("ul", *(element("li", each) for each in report.warnings))] * bool(report.warnings)
+        ),
+        _section("Summary", _summary(report)),
+        _section("Outputs beside the original's", _outputs(report)),
+        _section("Plots", [element("div", *_plots(layers), class_="plots")] if report.weights else []),
+        _section("Layers", _layers(layers)),
+        _section("What was tried", _trail(report.trail)),
+        _section("Left by passes over floats", _passes(report)),
+        _section("Time", _times(report)),
+        _section(
+            "Recipe", [_pairs((key, _plain(value)) for key, value in report.recipe.items())] * bool(report.recipe)
+        ),
+    )
+    yield element("main", *(part for part in parts if part is not None))
+
+
+def _goes_to(report: Report) -> Element:
+    where = report.output if report.output is not None else "a model in memory"
+    return element("p", "converted to ", element("code", where), class_="target")
+
+
+def _tiles(report: Report, layers: Sequence[Layer]) -> Element:
+    """The figures that are looked at first."""
+    taken = sum(layer.node.taken for layer in layers)
+    left = len(layers) - taken
+    found: list[tuple[str, str, str]] = []
+    if report.size_after:
+        change = size_change(report.size_before, report.size_after)
+        sizes = f"from {size_text(report.size_before)}" if report.size_before else ""
+        found.append(("size", size_text(report.size_after), f"{sizes}, {change}" if change else sizes))
+    found.append(("nodes rewritten", f"{taken:,}", ", ".join(f"{n:,} {name}" for name, n in report.schemes.items())))
+    found.append(("nodes left", f"{left:,}", "with the reason of each below" if left else ""))
+    outputs = [each["sqnr"] for each in _outputs_of(report) if each.get("sqnr") is not None]
+    if outputs:
+        lowest = min(outputs, key=lambda sqnr: -math.inf if math.isnan(sqnr) else sqnr)
+        found.append(("lowest SQNR of an output", _decibels(lowest), f"on {report.details['check']['run_on']}"))
+    if told := [(layer.sqnr, layer.node.name) for layer in layers if layer.sqnr is not None]:
+        sqnr, name = min(told)
+        found.append(("lowest SQNR of a weight", _decibels(sqnr), name))
+    found.append(("time", f"{sum(report.seconds.values()):.1f} s", f"peak memory {size_text(report.peak_memory)}"))
+    return element("dl", *(_tile(*each) for each in found), class_="tiles")
+
+
+def _tile(label: str, value: str, note: str) -> Element:
+    small = [element("dd", note, class_="note")] if note else []
+    return element("div", element("dt", label), element("dd", value), *small)
+
+
+def _summary(report: Report) -> list[Element]:
+    pairs = [*(("left", f"{count:,} {what}") for what, count in report.left.items()), *report.rows]
+    return [_pairs(pairs)] if pairs else []
+
+
+def _section(title: str, content: Iterable[Element | None]) -> Element | None:
+    there = [each for each in content if each is not None]
+    return element("section", element("h2", title), *there) if there else None
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> Element:
+    """Labels and lines; one without a label, or with the same, goes on with the one before."""
+    made: list[Element] = []
+    last = ""
+    for label, line in pairs:
+        if label not in ("", last) or not made:
+            made.append(element("dt", label))
+            last = label
+        made.append(element("dd", line))
+    return element("dl", *made, class_="pairs")
+
+
+def _outputs_of(report: Report) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = report.details.get("check", {}).get("outputs", [])
+    return found
+
+
+def _outputs(report: Report) -> list[Element | None]:
+    columns = [
+        Column("Output"), Column("SQNR", True, title="signal to quantization noise ratio: more is better"),
+        Column("Worst channel", True, title="of the last axis"), Column("Its SQNR", True),
+        Column("Channels with more noise than signal", True), Column("Equal elements", True), Column("Shapes"),
+    ]  # fmt: skip
+    rows = []
+    for each in _outputs_of(report):
+        shapes = " and ".join("x".join(map(str, shape)) for shape in each["shapes"] or ())
+        told = each["equal"] is None and each["shapes"] is None
+        rows.append([
+            Cell(each["name"], code=True), _number(each["sqnr"], _decibels), _number(each["channel"], str),
+            _number(each["channel_sqnr"], _decibels), _number(each["drowned"] if told else None, _percent),
+            _number(each["equal"], _percent), Cell(shapes),
+        ])  # fmt: skip
+    return [_table("Outputs", columns, rows)] if rows else []
+
+
+def _plots(layers: Sequence[Layer]) -> Iterator[Element]:
+    lowest = sorted(layer.sqnr for layer in layers if layer.sqnr is not None)[:_WORST]
+    sized = [(i, layer) for i, layer in enumerate(layers) if layer.weight is not None or layer.node.size >= _LEAST]
+    told = [(index, layer, layer.sqnr) for index, layer in enumerate(layers) if layer.sqnr is not None]
+    order, decibels = Axis("layers in the order of the graph", ticks=False), Axis("SQNR of the weight, dB")
+    size = Axis("size of the weight", _bytes, log=True)
+    sizes = [
+        Point(
+            index, layer.stored, _title(layer), "taken" if layer.weight is not None else "left",
+            layer.node.size if layer.weight is not None else None, f"#layer-{index}",
+        )
+        for index, layer in sized
+    ]  # fmt: skip
+    damage = [
+        Point(index, sqnr, _title(layer), "worst" if sqnr in lowest else "taken", link=f"#layer-{index}")
+        for index, layer, sqnr in told
+    ]
+    both = [
+        Point(sqnr, layer.stored, _title(layer), "worst" if sqnr in lowest else "taken", link=f"#layer-{index}")
+        for index, layer, sqnr in told
+    ]
+    for points, x, y, title in (
+        (sizes, order, size, "Size by layer"), (damage, order, decibels, "Damage by layer"),
+        (both, decibels, dataclasses.replace(size, label="size after"), "Size over damage"),
+    ):  # fmt: skip
+        drawn = plot(points, x, y, title, _LEGEND)
+        if drawn is not None:
+            yield drawn
+
+
+def _title(layer: Layer) -> str:
+    weight, node = layer.weight, layer.node
+    if weight is None:
+        return f"{node.name}: {size_text(node.size)}, {node.reason}"
+    told = f", {_decibels(weight.sqnr)}" if not math.isnan(weight.sqnr) else ""
+    return f"{node.name}: {size_text(node.size)} -> {size_text(weight.stored)}{told}, {weight.scheme}"
+
+
+def _layers(layers: Sequence[Layer]) -> list[Element]:
+    columns = [
+        Column("Node"), Column("Operator", choice=True), Column("Became", choice=True),
+        Column("Method", choice=True, title="how the codes, or the blocks that stay, were found"),
+        Column("Weights", True), Column("Before", True, title="size of the weight"),
+        Column("After", True, title="the same with scales and zero points"),
+        Column("SQNR", True, title="signal to quantization noise ratio of the weight: more is better"),
+        Column("Gain", True, title="of the search for scales, over plain min and max"),
+        Column("Why", title="it was left, or what is to be known of it"),
+    ]  # fmt: skip
+    rows = []
+    for layer in layers:
+        node, weight = layer.node, layer.weight
+        sized = node.size or None
+        scheme = weight.scheme if weight is not None else node.reason
+        rows.append([
+            Cell(node.name, code=True), Cell(node.op_type), Cell(scheme if node.taken else "left"),
+            Cell(weight.method if weight is not None else ""), _number(node.parameters or None, "{:,}".format),
+            _number(sized, size_text), _number(sized and layer.stored, size_text),
+            _number(weight.sqnr if weight is not None else None, _decibels),
+            _number(weight.gain or None if weight is not None else None, _decibels), Cell(layer.note),
+        ])  # fmt: skip
+    return [_table("Layers", columns, rows, anchor="layer")] if rows else []
+
+
+def _trail(trail: Sequence[Attempt]) -> Iterator[Element | None]:
+    if not trail:
+        return
+    metrics = list(dict.fromkeys(attempt.metric for attempt in trail))
+    drawn = [_trail_plot(metric, [each for each in trail if each.metric == metric]) for metric in metrics]
+    yield element("div", *(each for each in drawn if each is not None), class_="plots")
+    columns = [
+        Column("No.", True), Column("Recipe"), Column("Metric", choice=True), Column("Value", True),
+        Column("Verdict", choice=True), Column("Size of weights", True), Column("Time", True),
+    ]  # fmt: skip
+    rows = [
+        [
+            Cell(str(index), index), Cell(each.recipe), Cell(each.metric),
+            _number(each.value, "{:.5g}".format), Cell("accepted" if each.accepted else "refused"),
+            _number(each.size, size_text), _number(each.seconds, "{:.1f} s".format),
+        ]
+        for index, each in enumerate(trail, 1)
+    ]  # fmt: skip
+    yield _table("What was tried", columns, rows)
+
+
+def _trail_plot(metric: str, trail: Sequence[Attempt]) -> Element | None:
+    """The metric over the size where sizes tell trials apart, else over their order."""
+    sizes = [attempt.size for attempt in trail if attempt.size is not None]
+    by_size = len(sizes) == len(trail) and max(sizes) > _SPREAD * min(sizes)
+    x = Axis("size of the weights", _bytes) if by_size else Axis("models in the order they were tried", ticks=False)
+    points = [
+        Point(
+            (attempt.size or 0) if by_size else index, attempt.value, f"{attempt.recipe}: {attempt.value:.5g}",
+            "accepted" if attempt.accepted else "refused",
+        )
+        for index, attempt in enumerate(trail)
+    ]  # fmt: skip
+    return plot(points, x, Axis(metric), metric, _LEGEND)
+
+
+def _passes(report: Report) -> list[Element]:
+    rows = [
+        [Cell(name), Cell(node, code=True), Cell(reason)]
+        for name, left in report.passes.items()
+        for node, reason in left.items()
+    ]
+    columns = [Column("Pass", choice=True), Column("Node"), Column("Why")]
+    return [_table("Left by passes", columns, rows)] if rows else []
+
+
+def _times(report: Report) -> list[Element]:
+    whole = sum(report.seconds.values()) or 1.0
+    rows = [
+        [Cell(stage), _number(seconds, "{:.2f} s".format), _number(seconds / whole, _percent)]
+        for stage, seconds in report.seconds.items()
+    ]
+    return [_table("Time", [Column("Stage"), Column("Seconds", True), Column("Share", True)], rows)] if rows else []
+
+
+def _table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], anchor: str = "") -> Element:
+    """A table without empty columns; its roles are written out, because a narrow screen shows rows as blocks."""
+    there = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
+    columns, rows = [columns[index] for index in there], [[row[index] for index in there] for row in rows]
+    heads = [
+        element(
+            "th", column.name, scope="col", role="columnheader", title=column.title,
+            class_="number" if column.number else None, data_choice=column.choice,
+        )
+        for column in columns
+    ]  # fmt: skip
+    lines = [
+        element(
+            "tr", *(_cell(column, cell, first=column is columns[0]) for column, cell in zip(columns, row, strict=True)),
+            role="row", id=f"{anchor}-{index}" if anchor else None,
+        )
+        for index, row in enumerate(rows)
+    ]  # fmt: skip
+    return element(
+        "table",
+        element("caption", caption),
+        element("thead", element("tr", *heads, role="row"), role="rowgroup"),
+        element("tbody", *lines, role="rowgroup"),
+        role="table",
+        class_="plain",
+    )
+
+
+def _cell(column: Column, cell: Cell, *, first: bool) -> Element:
+    content = element("code", cell.text) if cell.code else cell.text
+    key = cell.key if cell.key is None or math.isfinite(cell.key) else "Infinity" if cell.key > 0 else "-Infinity"
+    kinds = " ".join(filter(None, ("number" * column.number, "empty" * (not cell.text))))
+    if first:
+        return element("th", content, scope="row", role="rowheader", class_=kinds or None, data_key=key)
+    return element("td", content, role="cell", class_=kinds or None, data_label=column.name, data_key=key)
+
+
+def _number(value: float | None, text: Any) -> Cell:
+    """A number by what it says, and nothing where it is not known; NaN is lower than all."""
+    if value is None:
+        return Cell("")
+    return Cell("NaN", -math.inf) if math.isnan(value) else Cell(text(value), value)
+
+
+def _bytes(value: float) -> str:
+    return size_text(round(value))
+
+
+def _decibels(value: float) -> str:
+    return f"{value:.1f} dB" if math.isfinite(value) else "exact" if value > 0 else "nothing left"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_plain(item)}" for key, item in value.items())
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
