@@ -32,7 +32,7 @@ def check_page(path: str | Path, read: Iterable[object] = ()) -> Path:
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path}: a page is written; give it a name that ends in .html")
     check_target(path, read)
-    if any(isinstance(other, str | Path) and Path(other).resolve() == path.resolve() for other in read):
+    if any(_is_at(path, Path(other)) for other in read if isinstance(other, str | Path)):
         raise UsageError(f"{path}: is another file of the conversion already; name another page")
     if path.exists():
         try:
@@ -83,6 +83,11 @@ def page(report: Report) -> str:
     )
     whole = element("html", head, element("body", *body(report), element("script", script)), lang="en")
     return f"{_BEGINNING}\n{to_html(whole)}\n"
+
+
+def _is_at(path: Path, other: Path) -> bool:
+    """Whether two files, which need not be there yet, have one place."""
+    return path.name == other.name and other.parent.is_dir() and path.parent.samefile(other.parent)
 
 
 def _digest(text: str) -> str:

@@ -19,9 +19,8 @@ def element(tag: str, *content: str | Element, **attributes: object) -> Element:
         attributes: By name, with _ for - and behind names that Python keeps for itself; None and False are left out,
             True stands alone.
     """
-    made = Element(
-        tag, {_name(name): _value(value) for name, value in attributes.items() if value not in (None, False)}
-    )
+    there = {name: value for name, value in attributes.items() if value is not None and value is not False}
+    made = Element(tag, {_name(name): _value(value) for name, value in there.items()})
     last: Element | None = None
     for each in content:
         if isinstance(each, Element):

@@ -12,6 +12,7 @@ from ...planning.report import Attempt, Report, size_change, size_text
 from .layers import Layer, layers_of
 from .markup import element
 from .plots import Axis, Point, plot
+from .tables import Cell, Column, table
 
 _WORST = 5
 _LEAST = 1000  # bytes of a weight left in float that is drawn
@@ -22,56 +23,21 @@ _LEGEND = {
 }  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A cell of a table.
-
-    Attributes:
-        text: What it says.
-        key: What it is sorted by: the text, where it is no number.
-        code: Whether it is a name out of the model.
-    """
-
-    text: str
-    key: float | None = None
-    code: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        name: Its header.
-        number: Whether it holds numbers.
-        choice: Whether it holds few different texts, to choose rows by.
-        title: What the header means.
-    """
-
-    name: str
-    number: bool = False
-    choice: bool = False
-    title: str | None = None
-
-
 def body(report: Report) -> Iterator[Element]:
     """All parts, the most important first."""
     layers = layers_of(report)
     yield element("header", element("h1", report.source), _goes_to(report), _tiles(report, layers))
+    warnings = [element("ul", *(element("li", each) for each in report.warnings))] if report.warnings else []
     parts = (
-        _section(
-            "Warnings", [element("ul", *(element("li", each) for each in report.warnings))] * bool(report.warnings)
-        ),
+        _section("Warnings", warnings),
         _section("Summary", _summary(report)),
         _section("Outputs beside the original's", _outputs(report)),
-        _section("Plots", [element("div", *_plots(layers), class_="plots")] if report.weights else []),
+        _section("Plots", _side_by_side(_plots(layers))),
         _section("Layers", _layers(layers)),
         _section("What was tried", _trail(report.trail)),
         _section("Left by passes over floats", _passes(report)),
         _section("Time", _times(report)),
-        _section(
-            "Recipe", [_pairs((key, _plain(value)) for key, value in report.recipe.items())] * bool(report.recipe)
-        ),
+        _section("Recipe", _pairs((key, _plain(value)) for key, value in report.recipe.items())),
     )
     yield element("main", *(part for part in parts if part is not None))
 
@@ -109,16 +75,20 @@ def _tile(label: str, value: str, note: str) -> Element:
 
 
 def _summary(report: Report) -> list[Element]:
-    pairs = [*(("left", f"{count:,} {what}") for what, count in report.left.items()), *report.rows]
-    return [_pairs(pairs)] if pairs else []
+    return _pairs([*(("left", f"{count:,} {what}") for what, count in report.left.items()), *report.rows])
 
 
-def _section(title: str, content: Iterable[Element | None]) -> Element | None:
-    there = [each for each in content if each is not None]
+def _section(title: str, content: Iterable[Element]) -> Element | None:
+    there = list(content)
     return element("section", element("h2", title), *there) if there else None
 
 
-def _pairs(pairs: Iterable[tuple[str, str]]) -> Element:
+def _side_by_side(figures: Iterable[Element | None]) -> list[Element]:
+    there = [each for each in figures if each is not None]
+    return [element("div", *there, class_="plots")] if there else []
+
+
+def _pairs(pairs: Iterable[tuple[str, str]]) -> list[Element]:
     """Labels and lines; one without a label, or with the same, goes on with the one before."""
     made: list[Element] = []
     last = ""
@@ -127,7 +97,7 @@ def _pairs(pairs: Iterable[tuple[str, str]]) -> Element:
             made.append(element("dt", label))
             last = label
         made.append(element("dd", line))
-    return element("dl", *made, class_="pairs")
+    return [element("dl", *made, class_="pairs")] if made else []
 
 
 def _outputs_of(report: Report) -> list[dict[str, Any]]:
@@ -135,7 +105,7 @@ def _outputs_of(report: Report) -> list[dict[str, Any]]:
     return found
 
 
-def _outputs(report: Report) -> list[Element | None]:
+def _outputs(report: Report) -> list[Element]:
     columns = [
         Column("Output"), Column("SQNR", True, title="signal to quantization noise ratio: more is better"),
         Column("Worst channel", True, title="of the last axis"), Column("Its SQNR", True),
@@ -150,13 +120,13 @@ def _outputs(report: Report) -> list[Element | None]:
             _number(each["channel_sqnr"], _decibels), _number(each["drowned"] if told else None, _percent),
             _number(each["equal"], _percent), Cell(shapes),
         ])  # fmt: skip
-    return [_table("Outputs", columns, rows)] if rows else []
+    return [table("Outputs", columns, rows)] if rows else []
 
 
-def _plots(layers: Sequence[Layer]) -> Iterator[Element]:
-    lowest = sorted(layer.sqnr for layer in layers if layer.sqnr is not None)[:_WORST]
+def _plots(layers: Sequence[Layer]) -> Iterator[Element | None]:
     sized = [(i, layer) for i, layer in enumerate(layers) if layer.weight is not None or layer.node.size >= _LEAST]
     told = [(index, layer, layer.sqnr) for index, layer in enumerate(layers) if layer.sqnr is not None]
+    lowest = sorted(sqnr for *_, sqnr in told)[:_WORST] if len(told) > _WORST else []
     order, decibels = Axis("layers in the order of the graph", ticks=False), Axis("SQNR of the weight, dB")
     size = Axis("size of the weight", _bytes, log=True)
     sizes = [
@@ -178,9 +148,7 @@ def _plots(layers: Sequence[Layer]) -> Iterator[Element]:
         (sizes, order, size, "Size by layer"), (damage, order, decibels, "Damage by layer"),
         (both, decibels, dataclasses.replace(size, label="size after"), "Size over damage"),
     ):  # fmt: skip
-        drawn = plot(points, x, y, title, _LEGEND)
-        if drawn is not None:
-            yield drawn
+        yield plot(points, x, y, title, _LEGEND)
 
 
 def _title(layer: Layer) -> str:
@@ -213,15 +181,14 @@ def _layers(layers: Sequence[Layer]) -> list[Element]:
             _number(weight.sqnr if weight is not None else None, _decibels),
             _number(weight.gain or None if weight is not None else None, _decibels), Cell(layer.note),
         ])  # fmt: skip
-    return [_table("Layers", columns, rows, anchor="layer")] if rows else []
+    return [table("Layers", columns, rows, anchor="layer")] if rows else []
 
 
-def _trail(trail: Sequence[Attempt]) -> Iterator[Element | None]:
+def _trail(trail: Sequence[Attempt]) -> Iterator[Element]:
     if not trail:
         return
     metrics = list(dict.fromkeys(attempt.metric for attempt in trail))
-    drawn = [_trail_plot(metric, [each for each in trail if each.metric == metric]) for metric in metrics]
-    yield element("div", *(each for each in drawn if each is not None), class_="plots")
+    yield from _side_by_side(_trail_plot(name, [each for each in trail if each.metric == name]) for name in metrics)
     columns = [
         Column("No.", True), Column("Recipe"), Column("Metric", choice=True), Column("Value", True),
         Column("Verdict", choice=True), Column("Size of weights", True), Column("Time", True),
@@ -234,7 +201,7 @@ def _trail(trail: Sequence[Attempt]) -> Iterator[Element | None]:
         ]
         for index, each in enumerate(trail, 1)
     ]  # fmt: skip
-    yield _table("What was tried", columns, rows)
+    yield table("What was tried", columns, rows)
 
 
 def _trail_plot(metric: str, trail: Sequence[Attempt]) -> Element | None:
@@ -259,7 +226,7 @@ def _passes(report: Report) -> list[Element]:
         for node, reason in left.items()
     ]
     columns = [Column("Pass", choice=True), Column("Node"), Column("Why")]
-    return [_table("Left by passes", columns, rows)] if rows else []
+    return [table("Left by passes", columns, rows)] if rows else []
 
 
 def _times(report: Report) -> list[Element]:
@@ -268,44 +235,7 @@ def _times(report: Report) -> list[Element]:
         [Cell(stage), _number(seconds, "{:.2f} s".format), _number(seconds / whole, _percent)]
         for stage, seconds in report.seconds.items()
     ]
-    return [_table("Time", [Column("Stage"), Column("Seconds", True), Column("Share", True)], rows)] if rows else []
-
-
-def _table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], anchor: str = "") -> Element:
-    """A table without empty columns; its roles are written out, because a narrow screen shows rows as blocks."""
-    there = [index for index in range(len(columns)) if any(row[index].text for row in rows)]
-    columns, rows = [columns[index] for index in there], [[row[index] for index in there] for row in rows]
-    heads = [
-        element(
-            "th", column.name, scope="col", role="columnheader", title=column.title,
-            class_="number" if column.number else None, data_choice=column.choice,
-        )
-        for column in columns
-    ]  # fmt: skip
-    lines = [
-        element(
-            "tr", *(_cell(column, cell, first=column is columns[0]) for column, cell in zip(columns, row, strict=True)),
-            role="row", id=f"{anchor}-{index}" if anchor else None,
-        )
-        for index, row in enumerate(rows)
-    ]  # fmt: skip
-    return element(
-        "table",
-        element("caption", caption),
-        element("thead", element("tr", *heads, role="row"), role="rowgroup"),
-        element("tbody", *lines, role="rowgroup"),
-        role="table",
-        class_="plain",
-    )
-
-
-def _cell(column: Column, cell: Cell, *, first: bool) -> Element:
-    content = element("code", cell.text) if cell.code else cell.text
-    key = cell.key if cell.key is None or math.isfinite(cell.key) else "Infinity" if cell.key > 0 else "-Infinity"
-    kinds = " ".join(filter(None, ("number" * column.number, "empty" * (not cell.text))))
-    if first:
-        return element("th", content, scope="row", role="rowheader", class_=kinds or None, data_key=key)
-    return element("td", content, role="cell", class_=kinds or None, data_label=column.name, data_key=key)
+    return [table("Time", [Column("Stage"), Column("Seconds", True), Column("Share", True)], rows)] if rows else []
 
 
 def _number(value: float | None, text: Any) -> Cell:

@@ -35,7 +35,7 @@ VALUES = {
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "statistics", "verbose", "expect_m", "compensate", "dim",
+    "tokenizer", "statistics", "verbose", "report", "expect_m", "compensate", "dim",
 }  # fmt: skip
 
 
