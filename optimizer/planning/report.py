@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..quantization.rtn import decibels
+from ..quantization.quantized_weight import decibels
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ class WeightReport:
         sqnr: Signal to quantization noise ratio in dB.
         gain: By how much the scale search lowered what it minimises, against plain min/max rounding, in dB. It is no
             measure of the model's outputs.
-        method: How its codes were found, such as "search" or "gptq"; of a sparse weight, how its blocks were chosen.
+        method: How its codes were found, such as "rtn" or "gptq"; of a sparse weight, how its blocks were chosen.
         stored: Bytes of what takes its place: codes, scales and what else tells their meaning.
     """
 

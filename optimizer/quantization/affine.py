@@ -119,7 +119,7 @@ class QuantizedTensor:
         energy: Sum of squares of the weight.
         cost: What the search of scales minimised.
         baseline: The same with the scales of the largest magnitudes.
-        method: How the codes were found: "rtn", "search" or "gptq".
+        method: How the codes were found: "rtn" or "gptq".
     """
 
     codes: Codes
@@ -193,7 +193,7 @@ def quantize_weight(
         codes=np.ascontiguousarray(shaped),
         scale=scale,
         zero_point=np.zeros(scale.shape, np.int8),
-        method="search" if search else "rtn",
+        method="rtn",
         **{name: math.fsum(each) for name, each in zip(_SUMS, zip(*sums, strict=True), strict=True)},
     )
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from onnxpress.custom_ops import reference
 
-from .rtn import QuantizedWeight, quantize_rtn
+from .quantized_weight import QuantizedWeight
+from .rtn import quantize_rtn
 from .schemes import WeightScheme
 
 Floats = npt.NDArray[np.float32]
@@ -27,14 +28,13 @@ class FloatWeight:
         axis: Of its N output channels.
         format: Of its numbers.
         rounded: Codes and scales of its channels as rows.
-        method: How the codes were found: "rtn" or "search".
     """
 
     shape: tuple[int, ...]
     axis: int
     format: str
     rounded: QuantizedWeight
-    method: str
+    method = "rtn"
 
     @property
     def scheme(self) -> str:
@@ -96,5 +96,4 @@ def round_weight(weight: Floats, axis: int, scheme: WeightScheme) -> FloatWeight
     """
     rows = np.moveaxis(weight, axis, 0)
     flat = np.ascontiguousarray(rows.reshape(len(rows), -1), np.float32)
-    rounded = quantize_rtn(flat, scheme, True, convolution=weight.ndim > 2)
-    return FloatWeight(weight.shape, axis, scheme.format, rounded, "search" if scheme.search else "rtn")
+    return FloatWeight(weight.shape, axis, scheme.format, quantize_rtn(flat, scheme, True, convolution=weight.ndim > 2))

@@ -187,10 +187,11 @@ class Rounding:
 
     method: str | None = setting(
         None,
-        "rtn rounds each weight to the nearest number; gptq rounds the inputs of a weight one after the other, the "
-        "next making up for what rounding the last one cost on calibration data. By default gptq where data is given, "
-        "for weights alone, or there, for int8-static.",
-        choices=("rtn", "gptq"),
+        "rtn rounds each weight to the nearest number, search the same with scales that cost products least on "
+        "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
+        "rounding the last one cost. By default gptq where data is given, for weights alone, or there, for "
+        "int8-static, which has no search.",
+        choices=("rtn", "search", "gptq"),
     )
 
 

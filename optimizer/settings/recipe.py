@@ -248,6 +248,8 @@ class Recipe(
         if self.family == "minifloat-static" and self.range_method in ("entropy", "mse"):
             problem = f", for codes at equal distances; {self.scheme} takes minmax, moving-average or percentile"
             raise origin.error("range_method", self.range_method, problem)
+        if self.family == "static" and self.method == "search":
+            raise origin.error("method", "search", f", for weights alone; {self.scheme} takes rtn or gptq")
         if self.target == "any" and self.reduce_range is False:
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 

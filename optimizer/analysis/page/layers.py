@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 from ...planning.report import NodeReport, Report, WeightReport
+from ...quantization.quantized_weight import decibels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +16,13 @@ class Layer:
     Attributes:
         node: The node.
         weight: Its rounded weight, where it has one.
+        product: Signal to noise ratio of what it computes, in dB, on rows of data that its rounding has not seen; None
+            where there were none.
     """
 
     node: NodeReport
     weight: WeightReport | None
+    product: float | None
 
     @property
     def sqnr(self) -> float | None:
@@ -43,4 +47,11 @@ class Layer:
 def layers_of(report: Report) -> list[Layer]:
     """A layer a node, in the order of the graph."""
     weights = {name: weight for weight in report.weights for name in weight.nodes}
-    return [Layer(node, weights.get(node.name) if node.taken else None) for node in report.nodes]
+    judged = report.details.get("rounded", {})
+    layers = []
+    for node in report.nodes:
+        weight = weights.get(node.name) if node.taken else None
+        costs = judged.get(weight.name) if weight is not None else None
+        product = decibels(costs["energy"], costs["cost"]) if costs is not None and costs["energy"] > 0 else None
+        layers.append(Layer(node, weight, product))
+    return layers

@@ -125,9 +125,14 @@ def _outputs(report: Report) -> list[Element]:
 
 def _plots(layers: Sequence[Layer]) -> Iterator[Element | None]:
     sized = [(i, layer) for i, layer in enumerate(layers) if layer.weight is not None or layer.node.size >= _LEAST]
-    told = [(index, layer, layer.sqnr) for index, layer in enumerate(layers) if layer.sqnr is not None]
+    judged = any(layer.product is not None for layer in layers)
+    damages = [(index, layer, layer.product if judged else layer.sqnr) for index, layer in enumerate(layers)]
+    told = [(index, layer, sqnr) for index, layer, sqnr in damages if sqnr is not None and math.isfinite(sqnr)]
     lowest = sorted(sqnr for *_, sqnr in told)[:_WORST] if len(told) > _WORST else []
-    order, decibels = Axis("layers in the order of the graph", ticks=False), Axis("SQNR of the weight, dB")
+    order, decibels = (
+        Axis("layers in the order of the graph", ticks=False),
+        Axis(f"SQNR of the {'product' if judged else 'weight'}, dB"),
+    )
     size = Axis("size of the weight", _bytes, log=True)
     sizes = [
         Point(
@@ -156,6 +161,7 @@ def _title(layer: Layer) -> str:
     if weight is None:
         return f"{node.name}: {size_text(node.size)}, {node.reason}"
     told = f", {_decibels(weight.sqnr)}" if not math.isnan(weight.sqnr) else ""
+    told += f", its product {_decibels(layer.product)}" if layer.product is not None else ""
     return f"{node.name}: {size_text(node.size)} -> {size_text(weight.stored)}{told}, {weight.scheme}"
 
 
@@ -166,6 +172,7 @@ def _layers(layers: Sequence[Layer]) -> list[Element]:
         Column("Weights", True), Column("Before", True, title="size of the weight"),
         Column("After", True, title="the same with scales and zero points"),
         Column("SQNR", True, title="signal to quantization noise ratio of the weight: more is better"),
+        Column("Product's SQNR", True, title="of what the layer computes, on data that its rounding has not seen"),
         Column("Gain", True, title="of the search for scales, over plain min and max"),
         Column("Why", title="it was left, or what is to be known of it"),
     ]  # fmt: skip
@@ -178,7 +185,7 @@ def _layers(layers: Sequence[Layer]) -> list[Element]:
             Cell(node.name, code=True), Cell(node.op_type), Cell(scheme if node.taken else "left"),
             Cell(weight.method if weight is not None else ""), _number(node.parameters or None, "{:,}".format),
             _number(sized, size_text), _number(sized and layer.stored, size_text),
-            _number(weight.sqnr if weight is not None else None, _decibels),
+            _number(weight.sqnr if weight is not None else None, _decibels), _number(layer.product, _decibels),
             _number(weight.gain or None if weight is not None else None, _decibels), Cell(layer.note),
         ])  # fmt: skip
     return [table("Layers", columns, rows, anchor="layer")] if rows else []

@@ -131,7 +131,7 @@ def test_each_node_with_its_weight(scheme, tmp_path):
         assert rows[name]["Before"] == "16.4 KB"
         assert rows[name]["Weights"] == "4,096"
         assert float(rows[name]["SQNR"].removesuffix(" dB")) > 0
-        assert rows[name]["Method"] in ("search", "gptq", "magnitude")
+        assert rows[name]["Method"] in ("rtn", "gptq", "magnitude")
     if not made:
         left = [row["Why"] for row in rows.values() if row["Became"] == "left"]
         assert left == [node.reason for node in report.nodes if not node.taken]
@@ -162,11 +162,23 @@ def test_nodes_of_inner_graphs_and_functions_go_by_the_names_of_recipes(tmp_path
 
 
 def test_method_and_stored_bytes():
-    report = converted("int4", search=False)
+    report = converted("int4")
     assert [weight.method for weight in report.weights] == ["rtn", "rtn"]
     assert [weight.stored for weight in report.weights] == [64 * 64 // 2 + 64 * 2 * 4 + 64 * 2 // 2] * 2
     assert {weight.method for weight in converted("int8-static").weights} == {"gptq"}
-    assert {weight.method for weight in converted("int8-static", method="rtn").weights} == {"search"}
+    assert {weight.method for weight in converted("int8-static", method="rtn").weights} == {"rtn"}
+
+
+def test_damage_to_products_where_data_tells_it():
+    data = [{"x": np.random.default_rng(index).standard_normal((64, 64)).astype(np.float32)} for index in range(4)]
+    report = optimize(model(), Recipe(scheme="int3"), calibration=Calibration(data))
+    rows = {row["Node"]: row for row in Page(page(report)).table("Node")}
+    for weight in report.weights:
+        costs = report.details["rounded"][weight.name]
+        wanted = f"{10 * math.log10(costs['energy'] / costs['cost']):.1f} dB"
+        assert {rows[node]["Product's SQNR"] for node in weight.nodes} == {wanted}
+        assert {rows[node]["Method"] for node in weight.nodes} == {costs["method"]}
+    assert "Product's SQNR" not in Page(page(converted("int3"))).table("Node")[0]
 
 
 def test_what_a_model_says_stays_a_text(tmp_path):
