@@ -129,10 +129,8 @@ def _plots(layers: Sequence[Layer]) -> Iterator[Element | None]:
     damages = [(index, layer, layer.product if judged else layer.sqnr) for index, layer in enumerate(layers)]
     told = [(index, layer, sqnr) for index, layer, sqnr in damages if sqnr is not None and math.isfinite(sqnr)]
     lowest = sorted(sqnr for *_, sqnr in told)[:_WORST] if len(told) > _WORST else []
-    order, decibels = (
-        Axis("layers in the order of the graph", ticks=False),
-        Axis(f"SQNR of the {'product' if judged else 'weight'}, dB"),
-    )
+    order = Axis("layers in the order of the graph", ticks=False)
+    decibels = Axis(f"SQNR of the {'product' if judged else 'weight'}, dB")
     size = Axis("size of the weight", _bytes, log=True)
     sizes = [
         Point(
@@ -173,7 +171,7 @@ def _layers(layers: Sequence[Layer]) -> list[Element]:
         Column("After", True, title="the same with scales and zero points"),
         Column("SQNR", True, title="signal to quantization noise ratio of the weight: more is better"),
         Column("Product's SQNR", True, title="of what the layer computes, on data that its rounding has not seen"),
-        Column("Gain", True, title="of the search for scales, over plain min and max"),
+        Column("Gain", True, title="in what its rounding minimises, over plain rounding"),
         Column("Why", title="it was left, or what is to be known of it"),
     ]  # fmt: skip
     rows = []
