@@ -37,11 +37,14 @@ class Layer:
 
     @property
     def note(self) -> str:
-        """Why it was left, or with whom it shares its weight."""
+        """Why it was left, or what more is to be known of it."""
         if not self.node.taken:
             return self.node.reason
-        others = len(self.weight.nodes) - 1 if self.weight is not None else 0
-        return f"shares its weight with {others} more" if others else ""
+        if self.weight is None:
+            return ""
+        others = len(self.weight.nodes) - 1
+        more = [self.weight.scheme] if self.weight.scheme != self.node.reason else []
+        return "; ".join([*more, *([f"shares its weight with {others} more"] if others else [])])
 
 
 def layers_of(report: Report) -> list[Layer]:

@@ -172,15 +172,14 @@ def _layers(layers: Sequence[Layer]) -> list[Element]:
         Column("SQNR", True, title="signal to quantization noise ratio of the weight: more is better"),
         Column("Product's SQNR", True, title="of what the layer computes, on data that its rounding has not seen"),
         Column("Gain", True, title="in what its rounding minimises, over plain rounding"),
-        Column("Why", title="it was left, or what is to be known of it"),
+        Column("Note", title="why it was left, or what more is to be known of it"),
     ]  # fmt: skip
     rows = []
     for layer in layers:
         node, weight = layer.node, layer.weight
         sized = node.size or None
-        scheme = weight.scheme if weight is not None else node.reason
         rows.append([
-            Cell(node.name, code=True), Cell(node.op_type), Cell(scheme if node.taken else "left"),
+            Cell(node.name, code=True), Cell(node.op_type), Cell(node.reason if node.taken else "left"),
             Cell(weight.method if weight is not None else ""), _number(node.parameters or None, "{:,}".format),
             _number(sized, size_text), _number(sized and layer.stored, size_text),
             _number(weight.sqnr if weight is not None else None, _decibels), _number(layer.product, _decibels),

@@ -9,6 +9,9 @@ from xml.etree.ElementTree import Element
 
 from .markup import element
 
+_LONG = 500
+"""Rows, beyond which a browser lays out those alone that are looked at."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
@@ -66,7 +69,7 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]
         element("thead", element("tr", *heads, role="row"), role="rowgroup"),
         element("tbody", *lines, role="rowgroup"),
         role="table",
-        class_="plain",
+        class_="plain long" if len(lines) > _LONG else "plain",
     )
 
 

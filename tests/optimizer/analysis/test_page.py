@@ -133,10 +133,10 @@ def test_each_node_with_its_weight(scheme, tmp_path):
         assert float(rows[name]["SQNR"].removesuffix(" dB")) > 0
         assert rows[name]["Method"] in ("rtn", "gptq", "magnitude")
     if not made:
-        left = [row["Why"] for row in rows.values() if row["Became"] == "left"]
+        left = [row["Note"] for row in rows.values() if row["Became"] == "left"]
         assert left == [node.reason for node in report.nodes if not node.taken]
         if scheme != "int8-static":  # which rounds for each reader by what that reads
-            assert rows["first"]["Why"] == rows["second"]["Why"] == "shares its weight with 1 more"
+            assert rows["first"]["Note"] == rows["second"]["Note"] == "shares its weight with 1 more"
     stored, loaded = sum(weight.stored for weight in report.weights), storage.load(path)
     names = [value for value in storage.initializers(loaded) if not (value.name or "").startswith("x")]
     whole = sum(value.const_value.nbytes for value in names)
