@@ -43,13 +43,13 @@ class MomentSums:
 
     Args:
         node: A MatMul, Gemm or Conv of a constant weight.
-        cross: Whether the moments across both are wanted.
+        cross: Whether the moments across both are wanted of the rows to round by, too.
     """
 
     def __init__(self, node: ir.Node, *, cross: bool) -> None:
         self._node, self._cross = node, cross
         self._generator = np.random.default_rng(0)
-        self._learned, self._apart = _Sums(), _Sums()
+        self._learned, self._apart = _Sums(whole=False), _Sums(whole=True)
         self._seen = self._batches = 0
         self._finite = True
 
@@ -58,7 +58,7 @@ class MomentSums:
         state = self._generator.bit_generator.state
         rows = self._rows(rounded)
         others = rows
-        if self._cross and here is not rounded:
+        if here is not rounded:
             self._generator.bit_generator.state = state  # the same patches
             others = self._rows(here)
         self._finite = self._finite and bool(np.isfinite(rows).all() and np.isfinite(others).all())
@@ -67,8 +67,8 @@ class MomentSums:
         apart = (np.arange(rows.shape[1]) + self._seen) % _APART == _APART - 1
         self._seen += rows.shape[1]
         self._batches += 1
-        for sums, chosen in ((self._learned, ~apart), (self._apart, apart)):
-            sums.add(rows[:, chosen], others[:, chosen] if others is not rows else None)
+        for sums, chosen, both in ((self._learned, ~apart, self._cross), (self._apart, apart, True)):
+            sums.add(rows[:, chosen], others[:, chosen] if both and others is not rows else None)
 
     def _rows(self, x: npt.NDArray[Any]) -> Floats:
         """[G, n, K]."""
@@ -89,12 +89,14 @@ class MomentSums:
 
 
 class _Sums:
-    """Of x~ x~', and of x~ x' where the paths differ."""
+    """Of x~ x~', and where the paths differ of x~ x' and, for the whole cost, of x x'."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool) -> None:
         self.count = 0
+        self._whole = whole
         self._second: Floats | None = None
         self._cross: Floats | None = None
+        self._float_second: Floats | None = None
 
     def add(self, rows: Floats, others: Floats | None) -> None:
         """Rows [G, n, K] on the path of rounded weights, and those of the float model where they are not the same."""
@@ -104,23 +106,33 @@ class _Sums:
         if self._second is None:
             self._second = np.zeros(shape, np.float32)
         if others is not None and self._cross is None:
-            self._cross = self._second.copy()
+            self._cross = _whole(self._second)
+            self._float_second = self._second.copy() if self._whole else None
+        given = rows if others is None else others
         if self._cross is not None:
-            _add_products(self._cross, rows, rows if others is None else others, symmetric=False)
+            _add_products(self._cross, rows, given, symmetric=False)
+        if self._float_second is not None:
+            _add_products(self._float_second, given, given, symmetric=True)
         _add_products(self._second, rows, rows, symmetric=True)
         self.count += rows.shape[1]
 
     def mean(self) -> InputMoments:
         """Moments of what was seen; the sums are used up."""
-        second, cross = required(self._second), self._cross
-        for begin in range(0, second.shape[1], _PANEL):
-            end = begin + _PANEL
-            second[:, end:, begin:end] = second[:, begin:end, end:].transpose(0, 2, 1)
-        second /= np.float32(self.count)
-        if cross is not None:
-            cross /= np.float32(self.count)
-        self._second = self._cross = None
-        return InputMoments(second, self.count, cross)
+        count = np.float32(self.count)
+        second: Floats = _whole(required(self._second)) / count
+        cross = None if self._cross is None else self._cross / count
+        float_second = None if self._float_second is None else _whole(self._float_second) / count
+        self._second = self._cross = self._float_second = None
+        return InputMoments(second, self.count, cross, float_second)
+
+
+def _whole(panels: Floats) -> Floats:
+    """Symmetric matrices of which the part below the panels of the diagonal was left out."""
+    whole: Floats = panels.copy()
+    for begin in range(0, whole.shape[1], _PANEL):
+        end = begin + _PANEL
+        whole[:, end:, begin:end] = whole[:, begin:end, end:].transpose(0, 2, 1)
+    return whole
 
 
 def _add_products(total: Floats, left: Floats, right: Floats, *, symmetric: bool) -> None:

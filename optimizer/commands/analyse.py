@@ -21,6 +21,7 @@ from .terminal import (
     share,
     sizes,
 )
+from .text_options import Stride, TextFile, Tokenizer, Tokens, Window, text_of
 
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
 
@@ -80,6 +81,14 @@ def compare(
     dim: Dims = None,
     ep: Annotated[bool, typer.Option("--ep", help="The model to judge on our execution provider.")] = False,
     claim: Claim = None,
+    task: Annotated[
+        str | None, typer.Option(help="Judge both by a task of evaluate, too; kl where there is a --text.")
+    ] = None,
+    text: TextFile = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    stride: Stride = None,
+    tokens: Tokens = None,
     top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
     plot: _Plot = None,
     json_: Json = False,
@@ -90,7 +99,10 @@ def compare(
     _check_plot(plot)
     with progress_bar(json_) as progress:
         given = None if data == "random" else data
-        result = run(first, second, data=given, dims=sizes(dim), provider=ep, claim=claim, progress=progress)
+        result = run(
+            first, second, data=given, dims=sizes(dim), provider=ep, claim=claim, task=task,
+            text=text_of(text, tokenizer, window, stride, tokens), progress=progress,
+        )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_comparison
 
@@ -219,15 +231,21 @@ def study(
         typer.Option(
             "--task",
             "--metric",
-            help="A task or module:function of a session, for all or as MODEL=NAME; repeatable. By default the cosine "
-            "of outputs.",
+            help="A task, perplexity or kl of a --text, or module:function of a session, for all or as MODEL=NAME; "
+            "repeatable. By default the cosine of outputs.",
         ),
     ] = None,
+    text: TextFile = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    stride: Stride = None,
+    tokens: Tokens = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(help="Data as optimize takes it, for all or as MODEL=DATA; the catalogue's models have theirs."),
     ] = None,
     max_drop: Annotated[str, typer.Option(help="The most that a model may lose of its metric and pass.")] = "1%",
+    max_kl: Annotated[float, typer.Option(help="The same of kl, in nats per token.")] = 0.02,
     threads: Annotated[int | None, typer.Option(min=1, help="That run the models; all cores by default.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where converted models are kept, and found again.")] = None,
     plot: _Plot = None,
@@ -241,7 +259,8 @@ def study(
         result = study.study_formats(
             models, study.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")],
             metrics=_by_model(task, models, "--task"), data=_by_model(calibration, models, "--calibration"),
-            max_drop=share(max_drop, "--max-drop"), threads=threads, folder=folder, progress=progress,
+            max_drop=share(max_drop, "--max-drop"), max_kl=max_kl,
+            text=text_of(text, tokenizer, window, stride, tokens), threads=threads, folder=folder, progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_formats

@@ -4,7 +4,11 @@ Of rows x~ that a weight reads on the path of rounded weights, and rows x of the
 
     H = X~'X~ / n,    C = X~'X / n,
 
-and a change E of the weights of an output costs E H E' per row of data, on average.
+and weights w~ in place of w cost, per row of data on average and with F = X'X / n,
+
+    |w~ x~ - w x|^2 = w~ H w~' - 2 w~ C w' + w F w',
+
+which is E H E' for the change E where both paths are the same.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ class InputMoments:
     Attributes:
         second: H, float32 [G, K, K].
         count: Rows that it is the mean of.
-        cross: C, float32 [G, K, K]; None where both paths are the same, or nobody asked for it.
+        cross: C, float32 [G, K, K]; None where both paths are the same, or nobody wants it.
+        float_second: F, likewise.
     """
 
     second: Floats
     count: int
     cross: Floats | None = None
+    float_second: Floats | None = None
 
     @property
     def diagonal(self) -> Floats:
@@ -37,13 +43,24 @@ class InputMoments:
         squares: Floats = np.einsum("gkk->gk", self.second).copy()
         return squares
 
-    def cost(self, change: Floats) -> float:
-        """The sum over outputs of E H E'.
+    def cost(self, found: Floats, rows: Floats) -> float:
+        """What the product of all outputs loses, with what was seen of the paths.
 
         Args:
-            change: E, [N, K].
+            found: w~, [N, K].
+            rows: w, [N, K].
         """
-        return sum(
-            float(np.einsum("nk,nk->", part @ second, part, dtype=np.float64))
-            for part, second in zip(np.split(change, len(self.second)), self.second, strict=True)
-        )
+        if self.cross is None or self.float_second is None:
+            change = found - rows
+            return _products(change, self.second, change)
+        return max(
+            0.0,
+            _products(found, self.second, found) - 2 * _products(found, self.cross, rows)
+            + _products(rows, self.float_second, rows),
+        )  # fmt: skip
+
+
+def _products(left: Floats, matrices: Floats, right: Floats) -> float:
+    """The sum of l M r' over rows, of G groups."""
+    parts = zip(np.split(left, len(matrices)), matrices, np.split(right, len(matrices)), strict=True)
+    return sum(float(np.einsum("nk,nk->", a @ matrix, b, dtype=np.float64)) for a, matrix, b in parts)

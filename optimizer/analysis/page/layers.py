@@ -43,7 +43,7 @@ class Layer:
         if self.weight is None:
             return ""
         others = len(self.weight.nodes) - 1
-        more = [self.weight.scheme] if self.weight.scheme != self.node.reason else []
+        more = [self.weight.scheme] if self.weight.scheme not in self.node.reason else []
         return "; ".join([*more, *([f"shares its weight with {others} more"] if others else [])])
 
 

@@ -138,13 +138,13 @@ def _round(
     rows = np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
     del given
     release(weight.weight.tensor)
-    problem = Problem(rows, weight.scheme, moments, weight.convolution)
+    problem = Problem(rows, weight.scheme, moments, held, weight.convolution)
     best: tuple[float, str, QuantizedWeight, Floats] | None = None
     plain = 0.0
     for method in methods:
         found = method.round(problem)
         decoded = found.decoded(weight.scheme, rows.shape[1])
-        cost = held.cost(decoded - rows)
+        cost = held.cost(decoded, rows)
         if best is None:
             plain = cost
         if best is None or cost < best[0]:
@@ -158,7 +158,7 @@ def _round(
             segments.change(node.name or "", _as_read(node, decoded / units))
     error = WeightError(found.error.error, cost, plain, found.error.energy)
     weight.take(store.keep(dataclasses.replace(found, error=error)), name)
-    return Rounded(name, cost, plain, held.cost(rows))
+    return Rounded(name, cost, plain, held.cost(np.zeros_like(rows), rows))
 
 
 def _as_read(node: ir.Node, rows: Floats) -> npt.NDArray[Any]:

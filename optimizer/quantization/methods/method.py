@@ -23,12 +23,14 @@ class Problem:
         rows: Its output channels, [N, K], finite.
         scheme: What it is rounded to.
         moments: Of its inputs.
+        apart: The same of other rows, for what a method has to judge itself.
         convolution: Whether they are those of a convolution, which have a sign in common.
     """
 
     rows: Floats
     scheme: WeightScheme
     moments: InputMoments
+    apart: InputMoments
     convolution: bool = False
 
     def importance(self, power: float) -> Floats | None:

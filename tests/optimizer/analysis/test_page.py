@@ -132,7 +132,9 @@ def test_each_node_with_its_weight(scheme, tmp_path):
         assert rows[name]["Weights"] == "4,096"
         assert float(rows[name]["SQNR"].removesuffix(" dB")) > 0
         assert rows[name]["Method"] in ("rtn", "gptq", "magnitude")
-    if not made:
+    if made:
+        assert rows["first"]["Note"].endswith(" % zero")
+    else:
         left = [row["Note"] for row in rows.values() if row["Became"] == "left"]
         assert left == [node.reason for node in report.nodes if not node.taken]
         if scheme != "int8-static":  # which rounds for each reader by what that reads

@@ -80,8 +80,13 @@ def test_dead_inputs_and_one_scale_in_all():
         assert np.array_equal(gptq(weight, 0, rounded, np.zeros((1, 8, 8))).codes, rounded.codes)
 
 
+def problem_of(weight, scheme, inputs):
+    moments = InputMoments(inputs.astype(np.float32), 1)
+    return Problem(weight, scheme, moments, moments)
+
+
 def by_gptq(weight, scheme, inputs):
-    return METHODS["gptq"].round(Problem(weight, scheme, InputMoments(inputs.astype(np.float32), 1)))
+    return METHODS["gptq"].round(problem_of(weight, scheme, inputs))
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -91,7 +96,7 @@ def test_blocks_of_every_format(groups, scheme):
     scheme, K = Recipe(scheme=scheme).settings("", "MatMul").weight, 80
     weight = RNG.standard_normal((12, K)).astype(np.float32)
     inputs = covariance(groups, K)
-    problem = Problem(weight, scheme, InputMoments(inputs.astype(np.float32), 1))
+    problem = problem_of(weight, scheme, inputs)
     losses = []
     for method in ("gptq", "search", "rtn"):
         found = METHODS[method].round(problem)
@@ -100,7 +105,7 @@ def test_blocks_of_every_format(groups, scheme):
         np.testing.assert_allclose(found.decoded(scheme, K), numbers, rtol=1e-6)
         lost = (numbers - weight).reshape(groups, -1, K)
         losses.append(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
-        np.testing.assert_allclose(problem.moments.cost((numbers - weight).astype(np.float32)), losses[-1], rtol=1e-4)
+        np.testing.assert_allclose(problem.moments.cost(numbers.astype(np.float32), weight), losses[-1], rtol=1e-4)
         np.testing.assert_allclose(found.error.error, np.square(lost).sum(), rtol=1e-5)
     assert losses[0] < 0.8 * min(losses[1:])
 
