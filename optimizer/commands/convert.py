@@ -56,6 +56,9 @@ def optimize(
     ] = None,
     dim: Dims = None,
     json_: Json = False,
+    report: Annotated[
+        str | None, typer.Option(help="Page to write (.html): what became of each layer, and why, with plots.")
+    ] = None,
     quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell what each pass over floats left, too.")
@@ -80,13 +83,19 @@ def optimize(
     data = Calibration(**learnt)
     if output is not None:
         check_target(output, [recipe])
+    if report is not None:
+        from ..analysis.page import check_page, write_page
+
+        check_page(report, [model, output, recipe, chosen.mask, *learnt.values()])
     with progress_bar(quiet or json_) as progress, origin.stated():
-        report = run(model, chosen, output, calibration=data, dims=sizes(dim), progress=progress)
-    note_written(report.output)
+        done = run(model, chosen, output, calibration=data, dims=sizes(dim), progress=progress)
+    note_written(done.output)
+    if report is not None:
+        write_page(done, report)
     if json_:
-        print(report.to_json())
+        print(done.to_json())
     elif not quiet:
-        report.print(console(), verbose=verbose)
+        done.print(console(), verbose=verbose)
 
 
 def export_mask(

@@ -154,6 +154,11 @@ def _external_files(path: Path, model: ir.Model) -> set[Path]:
     return {Path(tensor.path) for tensor in external_tensors(model)}
 
 
+def weights_size(model: ir.Model) -> int:
+    """Bytes of its initializers."""
+    return sum(nbytes(value.const_value) for value in initializers(model) if value.const_value is not None)
+
+
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
     """The output path, when a file can be written there.
 
@@ -222,7 +227,7 @@ def save(
     """
     path = check_target(path)
     embed_attributes(model)
-    total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
+    total = weights_size(model)
     external = has_external_data(model) if external is None else external
     replaced, state = _data_files_of(path), old_state(path)
     try:
@@ -233,6 +238,22 @@ def save(
     for old in replaced - {data}:
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file of another kind; `path` is the old one or the whole new one, whatever happens meanwhile.
+
+    Raises:
+        UsageError: As `check_target`.
+        OnnxpressError: The disk is full or another error of the operating system.
+    """
+    path = check_target(path)
+    state = old_state(path)
+    try:
+        with _replacing(path) as (file, _):
+            file.write(data)
+    except OSError as error:
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; {state}") from error
 
 
 def old_state(path: Path) -> str:
