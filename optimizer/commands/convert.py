@@ -41,6 +41,13 @@ def optimize(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder from which the same conversion goes on after an interruption; of weights alone.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     statistics: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +75,7 @@ def optimize(
 
     learnt: dict[str, Any] = {
         "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
-        "tokenizer": tokenizer, "length": length,
+        "tokenizer": tokenizer, "length": length, "checkpoint": checkpoint,
     }  # fmt: skip
     options = as_written(context, {**settings, **learnt}) | {"data": "--calibration"}
     origin = Origin(recipe or "recipe", options)

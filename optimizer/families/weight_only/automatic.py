@@ -27,8 +27,9 @@ from ...model_io.storage import initializers
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
 from ...settings.recipe import Override, Recipe
+from .results import Results
 from .rewrite import decide, rewrite
-from .with_data import Results, method_of, round_with_data
+from .with_data import method_of, round_with_data
 
 _JUDGED = 8
 """Batches of the data whose outputs are compared where no metric is given."""
@@ -157,7 +158,7 @@ class _Search:
         weights = rewrite(copy, decide(copy, self._recipe)).weights
         method = method_of(self._recipe)
         begin = time.perf_counter()
-        self._results = round_with_data(original, weights, self._data, method, self._progress)
+        self._results = round_with_data(original, weights, self._data, method, self._progress, "tried")
         took = time.perf_counter() - begin
         return self._try(f"{self._recipe.scheme} by {method}", self._recipe, by_data=True, took=took)
 
