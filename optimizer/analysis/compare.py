@@ -20,11 +20,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
-from ..evaluation.outputs import OutputError, measure
+from ..evaluation.outputs import measure
 from ..model_io import storage
 from ..model_io.external_data import common_folder
 from ..model_io.reading import to_proto
 from ..planning.block_weights import sparsity_of
+from ..planning.output_error import OutputError
 from ..runtime.feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from ..runtime.session import (  # fmt: skip
     FOLDER_KEY,

@@ -157,6 +157,8 @@ def optimize(
         details={**outcome.details, "check": gate.details},
         rows=(*outcome.rows, *gate.rows),
         passes=outcome.passes,
+        outputs=gate.errors,
+        accuracy=outcome.accuracy,
     )
 
 

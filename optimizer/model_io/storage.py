@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
-from .external_data import checked, external_places, external_tensors, nbytes
+from .external_data import checked, external_places, external_tensors, files_of, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
 from .reading import from_proto, to_proto
@@ -145,13 +145,9 @@ def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def size_on_disk(path: str | Path, model: ir.Model) -> int:
-    """Bytes of a model file and of the external data files that it uses."""
+    """Bytes of a model file and of the files that it uses: external data, and packed weights of compiled nodes."""
     path = Path(path)
-    return path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, model))
-
-
-def _external_files(path: Path, model: ir.Model) -> set[Path]:
-    return {Path(tensor.path) for tensor in external_tensors(model)}
+    return path.stat().st_size + sum(file.stat().st_size for file in files_of(model, path))
 
 
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
@@ -190,7 +186,7 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
     Raises:
         UsageError: It names the output.
     """
-    data = ((file, "holds weights of the model") for file in _external_files(path, model))
+    data = ((file, "holds weights of the model") for file in files_of(model, path))
     for file, what in ((path, "is the model itself"), *data):
         if target.exists() and file.exists() and target.samefile(file):
             raise UsageError(f"{target}: {what}, which would be lost; name another file with {option('output')}")

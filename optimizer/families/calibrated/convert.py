@@ -33,7 +33,7 @@ from ...planning.int8_operators import Role
 from ...planning.plan import Decision
 from ...planning.plan_int8 import plan_int8
 from ...planning.plan_minifloat import plan_minifloat
-from ...planning.report import weight_report
+from ...planning.report import Accuracy, weight_report
 from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from ...runtime.int8_kernels import fallbacks, operators, optimized
@@ -300,7 +300,10 @@ def _outcome(
     weights = tuple(
         weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
     )
-    return ConversionResult(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)
+    accuracy = None if metric is None else Accuracy(metric.name, value, metric.reference)
+    return ConversionResult(
+        candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows, accuracy=accuracy
+    )
 
 
 def _family(name: str) -> Family:
