@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..sources import check_there
 from .peers import Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .terminal import Claim, Json, console
 
@@ -55,6 +56,7 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Judge models by a task with labels; the first is what the others are compared with."""
+    check_there(*model)
     import dataclasses
     import json
 

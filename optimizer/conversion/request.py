@@ -6,8 +6,9 @@ from ..calibration import Calibration
 from ..errors import SettingsError, option
 from ..evaluation.metrics import check_name
 from ..families import family_of
-from ..families.family import Need
+from ..families.family import Family, Need
 from ..settings.recipe import Recipe
+from ..settings.setting import settings_of
 
 
 def check_request(recipe: Recipe, calibration: Calibration, name: str | None) -> None:
@@ -29,10 +30,18 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     need, is_there = family.need(recipe, calibration != Calibration()), calibration.is_there(name)
     if need is Need.NONE and calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
-        raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")
+        problem = f": scheme {recipe.scheme} reads no calibration data with these settings"
+        raise SettingsError(unread, problem, _guilty(recipe, family))
     if need is Need.REQUIRED or (need is Need.WELCOME and is_there):
         calibration.check(name, or_statistics=family.takes_statistics)
         if calibration.statistics is not None and not family.takes_statistics:
             problem = f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
             raise SettingsError(["statistics"], problem)
     family.check(recipe, is_there, calibration.statistics is not None)
+
+
+def _guilty(recipe: Recipe, family: Family) -> list[str]:
+    """The settings with whose default data would be read."""
+    defaults = {key: getattr(Recipe, key) for key in settings_of(Recipe)}
+    others = {key: recipe.decided(**{key: default}) for key, default in defaults.items() if key != "scheme"}
+    return [key for key, other in others.items() if family.need(other, True) is not Need.NONE]
