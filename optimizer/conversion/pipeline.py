@@ -24,7 +24,7 @@ from ..model_io.normalise import normalise
 from ..model_io.reading import to_proto
 from ..passes.name_nodes import NameNodes
 from ..planning.already_quantized import check_not_quantized, quantized_nodes
-from ..planning.plan import Decision, nested_nodes
+from ..planning.plan import Decision, as_asked, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
 from ..planning.report import Report, group_reasons
 from ..planning.result import ConversionResult, Progress
@@ -116,7 +116,7 @@ def optimize(
 
     asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
     outcome = _convert(loaded, asked, given, source, progress)
-    decisions = with_foreign(outcome.decisions, foreign)
+    decisions = as_asked(with_foreign(outcome.decisions, foreign), asked)
     _refuse_nothing_to_do(source, recipe, decisions)
     gate.check_result(loaded, source)
     warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
@@ -142,7 +142,7 @@ def optimize(
         output=str(target) if target is not None else None,
         recipe=settled,
         rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
-        schemes=dict(Counter(d.reason for d in decisions if d.taken)),
+        schemes=dict(Counter(d.scheme for d in decisions if d.taken)),
         left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),
         weights=tuple(
             dataclasses.replace(weight, nodes=tuple(alone.get(name, name) for name in weight.nodes))
@@ -227,7 +227,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     if recipe.clean_up:
         Gate(model, recipe.check).clean_up(model)
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
-    return with_foreign(family_of(recipe.family).decide(model, asked), foreign)
+    return as_asked(with_foreign(family_of(recipe.family).decide(model, asked), foreign), asked)
 
 
 def _names(model: ir.Model) -> set[str]:

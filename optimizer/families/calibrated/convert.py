@@ -28,6 +28,7 @@ from ...passes.equalize_channels import EqualizeChannels
 from ...passes.float8_products import warn_of_float8_products
 from ...passes.place_minifloat import OPSET
 from ...passes.preparation import prepare
+from ...passes.restore_moments import RestoreMoments
 from ...passes.smooth_matmul import SmoothMatMul, smoothable
 from ...planning.int8_operators import Role
 from ...planning.plan import Decision
@@ -115,7 +116,7 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
     else:
         move = SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))
     result = move(model)
-    left[type(move).__name__] = result.left
+    left |= {type(move).__name__: result.left} if result.left else {}
     return result.modified
 
 
@@ -154,6 +155,7 @@ def convert(
     model.functions.update(candidate.model.functions)
     declare_functions(model)
     outcome = _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
+    left |= {RestoreMoments.__name__: dict(candidate.left)} if candidate.left else {}
     return dataclasses.replace(outcome, passes=left)
 
 
