@@ -26,7 +26,7 @@ from ..model_io.external_data import common_folder
 from ..model_io.reading import to_proto
 from ..planning.block_weights import sparsity_of
 from ..planning.output_error import OutputError
-from ..runtime.feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from ..runtime.feeds import Feeds, arrays_of, default_inputs, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from ..runtime.session import (  # fmt: skip
     FOLDER_KEY,
     is_compiled,
@@ -162,7 +162,7 @@ def compare(
     one, other = (probe.session.get_inputs() for probe in models)
     inputs = shared_inputs(str(first), one, str(second), other)
     if data:
-        feeds = read_feeds(data, inputs)
+        feeds = read_feeds(data, inputs, _shared_defaults(*models))
     else:
         feeds = random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed, limits=token_limits(models[0].model))
     outputs = _outputs(first, models[0], second, models[1])
@@ -185,6 +185,12 @@ def compare(
     errors = _attribute(models[1].model, found, set(outputs))
     unmatched = len(set(models[0].tensors) - set(shared))
     return Comparison(str(first), str(second), errors, unmatched, other_lengths)
+
+
+def _shared_defaults(one: _Probe, other: _Probe) -> list[Any]:
+    """Inputs that need not be given, of both models."""
+    names = {node.name for node in default_inputs(other.session)}
+    return [node for node in default_inputs(one.session) if node.name in names]
 
 
 def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) -> list[str]:

@@ -56,7 +56,7 @@ class Gate:
             dims: Open sizes of random inputs, as in `random_feeds`.
 
         Raises:
-            UsageError: No input has a size of that name.
+            UsageError: No input has a size of that name, or sizes are given and nothing runs.
         """
         self.warnings: list[str] = []
         self._process = SessionProcess()
@@ -74,7 +74,11 @@ class Gate:
             self._not_run = "not by a run: switched off"
         elif check is None and size > MOST_WEIGHTS:
             self._not_run = f"not by a run, {size_text(size)} of weights: {option('check')} makes it"
-        else:
+        if self._not_run and dims:
+            raise UsageError(
+                f"{option('dim')}: sizes of the run that checks the model, and it is checked {self._not_run}"
+            )
+        if not self._not_run:
             given = sample()
             try:
                 self._reference = run_original(self._process, model, original, given, dims)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..calibration import Calibration, Data, Statistics
-from ..errors import OnnxpressError, SettingsError, UsageError, option
+from ..errors import OnnxpressError, UsageError, option
 from ..families import family_of
 from ..families.family import Need
 from ..graph.rewriting import listed_names
@@ -103,7 +103,7 @@ def optimize(
     annotations = Annotations(loaded)
     given = _CalibrationInput(calibration, recipe, loaded, named, path)
     if dims and given.sample() is not None:
-        raise SettingsError([option("dim")], ": the check runs on the calibration data, which has sizes of its own")
+        raise UsageError(f"{option('dim')}: the check runs on the calibration data, which has sizes of its own")
     gate = Gate(loaded, recipe.check, given.sample, dims)
     clock.lap("check")
     if recipe.clean_up:
