@@ -23,6 +23,7 @@ from ..model_io import storage
 from ..model_io.normalise import normalise
 from ..model_io.reading import to_proto
 from ..passes.name_nodes import NameNodes
+from ..passes.remove_unused import remove_unused
 from ..planning.already_quantized import check_not_quantized, quantized_nodes
 from ..planning.plan import Decision, as_asked, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
@@ -111,6 +112,7 @@ def optimize(
         gate.clean_up(loaded)
         progress("clean-up", 1, 1)
     else:
+        remove_unused(loaded)  # or what nothing reads would count as a reader of what it reads
         gate.rest()
     clock.lap("clean-up")
 
@@ -226,6 +228,8 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     NameNodes()(model)
     if recipe.clean_up:
         Gate(model, recipe.check).clean_up(model)
+    else:
+        remove_unused(model)
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
     return as_asked(with_foreign(family_of(recipe.family).decide(model, asked), foreign), asked)
 
