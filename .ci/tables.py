@@ -57,8 +57,10 @@ def catalogue() -> str:
 def tasks() -> str:
     """What models are judged by."""
     from onnxpress.models.tasks import TASKS
+    from onnxpress.optimizer.evaluation.language import TEXT_TASKS
 
-    rows = [[f"`{task.name}`", task.description, task.metric, task.needs] for task in TASKS.values()]
+    known = (*TASKS.values(), *TEXT_TASKS.values())
+    rows = [[f"`{task.name}`", task.description, task.metric, task.needs] for task in known]
     return table(["task", "what it is", "metric", "needs"], rows)
 
 

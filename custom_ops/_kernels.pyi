@@ -13,6 +13,7 @@ def quantize_blocks(
     packed: npt.NDArray[np.uint8],
     scales: npt.NDArray[np.float32],
     zero_points: npt.NDArray[np.uint8],
+    importance: npt.NDArray[np.float32] | None = None,
     isa: str | None = None,
 ) -> tuple[float, float, float, float]: ...
 def unpack_codes(packed: npt.NDArray[np.uint8], bits: int, block_size: int, K: int) -> npt.NDArray[np.uint8]: ...

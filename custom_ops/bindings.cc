@@ -22,12 +22,10 @@ void check_scheme(int bits, std::int64_t block_size) {
           "block_size must be a power of two from 16, got " + std::to_string(block_size));
 }
 
-std::tuple<double, double, double, double> py_quantize_blocks(const py::array& weight, bool transposed, int bits,
-                                                              std::int64_t block_size, bool symmetric, bool search,
-                                                              const std::string& scale_type,
-                                                              std::pair<std::int64_t, std::int64_t> columns,
-                                                              Bytes& packed, Floats& scales, Bytes& zero_points,
-                                                              const std::optional<std::string>& isa) {
+std::tuple<double, double, double, double> py_quantize_blocks(
+    const py::array& weight, bool transposed, int bits, std::int64_t block_size, bool symmetric, bool search,
+    const std::string& scale_type, std::pair<std::int64_t, std::int64_t> columns, Bytes& packed, Floats& scales,
+    Bytes& zero_points, const std::optional<Floats>& importance, const std::optional<std::string>& isa) {
   check_scheme(bits, block_size);
   require(weight.ndim() == 2, "weight must have two axes");
   require(scale_type == "float32" || scale_type == "float16", "scale_type must be float32 or float16");
@@ -40,13 +38,14 @@ std::tuple<double, double, double, double> py_quantize_blocks(const py::array& w
   check_shape(packed, "packed", {view.N, blocks, block_size * bits / 8});
   check_shape(scales, "scales", {view.N, blocks});
   check_shape(zero_points, "zero_points", {view.N, blocks});
+  if (importance) check_shape(*importance, "importance", {view.K});
   const QuantizedBlocks out{packed.mutable_data(), scales.mutable_data(), zero_points.mutable_data()};
   const BlockScheme scheme{bits, block_size, symmetric, search, scale_type == "float16"};
   const Isa chosen = isa_of(isa);
   RoundingCosts errors;
   {
     py::gil_scoped_release release;
-    errors = quantize_blocks(view, scheme, begin, end, out, chosen);
+    errors = quantize_blocks(view, scheme, importance ? importance->data() : nullptr, begin, end, out, chosen);
   }
   return {errors.error, errors.cost, errors.baseline, errors.energy};
 }
@@ -294,7 +293,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("quantize_blocks", py_quantize_blocks, py::arg("weight"), py::arg("transposed"), py::arg("bits"),
         py::arg("block_size"), py::arg("symmetric"), py::arg("search"), py::arg("scale_type"), py::arg("columns"),
         py::arg("packed").noconvert(), py::arg("scales").noconvert(), py::arg("zero_points").noconvert(),
-        py::arg("isa") = py::none());
+        py::arg("importance") = py::none(), py::arg("isa") = py::none());
   m.def("unpack_codes", py_unpack_codes, py::arg("packed"), py::arg("bits"), py::arg("block_size"), py::arg("K"));
   m.def("pack_zero_points", py_pack_zero_points, py::arg("zero_points"), py::arg("bits"));
   m.def("all_finite", py_all_finite, py::arg("array"));

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from onnxpress.optimizer.conversion.compile import compile_context as compile  # noqa: A004
     from onnxpress.optimizer.conversion.pipeline import optimize
     from onnxpress.optimizer.errors import OnnxpressError, UsageError
+    from onnxpress.optimizer.evaluation.language import Text
     from onnxpress.optimizer.settings.recipe import Override, Recipe
 
     __version__: str
 
 __all__ = [
-    "Calibration", "OnnxpressError", "Override", "Recipe", "UsageError", "__version__", "bench", "calibrate", "compare",
-    "compile", "custom_ops", "ep", "evaluate", "inspect", "models", "optimize", "optimizer",
+    "Calibration", "OnnxpressError", "Override", "Recipe", "Text", "UsageError", "__version__", "bench", "calibrate",
+    "compare", "compile", "custom_ops", "ep", "evaluate", "inspect", "models", "optimize", "optimizer",
 ]  # fmt: skip
 
 _PLACES = {
@@ -37,6 +38,7 @@ _PLACES = {
     "compile": "conversion.compile:compile_context",
     "evaluate": "analysis.evaluate:evaluate",
     "inspect": "analysis.inspect:inspect",
+    "Text": "evaluation.language:Text",
 }
 """What `onnxpress.optimizer` does not have by these names."""
 

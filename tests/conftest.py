@@ -30,6 +30,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep_noted(path, config, items)
 
 
+@pytest.fixture(autouse=True)
+def _draws_of_a_test(request: pytest.FixtureRequest, _first_draw: dict[str, object] | None) -> None:
+    """Each test draws the same numbers, whichever ran before it in this process."""
+    if _first_draw is not None:
+        request.module.RNG.bit_generator.state = _first_draw
+
+
+@pytest.fixture(scope="module")
+def _first_draw(request: pytest.FixtureRequest) -> dict[str, object] | None:
+    generator = getattr(request.module, "RNG", None)
+    return None if generator is None else generator.bit_generator.state
+
+
 @pytest.fixture(scope="module")
 def child():
     """Runs models in a process of its own."""

@@ -39,20 +39,25 @@ void load_block(const WeightView& weight, const QuantizeKernels& kernels, std::i
 
 }  // namespace
 
-RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
-                              const QuantizedBlocks& out, Isa isa) {
+RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, const float* importance,
+                              std::int64_t begin, std::int64_t end, const QuantizedBlocks& out, Isa isa) {
   const QuantizeKernels& kernels = best_kernels<QuantizeKernels>(isa);
   const std::int64_t size = scheme.block_size;
   const std::int64_t blocks = (weight.K + size - 1) / size;
   const std::int64_t blob = size * scheme.bits / 8;
-  std::vector<float> memory(static_cast<std::size_t>(3 * size * kLanes + size));
+  std::vector<float> memory(static_cast<std::size_t>(3 * size * kLanes + 2 * size));
   float* x = memory.data();
   float* row = x + 3 * size * kLanes;
+  float* counted = row + size;  // importance, zero behind the last input
   std::vector<std::uint8_t> codes(static_cast<std::size_t>(size));
-  LaneBlock block{x, x + size * kLanes, x + 2 * size * kLanes, {}, {}, {}, {}, {}};
+  LaneBlock block{
+      x, x + size * kLanes, x + 2 * size * kLanes, importance != nullptr ? counted : nullptr, {}, {}, {}, {}, {}};
   RoundingCosts errors;
   // Along the rows of a [K, N] weight first: memory comes in whole pages rather than a cache line of each.
   for (std::int64_t b = 0; b < blocks; ++b) {
+    if (importance != nullptr) {
+      std::copy_n(importance + b * size, std::min(size, weight.K - b * size), counted);
+    }
     for (std::int64_t n = begin; n < end; n += kLanes) {
       const std::int64_t columns = std::min<std::int64_t>(kLanes, end - n);
       load_block(weight, kernels, n, columns, b * size, size, row, x);

@@ -38,9 +38,10 @@ struct RoundingCosts {
   double energy = 0;    // of the weight
 };
 
-// Output channels [begin, end). Throws std::bad_alloc.
-RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, std::int64_t begin, std::int64_t end,
-                              const QuantizedBlocks& out, Isa isa);
+// Output channels [begin, end). `importance` of each input, [K] and not negative, is what its squared error counts in
+// place of the weight's own square, where it is not null. Throws std::bad_alloc.
+RoundingCosts quantize_blocks(const WeightView& weight, const BlockScheme& scheme, const float* importance,
+                              std::int64_t begin, std::int64_t end, const QuantizedBlocks& out, Isa isa);
 
 // Whether no value is NaN or infinite.
 bool all_finite(const void* data, bool half, std::int64_t count, Isa isa);

@@ -15,7 +15,9 @@ namespace onnxpress {
 namespace {
 
 constexpr float kMultiples[] = {1.06f, 0.97f, 0.94f, 0.91f, 0.88f};  // MULTIPLES in reference/rounding.py
-constexpr float kMinCount = 1.0f;                                    // LEAST_COUNT
+// Beyond them where data tells what errors count; IMPORTANT_MULTIPLES.
+constexpr float kFurtherMultiples[] = {0.85f, 0.82f, 0.79f, 0.76f, 0.73f, 0.7f};
+constexpr float kMinCount = 1.0f;  // LEAST_COUNT
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 static_assert(sizeof(Lanes) == sizeof(LaneBlock::scale));
@@ -73,8 +75,13 @@ struct Nearest {
   }
 };
 
-// What each weight's squared error counts: more, the larger it is within its block.
+// What each weight's squared error counts: more, the larger it is within its block, where no data says better.
 inline void count_errors(const LaneBlock& b, std::int64_t size, const Lanes& extreme) {
+  if (b.importance != nullptr) {
+    const Lanes none = {};
+    for (std::int64_t k = 0; k < size; ++k) store(none + b.importance[k], b.counts + k * kLanes);
+    return;
+  }
   Lanes largest = extreme, share, total = {};
   drop_subnormals(largest);
   reciprocals(largest, share);
@@ -185,10 +192,14 @@ void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
   propose(1.0f, best);
   store(best.cost, b.baseline);
   if (scheme.search) {
-    for (const float multiple : kMultiples) {
-      propose(multiple, trial);
-      keep_better(trial, best);
-    }
+    const auto propose_all = [&](const auto& multiples) {
+      for (const float multiple : multiples) {
+        propose(multiple, trial);
+        keep_better(trial, best);
+      }
+    };
+    propose_all(kMultiples);
+    if (b.importance != nullptr) propose_all(kFurtherMultiples);
     trial = best;
     refine_scale(scheme, b, levels, trial);
     judge(b, scheme.block_size, levels, trial);

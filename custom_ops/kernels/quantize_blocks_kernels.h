@@ -14,6 +14,8 @@ struct LaneBlock {
   const float* x;  // [block_size, 16]
   float* codes;    // [block_size, 16]
   float* counts;   // [block_size, 16], scratch
+  // [block_size], what the squared error of each weight counts; null where that is told by its own square.
+  const float* importance;
   float scale[kLanes];
   float zero_point[kLanes];
   float error[kLanes];

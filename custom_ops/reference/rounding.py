@@ -10,6 +10,8 @@ from .types import Float32, UInt8
 
 MULTIPLES = (1.06, 0.97, 0.94, 0.91, 0.88)
 """Of the scale of minimum and maximum, which the scale search tries beside it."""
+FURTHER_MULTIPLES = (0.85, 0.82, 0.79, 0.76, 0.73, 0.7)
+"""Which it tries, too, where data tells what errors count."""
 LEAST_COUNT = 1.0
 """What the error of a weight of zero counts, where those of a block count 1 more on average."""
 
@@ -49,7 +51,7 @@ def _counts(x: Float32, extreme: Float32) -> Float32:
 
 
 def quantize_block(
-    x: Float32, bits: int, symmetric: bool, search: bool, scale_type: str
+    x: Float32, bits: int, symmetric: bool, search: bool, scale_type: str, importance: Float32 | None = None
 ) -> tuple[UInt8, Float32, UInt8, Float32, Float32, Float32]:
     """Quantize blocks, one a column, each with the best scale among a few.
 
@@ -63,7 +65,8 @@ def quantize_block(
 
     Plain squares, h = 1, would cut off the largest weights for the good of the many small ones; but a model needs
     the large ones most, which meet its large activations. That the error of a weight counts by its own square is
-    what the k-quants of llama.cpp do where no data says better.
+    what the k-quants of llama.cpp do where no data says better. Where it does, h is the importance of each input, and
+    smaller scales are tried as well.
 
     Args:
         x: float32 [block_size, columns].
@@ -71,6 +74,7 @@ def quantize_block(
         symmetric: Zero point fixed at 2**(bits - 1).
         search: Try other scales; otherwise plain min/max.
         scale_type: "float32" or "float16": what scales are rounded to before codes are chosen.
+        importance: float32 [block_size], not negative.
 
     Returns:
         codes uint8 [block_size, columns], scales float32 [columns], zero points uint8 [columns], and of each column
@@ -81,7 +85,8 @@ def quantize_block(
     low = np.minimum(x.min(axis=0), np.float32(0))
     high = np.maximum(x.max(axis=0), np.float32(0))
     extreme = np.where(high > -low, high, low).astype(np.float32)
-    counts = _counts(x, extreme)
+    counts = _counts(x, extreme) if importance is None else np.broadcast_to(importance[:, None], x.shape)
+    multiples = MULTIPLES if importance is None else (*MULTIPLES, *FURTHER_MULTIPLES)
 
     def candidate(multiple: float) -> tuple[Float32, Float32]:
         factor = np.float32(multiple)
@@ -98,7 +103,7 @@ def quantize_block(
 
     scale, zero = candidate(1.0)
     cost = baseline = judge(scale, zero)
-    for multiple in MULTIPLES if search else ():
+    for multiple in multiples if search else ():
         tried, offset = candidate(multiple)
         wrong = judge(tried, offset)
         better = wrong < cost
@@ -133,6 +138,7 @@ def quantize_blocks(
     packed: UInt8,
     scales: Float32,
     zero_points: UInt8,
+    importance: Float32 | None = None,
 ) -> tuple[float, float, float, float]:
     """Round output channels `columns` of a weight to `bits` in blocks along K, see `quantize_block`.
 
@@ -148,6 +154,7 @@ def quantize_blocks(
         packed: uint8 [N, n_blocks, block_size * bits / 8], written in those channels.
         scales: float32 [N, n_blocks], written.
         zero_points: uint8 [N, n_blocks], one code a byte, written.
+        importance: float32 [K], what errors count, not negative.
 
     Returns:
         Sums over those channels: squared error, what the search minimised, that of plain min/max, squares of the
@@ -156,11 +163,15 @@ def quantize_blocks(
     begin, end = columns
     part = weight[begin:end].T if transposed else weight[:, begin:end]
     part = part.astype(np.float32)
-    part = np.pad(part, [(0, -part.shape[0] % block_size), (0, 0)])
+    rest = -part.shape[0] % block_size
+    part = np.pad(part, [(0, rest), (0, 0)])
+    counts = None if importance is None else np.pad(importance, (0, rest)).reshape(-1, block_size)
     sums = np.zeros(4)
     for block in range(part.shape[0] // block_size):
         x = np.ascontiguousarray(part[block * block_size : (block + 1) * block_size])
-        codes, scale, zero, *errors = quantize_block(x, bits, symmetric, search, scale_type)
+        codes, scale, zero, *errors = quantize_block(
+            x, bits, symmetric, search, scale_type, None if counts is None else counts[block]
+        )
         packed[begin:end, block] = pack_codes(np.ascontiguousarray(codes.T), bits)
         scales[begin:end, block] = scale
         zero_points[begin:end, block] = zero

@@ -45,7 +45,8 @@ def choose(session: ort.InferenceSession, name: str | None, model: str) -> Task:
             if task.fits(session):
                 return task
         raise UsageError(
-            f"{model}: no task fits this model; there are {', '.join(TASKS)}; onnxpress compare is for any model"
+            f"{model}: no task fits this model; there are {', '.join(TASKS)}; a language model is judged on a text of "
+            "yours by perplexity and kl; onnxpress compare is for any model"
         )
     if name not in TASKS:
         raise UsageError(f'no task "{name}"; {suggestion(name, TASKS)}')

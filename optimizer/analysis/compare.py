@@ -20,6 +20,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
+from ..evaluation.language import KL, Passage, Text, text_judge
 from ..evaluation.outputs import measure
 from ..model_io import storage
 from ..model_io.external_data import common_folder
@@ -37,6 +38,7 @@ from ..runtime.session import (  # fmt: skip
 )
 from ..runtime.token_limits import token_limits
 from ..sources import resolve
+from .evaluate import TaskResult, check, evaluate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +82,7 @@ class Comparison:
         unmatched: Float outputs of nodes of the first model that the second lacks.
         other_lengths: Outputs that cannot be compared, such as audio of a duration that the model itself tells, in the
             model's order.
+        judged: Both models by a task, where one was asked for.
     """
 
     first: str
@@ -87,6 +90,7 @@ class Comparison:
     tensors: list[TensorError]
     unmatched: int
     other_lengths: list[OutputError]
+    judged: tuple[TaskResult, ...] = ()
 
     @property
     def outputs(self) -> list[TensorError]:
@@ -115,6 +119,9 @@ class Comparison:
         console.print(table)
         for output in self.other_lengths:
             console.print(str(output), style="yellow")
+        for result in self.judged:
+            told = ", ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.details.items())
+            console.print(f"{result.task} {result.value:.5g}  {result.model}  ({told})", soft_wrap=True)
         inner = len(self.tensors) - len(self.outputs)
         console.print(f"{inner} inner tensors matched, {self.unmatched} not; those inside subgraphs are out of reach")
 
@@ -134,6 +141,8 @@ def compare(
     dims: dict[str, int] | None = None,
     provider: bool = False,
     claim: str | None = None,
+    task: str | None = None,
+    text: Text | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Comparison:
@@ -146,11 +155,14 @@ def compare(
         dims: Sizes of symbolic dimensions for random inputs, see `random_feeds`.
         provider: Run the model to judge on our execution provider.
         claim: The same, where it takes the nodes of these families, see `ep.append`.
+        task: A task by which both are judged, too, as `evaluate` takes it; with a text it is kl by default.
+        text: What perplexity and kl read; without `data` its first window is what the models run on.
         seed: Of random inputs.
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: The inputs do not fit, the models have different inputs or outputs, or the reference is compiled.
+        UsageError: The inputs do not fit, the models have different inputs or outputs, the reference is compiled, or
+            the task does not fit.
         OnnxpressError: A model cannot be loaded or run.
     """
     models = [_Probe(resolve(first)), _Probe(resolve(second), provider_options(provider, claim))]
@@ -161,8 +173,15 @@ def compare(
         )
     one, other = (probe.session.get_inputs() for probe in models)
     inputs = shared_inputs(str(first), one, str(second), other)
+    if text is not None and dims:
+        raise UsageError(f"{option('dim')}: the text has sizes of its own; leave one out")
+    task = KL if task is None and text is not None else task
+    if task is not None:
+        check(first, task, text=text)
     if data:
         feeds = read_feeds(data, inputs, _shared_defaults(*models))
+    elif text is not None:
+        feeds, _, _ = next(iter(Passage(text, models[0].model, models[0].path)))
     else:
         feeds = random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed, limits=token_limits(models[0].model))
     outputs = _outputs(first, models[0], second, models[1])
@@ -184,7 +203,19 @@ def compare(
         raise OnnxpressError(f"{first} and {second} share no float tensor; were they made from the same model?")
     errors = _attribute(models[1].model, found, set(outputs))
     unmatched = len(set(models[0].tensors) - set(shared))
-    return Comparison(str(first), str(second), errors, unmatched, other_lengths)
+    judged = () if task is None else _judged((str(first), str(second)), models, task, text)
+    return Comparison(str(first), str(second), errors, unmatched, other_lengths, judged)
+
+
+def _judged(names: Sequence[str], models: Sequence[_Probe], task: str, text: Text | None) -> tuple[TaskResult, ...]:
+    """Both models by a task; of kl, which compares with the first, the second alone."""
+    if task != KL:
+        return tuple(
+            evaluate(name, task, session=probe.session, text=text) for name, probe in zip(names, models, strict=True)
+        )
+    judge = text_judge(KL, text, models[0].model, models[0].path, names[1], lambda: models[0].session)
+    score = judge(models[1].session)
+    return (TaskResult(names[1], KL, KL, score.value, score.details),)
 
 
 def _shared_defaults(one: _Probe, other: _Probe) -> list[Any]:

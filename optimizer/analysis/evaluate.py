@@ -1,4 +1,4 @@
-"""Judging a model file by a task."""
+"""Judging a model file by a task, with labels or on a text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxpress import custom_ops
-from onnxpress.models.tasks import choose
+from onnxpress.models.tasks import Task, choose
 
-from ..errors import OnnxpressError, UsageError
+from ..calibration.tokens import TOKENIZER
+from ..errors import OnnxpressError, UsageError, option
+from ..evaluation.language import KL, PERPLEXITY, TEXT_TASKS, Text, text_judge
 from ..model_io import storage
 from ..runtime import session as sessions
 from ..sources import resolve
@@ -32,7 +34,7 @@ class TaskResult:
         model: As the caller named it.
         task: Name of the task.
         metric: What `value` is.
-        value: More is better.
+        value: More is better, except of perplexity and kl.
         details: Other figures by name.
     """
 
@@ -61,23 +63,36 @@ def evaluate(
     task: str | None = None,
     session_options: ort.SessionOptions | None = None,
     session: Any = None,
+    *,
+    text: Text | None = None,
+    reference: str | Path | None = None,
 ) -> TaskResult:
     """Run a task on a model.
 
     Args:
         model: A file, a folder or a name of the catalogue.
-        task: A name of `tasks.TASKS`; None takes the first that fits the model.
+        task: A name of `tasks.TASKS`, perplexity or kl; None takes the first that fits the model, or perplexity where
+            there is a text.
         session_options: For ONNX Runtime. The custom ops are registered with them where the model uses them.
         session: Judged in place of the one that these options make, such as an `OpenVinoSession` of the model, or of
             what became of it.
+        text: What perplexity and kl read.
+        reference: The float model of kl, in the forms of `model`; its tokenizer serves where none lies beside `model`.
 
     Raises:
-        UsageError: There is no such task, or none fits.
+        UsageError: There is no such task, none fits, or it lacks the text or the reference, or reads none.
         OnnxpressError: The model or the task's data cannot be had, or the model does not run.
     """
     path = resolve(model)
+    plain = session is None and session_options is None
     session = session or _open(path, session_options or sessions.session_options())
-    chosen = choose(session, task, str(model))
+    original = None if reference is None else resolve(reference)
+    opened: Callable[[], Any] | None = None
+    if original is not None:
+        opened = (
+            (lambda: session) if plain and original == path else partial(_open, original, sessions.session_options())
+        )
+    chosen = _chosen(session, task, path, str(model), text, original, opened)
     try:
         score = chosen.evaluate(session, path)
     except OnnxpressError:
@@ -90,8 +105,42 @@ def evaluate(
     return TaskResult(str(model), chosen.name, chosen.metric, score.value, score.details)
 
 
+def is_on_text(task: str | None, text: Text | None) -> bool:
+    """Whether a task is one that reads a text.
+
+    Raises:
+        UsageError: There is a text, and the task reads none.
+    """
+    if text is not None and task is not None and task not in TEXT_TASKS:
+        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, not by the task '{task}'")
+    return text is not None or task in TEXT_TASKS
+
+
+def _chosen(
+    session: Any, task: str | None, path: Path, shown: str, text: Text | None,
+    original: Path | None, opened: Callable[[], Any] | None,
+) -> Task:  # fmt: skip
+    """The task, of one on a text bound to that, and to the float model of kl."""
+    if not is_on_text(task, text):
+        return choose(session, task, shown)
+    known = TEXT_TASKS[task or PERPLEXITY]
+    read_by = original if known.name == KL and original is not None else path
+    judge = text_judge(known.name, text, storage.load(read_by), _with_tokenizer(path, original), shown, opened)
+    return Task(known.name, known.name, known.description, known.needs, lambda _: True, lambda one, _: judge(one))
+
+
+def _with_tokenizer(path: Path, original: Path | None) -> Path:
+    """Of a model and the one that it was made of, that beside which a tokenizer lies."""
+    return path if original is None or path.with_name(TOKENIZER).is_file() else original
+
+
 def evaluate_with_provider(
-    model: str | Path, task: str | None = None, claim: str | None = None
+    model: str | Path,
+    task: str | None = None,
+    claim: str | None = None,
+    *,
+    text: Text | None = None,
+    reference: str | Path | None = None,
 ) -> list[TaskResult | Failure]:
     """Run a task on a model as it is, unless it is compiled, and on our execution provider.
 
@@ -99,6 +148,8 @@ def evaluate_with_provider(
         model: As `evaluate` takes it.
         task: As `evaluate` takes it.
         claim: Families of nodes that the execution provider takes, see `ep.append`.
+        text: As `evaluate` takes it, and so is `reference`.
+        reference: Of kl.
 
     Returns:
         A result, or the reason why there is none, of each.
@@ -112,8 +163,9 @@ def evaluate_with_provider(
     ways = {str(model): None, f"{model} + ep{shown_claim}": sessions.provider_options(True, claim)}
     if sessions.is_compiled(storage.load(path)):
         del ways[str(model)]
+    given = _given(text, reference)
     results = [
-        _tried(str(model), shown, task, partial(_open, path, sessions.session_options(provider=provider)))
+        _tried(str(model), shown, task, partial(_open, path, sessions.session_options(provider=provider)), **given)
         for shown, provider in ways.items()
     ]
     if all(isinstance(result, Failure) for result in results):
@@ -121,14 +173,25 @@ def evaluate_with_provider(
     return results
 
 
-def check(model: str | Path, task: str | None = None, provider: bool = False) -> None:
+def check(
+    model: str | Path,
+    task: str | None = None,
+    provider: bool = False,
+    *,
+    text: Text | None = None,
+    reference: str | Path | None = None,
+) -> None:
     """Refuse at once what `evaluate`, or `evaluate_with_provider`, could not begin with.
 
     Raises:
-        UsageError: There is no such task, or none fits.
-        OnnxpressError: The model cannot be had or loaded.
+        UsageError: There is no such task, none fits, or it lacks a text.
+        OnnxpressError: The model cannot be had or loaded, or the text or its tokenizer cannot be read.
     """
     path = resolve(model)
+    if is_on_text(task, text):
+        original = None if reference is None else resolve(reference)
+        text_judge(PERPLEXITY, text, storage.load(path), _with_tokenizer(path, original), str(model))
+        return
     try:
         choose(_look(path), task, str(model))
     except UsageError:
@@ -159,7 +222,12 @@ def check_peers(*, nncf: bool) -> None:
 
 
 def evaluate_in_openvino(
-    models: Sequence[str], task: str | None = None, nncf: tuple[str, Calibration] | None = None
+    models: Sequence[str],
+    task: str | None = None,
+    nncf: tuple[str, Calibration] | None = None,
+    *,
+    text: Text | None = None,
+    reference: str | Path | None = None,
 ) -> list[TaskResult | Failure]:
     """Run a task on models in OpenVINO; of one that it cannot compile or run, the reason.
 
@@ -167,15 +235,18 @@ def evaluate_in_openvino(
         models: Files, folders or names of the catalogue.
         task: As `evaluate` takes it.
         nncf: A model and data, from which NNCF makes one more.
+        text: As `evaluate` takes it, and so is `reference`.
+        reference: Of kl.
 
     Raises:
         UsageError: There is no such task, none fits, or OpenVINO or NNCF is not installed.
         OnnxpressError: A model cannot be had.
     """
     results = []
+    given = _given(text, reference)
     for name in models:
         begin = partial(openvino.OpenVinoSession, resolve(name))
-        results.append(_tried(name, f"{name} in OpenVINO", task, begin))
+        results.append(_tried(name, f"{name} in OpenVINO", task, begin, **given))
     if nncf is not None:
         name, data = nncf
         path = resolve(name)
@@ -184,7 +255,7 @@ def evaluate_in_openvino(
             def rounded() -> openvino.OpenVinoSession:
                 return openvino.OpenVinoSession(openvino.quantize(name, data, Path(folder)), onnx=path)
 
-            results.append(_tried(name, f"{name} by NNCF in OpenVINO", task, rounded))
+            results.append(_tried(name, f"{name} by NNCF in OpenVINO", task, rounded, **given))
     return results
 
 
@@ -194,9 +265,16 @@ def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
     return sessions.open_session(path, options)
 
 
-def _tried(model: str, shown: str, task: str | None, open_session: Callable[[], Any]) -> TaskResult | Failure:
+def _given(text: Text | None, reference: str | Path | None) -> dict[str, Any]:
+    """What `evaluate` is told of a text."""
+    return {key: value for key, value in (("text", text), ("reference", reference)) if value is not None}
+
+
+def _tried(
+    model: str, shown: str, task: str | None, open_session: Callable[[], Any], **given: Any
+) -> TaskResult | Failure:
     try:
-        return replace(evaluate(model, task, session=open_session()), model=shown)
+        return replace(evaluate(model, task, session=open_session(), **given), model=shown)
     except UsageError:
         raise
     except OnnxpressError as error:

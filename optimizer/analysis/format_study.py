@@ -5,8 +5,9 @@ With the metric m of the float model and m' of a converted one the loss is relat
 
     d = (m - m') / |m|
 
-and the model passes where d <= max_drop, there 1 %. The coverage of a scheme is the share of the models that pass. A
-model that a scheme refuses does not.
+and the model passes where d <= max_drop, there 1 %. Of a perplexity, of which less is better, d has the other sign, and
+of kl it is the value itself, in nats per token. The coverage of a scheme is the share of the models that pass. A model
+that a scheme refuses does not.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..calibration import Calibration
+from ..calibration.tokens import TOKENIZER
 from ..conversion.pipeline import optimize
-from ..errors import OnnxpressError, UsageError
-from ..evaluation.metrics import COSINE, Metric, check_metric, choose_metric
-from ..evaluation.sensitivity import relative_drop
+from ..errors import OnnxpressError, UsageError, option
+from ..evaluation.language import PERPLEXITY, TEXT_TASKS, Text, TextMetric
+from ..evaluation.metrics import COSINE, Metric, check_metric, choose_metric, loss_text
 from ..families import family_of
 from ..families.family import Need
 from ..model_io import storage
@@ -49,6 +51,9 @@ SCHEMES = ("int8-static", "fp8-e5m2-static", "fp8-static", "fp8-e3m4-static", "f
 FLOAT = "float32"
 """What stands for the scheme of the float model."""
 
+MAX_KL = 0.02
+"""Nats per token that a model may lose where nobody says."""
+
 _SAMPLES = 16  # on which outputs are compared
 _SEEDS = 4  # as many random inputs, where there is no data
 
@@ -64,6 +69,7 @@ class Verdict:
         value: The metric, None where the scheme failed.
         loss: Relative to the float model, negative where it is better; infinite where the metric is NaN.
         passed: Whether the loss is within the bound.
+        in_nats: Whether the loss is in nats per token.
         size: Bytes of the file, external data included.
         reason: Why the scheme failed.
     """
@@ -76,6 +82,7 @@ class Verdict:
     passed: bool = False
     size: int | None = None
     reason: str = ""
+    in_nats: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +92,18 @@ class FormatStudy:
     Attributes:
         verdicts: Model by model, each first as float32.
         max_drop: The bound on the loss.
+        max_kl: The same of kl.
     """
 
     verdicts: list[Verdict]
     max_drop: float
+    max_kl: float = MAX_KL
+
+    def on_one_scale(self, verdict: Verdict) -> float | None:
+        """The loss, of kl as many times `max_drop` as it is `max_kl`; None where there is none."""
+        if verdict.loss is None or not verdict.in_nats:
+            return verdict.loss
+        return verdict.loss / self.max_kl * self.max_drop
 
     @property
     def coverage(self) -> dict[str, float]:
@@ -127,7 +142,8 @@ class FormatStudy:
         for reason, failed in self._failed().items():
             listed = "; ".join(f"{model} as {', '.join(schemes)}" for model, schemes in failed.items())
             console.print(f"cannot be judged: {listed}: {reason}", soft_wrap=True)
-        console.print(f"coverage: the models that lose {100 * self.max_drop:g} % at most")
+        nats = f", or {self.max_kl:g} nats per token" if any(verdict.in_nats for verdict in self.verdicts) else ""
+        console.print(f"coverage: the models that lose {100 * self.max_drop:g} % at most{nats}")
         coverage = Table(box=None)
         coverage.add_column("scheme")
         coverage.add_column("models", justify="right")
@@ -140,7 +156,8 @@ class FormatStudy:
 
 def _cells(verdict: Verdict) -> tuple[str, ...]:
     value = "" if verdict.value is None else f"{verdict.value:.5f}"
-    loss = "" if verdict.loss is None or verdict.scheme == FLOAT else f"{round(100 * verdict.loss, 2) + 0.0:.2f} %"
+    told = verdict.loss is not None and verdict.scheme != FLOAT
+    loss = loss_text(verdict.loss or 0.0, in_nats=verdict.in_nats) if told else ""
     passes = "" if verdict.scheme == FLOAT else "yes" if verdict.passed else "no"
     size = "" if verdict.size is None else size_text(verdict.size)
     return verdict.model, verdict.scheme, verdict.metric, value, loss, passes, size
@@ -153,6 +170,8 @@ def study_formats(
     metrics: Mapping[str, str] | None = None,
     data: Mapping[str, str] | None = None,
     max_drop: float = 0.01,
+    max_kl: float = MAX_KL,
+    text: Text | None = None,
     threads: int | None = None,
     folder: str | Path | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
@@ -166,6 +185,8 @@ def study_formats(
             model's data, or on random inputs where there is none.
         data: By model a file or "module:function" to calibrate with; a model of the catalogue has its own.
         max_drop: The largest loss with which a model passes.
+        max_kl: The same of the metric kl, in nats per token.
+        text: What the metrics perplexity and kl read; with one, models without a metric are judged by perplexity.
         threads: That run the models; None leaves the choice to ONNX Runtime.
         folder: Where converted models are kept, and found again if model, data and recipe are the same.
         progress: Told how the work goes on.
@@ -181,17 +202,23 @@ def study_formats(
             raise UsageError(f"{what}s are {', '.join(names) or 'none'}; name each {what} once")
     if not 0 <= max_drop <= 1:
         raise UsageError(f"max_drop is {max_drop}, must be a share from 0 to 1")
+    if not max_kl > 0:
+        raise UsageError(f"max_kl is {max_kl}, must be nats per token, above 0")
     recipes = [Recipe.from_mapping({"scheme": scheme}, Origin("schemes")) for scheme in schemes]
     if folder is not None:
         _make(Path(folder))
-    workloads = [_workload(name, (metrics or {}).get(name), (data or {}).get(name)) for name in models]
+    judged_by = {name: (metrics or {}).get(name, None if text is None else PERPLEXITY) for name in models}
+    if text is not None and not any(metric in TEXT_TASKS for metric in judged_by.values()):
+        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, by which no model is judged")
+    workloads = [_workload(name, judged_by[name], (data or {}).get(name), text) for name in models]
+    bounds = {False: max_drop, True: max_kl}
     verdicts: list[Verdict] = []
     for workload in workloads:
         with _place(folder) as place:
-            for done, verdict in enumerate(_verdicts(workload, recipes, max_drop, threads, place), 1):
+            for done, verdict in enumerate(_verdicts(workload, recipes, bounds, threads, place), 1):
                 progress(workload.name, done, len(recipes) + 1)
                 verdicts.append(verdict)
-    return FormatStudy(verdicts, max_drop)
+    return FormatStudy(verdicts, max_drop, max_kl)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +253,14 @@ class _Workload:
         return place / f"{stem}.{recipe.scheme}.{hashlib.sha256(told.encode()).hexdigest()[:8]}.onnx"
 
 
-def _workload(name: str, metric: str | None, data: str | None) -> _Workload:
+def _workload(name: str, metric: str | None, data: str | None, text: Text | None) -> _Workload:
     """A model that can be read, with a metric that fits and data that begins well."""
     try:
-        workload = _Workload(name, resolve(name), metric, data)
+        path = resolve(name)
+        if metric in TEXT_TASKS and text is not None:
+            tokenizer = text.tokenizer or path.with_name(TOKENIZER)
+            metric = TextMetric(metric, dataclasses.replace(text, tokenizer=tokenizer))
+        workload = _Workload(name, path, metric, data)
         model = storage.load(workload.path)
         if metric is not None:
             check_metric(metric, model, name)
@@ -259,8 +290,9 @@ def _place(folder: str | Path | None) -> Iterator[Path]:
 
 
 def _verdicts(
-    workload: _Workload, recipes: Sequence[Recipe], max_drop: float, threads: int | None, place: Path
+    workload: _Workload, recipes: Sequence[Recipe], bounds: Mapping[bool, float], threads: int | None, place: Path
 ) -> Iterator[Verdict]:
+    """Of a model; `bounds` are those of losses that are shares, and of those in nats."""
     name, size = workload.name, storage.size_on_disk(workload.path, storage.load(workload.path))
     try:
         feeds = workload.feeds() if workload.metric is None else []
@@ -269,15 +301,16 @@ def _verdicts(
         for scheme in (FLOAT, *(recipe.scheme for recipe in recipes)):
             yield Verdict(name, scheme, workload.metric or COSINE, reason=f"as float32: {error}")
         return
-    yield Verdict(name, FLOAT, metric.name, metric.reference, 0.0, True, size)
+    yield Verdict(name, FLOAT, metric.name, metric.reference, 0.0, True, size, in_nats=metric.in_nats)
     for recipe in recipes:
         try:
             value, size = _judge(workload, recipe, metric, threads, place)
         except OnnxpressError as error:
-            yield Verdict(name, recipe.scheme, metric.name, reason=str(error))
+            yield Verdict(name, recipe.scheme, metric.name, reason=str(error), in_nats=metric.in_nats)
             continue
-        loss = relative_drop(metric.reference, value)
-        yield Verdict(name, recipe.scheme, metric.name, value, loss, loss <= max_drop, size)
+        loss = metric.loss(value)
+        passed = loss <= bounds[metric.in_nats]
+        yield Verdict(name, recipe.scheme, metric.name, value, loss, passed, size, in_nats=metric.in_nats)
 
 
 def _judge(workload: _Workload, recipe: Recipe, metric: Metric, threads: int | None, place: Path) -> tuple[float, int]:

@@ -135,7 +135,7 @@ def plot_formats(study: FormatStudy, path: str | Path) -> None:
     losses.axvline(bound, color="black", linewidth=0.8)
     losses.set_xscale("symlog", linthresh=max(bound, 0.01))
     for index, model in enumerate(models):
-        found = {v.scheme: v.loss for v in study.verdicts if v.model == model}
+        found = {v.scheme: study.on_one_scale(v) for v in study.verdicts if v.model == model}
         known = [(100 * loss, y) for y, scheme in zip(places, schemes, strict=True) if _finite(loss := found[scheme])]
         failed = [y for y, scheme in zip(places, schemes, strict=True) if not _finite(found[scheme])]
         color = f"C{index % 10}"
@@ -148,7 +148,10 @@ def plot_formats(study: FormatStudy, path: str | Path) -> None:
     losses.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     losses.set_yticks(places, schemes)
     losses.invert_yaxis()
-    losses.set_xlabel(f"loss against float32, %; the line is {bound:g} %, a cross at the edge a scheme that failed")
+    nats = f"; kl: the line is {study.max_kl:g} nats" if any(v.in_nats for v in study.verdicts) else ""
+    losses.set_xlabel(
+        f"loss against float32, %; the line is {bound:g} %, a cross at the edge a scheme that failed{nats}"
+    )
     shares.barh(places, [100 * share for share in coverage.values()], color=_INK, height=0.6)
     for place, share in zip(places, coverage.values(), strict=True):
         shares.text(100 * share + 2, place, f"{100 * share:.0f} %", va="center", fontsize=9)

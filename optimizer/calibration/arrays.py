@@ -27,7 +27,10 @@ from ..errors import OnnxpressError, UsageError, option
 from ..runtime.feeds import Feeds
 from .inputs import Input, needed
 
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+"""Ends of names of files that hold pictures."""
+ARRAYS = frozenset({".npz", ".npy"})
+"""And of those that hold arrays."""
 
 
 def array_samples(path: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[Feeds]]:
@@ -50,7 +53,7 @@ def array_samples(path: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[
         raise UsageError(f"{path}: lines of text need the model's tokenizer.json; name it with {option('tokenizer')}")
     raise UsageError(
         f"{path}: give an .npz or .npy file, a folder of them, a folder of images with an image recipe "
-        f"({option('images')}), or lines of text with a tokenizer.json ({option('tokenizer')})"
+        f"({option('images')}), or text with a tokenizer.json ({option('tokenizer')})"
     )
 
 
@@ -61,7 +64,7 @@ def _in_folder(folder: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[F
     if archives:
         return lambda: (sample for archive in archives for sample in _npz(archive, inputs))
     if not arrays:
-        if any(file.suffix.lower() in _IMAGES for file in folder.rglob("*")):
+        if any(file.suffix.lower() in IMAGES for file in folder.rglob("*")):
             raise UsageError(
                 f"{folder}: holds images; say with {option('images')} how they become inputs, such as imagenet"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import OnnxpressError, UsageError
 from ..runtime.feeds import Feeds, in_width, is_float
 from ..user_functions import is_reference, load_function
+from .arrays import ARRAYS, array_samples
 from .inputs import Input, needed
 from .variety import Variety
 
@@ -133,7 +134,7 @@ class Data:
         where = f"{self.name}: input '{entry.name}'"
         if entry.kind:
             raise UsageError(f"{where}: is no tensor ({entry.kind}); use a batch of 1")
-        if entry.shape == ():
+        if entry.shape in ((), (1,)):
             for index, array in enumerate(arrays):
                 if array != arrays[0]:
                     raise UsageError(f"{where}: samples {first} and {first + index} differ; use a batch of 1")
@@ -177,13 +178,14 @@ def open_data(
     batch: int = 1,
     images: str | Path | ImageRecipe | None = None,
     tokenizer: str | Path | None = None,
-    length: int = 128,
+    length: int | None = None,
+    decoder: bool = False,
 ) -> Data:
     """Calibration data from any of the sources there are.
 
     Args:
-        source: An .npz or .npy file or a folder of them (see `arrays.py`), a folder of images, a text file with a
-            sample a line, "module:function", a function without arguments that returns an iterable, or an iterable of
+        source: An .npz or .npy file or a folder of them (see `arrays.py`), a folder of images, a text file (see
+            `text.py`), "module:function", a function without arguments that returns an iterable, or an iterable of
             samples: dicts of arrays by input, or arrays where the model has one input. An iterator, which can be gone
             through only once, is read into memory, `samples` of it where that is given; so is one that a function
             returns again and again.
@@ -192,8 +194,10 @@ def open_data(
             folders are often classes, all else from the beginning.
         batch: Samples that are given to the model together; their leading axes are joined.
         images: How images become inputs: a preset's name, a TOML file or an `ImageRecipe`.
-        tokenizer: The tokenizer.json for lines of text.
-        length: Tokens of each line of text, padded or cut; the model's where that is fixed.
+        tokenizer: The tokenizer.json for text, or its folder.
+        length: Tokens of each sample of text; the model's where that is fixed. By default 128 of a line, which is
+            padded or cut, and 512 of a window.
+        decoder: Whether the model predicts tokens, so that text is cut into windows; one that takes a past does.
 
     Raises:
         UsageError: The source is of no known kind, lacks what it needs, or a number makes no sense.
@@ -203,7 +207,7 @@ def open_data(
         raise UsageError(f"samples is {samples}, must be at least 1")
     if batch < 1:
         raise UsageError(f"batch is {batch}, must be at least 1")
-    if not 1 <= length <= _MOST_LENGTH:
+    if length is not None and not 1 <= length <= _MOST_LENGTH:
         raise UsageError(f"length is {length}, must be from 1 to {_MOST_LENGTH}")
     if not isinstance(source, str | Path):
         return _of_objects(source, inputs, samples, batch)
@@ -224,12 +228,11 @@ def open_data(
 
         begin, count = image_samples(path, needed(inputs), images, samples)
         return Data(str(source), inputs, begin, count, batch)
-    if tokenizer is not None:
-        from .text import line_samples
+    if tokenizer is not None and path.suffix.lower() not in ARRAYS:
+        from .text import text_samples
 
-        return Data(str(source), inputs, line_samples(path, needed(inputs), tokenizer, length), samples, batch)
-    from .arrays import array_samples
-
+        begin = text_samples(path, needed(inputs), tokenizer, length, decoder=decoder)
+        return Data(str(source), inputs, begin, samples, batch)
     return Data(str(source), inputs, array_samples(path, inputs), samples, batch)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_ir as ir
 
+from ..runtime.token_limits import token_limits
+
 
 @dataclasses.dataclass(frozen=True)
 class Input:
@@ -19,6 +21,7 @@ class Input:
         shape: A size each: a number, a name, or None where the size is free; None where even their number is.
         has_default: Whether it need not be given.
         kind: What it is where it is no tensor; such a value is handed on to ONNX Runtime as it is.
+        limit: Of integers that index a table, its rows.
     """
 
     name: str
@@ -26,6 +29,7 @@ class Input:
     shape: tuple[int | str | None, ...] | None
     has_default: bool = False
     kind: str = ""
+    limit: int | None = None
 
     @property
     def has_free_batch(self) -> bool:
@@ -39,7 +43,9 @@ class Input:
 
 def inputs_of(model: ir.Model) -> list[Input]:
     """Inputs of the main graph; those that are initializers as well have a default."""
-    return [_input(value) for value in model.graph.inputs]
+    limits = token_limits(model)
+    found = [_input(value) for value in model.graph.inputs]
+    return [dataclasses.replace(entry, limit=limits.get(entry.name)) for entry in found]
 
 
 def needed(inputs: Iterable[Input]) -> list[Input]:

@@ -56,7 +56,7 @@ class Observer:
         copy.graph.outputs[:] = [_size_of(copy, value) for value in outputs] if sizes else outputs
         _prune(copy)
         self._names = [value.name for value in copy.graph.outputs]
-        self._arrays = _take_weights(copy)
+        self._arrays = take_weights(copy)
         # Packed weights are a copy, which one run does not repay.
         config = {"session.disable_prepacking": "1"} if sizes else {}
         options = session_options(ours=uses_our_ops(model), config=config)
@@ -154,7 +154,7 @@ def _prune(model: ir.Model) -> None:
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
-def _take_weights(model: ir.Model) -> dict[str, np.ndarray]:
+def take_weights(model: ir.Model) -> dict[str, np.ndarray]:
     """Larger initializers of the main graph, which become references that the session resolves."""
     _embed(model)
     taken = {}

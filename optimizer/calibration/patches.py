@@ -31,7 +31,7 @@ _MEMORY = 256_000_000
 _MOST_INPUTS = 2304
 """Of an output, 3 x 3 x 256: beyond, a covariance costs more time than it is worth."""
 _BATCHES = 64
-_COUNTED = 2
+COUNTED = 2
 """Patches of a batch that count. Were all to count, 16 lines of text would mislead: a text recogniser then reads 92.5 %
 of its lines, 95.5 % with two, as without compensation; with 128 lines 98.0 %, 98.5 % and 98.5 %."""
 _LEAST_DRAWN = 64
@@ -59,7 +59,7 @@ class Covariances:
         progress: Progress = lambda _stage, _done, _total: None,
     ) -> None:
         self._model, self._data, self._centred, self._progress = model, data, centred, progress
-        self._groups = _groups([node for node in nodes if _inputs(node) <= _MOST_INPUTS])
+        self._groups = _groups([node for node in nodes if inputs_of_output(node) <= _MOST_INPUTS])
         self._held: dict[str, Doubles | None] = {}
 
     def get(self, name: str) -> Doubles | None:
@@ -88,7 +88,7 @@ class Covariances:
             self._progress("observe inputs", before + batch, whole)
             values = {**feeds, **(dict(zip(inner, observer.run(feeds), strict=True)) if observer else {})}
             for node in group:
-                sums[node.name or ""].add(_draw(node, values[required(node.inputs[0]).name or ""], generator))
+                sums[node.name or ""].add(draw(node, values[required(node.inputs[0]).name or ""], generator))
         self._progress("observe inputs", before + _BATCHES, whole)
         return {name: total.covariance() for name, total in sums.items()}
 
@@ -113,7 +113,7 @@ class _Sum:
             self._origin = rows.mean(axis=1, keepdims=True)
         rows = rows - self._origin
         self._count += rows.shape[1]
-        self._trusted += min(_COUNTED, rows.shape[1])
+        self._trusted += min(COUNTED, rows.shape[1])
         self._first = self._first + rows.sum(axis=1)
         self._second = self._second + np.matmul(rows.transpose(0, 2, 1), rows)
 
@@ -132,7 +132,7 @@ class _Sum:
         return found
 
 
-def _inputs(node: ir.Node) -> int:
+def inputs_of_output(node: ir.Node) -> int:
     """K."""
     shape = _weight_shape(node)
     if node.op_type == "Conv":
@@ -149,7 +149,7 @@ def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     groups: list[list[ir.Node]] = []
     used = 0
     for node in nodes:
-        size = 8 * node.attributes.get_int("group", 1) * _inputs(node) ** 2
+        size = 8 * node.attributes.get_int("group", 1) * inputs_of_output(node) ** 2
         if not groups or used + size > _MEMORY:
             groups.append([])
             used = 0
@@ -158,14 +158,19 @@ def _groups(nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:
     return groups
 
 
-def _draw(node: ir.Node, x: Array, generator: np.random.Generator) -> Doubles:
+def draw(node: ir.Node, x: Array, generator: np.random.Generator) -> Doubles:
     """Some of what the outputs of a node read of x, [G, n, K], in the order of the weight's elements."""
-    most = _LEAST_DRAWN + _inputs(node) // 16
+    most = _LEAST_DRAWN + inputs_of_output(node) // 16
     if node.op_type == "Conv":
         return _patches(node, x, most, generator)
-    rows = x.T if node.attributes.get_int("transA", 0) else x.reshape(-1, x.shape[-1])
+    rows = rows_of(node, x)
     drawn = generator.choice(len(rows), min(most, len(rows)), replace=False)
     return np.asarray(rows[drawn], np.float64)[None]
+
+
+def rows_of(node: ir.Node, x: Array) -> Array:
+    """What the outputs of a product read of x, [n, K]."""
+    return x.T if node.attributes.get_int("transA", 0) else x.reshape(-1, x.shape[-1])
 
 
 def _patches(node: ir.Node, x: Array, most: int, generator: np.random.Generator) -> Doubles:

@@ -10,10 +10,13 @@ from typing import Any
 import onnx_ir as ir
 
 from ..errors import SettingsError, UsageError, named_alone, option
+from .arrays import ARRAYS, IMAGES
 from .data import Data, open_data
 from .images import recipe_of
 from .inputs import inputs_of
 from .statistics import Statistics
+from .tokens import TOKENIZER
+from .windows import predicts_tokens
 
 SAMPLES = 128
 """Samples that are taken where nobody says."""
@@ -30,7 +33,8 @@ class Calibration:
         samples: Most samples to take; 128 by default.
         batch: Samples a run, where the data has them one by one.
         images: How images become inputs.
-        tokenizer: tokenizer.json for lines of text.
+        tokenizer: tokenizer.json for text, or its folder.
+        length: Tokens of each sample of text; 128 of lines and 512 of windows by default.
     """
 
     data: str | Path | Iterable[Any] | Callable[[], Iterable[Any]] | None = None
@@ -39,6 +43,12 @@ class Calibration:
     batch: int | None = None
     images: str | Path | Any = None
     tokenizer: str | Path | None = None
+    length: int | None = None
+
+    @property
+    def text(self) -> Path | None:
+        """The file of its data, where that may be text."""
+        return Path(self.data) if isinstance(self.data, str | Path) and _may_be_text(Path(self.data)) else None
 
     def is_there(self, name: str | None) -> bool:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
@@ -61,7 +71,7 @@ class Calibration:
             other = f", or {option('statistics')}" if or_statistics else ""
             raise UsageError(
                 f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
-                f"images, lines of text with {option('tokenizer')}, or module:function){other}"
+                f"images, text with {option('tokenizer')}, or module:function){other}"
             )
         if self.images is not None:
             recipe_of(self.images)
@@ -86,7 +96,10 @@ class Calibration:
         if data is None and name is not None:
             data = own_data(name, samples)
         tokenizer = self.tokenizer or tokenizer_beside(path, data)
-        return open_data(data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=tokenizer)
+        return open_data(
+            data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=tokenizer,
+            length=self.length, decoder=predicts_tokens(model),
+        )  # fmt: skip
 
 
 def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:
@@ -102,8 +115,13 @@ def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:
 
 
 def tokenizer_beside(path: Path | None, data: object) -> Path | None:
-    """The tokenizer.json beside a model, for lines of text."""
-    if path is None or not isinstance(data, str | Path) or Path(data).suffix != ".txt":
+    """The tokenizer.json beside a model, for text."""
+    if path is None or not isinstance(data, str | Path) or not _may_be_text(Path(data)):
         return None
-    beside = path.with_name("tokenizer.json")
+    beside = path.with_name(TOKENIZER)
     return beside if beside.is_file() else None
+
+
+def _may_be_text(path: Path) -> bool:
+    """By its name, and other files that are none of arrays or pictures, such as source code."""
+    return path.suffix == ".txt" or (path.is_file() and path.suffix.lower() not in IMAGES | ARRAYS)

@@ -1,4 +1,4 @@
-"""Lines of text as inputs of an encoder, through a tokenizer.json."""
+"""Text as inputs of a transformer, through a tokenizer.json: a line a sample for encoders, windows for decoders."""
 
 from __future__ import annotations
 
@@ -8,53 +8,50 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import OnnxpressError, UsageError
+from ..errors import UsageError
 from ..runtime.feeds import Feeds
 from .inputs import Input
+from .tokens import check_vocabulary, open_tokenizer, unreadable
+from .windows import cannot_fill, is_past, reads_tokens, window_samples
 
-_FILLED = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+_LINE = 128
+"""Tokens of a line where nobody says."""
 _PAD_TOKENS = ("[PAD]", "<pad>")
 
 
-def line_samples(
-    path: Path, inputs: Sequence[Input], tokenizer: str | Path, length: int
+def text_samples(
+    path: Path, inputs: Sequence[Input], tokenizer: str | Path, length: int | None, *, decoder: bool = False
 ) -> Callable[[], Iterable[Feeds]]:
-    """What starts to go through the lines of a file that are not blank.
+    """What starts to go through a text: its windows, see `window_samples`, or its lines that are not blank.
 
     Args:
         path: Text in UTF-8.
-        inputs: What the model takes: some of input_ids, attention_mask, token_type_ids and position_ids.
-        tokenizer: The tokenizer.json.
-        length: Tokens of each sample; the model's where that is fixed.
+        inputs: What the model takes: some of input_ids, attention_mask, token_type_ids and position_ids, and of a
+            decoder its past.
+        tokenizer: The tokenizer.json, or its folder.
+        length: Tokens of each sample; the model's where that is fixed. None takes 128 for lines and 512 for windows.
+        decoder: Whether the model predicts tokens; a past among the inputs says so, too.
 
     Raises:
-        UsageError: The model takes something else, or `path` is a folder.
+        UsageError: The model takes something else, `path` is a folder or too short, or the tokenizer is another
+            model's.
         OnnxpressError: The tokenizer cannot be read, or the package is not installed.
     """
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; give a text file with a sample a line")
+    if decoder or any(map(is_past, inputs)):
+        return window_samples(path, inputs, tokenizer, length)
     for entry in inputs:
-        if entry.name not in _FILLED or entry.shape is None or len(entry.shape) != 2 or entry.dtype.kind != "i":
-            raise UsageError(
-                f"{path}: text cannot fill input '{entry.name}' ({entry.describe()}), only {', '.join(_FILLED)} of "
-                "two axes; give an .npz"
-            )
+        if not reads_tokens(entry):
+            raise UsageError(cannot_fill(entry, str(path)))
     fixed = {entry.shape[1] for entry in inputs if entry.shape is not None and isinstance(entry.shape[1], int)}
-    encoder = _open(tokenizer, min(fixed) if fixed else length)
-    return lambda: _samples(path, inputs, encoder)
+    encoder = _padding(tokenizer, min(fixed) if fixed else length or _LINE)
+    return lambda: _lines(path, inputs, encoder, tokenizer)
 
 
-def _open(path: str | Path, length: int) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise OnnxpressError('text needs the package tokenizers: pip install "onnxpress[models]"') from error
-    if not Path(path).is_file():
-        raise OnnxpressError(f"{path}: no such file; give the model's tokenizer.json")
-    try:
-        encoder = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises Exception itself
-        raise OnnxpressError(f"{path}: not a tokenizer.json: {error}") from error
+def _padding(path: str | Path, length: int) -> Any:
+    """A tokenizer whose texts are all of this length."""
+    encoder = open_tokenizer(path)
     padding = encoder.padding or {}
     known = [token for token in _PAD_TOKENS if encoder.token_to_id(token) is not None]
     token = padding.get("pad_token", known[0] if known else _PAD_TOKENS[0])
@@ -64,16 +61,16 @@ def _open(path: str | Path, length: int) -> Any:
     return encoder
 
 
-def _samples(path: Path, inputs: Sequence[Input], encoder: Any) -> Iterator[Feeds]:
+def _lines(path: Path, inputs: Sequence[Input], encoder: Any, tokenizer: str | Path) -> Iterator[Feeds]:
     try:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 if text := line.strip():
-                    yield _feeds(encoder.encode(text), inputs)
-    except OSError as error:
-        raise OnnxpressError(f"{path}: cannot read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise OnnxpressError(f"{path}: is no text in UTF-8: {error.reason}") from error
+                    encoding = encoder.encode(text)
+                    check_vocabulary(np.array(encoding.ids), inputs, tokenizer)
+                    yield _feeds(encoding, inputs)
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from error
 
 
 def _feeds(encoding: Any, inputs: Sequence[Input]) -> Feeds:

@@ -22,6 +22,7 @@ from .terminal import (
     share,
     sizes,
 )
+from .text_options import Stride, TextFile, Tokenizer, Tokens, Window, text_of
 
 _Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
 
@@ -84,19 +85,29 @@ def compare(
     dim: Dims = None,
     ep: Annotated[bool, typer.Option("--ep", help="The model to judge on our execution provider.")] = False,
     claim: Claim = None,
+    task: Annotated[
+        str | None, typer.Option(help="Judge both by a task of evaluate, too; kl where there is a --text.")
+    ] = None,
+    text: TextFile = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    stride: Stride = None,
+    tokens: Tokens = None,
     top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
     plot: _Plot = None,
     json_: Json = False,
 ) -> None:
     """Compare two models tensor by tensor, to find the layer that hurts."""
     _check_plot(plot)
-    dims = sizes(dim)
+    dims, read = sizes(dim), text_of(text, tokenizer, window, stride, tokens)
     check_there(first, second)
     from ..analysis.compare import compare as run
 
     with progress_bar(json_) as progress:
         given = None if data == "random" else data
-        result = run(first, second, data=given, dims=dims, provider=ep, claim=claim, progress=progress)
+        result = run(
+            first, second, data=given, dims=dims, provider=ep, claim=claim, task=task, text=read, progress=progress
+        )
     if plot:
         from ..analysis.plots import plot_comparison
 
@@ -227,15 +238,21 @@ def study(
         typer.Option(
             "--task",
             "--metric",
-            help="A task or module:function of a session, for all or as MODEL=NAME; repeatable. By default the cosine "
-            "of outputs.",
+            help="A task, perplexity or kl of a --text, or module:function of a session, for all or as MODEL=NAME; "
+            "repeatable. By default the cosine of outputs.",
         ),
     ] = None,
+    text: TextFile = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    stride: Stride = None,
+    tokens: Tokens = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(help="Data as optimize takes it, for all or as MODEL=DATA; the catalogue's models have theirs."),
     ] = None,
     max_drop: Annotated[str, typer.Option(help="The most that a model may lose of its metric and pass.")] = "1%",
+    max_kl: Annotated[float, typer.Option(help="The same of kl, in nats per token.")] = 0.02,
     threads: Annotated[int | None, typer.Option(min=1, help="That run the models; all cores by default.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where converted models are kept, and found again.")] = None,
     plot: _Plot = None,
@@ -244,13 +261,14 @@ def study(
     """Show which number formats models bear: the loss of a metric by scheme, and the share of models that pass."""
     _check_plot(plot)
     metrics, data = _by_model(task, models, "--task"), _by_model(calibration, models, "--calibration")
-    most = share(max_drop, "--max-drop")
+    most, read = share(max_drop, "--max-drop"), text_of(text, tokenizer, window, stride, tokens)
     from ..analysis import format_study as study
 
     with kept_in(folder), progress_bar(json_) as progress:
         result = study.study_formats(
             models, study.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")],
-            metrics=metrics, data=data, max_drop=most, threads=threads, folder=folder, progress=progress,
+            metrics=metrics, data=data, max_drop=most, max_kl=max_kl, text=read, threads=threads, folder=folder,
+            progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_formats

@@ -31,7 +31,12 @@ def calibrate(
     tokenizer: Annotated[
         str | None, typer.Option(help="tokenizer.json for text; the one beside the model by default.")
     ] = None,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of each line of text.")] = 128,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Tokens of each sample of text; 128 of an encoder's lines, 512 of a decoder's windows."
+        ),
+    ] = None,
     gram: Annotated[bool, typer.Option("--gram", help="Keep X'X of the inputs of products, too, for sparse.")] = False,
     merge: Annotated[
         bool, typer.Option("--merge", help="Merge files of statistics instead of running a model.")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from ..sources import check_there
-from .peers import Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
+from .peers import Nncf, NncfData, NncfImages, NncfSamples, OpenVino, nncf_data
 from .terminal import Claim, Json, console
+from .text_options import Stride, TextFile, Tokenizer, Tokens, Window, text_of
 
 
 def models(
@@ -42,7 +45,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="lee, wordsim353, simlex999, sentiment, probe, reading, detection, agreement (of the catalogue's "
-            "classifiers with float32) or speech; the first that fits by default."
+            "classifiers with float32) or speech; perplexity or kl, of a --text; the first that fits by default."
         ),
     ] = None,
     ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
@@ -52,10 +55,14 @@ def evaluate(
     calibration: NncfData = None,
     samples: NncfSamples = None,
     images: NncfImages = None,
-    tokenizer: NncfTokenizer = None,
+    text: TextFile = None,
+    tokenizer: Tokenizer = None,
+    window: Window = None,
+    stride: Stride = None,
+    tokens: Tokens = None,
     json_: Json = False,
 ) -> None:
-    """Judge models by a task with labels; the first is what the others are compared with."""
+    """Judge models by a task with labels, or on a text; the first is what the others are compared with."""
     check_there(*model)
     import dataclasses
     import json
@@ -64,22 +71,27 @@ def evaluate(
 
     from ..analysis.evaluate import Failure, TaskResult, check, check_peers, evaluate_with_provider
     from ..analysis.evaluate import evaluate as run
+    from ..evaluation.language import KL
 
-    data = nncf_data(nncf, calibration, samples, images, tokenizer)
+    passage = text_of(text, tokenizer if text is not None or not nncf else None, window, stride, tokens)
+    data = nncf_data(nncf, calibration, samples, images, tokenizer if nncf else None)
+    given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
     for name in model:
-        check(name, task, ep or claim is not None)
+        check(name, task, ep or claim is not None, **given)
+    if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
+        raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
     if openvino or data is not None:
         check_peers(nncf=data is not None)
     results: list[TaskResult | Failure] = []
     for name in model:
         on_provider = ep or claim is not None
-        results += evaluate_with_provider(name, task, claim) if on_provider else [run(name, task)]
+        results += evaluate_with_provider(name, task, claim, **given) if on_provider else [run(name, task, **given)]
     if openvino or data is not None:
         from ..analysis.evaluate import evaluate_in_openvino
 
-        results += evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None)
+        results += evaluate_in_openvino(model if openvino else [], task, (model[0], data) if data else None, **given)
     if json_:
-        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+        print(json.dumps([_finite(dataclasses.asdict(result)) for result in results], indent=2))
         return
     table = Table("model", "task", "metric", "value", "change", "also", box=None)
     judged = [result for result in results if isinstance(result, TaskResult)]
@@ -92,3 +104,10 @@ def evaluate(
     console().print(table)
     for failure in (result for result in results if isinstance(result, Failure)):
         console().print(f"cannot be judged: {failure.model}: {failure.error}", soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """A value for JSON, which has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

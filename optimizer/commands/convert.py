@@ -21,9 +21,7 @@ def optimize(
     recipe: Annotated[str | None, typer.Option(help="TOML file; options given here override it.")] = None,
     calibration: Annotated[
         str | None,
-        typer.Option(
-            help=".npz, a folder of .npy or images, lines of text, or module:function.", rich_help_panel=_DATA
-        ),
+        typer.Option(help=".npz, a folder of .npy or images, text, or module:function.", rich_help_panel=_DATA),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(min=1, help="Samples to take of it; 128.", rich_help_panel=_DATA)
@@ -33,7 +31,16 @@ def optimize(
         str | None, typer.Option(help="How images become inputs: a name, or a TOML file.", rich_help_panel=_DATA)
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="tokenizer.json for lines of text.", rich_help_panel=_DATA)
+        str | None,
+        typer.Option(help="tokenizer.json for text; by default that beside the model.", rich_help_panel=_DATA),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of each sample of text; 128 of an encoder's lines, 512 of a decoder's windows.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     statistics: Annotated[
         str | None,
@@ -57,7 +64,7 @@ def optimize(
 
     learnt: dict[str, Any] = {
         "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer, "length": length,
     }  # fmt: skip
     options = as_written(context, {**settings, **learnt}) | {"data": "--calibration"}
     origin = Origin(recipe or "recipe", options)

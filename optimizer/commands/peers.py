@@ -33,7 +33,7 @@ NncfImages = Annotated[
     typer.Option("--images", help="How images become inputs: a name, or a TOML file.", rich_help_panel=PEERS),
 ]
 NncfTokenizer = Annotated[
-    str | None, typer.Option("--tokenizer", help="tokenizer.json for lines of text.", rich_help_panel=PEERS)
+    str | None, typer.Option("--tokenizer", help="tokenizer.json for text.", rich_help_panel=PEERS)
 ]
 
 

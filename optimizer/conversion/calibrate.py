@@ -20,6 +20,7 @@ from ..calibration.inputs import inputs_of
 from ..calibration.ranges import unusable
 from ..calibration.source import SAMPLES, own_data, tokenizer_beside
 from ..calibration.statistics import Statistics, StatisticsSpec
+from ..calibration.windows import predicts_tokens
 from ..errors import UsageError, option
 from ..graph.constants import constant_of, is_constant, mark_constants
 from ..model_io import storage
@@ -88,7 +89,7 @@ def calibrate(
     batch: int = 1,
     images: str | Path | ImageRecipe | None = None,
     tokenizer: str | Path | None = None,
-    length: int = 128,
+    length: int | None = None,
     gram: bool = False,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> CalibrationReport:
@@ -102,8 +103,8 @@ def calibrate(
         samples: The most samples to take; all by default, 128 of what the catalogue brings.
         batch: Samples a run.
         images: How images become inputs.
-        tokenizer: The tokenizer.json for lines of text; the one beside the model where text is given without.
-        length: Tokens of each line.
+        tokenizer: The tokenizer.json for text; the one beside the model where text is given without.
+        length: Tokens of each sample of text.
         gram: Keep X'X of what products with constant weights read, 8 bytes times channels squared each.
         progress: Told how the work goes on.
 
@@ -125,8 +126,9 @@ def calibrate(
         data = own_data(str(model), samples or SAMPLES)
     tokenizer = tokenizer or tokenizer_beside(path, data)
     opened = open_data(
-        data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length
-    )
+        data, inputs_of(loaded), samples=samples, batch=batch, images=images, tokenizer=tokenizer, length=length,
+        decoder=predicts_tokens(loaded),
+    )  # fmt: skip
     NameNodes()(loaded)
     gate = Gate(loaded, None, lambda: next(iter(opened)))
     gate.clean_up(loaded)

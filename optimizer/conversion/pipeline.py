@@ -35,7 +35,7 @@ from ..settings.recipe import Recipe
 from ..sources import resolve
 from .annotations import Annotations
 from .gate import Gate
-from .request import check_request
+from .request import bound_metric, check_request
 
 if TYPE_CHECKING:
     import onnx
@@ -117,7 +117,7 @@ def optimize(
     clock.lap("clean-up")
 
     asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
-    outcome = _convert(loaded, asked, given, source, progress)
+    outcome = _convert(loaded, asked.decided(metric=bound_metric(recipe, calibration, path)), given, source, progress)
     decisions = as_asked(with_foreign(outcome.decisions, foreign), asked)
     _refuse_nothing_to_do(source, recipe, decisions)
     gate.check_result(loaded, source)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..calibration import Calibration
-from ..errors import SettingsError, option
-from ..evaluation.metrics import check_name
+from ..calibration.tokens import TOKENIZER
+from ..errors import SettingsError, UsageError, option
+from ..evaluation.language import TEXT_TASKS, Text, TextMetric
+from ..evaluation.metrics import UserMetric, check_name
 from ..families import family_of
 from ..families.family import Family, Need
 from ..settings.recipe import Recipe
@@ -24,8 +28,11 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
         UsageError: It cannot be met otherwise: there is no data, or no such metric.
         OnnxpressError: A file that it names cannot be read.
     """
-    if recipe.metric is not None:
-        check_name(recipe.metric)
+    metric = recipe.judged_by
+    if metric is not None:
+        check_name(metric)
+    if metric in TEXT_TASKS and recipe.text is None and calibration.text is None:
+        raise UsageError(f"{metric} needs a text: give {option('text')}, or a text as {option('calibration')}")
     family = family_of(recipe.family)
     need, is_there = family.need(recipe, calibration != Calibration()), calibration.is_there(name)
     if need is Need.NONE and calibration != Calibration():
@@ -45,3 +52,18 @@ def _guilty(recipe: Recipe, family: Family) -> list[str]:
     defaults = {key: getattr(Recipe, key) for key in settings_of(Recipe)}
     others = {key: recipe.decided(**{key: default}) for key, default in defaults.items() if key != "scheme"}
     return [key for key, other in others.items() if family.need(other, True) is not Need.NONE]
+
+
+def bound_metric(recipe: Recipe, calibration: Calibration, path: Path | None) -> UserMetric | None:
+    """The metric of a recipe; one that reads a text, with that of the recipe or else of the calibration.
+
+    Args:
+        recipe: What to do.
+        calibration: What was given to learn from, which names the tokenizer, too.
+        path: Of the model, beside which a tokenizer may lie.
+    """
+    metric, path_of_text = recipe.judged_by, recipe.text or calibration.text
+    if not isinstance(metric, str) or metric not in TEXT_TASKS or path_of_text is None:
+        return metric
+    tokenizer = calibration.tokenizer or (None if path is None else path.with_name(TOKENIZER))
+    return TextMetric(metric, Text(path_of_text, tokenizer, recipe.window, recipe.stride, recipe.tokens))

@@ -1,12 +1,13 @@
-"""How good a converted model is, as one number: by its outputs, by a task with labels, or by a function of the user."""
+"""How good a converted model is, as one number: by its outputs, by a task, or by a function of the user."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,19 @@ import onnx_ir as ir
 from ..errors import OnnxpressError, UsageError, suggestion
 from ..model_io import storage
 from ..runtime.feeds import Feeds, arrays_of
+from ..runtime.session import open_session, session_options, uses_our_ops
 from ..runtime.temporary import temporary_session
 from ..sources import resolve
 from ..user_functions import load_function, written_as
+from .language import KL, PERPLEXITY, TEXT_TASKS, TextMetric, text_judge
 from .outputs import measure
+from .sensitivity import relative_drop
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
 UserMetric = str | Callable[[Any], float]
-"""A task's name, "module:function" or a function of an `onnxruntime.InferenceSession`."""
+"""A task's name, "module:function" or a function of an `onnxruntime.InferenceSession`; see `TextMetric`, too."""
 _NOWHERE = Path(os.devnull) / "model.onnx"  # no tokenizer lies beside it
 
 COSINE = "cosine of outputs"
@@ -35,17 +39,21 @@ COSINE = "cosine of outputs"
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric of models; more is better.
+    """A metric of models.
 
     Attributes:
         name: What it is called.
         reference: Its value for the float model.
         judge: Its value for an open session; raises OnnxpressError.
+        less_is_better: As of a perplexity; else more is.
+        in_nats: Whether a loss is told as it is, in nats per token, and not as a share.
     """
 
     name: str
     reference: float
     judge: Callable[[ort.InferenceSession], float]
+    less_is_better: bool = False
+    in_nats: bool = False
 
     def __call__(self, model: ir.Model) -> float:
         """Its value for a model in memory.
@@ -55,6 +63,22 @@ class Metric:
         """
         with temporary_session(model, "candidate") as session:
             return self.judge(session)
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether a value is better than another; NaN is not."""
+        return value < other if self.less_is_better else value > other
+
+    def loss(self, value: float) -> float:
+        """What a model of this value loses: a share of the float model's, or nats per token; infinite for NaN."""
+        if self.in_nats:
+            return math.inf if math.isnan(value) else value - self.reference
+        sign = -1 if self.less_is_better else 1
+        return relative_drop(sign * self.reference, sign * value)
+
+
+def loss_text(loss: float, *, in_nats: bool) -> str:
+    """A loss for a person: in percent, or in nats per token."""
+    return f"{loss:.4f} nats" if in_nats else f"{round(100 * loss, 2) + 0.0:.2f} %"
 
 
 def choose_metric(
@@ -70,7 +94,8 @@ def choose_metric(
         name: A name of `onnxpress.models.tasks.TASKS`; a function, or its name as "module:function", called with an
             `onnxruntime.InferenceSession` for a number, more being better; or None for the likeness to the float model:
             the mean, over feeds and outputs, of the cosine of the two as vectors, and for outputs that are no floats
-            of the share of equal elements; NaN where an output has another shape, such as audio of another length.
+            of the share of equal elements; NaN where an output has another shape, such as audio of another length. A
+            task on a text is a `TextMetric`.
         original: The float model, or its path, beside which a task finds the tokenizer.
         feeds: Inputs for the likeness; the others bring their own.
         source: What to call the float model in an error; its path by default.
@@ -83,16 +108,29 @@ def choose_metric(
     path = original if isinstance(original, Path) else None
     model = storage.load(resolve(original)) if isinstance(original, Path) else original
     source = source or str(path or "the float model")
-    with temporary_session(model, source, threads) as session:
+    with _opened(model, path, source, threads) as session:
         if name is None:
             return Metric(COSINE, 1.0, _Likeness(session, feeds, source))
-        judge = _judge(name, session, path, source)
+        if name == KL:  # of itself: both sides of it would be the same
+            return Metric(KL, 0.0, _OnText(name, session, model, path, source), less_is_better=True, in_nats=True)
+        judge = _judge(name, session, model, path, source)
         reference = judge(session)
     if not math.isfinite(reference):
         raise OnnxpressError(
             f"metric {written_as(name)}: gives {reference} for the float model; nothing can be judged by it"
         )
-    return Metric(written_as(name), reference, judge)
+    return Metric(written_as(name), reference, judge, less_is_better=name == PERPLEXITY)
+
+
+@contextlib.contextmanager
+def _opened(model: ir.Model, path: Path | None, source: str, threads: int | None) -> Iterator[ort.InferenceSession]:
+    """A session of a model, from its file where it has one."""
+    if path is None:
+        with temporary_session(model, source, threads) as session:
+            yield session
+        return
+    options = session_options(threads=threads, ours=uses_our_ops(model))
+    yield open_session(resolve(path), options, source)
 
 
 def check_name(name: UserMetric) -> None:
@@ -107,8 +145,8 @@ def check_name(name: UserMetric) -> None:
         return
     if ":" in name:
         load_function(name)
-    elif name not in TASKS:
-        raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, "module:function"])}')
+    elif name not in TASKS and name not in TEXT_TASKS:
+        raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, *TEXT_TASKS, "module:function"])}')
 
 
 def check_metric(name: UserMetric, model: ir.Model, source: str) -> None:
@@ -119,10 +157,14 @@ def check_metric(name: UserMetric, model: ir.Model, source: str) -> None:
         OnnxpressError: ONNX Runtime cannot load the model.
     """
     with temporary_session(model, source) as session:
-        _judge(name, session, None, source)
+        _judge(name, session, model, None, source)
 
 
-def _judge(name: UserMetric, session: ort.InferenceSession, path: Path | None, source: str) -> _Function | _Task:
+def _judge(
+    name: UserMetric, session: ort.InferenceSession, model: ir.Model, path: Path | None, source: str
+) -> _Function | _Task | _OnText:
+    if isinstance(name, str) and name in TEXT_TASKS:
+        return _OnText(name, session, model, path, source)
     if isinstance(name, str) and ":" not in name:
         return _Task(name, session, path, source)
     return _Function(name)
@@ -233,6 +275,19 @@ class _Task:
                 raise
             raise OnnxpressError(f"{self._source} fails in the task '{self._name}': {_first_line(error)}") from error
         return score.value
+
+
+class _OnText:
+    """A task on a text; for kl the session stays open."""
+
+    def __init__(
+        self, name: str, session: ort.InferenceSession, model: ir.Model, path: Path | None, source: str
+    ) -> None:
+        text = name.text if isinstance(name, TextMetric) else None
+        self._judge = text_judge(name, text, model, path, source, lambda: session)
+
+    def __call__(self, session: ort.InferenceSession) -> float:
+        return self._judge(session).value
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,7 @@ supposed, the answer was measured: it is the trial of fewest layers in float amo
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Generic, TypeVar
@@ -41,7 +42,7 @@ class Trial:
     Attributes:
         kept: Layers in float, in the order they were given.
         value: The metric.
-        drop: Relative to the float model; infinite where the value is NaN.
+        drop: What is lost, relative to the float model where the metric has no unit of its own; infinite for NaN.
         accepted: Whether the drop is within the bound.
         step: What it was for: "all" in int8, sensitivity of those "alone" in int8, the "prefix" of the ranking in
             float, or the "release" of some of these.
@@ -92,6 +93,7 @@ def search_mixed_precision(
     *,
     reference: float,
     max_drop: float,
+    drop: Callable[[float], float] | None = None,
     always: Collection[str] = (),
     budget: int = 40,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
@@ -100,10 +102,11 @@ def search_mixed_precision(
 
     Args:
         build: Makes the int8 model with the layers of these names in float. At least one of `nodes` is int8.
-        score: The metric of such a model; more is better.
+        score: The metric of such a model.
         nodes: Names of the layers that can be int8.
         reference: Metric of the float model.
-        max_drop: Largest drop, relative to the reference: 0.01 allows 1 %.
+        max_drop: Largest drop: 0.01 allows 1 % of the reference.
+        drop: What a value has lost; `relative_drop`, for which more is better, by default.
         always: Names that stay in float whatever is found.
         budget: Most models that are made.
         progress: Told how the work goes on.
@@ -121,7 +124,8 @@ def search_mixed_precision(
         raise UsageError(f"a budget of {budget} trials; at least one model has to be made")
     if not math.isfinite(reference):
         raise OnnxpressError(f"the metric of the float model is {reference}; nothing can be measured against it")
-    search = _Search(build, score, nodes, reference, max_drop, frozenset(always), budget, progress)
+    drop = drop or functools.partial(relative_drop, reference)
+    search = _Search(build, score, nodes, drop, max_drop, frozenset(always), budget, progress)
     found = search.run()
     return MixedPrecision(found.kept, found.accepted, reference, found.value, search.ranking, tuple(search.trials))
 
@@ -134,11 +138,12 @@ class _Search(Generic[M]):
     """The trials so far, each state at most once."""
 
     def __init__(
-        self, build: Callable[[Layers], M], score: Callable[[M], float], nodes: Sequence[str], reference: float,
-        max_drop: float, always: Layers, budget: int, progress: Callable[[str, int, int], None],
+        self, build: Callable[[Layers], M], score: Callable[[M], float], nodes: Sequence[str],
+        drop: Callable[[float], float], max_drop: float, always: Layers, budget: int,
+        progress: Callable[[str, int, int], None],
     ) -> None:  # fmt: skip
         self._build, self._score, self._progress = build, score, progress
-        self._reference, self._max_drop, self._budget = reference, max_drop, budget
+        self._drop, self._max_drop, self._budget = drop, max_drop, budget
         self._names = tuple(dict.fromkeys([*nodes, *sorted(always)]))
         self._always = always
         self._free = [name for name in dict.fromkeys(nodes) if name not in always]
@@ -171,7 +176,7 @@ class _Search(Generic[M]):
             raise _ExhaustedError
         self._progress(_STAGE, len(self.trials), self._budget)
         value = float(self._score(self._build(kept)))
-        drop = relative_drop(self._reference, value)
+        drop = self._drop(value)
         names = tuple(name for name in self._names if name in kept)
         trial = Trial(names, value, drop, drop <= self._max_drop, step)
         self._known[kept] = trial

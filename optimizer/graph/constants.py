@@ -8,8 +8,10 @@ nothing takes the constant, and no more than one of them is in memory.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import mmap
 from typing import Any
 
 import numpy as np
@@ -136,8 +138,15 @@ def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
 
 
 def release(tensor: ir.TensorProtocol) -> None:
-    """Unmap a tensor of external data; resident pages of a map count as memory of the process."""
-    if isinstance(tensor, ir.ExternalTensor):
+    """Unmap a tensor of external data, or, where arrays of it live, drop its pages until they are read again.
+
+    Resident pages of a map count as memory of the process.
+    """
+    if not isinstance(tensor, ir.ExternalTensor):
+        return
+    if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
+        tensor.raw.madvise(mmap.MADV_DONTNEED)
+    with contextlib.suppress(BufferError):
         tensor.release()
 
 

@@ -16,7 +16,7 @@ from ..graph.rewriting import add_array, insert_before, required
 from ..graph.weight_form import WeightForm
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
-from ..planning.stored_weights import Covariances, StoredWeights, no_covariances
+from ..planning.stored_weights import StoredWeights
 from .base import GraphPass
 from .decode_minifloat import decode_minifloat
 
@@ -28,12 +28,11 @@ class QuantizeConv(GraphPass):
 
     Args:
         decisions: What becomes of nodes.
-        covariances: Of what nodes read, where there is data.
     """
 
-    def __init__(self, decisions: list[Decision], covariances: Covariances = no_covariances) -> None:
+    def __init__(self, decisions: list[Decision]) -> None:
         self._decisions = decisions
-        self._stored = StoredWeights(covariances)
+        self._stored = StoredWeights()
         self._decoded: dict[tuple[object, ...], ir.Value] = {}
 
     @property

@@ -28,7 +28,7 @@ from ..planning.lazy_int8 import LazyInt8
 from ..planning.plan import Decision
 from ..planning.plan_dynamic import MICROSOFT
 from ..planning.report import WeightReport
-from ..quantization.rtn import decibels
+from ..quantization.quantized_weight import decibels
 from .base import GraphPass
 
 OPSET = 11

@@ -62,7 +62,7 @@ class QuantizeGather(GraphPass):
         if key not in self._weights:
             self._weights[key] = LazyWeight(f"{weight.value.name}_table", weight, scheme)
         lazy = self._weights[key]
-        lazy.nodes.append(decision.node_name)
+        lazy.readers.append(decision)
         # Zero points are written out even where they are all the same: ONNX Runtime's default for packed uint8 has
         # changed between versions.
         parts = [self._part(model.graph, lazy, part) for part in ("rows", "scales", "zero_points")]

@@ -20,7 +20,7 @@ from ..graph.weight_form import WeightForm
 from ..model_io.names import names_of
 from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
-from ..planning.stored_weights import Covariances, StoredWeights, no_covariances
+from ..planning.stored_weights import StoredWeights
 from .base import GraphPass
 from .declare_functions import add_function
 
@@ -33,12 +33,11 @@ class QuantizeMatMul(GraphPass):
 
     Args:
         decisions: What becomes of nodes.
-        covariances: Of what nodes read, where there is data.
     """
 
-    def __init__(self, decisions: list[Decision], covariances: Covariances = no_covariances) -> None:
+    def __init__(self, decisions: list[Decision]) -> None:
         self._decisions = decisions
-        self._stored = StoredWeights(covariances)
+        self._stored = StoredWeights()
         self.warnings: list[str] = []
 
     @property

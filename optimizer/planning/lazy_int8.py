@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..graph.constants import release
 from ..quantization.affine import QuantizedTensor, quantize_weight
-from ..quantization.rtn import decibels
+from ..quantization.quantized_weight import decibels
 from .plan import Weight
 from .report import WeightReport
 

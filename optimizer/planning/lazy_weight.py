@@ -13,9 +13,10 @@ from onnxpress.custom_ops import _kernels, reference
 
 from ..graph.constants import release
 from ..quantization.formats import SCALE_TYPES
-from ..quantization.rtn import QuantizedWeight, WeightError, quantize_rtn
+from ..quantization.quantized_weight import QuantizedWeight, WeightError
+from ..quantization.rtn import quantize_rtn
 from ..quantization.schemes import WeightScheme
-from .plan import Weight
+from .plan import Decision, Weight
 
 _NARROW = {
     ir.DataType.INT4: ml_dtypes.int4,
@@ -24,12 +25,6 @@ _NARROW = {
     ir.DataType.FLOAT8E5M2: ml_dtypes.float8_e5m2,
     ir.DataType.FLOAT4E2M1: ml_dtypes.float4_e2m1fn,
 }
-
-Covariance = Callable[[], npt.NDArray[np.float64] | None]
-
-
-def no_covariance() -> None:
-    """Where nothing is known of the inputs."""
 
 
 class LazyWeight:
@@ -41,31 +36,46 @@ class LazyWeight:
         scheme: How it is rounded.
         factor: Gemm's alpha: of the scales, or of the weight where scales cannot be any number.
         convolution: Whether its rows are the output channels of a Conv.
-        covariance: Gives that of its inputs, as `quantize_rtn` takes it.
-        nodes: Names of the nodes that read it.
+        readers: The nodes that read it.
         error: What rounding cost, once it was done.
     """
 
     def __init__(
-        self, name: str, weight: Weight, scheme: WeightScheme, factor: float = 1.0, *, convolution: bool = False,
-        covariance: Covariance = no_covariance,
-    ) -> None:  # fmt: skip
+        self, name: str, weight: Weight, scheme: WeightScheme, factor: float = 1.0, *, convolution: bool = False
+    ) -> None:
         self.name = name
         self.weight = weight
         self.scheme = scheme
         self.factor = factor
         self.convolution = convolution
-        self.covariance = covariance
-        self.nodes: list[str] = []
+        self.readers: list[Decision] = []
         self.error: WeightError | None = None
         self._lock = threading.Lock()
         self._pending: set[str] = set()
         self._result: QuantizedWeight | None = None
+        self._made: Callable[[], QuantizedWeight] = self._round
 
     @property
     def blocks(self) -> int:
         """Blocks along K."""
         return self.scheme.blocks(self.weight.K)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that read it."""
+        return tuple(reader.node_name for reader in self.readers)
+
+    def rows(self) -> npt.NDArray[np.floating]:
+        """What is rounded: the constant, with output channels [N, K] first where it is stored so, else last [K, N]."""
+        array = np.ascontiguousarray(self.weight.tensor.numpy())
+        array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
+        if self.factor != 1 and not self.scheme.has_kernel:
+            array = array.astype(np.float32) * np.float32(self.factor)
+        return array
+
+    def take(self, made: Callable[[], QuantizedWeight]) -> None:
+        """Say what gives the rounded weight in place of rounding it by itself."""
+        self._made = made
 
     def tensor(self, part: str, dtype: ir.DataType = ir.DataType.UINT8) -> ir.LazyTensor:
         """A part as a lazy tensor.
@@ -106,7 +116,7 @@ class LazyWeight:
     def _part(self, part: str, dtype: ir.DataType) -> np.ndarray:
         """Compute once for all parts that are still to be asked for, and forget the codes after the last."""
         with self._lock:
-            result = self._result or self._quantize()
+            result = self._result or self._make()
             self._pending.discard(part)
             self._result = result if self._pending else None
         if part == "packed":
@@ -151,16 +161,11 @@ class LazyWeight:
             return codes
         return codes.astype(kind) if self.scheme.integer else codes.view(kind)
 
-    def _quantize(self) -> QuantizedWeight:
-        array = np.ascontiguousarray(self.weight.tensor.numpy())
-        array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
-        if self.factor != 1 and not self.scheme.has_kernel:
-            array = array.astype(np.float32) * np.float32(self.factor)
-        result = quantize_rtn(
-            array, self.scheme, self.weight.transposed, convolution=self.convolution,
-            covariance=self.covariance(),
-        )  # fmt: skip
-        del array
+    def _make(self) -> QuantizedWeight:
+        result = self._made()
         release(self.weight.tensor)
         self.error = result.error
         return result
+
+    def _round(self) -> QuantizedWeight:
+        return quantize_rtn(self.rows(), self.scheme, self.weight.transposed, convolution=self.convolution)

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..quantization.rtn import decibels
+from ..quantization.quantized_weight import decibels
 from .output_error import OutputError
 
 if TYPE_CHECKING:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graph.rewriting import add_initializer, insert_before, required
@@ -13,23 +9,11 @@ from ..graph.weight_form import WeightForm
 from .lazy_weight import LazyWeight
 from .plan import Decision
 
-Covariances = Callable[[Decision], npt.NDArray[np.float64] | None]
-"""A node that reads a weight -> what is known of the inputs of that, as `quantize_rtn` takes it."""
-
-
-def no_covariances(_decision: Decision) -> None:
-    """Where there is no data."""
-
 
 class StoredWeights:
-    """What the nodes that a pass rewrites read in place of their weights.
+    """What the nodes that a pass rewrites read in place of their weights."""
 
-    Args:
-        covariances: Of the inputs of a weight, for the first node that reads it.
-    """
-
-    def __init__(self, covariances: Covariances = no_covariances) -> None:
-        self._covariances = covariances
+    def __init__(self) -> None:
         self._weights: dict[tuple[object, ...], LazyWeight] = {}
         self._values: dict[tuple[object, ...], ir.Value] = {}
 
@@ -45,11 +29,8 @@ class StoredWeights:
         key = (id(weight.tensor), weight.transposed, form.scheme, factor, convolution)
         if key not in self._weights:
             name = weight.value.name or "weight"
-            self._weights[key] = LazyWeight(
-                name, weight, form.scheme, factor, convolution=convolution,
-                covariance=lambda: self._covariances(decision),
-            )  # fmt: skip
-        self._weights[key].nodes.append(decision.node_name)
+            self._weights[key] = LazyWeight(name, weight, form.scheme, factor, convolution=convolution)
+        self._weights[key].readers.append(decision)
         return self._weights[key]
 
     def part(self, graph: ir.Graph, lazy: LazyWeight, part: str, dtype: ir.DataType, suffix: str) -> ir.Value:

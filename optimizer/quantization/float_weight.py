@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from onnxpress.custom_ops import reference
 
-from .rtn import QuantizedWeight, quantize_rtn
+from .quantized_weight import QuantizedWeight
+from .rtn import quantize_rtn
 from .schemes import WeightScheme
 
 Floats = npt.NDArray[np.float32]

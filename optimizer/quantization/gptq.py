@@ -13,24 +13,30 @@ the mean where the mean of the error goes into a bias.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .affine import QuantizedTensor
+from .blas import one_thread_each
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
-Nearest = Callable[[Doubles], npt.NDArray[np.floating]]
+Nearest = Callable[[Floats], Floats]
 """Numbers of any shape -> those that there are next to them."""
 
 _DAMPING = 0.01
 """Of the mean of the diagonal, added to it, so that the inverse exists (GPTQ, section 3.3)."""
 _BLOCK = 64
 """Inputs whose changes reach those behind the block in one product of matrices."""
-_MOST_WEIGHTS = 1 << 22
-"""Rounded at a time: of each there are some float64."""
+_CHANNELS = 1024
+"""Outputs rounded at a time: their part of a block stays in the caches."""
+_INVERTED = 128
+"""Rows of a triangular matrix that are inverted at once."""
 
 
 def gptq(
@@ -51,64 +57,89 @@ def gptq(
     most = 63 if reduce_range else 127
     rows = np.moveaxis(weight, axis, 0)
     flat = rows.reshape(len(rows), -1)
-    scale = np.broadcast_to(rounded.scale.astype(np.float64), len(rows))[:, None]
+    scale = np.broadcast_to(rounded.scale.astype(np.float32), len(rows))[:, None]
     codes = round_in_order(flat, scale, covariance, lambda x: np.clip(np.rint(x), -most, most))
     shaped = np.moveaxis(codes.reshape(rows.shape), 0, axis)
-    error = float(np.square(codes * scale - flat).sum())
+    error = float(np.square(codes * scale.astype(np.float64) - flat).sum())
     return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error)
 
 
 def round_in_order(
-    rows: npt.NDArray[np.floating],
-    scales: npt.NDArray[np.floating],
-    covariance: Doubles,
-    nearest: Nearest,
-    offsets: npt.NDArray[np.integer] | int = 0,
-) -> Floats:
+    rows: Floats, scales: Floats, covariance: npt.NDArray[np.floating], nearest: Nearest,
+    offsets: Floats | None = None, block_size: int = 0,
+) -> Floats:  # fmt: skip
     """Round weights to (number - offset) * scale.
 
     Args:
         rows: [N, K], the weights of N output channels.
-        scales: [N, K] or [N, 1]; where one is 0, so are the weights.
+        scales: [N, blocks]; where one is 0, so are the weights.
         covariance: [G, K, K] of the inputs of G groups of N / G channels each.
         nearest: How to round.
-        offsets: [N, K], or one for all.
+        offsets: [N, blocks]; 0 by default.
+        block_size: Inputs of a block; 0 where one has all of them.
 
     Returns:
-        [N, K], the numbers, which float32 has to hold.
+        [N, K], the numbers, which float32 has to hold. They do not depend on the number of threads.
     """
     groups, size = covariance.shape[:2]
-    order = np.argsort(-np.einsum("gkk->k", covariance), kind="stable")
-    upper = _factor(covariance[:, order[:, None], order])
-    upper /= np.einsum("gkk->gk", upper)[..., None]
-    given = [np.broadcast_to(each, rows.shape).reshape(groups, -1, size) for each in (rows, scales, offsets)]
-    found = np.empty((groups, len(rows) // groups, size), np.float32)
-    step = max(1, _MOST_WEIGHTS // (groups * size))
-    for part in (slice(begin, begin + step) for begin in range(0, found.shape[1], step)):
-        left, scale, offset = (each[:, part, order].astype(np.float64) for each in given)
-        found[:, part, order] = _round(left, scale, offset, upper, nearest)
+    order = np.argsort(-np.einsum("gkk->k", covariance, dtype=np.float64), kind="stable")
+    upper = inverse_factor(covariance[:, order[:, None], order])
+    upper /= np.einsum("gkk->gk", upper)[..., None].copy()
+    factor = upper.astype(np.float32)
+    del upper
+    units = scales.reshape(groups, -1, scales.shape[1]).transpose(0, 2, 1)
+    zeros = np.zeros_like(units) if offsets is None else offsets.reshape(groups, -1, scales.shape[1]).transpose(0, 2, 1)
+    block_of = order // (block_size or size)
+    given, found = rows.reshape(groups, -1, size), np.empty((groups, len(rows) // groups, size), np.float32)
+
+    def run(begin: int) -> None:
+        part = slice(begin, begin + step)
+        left = np.ascontiguousarray(given[:, part, order].transpose(0, 2, 1), np.float32)
+        numbers = _round(left, units[:, :, part], zeros[:, :, part], block_of, factor, nearest)
+        found[:, part, order] = numbers.transpose(0, 2, 1)
+
+    step = max(1, _CHANNELS // groups)
+    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(run, range(0, found.shape[1], step)))
     return found.reshape(rows.shape)
 
 
-def _round(left: Doubles, scale: Doubles, offset: Doubles, upper: Doubles, nearest: Nearest) -> Doubles:
-    """Numbers [G, n, K] for weights of that shape."""
-    size = left.shape[-1]
+def _round(
+    left: Floats, units: Floats, zeros: Floats, block_of: npt.NDArray[np.intp], factor: Floats, nearest: Nearest
+) -> Floats:
+    """Numbers [G, K, n] for weights of that shape, which are overwritten."""
     numbers, lost = np.empty_like(left), np.empty_like(left)
-    for begin in range(0, size, _BLOCK):
-        end = min(begin + _BLOCK, size)
+    for begin in range(0, len(block_of), _BLOCK):
+        end = min(begin + _BLOCK, len(block_of))
         for k in range(begin, end):
-            unit, zero = scale[..., k], offset[..., k]
-            numbers[..., k] = nearest(np.divide(left[..., k], unit, out=np.zeros_like(unit), where=unit != 0) + zero)
-            lost[..., k] = left[..., k] - (numbers[..., k] - zero) * unit
-            left[..., k + 1 : end] -= lost[..., k, None] * upper[:, None, k, k + 1 : end]
-        left[..., end:] -= lost[..., begin:end] @ upper[:, begin:end, end:]
+            unit, zero = units[:, block_of[k]], zeros[:, block_of[k]]
+            scaled = np.divide(left[:, k], unit, out=np.zeros_like(left[:, k]), where=unit != 0)
+            numbers[:, k] = nearest(scaled + zero)
+            lost[:, k] = left[:, k] - (numbers[:, k] - zero) * unit
+            left[:, k + 1 : end] -= factor[:, k, k + 1 : end, None] * lost[:, None, k]
+        left[:, end:] -= factor[:, begin:end, end:].transpose(0, 2, 1) @ lost[:, begin:end]
     return numbers
 
 
-def _factor(covariance: Doubles) -> Doubles:
-    """U of the inverse, [G, K, K]: R^-1 where H = R R' with R upper triangular, lower in reversed order."""
-    damping = _DAMPING * np.einsum("gkk->g", covariance) / covariance.shape[-1]
+def inverse_factor(covariance: npt.NDArray[np.floating]) -> Doubles:
+    """U of the inverse of a damped H, [G, K, K]: R^-1, where H = R R' and R is lower triangular in reversed order."""
+    damping = _DAMPING * np.einsum("gkk->g", covariance, dtype=np.float64) / covariance.shape[-1]
     damping = np.where(damping > 0, damping, 1.0)
-    damped = covariance + damping[:, None, None] * np.eye(covariance.shape[-1])
-    factor: Doubles = np.linalg.inv(np.linalg.cholesky(damped[:, ::-1, ::-1])[:, ::-1, ::-1])
+    damped: Doubles = covariance.astype(np.float64)
+    np.einsum("gkk->gk", damped)[...] += damping[:, None]
+    factor: Doubles = _inverse(np.linalg.cholesky(damped[:, ::-1, ::-1]))[:, ::-1, ::-1]
     return factor
+
+
+def _inverse(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Of lower triangular matrices [G, K, K], by halves."""
+    size = lower.shape[-1]
+    if size <= _INVERTED:
+        small: npt.NDArray[Any] = np.linalg.inv(lower)
+        return small
+    half = size // 2
+    above, below = _inverse(lower[:, :half, :half]), _inverse(lower[:, half:, half:])
+    inverse = np.zeros_like(lower)
+    inverse[:, :half, :half], inverse[:, half:, half:] = above, below
+    inverse[:, half:, :half] = -below @ (lower[:, half:, :half] @ above)
+    return inverse

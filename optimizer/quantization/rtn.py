@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from onnxpress.custom_ops import _kernels, reference
 
 from .cancel import cancel
 from .formats import SCALE_TYPES, find_scales
-from .gptq import round_in_order
+from .quantized_weight import QuantizedWeight, WeightError
 from .schemes import WeightScheme
 
 Floats = npt.NDArray[np.float32]
@@ -23,71 +22,20 @@ _COLUMNS_A_TASK = 256  # a multiple of 16, as the kernel asks
 _ELEMENTS_A_TASK = 1 << 18  # fewer, and the calls of NumPy cost more than they do; more leave the caches
 
 
-@dataclasses.dataclass(frozen=True)
-class WeightError:
-    """Sums over a weight.
-
-    Attributes:
-        error: Squared error.
-        cost: What the scale search minimised: errors that count more where weights are large, see `formats.search`.
-        baseline: The same of plain min/max rounding.
-        energy: Squares of the weight.
-    """
-
-    error: float
-    cost: float
-    baseline: float
-    energy: float
-
-    @property
-    def sqnr(self) -> float:
-        """Signal to quantization noise ratio in dB."""
-        return decibels(self.energy, self.error)
-
-    @property
-    def gain(self) -> float:
-        """By how much the scale search lowered what it minimises, against plain min/max, in dB."""
-        return decibels(self.baseline, self.cost)
-
-
-def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite for no noise, 0 for neither."""
-    if noise == 0:
-        return math.inf if signal > 0 else 0.0
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantizedWeight:
-    """Codes, scales and zero points of one weight.
-
-    Attributes:
-        packed: uint8 [N, n_blocks, bytes], bit planes as in `custom_ops.reference.pack_codes`.
-        scales: float32 [N, n_blocks], representable in the scheme's scale_type.
-        zero_points: uint8 [N, n_blocks], one code a byte: that of zero.
-        error: What rounding cost.
-    """
-
-    packed: npt.NDArray[np.uint8]
-    scales: npt.NDArray[np.float32]
-    zero_points: npt.NDArray[np.uint8]
-    error: WeightError
-
-
 def quantize_rtn(
     weight: npt.NDArray[np.floating],
     scheme: WeightScheme,
     transposed: bool = False,
     *,
     convolution: bool = False,
-    covariance: npt.NDArray[np.float64] | None = None,
+    importance: Floats | None = None,
 ) -> QuantizedWeight:
     """Round a weight to blocks of codes of any format.
 
     Integers have zero points where the scheme is asymmetric, and their blocks' scales are the best of a few near that
     of minimum and maximum (`custom_ops.reference.quantize_block` has the algorithm). All else is rounded about zero,
-    see `find_scales`. What the inputs were seen to hold moves codes, not scales, see `gptq`; else the search
-    lets the errors of a convolution `cancel`. The result does not depend on the number of threads.
+    see `find_scales`. Without data the search lets the errors of a convolution `cancel`. The result does not depend on
+    the number of threads.
 
     Args:
         weight: float32 or float16, finite, C-contiguous, [K, N], or [N, K] if `transposed`.
@@ -95,7 +43,7 @@ def quantize_rtn(
         transposed: Whether output channels are the first axis.
         convolution: Whether inputs are those of a convolution, which have a sign in common; for formats without a
             kernel.
-        covariance: [G, K, K] of the inputs of G groups of N / G output channels each, about 0.
+        importance: [K], what the squared error of each input's weights counts in the search, where data tells it.
 
     Returns:
         The codes and their error.
@@ -104,18 +52,15 @@ def quantize_rtn(
         ValueError: The weight has another type, layout or rank.
     """
     if scheme.has_kernel:
-        nearest = _by_kernel(weight, scheme, transposed)
-    else:
-        cancels = convolution and scheme.search and covariance is None
-        nearest = _by_format(weight, scheme, transposed, convolution=convolution, cancels=cancels)
-    if covariance is None:
-        return nearest
-    return _by_gptq(weight if transposed else weight.T, scheme, nearest, covariance)
+        return _by_kernel(weight, scheme, transposed, importance)
+    cancels = convolution and scheme.search and importance is None
+    return _by_format(weight, scheme, transposed, importance, convolution=convolution, cancels=cancels)
 
 
 def _by_format(
-    weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool, *, convolution: bool, cancels: bool
-) -> QuantizedWeight:
+    weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool, importance: Floats | None, *,
+    convolution: bool, cancels: bool,
+) -> QuantizedWeight:  # fmt: skip
     N, K = weight.shape if transposed else weight.shape[::-1]
     blocks, size = scheme.blocks(K), reference.packed_bytes(scheme.codes_per_block(K), scheme.bits)
     packed = np.empty((N, blocks, size), np.uint8)
@@ -124,7 +69,7 @@ def _by_format(
     def run(begin: int, end: int) -> tuple[float, ...]:
         part = weight[begin:end] if transposed else weight[:, begin:end].T
         codes, scales[begin:end], sums = _round_channels(
-            part.astype(np.float32), scheme, convolution=convolution, cancels=cancels
+            part.astype(np.float32), scheme, importance, convolution=convolution, cancels=cancels
         )
         packed[begin:end] = _kernels.pack_zero_points(codes, scheme.bits).reshape(end - begin, blocks, size)
         return sums
@@ -136,7 +81,7 @@ def _by_format(
 
 
 def _round_channels(
-    part: Floats, scheme: WeightScheme, *, convolution: bool, cancels: bool
+    part: Floats, scheme: WeightScheme, importance: Floats | None, *, convolution: bool, cancels: bool
 ) -> tuple[npt.NDArray[np.uint8], Floats, tuple[float, ...]]:
     """Codes [n * n_blocks, block], scales [n, n_blocks] and the sums of `WeightError` of output channels [n, K]."""
     n, K = part.shape
@@ -144,7 +89,11 @@ def _round_channels(
     x: Floats = np.ascontiguousarray(np.pad(part, [(0, 0), (0, blocks * block - K)])).reshape(-1, block)
     rows = x if scheme.per_channel or scheme.block_size else x.reshape(1, -1)
     kind = SCALE_TYPES[scheme.scale_type]
-    found = find_scales(rows, numbers, kind, search=scheme.search, convolution=convolution)
+    counts = None
+    if importance is not None:
+        padded = np.pad(importance, (0, blocks * block - K)).reshape(blocks, block)
+        counts = np.broadcast_to(padded, (n, blocks, block)).reshape(rows.shape)
+    found = find_scales(rows, numbers, kind, search=scheme.search, convolution=convolution, counts=counts)
     scale = np.ascontiguousarray(np.broadcast_to(found.scales, len(x)))
     codes = np.empty(x.shape, np.uint8)
     step = max(1, _ELEMENTS_A_TASK // block)
@@ -163,29 +112,9 @@ def _round_channels(
     return codes, scale.reshape(n, blocks), (error, math.fsum(found.cost), math.fsum(found.baseline), energy)
 
 
-def _by_gptq(
-    rows: npt.NDArray[np.floating], scheme: WeightScheme, nearest: QuantizedWeight,
-    covariance: npt.NDArray[np.float64],
-) -> QuantizedWeight:  # fmt: skip
-    """Other codes for the same scales; `rows` are output channels [N, K]."""
-    K = rows.shape[1]
-    block = scheme.codes_per_block(K)
-    scales: Floats = np.repeat(nearest.scales, block, axis=1)[:, :K]
-    codes: npt.NDArray[np.uint8] = np.repeat(nearest.zero_points, block, axis=1)  # which pads keep
-    if scheme.integer:
-        levels, offsets = 2**scheme.bits - 1, codes[:, :K].copy()
-        numbers = round_in_order(rows, scales, covariance, lambda x: np.clip(np.rint(x), 0, levels), offsets)
-        codes[:, :K] = numbers
-        numbers -= offsets
-    else:
-        numbers = round_in_order(rows, scales, covariance, lambda x: scheme.number_format.round(x.astype(np.float32)))
-        codes[:, :K] = scheme.number_format.encode(numbers)
-    packed = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(nearest.packed.shape)
-    error = float(np.square(numbers * scales - rows, dtype=np.float64).sum())
-    return dataclasses.replace(nearest, packed=packed, error=dataclasses.replace(nearest.error, error=error))
-
-
-def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool) -> QuantizedWeight:
+def _by_kernel(
+    weight: npt.NDArray[np.floating], scheme: WeightScheme, transposed: bool, importance: Floats | None
+) -> QuantizedWeight:
     N, K = weight.shape if transposed else weight.shape[::-1]
     blocks = scheme.blocks(K)
     packed = np.empty((N, blocks, scheme.block_size * scheme.bits // 8), np.uint8)
@@ -195,7 +124,7 @@ def _by_kernel(weight: npt.NDArray[np.floating], scheme: WeightScheme, transpose
     def run(begin: int, end: int) -> tuple[float, ...]:
         return _kernels.quantize_blocks(
             weight, transposed, scheme.bits, scheme.block_size, scheme.symmetric, scheme.search, scheme.scale_type,
-            (begin, end), packed, scales, zero_points,
+            (begin, end), packed, scales, zero_points, importance,
         )  # fmt: skip
 
     sums = _in_parallel(run, N, _COLUMNS_A_TASK)

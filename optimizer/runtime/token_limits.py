@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-_INDEXING = ("Gather", "GatherElements", "EmbedLayerNormalization")
+_INDEXING = ("Gather", "GatherElements", "GatherBlockQuantized", "EmbedLayerNormalization")
 _MOVING = frozenset({
     "Cast", "Concat", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
     "Unsqueeze",
@@ -48,8 +48,17 @@ def _indexed(node: ir.Node, index: int) -> int | None:
     is_gather = node.op_type != "EmbedLayerNormalization"
     table = 0 if is_gather and index == 1 else None if is_gather else _TABLES.get(index)
     value = node.inputs[table] if table is not None and table < len(node.inputs) else None
-    axis = node.attributes.get_int("axis", 0) if is_gather else 0
-    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
-        return None
-    size = value.shape[axis]
+    name = "gather_axis" if node.op_type == "GatherBlockQuantized" else "axis"
+    axis = node.attributes.get_int(name, 0) if is_gather else 0
+    shape = [] if value is None else _shape(value)
+    size = shape[axis] if -len(shape) <= axis < len(shape) else None
     return size if isinstance(size, int) else None
+
+
+def _shape(value: ir.Value) -> list[int | ir.SymbolicDim]:
+    """What is known of it; of nothing but zeros, which guard a table of few bits, the constant that it is made by."""
+    producer = value.producer()
+    if value.shape is None and producer is not None and producer.op_type == "ConstantOfShape":
+        sizes = producer.inputs[0].const_value if producer.inputs[0] is not None else None
+        return [] if sizes is None else [int(size) for size in sizes.numpy()]
+    return [] if value.shape is None else list(value.shape)

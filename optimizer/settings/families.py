@@ -32,10 +32,11 @@ FAMILY_SETTINGS = (
     FamilySettings("weight-only", "weights alone", (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Blocks)),
     FamilySettings(
         "static", "int8-static",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Ranges, g.Calibrated, g.Int8Weights, g.Int8Static),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Ranges, g.Calibrated, g.Judging, g.Int8Weights,
+         g.Int8Static),
     ),
     FamilySettings("dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion)),
-    FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Floats)),
+    FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),
     FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Sparse)),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
-from .setting import between, setting
+from .setting import between, least, setting
 
 _MOST_ROWS = 1 << 16
 _SPARSITY = "a number from 0 up to but not 1, such as 0.8"
@@ -167,18 +167,38 @@ class Calibrated:
         "metric is given, the model is better for it.",
         option="--restore-moments/--no-restore-moments",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Judging:
+    """What a model may lose, and by what it is judged."""
+
     max_drop: float | None = setting(
         None,
-        "Keep the fewest layers in float with which the metric drops by no more than this share, such as 1%.",
+        "Keep the fewest layers in float with which the metric gets worse by no more than this share, such as 1%.",
         parse=between(0, 0.99),
         is_share=True,
     )
+    max_kl: float | None = setting(
+        None, "The same for the metric kl, which it implies: nats per token, such as 0.02.", parse=between(0, 100)
+    )
     metric: str | Callable[[Any], float] | None = setting(  # noqa: RUF009
         None,
-        "A task of the catalogue, or module:function of a session (in Python the function itself); by default the "
-        "cosine of the outputs against float32.",
+        "A task of the catalogue, perplexity or kl on a text, or module:function of a session (in Python the function "
+        "itself); by default the cosine of the outputs against float32.",
         or_function=True,
     )
+    text: str | None = setting(None, "Text for perplexity and kl; by default that of the calibration.")
+    window: int | None = setting(
+        None, "Tokens of the text that the model reads at once; 512 by default.", parse=least(2)
+    )
+    stride: int | None = setting(
+        None,
+        "Tokens from one window to the next; those that two share are context alone in the second. A whole window by "
+        "default.",
+        parse=least(1),
+    )
+    tokens: int | None = setting(None, "Tokens of the text, from its beginning; all by default.", parse=least(2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,10 +207,12 @@ class Rounding:
 
     method: str | None = setting(
         None,
-        "rtn rounds each weight to the nearest number; gptq rounds the inputs of a weight one after the other, the "
-        "next making up for what rounding the last one cost on calibration data. By default gptq where data is given, "
-        "for weights alone, or there, for int8-static.",
-        choices=("rtn", "gptq"),
+        "rtn rounds each weight to the nearest number, search the same with scales that cost products least on "
+        "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
+        "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
+        "rounded. By default gptq where data is given, for weights alone, or there, for int8-static, which has rtn "
+        "and gptq.",
+        choices=("rtn", "search", "gptq", "qronos"),
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import fnmatch
 import glob
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .groups import (
     General,
     Int8Static,
     Int8Weights,
+    Judging,
     Ranges,
     Rounding,
     Search,
@@ -37,6 +38,8 @@ from .setting import EXPECTED, checked, settings_of
 
 _CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
 """Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
+_ON_TEXT = ("perplexity", "kl")
+"""Metrics that read a text."""
 
 
 @named_alone
@@ -121,6 +124,7 @@ class Recipe(
     Floats,
     Int8Static,
     Int8Weights,
+    Judging,
     Calibrated,
     Ranges,
     Rounding,
@@ -183,6 +187,16 @@ class Recipe(
         settings = node_settings(self._per_node(), Origin())
         return settings.weight.format, settings.activation_format
 
+    @property
+    def judged_by(self) -> str | Callable[[Any], float] | None:
+        """The metric; None for the cosine of outputs."""
+        return "kl" if self.metric is None and self.max_kl is not None else self.metric
+
+    @property
+    def max_loss(self) -> float | None:
+        """The most that the metric may lose, in its own unit; None where it only tells."""
+        return self.max_kl if self.judged_by == "kl" else self.max_drop
+
     def reads(self, key: str) -> bool:
         """Whether the scheme reads a key."""
         return key in keys_read_by(self.family)
@@ -239,6 +253,8 @@ class Recipe(
         if self.family == "minifloat-static" and self.range_method in ("entropy", "mse"):
             problem = f", for codes at equal distances; {self.scheme} takes minmax, moving-average or percentile"
             raise origin.error("range_method", self.range_method, problem)
+        if self.family == "static" and self.method not in (None, "rtn", "gptq"):
+            raise origin.error("method", self.method, f", for weights alone; {self.scheme} takes rtn or gptq")
         if self.target == "any" and self.reduce_range is False:
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 
@@ -246,8 +262,17 @@ class Recipe(
         return {key: getattr(self, key) for key in (*_per_node(), "per_channel")}
 
     def _idle(self) -> dict[str, str]:
-        """Keys of scheme sparse that the value of another one leaves without effect, and with which."""
-        idle = {}
+        """Keys that the value of another one leaves without effect, and with which."""
+        idle: dict[str, str] = {}
+        judged_by = written_as(self.judged_by or "the cosine of outputs")
+        if judged_by not in _ON_TEXT:
+            idle |= dict.fromkeys(
+                ("text", "window", "stride", "tokens"), f"with metric {judged_by}, only with {' and '.join(_ON_TEXT)}"
+            )
+        if judged_by == "kl":
+            idle["max_drop"] = "with metric kl, whose bound is max_kl, in nats per token"
+        else:
+            idle["max_kl"] = f"with metric {judged_by}, only with kl"
         if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"
         if self.criterion not in (None, "obs"):

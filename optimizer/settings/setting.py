@@ -84,6 +84,17 @@ def between(low: float, high: float) -> Callable[[str, Any], float]:
     return parse
 
 
+def least(low: int) -> Callable[[str, Any], int]:
+    """Whole numbers from `low` on."""
+
+    def parse(key: str, value: Any) -> int:
+        if value < low:
+            raise SettingError(key, value, f", must be at least {low}")
+        return int(value)
+
+    return parse
+
+
 def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
     """The values with every key known and every value of its type; lists become tuples.
 

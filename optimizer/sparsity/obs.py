@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from .blas import one_thread_each
+from ..quantization.blas import one_thread_each
 from .blocks import Block, Floats, Mask, tiles
 from .criteria import Scores
 

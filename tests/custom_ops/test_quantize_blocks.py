@@ -52,6 +52,39 @@ def test_same_bits_as_reference(isa, bits, symmetric):
         np.testing.assert_allclose(got[3], want[3], rtol=1e-5)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("K", "N", "block_size", "transposed"), [(100, 37, 32, False), (17, 33, 64, True)])
+def test_importance_gives_the_bits_of_the_reference_and_costs_less_where_it_is(
+    isa, symmetric, K, N, block_size, transposed
+):
+    rng = np.random.default_rng(K)
+    weight = rng.standard_t(4, (N, K) if transposed else (K, N)).astype(np.float32)
+    importance = np.where(rng.random(K) < 0.2, 0, rng.standard_exponential(K)).astype(np.float32)
+    arguments = (weight, transposed, 3, block_size, symmetric, True, "float32")
+    want = quantize(reference.quantize_blocks, *arguments, importance=importance)
+    got = quantize(_kernels.quantize_blocks, *arguments, importance=importance, isa=isa)
+    for a, b in zip(got[:3], want[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(got[3], want[3], rtol=1e-5)
+
+    def weighted(found):
+        packed, scales, zeros, _ = found
+        offsets = _kernels.pack_zero_points(zeros, 3)
+        restored = reference.dequantize(packed, scales, offsets, bits=3, block_size=block_size, K=K)
+        rows = weight.T if transposed else weight
+        return (importance[:, None] * np.square(restored.astype(np.float64) - rows)).sum()
+
+    assert weighted(got) == pytest.approx(got[3][1], rel=1e-4)
+    assert weighted(got) < weighted(quantize(_kernels.quantize_blocks, *arguments))
+
+
+def test_importance_of_another_length_is_refused():
+    weight = np.ones((32, 16), np.float32)
+    with pytest.raises(ValueError, match="importance"):
+        quantize(_kernels.quantize_blocks, weight, False, 4, 32, True, importance=np.ones(31, np.float32))
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_reported_cost_counts_large_weights_more(bits, symmetric):

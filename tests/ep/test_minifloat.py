@@ -116,8 +116,8 @@ def test_one_copy_for_all_sessions():
 
     first = on_provider(model)
     before = resident()
-    more = [on_provider(model) for _ in range(4)]
-    assert resident() - before < 2 * 4096 * 4096
+    more = [on_provider(model) for _ in range(8)]
+    assert resident() - before < 4 * 4096 * 4096  # a model's own bytes may stay with the allocator for a while
     A = case.feed(1, 1)
     for opened in (first, *more):
         assert case.close(opened.run(None, {"A": A})[0], A)

@@ -135,8 +135,8 @@ def convert(
     decisions = _plan(model, recipe).decisions
     if not any(decision.taken for decision in decisions):
         return ConversionResult(decisions, tuple, passes=left)
-    if recipe.metric is not None:
-        check_metric(recipe.metric, model, source)
+    if recipe.judged_by is not None:
+        check_metric(recipe.judged_by, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
     builder = trials.settle(calibrate(model, recipe, opened, left, progress), recipe)
     kept = refused_by_runtime(builder, trials.refused)
@@ -144,10 +144,10 @@ def convert(
         kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:
         kept |= slower_layers(builder, kept)
-    metric = choose_metric(recipe.metric, builder.model, builder.feeds, source) if builder.feeds else None
+    metric = choose_metric(recipe.judged_by, builder.model, builder.feeds, source) if builder.feeds else None
     search = None
-    if metric is not None and recipe.max_drop is not None:
-        search = _search(builder, kept, metric, recipe.max_drop, progress)
+    if metric is not None and recipe.max_loss is not None:
+        search = _search(builder, kept, metric, recipe.max_loss, progress)
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
     candidate, value = _choose(builder, kept, metric, search, trials)
@@ -187,7 +187,7 @@ def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
     steps = ("smooth", "restore_moments", "equalize", "only_if_faster", "metric")
     asked = [name for name in steps if getattr(recipe, name)]
     asked += ["method"] if recipe.method == "gptq" else []
-    asked += ["max_drop"] if recipe.max_drop is not None else []
+    asked += [name for name in ("max_drop", "max_kl") if getattr(recipe, name) is not None]
     if statistics and asked:
         raise SettingsError(
             asked, f": runs models on data; statistics alone are too little: give {option('calibration')}"
@@ -213,7 +213,7 @@ def _search(
     nodes = products(builder.plan(copy_of(builder.model), kept))
     return search_mixed_precision(
         lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
-        reference=metric.reference, max_drop=max_drop, always=kept, progress=progress,
+        reference=metric.reference, max_drop=max_drop, drop=metric.loss, always=kept, progress=progress,
     )  # fmt: skip
 
 
@@ -235,9 +235,9 @@ def _choose(
         return plain, _value(metric, plain) if search is None else search.best
     restored = builder.restored(plain)
     value = _value(metric, restored)
-    if asked is None and builder.recipe.metric is not None:
+    if asked is None and metric is not None and builder.recipe.judged_by is not None:
         other = _value(metric, plain) if search is None else search.best
-        if not value > other:
+        if not metric.is_better(value, other):
             return plain, other
     else:
         without, with_them = (trials.noise_of(builder, each.model) for each in (plain, restored))

@@ -4,6 +4,7 @@ With e = s round(x / s) - x the cost of a block is one of
 
     product       sum_k h_k e_k^2,  h_k = 1 + x_k^2 / (c mean(x^2))
     convolution   sum_k e_k^2
+    by data       sum_k h_k e_k^2,  h_k what input k was seen to be worth
 
 Plain squares would cut off the largest weights for the good of the many small ones, but products need the large ones
 most, which meet their large activations; c is `LEAST_COUNT`, and why h is the weight's own square says `quantize_block`
@@ -54,6 +55,7 @@ def find_scales(
     *,
     search: bool = True,
     convolution: bool = False,
+    counts: Floats | None = None,
 ) -> FoundScales:
     """A scale for each block.
 
@@ -63,13 +65,14 @@ def find_scales(
         scale_type: What scales can be.
         search: Try candidates; otherwise the first of them.
         convolution: Whether blocks are of a convolution's weight, not of a product's.
+        counts: [blocks, size], what squared errors count where data tells it; not negative.
 
     Returns:
         Scales and what they cost. A block of zeros has the scale 1.
     """
     peak = np.abs(x).max(axis=1)
     power = _power(np.clip(np.frexp(peak)[1], -125, 127))
-    blocks = _Blocks(x / power[:, None], power, weights, scale_type, convolution)
+    blocks = _Blocks(x / power[:, None], power, weights, scale_type, convolution, counts)
     first = _first(peak / power, weights, scale_type)
     best = blocks.judge(first)
     plain = best.cost
@@ -118,11 +121,15 @@ class _Judged:
 class _Blocks:
     """Blocks divided by `power`, as all scales here are."""
 
-    def __init__(self, x: Floats, power: Floats, weights: Format, scale_type: ScaleType, convolution: bool) -> None:
+    def __init__(
+        self, x: Floats, power: Floats, weights: Format, scale_type: ScaleType, convolution: bool,
+        counts: Floats | None,
+    ) -> None:  # fmt: skip
         self._x = x
         self._power = power
         self._weights = weights
         self._scale_type = scale_type
+        self._counts = counts
         squares = np.einsum("bk,bk->b", x, x)
         grows = (squares > 0) & (not convolution)
         self._growth = np.divide(x.shape[1] / LEAST_COUNT, squares, out=np.zeros_like(squares), where=grows)
@@ -134,7 +141,7 @@ class _Blocks:
     def judge(self, scale: Floats) -> _Judged:
         """The nearest scales that there are."""
         scale = self._scale_type.round(scale * self._power.astype(np.float64), self._weights) / self._power
-        if self._weights.has_kernel:
+        if self._weights.has_kernel and self._counts is None:
             sums, _ = _kernels.rounding_errors(self._x, scale, self._growth, self._weights.name)
         else:
             sums = self._errors(scale)
@@ -143,7 +150,7 @@ class _Blocks:
         return _Judged(scale, error, cost, refined)
 
     def _errors(self, scale: Floats) -> Floats:
-        """What `_kernels.rounding_errors` gives, of any format."""
+        """What `_kernels.rounding_errors` gives, of any format and counts."""
         sums = np.zeros((len(scale), 4), np.float32)
         step = max(1, _PIECE // len(scale))
         for begin in range(0, self._x.shape[1], step):
@@ -152,7 +159,10 @@ class _Blocks:
                 q = self._weights.round(x / scale[:, None])
             difference = q * scale[:, None]
             difference -= x
-            counted = x * x * self._growth[:, None] + np.float32(1)
+            if self._counts is None:
+                counted = x * x * self._growth[:, None] + np.float32(1)
+            else:
+                counted = self._counts[:, begin : begin + step]
             weighted = counted * q
             sums += np.stack([
                 np.einsum("bk,bk->b", difference, difference),

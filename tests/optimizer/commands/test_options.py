@@ -29,13 +29,16 @@ VALUES = {
     "max_drop": 0.1, "metric": "lee", "only_if_faster": True, "weight_format": "e5m2", "activation_format": "e5m2",
     "coverage": "extended", "first_and_last": True, "fuse": False, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
-    "mask": "m.npz", "expected_rows": 8,
+    "mask": "m.npz", "expected_rows": 8, "max_kl": 0.02, "text": "t.txt", "window": 8, "stride": 4, "tokens": 64,
 }  # fmt: skip
 """One of each key, which some scheme of each kind that reads the key takes."""
 
+BESIDE = {key: {"metric": "perplexity"} for key in ("text", "window", "stride", "tokens")}
+"""What some are read with alone."""
+
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "statistics", "verbose", "expect_m", "compensate", "dim",
+    "tokenizer", "length", "statistics", "verbose", "expect_m", "compensate", "dim",
 }  # fmt: skip
 
 
@@ -66,15 +69,16 @@ def test_help_tells_defaults(monkeypatch, capsys):
 def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
     (title,) = (each.title for each in FAMILY_SETTINGS if each.name == SCHEMES[scheme].family)
     panel = panels()[key]
-    built = functools.partial(Recipe.from_mapping, {"scheme": scheme, key: VALUES[key]})
+    values = {"scheme": scheme, **BESIDE.get(key, {}), key: VALUES[key]}
+    built = functools.partial(Recipe.from_mapping, values)
     if panel is None or title in re.split(", | and ", panel.removeprefix("Of ")):
-        assert built() == Recipe(**{"scheme": scheme, key: VALUES[key]})
+        assert built() == Recipe(**values)
     else:
         with pytest.raises(UsageError, match=f"not read by scheme {scheme}"):
             built()
         if VALUES[key] != getattr(Recipe(), key):
             with pytest.raises(UsageError, match=f"not read by scheme {scheme}"):
-                Recipe(**{"scheme": scheme, key: VALUES[key]})
+                Recipe(**values)
 
 
 def test_a_value_in_python_is_refused_as_in_a_file():

@@ -180,6 +180,20 @@ class TestWhatIsRun:
         report = optimize(_with_product(b), Recipe(embeddings=False), None)
         assert report.details["check"]["run_on"] == "random inputs"
 
+    def test_tables_of_few_bits_have_a_limit_too(self, tmp_path):
+        b = Builder()
+        ids = b.input("ids", ["batch"], ir.DataType.INT64)
+        b.output(b.op("Gather", b.constant("table", weight(1 << 12, 1 << 8)), ids), ["batch", 1 << 8])
+        optimize(b.model(), Recipe(embeddings=True), tmp_path / "out.onnx")
+        model = ir.load(tmp_path / "out.onnx")
+        assert "GatherBlockQuantized" in [node.op_type for node in model.graph]
+        assert token_limits(model) == {"ids": 1 << 12}
+        (gather,) = (node for node in model.graph if node.op_type == "GatherBlockQuantized")
+        gather.replace_input_with(1, model.graph.inputs[0])
+        for node in list(model.graph)[-2::-1]:  # as other tools write it, without the guard before it
+            model.graph.remove(node, safe=True)
+        assert token_limits(model) == {"ids": 1 << 12}
+
     def test_numbers_stay_below_a_limit(self):
         class Input:
             name, type, shape = "ids", "tensor(int64)", [200]

@@ -9,7 +9,8 @@ from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization import gptq as module
 from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.quantization.gptq import gptq
-from onnxpress.optimizer.quantization.rtn import quantize_rtn
+from onnxpress.optimizer.quantization.input_moments import InputMoments
+from onnxpress.optimizer.quantization.methods import METHODS, Problem
 
 RNG = np.random.default_rng(5)
 
@@ -79,27 +80,34 @@ def test_dead_inputs_and_one_scale_in_all():
         assert np.array_equal(gptq(weight, 0, rounded, np.zeros((1, 8, 8))).codes, rounded.codes)
 
 
+def problem_of(weight, scheme, inputs):
+    moments = InputMoments(inputs.astype(np.float32), 1)
+    return Problem(weight, scheme, moments, moments)
+
+
+def by_gptq(weight, scheme, inputs):
+    return METHODS["gptq"].round(problem_of(weight, scheme, inputs))
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("scheme", ["int4", "int3", "nf4", "fp4", "fp8", "mxfp4", "bfp4"])
-@pytest.mark.parametrize("transposed", [False, True])
-def test_blocks_of_every_format(groups, scheme, transposed):
-    """With the scales and zero points of plain rounding, and fewer losses of the product; padding holds zeros."""
+def test_blocks_of_every_format(groups, scheme):
+    """It loses less of the product than rounding to nearest with scales by the same data; padding holds zeros."""
     scheme, K = Recipe(scheme=scheme).settings("", "MatMul").weight, 80
     weight = RNG.standard_normal((12, K)).astype(np.float32)
     inputs = covariance(groups, K)
-    given = weight if transposed else np.ascontiguousarray(weight.T)
-    plain = quantize_rtn(given, scheme, transposed)
-    found = quantize_rtn(given, scheme, transposed, covariance=inputs)
-    np.testing.assert_array_equal(found.scales, plain.scales)
-    np.testing.assert_array_equal(found.zero_points, plain.zero_points)
+    problem = problem_of(weight, scheme, inputs)
     losses = []
-    for each in (found, plain):
-        numbers, padding = decoded(each, scheme, K)
+    for method in ("gptq", "search", "rtn"):
+        found = METHODS[method].round(problem)
+        numbers, padding = decoded(found, scheme, K)
         assert (padding == 0).all()
+        np.testing.assert_allclose(found.decoded(scheme, K), numbers, rtol=1e-6)
         lost = (numbers - weight).reshape(groups, -1, K)
         losses.append(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
-        np.testing.assert_allclose(each.error.error, np.square(lost).sum(), rtol=1e-5)
-    assert losses[0] < 0.8 * losses[1]
+        np.testing.assert_allclose(problem.moments.cost(numbers.astype(np.float32), weight), losses[-1], rtol=1e-4)
+        np.testing.assert_allclose(found.error.error, np.square(lost).sum(), rtol=1e-5)
+    assert losses[0] < 0.8 * min(losses[1:])
 
 
 def decoded(quantized, scheme, K):
@@ -116,10 +124,20 @@ def test_blocks_of_zeros_and_pieces_of_a_weight(monkeypatch):
     scheme = Recipe(scheme="int4").settings("", "MatMul").weight
     weight = RNG.standard_normal((9, 64)).astype(np.float32)
     weight[:, 32:] = 0
-    whole = quantize_rtn(weight, scheme, True, covariance=covariance(1, 64))
+    whole = by_gptq(weight, scheme, covariance(1, 64))
     numbers, _ = decoded(whole, scheme, 64)
     assert (numbers[:, 32:] == 0).all()
     inputs = covariance(3, 64)
-    whole = quantize_rtn(weight, scheme, True, covariance=inputs)
-    monkeypatch.setattr(module, "_MOST_WEIGHTS", 64)  # one output of each group at a time
-    np.testing.assert_array_equal(quantize_rtn(weight, scheme, True, covariance=inputs).packed, whole.packed)
+    whole = by_gptq(weight, scheme, inputs)
+    monkeypatch.setattr(module, "_CHANNELS", 3)  # one output of each group at a time
+    np.testing.assert_array_equal(by_gptq(weight, scheme, inputs).packed, whole.packed)
+
+
+def test_a_factor_of_many_inputs_is_that_of_few_at_a_time(monkeypatch):
+    inputs = covariance(2, 50)
+    whole = module.inverse_factor(inputs)
+    monkeypatch.setattr(module, "_INVERTED", 7)
+    np.testing.assert_allclose(module.inverse_factor(inputs), whole, rtol=1e-9, atol=1e-12)
+    damped = inputs + 0.01 * np.einsum("gkk->g", inputs)[:, None, None] / 50 * np.eye(50)
+    np.testing.assert_allclose(whole.transpose(0, 2, 1) @ whole, np.linalg.inv(damped), rtol=1e-8, atol=1e-10)
+    assert (np.tril(whole, -1) == 0).all()

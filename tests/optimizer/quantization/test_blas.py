@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnxpress.optimizer.sparsity import blas
+from onnxpress.optimizer.quantization import blas
 
 
 def test_one_thread_within_and_as_before_afterwards():

@@ -1,0 +1,155 @@
+"""Moments of what products and convolutions read, summed over batches on two paths.
+
+Every eighth row is kept apart, to judge by. Of a Conv some patches of each batch are drawn, see `patches`.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..graph.constants import constant_of
+from ..graph.rewriting import required
+from ..quantization.blas import one_thread_each
+from ..quantization.input_moments import InputMoments
+from .patches import COUNTED, draw, inputs_of_output, rows_of
+
+Floats = npt.NDArray[np.float32]
+
+_MOST_INPUTS = 16384
+"""A matrix of moments beyond takes more than 1 GB."""
+_APART = 8
+"""One row in so many is kept apart."""
+_PANEL = 512
+"""Columns of a matrix of moments that one thread sums at a time."""
+
+
+def can_be_observed(node: ir.Node) -> bool:
+    """Whether a node's outputs read rows of its first input, and not too many numbers each."""
+    return (
+        node.op_type in ("MatMul", "Gemm", "Conv")
+        and constant_of(required(node.inputs[1])) is not None
+        and inputs_of_output(node) <= _MOST_INPUTS
+    )
+
+
+class MomentSums:
+    """Sums over what a node reads in the float model and on the path of rounded weights.
+
+    Args:
+        node: A MatMul, Gemm or Conv of a constant weight.
+        cross: Whether the moments across both are wanted of the rows to round by, too.
+    """
+
+    def __init__(self, node: ir.Node, *, cross: bool) -> None:
+        self._node, self._cross = node, cross
+        self._generator = np.random.default_rng(0)
+        self._learned, self._apart = _Sums(whole=False), _Sums(whole=True)
+        self._seen = self._batches = 0
+        self._finite = True
+
+    def add(self, here: npt.NDArray[Any], rounded: npt.NDArray[Any]) -> None:
+        """See a batch: the node's first input on both paths, which may be the same array."""
+        state = self._generator.bit_generator.state
+        rows = self._rows(rounded)
+        others = rows
+        if here is not rounded:
+            self._generator.bit_generator.state = state  # the same patches
+            others = self._rows(here)
+        self._finite = self._finite and bool(np.isfinite(rows).all() and np.isfinite(others).all())
+        if not self._finite:
+            return
+        apart = (np.arange(rows.shape[1]) + self._seen) % _APART == _APART - 1
+        self._seen += rows.shape[1]
+        self._batches += 1
+        for sums, chosen, both in ((self._learned, ~apart, self._cross), (self._apart, apart, True)):
+            sums.add(rows[:, chosen], others[:, chosen] if both and others is not rows else None)
+
+    def _rows(self, x: npt.NDArray[Any]) -> Floats:
+        """[G, n, K]."""
+        if self._node.op_type == "Conv":
+            return draw(self._node, x, self._generator).astype(np.float32)
+        return np.ascontiguousarray(rows_of(self._node, x), np.float32)[None]
+
+    def moments(self) -> tuple[InputMoments, InputMoments] | None:
+        """To round by, and to judge by; None of too few rows, or of some that are not finite."""
+        if not (self._finite and self._learned.count and self._apart.count):
+            return None
+        learned, apart = self._learned.mean(), self._apart.mean()
+        if not (np.isfinite(learned.second).all() and np.isfinite(apart.second).all()):
+            return None  # squares overflow
+        if self._node.op_type == "Conv":
+            _draw_towards_diagonal(learned.second, min(COUNTED * self._batches, learned.count))
+        return learned, apart
+
+
+class _Sums:
+    """Of x~ x~', and where the paths differ of x~ x' and, for the whole cost, of x x'."""
+
+    def __init__(self, *, whole: bool) -> None:
+        self.count = 0
+        self._whole = whole
+        self._second: Floats | None = None
+        self._cross: Floats | None = None
+        self._float_second: Floats | None = None
+
+    def add(self, rows: Floats, others: Floats | None) -> None:
+        """Rows [G, n, K] on the path of rounded weights, and those of the float model where they are not the same."""
+        if not rows.shape[1]:
+            return
+        shape = (len(rows), rows.shape[2], rows.shape[2])
+        if self._second is None:
+            self._second = np.zeros(shape, np.float32)
+        if others is not None and self._cross is None:
+            self._cross = _whole(self._second)
+            self._float_second = self._second.copy() if self._whole else None
+        given = rows if others is None else others
+        if self._cross is not None:
+            _add_products(self._cross, rows, given, symmetric=False)
+        if self._float_second is not None:
+            _add_products(self._float_second, given, given, symmetric=True)
+        _add_products(self._second, rows, rows, symmetric=True)
+        self.count += rows.shape[1]
+
+    def mean(self) -> InputMoments:
+        """Moments of what was seen; the sums are used up."""
+        count = np.float32(self.count)
+        second: Floats = _whole(required(self._second)) / count
+        cross = None if self._cross is None else self._cross / count
+        float_second = None if self._float_second is None else _whole(self._float_second) / count
+        self._second = self._cross = self._float_second = None
+        return InputMoments(second, self.count, cross, float_second)
+
+
+def _whole(panels: Floats) -> Floats:
+    """Symmetric matrices of which the part below the panels of the diagonal was left out."""
+    whole: Floats = panels.copy()
+    for begin in range(0, whole.shape[1], _PANEL):
+        end = begin + _PANEL
+        whole[:, end:, begin:end] = whole[:, begin:end, end:].transpose(0, 2, 1)
+    return whole
+
+
+def _add_products(total: Floats, left: Floats, right: Floats, *, symmetric: bool) -> None:
+    """Add left' right, of what is symmetric all panels down to the diagonal; whatever the number of threads."""
+
+    def add(begin: int) -> None:
+        end = min(begin + _PANEL, total.shape[2])
+        rows = end if symmetric else total.shape[1]
+        with np.errstate(over="ignore", invalid="ignore"):  # told when all is summed
+            total[:, :rows, begin:end] += left[:, :, :rows].transpose(0, 2, 1) @ right[:, :, begin:end]
+
+    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        list(pool.map(add, range(0, total.shape[2], _PANEL)))
+
+
+def _draw_towards_diagonal(second: Floats, trusted: int) -> None:
+    """Take what was not seen often to vary together for varying alone: by the share K / (K + n) for n that count."""
+    size = second.shape[-1]
+    second *= np.float32(trusted / (trusted + size))
+    np.einsum("gkk->gk", second)[...] *= np.float32(1 + size / trusted)

@@ -1,0 +1,327 @@
+"""Two paths through a model, segment by segment: as it is, and with the weights that have been rounded so far.
+
+The nodes of the main graph, in their order, are cut before some of them. What those before a cut have made and those
+behind it read is kept, batch by batch, so that all segments together cost one run of the model on each path, however
+many cuts there are. Tensors that no changed weight reaches are kept once for both paths.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_ir as ir
+
+from ..errors import OnnxpressError
+from ..graph.constants import is_constant, release
+from ..model_io.reading import to_proto
+from ..runtime.feeds import Feeds
+from ..runtime.session import open_session, session_options, uses_our_ops
+from .observe import take_weights
+
+Array = npt.NDArray[Any]
+
+MEMORY = 1_000_000_000
+"""Bytes of tensors between segments that are held in memory; the others wait in files."""
+
+
+class Segments:
+    """A run of a model on some batches, as far as some node.
+
+    Args:
+        model: The float model, sorted, with its constants marked; it is not changed.
+        data: Batches of its inputs, gone through once.
+        memory: Bytes of tensors between segments that stay in memory.
+
+    Raises:
+        OnnxpressError: ONNX Runtime refuses the model.
+    """
+
+    def __init__(self, model: ir.Model, data: Iterable[Feeds], *, memory: int = MEMORY) -> None:
+        copy = model.clone()
+        self._mapped = [value.const_value for value in copy.graph.initializers.values()]
+        constants = {value.name or "" for value in _values(model) if is_constant(value)}
+        self._weights = take_weights(copy)
+        self._parts = _Parts(to_proto(copy), constants, ours=uses_our_ops(model))
+        self._position = 0
+        self._changed: dict[str, Array] = {}
+        self._moved: set[str] = set()
+        self._float, self._rounded = _Kept(memory // 2), _Kept(memory // 2)
+        for batch, feeds in enumerate(data):
+            for name, value in {**self._parts.defaults(), **feeds}.items():
+                self._float.put(batch, name, value)
+        self.batches = self._float.batches
+
+    def __enter__(self) -> Segments:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._float.close()
+        self._rounded.close()
+
+    def position(self, node: str) -> int:
+        """Where a node of the main graph comes in its order."""
+        return self._parts.position(node)
+
+    def advance(self, node: str) -> None:
+        """Run both paths up to a node, which may not lie before the one of the last time.
+
+        Raises:
+            OnnxpressError: ONNX Runtime cannot run the nodes between, or what they make is no tensor.
+        """
+        end = self.position(node)
+        if end <= self._position:
+            return
+        segment = self._parts.segment(self._position, end)
+        reached = segment.reached(self._moved, self._changed.keys())
+        self._run(segment, self._float, {}, set(segment.outputs))
+        if reached:
+            self._run(segment, self._rounded, self._changed, reached)
+        for tensor in self._mapped:
+            if tensor is not None:
+                release(tensor)
+        self._moved |= reached
+        self._position = end
+        live = self._parts.live(end)
+        self._moved &= live
+        self._float.keep(live)
+        self._rounded.keep(live)
+        self._changed = {name: array for name, array in self._changed.items() if self.position(name) >= end}
+
+    def pair(self, name: str, batch: int) -> tuple[Array, Array]:
+        """A tensor on the path of the float model and on that of the rounded weights; the same one where it is."""
+        here = self._float.get(batch, name)
+        return here, self._rounded.get(batch, name) if name in self._moved else here
+
+    def change(self, node: str, weight: Array) -> None:
+        """Give the node another second input on the path of rounded weights, before it has run."""
+        self._changed[node] = weight
+
+    def _run(self, segment: _Segment, kept: _Kept, changed: Mapping[str, Array], wanted: set[str]) -> None:
+        outputs = [name for name in segment.outputs if name in wanted]
+        if not outputs:
+            return
+        proto, arrays = segment.model(self._weights, changed, outputs, self._types())
+        session = _open(proto, arrays, ours=self._parts.ours)
+        inputs = [value.name for value in proto.graph.input]
+        for batch in range(self.batches):
+            feeds = {name: self._value(kept, batch, name) for name in inputs}
+            try:
+                values = session.run(outputs, feeds)
+            except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+                raise OnnxpressError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
+            for name, value in zip(outputs, values, strict=True):
+                if not isinstance(value, np.ndarray):
+                    raise OnnxpressError(f"'{name}' is no tensor; a run cannot be cut there")
+                kept.put(batch, name, value)
+
+    def _value(self, kept: _Kept, batch: int, name: str) -> Array:
+        return kept.get(batch, name) if name in self._moved or kept is self._float else self._float.get(batch, name)
+
+    def _types(self) -> dict[str, int]:
+        return self._float.types()
+
+
+class _Kept:
+    """Tensors by batch and name, in memory up to a bound, then in files."""
+
+    def __init__(self, memory: int) -> None:
+        self._memory, self._used = memory, 0
+        self._held: list[dict[str, Array | Path]] = []
+        self._folder: Path | None = None
+        self._files = 0
+
+    @property
+    def batches(self) -> int:
+        return len(self._held)
+
+    def put(self, batch: int, name: str, value: Array) -> None:
+        while len(self._held) <= batch:
+            self._held.append({})
+        if self._used + value.nbytes > self._memory and value.dtype != object:
+            self._held[batch][name] = self._write(value)
+            return
+        self._used += value.nbytes
+        self._held[batch][name] = value
+
+    def get(self, batch: int, name: str) -> Array:
+        value = self._held[batch][name]
+        return np.load(value) if isinstance(value, Path) else value
+
+    def keep(self, names: set[str]) -> None:
+        """Forget all others."""
+        for values in self._held:
+            for name in values.keys() - names:
+                value = values.pop(name)
+                if isinstance(value, Path):
+                    value.unlink()
+                else:
+                    self._used -= value.nbytes
+
+    def types(self) -> dict[str, int]:
+        """Of the tensors of the first batch, as ONNX numbers them."""
+        return {
+            name: onnx.helper.np_dtype_to_tensor_dtype(self.get(0, name).dtype) for name in self._held[0]
+        } if self._held else {}  # fmt: skip
+
+    def close(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _write(self, value: Array) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="onnxpress-"))
+        self._files += 1
+        path = self._folder / f"{self._files}.npy"
+        np.save(path, value)
+        return path
+
+
+class _Parts:
+    """The nodes of a model in order, and which values each makes and reads.
+
+    Constants are computed anew by each segment that reads them.
+    """
+
+    def __init__(self, proto: onnx.ModelProto, constants: set[str], *, ours: bool) -> None:
+        self.proto, self.ours = proto, ours
+        graph = proto.graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.fixed = constants | (self.initializers.keys() - {value.name for value in graph.input})
+        self.makers = {name: node for node in graph.node for name in node.output if name}
+        self.nodes = [node for node in graph.node if not set(filter(None, node.output)) <= self.fixed]
+        self._positions = {node.name: index for index, node in enumerate(self.nodes)}
+        self.reads = [set(_read(node)) for node in self.nodes]
+        self._last_read = {name: index for index, names in enumerate(self.reads) for name in names}
+
+    def position(self, node: str) -> int:
+        return self._positions[node]
+
+    def defaults(self) -> dict[str, Array]:
+        """Of inputs that have one."""
+        inputs = {value.name for value in self.proto.graph.input}
+        return {
+            name: onnx.numpy_helper.to_array(tensor) for name, tensor in self.initializers.items() if name in inputs
+        }
+
+    def live(self, position: int) -> set[str]:
+        """What the nodes from there on read."""
+        return {name for name, last in self._last_read.items() if last >= position and name not in self.fixed}
+
+    def segment(self, begin: int, end: int) -> _Segment:
+        return _Segment(self, begin, end)
+
+
+class _Segment:
+    """Some nodes that follow each other.
+
+    Attributes:
+        outputs: What they make for those behind them.
+    """
+
+    def __init__(self, parts: _Parts, begin: int, end: int) -> None:
+        self._parts = parts
+        self._nodes, self._reads = parts.nodes[begin:end], parts.reads[begin:end]
+        live = parts.live(end)
+        self.outputs = [name for node in self._nodes for name in node.output if name in live]
+
+    def reached(self, moved: set[str], changed: Iterable[str]) -> set[str]:
+        """Outputs that depend on values that differ between the paths, or on nodes that do."""
+        names, nodes = set(moved), set(changed)
+        for node, reads in zip(self._nodes, self._reads, strict=True):
+            if node.name in nodes or not reads.isdisjoint(names):
+                names |= set(filter(None, node.output))
+        return names & set(self.outputs)
+
+    def model(
+        self, weights: Mapping[str, Array], changed: Mapping[str, Array], outputs: list[str], types: Mapping[str, int]
+    ) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        """What computes the outputs, and the arrays that its external tensors stand for."""
+        parts, arrays = self._parts, {}
+        needed, wanted = [], set(outputs)
+        for node, reads in zip(reversed(self._nodes), reversed(self._reads), strict=True):
+            if not wanted.isdisjoint(node.output):
+                wanted |= reads
+                needed.append(node)
+        made = {name for node in needed for name in node.output}
+        proto = onnx.ModelProto()
+        proto.CopyFrom(_without_graph(parts.proto))
+        graph = proto.graph
+        graph.name = parts.proto.graph.name or "segment"
+        constant = [*_constant_nodes(parts, wanted & parts.fixed)]
+        for node in (*constant, *reversed(needed)):
+            copy = graph.node.add()
+            copy.CopyFrom(node)
+            if node.name in changed and node in needed:
+                copy.input[1] = name = f"{node.output[0]}/onnxpress_rounded"
+                arrays[name] = changed[node.name]
+                graph.initializer.append(_external(name, changed[node.name]))
+        read = {name for node in graph.node for name in _read(node)}
+        for name in sorted(read & parts.initializers.keys() & parts.fixed):
+            graph.initializer.add().CopyFrom(parts.initializers[name])
+            if name in weights:
+                arrays[name] = weights[name]
+        for name in sorted(wanted - made - parts.fixed):
+            graph.input.append(onnx.helper.make_tensor_value_info(name, types[name], None))
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+        return proto, arrays
+
+
+def _constant_nodes(parts: _Parts, names: set[str]) -> Iterator[onnx.NodeProto]:
+    """Nodes that compute constants, in order."""
+    needed, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        maker = parts.makers.get(name)
+        if maker is not None and maker.output[0] not in needed:
+            needed.add(maker.output[0])
+            waiting += _read(maker)
+    return (node for node in parts.proto.graph.node if node.output and node.output[0] in needed)
+
+
+def _without_graph(proto: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+
+
+def _external(name: str, array: Array) -> onnx.TensorProto:
+    tensor = onnx.TensorProto(
+        name=name, dims=array.shape, data_type=onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+        data_location=onnx.TensorProto.EXTERNAL,
+    )  # fmt: skip
+    tensor.external_data.add(key="location", value="weights")
+    return tensor
+
+
+def _open(proto: onnx.ModelProto, arrays: Mapping[str, Array], *, ours: bool) -> Any:
+    import onnxruntime as ort
+
+    options = session_options(ours=ours)
+    options.enable_cpu_mem_arena = False
+    held = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    if held:
+        options.add_external_initializers(list(arrays), held)
+    return open_session(proto.SerializeToString(), options, proto.graph.name)
+
+
+def _read(node: onnx.NodeProto) -> list[str]:
+    """What a node reads, by the graphs inside it as well."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") or attribute.graphs else ():
+            own = {value.name for value in (*graph.input, *graph.initializer)}
+            for inner in graph.node:
+                names += [name for name in _read(inner) if name not in own]
+                own |= set(inner.output)
+            names += [value.name for value in graph.output if value.name not in own]
+    return names
+
+
+def _values(model: ir.Model) -> Iterator[ir.Value]:
+    for node in model.graph:
+        yield from node.outputs

@@ -1,0 +1,60 @@
+"""What a method of rounding is given, and what it gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ..input_moments import InputMoments
+from ..quantized_weight import QuantizedWeight
+from ..schemes import WeightScheme
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A weight to round, and what its inputs are known to hold.
+
+    Attributes:
+        rows: Its output channels, [N, K], finite.
+        scheme: What it is rounded to.
+        moments: Of its inputs.
+        apart: The same of other rows, for what a method has to judge itself.
+        convolution: Whether they are those of a convolution, which have a sign in common.
+    """
+
+    rows: Floats
+    scheme: WeightScheme
+    moments: InputMoments
+    apart: InputMoments
+    convolution: bool = False
+
+    def importance(self, power: float) -> Floats | None:
+        """What the search of scales lets the error of each input count, [K]: its mean square to some power.
+
+        None for groups of channels, which have inputs of their own.
+        """
+        if len(self.moments.second) > 1:
+            return None
+        counts = np.maximum(self.moments.diagonal[0], 0) ** np.float32(power)
+        mean = counts.mean()
+        return np.ascontiguousarray(counts / mean if mean > 0 else np.ones_like(counts), np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to round weights.
+
+    Attributes:
+        name: In recipes and on the command line.
+        round: Rounds a weight; with its inputs known.
+        reads_both_paths: Whether it reads `InputMoments.cross`.
+    """
+
+    name: str
+    round: Callable[[Problem], QuantizedWeight]
+    reads_both_paths: bool = False
