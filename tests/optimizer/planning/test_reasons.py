@@ -104,6 +104,8 @@ def test_what_the_recipe_keeps_in_float_is_told_as_that(scheme, kept):
     product = next(node for node in model.graph if node.name == "product")
     foreign = ir.node("FusedMatMul", list(product.inputs), domain="com.microsoft", name="foreign")
     model.graph.insert_after(product, foreign)
+    foreign.outputs[0].name, foreign.outputs[0].type = "foreign", ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(foreign.outputs[0])
     decisions = decide(model, Recipe(scheme=scheme, clean_up=False, **given))
     assert {"conv", "small table", "gemm then", "foreign"} <= {d.node.name for d in decisions}
     words = {"exclude": "excluded by the recipe", "override": "kept in float by an override of the recipe"}
