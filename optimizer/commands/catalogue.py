@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from ..sources import check_there
 from .peers import Nncf, NncfData, NncfImages, NncfSamples, OpenVino, nncf_data
 from .terminal import Claim, Json, console
 from .text_options import Stride, TextFile, Tokenizer, Tokens, Window, text_of
@@ -63,7 +62,6 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Judge models by a task with labels, or on a text; the first is what the others are compared with."""
-    check_there(*model)
     import dataclasses
     import json
 

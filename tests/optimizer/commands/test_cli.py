@@ -286,7 +286,7 @@ def test_help_is_quick_to_import():
         "optimize m.onnx --scheme int4 --sparsity 0.5", "optimize m.onnx -o gone/o.onnx",
         "optimize m.onnx --recipe r.toml", "inspect m.onnx --scheme int9", "inspect gone.onnx",
         "compare m.onnx gone.onnx", "compare m.onnx m.onnx --plot p.jpg", "compare m.onnx m.onnx --dim x=y",
-        "bench gone.onnx", "bench m.onnx --ort-option a", "evaluate gone.onnx", "compile gone.onnx",
+        "bench gone.onnx", "bench m.onnx --ort-option a", "compile gone.onnx",
         "export-mask gone.onnx -o m.npz", "calibrate gone.onnx -o s.npz", "study gone --max-drop x",
         "calibrate m.onnx m.onnx -o s.npz", "models gone",
     ],
