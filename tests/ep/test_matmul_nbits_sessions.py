@@ -90,7 +90,8 @@ assert all((s.run(None, {"A": A})[0] == sessions[0].run(None, {"A": A})[0]).all(
 
 def script(code, isa=None):
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    prelude = f"import sys; sys.path[:0] = {folders!r}\nimport graphs, onnx_ir as ir\nfrom test_matmul_nbits_sessions import *\n"
+    imports = "import graphs, onnx_ir as ir\nfrom test_matmul_nbits_sessions import *"
+    prelude = f"import sys; sys.path[:0] = {folders!r}\n{imports}\n"
     env = {**os.environ, **({"ONNXPRESS_ISA": isa} if isa else {})}
     return subprocess.run([sys.executable, "-c", prelude + code], env=env, capture_output=True, text=True, check=False)
 
