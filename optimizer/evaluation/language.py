@@ -155,6 +155,8 @@ class Passage:
             raise UsageError(f"{option('stride')} is {self._stride}, must be at most the {self.length} of a window")
         if self.length < 2:
             raise UsageError(f"{where}: a window of {self.length} token foretells nothing")
+        if text.tokens is not None and text.tokens < self.length:
+            raise UsageError(f"{option('tokens')} is {text.tokens}, fewer than the {self.length} of a window")
         self.output = _logits_of(model)
         self._tokens = tokens_of(Path(text.path), tokenizer, inputs)[: text.tokens]
         self._starts = begins(len(self._tokens), self.length, self._stride, where, "window")

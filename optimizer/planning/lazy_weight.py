@@ -61,6 +61,11 @@ class LazyWeight:
         return self.scheme.blocks(self.weight.K)
 
     @property
+    def identity(self) -> tuple[object, ...]:
+        """What tells it from other weights of the model, and of a copy of it."""
+        return self.name, self.scheme, self.factor, self.weight.transposed, self.convolution
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes that read it."""
         return tuple(reader.node_name for reader in self.readers)

@@ -1,7 +1,7 @@
-"""Weights of 2 to 8 bits, activations as they are: which passes run in which order.
+"""Weights of 2 to 8 bits, activations as they are.
 
-Data is asked for where somebody gives it. What products and convolutions read of it moves the codes of their weights,
-when these are written.
+Data is asked for where somebody gives it. Then weights are rounded by what products and convolutions read of it, at
+once; else when they are written.
 """
 
 from __future__ import annotations
@@ -9,99 +9,98 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from ...calibration import Statistics
-from ...graph.matching import opset_of
+from ...calibration import Data, Statistics
+from ...errors import SettingsError, option
 from ...model_io.names import copy_of
-from ...passes.declare_functions import declare_functions
-from ...passes.expand_sequence_map import ExpandSequenceMap
-from ...passes.quantize_conv import QuantizeConv
-from ...passes.quantize_gather import OPSET, QuantizeGather
-from ...passes.quantize_matmul import QuantizeMatMul
-from ...passes.raise_opset import RaiseOpset
-from ...passes.squeeze_weights import SqueezeWeights
-from ...planning.kept_in_float import kept_in_float
 from ...planning.lazy_weight import LazyWeight
-from ...planning.plan import Decision, plan
 from ...planning.report import WeightReport
 from ...planning.result import ConversionResult, Progress
 from ...quantization.quantized_weight import decibels
 from ...settings.recipe import Recipe
 from ..family import Family, Need, OpenData
-from .with_data import Rounded, round_with_data
-
-_BY_DEFAULT = "gptq"
-"""Where there is data."""
+from .automatic import Found, find_recipe
+from .rewrite import decide, rewrite
+from .with_data import Results, method_of, round_with_data
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, _source: str
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str
 ) -> ConversionResult:
-    """Convert a model, as `Convert` says; without data, weights are rounded when they are written."""
-    decisions = decide(model, recipe)
+    """Convert a model, as `Convert` says.
+
+    Raises:
+        UsageError: The metric does not fit the model.
+        OnnxpressError: ONNX Runtime cannot run the model, or a metric fails.
+    """
     opened = None if data is None else data()
     assert not isinstance(opened, Statistics), "the family's check refuses that"
-    original = None if opened is None else copy_of(model)
-    product, convolution, gather = QuantizeMatMul(decisions), QuantizeConv(decisions), QuantizeGather(decisions)
-    for rewrite in (product, convolution, gather, ExpandSequenceMap()):
-        rewrite(model)
-    declare_functions(model)
-    weights = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
-    lazy = [*product.weights, *convolution.weights, *gather.weights]
-    rounded: dict[str, Rounded] = {}
-    method = "rtn" if opened is None else recipe.method or _BY_DEFAULT
-    if opened is not None and original is not None:
-        rounded = round_with_data(original, lazy, opened, method, progress)
+    if recipe.max_loss is None:
+        return _convert(model, recipe, opened, progress)
+    found = find_recipe(model, recipe, opened, progress, source)
+    result = _convert(model, found.recipe, opened if found.reads_data else None, progress, found.results)
+    return _with_trail(model, result, found)
+
+
+def _convert(
+    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None
+) -> ConversionResult:
+    decisions = decide(model, recipe)
+    original = copy_of(model)
+    rewritten = rewrite(model, decisions)
+    lazy, results = rewritten.weights, known or {}
+    if data is not None and known is None:
+        results = round_with_data(original, lazy, data, method_of(recipe), progress)
+    for weight in lazy:
+        if weight.identity in results:
+            weight.take(results[weight.identity].read)
     return ConversionResult(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
-        warnings=[*kept_in_float(model, weights), *product.warnings],
-        details={"rounded": {name: dataclasses.asdict(each) for name, each in rounded.items()}} if rounded else {},
-        rows=_rows(rounded),
-        settled={} if opened is None else {"method": method},
+        warnings=rewritten.warnings,
+        details=_details(lazy, results),
+        rows=_rows(lazy, results),
+        settled={} if data is None else {"method": method_of(recipe)},
     )
 
 
-def _rows(rounded: Mapping[str, Rounded]) -> list[tuple[str, str]]:
+def _with_trail(model: ir.Model, result: ConversionResult, found: Found) -> ConversionResult:
+    """The result with what was tried, and its own value of the metric."""
+    value = found.metric(model)
+    loss = found.metric.loss(value)
+    warnings = [] if loss <= found.bound else ["the bound on the metric was not met; this is the best that was tried"]
+    return dataclasses.replace(
+        result,
+        warnings=[*result.warnings, *warnings],
+        details={
+            **result.details,
+            "metric": {"name": found.metric.name, "float32": found.metric.reference, found.recipe.scheme: value},
+            "trail": [dataclasses.asdict(attempt) for attempt in found.trail],
+        },
+        rows=[
+            *result.rows,
+            ("accuracy", f"{found.metric.name} {value:.5f}, float32 {found.metric.reference:.5f}"),
+            *(("tried", attempt.line()) for attempt in found.trail),
+        ],
+        settled={**result.settled, **found.settled},
+    )
+
+
+def _details(weights: list[LazyWeight], results: Results) -> dict[str, object]:
+    known = {weight.name: results[weight.identity].rounded for weight in weights if weight.identity in results}
+    return {"rounded": {name: dataclasses.asdict(each) for name, each in known.items()}} if known else {}
+
+
+def _rows(weights: list[LazyWeight], results: Results) -> list[tuple[str, str]]:
     """What became of weights with data, for a person."""
-    if not rounded:
+    count = Counter(results[weight.identity].rounded.method for weight in weights if weight.identity in results)
+    if not count:
         return []
-    count = Counter(each.method for each in rounded.values())
     methods = ", ".join(f"{number} by {method}" for method, number in count.most_common())
     return [("rounded", f"{methods}, each the one that costs its product least on data that it has not seen")]
-
-
-def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
-    """What becomes of the nodes of a model, which CleanUp went over; it is prepared for that.
-
-    Its opset is raised for the forms that need it. Where it cannot be, these nodes are left, and the others are taken
-    as they are.
-    """
-    SqueezeWeights()(model)
-    decisions = plan(model, recipe)
-    obstacle = ""
-    for opset in sorted(set(map(_opset_needed, decisions)), reverse=True):
-        step = RaiseOpset(opset)
-        if (reason := step.obstacle(model)) is None:
-            if step(model):
-                decisions = plan(model, recipe)
-            break
-        obstacle = obstacle or reason
-    reached = opset_of(model)
-    return [
-        dataclasses.replace(each, taken=False, reason=obstacle) if _opset_needed(each) > reached else each
-        for each in decisions
-    ]
-
-
-def _opset_needed(decision: Decision) -> int:
-    if decision.form is not None:
-        return decision.form.opset
-    return OPSET if decision.taken and decision.op_type == "Gather" else 1
 
 
 def _weight_report(weight: LazyWeight) -> WeightReport:
@@ -119,8 +118,17 @@ def _gain(weights: list[LazyWeight]) -> float:
 
 def _need(recipe: Recipe, given: bool) -> Need:
     """A model of the catalogue has data without being asked, which is not read for weights alone then."""
+    if recipe.max_loss is not None:
+        return Need.REQUIRED if recipe.judged_by is None else Need.WELCOME
     reads = given if recipe.method is None else recipe.method != "rtn"
     return Need.REQUIRED if reads else Need.NONE
 
 
-FAMILY = Family("weight-only", decide, convert, need=_need, takes_statistics=False)
+def _check(recipe: Recipe, _is_there: bool, _statistics: bool) -> None:
+    """Refuse a metric without a bound, which nothing would read."""
+    if recipe.judged_by is not None and recipe.max_loss is None:
+        bounds = f"{option('max_drop')} or {option('max_kl')}"
+        raise SettingsError(["metric"], f": weights alone are not judged without a bound; give {bounds}, too")
+
+
+FAMILY = Family("weight-only", decide, convert, need=_need, check=_check, takes_statistics=False)

@@ -29,6 +29,7 @@ from ...planning.result import Progress
 from ...quantization.input_moments import InputMoments
 from ...quantization.methods import METHODS, Method, Problem
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
+from ...settings.recipe import Recipe
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,9 +51,26 @@ class Rounded:
     energy: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A rounded weight: what was done, and what reads it."""
+
+    rounded: Rounded
+    read: Callable[[], QuantizedWeight]
+
+
+Results = dict[tuple[object, ...], Result]
+"""By `LazyWeight.identity`."""
+
+
+def method_of(recipe: Recipe) -> str:
+    """Where there is data."""
+    return recipe.method or "gptq"
+
+
 def round_with_data(
     model: ir.Model, weights: Sequence[LazyWeight], data: Data, method: str, progress: Progress
-) -> dict[str, Rounded]:
+) -> Results:
     """Round what nodes of the main graph read; what others read is rounded without data when it is written.
 
     Args:
@@ -63,7 +81,7 @@ def round_with_data(
         progress: Told how the work goes on.
 
     Returns:
-        What was done, by the weight's name.
+        What was done, by `LazyWeight.identity`.
 
     Raises:
         OnnxpressError: ONNX Runtime cannot run the model.
@@ -71,7 +89,7 @@ def round_with_data(
     survey(data, progress)
     mark_constants(model)
     nodes = {node.name: node for node in model.graph}
-    made: dict[str, Rounded] = {}
+    made: Results = {}
     store = _Store()
     methods = [METHODS[name] for name in dict.fromkeys(("rtn", method))]
     with Segments(model, data) as segments:
@@ -84,9 +102,7 @@ def round_with_data(
             for job in group:
                 progress("round", len(made), whole)
                 if known is not None:
-                    made[job.weight.name] = _round(job, methods, *known, segments, nodes, store)
-                    continue
-                made[job.weight.name] = Rounded("rtn", 0.0, 0.0, 0.0)
+                    made[job.weight.identity] = _round(job, methods, *known, segments, nodes, store)
             del known
         progress("round", whole, whole)
     return made
@@ -132,7 +148,7 @@ def _moments(node: ir.Node, segments: Segments, *, cross: bool) -> tuple[InputMo
 def _round(
     job: _Job, methods: Sequence[Method], moments: InputMoments, held: InputMoments, segments: Segments,
     nodes: dict[str | None, ir.Node], store: _Store,
-) -> Rounded:  # fmt: skip
+) -> Result:  # fmt: skip
     weight = job.weight
     given = weight.rows()
     rows = np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
@@ -157,8 +173,8 @@ def _round(
             units = np.float32(1 if weight.scheme.has_kernel else weight.factor or 1)
             segments.change(node.name or "", _as_read(node, decoded / units))
     error = WeightError(found.error.error, cost, plain, found.error.energy)
-    weight.take(store.keep(dataclasses.replace(found, error=error)))
-    return Rounded(name, cost, plain, held.cost(np.zeros_like(rows), rows))
+    read = store.keep(dataclasses.replace(found, error=error))
+    return Result(Rounded(name, cost, plain, held.cost(np.zeros_like(rows), rows)), read)
 
 
 def _as_read(node: ir.Node, rows: Floats) -> npt.NDArray[Any]:

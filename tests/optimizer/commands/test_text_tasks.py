@@ -84,7 +84,7 @@ def test_nan_is_null_in_json(run):
         (["a.onnx", "--task", "lee", *TEXT], "--text is read by perplexity and kl alone, not by the task 'lee'"),
         (["a.onnx", "--stride", "4", "--tokens", "9"], "--stride, --tokens: read with --text alone"),
         (["a.onnx", *TEXT, "--stride", "17"], "--stride is 17, must be at most the --window of 16"),
-        (["a.onnx", *TEXT[:2], "--tokens", "9"], "has 9 tokens, too few for a window of 64; give more text, or a"),
+        (["a.onnx", *TEXT[:2], "--tokens", "9"], "--tokens is 9, fewer than the 64 of a window"),
         (["a.onnx", *TEXT, "--tokenizer", "nowhere"], "nowhere: no such file; give the model's tokenizer.json"),
         (["a.onnx", *TEXT[2:], "--text", "none.txt"], "none.txt: cannot read"),
         (["a.onnx", *TEXT[2:], "--text", "a.onnx"], "a.onnx: is no text in UTF-8"),

@@ -120,7 +120,8 @@ def test_searched_scales_are_better(convolution, name, kind):
         np.testing.assert_allclose(each_found.error, error(x, each_found.scales, each), rtol=1e-4)
         np.testing.assert_allclose(each_found.cost, cost(x, each_found.scales, each, convolution), rtol=1e-4)
     assert (found.cost <= plain.cost).all()
-    assert found.cost.sum() < 0.999 * plain.cost.sum()
+    # Of powers of two, and numbers close to each other, there is hardly a better one than the first.
+    assert found.cost.sum() < (1 if SCALE_TYPES[kind].power_of_two else 0.999) * plain.cost.sum()
 
 
 def cost(x, scale, each, convolution):

@@ -1,0 +1,234 @@
+"""The cheapest recipe with which a model loses no more than is allowed, found by measurement.
+
+    1. weights rounded to nearest, without data,
+    2. by the method of the recipe, with data,
+    3. the weights that cost most in 8 bits: as few as it takes, found by halving; should all not be enough, then
+    4. those in float.
+
+Which weights cost most is known from the second step: what a product loses of its squares on data that was kept apart,
+over the bytes that more bits would take. Each attempt is a model that was made and judged. Weights are rounded once for
+all attempts; the recipe that is found is then followed from the start, so that it gives the same model again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import onnx_ir as ir
+
+from ...calibration import Data
+from ...evaluation.metrics import Metric, choose_metric, loss_text
+from ...model_io.names import copy_of
+from ...model_io.storage import initializers
+from ...planning.lazy_weight import LazyWeight
+from ...planning.result import Progress
+from ...settings.recipe import Override, Recipe
+from .rewrite import decide, rewrite
+from .with_data import Results, method_of, round_with_data
+
+_JUDGED = 8
+"""Batches of the data whose outputs are compared where no metric is given."""
+_STAGE = "automatic"
+_MORE = 8
+"""Bits of the weights that cost most."""
+_BLOCK = 32
+_LEAST = 1e-30
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A model that was made and judged.
+
+    Attributes:
+        recipe: How it was made, for people.
+        size: Bytes of its weights.
+        value: Of the metric.
+        loss: Of the float model's, as `Metric.loss` tells it.
+        accepted: Whether the loss is within the bound.
+        seconds: That it took.
+        shown_loss: The loss for people.
+    """
+
+    recipe: str
+    size: int
+    value: float
+    loss: float
+    accepted: bool
+    seconds: float
+    shown_loss: str
+
+    def line(self) -> str:
+        """For a person."""
+        mark = "within the bound" if self.accepted else "too much"
+        return f"{self.recipe}: {self.size / 1e6:.1f} MB, lost {self.shown_loss}, {mark} ({self.seconds:.0f} s)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was found.
+
+    Attributes:
+        recipe: To follow, without a bound.
+        reads_data: Whether it has weights rounded by data.
+        results: Rounded weights that are those of the recipe; None where it has to be followed from the start.
+        metric: That judged.
+        bound: The most that may be lost.
+        trail: All attempts, in order.
+    """
+
+    recipe: Recipe
+    reads_data: bool
+    results: Results | None
+    metric: Metric
+    bound: float
+    trail: tuple[Attempt, ...]
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """Settings for whoever repeats it without searching."""
+        return {"method": method_of(self.recipe) if self.reads_data else "rtn", "overrides": self.recipe.overrides,
+                **_UNBOUND}  # fmt: skip
+
+
+_UNBOUND: dict[str, Any] = dict.fromkeys(("max_drop", "max_kl", "metric", "text", "window", "stride", "tokens"))
+
+
+def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, source: str) -> Found:
+    """Find the cheapest recipe within the recipe's bound.
+
+    Args:
+        model: The float model, which clean-up went over; it is prepared, but stays in float.
+        recipe: With a bound.
+        data: To round by, and to compare outputs on where the recipe has no metric.
+        progress: Told how the work goes on.
+        source: What to call the model in an error.
+
+    Raises:
+        UsageError: The metric does not fit the model.
+        OnnxpressError: ONNX Runtime cannot run the model, or a metric fails.
+    """
+    feeds = [] if data is None or recipe.judged_by is not None else list(islice(iter(data), _JUDGED))
+    decide(model, recipe)  # which prepares it
+    metric = choose_metric(recipe.judged_by, model, feeds, source)
+    return _Search(model, recipe, data, metric, progress).run()
+
+
+class _Search:
+    def __init__(self, model: ir.Model, recipe: Recipe, data: Data | None, metric: Metric, progress: Progress) -> None:
+        assert recipe.max_loss is not None
+        self._model, self._data, self._metric, self._progress = model, data, metric, progress
+        self._bound = recipe.max_loss
+        self._recipe = recipe.decided(**_UNBOUND)
+        self._results: Results = {}
+        self._trail: list[Attempt] = []
+        self._recipes: list[tuple[Recipe, bool]] = []
+
+    def run(self) -> Found:
+        """All steps until one is enough; else the attempt of least loss."""
+        scheme = self._recipe.scheme
+        weights: list[LazyWeight] = []
+        if self._recipe.method in (None, "rtn"):
+            weights = self._try(f"{scheme} by rtn", self._recipe, by_data=False)
+        if not self._enough() and self._data is not None and self._recipe.method != "rtn":
+            weights = self._round()
+        if not self._enough():
+            self._raise(weights)
+        accepted = [index for index, attempt in enumerate(self._trail) if attempt.accepted]
+        best = min(accepted, key=lambda index: self._trail[index].size, default=None)
+        if best is None:
+            best = min(range(len(self._trail)), key=lambda index: self._trail[index].loss)
+        recipe, by_data = self._recipes[best]
+        same = recipe.overrides == self._recipe.overrides or not by_data
+        results = self._results if by_data and same else {} if not by_data else None
+        return Found(recipe, by_data, results, self._metric, self._bound, tuple(self._trail))
+
+    def _enough(self) -> bool:
+        return any(attempt.accepted for attempt in self._trail)
+
+    def _round(self) -> list[LazyWeight]:
+        """By the method of the recipe, with data."""
+        assert self._data is not None
+        copy = copy_of(self._model)
+        original = copy_of(copy)
+        weights = rewrite(copy, decide(copy, self._recipe)).weights
+        method = method_of(self._recipe)
+        begin = time.perf_counter()
+        self._results = round_with_data(original, weights, self._data, method, self._progress)
+        took = time.perf_counter() - begin
+        return self._try(f"{self._recipe.scheme} by {method}", self._recipe, by_data=True, took=took)
+
+    def _raise(self, weights: Sequence[LazyWeight]) -> None:
+        """The weights that cost most in 8 bits, or, where that is not enough, in float."""
+        ranked = sorted((each for each in weights if each.scheme.bits < _MORE), key=self._worth, reverse=True)
+        names = [[reader.node_name for reader in weight.readers] for weight in ranked]
+
+        def eight(count: int) -> Recipe:
+            return self._with([self._in_8_bits(name) for each in names[:count] for name in each])
+
+        def in_float(count: int) -> Recipe:
+            more = [self._in_8_bits(name) for each in names[count:] for name in each]
+            return self._with(
+                [*more, *(Override(match=name, keep_float=True) for each in names[:count] for name in each)]
+            )
+
+        scheme, whole = self._recipe.scheme, len(names)
+        if not self._halve(whole, eight, f"{scheme}, {{}} of {whole} weights in {_MORE} bits"):
+            self._halve(whole - 1, in_float, f"{{}} of {whole} weights in float, the others in {_MORE} bits")
+
+    def _halve(self, most: int, recipe: Callable[[int], Recipe], label: str) -> bool:
+        """Find the fewest weights with which a recipe is within the bound, where none are too few; whether most are."""
+        by_data = bool(self._results)
+
+        def enough(count: int) -> bool:
+            self._try(label.format(count), recipe(count), by_data=by_data)
+            return self._trail[-1].accepted
+
+        if most < 1 or not enough(most):
+            return False
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return True
+
+    def _try(self, label: str, recipe: Recipe, *, by_data: bool, took: float = 0.0) -> list[LazyWeight]:
+        """Make a model and judge it; the weights that it has."""
+        self._progress(_STAGE, len(self._trail), len(self._trail) + 1)
+        begin = time.perf_counter()
+        copy = copy_of(self._model)
+        weights = rewrite(copy, decide(copy, recipe)).weights
+        for weight in weights:
+            if by_data and weight.identity in self._results:
+                weight.take(self._results[weight.identity].read)
+        value = self._metric(copy)
+        loss = self._metric.loss(value)
+        size = sum(each.const_value.nbytes for each in initializers(copy) if each.const_value is not None)
+        took += time.perf_counter() - begin
+        shown = loss_text(loss, in_nats=self._metric.in_nats)
+        self._trail.append(Attempt(label, size, value, loss, loss <= self._bound, took, shown))
+        self._recipes.append((recipe, by_data))
+        return weights
+
+    def _worth(self, weight: LazyWeight) -> float:
+        """What more bits of a weight win, over the bytes that they take."""
+        result = self._results.get(weight.identity)
+        if result is not None:
+            lost = result.rounded.cost / max(result.rounded.energy, _LEAST)
+        else:
+            lost = weight.error.error / max(weight.error.energy, _LEAST) if weight.error is not None else 0.0
+        return lost / (weight.weight.tensor.size * (_MORE - weight.scheme.bits))
+
+    def _with(self, overrides: Sequence[Override]) -> Recipe:
+        return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides))
+
+    def _in_8_bits(self, name: str) -> Override:
+        """Of integers, in blocks as those of the scheme where there are any."""
+        recipe = self._recipe
+        return Override(
+            match=name, scheme=f"int{_MORE}", block_size=_BLOCK if recipe.block_size == 0 else recipe.block_size,
+            scale_type=None if recipe.scale_type in (None, "float32", "float16") else "float32",
+        )  # fmt: skip
