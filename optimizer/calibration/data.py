@@ -31,6 +31,7 @@ class Data:
         samples: The most samples to take, or None for all.
         seen: How many there were, once somebody went through all of them; else None.
         doubts: What is odd about them, once somebody did.
+        checkpoint: A folder where those who learn from it for long keep what they have, to go on from there.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Data:
         self.name, self.samples, self.batch = name, samples, batch
         self.seen: int | None = None
         self.doubts: list[str] = []
+        self.checkpoint: Path | None = None
         self._inputs, self._begin = tuple(inputs), begin
         self._most = 0  # samples of one walk
 

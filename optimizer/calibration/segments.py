@@ -19,9 +19,10 @@ import onnx
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
-from ..graph.constants import is_constant, release
+from ..graph.constants import is_constant
 from ..model_io.reading import to_proto
 from ..runtime.feeds import Feeds
+from ..runtime.pages import drop_pages
 from ..runtime.session import open_session, session_options, uses_our_ops
 from .observe import take_weights
 
@@ -45,9 +46,10 @@ class Segments:
 
     def __init__(self, model: ir.Model, data: Iterable[Feeds], *, memory: int = MEMORY) -> None:
         copy = model.clone()
-        self._mapped = [value.const_value for value in copy.graph.initializers.values()]
+        tensors = [value.const_value for value in copy.graph.initializers.values()]
         constants = {value.name or "" for value in _values(model) if is_constant(value)}
         self._weights = take_weights(copy)
+        self._maps = [tensor.raw for tensor in tensors if isinstance(tensor, ir.ExternalTensor) and tensor.raw]
         self._parts = _Parts(to_proto(copy), constants, ours=uses_our_ops(model))
         self._position = 0
         self._changed: dict[str, Array] = {}
@@ -83,9 +85,8 @@ class Segments:
         self._run(segment, self._float, {}, set(segment.outputs))
         if reached:
             self._run(segment, self._rounded, self._changed, reached)
-        for tensor in self._mapped:
-            if tensor is not None:
-                release(tensor)
+        for pages in self._maps:
+            drop_pages(pages)
         self._moved |= reached
         self._position = end
         live = self._parts.live(end)

@@ -35,6 +35,8 @@ class Calibration:
         images: How images become inputs.
         tokenizer: tokenizer.json for text, or its folder.
         length: Tokens of each sample of text; 128 of lines and 512 of windows by default.
+        checkpoint: A folder for what has been learned so far, from which the same conversion goes on after an
+            interruption; of weights alone.
     """
 
     data: str | Path | Iterable[Any] | Callable[[], Iterable[Any]] | None = None
@@ -44,6 +46,7 @@ class Calibration:
     images: str | Path | Any = None
     tokenizer: str | Path | None = None
     length: int | None = None
+    checkpoint: str | Path | None = None
 
     @property
     def text(self) -> Path | None:
@@ -96,10 +99,12 @@ class Calibration:
         if data is None and name is not None:
             data = own_data(name, samples)
         tokenizer = self.tokenizer or tokenizer_beside(path, data)
-        return open_data(
+        opened = open_data(
             data, inputs_of(model), samples=samples, batch=batch, images=self.images, tokenizer=tokenizer,
             length=self.length, decoder=predicts_tokens(model),
         )  # fmt: skip
+        opened.checkpoint = None if self.checkpoint is None else Path(self.checkpoint)
+        return opened
 
 
 def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:

@@ -42,6 +42,13 @@ def optimize(
             rich_help_panel=_DATA,
         ),
     ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder from which the same conversion goes on after an interruption; of weights alone.",
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
     statistics: Annotated[
         str | None,
         typer.Option(
@@ -50,6 +57,9 @@ def optimize(
     ] = None,
     dim: Dims = None,
     json_: Json = False,
+    report: Annotated[
+        str | None, typer.Option(help="Page to write (.html): what became of each layer, and why, with plots.")
+    ] = None,
     quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell what each pass over floats left, too.")
@@ -64,7 +74,7 @@ def optimize(
 
     learnt: dict[str, Any] = {
         "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
-        "tokenizer": tokenizer, "length": length,
+        "tokenizer": tokenizer, "length": length, "checkpoint": checkpoint,
     }  # fmt: skip
     options = as_written(context, {**settings, **learnt}) | {"data": "--calibration"}
     origin = Origin(recipe or "recipe", options)
@@ -73,17 +83,23 @@ def optimize(
         check_target(output, [recipe])
     dims = sizes(dim)
     check_there(model)
+    if report is not None:
+        from ..analysis.page import check_page, write_page
+
+        check_page(report, [model, output, recipe, chosen.mask, *learnt.values()])
 
     from ..calibration import Calibration
     from ..conversion.pipeline import optimize as run
 
     with progress_bar(quiet or json_) as progress, origin.stated():
-        report = run(model, chosen, output, calibration=Calibration(**learnt), dims=dims, progress=progress)
-    note_written(report.output)
+        done = run(model, chosen, output, calibration=Calibration(**learnt), dims=dims, progress=progress)
+    note_written(done.output)
+    if report is not None:
+        write_page(done, report)
     if json_:
-        print(report.to_json())
+        print(done.to_json())
     elif not quiet:
-        report.print(console(), verbose=verbose)
+        done.print(console(), verbose=verbose)
 
 
 def export_mask(

@@ -27,7 +27,7 @@ from ..passes.remove_unused import remove_unused
 from ..planning.already_quantized import check_not_quantized, quantized_nodes
 from ..planning.plan import Decision, as_asked, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
-from ..planning.report import Report, group_reasons
+from ..planning.report import NodeReport, Report, group_reasons
 from ..planning.result import ConversionResult, Progress
 from ..runtime.feeds import Feeds
 from ..runtime.session import uses_our_ops
@@ -161,6 +161,23 @@ def optimize(
         passes=outcome.passes,
         outputs=gate.errors,
         accuracy=outcome.accuracy,
+        nodes=tuple(_node_report(decision, alone) for decision in decisions),
+        trail=tuple(outcome.trail),
+    )
+
+
+def _node_report(decision: Decision, alone: Mapping[str, str]) -> NodeReport:
+    """`alone` as `_unambiguous` gives it."""
+    name, kind = decision.node_name, decision.node.outputs[0].dtype
+    width = (kind or ir.DataType.FLOAT).itemsize  # a weight has the type of what is computed with it
+    size = int(width * decision.parameters)
+    return NodeReport(
+        alone.get(name, name),
+        decision.op_type,
+        decision.taken,
+        decision.scheme or decision.reason,
+        decision.parameters,
+        size,
     )
 
 

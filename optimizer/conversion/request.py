@@ -44,6 +44,8 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
         if calibration.statistics is not None and not family.takes_statistics:
             problem = f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
             raise SettingsError(["statistics"], problem)
+    if calibration.checkpoint is not None and not family.goes_on:
+        raise SettingsError(["checkpoint"], f": scheme {recipe.scheme} does not go on after an interruption")
     family.check(recipe, is_there, calibration.statistics is not None)
 
 

@@ -59,6 +59,7 @@ class Family:
         check: Refuses, by SettingError, SettingsError or UsageError, a recipe that cannot be met with the data there
             is: whether there is any, and whether that is statistics in place of data.
         takes_statistics: Whether statistics do in place of data.
+        goes_on: Whether an interrupted conversion can go on, from `Calibration.checkpoint`.
         verb: What it does to a model, for people.
     """
 
@@ -68,4 +69,5 @@ class Family:
     need: Callable[[Recipe, bool], Need] = lambda _recipe, _given: Need.NONE
     check: Callable[[Recipe, bool, bool], None] = lambda _recipe, _is_there, _statistics: None
     takes_statistics: bool = True
+    goes_on: bool = False
     verb: str = "quantize"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import mmap
 from typing import Any
 
 import numpy as np
@@ -138,16 +137,10 @@ def copy_of(tensor: ir.TensorProtocol) -> npt.NDArray[Any]:
 
 
 def release(tensor: ir.TensorProtocol) -> None:
-    """Unmap a tensor of external data, or, where arrays of it live, drop its pages until they are read again.
-
-    Resident pages of a map count as memory of the process.
-    """
-    if not isinstance(tensor, ir.ExternalTensor):
-        return
-    if tensor.raw is not None and hasattr(mmap, "MADV_DONTNEED"):
-        tensor.raw.madvise(mmap.MADV_DONTNEED)
-    with contextlib.suppress(BufferError):
-        tensor.release()
+    """Unmap a tensor of external data; resident pages of a map count as memory of the process."""
+    if isinstance(tensor, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # somebody holds an array of it
+            tensor.release()
 
 
 def mark_constants(model: ir.Model) -> None:

@@ -151,6 +151,11 @@ def size_on_disk(path: str | Path, model: ir.Model) -> int:
     return path.stat().st_size + sum(file.stat().st_size for file in files_of(model, path))
 
 
+def weights_size(model: ir.Model) -> int:
+    """Bytes of its initializers."""
+    return sum(nbytes(value.const_value) for value in initializers(model) if value.const_value is not None)
+
+
 def check_apart(target: Path, path: Path, model: ir.Model) -> None:
     """Refuse an output that is the model which is read, or a file of its external data.
 
@@ -194,7 +199,7 @@ def save(
     """
     path = check_target(path)
     embed_attributes(model)
-    total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
+    total = weights_size(model)
     external = has_external_data(model) if external is None else external
     replaced, state = _data_files_of(path), old_state(path)
     try:
@@ -205,6 +210,22 @@ def save(
     for old in replaced - {data}:
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file of another kind; `path` is the old one or the whole new one, whatever happens meanwhile.
+
+    Raises:
+        UsageError: As `check_target`.
+        OnnxpressError: The disk is full or another error of the operating system.
+    """
+    path = check_target(path)
+    state = old_state(path)
+    try:
+        with _replacing(path) as (file, _):
+            file.write(data)
+    except OSError as error:
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; {state}") from error
 
 
 def old_state(path: Path) -> str:

@@ -29,6 +29,8 @@ class WeightReport:
         sqnr: Signal to quantization noise ratio in dB.
         gain: By how much the scale search lowered what it minimises, against plain min/max rounding, in dB. It is no
             measure of the model's outputs.
+        method: How its codes were found, such as "rtn" or "gptq"; of a sparse weight, how its blocks were chosen.
+        stored: Bytes of what takes its place: codes, scales and what else tells their meaning.
     """
 
     name: str
@@ -37,6 +39,52 @@ class WeightReport:
     parameters: int
     sqnr: float
     gain: float
+    method: str
+    stored: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeReport:
+    """What became of one node that a scheme could take.
+
+    Attributes:
+        name: What a recipe's patterns match.
+        op_type: Its operator in the model that was read.
+        taken: Whether it was rewritten.
+        reason: The scheme that it got, or why it was left.
+        parameters: Elements of its weight, 0 where it has none.
+        size: Bytes of its weight in the float model.
+    """
+
+    name: str
+    op_type: str
+    taken: bool
+    reason: str
+    parameters: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One model that a conversion made and judged on its way.
+
+    Attributes:
+        recipe: What it was made by, for a person.
+        metric: What it was judged by.
+        value: Of the metric.
+        accepted: Whether that was good enough to go on with.
+        size: Bytes of its weights; None where nobody asked.
+        seconds: That it took to make and to judge; None where nobody asked.
+        loss: What it lost, in the unit of the bound: of the float model's value, or nats per token.
+    """
+
+    recipe: str
+    metric: str
+    value: float
+    accepted: bool
+    size: int | None = None
+    seconds: float | None = None
+    loss: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,10 +117,17 @@ class Rounded(Protocol):
     @property
     def energy(self) -> float: ...  # noqa: D102
 
+    @property
+    def method(self) -> str: ...  # noqa: D102
+
+    @property
+    def stored(self) -> int: ...  # noqa: D102
+
 
 def weight_report(name: str, nodes: tuple[str, ...], weight: Rounded) -> WeightReport:
     """The report of a weight whose scales were not compared with others."""
-    return WeightReport(name, nodes, weight.scheme, weight.size, decibels(weight.energy, weight.error), 0.0)
+    sqnr = decibels(weight.energy, weight.error)
+    return WeightReport(name, nodes, weight.scheme, weight.size, sqnr, 0.0, weight.method, weight.stored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +153,8 @@ class Report:
         passes: What passes over floats left, and why, by the pass and the node's name.
         outputs: How far each output is from the float model's, on the same inputs; empty where the model was not run.
         accuracy: What a calibrated scheme measured of the model; None where it measured nothing.
+        nodes: What became of each node that the scheme could take, in the order of the graph.
+        trail: What was tried on the way, in order; empty where nothing had to be.
     """
 
     source: str
@@ -118,6 +175,8 @@ class Report:
     passes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     outputs: tuple[OutputError, ...] = ()
     accuracy: Accuracy | None = None
+    nodes: tuple[NodeReport, ...] = ()
+    trail: tuple[Attempt, ...] = ()
 
     @property
     def worst(self) -> list[WeightReport]:
@@ -145,7 +204,8 @@ class Report:
         for what, count in self.left.items():
             table.add_row("left", f"{count} {what}")
         sizes = f"{size_text(self.size_before)} -> {size_text(self.size_after)}"
-        table.add_row("size", sizes + _change(self.size_before, self.size_after))
+        change = size_change(self.size_before, self.size_after)
+        table.add_row("size", f"{sizes} ({change})" if change else sizes)
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         table.add_row("time", f"{sum(self.seconds.values()):.1f} s ({stages})")
         table.add_row("peak memory", size_text(self.peak_memory))
@@ -229,12 +289,12 @@ def size_text(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:,.1f} KB" if size >= 1000 else f"{size} bytes"
 
 
-def _change(before: int, after: int) -> str:
-    """How much smaller or larger a file became."""
+def size_change(before: int, after: int) -> str:
+    """How much smaller or larger a file became; empty where that is not worth a word."""
     times = max(before, after) / max(1, min(before, after))
     if before == 0 or f"{times:.1f}" == "1.0":
         return ""
-    return f" ({times:.1f}x {'smaller' if after < before else 'larger'})"
+    return f"{times:.1f}x {'smaller' if after < before else 'larger'}"
 
 
 def _finite(value: object) -> object:

@@ -61,7 +61,7 @@ def gptq(
     codes = round_in_order(flat, scale, covariance, lambda x: np.clip(np.rint(x), -most, most))
     shaped = np.moveaxis(codes.reshape(rows.shape), 0, axis)
     error = float(np.square(codes * scale.astype(np.float64) - flat).sum())
-    return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error)
+    return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error, method="gptq")
 
 
 def round_in_order(

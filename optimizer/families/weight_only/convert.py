@@ -22,8 +22,9 @@ from ...quantization.quantized_weight import decibels
 from ...settings.recipe import Recipe
 from ..family import Family, Need, OpenData
 from .automatic import Found, find_recipe
+from .results import Results
 from .rewrite import decide, rewrite
-from .with_data import Results, method_of, round_with_data
+from .with_data import method_of, round_with_data
 
 
 def convert(
@@ -40,22 +41,24 @@ def convert(
     if recipe.max_loss is None:
         return _convert(model, recipe, opened, progress)
     found = find_recipe(model, recipe, opened, progress, source)
-    result = _convert(model, found.recipe, opened if found.reads_data else None, progress, found.results)
+    data_read = opened if found.reads_data else None
+    result = _convert(model, found.recipe, data_read, progress, found.results, stage="found")
     return _with_trail(model, result, found)
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None, *,
+    stage: str = "",
+) -> ConversionResult:  # fmt: skip
     decisions = decide(model, recipe)
     original = copy_of(model)
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, known or {}
     if data is not None and known is None:
-        results = round_with_data(original, lazy, data, method_of(recipe), progress)
+        results = round_with_data(original, lazy, data, method_of(recipe), progress, stage)
     for weight in lazy:
         if weight.identity in results:
-            weight.take(results[weight.identity].read)
+            weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
     return ConversionResult(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
@@ -78,14 +81,14 @@ def _with_trail(model: ir.Model, result: ConversionResult, found: Found) -> Conv
         details={
             **result.details,
             "metric": {"name": found.metric.name, "float32": found.metric.reference, found.recipe.scheme: value},
-            "trail": [dataclasses.asdict(attempt) for attempt in found.trail],
         },
         rows=[
             *result.rows,
             ("accuracy", f"{found.metric.name} {value:.5f}, float32 {found.metric.reference:.5f}"),
-            *(("tried", attempt.line()) for attempt in found.trail),
+            *(("tried", line) for line in found.lines()),
         ],
         settled={**result.settled, **found.settled},
+        trail=list(found.trail),
     )
 
 
@@ -107,7 +110,7 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
     assert weight.error is not None
     return WeightReport(
         weight.name, weight.nodes, weight.scheme.name, weight.weight.tensor.size,
-        weight.error.sqnr, weight.error.gain,
+        weight.error.sqnr, weight.error.gain, weight.method, weight.stored,
     )  # fmt: skip
 
 
@@ -131,4 +134,4 @@ def _check(recipe: Recipe, _is_there: bool, _statistics: bool) -> None:
         raise SettingsError(["metric"], f": weights alone are not judged without a bound; give {bounds}, too")
 
 
-FAMILY = Family("weight-only", decide, convert, need=_need, check=_check, takes_statistics=False)
+FAMILY = Family("weight-only", decide, convert, need=_need, check=_check, takes_statistics=False, goes_on=True)

@@ -9,9 +9,7 @@ apart is taken. Rounding to nearest, as without data, is always among them.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,40 +25,12 @@ from ...graph.rewriting import required
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
 from ...quantization.input_moments import InputMoments
-from ...quantization.methods import METHODS, Method, Problem
+from ...quantization.methods import METHODS, Problem
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
 from ...settings.recipe import Recipe
+from .results import Result, Results, Rounded, Store, describe
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rounded:
-    """What was done to a weight.
-
-    Attributes:
-        method: That it was rounded by.
-        cost: What it adds to its product's squares, on rows that the method has not seen.
-        plain: The same of rounding to nearest, as without data.
-        energy: The squares of the product on these rows.
-    """
-
-    method: str
-    cost: float
-    plain: float
-    energy: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """A rounded weight: what was done, and what reads it."""
-
-    rounded: Rounded
-    read: Callable[[], QuantizedWeight]
-
-
-Results = dict[tuple[object, ...], Result]
-"""By `LazyWeight.identity`."""
 
 
 def method_of(recipe: Recipe) -> str:
@@ -69,140 +39,161 @@ def method_of(recipe: Recipe) -> str:
 
 
 def round_with_data(
-    model: ir.Model, weights: Sequence[LazyWeight], data: Data, method: str, progress: Progress
+    model: ir.Model, weights: Sequence[LazyWeight], data: Data, method: str, progress: Progress, stage: str = ""
 ) -> Results:
     """Round what nodes of the main graph read; what others read is rounded without data when it is written.
 
     Args:
         model: The float model, of which `weights` are.
         weights: Of products and convolutions, and others, which stay as they are.
-        data: Batches of inputs.
+        data: Batches of inputs; with a folder where an interrupted run goes on, if it says one.
         method: One of `METHODS`.
         progress: Told how the work goes on.
+        stage: Name of this run among those of one conversion, whose folders are apart.
 
     Returns:
-        What was done, by `LazyWeight.identity`.
+        What was done.
 
     Raises:
-        OnnxpressError: ONNX Runtime cannot run the model.
+        UsageError: The folder is that of another run.
+        OnnxpressError: ONNX Runtime cannot run the model, or results cannot be kept.
     """
     survey(data, progress)
     mark_constants(model)
-    nodes = {node.name: node for node in model.graph}
-    made: Results = {}
-    store = _Store()
-    methods = [METHODS[name] for name in dict.fromkeys(("rtn", method))]
+    methods = tuple(dict.fromkeys(("rtn", method)))
     with Segments(model, data) as segments:
-        groups = list(_by_input(weights, nodes, segments))
-        whole = sum(map(len, groups))
-        for group in groups:
-            first = group[0].node
-            segments.advance(first.name or "")
-            known = _moments(first, segments, cross=any(each.reads_both_paths for each in methods))
-            for job in group:
-                progress("round", len(made), whole)
-                if known is not None:
-                    made[job.weight.identity] = _round(job, methods, *known, segments, nodes, store)
-            del known
-        progress("round", whole, whole)
+        run = _Run(model, segments, methods)
+        jobs = run.jobs(weights)
+        described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], methods, data)
+        store = Store(None if data.checkpoint is None else data.checkpoint / stage, described)
+        made: Results = {}
+        for job in jobs:
+            progress("round", len(made), len(jobs))
+            result = run.round(job, store)
+            if result is not None:
+                made[job.weight.identity] = result
+        progress("round", len(jobs), len(jobs))
     return made
 
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """A weight, and the first node that reads it."""
+    """A weight.
+
+    Attributes:
+        weight: It.
+        index: Its number.
+        node: The first node that reads it.
+        cut: Name of the first of all nodes whose inputs are the same; they are rounded before it runs.
+        reads: What tells these from others.
+    """
 
     weight: LazyWeight
+    index: int
     node: ir.Node
+    cut: str
+    reads: tuple[object, ...]
 
 
-def _by_input(
-    weights: Sequence[LazyWeight], nodes: dict[str | None, ir.Node], segments: Segments
-) -> Iterator[list[_Job]]:
-    """Those that can be observed, by the tensor that their first readers read, in the order of the graph."""
-    jobs = []
-    for weight in weights:
-        readers = [nodes[each.node.name] for each in weight.readers if not each.path and each.node.name in nodes]
-        readers = [node for node in readers if can_be_observed(node)]
-        if readers:
-            jobs.append(_Job(weight, min(readers, key=lambda node: segments.position(node.name or ""))))
-    jobs.sort(key=lambda job: segments.position(job.node.name or ""))
-    groups: dict[tuple[Any, ...], list[_Job]] = {}
-    for job in jobs:
-        # What two Conv read of one tensor are different patches.
-        alone = job.node.name if job.node.op_type == "Conv" else None
-        key = (required(job.node.inputs[0]).name, job.node.attributes.get_int("transA", 0), alone)
-        groups.setdefault(key, []).append(job)
-    yield from groups.values()
+class _Run:
+    """Weights of a model, rounded in order."""
+
+    def __init__(self, model: ir.Model, segments: Segments, methods: Sequence[str]) -> None:
+        self._nodes = {node.name: node for node in model.graph}
+        self._segments = segments
+        self._methods = [METHODS[name] for name in methods]
+        self._moments: tuple[tuple[object, ...], tuple[InputMoments, InputMoments] | None] = ((), None)
+
+    def jobs(self, weights: Sequence[LazyWeight]) -> list[_Job]:
+        """Weights that can be observed, in the order in which what they read is made; those that share it together."""
+        found: list[tuple[LazyWeight, ir.Node]] = []
+        for weight in weights:
+            readers = [node for node in self._readers(weight) if can_be_observed(node)]
+            if readers:
+                found.append((weight, min(readers, key=self._position)))
+        found.sort(key=lambda each: self._position(each[1]))
+        together: dict[tuple[object, ...], list[tuple[LazyWeight, ir.Node]]] = {}
+        for weight, node in found:
+            together.setdefault(_reads(node), []).append((weight, node))
+        jobs: list[_Job] = []
+        for reads, members in together.items():
+            cut = members[0][1].name or ""
+            jobs += [_Job(weight, len(jobs) + at, node, cut, reads) for at, (weight, node) in enumerate(members)]
+        return jobs
+
+    def round(self, job: _Job, store: Store) -> Result | None:
+        """The result for a weight; None where what it reads is nothing, or NaN or infinite."""
+        self._segments.advance(job.cut)
+        known = store.known(job.index)
+        if known is None:
+            moments = self._moments_of(job)
+            if moments is None:
+                return None
+            known = store.keep(job.index, *self._best(job.weight, *moments))
+        self._change(job.weight, known.read())
+        return known
+
+    def _readers(self, weight: LazyWeight) -> list[ir.Node]:
+        """Those in the main graph."""
+        names = [reader.node.name for reader in weight.readers if not reader.path]
+        return [self._nodes[name] for name in names if name in self._nodes]
+
+    def _position(self, node: ir.Node) -> int:
+        return self._segments.position(node.name or "")
+
+    def _moments_of(self, job: _Job) -> tuple[InputMoments, InputMoments] | None:
+        """Of what a weight reads: to round by, and to judge by; None where it reads nothing that is finite."""
+        reads, moments = self._moments
+        if reads != job.reads:
+            self._moments = (), None  # never those of two
+            sums = MomentSums(job.node, cross=any(method.reads_both_paths for method in self._methods))
+            name = required(job.node.inputs[0]).name or ""
+            for batch in range(self._segments.batches):
+                sums.add(*self._segments.pair(name, batch))
+            moments = sums.moments()
+            self._moments = job.reads, moments
+        return moments
+
+    def _best(self, weight: LazyWeight, moments: InputMoments, apart: InputMoments) -> tuple[QuantizedWeight, Rounded]:
+        """The rounded weight of least cost on rows kept apart, with that as its error."""
+        given = weight.rows()
+        rows = np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
+        del given
+        release(weight.weight.tensor)
+        problem = Problem(rows, weight.scheme, moments, apart, weight.convolution)
+        costs: dict[str, float] = {}
+        best: QuantizedWeight | None = None
+        for method in self._methods:
+            found = method.round(problem)
+            cost = apart.cost(found.decoded(weight.scheme, rows.shape[1]), rows)
+            if best is None or cost < min(costs.values()):
+                best = found
+            costs[method.name] = cost
+        name = min(costs, key=costs.__getitem__)
+        energy = apart.cost(np.zeros_like(rows), rows)
+        rounded = Rounded(name, costs[name], costs[self._methods[0].name], energy)
+        best = required(best)
+        error = WeightError(best.error.error, rounded.cost, rounded.plain, best.error.energy)
+        return dataclasses.replace(best, error=error), rounded
+
+    def _change(self, weight: LazyWeight, found: QuantizedWeight) -> None:
+        """Let the nodes that read a weight read it rounded."""
+        rows = found.decoded(weight.scheme, weight.weight.K)
+        if weight.factor and not weight.scheme.has_kernel:
+            rows /= np.float32(weight.factor)  # which the node has still to apply
+        for node in self._readers(weight):
+            self._segments.change(node.name or "", _as_read(node, rows))
 
 
-def _moments(node: ir.Node, segments: Segments, *, cross: bool) -> tuple[InputMoments, InputMoments] | None:
-    """Of what a node reads: to round by, and to judge by; None where it reads nothing, or NaN or infinity."""
-    name = required(node.inputs[0]).name or ""
-    sums = MomentSums(node, cross=cross)
-    for batch in range(segments.batches):
-        sums.add(*segments.pair(name, batch))
-    return sums.moments()
-
-
-def _round(
-    job: _Job, methods: Sequence[Method], moments: InputMoments, held: InputMoments, segments: Segments,
-    nodes: dict[str | None, ir.Node], store: _Store,
-) -> Result:  # fmt: skip
-    weight = job.weight
-    given = weight.rows()
-    rows = np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
-    del given
-    release(weight.weight.tensor)
-    problem = Problem(rows, weight.scheme, moments, held, weight.convolution)
-    best: tuple[float, str, QuantizedWeight, Floats] | None = None
-    plain = 0.0
-    for method in methods:
-        found = method.round(problem)
-        decoded = found.decoded(weight.scheme, rows.shape[1])
-        cost = held.cost(decoded, rows)
-        if best is None:
-            plain = cost
-        if best is None or cost < best[0]:
-            best = cost, method.name, found, decoded
-    assert best is not None
-    cost, name, found, decoded = best
-    for reader in weight.readers:
-        node = nodes.get(reader.node.name) if not reader.path else None
-        if node is not None:
-            units = np.float32(1 if weight.scheme.has_kernel else weight.factor or 1)
-            segments.change(node.name or "", _as_read(node, decoded / units))
-    error = WeightError(found.error.error, cost, plain, found.error.energy)
-    read = store.keep(dataclasses.replace(found, error=error))
-    return Result(Rounded(name, cost, plain, held.cost(np.zeros_like(rows), rows)), read)
+def _reads(node: ir.Node) -> tuple[object, ...]:
+    # What two Conv read of one tensor are different patches.
+    alone = node.name if node.op_type == "Conv" else None
+    return required(node.inputs[0]).name, node.attributes.get_int("transA", 0), alone
 
 
 def _as_read(node: ir.Node, rows: Floats) -> npt.NDArray[Any]:
     """The weight [N, K] in the layout and type of a node's second input."""
     read = required(constant_of(required(node.inputs[1])))
-    shape = tuple(read.shape.numpy())
     first = node.op_type in ("Conv", "ConvTranspose") or node.attributes.get_int("transB", 0) == 1
-    array = rows.reshape(shape) if first else rows.T
+    array = rows.reshape(tuple(read.shape.numpy())) if first else rows.T
     return np.ascontiguousarray(array, read.dtype.numpy())
-
-
-class _Store:
-    """Rounded weights in files, which go when nobody needs them any more."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="onnxpress-")
-        self._count = 0
-
-    def keep(self, weight: QuantizedWeight) -> Callable[[], QuantizedWeight]:
-        """Write a weight; what reads it."""
-        self._count += 1
-        path = Path(self._folder.name) / f"{self._count}.npz"
-        np.savez(path, packed=weight.packed, scales=weight.scales, zero_points=weight.zero_points)
-        error = weight.error
-
-        def read() -> QuantizedWeight:
-            with np.load(path) as parts:
-                return QuantizedWeight(parts["packed"], parts["scales"], parts["zero_points"], error)
-
-        read.__dict__["folder"] = self._folder  # which lasts as long as its readers do
-        return read

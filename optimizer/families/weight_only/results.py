@@ -1,0 +1,156 @@
+"""Rounded weights in files: for as long as they are needed, or in a folder of the user's, where a run goes on later.
+
+A run that is interrupted has a file for each weight that it had rounded. The folder also says what run that was; what
+was rounded is only taken up by a run of the same model, settings and data, which then gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...calibration.statistics import fingerprint
+from ...errors import OnnxpressError, UsageError
+from ...planning.lazy_weight import LazyWeight
+from ...quantization.quantized_weight import QuantizedWeight, WeightError
+from ...runtime.feeds import Feeds, arrays_of
+
+_RUN = "run.json"
+_ARRAYS = ("packed", "scales", "zero_points")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounded:
+    """What was done to a weight.
+
+    Attributes:
+        method: That it was rounded by.
+        cost: What it adds to its product's squares, on rows that the method has not seen.
+        plain: The same of rounding to nearest, as without data.
+        energy: The squares of the product on these rows.
+    """
+
+    method: str
+    cost: float
+    plain: float
+    energy: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A rounded weight: what was done, and what reads it.
+
+    Raises:
+        OnnxpressError: `read` cannot read it.
+    """
+
+    rounded: Rounded
+    read: Callable[[], QuantizedWeight]
+
+
+Results = dict[tuple[object, ...], Result]
+"""By `LazyWeight.identity`."""
+
+
+class Store:
+    """Results in files.
+
+    Args:
+        folder: Of the user's; None for one that goes when nobody needs the results any more.
+        run: What tells the run from others, see `describe`.
+
+    Raises:
+        UsageError: The folder holds another run's results, or something else.
+        OnnxpressError: It cannot be written to.
+    """
+
+    def __init__(self, folder: Path | None, run: str) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="onnxpress-") if folder is None else None
+        self._folder = Path(self._temporary.name) if self._temporary is not None else Path(folder or "")
+        if folder is not None:
+            _claim(folder, run)
+
+    def known(self, index: int) -> Result | None:
+        """The result that an interrupted run left for the weight of this number."""
+        path = self._path(index)
+        return self._result(path) if path.is_file() else None
+
+    def keep(self, index: int, weight: QuantizedWeight, rounded: Rounded) -> Result:
+        """Write the result for the weight of this number.
+
+        Raises:
+            OnnxpressError: The disk is full, or another error of the operating system.
+        """
+        path = self._path(index)
+        facts = {"rounded": dataclasses.asdict(rounded), "error": dataclasses.asdict(weight.error)}
+        part = path.with_suffix(".part")
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, facts=json.dumps(facts), **{name: getattr(weight, name) for name in _ARRAYS})
+            os.replace(part, path)
+        except OSError as error:
+            raise OnnxpressError(f"{self._folder}: cannot keep a rounded weight: {error.strerror}") from error
+        return self._result(path)
+
+    def _path(self, index: int) -> Path:
+        return self._folder / f"weight{index}.npz"
+
+    def _result(self, path: Path) -> Result:
+        folder = self._temporary
+
+        def read() -> QuantizedWeight:
+            _ = folder  # which lasts as long as what reads it
+            facts, arrays = _read(path)
+            return QuantizedWeight(**arrays, error=WeightError(**facts["error"]))
+
+        return Result(Rounded(**_read(path)[0]["rounded"]), read)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as parts:
+            return json.loads(str(parts["facts"])), {name: parts[name] for name in _ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise OnnxpressError(f"{path}: no rounded weight; delete the folder and begin anew") from error
+
+
+def _claim(folder: Path, run: str) -> None:
+    """Say which run a folder belongs to."""
+    path = folder / _RUN
+    try:
+        if path.is_file():
+            if path.read_text(encoding="utf-8") != run:
+                raise UsageError(
+                    f"{folder}: holds what a run with another model, other settings or other data left; give another "
+                    "folder, or delete it"
+                )
+            return
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder}: is no folder of an interrupted run, and not empty; give another")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(run, encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OnnxpressError(f"{folder}: cannot be written to: {error}") from error
+
+
+def describe(model: Any, weights: Sequence[LazyWeight], methods: Sequence[str], data: Iterable[Feeds]) -> str:
+    """What tells a run from others: the model's shape, weights and how they are rounded, and all data."""
+    digest = hashlib.sha256()
+    for feeds in data:
+        for name in sorted(feeds):
+            for array in arrays_of(feeds[name]):
+                digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else b"")
+    for weight in weights:
+        digest.update(weight.rows().tobytes())
+    settings = [(weight.name, str(weight.scheme), weight.nodes) for weight in weights]
+    values = {"model": fingerprint(model), "weights": settings, "methods": methods, "contents": digest.hexdigest()}
+    return json.dumps(values, indent=1)
