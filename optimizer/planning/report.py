@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..quantization.quantized_weight import decibels
+from .output_error import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,6 +87,21 @@ class Attempt:
     loss: float | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """A metric of the converted model beside that of the float model; of both more is better.
+
+    Attributes:
+        metric: A task, a function of the user's, or the cosine of the outputs with those of float32.
+        value: Of the converted model; NaN where it cannot be told, as of outputs of another length.
+        float32: Of the float model.
+    """
+
+    metric: str
+    value: float
+    float32: float
+
+
 class Rounded(Protocol):
     """What is reported of a rounded weight."""
 
@@ -135,6 +151,8 @@ class Report:
         details: Other findings of the way it was converted, by name.
         rows: The same for a person: a label and a line each.
         passes: What passes over floats left, and why, by the pass and the node's name.
+        outputs: How far each output is from the float model's, on the same inputs; empty where the model was not run.
+        accuracy: What a calibrated scheme measured of the model; None where it measured nothing.
         nodes: What became of each node that the scheme could take, in the order of the graph.
         trail: What was tried on the way, in order; empty where nothing had to be.
     """
@@ -155,6 +173,8 @@ class Report:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: tuple[tuple[str, str], ...] = ()
     passes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    outputs: tuple[OutputError, ...] = ()
+    accuracy: Accuracy | None = None
     nodes: tuple[NodeReport, ...] = ()
     trail: tuple[Attempt, ...] = ()
 
@@ -164,7 +184,7 @@ class Report:
         return sorted(self.weights, key=lambda weight: weight.sqnr)[:_WORST]
 
     def to_json(self) -> str:
-        """The report as JSON; infinite decibels become null."""
+        """The report as JSON; infinite decibels and NaN become null."""
         values = dataclasses.asdict(self)
         del values["rows"]
         values["worst"] = [weight.nodes[0] for weight in self.worst]

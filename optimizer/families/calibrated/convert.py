@@ -30,12 +30,13 @@ from ...passes.equalize_channels import EqualizeChannels
 from ...passes.float8_products import warn_of_float8_products
 from ...passes.place_minifloat import OPSET
 from ...passes.preparation import prepare
+from ...passes.restore_moments import RestoreMoments
 from ...passes.smooth_matmul import SmoothMatMul, smoothable
 from ...planning.int8_operators import Role
 from ...planning.plan import Decision
 from ...planning.plan_int8 import plan_int8
 from ...planning.plan_minifloat import plan_minifloat
-from ...planning.report import Attempt, weight_report
+from ...planning.report import Accuracy, Attempt, weight_report
 from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from ...runtime.int8_kernels import fallbacks, operators, optimized
@@ -118,7 +119,7 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
     else:
         move = SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))
     result = move(model)
-    left[type(move).__name__] = result.left
+    left |= {type(move).__name__: result.left} if result.left else {}
     return result.modified
 
 
@@ -158,6 +159,7 @@ def convert(
     model.functions.update(candidate.model.functions)
     declare_functions(model)
     outcome = _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
+    left |= {RestoreMoments.__name__: dict(candidate.left)} if candidate.left else {}
     return dataclasses.replace(outcome, passes=left, trail=trials.trail)
 
 
@@ -331,7 +333,10 @@ def _outcome(
     weights = tuple(
         weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
     )
-    return ConversionResult(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)
+    accuracy = None if metric is None else Accuracy(metric.name, value, metric.reference)
+    return ConversionResult(
+        candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows, accuracy=accuracy
+    )
 
 
 def _family(name: str) -> Family:
