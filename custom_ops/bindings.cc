@@ -54,8 +54,9 @@ Bytes py_unpack_codes(const Bytes& packed, int bits, std::int64_t block_size, st
   check_scheme(bits, block_size);
   require(packed.ndim() == 3, "packed must have three axes");
   const std::int64_t N = packed.shape(0), blocks = packed.shape(1);
-  require(packed.shape(2) == block_size * bits / 8 && K >= 0 && (K + block_size - 1) / block_size == blocks,
-          "packed has the wrong shape");
+  require(
+      packed.shape(2) == block_size * bits / 8 && K >= 0 && K < kMaxRows && (K + block_size - 1) / block_size == blocks,
+      "packed has the wrong shape");
   Bytes codes({N, K});
   const std::uint8_t* from = packed.data();
   std::uint8_t* to = codes.mutable_data();

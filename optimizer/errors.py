@@ -86,11 +86,12 @@ class SettingsError(UsageError):
     Attributes:
         keys: The settings.
         problem: What is wrong; begins with a colon or a comma.
+        why: The settings that make it so, named at the end.
     """
 
-    def __init__(self, keys: Collection[str], problem: str) -> None:
-        self.keys, self.problem = tuple(keys), problem
-        super().__init__(f"{', '.join(keys)}{problem}")
+    def __init__(self, keys: Collection[str], problem: str, why: Collection[str] = ()) -> None:
+        self.keys, self.problem, self.why = tuple(keys), problem, tuple(why)
+        super().__init__(f"{', '.join(keys)}{problem}" + (f": {', '.join(why)}" if why else ""))
 
 
 def named_alone(kind: type[Kind]) -> type[Kind]:

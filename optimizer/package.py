@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from onnxpress.optimizer.analysis.compare import compare
     from onnxpress.optimizer.analysis.evaluate import evaluate
     from onnxpress.optimizer.analysis.inspect import inspect
+    from onnxpress.optimizer.analysis.page import write_page
     from onnxpress.optimizer.calibration import Calibration
     from onnxpress.optimizer.conversion.calibrate import calibrate
     from onnxpress.optimizer.conversion.compile import compile_context as compile  # noqa: A004
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration", "OnnxpressError", "Override", "Recipe", "Text", "UsageError", "__version__", "bench", "calibrate",
-    "compare", "compile", "custom_ops", "ep", "evaluate", "inspect", "models", "optimize", "optimizer",
+    "compare", "compile", "custom_ops", "ep", "evaluate", "inspect", "models", "optimize", "optimizer", "write_page",
 ]  # fmt: skip
 
 _PLACES = {
@@ -39,6 +40,7 @@ _PLACES = {
     "evaluate": "analysis.evaluate:evaluate",
     "inspect": "analysis.inspect:inspect",
     "Text": "evaluation.language:Text",
+    "write_page": "analysis.page:write_page",
 }
 """What `onnxpress.optimizer` does not have by these names."""
 

@@ -19,6 +19,7 @@ def resolve(model: str | Path) -> Path:
     Raises:
         OnnxpressError: There is no such file, or the folder holds no model or several.
     """
+    check_there(model)
     path = Path(model)
     if path.is_dir():
         return _in_folder(path)
@@ -26,13 +27,27 @@ def resolve(model: str | Path) -> Path:
         return path
     from onnxpress import models
 
-    if str(model) in models.names():
-        return models.path(str(model))
-    if path.suffix or os.sep in str(model):
-        raise OnnxpressError(f"{model}: no such file")
-    raise OnnxpressError(
-        f"{model}: no such file, and no model of the catalogue; {suggestion(str(model), models.names())}"
-    )
+    return models.path(str(model))
+
+
+def check_there(*sources: str | Path) -> None:
+    """Refuse what is neither a file, a folder nor a name of the catalogue, before anything is read or fetched.
+
+    Raises:
+        OnnxpressError: It names the first.
+    """
+    for source in sources:
+        if Path(source).exists():
+            continue
+        from onnxpress import models
+
+        name = str(source)
+        if name in models.names():
+            continue
+        if Path(source).suffix or os.sep in name:
+            raise OnnxpressError(f"{name}: no such file")
+        known = suggestion(name, models.names())
+        raise OnnxpressError(f"{name}: no such file, and no model of the catalogue; {known}")
 
 
 def _in_folder(folder: Path) -> Path:

@@ -20,7 +20,7 @@ from ..calibration import Statistics
 from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError, option
 from ..model_io import storage
-from ..runtime.feeds import Feeds, fitted, random_feeds, symbolic_sizes
+from ..runtime.feeds import Feeds, default_inputs, fitted, random_feeds, symbolic_sizes
 from ..runtime.session import is_compiled, provider_options, uses_our_ops
 from ..runtime.timing import take_turns
 from ..runtime.token_limits import token_limits
@@ -202,11 +202,11 @@ class _Common:
     given: Feeds | None  # in place of random inputs
     limits: Mapping[str, int]  # of random whole numbers
 
-    def feeds(self, inputs: list[Any], model: str) -> Feeds:
+    def feeds(self, session: Any, model: str) -> Feeds:
         """The inputs of a model."""
         if self.given is None:
-            return random_feeds(inputs, self.dims, limits=self.limits)
-        return fitted(self.given, inputs, model)
+            return random_feeds(session.get_inputs(), self.dims, limits=self.limits)
+        return fitted(self.given, session.get_inputs(), model, default_inputs(session))
 
     def sizes(self) -> dict[str, Any]:
         """What OpenVINO compiles for."""
@@ -319,7 +319,7 @@ class _Run:
 
     def __init__(self, entry: _Entry, common: _Common) -> None:
         self.entry, self._session = entry, peers.open_any(entry.path, entry.options(common))
-        self.feeds = common.feeds(self._session.get_inputs(), entry.name)
+        self.feeds = common.feeds(self._session, entry.name)
 
     def is_ours(self) -> bool:
         """Whether there are custom ops of ours, or our execution provider takes any node.

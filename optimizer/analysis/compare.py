@@ -21,12 +21,13 @@ import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
 from ..evaluation.language import KL, Passage, Text, text_judge
-from ..evaluation.outputs import OutputError, measure
+from ..evaluation.outputs import measure
 from ..model_io import storage
 from ..model_io.external_data import common_folder
 from ..model_io.reading import to_proto
 from ..planning.block_weights import sparsity_of
-from ..runtime.feeds import Feeds, arrays_of, random_feeds, read_feeds, shared_inputs, symbolic_sizes
+from ..planning.output_error import OutputError
+from ..runtime.feeds import Feeds, arrays_of, default_inputs, random_feeds, read_feeds, shared_inputs, symbolic_sizes
 from ..runtime.session import (  # fmt: skip
     FOLDER_KEY,
     is_compiled,
@@ -178,7 +179,7 @@ def compare(
     if task is not None:
         check(first, task, text=text)
     if data:
-        feeds = read_feeds(data, inputs)
+        feeds = read_feeds(data, inputs, _shared_defaults(*models))
     elif text is not None:
         feeds, _, _ = next(iter(Passage(text, models[0].model, models[0].path)))
     else:
@@ -215,6 +216,12 @@ def _judged(names: Sequence[str], models: Sequence[_Probe], task: str, text: Tex
     judge = text_judge(KL, text, models[0].model, models[0].path, names[1], lambda: models[0].session)
     score = judge(models[1].session)
     return (TaskResult(names[1], KL, KL, score.value, score.details),)
+
+
+def _shared_defaults(one: _Probe, other: _Probe) -> list[Any]:
+    """Inputs that need not be given, of both models."""
+    names = {node.name for node in default_inputs(other.session)}
+    return [node for node in default_inputs(one.session) if node.name in names]
 
 
 def _outputs(first: str | Path, one: _Probe, second: str | Path, other: _Probe) -> list[str]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
+from onnxpress.custom_ops.functions import DOMAIN
 
 from ..conversion.pipeline import METADATA_KEY, decide
 from ..graph.constants import stored_constant
+from ..graph.packed_weights import weights_in
 from ..model_io import storage
 from ..planning.report import group_reasons, size_text
 from ..settings.recipe import Recipe
@@ -30,12 +32,13 @@ class Inspection:
         model: The file.
         size: Bytes of the file and its external data.
         external: Bytes of its constants that are external data.
-        parameters: Elements of its constants: initializers and Constant nodes.
+        parameters: Elements of its constants: initializers and Constant nodes. Packed codes count as the weights that
+            they stand for, and neither their scales nor their zero points count.
         dtypes: Bytes of constants by element type.
         operators: Nodes by operator, subgraphs and functions' bodies included; other domains are written out.
         opsets: Versions by domain.
         ir_version: Of the format.
-        producer: What wrote it.
+        producer: What wrote it; empty where the file does not say.
         inputs: Name, type and shape of each.
         outputs: The same.
         recipe: The recipe that an earlier conversion stored, or None.
@@ -76,7 +79,8 @@ class Inspection:
         table.add_row("parameters", f"{self.parameters:,}")
         table.add_row("types", ", ".join(f"{kind} {size_text(size)}" for kind, size in self.dtypes.items()))
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in self.opsets.items())
-        table.add_row("opsets", f"{opsets}; IR {self.ir_version}; by {self.producer or 'unknown'}")
+        producer = f"; by {self.producer}" if self.producer else ""
+        table.add_row("opsets", f"{opsets}; IR {self.ir_version}{producer}")
         for label, values in (("input", self.inputs), ("output", self.outputs)):
             for value in values:
                 table.add_row(label, value)
@@ -111,7 +115,8 @@ def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
     recipe = recipe or Recipe()
     path = resolve(model)
     loaded = storage.load(path)
-    tensors = list(_constants(loaded))
+    constants = list(_constants(loaded))
+    tensors = [tensor for _, tensor in constants]
     dtypes: Counter[str] = Counter()
     for tensor in tensors:
         dtypes[tensor.dtype.name.lower()] += tensor.nbytes
@@ -120,7 +125,7 @@ def inspect(model: str | Path, recipe: Recipe | None = None) -> Inspection:
         model=str(path),
         size=storage.size_on_disk(path, loaded),
         external=sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor)),
-        parameters=sum(tensor.size for tensor in tensors),
+        parameters=sum(weights_in(value, tensor.size) for value, tensor in constants),
         dtypes=dict(dtypes.most_common()),
         operators=dict(Counter(_operator(node) for node in _all_nodes(loaded)).most_common()),
         opsets=dict(loaded.opset_imports),
@@ -147,14 +152,17 @@ def _parse(stored: str) -> dict[str, Any]:
     return values if isinstance(values, dict) else {"unreadable": stored}
 
 
-def _constants(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+def _constants(model: ir.Model) -> Iterator[tuple[ir.Value, ir.TensorProtocol]]:
     for value in storage.initializers(model):
         if value.const_value is not None:
-            yield value.const_value
+            yield value, value.const_value
+    own = {node for function in model.functions.values() if function.domain == DOMAIN for node in function.all_nodes()}
     for node in _all_nodes(model):
+        if node in own:  # which say what an operator of ours means
+            continue
         for value in node.outputs if node.op_type == "Constant" else ():
             if (tensor := stored_constant(value)) is not None:
-                yield tensor
+                yield value, tensor
 
 
 def _all_nodes(model: ir.Model) -> list[ir.Node]:

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OnnxpressError, option
-from ..model_io.storage import check_target, old_state
+from ..model_io.storage import old_state
+from ..model_io.target import check_target
 from .histogram import LEAST_EXPONENT, MOST_EXPONENT, SIDE, Histogram
 from .statistics import Channels, Statistics, StatisticsSpec, TensorStatistics
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..sources import check_there
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .setting_options import options_of
 from .terminal import (
@@ -46,7 +47,7 @@ def _by_model(texts: list[str] | None, models: list[str], option: str) -> dict[s
 def _check_plot(path: str | None) -> None:
     """Before anything is measured."""
     if path is not None:
-        from ..model_io.storage import check_target
+        from ..model_io.target import check_target
 
         if not path.lower().endswith(".png"):
             raise UsageError(f'--plot "{path}": a PNG is written; give it a name that ends in .png')
@@ -63,11 +64,14 @@ def inspect(
     settings: dict[str, Any],
 ) -> None:
     """Show what is in a model, and what a scheme would take of it."""
-    from ..analysis.inspect import inspect as run
     from ..settings.origin import Origin
     from ..settings.recipe import Recipe
 
-    result = run(model, Recipe.from_mapping(settings, Origin(options=as_written(context, settings))))
+    recipe = Recipe.from_mapping(settings, Origin(options=as_written(context, settings)))
+    check_there(model)
+    from ..analysis.inspect import inspect as run
+
+    result = run(model, recipe)
     if json_:
         print(result.to_json())
     else:
@@ -94,15 +98,16 @@ def compare(
     json_: Json = False,
 ) -> None:
     """Compare two models tensor by tensor, to find the layer that hurts."""
+    _check_plot(plot)
+    dims, read = sizes(dim), text_of(text, tokenizer, window, stride, tokens)
+    check_there(first, second)
     from ..analysis.compare import compare as run
 
-    _check_plot(plot)
     with progress_bar(json_) as progress:
         given = None if data == "random" else data
         result = run(
-            first, second, data=given, dims=sizes(dim), provider=ep, claim=claim, task=task,
-            text=text_of(text, tokenizer, window, stride, tokens), progress=progress,
-        )  # fmt: skip
+            first, second, data=given, dims=dims, provider=ep, claim=claim, task=task, text=read, progress=progress
+        )
     if plot:
         from ..analysis.plots import plot_comparison
 
@@ -143,23 +148,25 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Time models side by side in ONNX Runtime, and in OpenVINO where that is asked for."""
+    _check_plot(plot)
+    dims = {"batch": batch, "sequence": seq, "past": past, **sizes(dim)}
+    config, openvino_config = pairs_of(ort_option, "--ort-option"), pairs_of(openvino_option, "--openvino-option")
+    if data is not None and dim:
+        raise UsageError("--dim: the inputs of --data have their sizes; leave one out")
+    check_there(*model)
     from ..analysis.bench import bench as run
     from ..calibration import Calibration
 
-    _check_plot(plot)
-    dims = {"batch": batch, "sequence": seq, "past": past, **sizes(dim)}
-    if data is not None and dim:
-        raise UsageError("--dim: the inputs of --data have their sizes; leave one out")
     given = None
     if data is not None:
         given = Calibration(data, samples=batch, batch=batch, images=images, tokenizer=tokenizer)
         images, tokenizer = (images, tokenizer) if nncf else (None, None)
     with progress_bar(json_) as progress:
         result = run(
-            model, dims=dims, threads=threads, rounds=rounds, config=pairs_of(ort_option, "--ort-option"),
+            model, dims=dims, threads=threads, rounds=rounds, config=config,
             provider=ep, claim=claim, openvino=openvino, data=given,
             nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
-            openvino_config=pairs_of(openvino_option, "--openvino-option"), progress=progress,
+            openvino_config=openvino_config, progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_benchmark
@@ -252,15 +259,16 @@ def study(
     json_: Json = False,
 ) -> None:
     """Show which number formats models bear: the loss of a metric by scheme, and the share of models that pass."""
+    _check_plot(plot)
+    metrics, data = _by_model(task, models, "--task"), _by_model(calibration, models, "--calibration")
+    most, read = share(max_drop, "--max-drop"), text_of(text, tokenizer, window, stride, tokens)
     from ..analysis import format_study as study
 
-    _check_plot(plot)
     with kept_in(folder), progress_bar(json_) as progress:
         result = study.study_formats(
             models, study.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")],
-            metrics=_by_model(task, models, "--task"), data=_by_model(calibration, models, "--calibration"),
-            max_drop=share(max_drop, "--max-drop"), max_kl=max_kl,
-            text=text_of(text, tokenizer, window, stride, tokens), threads=threads, folder=folder, progress=progress,
+            metrics=metrics, data=data, max_drop=most, max_kl=max_kl, text=read, threads=threads, folder=folder,
+            progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_formats

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from ..sources import check_there
 from .terminal import Json, Quiet, console, progress_bar
 
 
@@ -44,14 +45,16 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Observe what a model's tensors hold on some data, for static schemes and sparse."""
+    if merge and data is not None:
+        raise UsageError("--merge: reads files of statistics only; leave --data out")
+    if not merge and len(model) != 1:
+        raise UsageError(f"{len(model)} models given; name one, or give --merge for files of statistics")
+    if not merge:
+        check_there(*model)
     from ..conversion import calibrate as calibration
 
     if merge:
-        if data is not None:
-            raise UsageError("--merge: reads files of statistics only; leave --data out")
         result = calibration.merge(model, output)
-    elif len(model) != 1:
-        raise UsageError(f"{len(model)} models given; name one, or give --merge for files of statistics")
     else:
         with progress_bar(quiet or json_) as progress:
             result = calibration.calibrate(

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..sources import check_there
 from .setting_options import options_of
 from .terminal import Dims, Json, Quiet, as_written, console, note_written, progress_bar, sizes
 
@@ -56,6 +57,9 @@ def optimize(
     ] = None,
     dim: Dims = None,
     json_: Json = False,
+    report: Annotated[
+        str | None, typer.Option(help="Page to write (.html): what became of each layer, and why, with plots.")
+    ] = None,
     quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell what each pass over floats left, too.")
@@ -64,9 +68,7 @@ def optimize(
     settings: dict[str, Any],
 ) -> None:
     """Convert a model to low-bit or sparse forms."""
-    from ..calibration import Calibration
-    from ..conversion.pipeline import optimize as run
-    from ..model_io.storage import check_target
+    from ..model_io.target import check_target
     from ..settings.origin import Origin
     from ..settings.recipe import Recipe
 
@@ -77,16 +79,27 @@ def optimize(
     options = as_written(context, {**settings, **learnt}) | {"data": "--calibration"}
     origin = Origin(recipe or "recipe", options)
     chosen = Recipe.from_toml(recipe, settings, options) if recipe else Recipe.from_mapping(settings, origin)
-    data = Calibration(**learnt)
     if output is not None:
         check_target(output, [recipe])
+    dims = sizes(dim)
+    check_there(model)
+    if report is not None:
+        from ..analysis.page import check_page, write_page
+
+        check_page(report, [model, output, recipe, chosen.mask, *learnt.values()])
+
+    from ..calibration import Calibration
+    from ..conversion.pipeline import optimize as run
+
     with progress_bar(quiet or json_) as progress, origin.stated():
-        report = run(model, chosen, output, calibration=data, dims=sizes(dim), progress=progress)
-    note_written(report.output)
+        done = run(model, chosen, output, calibration=Calibration(**learnt), dims=dims, progress=progress)
+    note_written(done.output)
+    if report is not None:
+        write_page(done, report)
     if json_:
-        print(report.to_json())
+        print(done.to_json())
     elif not quiet:
-        report.print(console(), verbose=verbose)
+        done.print(console(), verbose=verbose)
 
 
 def export_mask(
@@ -100,6 +113,7 @@ def export_mask(
     The file holds a bool array a weight, true where it is kept, with the name, shape and axes of the initializer of the
     float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB; of a sparse model in whole blocks.
     """
+    check_there(model)
     from ..families.sparse.masks import export_mask as run
 
     report = run(model, output)
@@ -127,6 +141,7 @@ def compile(  # noqa: A001
     quiet: Quiet = False,
 ) -> None:
     """Pack the weights of a low-bit model for the execution provider once, so that sessions map them."""
+    check_there(model)
     from ..conversion.compile import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)

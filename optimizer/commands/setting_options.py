@@ -45,10 +45,24 @@ def options_of(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None
 def _parameter(name: str) -> inspect.Parameter:
     what, kind = settings_of(Recipe)[name], types_of(Recipe)[name]
     written: Any = list[str] if kind is tuple else str if what.is_share else kind
-    option = typer.Option(*([what.option] if what.option else []), help=what.help, rich_help_panel=_panel(name))
+    option = typer.Option(
+        *([what.option] if what.option else []),
+        help=what.help,
+        rich_help_panel=_panel(name),
+        show_default=_default_text(name, what),
+    )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[written | None, option]
     )
+
+
+def _default_text(name: str, what: Setting) -> str | bool:
+    """The default as help shows it, of a flag the option that says the same; nothing where the help itself tells."""
+    default = getattr(Recipe, name)
+    if isinstance(default, bool):
+        on, _, off = (what.option or "").partition("/")
+        return on if default else off
+    return str(default) if default not in (None, ()) else False
 
 
 def _former(name: str, old: Former) -> inspect.Parameter:

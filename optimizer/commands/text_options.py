@@ -46,11 +46,11 @@ def text_of(
     Raises:
         UsageError: What is said of a text is given without one, or makes no sense.
     """
-    from ..evaluation.language import Text
-
     settings = {"--tokenizer": tokenizer, "--window": window, "--stride": stride, "--tokens": tokens}
     if text is None:
         if idle := [name for name, value in settings.items() if value is not None]:
             raise UsageError(f"{', '.join(idle)}: read with --text alone")
         return None
+    from ..evaluation.language import Text
+
     return Text(text, tokenizer, window, stride, tokens)

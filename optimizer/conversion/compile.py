@@ -89,7 +89,7 @@ def compile_context(
             storage.save(context, target)
             for old in replaced - {weights}:
                 old.unlink(missing_ok=True)
-            size = storage.size_on_disk(target, context) + size_weights
+            size = storage.size_on_disk(target, context)
     compiled = len(list(compiled_nodes(context)))
     return ContextReport(
         source=str(path),

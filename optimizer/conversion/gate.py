@@ -18,8 +18,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
-from ..evaluation.outputs import OutputError
 from ..passes.clean_up import STEPS, CleanUp, put_in_place
+from ..planning.output_error import OutputError
 from ..planning.report import size_text
 from ..runtime.feeds import Feeds
 from .checker import Bare, bare, new_complaint, standing
@@ -37,6 +37,7 @@ class Gate:
 
     Attributes:
         warnings: What the user should know.
+        errors: The outputs of the result beside the original's; none where it was not run.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Gate:
             dims: Open sizes of random inputs, as in `random_feeds`.
 
         Raises:
-            UsageError: No input has a size of that name.
+            UsageError: No input has a size of that name, or sizes are given and nothing runs.
         """
         self.warnings: list[str] = []
         self._process = SessionProcess()
@@ -66,14 +67,18 @@ class Gate:
         self._standing = standing(original)
         self._reference: Reference | None = None
         self._not_run = ""
-        self._errors: list[OutputError] = []
+        self.errors: tuple[OutputError, ...] = ()
         self._left_out: list[str] = []
         size = sum(tensor.nbytes for tensor in original.weights.values())
         if check is False:
             self._not_run = "not by a run: switched off"
         elif check is None and size > MOST_WEIGHTS:
             self._not_run = f"not by a run, {size_text(size)} of weights: {option('check')} makes it"
-        else:
+        if self._not_run and dims:
+            raise UsageError(
+                f"{option('dim')}: sizes of the run that checks the model, and it is checked {self._not_run}"
+            )
+        if not self._not_run:
             given = sample()
             try:
                 self._reference = run_original(self._process, model, original, given, dims)
@@ -179,13 +184,13 @@ class Gate:
         if self._reference is None:
             return
         try:
-            self._errors = self._reference.errors(path, ours=ours)
+            self.errors = tuple(self._reference.errors(path, ours=ours))
         except OnnxpressError as error:
             self.warnings.append(f"the result does not run here: {error}")
             return
         finally:
             self.rest()
-        for output in self._errors:
+        for output in self.errors:
             if output.is_ruined:
                 self.warnings.append(f"little is left of output {output}, beside float on {self._reference.on}")
 
@@ -195,7 +200,7 @@ class Gate:
         how = self._not_run if self._reference is None else f"by a run on {self._reference.on}"
         by = "names and nodes" if self._standing.plain else "names (ONNX's checker refuses the original)"
         rows = [("checked", f"{by}; {how}")]
-        worst = sorted(self._errors, key=_rank)
+        worst = sorted(self.errors, key=_rank)
         for index, error in enumerate(worst[:_SHOWN]):
             rows.append(("outputs" if index == 0 else "", str(error)))
         if len(worst) > _SHOWN:
@@ -209,7 +214,7 @@ class Gate:
             "by_checker": self._standing.plain,
             "run_on": None if self._reference is None else self._reference.on,
             "not_run": self._not_run or None,
-            "outputs": [dataclasses.asdict(error) for error in self._errors],
+            "outputs": [dataclasses.asdict(error) for error in self.errors],
         }
 
 

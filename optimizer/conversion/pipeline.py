@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..calibration import Calibration, Data, Statistics
-from ..errors import OnnxpressError, SettingsError, UsageError, option
+from ..errors import OnnxpressError, UsageError, option
 from ..families import family_of
 from ..families.family import Need
 from ..graph.rewriting import listed_names
@@ -23,10 +23,11 @@ from ..model_io import storage
 from ..model_io.normalise import normalise
 from ..model_io.reading import to_proto
 from ..passes.name_nodes import NameNodes
+from ..passes.remove_unused import remove_unused
 from ..planning.already_quantized import check_not_quantized, quantized_nodes
-from ..planning.plan import Decision, nested_nodes
+from ..planning.plan import Decision, as_asked, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
-from ..planning.report import Report, group_reasons
+from ..planning.report import NodeReport, Report, group_reasons
 from ..planning.result import ConversionResult, Progress
 from ..runtime.feeds import Feeds
 from ..runtime.session import uses_our_ops
@@ -103,7 +104,7 @@ def optimize(
     annotations = Annotations(loaded)
     given = _CalibrationInput(calibration, recipe, loaded, named, path)
     if dims and given.sample() is not None:
-        raise SettingsError([option("dim")], ": the check runs on the calibration data, which has sizes of its own")
+        raise UsageError(f"{option('dim')}: the check runs on the calibration data, which has sizes of its own")
     gate = Gate(loaded, recipe.check, given.sample, dims)
     clock.lap("check")
     if recipe.clean_up:
@@ -111,12 +112,13 @@ def optimize(
         gate.clean_up(loaded)
         progress("clean-up", 1, 1)
     else:
+        remove_unused(loaded)  # or what nothing reads would count as a reader of what it reads
         gate.rest()
     clock.lap("clean-up")
 
     asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
     outcome = _convert(loaded, asked.decided(metric=bound_metric(recipe, calibration, path)), given, source, progress)
-    decisions = with_foreign(outcome.decisions, foreign)
+    decisions = as_asked(with_foreign(outcome.decisions, foreign), asked)
     _refuse_nothing_to_do(source, recipe, decisions)
     gate.check_result(loaded, source)
     warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
@@ -142,7 +144,7 @@ def optimize(
         output=str(target) if target is not None else None,
         recipe=settled,
         rewritten=dict(Counter(d.op_type for d in decisions if d.taken)),
-        schemes=dict(Counter(d.reason for d in decisions if d.taken)),
+        schemes=dict(Counter(d.scheme for d in decisions if d.taken)),
         left=group_reasons([(d.op_type, d.reason) for d in decisions if not d.taken]),
         weights=tuple(
             dataclasses.replace(weight, nodes=tuple(alone.get(name, name) for name in weight.nodes))
@@ -157,6 +159,25 @@ def optimize(
         details={**outcome.details, "check": gate.details},
         rows=(*outcome.rows, *gate.rows),
         passes=outcome.passes,
+        outputs=gate.errors,
+        accuracy=outcome.accuracy,
+        nodes=tuple(_node_report(decision, alone) for decision in decisions),
+        trail=tuple(outcome.trail),
+    )
+
+
+def _node_report(decision: Decision, alone: Mapping[str, str]) -> NodeReport:
+    """`alone` as `_unambiguous` gives it."""
+    name, kind = decision.node_name, decision.node.outputs[0].dtype
+    width = (kind or ir.DataType.FLOAT).itemsize  # a weight has the type of what is computed with it
+    size = int(width * decision.parameters)
+    return NodeReport(
+        alone.get(name, name),
+        decision.op_type,
+        decision.taken,
+        decision.scheme or decision.reason,
+        decision.parameters,
+        size,
     )
 
 
@@ -224,8 +245,10 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     NameNodes()(model)
     if recipe.clean_up:
         Gate(model, recipe.check).clean_up(model)
+    else:
+        remove_unused(model)
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
-    return with_foreign(family_of(recipe.family).decide(model, asked), foreign)
+    return as_asked(with_foreign(family_of(recipe.family).decide(model, asked), foreign), asked)
 
 
 def _names(model: ir.Model) -> set[str]:

@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
-from ..evaluation.outputs import OutputError, beyond_rounding, output_errors
+from ..evaluation.outputs import beyond_rounding, output_errors
+from ..planning.output_error import OutputError
 from ..runtime.feeds import Feeds, is_float, random_feeds
 from ..runtime.token_limits import token_limits
 from .checker import Bare

@@ -10,8 +10,9 @@ from ..errors import SettingsError, UsageError, option
 from ..evaluation.language import TEXT_TASKS, Text, TextMetric
 from ..evaluation.metrics import UserMetric, check_name
 from ..families import family_of
-from ..families.family import Need
+from ..families.family import Family, Need
 from ..settings.recipe import Recipe
+from ..settings.setting import settings_of
 
 
 def check_request(recipe: Recipe, calibration: Calibration, name: str | None) -> None:
@@ -36,7 +37,8 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     need, is_there = family.need(recipe, calibration != Calibration()), calibration.is_there(name)
     if need is Need.NONE and calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
-        raise SettingsError(unread, f": scheme {recipe.scheme} reads no calibration data with these settings")
+        problem = f": scheme {recipe.scheme} reads no calibration data with these settings"
+        raise SettingsError(unread, problem, _guilty(recipe, family))
     if need is Need.REQUIRED or (need is Need.WELCOME and is_there):
         calibration.check(name, or_statistics=family.takes_statistics)
         if calibration.statistics is not None and not family.takes_statistics:
@@ -45,6 +47,13 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     if calibration.checkpoint is not None and not family.goes_on:
         raise SettingsError(["checkpoint"], f": scheme {recipe.scheme} does not go on after an interruption")
     family.check(recipe, is_there, calibration.statistics is not None)
+
+
+def _guilty(recipe: Recipe, family: Family) -> list[str]:
+    """The settings with whose default data would be read."""
+    defaults = {key: getattr(Recipe, key) for key in settings_of(Recipe)}
+    others = {key: recipe.decided(**{key: default}) for key, default in defaults.items() if key != "scheme"}
+    return [key for key, other in others.items() if family.need(other, True) is not Need.NONE]
 
 
 def bound_metric(recipe: Recipe, calibration: Calibration, path: Path | None) -> UserMetric | None:

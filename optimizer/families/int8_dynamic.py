@@ -47,6 +47,7 @@ def convert(
             ("attention", f"{len(fuse.fused)} fused"),
             *(("", f"{n} left: {what}") for what, n in left.items()),
         ],
+        passes={FuseAttention.__name__: fuse.left} if fuse.left else {},
     )
 
 

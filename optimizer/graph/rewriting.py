@@ -10,7 +10,8 @@ import onnx_ir as ir
 
 from ..model_io.names import names_of
 from ..model_io.traverse import inner_graphs
-from ..settings.recipe import NodeSettings, Recipe
+from ..settings.node_settings import Kept, NodeSettings
+from ..settings.recipe import Recipe
 
 Thing = TypeVar("Thing")
 
@@ -46,7 +47,7 @@ def listed_names(node: ir.Node, path: str = "") -> set[str]:
     return names | {f"{path}/{name}" for name in names} if path else names
 
 
-def settings_of(recipe: Recipe, node: ir.Node, path: str = "") -> NodeSettings | str:
+def settings_of(recipe: Recipe, node: ir.Node, path: str = "") -> NodeSettings | Kept:
     """What to do with a node, which lies within the nodes of the path."""
     return recipe.settings(node.name or "", original_type(node), listed_names(node, path))
 

@@ -1,4 +1,4 @@
-"""Tensors whose values lie in a file of their own: where that may be, and how it is told.
+"""Tensors, and compiled nodes, whose values lie in a file of their own: where that may be, and how it is told.
 
 As for ONNX Runtime, they lie below the model's folder, or below that of the file where the model is a link to one, and
 links are followed as far: model caches have folders of links to files without names. A hard link is the file itself,
@@ -7,6 +7,7 @@ under one name of several, and nobody here writes into a file that has a name al
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
-from .traverse import initializers
+from .traverse import graphs, initializers
 
 
 def external_tensors(model: ir.Model) -> Iterator[ir.ExternalTensor]:
@@ -41,6 +42,28 @@ def external_places(model: ir.Model) -> Iterator[tuple[str, ir.ExternalTensor, C
             for name, attribute in list(node.attributes.items()):
                 if isinstance(attribute, ir.Attr) and isinstance(attribute.value, ir.ExternalTensor):
                     yield f"attribute '{name}' of node '{node.name}'", attribute.value, put_attribute
+
+
+def context_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes that execution providers put in the place of those that they compiled."""
+    for graph in graphs(model):
+        yield from (node for node in graph if (node.domain, node.op_type) == ("com.microsoft", "EPContext"))
+
+
+def files_of(model: ir.Model, path: Path) -> set[Path]:
+    """The files of external data, and those of compiled nodes that are there beside the model at `path`."""
+    contexts = (_context_file(node, path) for node in context_nodes(model))
+    return {Path(tensor.path) for tensor in external_tensors(model)} | {file for file in contexts if file is not None}
+
+
+def _context_file(node: ir.Node, path: Path) -> Path | None:
+    """What a compiled node names; none where it holds its values itself, or names nothing that is there."""
+    name, embeds = node.attributes.get("ep_cache_context"), node.attributes.get("embed_mode")
+    if name is None or name.type != ir.AttributeType.STRING or embeds is None or embeds.value != 0:
+        return None
+    with contextlib.suppress(OSError, ValueError):  # of names that no file can have
+        return _find(path, name.as_string())
+    return None
 
 
 def _folders_of(path: Path) -> list[Path]:

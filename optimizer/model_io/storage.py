@@ -12,17 +12,18 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
-from .external_data import checked, external_places, external_tensors, nbytes
+from .external_data import checked, external_places, external_tensors, files_of, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
 from .reading import from_proto, to_proto
+from .target import check_target as check_target
 from .traverse import graphs as graphs
 from .traverse import initializers as initializers
 
@@ -145,38 +146,14 @@ def _tensor_protos(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def size_on_disk(path: str | Path, model: ir.Model) -> int:
-    """Bytes of a model file and of the external data files that it uses."""
+    """Bytes of a model file and of the files that it uses: external data, and packed weights of compiled nodes."""
     path = Path(path)
-    return path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, model))
+    return path.stat().st_size + sum(file.stat().st_size for file in files_of(model, path))
 
 
-def _external_files(path: Path, model: ir.Model) -> set[Path]:
-    return {Path(tensor.path) for tensor in external_tensors(model)}
-
-
-def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:
-    """The output path, when a file can be written there.
-
-    Args:
-        path: The output.
-        read: Paths of what is read; others than paths are passed over.
-
-    Raises:
-        UsageError: It is a folder or a device, its folder does not exist or cannot be written to, or it is read.
-    """
-    path = Path(path)
-    for other in read:
-        if isinstance(other, str | Path) and path.is_file() and Path(other).is_file() and path.samefile(other):
-            raise UsageError(f"{path}: is read itself, and would be lost; name another output")
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; name the output file")
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path}: is no regular file; name another output")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{path}: the folder {path.parent} is not writable")
-    return path
+def weights_size(model: ir.Model) -> int:
+    """Bytes of its initializers."""
+    return sum(nbytes(value.const_value) for value in initializers(model) if value.const_value is not None)
 
 
 def check_apart(target: Path, path: Path, model: ir.Model) -> None:
@@ -190,7 +167,7 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
     Raises:
         UsageError: It names the output.
     """
-    data = ((file, "holds weights of the model") for file in _external_files(path, model))
+    data = ((file, "holds weights of the model") for file in files_of(model, path))
     for file, what in ((path, "is the model itself"), *data):
         if target.exists() and file.exists() and target.samefile(file):
             raise UsageError(f"{target}: {what}, which would be lost; name another file with {option('output')}")
@@ -222,7 +199,7 @@ def save(
     """
     path = check_target(path)
     embed_attributes(model)
-    total = sum(nbytes(v.const_value) for v in initializers(model) if v.const_value is not None)
+    total = weights_size(model)
     external = has_external_data(model) if external is None else external
     replaced, state = _data_files_of(path), old_state(path)
     try:
@@ -233,6 +210,22 @@ def save(
     for old in replaced - {data}:
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def write_whole(path: str | Path, data: bytes) -> None:
+    """Write a file of another kind; `path` is the old one or the whole new one, whatever happens meanwhile.
+
+    Raises:
+        UsageError: As `check_target`.
+        OnnxpressError: The disk is full or another error of the operating system.
+    """
+    path = check_target(path)
+    state = old_state(path)
+    try:
+        with _replacing(path) as (file, _):
+            file.write(data)
+    except OSError as error:
+        raise OnnxpressError(f"{path}: cannot write: {error.strerror}; {state}") from error
 
 
 def old_state(path: Path) -> str:

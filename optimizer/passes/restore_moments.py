@@ -8,56 +8,60 @@ y' = f y + g of `quantization.moments`:
 
 The codes of the weight stay as they are, and so do the operators that ONNX Runtime makes of the group. What is
 compared is the result of the Conv, before a Relu or Clip that saturation replaces. A layer must be mended before
-those behind it are measured: `restore_in_order`.
+those behind it are measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 
 import onnx_ir as ir
 
-from ..graph.matching import values_read
+from ..graph.matching import is_standard, values_read
 from ..graph.products_on_codes import read_product
 from ..graph.rewriting import float_name
 from ..quantization.moments import ChannelMoments, restoring_map
+from .base import GraphPass
 
 Measure = Callable[[ir.Model, Sequence[str]], Mapping[str, ChannelMoments]]
 """(model, names of values) -> their moments along the channels, axis 1, on the calibration data."""
 
+_UNKNOWN = "no moments"
 
-class RestoreMoments:
-    """Mend Conv and Gemm nodes of a QDQ model.
+
+class RestoreMoments(GraphPass):
+    """Mend the Conv and Gemm nodes of a QDQ model, in the order of the graph, each measured with all before it mended.
 
     Cases: a weight with a scale a channel, scales and bias; one scale in all, the bias alone; a Conv without bias
-    gets one. Left: weights that are no codes, nodes without moments, biases that would not fit.
-
-    Args:
-        reference: Moments of the float model, by the name of the value.
-
-    Attributes:
-        left: Names of nodes that were left, and why.
+    gets one. Left: weights that are no codes, nodes without moments, biases that would not fit. Graphs inside nodes
+    stay as they are: what flows there cannot be observed.
     """
 
-    def __init__(self, reference: Mapping[str, ChannelMoments]) -> None:
-        self.left: dict[str, str] = {}
-        self._reference = reference
-
-    def __call__(self, model: ir.Model, measured: Mapping[str, ChannelMoments], nodes: Iterable[ir.Node]) -> bool:
-        """Mend these nodes; whether anything changed.
+    def __init__(self, reference: Mapping[str, ChannelMoments], measure: Measure) -> None:
+        """Prepare the rewrite.
 
         Args:
-            model: The QDQ model.
-            measured: Moments of its values, by name.
-            nodes: Of its main graph.
+            reference: Moments of the float model along the channels, by the name of the value.
+            measure: Gives moments of values of a model, on the same data. Called once for all nodes of one depth.
         """
+        self._reference, self._measure = reference, measure
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Mend; whether anything changed."""
+        goals = mendable(model, self._reference)
+        for node in model.graph:
+            if node not in goals and is_standard(node, "Conv", "Gemm"):
+                product = read_product(node)
+                self.left[node.name or node.op_type] = product if isinstance(product, str) else _UNKNOWN
         changed = False
-        for node in nodes:
-            reason = self._mend(model.graph, node, measured)
-            if reason is None:
-                changed = True
-            else:
-                self.left[node.name or node.op_type] = reason
+        for group in depths_of(model.graph, goals):
+            measured = self._measure(model, [node.outputs[0].name or "" for node in group])
+            for node in group:
+                reason = self._mend(model.graph, node, measured)
+                if reason is None:
+                    changed = True
+                else:
+                    self.left[node.name or node.op_type] = reason
         return changed
 
     def _mend(self, graph: ir.Graph, node: ir.Node, measured: Mapping[str, ChannelMoments]) -> str | None:
@@ -67,7 +71,7 @@ class RestoreMoments:
         output = node.outputs[0]
         want, have = self._reference.get(float_name(output)), measured.get(output.name or "")
         if want is None or have is None:
-            return "no moments"
+            return _UNKNOWN
         maps = [restoring_map(want, have, mean_alone=alone) for alone in (True, False)[: 1 + product.has_channels]]
         sound = [found for found in maps if found is not None and len(found[0]) == product.channels]
         if not sound:
@@ -85,23 +89,6 @@ def mendable(model: ir.Model, known: Container[str]) -> list[ir.Node]:
     return [
         node for node in model.graph if not isinstance(read_product(node), str) and float_name(node.outputs[0]) in known
     ]
-
-
-def restore_in_order(model: ir.Model, reference: Mapping[str, ChannelMoments], measure: Measure) -> RestoreMoments:
-    """Mend layer by layer, each measured with all before it mended.
-
-    Args:
-        model: The QDQ model, changed in place.
-        reference: Moments of the float model, by the name of the value, along the channels.
-        measure: Gives moments of values of a model, on the same data. Called once for all nodes of one depth.
-
-    Returns:
-        The pass, which says what it left.
-    """
-    restore = RestoreMoments(reference)
-    for group in depths_of(model.graph, mendable(model, reference)):
-        restore(model, measure(model, [node.outputs[0].name or "" for node in group]), group)
-    return restore
 
 
 def depths_of(graph: ir.Graph, nodes: Sequence[ir.Node]) -> list[list[ir.Node]]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ..graph.constants import constant_of
 from ..graph.matching import Floats, fixed, input_of, is_fixed, is_standard
 from ..graph.rewriting import add_array, insert_before, replace, required, settings_of, take_over_name
+from ..settings.node_settings import Kept
 from ..settings.recipe import Recipe
 from .base import GraphPass
 from .remove_unused import remove_unused
@@ -39,7 +40,7 @@ class SplitConvTranspose(GraphPass):
             if not is_standard(node, "ConvTranspose"):
                 continue
             settings = settings_of(self._recipe, node)
-            reason = settings if isinstance(settings, str) else _refuse(node)
+            reason = settings if isinstance(settings, Kept) else _refuse(node)
             if reason is not None:
                 self.left[node.name or ""] = reason
                 continue

@@ -76,6 +76,8 @@ class LazyInt8:
         result = quantize_weight(array, 1, reduce_range=self._reduce_range, search=self._search)
         self._costs = result.cost, result.baseline
         sqnr, gain = decibels(result.energy, result.error), decibels(result.baseline, result.cost)
-        self._report = WeightReport(self.name, tuple(self.nodes), "int8", result.size, sqnr, gain)
+        self._report = WeightReport(
+            self.name, tuple(self.nodes), "int8", result.size, sqnr, gain, result.method, result.stored
+        )
         release(self.weight.tensor)
         return result

@@ -38,6 +38,8 @@ class LazyWeight:
         convolution: Whether its rows are the output channels of a Conv.
         readers: The nodes that read it.
         error: What rounding cost, once it was done.
+        method: How its codes are found.
+        stored: Bytes of the parts that were asked for.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class LazyWeight:
         self.convolution = convolution
         self.readers: list[Decision] = []
         self.error: WeightError | None = None
+        self.method = "rtn"
+        self.stored = 0
         self._lock = threading.Lock()
         self._pending: set[str] = set()
         self._result: QuantizedWeight | None = None
@@ -78,9 +82,9 @@ class LazyWeight:
             array = array.astype(np.float32) * np.float32(self.factor)
         return array
 
-    def take(self, made: Callable[[], QuantizedWeight]) -> None:
-        """Say what gives the rounded weight in place of rounding it by itself."""
-        self._made = made
+    def take(self, made: Callable[[], QuantizedWeight], method: str) -> None:
+        """Say what gives the rounded weight in place of rounding it by itself, and by which method."""
+        self._made, self.method = made, method
 
     def tensor(self, part: str, dtype: ir.DataType = ir.DataType.UINT8) -> ir.LazyTensor:
         """A part as a lazy tensor.
@@ -116,7 +120,9 @@ class LazyWeight:
         def evaluate() -> ir.TensorProtocol:
             return ir.Tensor(self._part(part, dtype), dtype=dtype)
 
-        return ir.LazyTensor(evaluate, dtype, ir.Shape(shapes[part]), name=f"{self.name}_{part}")
+        tensor = ir.LazyTensor(evaluate, dtype, ir.Shape(shapes[part]), name=f"{self.name}_{part}")
+        self.stored += tensor.nbytes
+        return tensor
 
     def _part(self, part: str, dtype: ir.DataType) -> np.ndarray:
         """Compute once for all parts that are still to be asked for, and forget the codes after the last."""

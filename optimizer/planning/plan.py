@@ -10,8 +10,9 @@ ConvTranspose are taken where codes are no integers: no kernel reads theirs, so 
 from __future__ import annotations
 
 import dataclasses
+import enum
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import onnx_ir as ir
 
@@ -21,7 +22,8 @@ from ..graph.rewriting import original_type, settings_of
 from ..graph.weight_form import WeightForm, convolution_form, weight_form
 from ..model_io.traverse import inner_graphs
 from ..quantization.rtn import is_finite
-from ..settings.recipe import NodeSettings, Recipe
+from ..settings.node_settings import Kept, NodeSettings
+from ..settings.recipe import Recipe
 
 # Below this a weight is smaller than what a reader would notice, and its scales weigh as much as it does.
 MIN_ELEMENTS = 1024
@@ -33,6 +35,17 @@ _CAST_FIRST = (ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 """Types of stored weights that are read as what they are cast to."""
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _WITH_WEIGHTS = {"LSTM", "GRU", "RNN", "Einsum", "DeformConv"}
+
+
+class _Unread(str, enum.Enum):
+    """Why there is no weight to read, worded for people."""
+
+    NO_CONSTANT = "no constant weight"
+    OVERRIDABLE = "the weight is also a graph input, which a caller may override"
+
+    def __str__(self) -> str:
+        return self.value
+
 
 UNOBSERVED = "inside a graph of a node, whose tensors cannot be observed"
 """Why scales that come from a calibration leave a node."""
@@ -75,21 +88,23 @@ class Decision:
         node: The node.
         path: Where it is: "" for the main graph, else the nodes and functions around it.
         taken: Whether it will be quantized.
-        reason: Why not, or the scheme it gets.
+        reason: Why not, for people; nothing goes by these words.
         parameters: Elements of its weight, 0 where it has none.
         weight: The constant, when taken.
         settings: What the recipe says, when taken.
         form: How a product reads its weight, when a weight-only scheme takes it.
+        scheme: What it gets, when taken.
     """
 
     node: ir.Node
     path: str
     taken: bool
-    reason: str
+    reason: str = ""
     parameters: int = 0
     weight: Weight | None = None
     settings: NodeSettings | None = None
     form: WeightForm | None = None
+    scheme: str = ""
 
     @property
     def node_name(self) -> str:
@@ -101,13 +116,18 @@ class Decision:
         """Operator of the node, as it was before the model was prepared."""
         return original_type(self.node)
 
+    def but_left(self, reason: str) -> Decision:
+        """The decision to leave the node after all, or for another reason."""
+        return dataclasses.replace(self, taken=False, reason=reason, weight=None, settings=None, form=None, scheme="")
 
-def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
+
+def plan(model: ir.Model, recipe: Recipe, does: str | None = None) -> list[Decision]:
     """Decide on every node that has, or could have, a weight.
 
     Args:
         model: The model.
         recipe: What is asked for.
+        does: Given where the scheme takes products alone: how a reason begins that tells so, as "int8-dynamic does".
 
     Returns:
         One decision a node, in the order of the graph. Weights are read for it, one at a time: NaN is not rounded.
@@ -116,7 +136,7 @@ def plan(model: ir.Model, recipe: Recipe) -> list[Decision]:
     finite: dict[int, bool] = {}
     decisions = []
     for path, node in nested_nodes(model.graph, ""):
-        decision = _decide(node, path, recipe, finite)
+        decision = _decide(node, path, recipe, finite, does)
         if decision is not None:
             decisions.append(decision)
     return [*decisions, *inside_functions(model, ("MatMul", "Gemm", *_CONVOLUTIONS, *_WITH_WEIGHTS, "Gather"))]
@@ -138,12 +158,6 @@ def has_weight(decision: Decision) -> bool:
     return decision.op_type != "Gather" or decision.parameters > 0
 
 
-def is_for_weights_alone(decision: Decision) -> bool:
-    """Whether what is said of a node that is left is about schemes of weights alone."""
-    table = decision.op_type == "Gather" and decision.parameters >= MIN_TABLE_ELEMENTS
-    return table or decision.reason.startswith("weight-only")
-
-
 def not_taken(who: str, op_type: str, path: str) -> str:
     """The reason to leave an operator with weights that a scheme has no form for."""
     hint = " (int8-static does)" if op_type in _CONVOLUTIONS and not path else ""
@@ -160,17 +174,27 @@ def nested_nodes(graph: ir.Graph, path: str) -> Iterator[tuple[str, ir.Node]]:
             yield from nested_nodes(inner, f"{path}/{node.name}" if path else node.name or node.op_type)
 
 
-def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision | None:
+def as_asked(decisions: Iterable[Decision], recipe: Recipe) -> list[Decision]:
+    """The decisions, where nodes that the recipe keeps in float say so, whatever else there is against them."""
+
+    def reason(decision: Decision) -> str:
+        kept = settings_of(recipe, decision.node, decision.path)
+        return kept if isinstance(kept, Kept) and kept.is_asked_for else decision.reason
+
+    return [each if each.taken else dataclasses.replace(each, reason=reason(each)) for each in decisions]
+
+
+def _decide(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool], does: str | None) -> Decision | None:
     if node.domain not in ("", "ai.onnx") or any(map(is_constant, node.outputs)):
         return None
     if node.op_type in _WITH_WEIGHTS:
-        return Decision(node, path, False, not_taken("weight-only schemes do", node.op_type, path))
+        return Decision(node, path, False, not_taken(does or "weight-only schemes do", node.op_type, path))
     if node.op_type in ("MatMul", "Gemm"):
         return _decide_product(node, path, recipe, finite)
     if node.op_type in _CONVOLUTIONS:
-        return _decide_convolution(node, path, recipe, finite)
+        return _decide_convolution(node, path, recipe, finite, does)
     if node.op_type == "Gather":
-        return _decide_table(node, path, recipe, finite)
+        return _decide_table(node, path, recipe, finite, does)
     return None
 
 
@@ -181,7 +205,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     weight = _find_weight(node.inputs[1], flipped)
     if isinstance(weight, str):
         left = _find_weight(node.inputs[0], False)
-        if weight == "no constant weight" and not isinstance(left, str):
+        if weight is _Unread.NO_CONSTANT and not isinstance(left, str):
             return Decision(node, path, False, "the constant is on the left", left.tensor.size)
         return Decision(node, path, False, weight)
     reason = _refuse(weight) or _refuse_rank(weight) or _refuse_values(weight, finite)
@@ -193,18 +217,21 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     if size < MIN_ELEMENTS:
         return Decision(node, path, False, f"fewer than {MIN_ELEMENTS} weights", size)
     settings = settings_of(recipe, node, path)
-    if isinstance(settings, str):
+    if isinstance(settings, Kept):
         return Decision(node, path, False, settings, size)
     form = weight_form(recipe.form, settings.weight, weight.dtype)
     if isinstance(form, str):
         return Decision(node, path, False, form, size)
-    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
+    return Decision(node, path, True, "", size, weight, settings, form, settings.weight.name)
 
 
-def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+def _decide_convolution(
+    node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool], does: str | None
+) -> Decision:
     settings = settings_of(recipe, node, path)
-    if isinstance(settings, NodeSettings) and settings.weight.integer:
-        return Decision(node, path, False, not_taken("weight-only schemes of integers do", node.op_type, path))
+    if isinstance(settings, NodeSettings) and (does is not None or settings.weight.integer):
+        who = does or "weight-only schemes of integers do"
+        return Decision(node, path, False, not_taken(who, node.op_type, path))
     weight = _find_weight(node.inputs[1] if len(node.inputs) > 1 else None, True)
     if isinstance(weight, str):
         return Decision(node, path, False, weight)
@@ -216,12 +243,12 @@ def _decide_convolution(node: ir.Node, path: str, recipe: Recipe, finite: dict[i
     reason = reason or _refuse_values(weight, finite)
     if reason is None and size < MIN_ELEMENTS:
         reason = f"fewer than {MIN_ELEMENTS} weights"
-    if reason or isinstance(settings, str):
+    if reason or isinstance(settings, Kept):
         return Decision(node, path, False, reason or str(settings), size)
     form = convolution_form(recipe.form, settings.weight, weight.dtype, weight.K)
     if isinstance(form, str):
         return Decision(node, path, False, form, size)
-    return Decision(node, path, True, settings.weight.name, size, weight, settings, form)
+    return Decision(node, path, True, "", size, weight, settings, form, settings.weight.name)
 
 
 def refuse_table(table: ir.TensorProtocol | None) -> str | None:
@@ -233,18 +260,20 @@ def refuse_table(table: ir.TensorProtocol | None) -> str | None:
     return f"table of fewer than {MIN_TABLE_ELEMENTS:,} numbers" if table.size < MIN_TABLE_ELEMENTS else None
 
 
-def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool]) -> Decision:
+def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bool], does: str | None) -> Decision:
     table = _find_weight(node.inputs[0] if node.inputs else None, True)
     if isinstance(table, str):
         return Decision(node, path, False, table.replace("weight", "table"))
     size = table.tensor.size if table.tensor.dtype.is_floating_point() else 0
     if (unfit := refuse_table(table.tensor)) is not None:
         return Decision(node, path, False, unfit, size)
+    if does is not None:
+        return Decision(node, path, False, not_taken(does, node.op_type, path), size)
     settings = settings_of(recipe, node, path)
     if isinstance(settings, NodeSettings) and not settings.weight.has_kernel:
         return Decision(node, path, False, f"GatherBlockQuantized has no {settings.weight.name}", size)
     reason = _refuse(table) or _refuse_rank(table)
-    if reason is None and isinstance(settings, str):
+    if reason is None and isinstance(settings, Kept):
         reason = settings
     if reason is None and node.attributes.get_int("axis", 0) != 0:
         reason = "Gather along another axis than 0"
@@ -258,9 +287,9 @@ def _decide_table(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, bo
     if reason is None and not recipe.embeddings:
         reason = f"embedding table; {option('embeddings')} takes it"
     reason = reason or _refuse_values(table, finite)
-    if reason or isinstance(settings, str):
+    if reason or isinstance(settings, Kept):
         return Decision(node, path, False, str(reason), size)
-    return Decision(node, path, True, settings.weight.name, size, table, settings)
+    return Decision(node, path, True, "", size, table, settings, scheme=settings.weight.name)
 
 
 def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
@@ -269,7 +298,7 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     made: tuple[ir.Value, bool] | None = None
     while value is not None:
         if value.is_initializer() and value.is_graph_input():
-            return "the weight is also a graph input, which a caller may override"
+            return _Unread.OVERRIDABLE
         tensor = stored_constant(value)
         if tensor is not None and made is not None and tensor.dtype in _CAST_FIRST:
             value, flipped = made
@@ -299,7 +328,7 @@ def _find_weight(value: ir.Value | None, flipped: bool) -> Weight | str:
     tensor = constant_of(value)
     if value is None or tensor is None:
         reason = why_unread(value) if value is not None else None
-        return f"the weight is no stored constant: {reason}" if reason else "no constant weight"
+        return f"the weight is no stored constant: {reason}" if reason else _Unread.NO_CONSTANT
     return Weight(value, tensor, flipped, cast or tensor.dtype)
 
 

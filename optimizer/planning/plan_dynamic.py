@@ -10,27 +10,22 @@ import onnx_ir as ir
 from ..graph.constants import constant_of
 from ..graph.rewriting import settings_of
 from ..quantization.rtn import is_finite
+from ..settings.node_settings import Kept
 from ..settings.recipe import Recipe
-from .plan import Decision, Weight, has_weight, is_for_weights_alone, nested_nodes, not_taken, plan
+from .plan import Decision, Weight, has_weight, nested_nodes, plan
 
 MICROSOFT = "com.microsoft"
 
 
 def plan_dynamic(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """Decide on every node that has, or could have, a weight; embedding tables are only read, and stay in float."""
-    return [_for_dynamic(decision) for decision in plan(model, recipe) if has_weight(decision)]
+    return [_for_dynamic(decision) for decision in plan(model, recipe, "int8-dynamic does") if has_weight(decision)]
 
 
 def _for_dynamic(decision: Decision) -> Decision:
-    if decision.taken:
-        assert decision.weight is not None
-        if decision.weight.dtype == ir.DataType.FLOAT:
-            return decision
-        reason = "computes on float16; int8-dynamic rounds float32"
-        return dataclasses.replace(decision, taken=False, reason=reason, weight=None, settings=None)
-    if is_for_weights_alone(decision):
-        return dataclasses.replace(decision, reason=not_taken("int8-dynamic does", decision.op_type, decision.path))
-    return decision
+    if decision.weight is None or decision.weight.dtype == ir.DataType.FLOAT:
+        return decision
+    return decision.but_left("computes on float16; int8-dynamic rounds float32")
 
 
 def plan_attention(model: ir.Model, recipe: Recipe, fused: Collection[ir.Node] = ()) -> list[Decision]:
@@ -60,9 +55,9 @@ def _decide(node: ir.Node, path: str, recipe: Recipe, fused: Collection[ir.Node]
     elif not is_finite(weight.tensor.numpy()):
         return Decision(node, path, False, "the weight holds NaN or infinity", weight.tensor.size)
     settings = settings_of(recipe, node, path)
-    if isinstance(settings, str):
+    if isinstance(settings, Kept):
         return Decision(node, path, False, settings, weight.tensor.size)
-    return Decision(node, path, True, "int8", weight.tensor.size, weight, settings)
+    return Decision(node, path, True, "", weight.tensor.size, weight, settings, scheme="int8")
 
 
 def _weight(node: ir.Node) -> Weight | str:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of, is_constant, mark_constants
 from ..graph.rewriting import settings_of
+from ..settings.node_settings import Kept
 from ..settings.recipe import Recipe
 from .int8_operators import OPERATORS, Operator, Role, array_size, understand
 from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes
@@ -128,7 +129,7 @@ def _wish(node: ir.Node, recipe: Recipe, followers: Recipe) -> Operator | str | 
 def _kept(node: ir.Node, recipe: Recipe) -> str | None:
     """Why the recipe keeps a node in float."""
     settings = settings_of(recipe, node)
-    return settings if isinstance(settings, str) else None
+    return settings if isinstance(settings, Kept) else None
 
 
 def _follow(operators: dict[ir.Node, Operator], clamps: Mapping[ir.Node, Operator]) -> Int8Plan:
@@ -190,7 +191,7 @@ def _decisions(model: ir.Model, plan: Int8Plan, reasons: Mapping[ir.Node, str]) 
     for path, node in nested_nodes(model.graph, ""):
         operator = plan.operators.get(node)
         if operator is not None:
-            yield Decision(node, path, True, _SCHEME, operator.parameters)
+            yield Decision(node, path, True, "", operator.parameters, scheme=_SCHEME)
         elif path:
             if not any(map(is_constant, node.outputs)) and understand(node) is not None:
                 yield Decision(node, path, False, UNOBSERVED, _weight_size(node))

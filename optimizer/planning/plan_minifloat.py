@@ -21,7 +21,8 @@ from ..graph.constants import constant_of, is_constant, mark_constants
 from ..graph.matching import is_standard
 from ..graph.opset_obstacle import obstacle
 from ..graph.rewriting import settings_of
-from ..settings.recipe import NodeSettings, Recipe
+from ..settings.node_settings import Kept, NodeSettings
+from ..settings.recipe import Recipe
 from .int8_operators import Operator, Role, array_size, refuse_weight, understand
 from .plan import UNOBSERVED, Decision, inside_functions, nested_nodes, refuse_table
 
@@ -83,7 +84,7 @@ def plan_minifloat(
             reason = UNOBSERVED
         reason = reason or too_old
         chosen = settings_of(recipe, node, paths[node])
-        if isinstance(chosen, str) and node.op_type == "ConvTranspose":  # it might be a Conv by now
+        if isinstance(chosen, Kept) and node.op_type == "ConvTranspose":  # it might be a Conv by now
             reason = chosen
         if reason is None and isinstance(operator, Operator) and isinstance(chosen, NodeSettings):
             operators[node], settings[node] = operator, chosen
@@ -91,7 +92,13 @@ def plan_minifloat(
             reasons[node] = reason or str(chosen)
     decisions = [
         Decision(
-            node, paths[node], True, scheme_of(settings[node]), _rounded_size(operators[node]), settings=settings[node]
+            node,
+            paths[node],
+            True,
+            "",
+            _rounded_size(operators[node]),
+            settings=settings[node],
+            scheme=scheme_of(settings[node]),
         )
         if node in operators
         else Decision(node, paths[node], False, reasons[node], _size(node))

@@ -10,7 +10,7 @@ from onnxpress.custom_ops import functions
 from ..graph.opset_obstacle import obstacle
 from ..settings.recipe import Recipe
 from ..sparsity import Block
-from .plan import Decision, has_weight, is_for_weights_alone, not_taken, plan
+from .plan import Decision, has_weight, plan
 
 _MOST_INT8 = (2**31 - 1) // (255 * 128)  # products of uint8 and int8 codes
 
@@ -24,26 +24,18 @@ def plan_sparse(model: ir.Model, recipe: Recipe, block: Block) -> list[Decision]
         block: Sizes of the blocks.
     """
     too_old = obstacle(model, functions.MIN_OPSET)
-    decisions = [_for_sparse(decision, recipe, block) for decision in plan(model, recipe) if has_weight(decision)]
-    return [leave(each, too_old) if too_old is not None and each.taken else each for each in decisions]
+    found = plan(model, recipe, "scheme sparse does")
+    decisions = [_for_sparse(decision, recipe, block) for decision in found if has_weight(decision)]
+    return [each.but_left(too_old) if too_old is not None and each.taken else each for each in decisions]
 
 
 def _for_sparse(decision: Decision, recipe: Recipe, block: Block) -> Decision:
     if not decision.taken:
-        if is_for_weights_alone(decision):
-            return dataclasses.replace(
-                decision, reason=not_taken("scheme sparse does", decision.op_type, decision.path)
-            )
         return decision
     reason = _refuse(decision, recipe, block)
     if reason is not None:
-        return leave(decision, reason)
-    return dataclasses.replace(decision, reason=f"sparse {recipe.dtype} in blocks of {block}")
-
-
-def leave(decision: Decision, reason: str) -> Decision:
-    """The decision to let a node stay dense after all."""
-    return dataclasses.replace(decision, taken=False, reason=reason, weight=None, settings=None)
+        return decision.but_left(reason)
+    return dataclasses.replace(decision, scheme=f"sparse {recipe.dtype} in blocks of {block}")
 
 
 def _refuse(decision: Decision, recipe: Recipe, block: Block) -> str | None:

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..quantization.quantized_weight import decibels
+from .output_error import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,8 @@ class WeightReport:
         sqnr: Signal to quantization noise ratio in dB.
         gain: By how much the scale search lowered what it minimises, against plain min/max rounding, in dB. It is no
             measure of the model's outputs.
+        method: How its codes were found, such as "rtn" or "gptq"; of a sparse weight, how its blocks were chosen.
+        stored: Bytes of what takes its place: codes, scales and what else tells their meaning.
     """
 
     name: str
@@ -36,6 +39,67 @@ class WeightReport:
     parameters: int
     sqnr: float
     gain: float
+    method: str
+    stored: int
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeReport:
+    """What became of one node that a scheme could take.
+
+    Attributes:
+        name: What a recipe's patterns match.
+        op_type: Its operator in the model that was read.
+        taken: Whether it was rewritten.
+        reason: The scheme that it got, or why it was left.
+        parameters: Elements of its weight, 0 where it has none.
+        size: Bytes of its weight in the float model.
+    """
+
+    name: str
+    op_type: str
+    taken: bool
+    reason: str
+    parameters: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One model that a conversion made and judged on its way.
+
+    Attributes:
+        recipe: What it was made by, for a person.
+        metric: What it was judged by.
+        value: Of the metric.
+        accepted: Whether that was good enough to go on with.
+        size: Bytes of its weights; None where nobody asked.
+        seconds: That it took to make and to judge; None where nobody asked.
+        loss: What it lost, in the unit of the bound: of the float model's value, or nats per token.
+    """
+
+    recipe: str
+    metric: str
+    value: float
+    accepted: bool
+    size: int | None = None
+    seconds: float | None = None
+    loss: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """A metric of the converted model beside that of the float model; of both more is better.
+
+    Attributes:
+        metric: A task, a function of the user's, or the cosine of the outputs with those of float32.
+        value: Of the converted model; NaN where it cannot be told, as of outputs of another length.
+        float32: Of the float model.
+    """
+
+    metric: str
+    value: float
+    float32: float
 
 
 class Rounded(Protocol):
@@ -53,10 +117,17 @@ class Rounded(Protocol):
     @property
     def energy(self) -> float: ...  # noqa: D102
 
+    @property
+    def method(self) -> str: ...  # noqa: D102
+
+    @property
+    def stored(self) -> int: ...  # noqa: D102
+
 
 def weight_report(name: str, nodes: tuple[str, ...], weight: Rounded) -> WeightReport:
     """The report of a weight whose scales were not compared with others."""
-    return WeightReport(name, nodes, weight.scheme, weight.size, decibels(weight.energy, weight.error), 0.0)
+    sqnr = decibels(weight.energy, weight.error)
+    return WeightReport(name, nodes, weight.scheme, weight.size, sqnr, 0.0, weight.method, weight.stored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +151,10 @@ class Report:
         details: Other findings of the way it was converted, by name.
         rows: The same for a person: a label and a line each.
         passes: What passes over floats left, and why, by the pass and the node's name.
+        outputs: How far each output is from the float model's, on the same inputs; empty where the model was not run.
+        accuracy: What a calibrated scheme measured of the model; None where it measured nothing.
+        nodes: What became of each node that the scheme could take, in the order of the graph.
+        trail: What was tried on the way, in order; empty where nothing had to be.
     """
 
     source: str
@@ -98,6 +173,10 @@ class Report:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     rows: tuple[tuple[str, str], ...] = ()
     passes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    outputs: tuple[OutputError, ...] = ()
+    accuracy: Accuracy | None = None
+    nodes: tuple[NodeReport, ...] = ()
+    trail: tuple[Attempt, ...] = ()
 
     @property
     def worst(self) -> list[WeightReport]:
@@ -105,7 +184,7 @@ class Report:
         return sorted(self.weights, key=lambda weight: weight.sqnr)[:_WORST]
 
     def to_json(self) -> str:
-        """The report as JSON; infinite decibels become null."""
+        """The report as JSON; infinite decibels and NaN become null."""
         values = dataclasses.asdict(self)
         del values["rows"]
         values["worst"] = [weight.nodes[0] for weight in self.worst]
@@ -125,7 +204,8 @@ class Report:
         for what, count in self.left.items():
             table.add_row("left", f"{count} {what}")
         sizes = f"{size_text(self.size_before)} -> {size_text(self.size_after)}"
-        table.add_row("size", sizes + _change(self.size_before, self.size_after))
+        change = size_change(self.size_before, self.size_after)
+        table.add_row("size", f"{sizes} ({change})" if change else sizes)
         stages = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
         table.add_row("time", f"{sum(self.seconds.values()):.1f} s ({stages})")
         table.add_row("peak memory", size_text(self.peak_memory))
@@ -209,12 +289,12 @@ def size_text(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 10**6 else f"{size / 1e3:,.1f} KB" if size >= 1000 else f"{size} bytes"
 
 
-def _change(before: int, after: int) -> str:
-    """How much smaller or larger a file became."""
+def size_change(before: int, after: int) -> str:
+    """How much smaller or larger a file became; empty where that is not worth a word."""
     times = max(before, after) / max(1, min(before, after))
     if before == 0 or f"{times:.1f}" == "1.0":
         return ""
-    return f" ({times:.1f}x {'smaller' if after < before else 'larger'})"
+    return f"{times:.1f}x {'smaller' if after < before else 'larger'}"
 
 
 def _finite(value: object) -> object:

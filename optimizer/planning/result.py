@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .plan import Decision
-from .report import WeightReport
+from .report import Accuracy, Attempt, WeightReport
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, what is done of it, and the whole."""
@@ -26,6 +26,8 @@ class ConversionResult:
         rows: The same for a person: a label and a line each.
         settled: Settings that the recipe left open and the conversion chose, for whoever repeats it.
         passes: What passes over floats left, and why, by the pass and the node's name.
+        accuracy: What was measured of the model, where a metric was.
+        trail: What was tried on the way, in order.
     """
 
     decisions: list[Decision]
@@ -36,3 +38,5 @@ class ConversionResult:
     rows: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     settled: dict[str, Any] = dataclasses.field(default_factory=dict)
     passes: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    accuracy: Accuracy | None = None
+    trail: list[Attempt] = dataclasses.field(default_factory=list)

@@ -119,6 +119,7 @@ class QuantizedTensor:
         energy: Sum of squares of the weight.
         cost: What the search of scales minimised.
         baseline: The same with the scales of the largest magnitudes.
+        method: How the codes were found: "rtn" or "gptq".
     """
 
     codes: Codes
@@ -128,12 +129,18 @@ class QuantizedTensor:
     energy: float
     cost: float = 0.0
     baseline: float = 0.0
+    method: str = "rtn"
     scheme = "int8"
 
     @property
     def size(self) -> int:
         """Its elements."""
         return self.codes.size
+
+    @property
+    def stored(self) -> int:
+        """Bytes of codes and scales."""
+        return self.codes.nbytes + self.scale.nbytes
 
 
 def quantize_weight(
@@ -186,6 +193,7 @@ def quantize_weight(
         codes=np.ascontiguousarray(shaped),
         scale=scale,
         zero_point=np.zeros(scale.shape, np.int8),
+        method="rtn",
         **{name: math.fsum(each) for name, each in zip(_SUMS, zip(*sums, strict=True), strict=True)},
     )
 

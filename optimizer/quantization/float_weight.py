@@ -34,6 +34,7 @@ class FloatWeight:
     axis: int
     format: str
     rounded: QuantizedWeight
+    method = "rtn"
 
     @property
     def scheme(self) -> str:
@@ -54,6 +55,11 @@ class FloatWeight:
     def energy(self) -> float:
         """Sum of squares of the weight."""
         return self.rounded.error.energy
+
+    @property
+    def stored(self) -> int:
+        """Bytes of codes and scales."""
+        return self.rounded.packed.nbytes + self.rounded.scales.nbytes
 
     @property
     def rows_shape(self) -> tuple[int, ...]:

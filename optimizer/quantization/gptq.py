@@ -58,50 +58,57 @@ def gptq(
     rows = np.moveaxis(weight, axis, 0)
     flat = rows.reshape(len(rows), -1)
     scale = np.broadcast_to(rounded.scale.astype(np.float32), len(rows))[:, None]
-    codes = round_in_order(flat, scale, covariance, lambda x: np.clip(np.rint(x), -most, most))
+    codes = InOrder(covariance).round(flat, scale, lambda x: np.clip(np.rint(x), -most, most))
     shaped = np.moveaxis(codes.reshape(rows.shape), 0, axis)
     error = float(np.square(codes * scale.astype(np.float64) - flat).sum())
-    return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error)
+    return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error, method="gptq")
 
 
-def round_in_order(
-    rows: Floats, scales: Floats, covariance: npt.NDArray[np.floating], nearest: Nearest,
-    offsets: Floats | None = None, block_size: int = 0,
-) -> Floats:  # fmt: skip
-    """Round weights to (number - offset) * scale.
+class InOrder:
+    """The order of the inputs of G groups of output channels, and how they make up for each other.
 
     Args:
-        rows: [N, K], the weights of N output channels.
-        scales: [N, blocks]; where one is 0, so are the weights.
-        covariance: [G, K, K] of the inputs of G groups of N / G channels each.
-        nearest: How to round.
-        offsets: [N, blocks]; 0 by default.
-        block_size: Inputs of a block; 0 where one has all of them.
-
-    Returns:
-        [N, K], the numbers, which float32 has to hold. They do not depend on the number of threads.
+        covariance: [G, K, K] of the inputs.
     """
-    groups, size = covariance.shape[:2]
-    order = np.argsort(-np.einsum("gkk->k", covariance, dtype=np.float64), kind="stable")
-    upper = inverse_factor(covariance[:, order[:, None], order])
-    upper /= np.einsum("gkk->gk", upper)[..., None].copy()
-    factor = upper.astype(np.float32)
-    del upper
-    units = scales.reshape(groups, -1, scales.shape[1]).transpose(0, 2, 1)
-    zeros = np.zeros_like(units) if offsets is None else offsets.reshape(groups, -1, scales.shape[1]).transpose(0, 2, 1)
-    block_of = order // (block_size or size)
-    given, found = rows.reshape(groups, -1, size), np.empty((groups, len(rows) // groups, size), np.float32)
 
-    def run(begin: int) -> None:
-        part = slice(begin, begin + step)
-        left = np.ascontiguousarray(given[:, part, order].transpose(0, 2, 1), np.float32)
-        numbers = _round(left, units[:, :, part], zeros[:, :, part], block_of, factor, nearest)
-        found[:, part, order] = numbers.transpose(0, 2, 1)
+    def __init__(self, covariance: npt.NDArray[np.floating]) -> None:
+        self._order = np.argsort(-np.einsum("gkk->k", covariance, dtype=np.float64), kind="stable")
+        upper = inverse_factor(covariance[:, self._order[:, None], self._order])
+        upper /= np.einsum("gkk->gk", upper)[..., None].copy()
+        self._factor = upper.astype(np.float32)
 
-    step = max(1, _CHANNELS // groups)
-    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(run, range(0, found.shape[1], step)))
-    return found.reshape(rows.shape)
+    def round(
+        self, rows: Floats, scales: Floats, nearest: Nearest, offsets: Floats | None = None, block_size: int = 0
+    ) -> Floats:
+        """Round weights to (number - offset) * scale.
+
+        Args:
+            rows: [N, K], the weights of N / G output channels of each group.
+            scales: [N, blocks]; where one is 0, so are the weights.
+            nearest: How to round.
+            offsets: [N, blocks]; 0 by default.
+            block_size: Inputs of a block; 0 where one has all of them.
+
+        Returns:
+            [N, K], the numbers, which float32 has to hold. They do not depend on the number of threads.
+        """
+        groups, size = self._factor.shape[:2]
+        units = scales.reshape(groups, -1, scales.shape[1]).transpose(0, 2, 1)
+        zeros = np.zeros_like(scales) if offsets is None else offsets
+        zeros = zeros.reshape(groups, -1, scales.shape[1]).transpose(0, 2, 1)
+        block_of = self._order // (block_size or size)
+        given, found = rows.reshape(groups, -1, size), np.empty((groups, len(rows) // groups, size), np.float32)
+        step = max(1, _CHANNELS // groups)
+
+        def run(begin: int) -> None:
+            part = slice(begin, begin + step)
+            left = np.ascontiguousarray(given[:, part, self._order].transpose(0, 2, 1), np.float32)
+            numbers = _round(left, units[:, :, part], zeros[:, :, part], block_of, self._factor, nearest)
+            found[:, part, self._order] = numbers.transpose(0, 2, 1)
+
+        with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(run, range(0, found.shape[1], step)))
+        return found.reshape(rows.shape)
 
 
 def _round(

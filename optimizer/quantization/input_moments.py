@@ -20,6 +20,9 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
 
+_ROWS = 1 << 13
+"""Multiplied at a time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class InputMoments:
@@ -43,6 +46,10 @@ class InputMoments:
         squares: Floats = np.einsum("gkk->gk", self.second).copy()
         return squares
 
+    def energy(self, rows: Floats) -> float:
+        """The squares of the float model's product of all outputs [N, K]."""
+        return _products(rows, self.second if self.float_second is None else self.float_second, rows)
+
     def cost(self, found: Floats, rows: Floats) -> float:
         """What the product of all outputs loses, with what was seen of the paths.
 
@@ -63,4 +70,8 @@ class InputMoments:
 def _products(left: Floats, matrices: Floats, right: Floats) -> float:
     """The sum of l M r' over rows, of G groups."""
     parts = zip(np.split(left, len(matrices)), matrices, np.split(right, len(matrices)), strict=True)
-    return sum(float(np.einsum("nk,nk->", a @ matrix, b, dtype=np.float64)) for a, matrix, b in parts)
+    return sum(
+        float(np.einsum("nk,nk->", a[begin : begin + _ROWS] @ matrix, b[begin : begin + _ROWS], dtype=np.float64))
+        for a, matrix, b in parts
+        for begin in range(0, len(a), _ROWS)
+    )

@@ -65,6 +65,10 @@ class QuantizedWeight:
     zero_points: Codes
     error: WeightError
 
+    def part(self, channels: slice) -> QuantizedWeight:
+        """That of some output channels, with the error of all."""
+        return QuantizedWeight(self.packed[channels], self.scales[channels], self.zero_points[channels], self.error)
+
     def codes(self, scheme: WeightScheme, K: int) -> Codes:
         """One code a byte, [N, K]."""
         return reference.unpack_codes(self.packed, scheme.bits, scheme.codes_per_block(K), K)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,19 +181,26 @@ def _size(name: str, dims: Mapping[str, int], default: int) -> int:
     return default
 
 
-def fitted(feeds: Feeds, inputs: list[Any], model: str) -> Feeds:
+def default_inputs(session: Any) -> list[Any]:
+    """Inputs of a session that need not be given, because they have a default: OpenVINO knows none."""
+    return list(session.get_overridable_initializers()) if hasattr(session, "get_overridable_initializers") else []
+
+
+def fitted(feeds: Feeds, inputs: list[Any], model: str, defaults: Sequence[Any] = ()) -> Feeds:
     """Feeds of one model for another that may take floats of another width.
 
     Args:
         feeds: By input.
         inputs: A session's inputs.
         model: What to call its model in an error.
+        defaults: Inputs that need not be given.
 
     Raises:
         UsageError: It has other inputs.
     """
-    wanted = {node.name: np.dtype(_TYPES[node.type]) for node in inputs if node.type in _TYPES}
-    if names := {node.name for node in inputs} ^ feeds.keys():
+    wanted = {node.name: np.dtype(_TYPES[node.type]) for node in (*inputs, *defaults) if node.type in _TYPES}
+    given = feeds.keys() - {node.name for node in defaults}
+    if names := {node.name for node in inputs} ^ given:
         raise UsageError(f"{model}: the data is for the inputs {', '.join(feeds)}; {', '.join(sorted(names))} differ")
     return {name: in_width(x, wanted.get(name, x.dtype)) for name, x in feeds.items()}
 
@@ -247,28 +254,29 @@ def read_arrays(path: str | Path, of: str = "") -> Feeds:
         raise OnnxpressError(f"{path}: not a readable .npz file{of}: {error}") from error
 
 
-def read_feeds(path: str | Path, inputs: list[Any]) -> Feeds:
+def read_feeds(path: str | Path, inputs: list[Any], defaults: Sequence[Any] = ()) -> Feeds:
     """Inputs from an .npz file.
 
     Args:
         path: Arrays by the names of the inputs; floats may be of another width.
         inputs: A session's inputs.
+        defaults: Inputs that need not be given.
 
     Raises:
         OnnxpressError: The file cannot be read.
         UsageError: A name, type or shape does not fit.
     """
     arrays = read_arrays(path)
-    expected = {node.name: node for node in inputs}
-    if missing := sorted(expected.keys() - arrays.keys()):
+    expected = {node.name: node for node in (*inputs, *defaults)}
+    if missing := sorted({node.name for node in inputs} - arrays.keys()):
         raise UsageError(
             f"{path}: lacks the model's input {', '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}"
         )
     if unknown := sorted(arrays.keys() - expected.keys()):
         raise UsageError(f"{path}: {', '.join(unknown)} is no input of the model, which has {', '.join(expected)}")
-    arrays = fitted(arrays, inputs, str(path))
-    for name, node in expected.items():
-        _check(path, arrays[name], node)
+    arrays = fitted(arrays, inputs, str(path), defaults)
+    for name, array in arrays.items():
+        _check(path, array, expected[name])
     if arrays and not any(array.size for array in arrays.values()):  # of a past, a first step has none
         name, array = next(iter(arrays.items()))
         raise UsageError(f"{path}: {name} has shape {list(array.shape)}, which holds no numbers to compare by")

@@ -32,14 +32,12 @@ def uses_our_ops(model: ir.Model) -> bool:
 
 def compiled_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes that `onnxpress compile` wrote, which run on our execution provider alone."""
-    from ..model_io.traverse import graphs
+    from ..model_io.external_data import context_nodes
 
-    for graph in graphs(model):
-        for node in graph:
-            source = node.attributes.get("source")
-            is_context = node.op_type == "EPContext" and node.domain == "com.microsoft"
-            if is_context and source is not None and source.value == ep.NAME:
-                yield node
+    for node in context_nodes(model):
+        source = node.attributes.get("source")
+        if source is not None and source.value == ep.NAME:
+            yield node
 
 
 def is_compiled(model: ir.Model) -> bool:

@@ -175,7 +175,8 @@ class Judging:
 
     max_drop: float | None = setting(
         None,
-        "Keep the fewest layers in float with which the metric gets worse by no more than this share, such as 1%.",
+        "Let the metric get worse by no more than this share, such as 1%: of schemes that round activations, with the "
+        "fewest layers in float; of weights alone, by the cheapest recipe.",
         parse=between(0, 0.99),
         is_share=True,
     )

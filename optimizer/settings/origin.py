@@ -51,7 +51,8 @@ class Origin:
     def restate(self, error: SettingError | SettingsError) -> UsageError:
         """An error that knows keys alone, with their origin; it advises to write where that was written."""
         if isinstance(error, SettingsError):
-            return UsageError(f"{self.name(error.keys)}{error.problem}")
+            why = f": {self.name(error.why)}" if error.why else ""
+            return UsageError(f"{self.name(error.keys)}{error.problem}{why}")
         advice = ""
         if error.remedy is not None:
             key, value = error.remedy

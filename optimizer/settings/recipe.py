@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import OnnxpressError, UsageError, named_alone, suggestion
-from ..quantization.schemes import FORMAT_ALIASES, SCHEMES, WeightScheme, weight_scheme
+from ..quantization.schemes import SCHEMES
 from ..user_functions import written_as
 from .families import keys_read_by
 from .former import renamed, takes_former_names
@@ -32,6 +32,7 @@ from .groups import (
     Sparse,
     Symmetry,
 )  # fmt: skip
+from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
 from .setting import EXPECTED, checked, settings_of
 
@@ -114,16 +115,6 @@ class Override:
         return ", ".join(parts)
 
 
-@dataclasses.dataclass(frozen=True)
-class NodeSettings:
-    """What the recipe says about one node."""
-
-    weight: WeightScheme
-    accuracy_level: int
-    sparsity: float | None
-    activation_format: str
-
-
 @takes_former_names
 @named_alone
 @dataclasses.dataclass(frozen=True)
@@ -193,7 +184,7 @@ class Recipe(
     @property
     def formats(self) -> tuple[str, str]:
         """Of weights and activations of a scheme that rounds both to minifloats, where no override says another."""
-        settings = _node_settings(self._per_node(), Origin())
+        settings = node_settings(self._per_node(), Origin())
         return settings.weight.format, settings.activation_format
 
     @property
@@ -255,10 +246,10 @@ class Recipe(
     def _check_together(self, origin: Origin) -> None:
         """Refuse settings that do not go together, of the recipe or of nodes that an override matches."""
         own = self._per_node()
-        _node_settings(own, origin)
+        node_settings(own, origin)
         for index, override in enumerate(self.overrides):
             given = override.given()
-            _node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
+            node_settings({**own, **given}, origin.inner(f"overrides[{index}]", given))
         if self.family == "minifloat-static" and self.range_method in ("entropy", "mse"):
             problem = f", for codes at equal distances; {self.scheme} takes minmax, moving-average or percentile"
             raise origin.error("range_method", self.range_method, problem)
@@ -352,13 +343,13 @@ class Recipe(
             object.__setattr__(recipe, key, value)
         return recipe
 
-    def settings(self, name: str, op_type: str, others: Collection[str] = ()) -> NodeSettings | str:
-        """What to do with one node: its settings, or the reason to leave it in float. Patterns match any name."""
+    def settings(self, name: str, op_type: str, others: Collection[str] = ()) -> NodeSettings | Kept:
+        """What to do with one node: its settings, or why it stays in float. Patterns match any name."""
         names = {name, *others}
         if self.include and not any(_matches(pattern, names) for pattern in self.include):
-            return "not included by the recipe"
+            return Kept.NOT_INCLUDED
         if any(_matches(pattern, names) for pattern in self.exclude):
-            return "excluded by the recipe"
+            return Kept.EXCLUDED
         values = self._per_node()
         keep = False
         for override in self.overrides:
@@ -366,8 +357,8 @@ class Recipe(
                 keep = override.keep_float
                 values.update(override.given())
         if keep:
-            return "kept in float by an override of the recipe"
-        return _node_settings(values, Origin(f"node {name}"))
+            return Kept.OVERRIDDEN
+        return node_settings(values, Origin(f"node {name}"))
 
     def unused_patterns(self, nodes: Collection[tuple[Collection[str], str]]) -> list[str]:
         """Patterns that match none of the (names, op_type) pairs: most likely typing errors."""
@@ -413,26 +404,3 @@ def _per_node() -> tuple[str, ...]:
 
 def _defaults() -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(Recipe)}
-
-
-def _node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
-    """The settings of a node, defaults filled in.
-
-    Raises:
-        UsageError: They do not go together.
-    """
-    name, level = values["scheme"], values["accuracy_level"]
-    keys = ("block_size", "symmetric", "search", "scale_type", "per_channel")
-    with origin.stated():
-        weight = weight_scheme(name, **{key: values[key] for key in keys})
-    if level == 4 and not weight.integer:
-        raise origin.error("accuracy_level", level, f", activations of int8, but {name} takes 0 to 3")
-    if level is None:
-        level = 4 if weight.integer else 3
-    for key in ("weight_format", "activation_format"):
-        if values[key] is not None and not SCHEMES[name].activations:
-            raise origin.error(key, values[key], f", not read by scheme {name}")
-    if (given := values["weight_format"]) is not None:
-        weight = dataclasses.replace(weight, format=FORMAT_ALIASES.get(given, given))
-    activations = values["activation_format"] or SCHEMES[name].activations
-    return NodeSettings(weight, level, values["sparsity"], FORMAT_ALIASES.get(activations, activations))

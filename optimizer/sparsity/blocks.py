@@ -77,6 +77,11 @@ class Compressed:
     indices: Ints
     offsets: Ints
 
+    @property
+    def nbytes(self) -> int:
+        """Of all three."""
+        return self.values.nbytes + self.indices.nbytes + self.offsets.nbytes
+
 
 def tiles(weight: npt.NDArray[Any], block: Block) -> npt.NDArray[Any]:
     """The weight [K, N] as [rows, columns, n, k], padded by zeros."""

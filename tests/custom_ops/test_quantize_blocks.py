@@ -156,6 +156,13 @@ def test_codes_survive_packing(bits):
         np.testing.assert_array_equal(reference.unpack_zero_points(packed, bits, count), zeros)
 
 
+@pytest.mark.parametrize("K", [-1, 31, 65, 2**40, 2**63 - 1])
+def test_a_size_that_the_codes_do_not_have(K):
+    """The last ones would overflow the count of blocks."""
+    with pytest.raises(ValueError, match="packed has the wrong shape"):
+        _kernels.unpack_codes(np.zeros((1, 2, 16), np.uint8), 4, 32, K)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_all_finite_sees_every_place(dtype):
     for size in (0, 1, 63, 5000):

@@ -122,18 +122,37 @@ def test_what_inner_graphs_compute_of_constants(tmp_path):
 
 
 @SAVES_THEM
-def test_inner_graphs_that_onnx_runtime_cannot_save(tmp_path):
-    """A larger constant that one of them returns has to be there."""
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("how", ["initializer", "node", "computed", "read", "both"])
+def test_constants_that_inner_graphs_return(tmp_path, how, external):
+    """Larger ones, which have to be there, and which ONNX Runtime would compute ahead of what only moves them."""
     model = with_branches(96, 37)
-    branch = model.graph.node[0].attribute[0].g
-    (result,) = branch.output
-    del branch.node[:], branch.initializer[:]
-    branch.initializer.append(onnx.numpy_helper.from_array(np.zeros((3, 37), np.float32), "stored"))
-    branch.node.append(onnx.helper.make_node("Neg", ["stored"], [result.name]))
-    onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(OnnxpressError, match=r"cannot compile: .*graphs inside nodes"):
-        compile_context(tmp_path / "model.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    values = np.random.default_rng(1).standard_normal((3, 37), np.float32)
+    for attribute in model.graph.node[0].attribute[: 2 if how == "both" else 1]:
+        branch = attribute.g
+        (result,) = branch.output
+        del branch.node[:], branch.initializer[:]
+        stored = onnx.numpy_helper.from_array(values, result.name)
+        if how == "node":
+            branch.node.append(onnx.helper.make_node("Constant", [], [result.name], value=stored))
+        elif how == "computed":
+            stored.name = "stored"
+            branch.initializer.append(stored)
+            branch.node.append(onnx.helper.make_node("Neg", ["stored"], [result.name]))
+        else:
+            branch.initializer.append(stored)
+    if how == "read":
+        for graph in (attribute.g for attribute in model.graph.node[0].attribute):
+            negated = onnx.helper.make_tensor_value_info(f"{graph.output[0].name}_n", onnx.TensorProto.FLOAT, ["m", 37])
+            graph.node.append(onnx.helper.make_node("Neg", [graph.output[0].name], [negated.name]))
+            graph.output.append(negated)
+        model.graph.node[0].output.append("second")
+        model.graph.output.append(onnx.helper.make_tensor_value_info("second", onnx.TensorProto.FLOAT, ["m", 37]))
+    assert same_once_compiled(tmp_path, model, external) == ["EPContext", "If", "Tanh"]
+    proto = onnx.load(tmp_path / "model.ctx.onnx")
+    assert [value.name for value in proto.graph.input] == [value.name for value in model.graph.input]
+    inner = [a.g for node in proto.graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    assert any(tensor.dims == [3, 37] for graph in inner for tensor in graph.initializer)
 
 
 @SAVES_THEM

@@ -2,84 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
-import graphs
 import ml_dtypes
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnxpress import custom_ops, ep
+from nbits_models import K, N, feeds_of, make, rows, taken
+from onnxpress import ep
 from onnxpress.custom_ops import _kernels, reference
 from sessions import KNOWS_WHO_RUNS_WHAT, options
-
-K, N = 96, 37
-
-
-def make(
-    *, bits=4, block_size=32, level=0, activation=np.float32, zero_points=None, bias=None, domain="com.microsoft",
-    g_idx=False, constant=True, flat=False, scale=None, **attributes,
-):  # fmt: skip
-    """A model of one node, its weight and its bias."""
-    rng = np.random.default_rng(5)
-    scale, blocks = scale or activation, -(-K // block_size)
-    codes = reference.pack_codes(rng.integers(0, 2**bits, (N, blocks, block_size), dtype=np.uint8), bits)
-    scales = rng.uniform(0.01, 0.02, (N, blocks)).astype(scale)
-    arrays = {"B": codes, "scales": scales.reshape(-1) if flat else scales}
-    if zero_points == "packed":
-        points = reference.pack_zero_points(rng.integers(0, 2**bits, (N, blocks), dtype=np.uint8), bits)
-        arrays["zero_points"] = points.reshape(-1) if flat else points
-    elif zero_points == "float":
-        arrays["zero_points"] = rng.uniform(0, 2**bits, (N, blocks)).astype(scale)
-    if g_idx:
-        arrays["g_idx"] = np.arange(K, dtype=np.int32) // block_size
-    values = rng.standard_normal(N).astype(activation)
-    b = graphs.Builder()
-    kind = ir.DataType.from_numpy(np.dtype(activation))
-    inputs = [b.input("A", ["m", K], kind)]
-    order = ("B", "scales", "zero_points", "g_idx") if domain == "com.microsoft" else ("B", "scales", "zero_points")
-    for name in order:
-        if name not in arrays:
-            inputs.append(None)
-        elif constant:
-            inputs.append(b.constant(name, arrays[name]))
-        else:
-            inputs.append(b.input(name, arrays[name].shape, ir.DataType.from_numpy(arrays[name].dtype)))
-    if bias == "constant":
-        inputs.append(b.constant("bias", values))
-    elif bias == "input":
-        inputs.append(b.input("bias", [N], kind))
-    while inputs[-1] is None:
-        inputs.pop()
-    settings = {"K": K, "N": N, "bits": bits, "block_size": block_size, "accuracy_level": level} | attributes
-    b.output(b.op("MatMulNBits", *inputs, name="the_node", domain=domain, **settings), ["m", N], kind)
-    b.graph.opset_imports[domain] = 1
-    W = reference.dequantize(
-        codes, scales.astype(np.float32), arrays.get("zero_points") if zero_points == "float" or not flat else points,
-        bits=bits, block_size=block_size, K=K,
-    )  # fmt: skip
-    return ir.to_proto(b.model(10)).SerializeToString(), W, values if bias else np.zeros(N, activation), arrays
-
-
-def rows(M=5, dtype=np.float32, seed=0):
-    return np.random.default_rng(seed).standard_normal((M, K)).astype(dtype)
-
-
-def taken(session):
-    """Whether the node is on the execution provider; unknown, so None, before ONNX Runtime 1.24."""
-    return "the_node" in ep.assigned_nodes(session).get(ep.NAME, []) if KNOWS_WHO_RUNS_WHAT else None
-
-
-def feeds_of(session, A, bias, arrays):
-    known = {"A": A, "bias": bias, **arrays}
-    return {value.name: known[value.name] for value in session.get_inputs()}
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -275,25 +206,6 @@ def test_wrong_shape_at_run_time_names_the_node():
         session.run(None, {"A": np.zeros((2, K + 1), np.float32)})
 
 
-@pytest.mark.parametrize("first", ["ep", "ops"])
-def test_both_orders_with_the_custom_ops(first):
-    chosen = options()
-    steps = {"ep": lambda: ep.append(chosen), "ops": lambda: custom_ops.register(chosen)}
-    steps.pop(first)()
-    (rest,) = steps.values()
-    rest()
-    model, W, *_ = make(bits=3, domain="onnxpress")
-    A = rows()
-    (got,) = ort.InferenceSession(model, chosen).run(None, {"A": A})
-    np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
-
-
-def test_registering_twice_is_harmless():
-    ep.register()
-    ep.register()
-    assert len([device for device in ort.get_ep_devices() if device.ep_name == ep.NAME]) == 1
-
-
 def test_weights_of_an_outer_graph_are_left():
     """A node in a branch reads the weight of the graph around it."""
     model = onnx.load_from_string(make()[0])
@@ -352,89 +264,6 @@ def test_a_product_that_nothing_reads():
     np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
 
 
-def test_many_threads_and_sessions_at_once():
-    model, *_ = make(level=4, zero_points="packed")
-    alone = ep.session(model, options(intra_op_num_threads=1)).run(None, {"A": rows(70)})[0]
-    shared = ep.session(model, options(intra_op_num_threads=2))
-
-    def work(seed):
-        own = ep.session(model, options(intra_op_num_threads=1 + seed % 3))
-        for session in (shared, own):
-            np.testing.assert_array_equal(session.run(None, {"A": rows(70)})[0], alone)
-        del own
-        gc.collect()
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(24)))
-
-
-def test_parallel_execution_mode():
-    model, W, *_ = make()
-    A = rows()
-    chosen = options(execution_mode=ort.ExecutionMode.ORT_PARALLEL, inter_op_num_threads=2)
-    (got,) = ep.session(model, chosen).run(None, {"A": A})
-    np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
-
-
-@pytest.mark.unsanitized
-def test_equal_weights_of_many_sessions_are_held_once(tmp_path):
-    done = script(
-        f"path = {str(tmp_path / 'model.onnx')!r}"
-        + """
-def held():
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous")) / 1024
-b = graphs.Builder()
-codes = np.random.default_rng(0).integers(0, 256, (8192, 128, 16), dtype=np.uint8)  # 16 MiB
-inputs = b.input("A", ["m", 4096]), b.constant("B", codes), b.constant("scales", np.ones((8192, 128), np.float32))
-y = b.op("MatMulNBits", *inputs, domain="com.microsoft", K=4096, N=8192, bits=4, block_size=32)
-b.output(y, ["m", 8192])
-b.graph.opset_imports["com.microsoft"] = 1
-ir.save(b.model(10), path, external_data="data")  # mapped, so that what a session holds is what it packed
-sessions, before = [], held()
-for _ in range(4):
-    sessions.append(ep.session(path, options()))
-print(held() - before)
-A = np.ones((1, 4096), np.float32)
-assert all((s.run(None, {"A": A})[0] == sessions[0].run(None, {"A": A})[0]).all() for s in sessions)
-"""
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 3 * 20  # MiB: one packed copy takes 20, and four would take 80
-
-
-def script(code, isa=None):
-    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
-    prelude = f"import sys; sys.path[:0] = {folders!r}\nfrom test_matmul_nbits import *\n"
-    env = {**os.environ, **({"ONNXPRESS_ISA": isa} if isa else {})}
-    return subprocess.run([sys.executable, "-c", prelude + code], env=env, capture_output=True, text=True, check=False)
-
-
-RUN = """
-model, W, *_ = make(level=4, zero_points="packed")
-A = rows()
-(got,) = ep.session(model, options()).run(None, {"A": A})
-np.testing.assert_allclose(got, A @ W, atol=0.03 * np.abs(A @ W).max())
-"""
-
-
-@pytest.mark.parametrize("isa", _kernels.all_isas())
-def test_instruction_sets(isa):
-    done = script(RUN, isa)
-    if isa in _kernels.supported_isas():
-        assert done.returncode == 0, done.stderr
-    else:
-        assert "this CPU lacks these instructions" in done.stderr
-
-
-@pytest.mark.parametrize("isa", _kernels.supported_isas())
-def test_instruction_set_of_a_session(isa):
-    model, W, *_ = make()
-    A = rows()
-    (got,) = ep.session(model, options(), isa=isa).run(None, {"A": A})
-    np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
-
-
 @pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 does not tell who runs what")
 @pytest.mark.parametrize("size", [N, 1])
 def test_a_bias_that_follows(size):
@@ -452,18 +281,3 @@ def test_a_bias_that_follows(size):
     A = rows()
     (got,) = session.run(None, {"A": A})
     np.testing.assert_allclose(got, A @ W + values, atol=1e-5 * np.abs(A @ W).max())
-
-
-def test_unregistering_with_a_live_session():
-    done = script("""
-model, W, *_ = make()
-session = ep.session(model, options())
-ort.unregister_execution_provider_library(ep.NAME)
-A = rows()
-np.testing.assert_allclose(session.run(None, {"A": A})[0], A @ W, atol=1e-5 * np.abs(A @ W).max())
-del session
-gc.collect()
-again = ep.session(model, options())
-np.testing.assert_allclose(again.run(None, {"A": A})[0], A @ W, atol=1e-5 * np.abs(A @ W).max())
-""")
-    assert done.returncode == 0, done.stderr

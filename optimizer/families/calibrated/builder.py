@@ -77,6 +77,7 @@ class Candidate:
         weights: The rounded weights by name.
         readers: The nodes that read each of them.
         warnings: What the user should know.
+        left: What was left when its moments were restored, and why, by the node's name.
     """
 
     model: ir.Model
@@ -85,6 +86,7 @@ class Candidate:
     weights: Mapping[str, Rounded]
     readers: Mapping[str, tuple[str, ...]]
     warnings: Sequence[str] = ()
+    left: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Builder(abc.ABC, Generic[P, W]):
@@ -159,8 +161,8 @@ class Builder(abc.ABC, Generic[P, W]):
     def restored(self, candidate: Candidate) -> Candidate:
         """A copy whose channels have their moments back."""
         model = copy_of(candidate.model)
-        restore_moments(self.model, model, self.feeds, self._progress)
-        return dataclasses.replace(candidate, model=model)
+        left = restore_moments(self.model, model, self.feeds, self._progress)
+        return dataclasses.replace(candidate, model=model, left=left)
 
     def observed(self) -> dict[str, TensorStatistics]:
         """Of the tensors that were rounded in some model, but for inputs that data was given of."""

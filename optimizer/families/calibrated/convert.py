@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,20 +21,22 @@ from ...calibration.collect import collect
 from ...calibration.variety import constant_tensors
 from ...errors import SettingsError, option
 from ...evaluation.metrics import COSINE, Metric, check_metric, choose_metric
-from ...evaluation.sensitivity import MixedPrecision, search_mixed_precision
+from ...evaluation.sensitivity import MixedPrecision, Trial, search_mixed_precision
 from ...model_io.names import copy_of
+from ...model_io.storage import weights_size
 from ...passes.base import GraphPass, Left
 from ...passes.declare_functions import declare_functions
 from ...passes.equalize_channels import EqualizeChannels
 from ...passes.float8_products import warn_of_float8_products
 from ...passes.place_minifloat import OPSET
 from ...passes.preparation import prepare
+from ...passes.restore_moments import RestoreMoments
 from ...passes.smooth_matmul import SmoothMatMul, smoothable
 from ...planning.int8_operators import Role
 from ...planning.plan import Decision
 from ...planning.plan_int8 import plan_int8
 from ...planning.plan_minifloat import plan_minifloat
-from ...planning.report import weight_report
+from ...planning.report import Accuracy, Attempt, weight_report
 from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from ...runtime.int8_kernels import fallbacks, operators, optimized
@@ -49,6 +52,7 @@ from .minifloat_builder import MinifloatBuilder
 from .trials import Trials, Verdict
 
 _ROUNDS = 3  # of asking ONNX Runtime: what stays in float changes what its neighbours can be
+_NAMED = 3  # nodes of a mixture
 _FOR_THE_BOUND = "kept in float for the bound on the metric's drop"
 _SKIPPED = {
     "smooth": "smoothing", "method": "GPTQ", "restore_moments": "restoring of moments",
@@ -115,7 +119,7 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
     else:
         move = SmoothMatMul(statistics, recipe.smooth is True, _noise(recipe))
     result = move(model)
-    left[type(move).__name__] = result.left
+    left |= {type(move).__name__: result.left} if result.left else {}
     return result.modified
 
 
@@ -146,7 +150,8 @@ def convert(
     metric = choose_metric(recipe.judged_by, builder.model, builder.feeds, source) if builder.feeds else None
     search = None
     if metric is not None and recipe.max_loss is not None:
-        search = _search(builder, kept, metric, recipe.max_loss, progress)
+        search, mixtures = _search(builder, kept, metric, recipe.max_loss, progress)
+        trials.trail += mixtures
         kept |= {name: _FOR_THE_BOUND for name in search.kept if name not in kept}
     seconds = prove_faster(builder, kept) if recipe.only_if_faster else None
     candidate, value = _choose(builder, kept, metric, search, trials)
@@ -154,7 +159,8 @@ def convert(
     model.functions.update(candidate.model.functions)
     declare_functions(model)
     outcome = _outcome(builder, candidate, metric, value, search, seconds, trials.verdicts)
-    return dataclasses.replace(outcome, passes=left)
+    left |= {RestoreMoments.__name__: dict(candidate.left)} if candidate.left else {}
+    return dataclasses.replace(outcome, passes=left, trail=trials.trail)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -206,13 +212,39 @@ def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> 
 
 def _search(
     builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
-) -> MixedPrecision:
-    """The fewest products in float with which the metric is within the bound."""
+) -> tuple[MixedPrecision, list[Attempt]]:
+    """The fewest products in float with which the metric is within the bound, and all that was tried."""
     nodes = products(builder.plan(copy_of(builder.model), kept))
-    return search_mixed_precision(
-        lambda chosen: builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0], metric, nodes,
-        reference=metric.reference, max_drop=max_drop, drop=metric.loss, always=kept, progress=progress,
+    begun: list[float] = []
+    measured: list[tuple[int, float]] = []  # bytes and seconds of each trial
+
+    def build(chosen: frozenset[str]) -> ir.Model:
+        begun.append(time.perf_counter())
+        return builder.unrestored({**dict.fromkeys(chosen, _FOR_THE_BOUND), **kept})[0]
+
+    def score(model: ir.Model) -> float:
+        value = metric(model)
+        measured.append((weights_size(model), time.perf_counter() - begun[-1]))
+        return value
+
+    search = search_mixed_precision(
+        build, score, nodes, reference=metric.reference, max_drop=max_drop, drop=metric.loss, always=kept,
+        progress=progress,
     )  # fmt: skip
+    trail = [Attempt("float32", metric.name, metric.reference, True, weights_size(builder.model))]
+    for trial, cost in zip(search.trials, measured, strict=True):
+        trail.append(Attempt(_mixture(trial, nodes), metric.name, trial.value, trial.accepted, *cost))
+    return search, trail
+
+
+def _mixture(trial: Trial, nodes: Sequence[str]) -> str:
+    """A trial for a person, by the shorter list of names."""
+    rounded = [name for name in nodes if name not in trial.kept]
+    what, names = ("rounded", rounded) if trial.step == "alone" else ("in float", list(trial.kept))
+    if not names:
+        return "all rounded"
+    listed = ", ".join(names[:_NAMED])
+    return f"{what}: {listed}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _choose(
@@ -231,6 +263,7 @@ def _choose(
     asked = builder.recipe.restore_moments
     if asked is False or not builder.feeds:
         return plain, _value(metric, plain) if search is None else search.best
+    began = time.perf_counter()
     restored = builder.restored(plain)
     value = _value(metric, restored)
     if asked is None and metric is not None and builder.recipe.judged_by is not None:
@@ -239,7 +272,7 @@ def _choose(
             return plain, other
     else:
         without, with_them = (trials.noise_of(builder, each.model) for each in (plain, restored))
-        if not trials.keeps("restore_moments", with_them, without, asked=asked is True):
+        if not trials.keeps("restore_moments", with_them, without, began, asked=asked is True):
             return plain, _value(metric, plain) if search is None else search.best
     return restored, value
 
@@ -300,7 +333,10 @@ def _outcome(
     weights = tuple(
         weight_report(name, candidate.readers[name], rounded) for name, rounded in candidate.weights.items()
     )
-    return ConversionResult(candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows)
+    accuracy = None if metric is None else Accuracy(metric.name, value, metric.reference)
+    return ConversionResult(
+        candidate.decisions, lambda: weights, warnings=warnings, details=details, rows=rows, accuracy=accuracy
+    )
 
 
 def _family(name: str) -> Family:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ...calibration.collect import MEMORY, in_groups, sizes_of
 from ...calibration.observe import Observer
 from ...calibration.piecewise import Piecewise
-from ...passes.restore_moments import depths_of, mendable, restore_in_order
+from ...passes.restore_moments import RestoreMoments, depths_of, mendable
 from ...planning.result import Progress
 from ...quantization.moments import Moments
 from ...runtime.feeds import Feeds, bytes_of
@@ -25,7 +25,9 @@ _LIVE = 4
 """which are as large as so many of the largest result for each set of inputs: branches, and codes beside floats."""
 
 
-def restore_moments(float_model: ir.Model, rounded: ir.Model, data: Sequence[Feeds], progress: Progress) -> None:
+def restore_moments(
+    float_model: ir.Model, rounded: ir.Model, data: Sequence[Feeds], progress: Progress
+) -> dict[str, str]:
     """Give the channels of a rounded model the moments that they have in float.
 
     Args:
@@ -34,12 +36,15 @@ def restore_moments(float_model: ir.Model, rounded: ir.Model, data: Sequence[Fee
         data: Sets of inputs; fewer of them are taken where their tensors are large.
         progress: Told of each part of the float model and of each depth of the rounded one.
 
+    Returns:
+        The nodes that stay as they were, and why, by name.
+
     Raises:
         OnnxpressError: ONNX Runtime cannot run a model.
     """
     names = [node.outputs[0].name or "" for node in float_model.graph if node.op_type in ("Conv", "Gemm")]
     if not names or not data:
-        return
+        return {}
     largest = max(data, key=bytes_of)
     sizes = sizes_of(float_model, names, largest)
     data = data[: max(1, _HELD // max(1, _LIVE * max(sizes)))]
@@ -58,8 +63,9 @@ def restore_moments(float_model: ir.Model, rounded: ir.Model, data: Sequence[Fee
         observer = Observer(float_model, group)
         reference |= told(dict(zip(group, observer.run(feeds), strict=True)) for feeds in data)
     pieces = Piecewise(rounded, [node.outputs[0].name or "" for node in goals], data)
-    restore_in_order(rounded, reference, lambda _model, wanted: told(pieces.run(wanted)))
+    restored = RestoreMoments(reference, lambda _model, wanted: told(pieces.run(wanted)))(rounded)
     progress(_STAGE, whole, whole)
+    return restored.left
 
 
 def _merged(values: Iterable[Mapping[str, np.ndarray]]) -> dict[str, Moments]:

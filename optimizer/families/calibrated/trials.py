@@ -8,10 +8,12 @@ a time, each beside the best so far.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...evaluation.output_noise import OutputNoise
+from ...planning.report import Attempt
 from ...planning.result import Progress
 from ...settings.recipe import Recipe
 from .builder import Builder, Calibrated
@@ -21,6 +23,11 @@ _WORSE = 1.1
 """Noise beyond this multiple of what it was without a step speaks against the step; less is chance."""
 _OFF = {"correct_bias": False, "method": "rtn"}
 """Settings of the steps that are tried, and their values without."""
+
+_SAID = {"method": "gptq", "restore_moments": "restored moments", "correct_bias": "corrected biases"}
+"""What steps are called in a trail, where the name of the setting does not tell."""
+NOISE = "noise of the outputs, % of their signal"
+"""What models are judged by: less is better."""
 
 Make = Callable[[Calibrated, Recipe], Builder[Any, Any]]
 
@@ -52,11 +59,13 @@ class Trials:
 
     Attributes:
         verdicts: On the steps that made the outputs worse.
+        trail: All models that were measured, in order.
         refused: What ONNX Runtime runs none of the models with, and why; it was asked once.
     """
 
     def __init__(self, make: Make, progress: Progress) -> None:
         self.verdicts: list[Verdict] = []
+        self.trail: list[Attempt] = []
         self._make, self._progress = make, progress
         self.refused: dict[str, str] = {}
         self._noise: OutputNoise | None = None
@@ -80,16 +89,19 @@ class Trials:
         if not best.feeds or whole == 1:
             return best if plain == recipe else best.with_recipe(recipe)
         self._progress("try steps", 0, whole)
+        began = time.perf_counter()
         least = self.noise(best)
+        self._note("none of the steps", least, began, accepted=True)
         tried = [*((stage.step, stage) for stage in stages[1:]), *((step, None) for step in steps)]
         for count, (name, stage) in enumerate(tried, 1):
             self._progress("try steps", count, whole)
+            began = time.perf_counter()
             if stage is not None:
                 builder = self._make(stage, best.recipe)
             else:
                 builder = best.with_recipe(dataclasses.replace(best.recipe, **{name: getattr(recipe, name)}))
             noise = self.noise(builder)
-            if self.keeps(name, noise, least, asked=_asked(recipe, name)):
+            if self.keeps(name, noise, least, began, asked=_asked(recipe, name)):
                 best, least = builder, noise
         self._progress("try steps", whole, whole)
         return best
@@ -107,12 +119,17 @@ class Trials:
             self._measured = model, self._noise(model)
         return self._measured[1]
 
-    def keeps(self, step: str, noise: float, without: float, *, asked: bool) -> bool:
-        """Whether a step stays; what harms is noted."""
-        if noise <= _WORSE * without:
-            return True
-        self.verdicts.append(Verdict(step, noise, without, asked))
-        return asked
+    def keeps(self, step: str, noise: float, without: float, began: float, *, asked: bool) -> bool:
+        """Whether a step stays, which was made and measured since `began`; it is noted, and again where it harms."""
+        harms = not noise <= _WORSE * without
+        if harms:
+            self.verdicts.append(Verdict(step, noise, without, asked))
+        self._note(f"with {_SAID.get(step, step)}", noise, began, accepted=asked or not harms)
+        return asked or not harms
+
+    def _note(self, recipe: str, noise: float, began: float, *, accepted: bool) -> None:
+        seconds = time.perf_counter() - began
+        self.trail.append(Attempt(recipe, NOISE, 100 * noise, accepted, seconds=seconds))
 
 
 def _asked(recipe: Recipe, step: str) -> bool:

@@ -30,7 +30,7 @@ from ...passes.separate_layer_norm import SeparateLayerNorm
 from ...passes.sparsify_matmul import SparseLayer, SparsifyMatMul
 from ...planning.kept_in_float import kept_in_float
 from ...planning.plan import Decision
-from ...planning.plan_sparse import leave, plan_sparse
+from ...planning.plan_sparse import plan_sparse
 from ...planning.result import ConversionResult, Progress
 from ...runtime.machine import made_for, reduces_range
 from ...runtime.sparse_cost import measure
@@ -75,7 +75,7 @@ def convert(
         if reason is None:
             layers[decision.node] = layer
         else:
-            decisions[index] = leave(decision, reason)
+            decisions[index] = decision.but_left(reason)
     progress("choose blocks", len(taken), len(taken))
     share_out(list(layers.values()), recipe)
     rounded: list[Decision] = []
@@ -107,7 +107,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     if recipe.prune:
         return decisions
     reasons = {d.node: Layer(d, block, None, recipe).choose() for d in decisions if d.taken}
-    return [leave(d, reason) if (reason := reasons.get(d.node)) is not None else d for d in decisions]
+    return [d.but_left(reason) if (reason := reasons.get(d.node)) is not None else d for d in decisions]
 
 
 def _masked(model: ir.Model, recipe: Recipe) -> tuple[Recipe, str | None]:
@@ -143,7 +143,7 @@ def _leave_slow(
             continue
         kind = "float32" if cost.dense == cost.float32 else "int8"
         times = f"{1e6 * cost.dense:.0f} us against {1e6 * cost.sparse:.0f}"
-        decisions[index] = leave(decision, f"dense {kind} is as fast with {rows} rows: {times}")
+        decisions[index] = decision.but_left(f"dense {kind} is as fast with {rows} rows: {times}")
         if kind == "int8":
             rounded.append(decision)
         del layers[decision.node]

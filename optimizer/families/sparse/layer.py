@@ -81,6 +81,8 @@ class LayerReport:
             square.
         measured: Whether a calibration told the error.
         pruned: Whether blocks of it were chosen; else the weight is what masks or a trainer left of it.
+        criterion: By which they were chosen, else "zeros".
+        stored: Bytes of the blocks that are kept, and of their places and scales.
     """
 
     node: str
@@ -90,6 +92,8 @@ class LayerReport:
     error: float
     measured: bool
     pruned: bool
+    criterion: str
+    stored: int
 
     @property
     def size(self) -> int:
@@ -107,7 +111,7 @@ class LayerReport:
         """For the list of the largest errors."""
         decibels = -10 * math.log10(self.error) if self.error > 0 else math.inf
         scheme = f"{dtype}, {100 * self.sparsity:.1f} % zero"
-        return WeightReport(self.weight, (self.node,), scheme, self.size, decibels, 0.0)
+        return WeightReport(self.weight, (self.node,), scheme, self.size, decibels, 0.0, self.criterion, self.stored)
 
 
 class Layer:
@@ -220,14 +224,14 @@ class Layer:
             change, energy = (np.square(each, dtype=np.float64).sum() for each in (self.found - weight, weight))
             error = _ratio(change, energy)
         zeros = 1 - float(expand(self.mask, self.block, weight.shape).mean())
+        blocks, pruned = encode(kept if codes is None else codes, self.mask, self.block), self.scores is not None
         self.report = LayerReport(
-            self.decision.node.name or "", name, weight.shape, zeros, error, moments is not None,
-            self.scores is not None,
+            self.decision.node.name or "", name, weight.shape, zeros, error, moments is not None, pruned,
+            self.criterion if pruned else "zeros", blocks.nbytes + (0 if scales is None else scales.nbytes),
         )  # fmt: skip
         return SparseLayer(
-            encode(kept if codes is None else codes, self.mask, self.block), self.block, scales, shift,
-            self._activation(), name, self.decision.weight.transposed, weight.shape,
-        )  # fmt: skip
+            blocks, self.block, scales, shift, self._activation(), name, self.decision.weight.transposed, weight.shape
+        )
 
     def _kept(self, weight: Floats, moments: Moments | None) -> Floats:
         assert self.mask is not None

@@ -13,6 +13,7 @@ all attempts; the recipe that is found is then followed from the start, so that 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -25,6 +26,7 @@ from ...evaluation.metrics import Metric, choose_metric, loss_text
 from ...model_io.names import copy_of
 from ...model_io.storage import initializers
 from ...planning.lazy_weight import LazyWeight
+from ...planning.report import Attempt, size_text
 from ...planning.result import Progress
 from ...settings.recipe import Override, Recipe
 from .results import Results
@@ -38,34 +40,6 @@ _MORE = 8
 """Bits of the weights that cost most."""
 _BLOCK = 32
 _LEAST = 1e-30
-
-
-@dataclasses.dataclass(frozen=True)
-class Attempt:
-    """A model that was made and judged.
-
-    Attributes:
-        recipe: How it was made, for people.
-        size: Bytes of its weights.
-        value: Of the metric.
-        loss: Of the float model's, as `Metric.loss` tells it.
-        accepted: Whether the loss is within the bound.
-        seconds: That it took.
-        shown_loss: The loss for people.
-    """
-
-    recipe: str
-    size: int
-    value: float
-    loss: float
-    accepted: bool
-    seconds: float
-    shown_loss: str
-
-    def line(self) -> str:
-        """For a person."""
-        mark = "within the bound" if self.accepted else "too much"
-        return f"{self.recipe}: {self.size / 1e6:.1f} MB, lost {self.shown_loss}, {mark} ({self.seconds:.0f} s)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +61,16 @@ class Found:
     metric: Metric
     bound: float
     trail: tuple[Attempt, ...]
+
+    def lines(self) -> list[str]:
+        """All attempts, for a person."""
+        return [self._line(attempt) for attempt in self.trail]
+
+    def _line(self, attempt: Attempt) -> str:
+        assert attempt.loss is not None
+        lost = loss_text(attempt.loss, in_nats=self.metric.in_nats)
+        mark = "within the bound" if attempt.accepted else "too much"
+        return f"{attempt.recipe}: {size_text(attempt.size or 0)}, lost {lost}, {mark} ({attempt.seconds:.0f} s)"
 
     @property
     def settled(self) -> dict[str, Any]:
@@ -139,13 +123,17 @@ class _Search:
         if not self._enough():
             self._raise(weights)
         accepted = [index for index, attempt in enumerate(self._trail) if attempt.accepted]
-        best = min(accepted, key=lambda index: self._trail[index].size, default=None)
+        best = min(accepted, key=lambda index: self._trail[index].size or 0, default=None)
         if best is None:
-            best = min(range(len(self._trail)), key=lambda index: self._trail[index].loss)
+            best = min(range(len(self._trail)), key=self._loss)
         recipe, by_data = self._recipes[best]
         same = recipe.overrides == self._recipe.overrides or not by_data
         results = self._results if by_data and same else {} if not by_data else None
         return Found(recipe, by_data, results, self._metric, self._bound, tuple(self._trail))
+
+    def _loss(self, index: int) -> float:
+        loss = self._trail[index].loss
+        return math.inf if loss is None else loss
 
     def _enough(self) -> bool:
         return any(attempt.accepted for attempt in self._trail)
@@ -204,13 +192,12 @@ class _Search:
         weights = rewrite(copy, decide(copy, recipe)).weights
         for weight in weights:
             if by_data and weight.identity in self._results:
-                weight.take(self._results[weight.identity].read)
+                weight.take(self._results[weight.identity].read, self._results[weight.identity].rounded.method)
         value = self._metric(copy)
         loss = self._metric.loss(value)
         size = sum(each.const_value.nbytes for each in initializers(copy) if each.const_value is not None)
         took += time.perf_counter() - begin
-        shown = loss_text(loss, in_nats=self._metric.in_nats)
-        self._trail.append(Attempt(label, size, value, loss, loss <= self._bound, took, shown))
+        self._trail.append(Attempt(label, self._metric.name, value, loss <= self._bound, size, took, loss))
         self._recipes.append((recipe, by_data))
         return weights
 

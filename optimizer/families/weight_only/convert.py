@@ -58,7 +58,7 @@ def _convert(
         results = round_with_data(original, lazy, data, method_of(recipe), progress, stage)
     for weight in lazy:
         if weight.identity in results:
-            weight.take(results[weight.identity].read)
+            weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
     return ConversionResult(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
@@ -81,14 +81,14 @@ def _with_trail(model: ir.Model, result: ConversionResult, found: Found) -> Conv
         details={
             **result.details,
             "metric": {"name": found.metric.name, "float32": found.metric.reference, found.recipe.scheme: value},
-            "trail": [dataclasses.asdict(attempt) for attempt in found.trail],
         },
         rows=[
             *result.rows,
             ("accuracy", f"{found.metric.name} {value:.5f}, float32 {found.metric.reference:.5f}"),
-            *(("tried", attempt.line()) for attempt in found.trail),
+            *(("tried", line) for line in found.lines()),
         ],
         settled={**result.settled, **found.settled},
+        trail=list(found.trail),
     )
 
 
@@ -110,7 +110,7 @@ def _weight_report(weight: LazyWeight) -> WeightReport:
     assert weight.error is not None
     return WeightReport(
         weight.name, weight.nodes, weight.scheme.name, weight.weight.tensor.size,
-        weight.error.sqnr, weight.error.gain,
+        weight.error.sqnr, weight.error.gain, weight.method, weight.stored,
     )  # fmt: skip
 
 

@@ -27,10 +27,14 @@ from ...planning.result import Progress
 from ...quantization.input_moments import InputMoments
 from ...quantization.methods import METHODS, Problem
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
+from ...quantization.schemes import WeightScheme
 from ...settings.recipe import Recipe
 from .results import Result, Results, Rounded, Store, describe
 
 Floats = npt.NDArray[np.float32]
+
+_ROWS = 1 << 13
+"""Output channels that are judged at a time."""
 
 
 def method_of(recipe: Recipe) -> str:
@@ -86,6 +90,7 @@ class _Job:
         node: The first node that reads it.
         cut: Name of the first of all nodes whose inputs are the same; they are rounded before it runs.
         reads: What tells these from others.
+        is_last: Whether no weight behind these is left.
     """
 
     weight: LazyWeight
@@ -93,6 +98,7 @@ class _Job:
     node: ir.Node
     cut: str
     reads: tuple[object, ...]
+    is_last: bool
 
 
 class _Run:
@@ -116,9 +122,10 @@ class _Run:
         for weight, node in found:
             together.setdefault(_reads(node), []).append((weight, node))
         jobs: list[_Job] = []
-        for reads, members in together.items():
-            cut = members[0][1].name or ""
-            jobs += [_Job(weight, len(jobs) + at, node, cut, reads) for at, (weight, node) in enumerate(members)]
+        for at, (reads, members) in enumerate(together.items(), 1):
+            cut, is_last = members[0][1].name or "", at == len(together)
+            for weight, node in members:
+                jobs.append(_Job(weight, len(jobs), node, cut, reads, is_last))
         return jobs
 
     def round(self, job: _Job, store: Store) -> Result | None:
@@ -130,7 +137,8 @@ class _Run:
             if moments is None:
                 return None
             known = store.keep(job.index, *self._best(job.weight, *moments))
-        self._change(job.weight, known.read())
+        if not job.is_last:  # after which nothing runs
+            self._change(job.weight, known.read())
         return known
 
     def _readers(self, weight: LazyWeight) -> list[ir.Node]:
@@ -165,12 +173,12 @@ class _Run:
         best: QuantizedWeight | None = None
         for method in self._methods:
             found = method.round(problem)
-            cost = apart.cost(found.decoded(weight.scheme, rows.shape[1]), rows)
+            cost = _cost(apart, found, weight.scheme, rows)
             if best is None or cost < min(costs.values()):
                 best = found
             costs[method.name] = cost
         name = min(costs, key=costs.__getitem__)
-        energy = apart.cost(np.zeros_like(rows), rows)
+        energy = apart.energy(rows)
         rounded = Rounded(name, costs[name], costs[self._methods[0].name], energy)
         best = required(best)
         error = WeightError(best.error.error, rounded.cost, rounded.plain, best.error.energy)
@@ -183,6 +191,13 @@ class _Run:
             rows /= np.float32(weight.factor)  # which the node has still to apply
         for node in self._readers(weight):
             self._segments.change(node.name or "", _as_read(node, rows))
+
+
+def _cost(apart: InputMoments, found: QuantizedWeight, scheme: WeightScheme, rows: Floats) -> float:
+    """What rounded weights cost, a part of the channels at a time, where these have their inputs in common."""
+    step = len(rows) if len(apart.second) > 1 else _ROWS
+    parts = [slice(begin, begin + step) for begin in range(0, len(rows), step)]
+    return sum(apart.cost(found.part(part).decoded(scheme, rows.shape[1]), rows[part]) for part in parts)
 
 
 def _reads(node: ir.Node) -> tuple[object, ...]:

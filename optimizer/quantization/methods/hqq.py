@@ -21,9 +21,6 @@ numbers, which have no zero point, are those of rounding to nearest.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 
@@ -31,12 +28,10 @@ from ..formats import Format
 from ..quantized_weight import QuantizedWeight
 from ..rtn import quantize_rtn
 from .method import Floats, Method, Problem
-from .recoded import recoded
+from .pieces import changed
 
 _P = np.float32(0.7)
 _BETA, _KAPPA, _TURNS = 10.0, 1.01, 20
-_CHANNELS = 256
-"""Outputs at a time."""
 
 
 def _hqq(problem: Problem) -> QuantizedWeight:
@@ -47,23 +42,19 @@ def _hqq(problem: Problem) -> QuantizedWeight:
     form, K = scheme.number_format, rows.shape[1]
     block, blocks = scheme.codes_per_block(K), scheme.blocks(K)
     counted = (np.arange(blocks * block) < K).reshape(blocks, block)
-    numbers, zeros = np.empty_like(rows), form.decode(start.zero_points)
 
-    def run(begin: int) -> None:
-        part = slice(begin, begin + _CHANNELS)
-        units = start.scales[part, :, None]
-        padded = np.pad(rows[part], [(0, 0), (0, blocks * block - K)]).reshape(-1, blocks, block)
+    def move(given: Floats, numbers: Floats, scales: Floats, zeros: Floats) -> tuple[Floats, Floats, Floats]:
+        units, before = scales[..., None], zeros[..., None]
+        padded = np.pad(given, [(0, 0), (0, 0), (0, blocks * block - K)]).reshape(*scales.shape, block)
         scaled = np.divide(padded, units, out=np.zeros_like(padded), where=units != 0)
-        before = zeros[part, :, None]
         whole = form.round(real_zeros(scaled, before, counted, form))
         better = _damage(scaled, whole, counted, form) < _damage(scaled, before, counted, form)
-        chosen = np.where(better, whole, before)
-        zeros[part] = chosen[..., 0]
-        numbers[part] = form.round(scaled + chosen).reshape(-1, blocks * block)[:, :K]
+        found = form.round(scaled + whole)
+        spread = np.broadcast_to(better, found.shape).reshape(*scales.shape[:2], -1)[..., :K]
+        numbers = np.where(spread, found.reshape(*scales.shape[:2], -1)[..., :K], numbers)
+        return numbers, scales, np.where(better, whole, before)[..., 0]
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(run, range(0, len(rows), _CHANNELS)))
-    return recoded(start, scheme, rows, numbers, zeros=zeros)
+    return changed(start, scheme, rows, 1, move)
 
 
 def real_zeros(scaled: Floats, zeros: Floats, counted: npt.NDArray[np.bool_], form: Format) -> Floats:

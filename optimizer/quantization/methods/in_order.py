@@ -8,11 +8,19 @@ mean square (by 0.1 to 0.3 dB at 2 to 4 bits) and the weights alone.
 
 from __future__ import annotations
 
-from ..gptq import round_in_order
+import dataclasses
+
+import numpy as np
+from onnxpress.custom_ops import _kernels
+
+from ..gptq import InOrder
 from ..quantized_weight import Floats, QuantizedWeight
 from ..rtn import quantize_rtn
+from ..schemes import WeightScheme
 from .method import Method, Problem
-from .recoded import recoded
+
+_ROWS = 1 << 14
+"""Output channels whose numbers are in memory at a time."""
 
 
 def _gptq(problem: Problem) -> QuantizedWeight:
@@ -27,11 +35,33 @@ def round_towards(problem: Problem, target: Floats) -> QuantizedWeight:
     scheme, rows, convolution = problem.scheme, problem.rows, problem.convolution
     importance = None if convolution else problem.importance(0.5)
     start = quantize_rtn(target, scheme, True, convolution=convolution, importance=importance)
-    form = scheme.number_format
-    numbers = round_in_order(
-        target, start.scales, problem.moments.second, form.round, form.decode(start.zero_points), scheme.block_size
-    )
-    return recoded(start, scheme, rows, numbers)
+    in_order = InOrder(problem.moments.second)
+    # Of groups, all channels at once; else many, so that few numbers are in memory.
+    step = len(rows) if len(problem.moments.second) > 1 else _ROWS
+    packed = start.packed.copy()
+    error = 0.0
+    for part in (slice(begin, begin + step) for begin in range(0, len(rows), step)):
+        moved = _moved(in_order, target[part], start.part(part), scheme)
+        packed[part] = moved.packed
+        error += float(np.square(moved.decoded(scheme, rows.shape[1]) - rows[part], dtype=np.float64).sum())
+    return dataclasses.replace(start, packed=packed, error=dataclasses.replace(start.error, error=error))
+
+
+def _moved(in_order: InOrder, target: Floats, start: QuantizedWeight, scheme: WeightScheme) -> QuantizedWeight:
+    """Other codes for the same scales."""
+    K, numbers = target.shape[1], scheme.number_format
+    block = scheme.codes_per_block(K)
+    codes = np.repeat(start.zero_points, block, axis=1)  # which pads keep
+    if scheme.integer:
+        levels, zeros = np.float32(2**scheme.bits - 1), start.zero_points.astype(np.float32)
+        codes[:, :K] = in_order.round(
+            target, start.scales, lambda x: np.clip(np.rint(x), 0, levels), zeros, scheme.block_size
+        )
+    else:
+        found = in_order.round(target, start.scales, numbers.round, block_size=scheme.block_size)
+        codes[:, :K] = numbers.encode(found)
+    packed = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(start.packed.shape)
+    return dataclasses.replace(start, packed=packed)
 
 
 GPTQ = Method("gptq", _gptq)

@@ -24,46 +24,30 @@ piece of rows per thread.
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import numpy.typing as npt
 
-from ..blas import one_thread_each
 from ..formats import SCALE_TYPES
 from ..quantized_weight import QuantizedWeight
 from ..rtn import quantize_rtn
 from ..schemes import WeightScheme
 from .method import Floats, Method, Problem
-from .recoded import recoded
+from .pieces import changed
 
 _STEPS = 200
 """T."""
-_CHANNELS = 256
-"""Outputs learned at a time: so many that H is read seldom, and so few that their arrays stay in the caches."""
 
 
 def _signround(problem: Problem) -> QuantizedWeight:
     scheme, rows, second = problem.scheme, problem.rows, problem.moments.second
     start = quantize_rtn(rows, scheme, True, convolution=problem.convolution, importance=problem.importance(1))
-    groups, K = second.shape[:2]
-    form, shape = scheme.number_format, (groups, -1, start.scales.shape[1])
-    given = rows.reshape(groups, -1, K)
-    numbers = form.decode(start.codes(scheme, K)).reshape(given.shape)
-    scales, zeros = start.scales.reshape(shape).copy(), form.decode(start.zero_points).reshape(shape)
 
-    def run(begin: int) -> None:
-        part = np.s_[:, begin : begin + step]
-        learned = _Learned(given[part], second, scheme, numbers[part], scales[part], zeros[part])
+    def learn(given: Floats, numbers: Floats, scales: Floats, zeros: Floats) -> tuple[Floats, Floats, Floats]:
+        learned = _Learned(given, second, scheme, numbers, scales, zeros)
         learned.run()
-        numbers[part], scales[part], zeros[part] = learned.best
+        return learned.best
 
-    step = max(1, _CHANNELS // groups)
-    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(run, range(0, given.shape[1], step)))
-    flat = (len(rows), -1)
-    return recoded(start, scheme, rows, numbers.reshape(rows.shape), scales.reshape(flat), zeros.reshape(flat))
+    return changed(start, scheme, rows, len(second), learn)
 
 
 class _Learned:

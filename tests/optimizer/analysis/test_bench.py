@@ -10,6 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.bench import bench
+from onnxpress.optimizer.analysis.inspect import inspect
 from onnxpress.optimizer.analysis.plots import plot_benchmark, shorten
 from onnxpress.optimizer.conversion.compile import compile_context
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
@@ -110,6 +111,9 @@ def test_a_compiled_model_runs_on_the_execution_provider_alone(tmp_path):
     result = bench(models, dims={}, rounds=1, provider=True)
     assert [timing.model for timing in result.timings] == [models[0], f"{models[0]} + ep", f"{models[1]} + ep"]
     assert result.left == []
+    written = {path.suffix: path.stat().st_size for path in tmp_path.glob("c.onnx*")}
+    assert result.timings[-1].size == written[".onnx"] + written[".weights"]
+    assert inspect(models[1]).size == result.timings[-1].size
 
 
 def test_inputs_from_data(tmp_path):

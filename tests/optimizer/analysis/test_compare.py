@@ -10,7 +10,8 @@ import graphs
 import numpy as np
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer import Calibration, Recipe, optimize
+from onnxpress.optimizer.analysis.bench import bench
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.analysis.plots import plot_comparison
 from onnxpress.optimizer.conversion.compile import compile_context
@@ -313,3 +314,40 @@ def test_random_indices_stay_within_a_small_table(tmp_path):
     ir.save(b.model(), tmp_path / "model.onnx")
     optimize(tmp_path / "model.onnx", Recipe(), tmp_path / "low.onnx")
     assert compare(tmp_path / "model.onnx", tmp_path / "low.onnx")
+
+
+def shifted(path, op_type):
+    """y = x W + s or x W - s, where s is 0 unless a caller says another number."""
+    b = graphs.Builder()
+    product = b.op("MatMul", b.input("x", ["n", 64]), b.constant("W", graphs.weight(64, 32)))
+    shift = b.constant("s", np.zeros(1, np.float32))
+    b.graph.inputs.append(shift)
+    b.output(b.op(op_type, product, shift, name="shifted"), ["n", 32])
+    ir.save(b.model(), path)
+    return path
+
+
+def test_data_may_take_the_place_of_defaults(tmp_path):
+    models = [shifted(tmp_path / f"{op_type}.onnx", op_type) for op_type in ("Add", "Sub")]
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    np.savez(tmp_path / "both.npz", x=x, s=np.ones(1, np.float16))
+    assert compare(*models, data=tmp_path / "x.npz").outputs[0].sqnr == math.inf
+    assert compare(*models, data=tmp_path / "both.npz").outputs[0].sqnr < 20
+    np.savez(tmp_path / "wide.npz", x=x, s=np.ones(2, np.float32))
+    with pytest.raises(UsageError, match=r"s has shape \[2\], the model takes \[1\]"):
+        compare(*models, data=tmp_path / "wide.npz")
+    ir.save(graphs.matmul_model(64, 32), tmp_path / "fixed.onnx")
+    with pytest.raises(UsageError, match="s is no input of the model, which has x"):
+        compare(tmp_path / "fixed.onnx", tmp_path / "fixed.onnx", data=tmp_path / "both.npz")
+    np.savez(tmp_path / "s.npz", s=np.ones(1, np.float32))
+    with pytest.raises(UsageError, match="lacks the model's input x"):
+        compare(*models, data=tmp_path / "s.npz")
+
+
+def test_bench_takes_such_data_too(tmp_path):
+    models = [str(shifted(tmp_path / f"{op_type}.onnx", op_type)) for op_type in ("Add", "Sub")]
+    x = np.ones((1, 64), np.float32)
+    result = bench(models, dims={}, rounds=1, data=Calibration([{"x": x, "s": np.ones(1, np.float32)}]))
+    assert (len(result.timings), result.inputs) == (2, {"x": [1, 64], "s": [1]})
+    assert bench(models, dims={}, rounds=1, data=Calibration([{"x": x}])).inputs == {"x": [1, 64]}

@@ -104,6 +104,41 @@ def test_weights_in_constant_nodes_count(tmp_path):
     assert found.dtypes == {"float": 4 * found.parameters}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scheme": "int4"}, {"scheme": "int4", "embeddings": True}, {"scheme": "int8", "embeddings": True},
+        {"scheme": "int4", "symmetric": True}, {"scheme": "int3"}, {"scheme": "int4", "form": "qdq"},
+        {"scheme": "int2", "form": "onnxpress"}, {"scheme": "fp6"}, {"scheme": "nf4"}, {"scheme": "mxfp4"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_converted_model_has_the_parameters_of_the_float_one(tmp_path, given):
+    b = graphs.Builder()
+    table = b.constant("table", graphs.weight(1 << 14, 64, 1))
+    y = b.op("Gather", table, b.input("ids", ["m"], ir.DataType.INT64), name="table")
+    y = b.op("Add", b.op("MatMul", y, b.constant("W", graphs.weight(64, 96))), b.constant("b", np.ones(96, np.float32)))
+    b.output(y, ["m", 96])
+    ir.save(b.model(), tmp_path / "m.onnx")
+    report = optimize(tmp_path / "m.onnx", Recipe(**given), tmp_path / "o.onnx")
+    assert len(report.weights) == 1 + given.get("embeddings", False)
+    found = [inspect(tmp_path / name).parameters for name in ("m.onnx", "o.onnx")]
+    rows = 1 if given.get("embeddings") else 0  # by which negative places are counted from the end
+    assert found == [2**20 + 64 * 96 + 96, 2**20 + 64 * 96 + 96 + rows]
+
+
+def test_a_model_that_does_not_say_who_wrote_it(tmp_path, capsys):
+    from onnxpress.optimizer.commands.terminal import console
+
+    for producer, ending in ((None, "IR 9"), ("pytorch", "IR 9; by pytorch")):
+        model = graphs.matmul_model()
+        model.producer_name = producer
+        ir.save(model, tmp_path / "m.onnx")
+        inspect(tmp_path / "m.onnx").print(console())
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("opsets")]
+        assert line.strip().endswith(ending)
+
+
 def test_sizes_are_told_in_what_suits_them(tmp_path, capsys):
     from onnxpress.optimizer.commands.terminal import console
 

@@ -38,7 +38,7 @@ BESIDE = {key: {"metric": "perplexity"} for key in ("text", "window", "stride", 
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "length", "statistics", "verbose", "expect_m", "compensate", "dim",
+    "tokenizer", "length", "statistics", "verbose", "report", "expect_m", "compensate", "dim",
 }  # fmt: skip
 
 
@@ -51,6 +51,17 @@ def panels() -> dict[str, str | None]:
 
 def test_each_key_has_an_option_and_a_value_here():
     assert VALUES.keys() | NO_KEYS == {*panels(), "context"}
+
+
+def test_help_tells_defaults(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "2000")
+    _, text, _ = runner(monkeypatch, capsys)("optimize", "--help")
+    shown = dict(re.findall(r"(--[a-z-]+)[^\n]*\[default: \(([^)]+)\)\]", text))
+    assert shown["--form"] == "qoperator"
+    assert shown["--prune"] == "--prune"
+    assert shown["--equalize"] == "--no-equalize"
+    told = {key for key in settings_of(Recipe) if getattr(Recipe, key) not in (None, ())}
+    assert len(shown) == len(told)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
@@ -119,19 +130,19 @@ def test_inspect_takes_the_options_that_its_reasons_advise(run):
     [
         (
             ["--scheme", "int4", "--method", "rtn", "--calibration", "d.npz"],
-            "--calibration: scheme int4 reads no calibration data with these settings",
+            "--calibration: scheme int4 reads no calibration data with these settings: --method\n",
         ),
         (["--scheme", "nf4", "--method", "gptq"], "this has to see data: give --calibration"),
         (["--scheme", "nf4", "--samples", "8"], "this has to see data: give --calibration"),
         (["--scheme", "nf4", "--statistics", "s.npz"], "--statistics: scheme nf4 learns from data: give --calibration"),
         (
             ["--scheme", "int8-dynamic", "--samples", "8"],
-            "--samples: scheme int8-dynamic reads no calibration data with these settings",
+            "--samples: scheme int8-dynamic reads no calibration data with these settings\n",
         ),
         (["--scheme", "fp8-dynamic", "--statistics", "s.npz"], "--statistics: scheme fp8-dynamic reads no"),
         (
             ["--scheme", "sparse", "--criterion", "magnitude", "--images", "imagenet"],
-            "--images: scheme sparse reads no",
+            "--images: scheme sparse reads no calibration data with these settings: --criterion\n",
         ),
         (["--scheme", "int8-static"], "this has to see data: give --calibration"),
         (["--scheme", "fp8-static", "--samples", "8"], "this has to see data: give --calibration"),
@@ -182,7 +193,11 @@ def test_a_folder_without_a_model_is_called_one(run, tmp_path):
             ["--metric", "lee", "--statistics", "s.npz"],
             "--metric, r.toml: max_drop: runs models on data",
         ),
-        ('scheme = "int4"\nmethod = "rtn"\n', ["--batch", "2"], "--batch: scheme int4 reads no calibration data"),
+        (
+            'scheme = "int4"\nmethod = "rtn"\n',
+            ["--batch", "2"],
+            "--batch: scheme int4 reads no calibration data with these settings: r.toml: method\n",
+        ),
     ],
 )
 def test_settings_are_called_what_they_are_where_they_were_written(run, tmp_path, text, options, message):

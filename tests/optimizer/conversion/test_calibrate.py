@@ -13,6 +13,7 @@ from onnxpress.optimizer.calibration.ranges import METHODS, activation_range
 from onnxpress.optimizer.calibration.source import tokenizer_beside
 from onnxpress.optimizer.calibration.statistics import Statistics, StatisticsSpec
 from onnxpress.optimizer.commands import app
+from onnxpress.optimizer.commands import calibrate as commands_calibrate
 from onnxpress.optimizer.conversion import calibrate as conversion_calibrate
 from onnxpress.optimizer.conversion.calibrate import activations, calibrate, merge
 from onnxpress.optimizer.errors import UsageError, command_line
@@ -80,6 +81,7 @@ def test_data_that_never_changes_is_told(model, tmp_path):
 def test_a_model_of_the_catalogue_brings_its_data(model, tmp_path, monkeypatch):
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     monkeypatch.setattr(conversion_calibrate, "resolve", lambda _model: model)
+    monkeypatch.setattr(commands_calibrate, "check_there", lambda *_models: None)
     monkeypatch.setattr(models, "calibration", lambda name, samples: [{"x": x}] * samples if name == "known" else [])
     for more, batches in (((), 128), (("--samples", 3), 3)):
         done = run("calibrate", "known", "-o", tmp_path / "s.npz", *more)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 
@@ -143,6 +144,7 @@ class TestWhatIsRun:
         report = optimize(matmul_model(), Recipe(check=False), tmp_path / "out.onnx")
         assert ("checked", "names and nodes; not by a run: switched off") in report.rows
         assert report.details["check"]["not_run"] == "not by a run: switched off"
+        assert report.outputs == ()
         assert report.recipe["check"] is False
 
     def test_large_models_only_where_it_is_asked_for(self, tmp_path, monkeypatch):
@@ -221,7 +223,10 @@ class TestResult:
         assert error["sqnr"] < 3
         _, line = next(row for row in report.rows if row[0] == "outputs")
         assert line.startswith(f"Tanh_7_out {error['sqnr']:.1f} dB")
-        assert json.loads(report.to_json())["details"]["check"]["outputs"][0]["name"] == "Tanh_7_out"
+        assert [dataclasses.asdict(output) for output in report.outputs] == report.details["check"]["outputs"]
+        assert report.outputs[0].is_ruined
+        assert report.accuracy is None  # nothing was measured
+        assert json.loads(report.to_json())["outputs"][0]["name"] == "Tanh_7_out"
 
     def test_a_weight_that_is_an_output_too(self, tmp_path):
         b = Builder()

@@ -14,6 +14,7 @@ import onnx_ir as ir
 import pytest
 from command_line import runner
 from onnxpress.optimizer import Calibration, OnnxpressError, Override, Recipe, UsageError, optimize
+from onnxpress.optimizer.conversion import gate
 from onnxpress.optimizer.sparsity import allocate
 from rewrites import run
 
@@ -102,8 +103,24 @@ def test_sizes_of_the_check(tmp_path, monkeypatch, capsys):
     assert optimize(tmp_path / "m.onnx", SMALL).details["check"]["run_on"] is None
     with pytest.raises(UsageError, match="dim k: no input has a size of this name"):
         optimize(tmp_path / "m.onnx", SMALL, dims={"k": 16})
-    code, out, _ = runner(monkeypatch, capsys)("optimize", str(tmp_path / "m.onnx"), "--dim", "n=16")
+    run, options = runner(monkeypatch, capsys), [str(tmp_path / "m.onnx"), "--dim", "n=16"]
+    code, out, _ = run("optimize", *options)
     assert (code, "by a run on random inputs" in out) == (0, True)
+    monkeypatch.setattr(gate, "MOST_WEIGHTS", 1000)
+    for given, how in ((["--no-check"], "switched off"), ([], "16.4 KB of weights: --check makes it")):
+        code, _, err = run("optimize", *options, *given)
+        assert (code, err.splitlines()[-1].startswith("error: --dim: sizes of the run that checks the model")) == (
+            2,
+            True,
+        )
+        assert err.strip().endswith(how)
+    assert run("optimize", *options, "--check")[0] == 0
+    np.savez(tmp_path / "d.npz", x=np.zeros((16, 8), np.float32))
+    data = ["--scheme", "int8-static", "--calibration", str(tmp_path / "d.npz")]
+    code, _, err = run("optimize", *options, *data)
+    assert (code, err.splitlines()[-1]) == (
+        2, "error: --dim: the check runs on the calibration data, which has sizes of its own",
+    )  # fmt: skip
 
 
 def test_scores_of_layers_that_give_nothing_do_not_overflow():

@@ -67,12 +67,12 @@ def made(tmp_path_factory):
 
 
 def losses(report):
-    return [attempt["loss"] for attempt in report.details["trail"]]
+    return [attempt.loss for attempt in report.trail]
 
 
 def test_rounding_to_nearest_is_enough(made):
     report = made(0.9)
-    assert [attempt["recipe"] for attempt in report.details["trail"]] == ["int3 by rtn"]
+    assert [attempt.recipe for attempt in report.trail] == ["int3 by rtn"]
     assert report.recipe["method"] == "rtn"
     assert not report.warnings
     assert "accuracy" in dict(report.rows)
@@ -82,7 +82,7 @@ def test_data_is_enough(made):
     plain, by_data = losses(made(1e-6))[:2]
     assert by_data < 0.9 * plain
     report = made((plain + by_data) / 2)
-    assert [attempt["recipe"] for attempt in report.details["trail"]] == ["int3 by rtn", "int3 by gptq"]
+    assert [attempt.recipe for attempt in report.trail] == ["int3 by rtn", "int3 by gptq"]
     assert report.recipe["method"] == "gptq"
     assert report.details["metric"]["int3"] == pytest.approx(1 - by_data)
 
@@ -90,19 +90,19 @@ def test_data_is_enough(made):
 @pytest.mark.parametrize("data", [True, False])
 def test_a_few_weights_get_more_bits(made, data):
     """As few as it takes: with one less the bound does not hold. The recipe that is reported makes the same model."""
-    trail = made(1e-9, data).details["trail"]
+    trail = made(1e-9, data).trail
     steps = 2 if data else 1
-    (whole,) = (attempt for attempt in trail if attempt["recipe"] == f"int3, {LAYERS} of {LAYERS} weights in 8 bits")
-    bound = (trail[steps - 1]["loss"] + whole["loss"]) / 2
+    (whole,) = (attempt for attempt in trail if attempt.recipe == f"int3, {LAYERS} of {LAYERS} weights in 8 bits")
+    bound = (trail[steps - 1].loss + whole.loss) / 2
     report = made(bound, data)
-    accepted = [attempt for attempt in report.details["trail"] if attempt["accepted"]]
-    fewest = min(accepted, key=lambda attempt: attempt["size"])
-    count = int(fewest["recipe"].split()[1])
+    accepted = [attempt for attempt in report.trail if attempt.accepted]
+    fewest = min(accepted, key=lambda attempt: attempt.size)
+    count = int(fewest.recipe.split()[1])
     assert 1 <= count < LAYERS
     assert report.schemes == {"int3": LAYERS - count, "int8": count}
     if count > 1:
         assert f"int3, {count - 1} of {LAYERS} weights in 8 bits" in {
-            attempt["recipe"] for attempt in report.details["trail"] if not attempt["accepted"]
+            attempt.recipe for attempt in report.trail if not attempt.accepted
         }
     first = Path(report.output).read_bytes()
     again = optimize(
@@ -116,9 +116,9 @@ def test_a_few_weights_get_more_bits(made, data):
 def test_a_bound_that_nothing_meets_is_told(made):
     report = made(1e-9)
     assert report.warnings == ("the bound on the metric was not met; this is the best that was tried",)
-    tried = [attempt["recipe"] for attempt in report.details["trail"]]
+    tried = [attempt.recipe for attempt in report.trail]
     assert f"{LAYERS - 1} of {LAYERS} weights in float, the others in 8 bits" in tried
-    assert not any(attempt["accepted"] for attempt in report.details["trail"])
+    assert not any(attempt.accepted for attempt in report.trail)
 
 
 def test_outputs_are_compared_where_there_is_no_metric(made, tmp_path):
@@ -143,4 +143,4 @@ def test_formats_whose_blocks_or_scales_integers_have_not(made, tmp_path, settin
     recipe = Recipe(check=False, metric=made.metric, max_drop=1e-9, **settings)
     calibration = Calibration(lambda: iter(rows(1)))
     report = optimize(network(tmp_path / "m.onnx"), recipe, tmp_path / "out.onnx", calibration=calibration)
-    assert any("in 8 bits" in attempt["recipe"] for attempt in report.details["trail"])
+    assert any("in 8 bits" in attempt.recipe for attempt in report.trail)

@@ -138,6 +138,23 @@ def linked(external, tmp_path):
     return snapshot / path.name, blobs
 
 
+def test_weights_of_compiled_nodes_count(tmp_path):
+    (tmp_path / "a.weights").write_bytes(bytes(1000))
+    b = graphs.Builder()
+    x, saved = b.input("x", [4]), {"domain": "com.microsoft", "embed_mode": 0, "source": "SomeProvider"}
+    for name in ("a.weights", "a.weights", "missing", "../" * 9 + "etc/hostname", "n" * 5000, "nul\0", ""):
+        x = b.op("EPContext", x, ep_cache_context=name, **saved)
+    x = b.op("EPContext", x, ep_cache_context="a.weights", **{**saved, "embed_mode": 1})  # bytes, no name
+    b.graph.opset_imports["com.microsoft"] = 1
+    b.output(x, [4])
+    path = tmp_path / "a.onnx"
+    ir.save(b.model(), path)
+    model = storage.load(path)
+    assert storage.size_on_disk(path, model) == path.stat().st_size + 1000
+    with pytest.raises(UsageError, match="holds weights of the model"):
+        storage.check_apart(tmp_path / "a.weights", path, model)
+
+
 def test_links_of_a_cache(external, tmp_path):
     want = storage.load(external[0]).graph.initializers["W"].const_value.numpy().copy()
     path, blobs = linked(external, tmp_path)

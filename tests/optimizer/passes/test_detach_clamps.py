@@ -26,13 +26,18 @@ def bound(b, y, kind):
 @pytest.mark.parametrize("clean_up", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", ["Relu", "both", "low", "high", "found"])
-def test_the_product_runs_on_codes(kind, bias, clean_up, tmp_path):
+@pytest.mark.parametrize("dead", [False, True])
+def test_the_product_runs_on_codes(kind, bias, clean_up, dead, tmp_path):
+    """Also where somebody else reads the bound, or the product, whose own result nobody reads."""
     b = graphs.Builder(17)
     x = b.input("x", ["n", 64])
     y = b.op("MatMul", x, b.constant("W", graphs.weight(64, 96)), name="product")
     if bias:
         y = b.op("Add", y, b.constant("bias", graphs.weight(1, 96)[0]), name="sum")
-    b.output(b.op("Tanh", bound(b, y, kind)), ["n", 96])
+    bounded = bound(b, y, kind)
+    for value in (y, bounded) if dead else ():
+        b.op("Exp", b.op("Neg", value))
+    b.output(b.op("Tanh", bounded), ["n", 96])
     model = b.model()
     (want,) = run(model, DATA[0])
     recipe = Recipe(scheme="int8-static", reduce_range=True, clean_up=clean_up)

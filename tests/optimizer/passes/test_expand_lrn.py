@@ -50,4 +50,6 @@ def test_int8_around_it(tmp_path):
     kernels = report.details["kernels"]
     assert kernels["QLinearConv"] == 2
     assert "LRN" not in kernels
-    assert report.details["metric"]["int8"] > 0.999
+    accuracy = report.accuracy
+    assert (accuracy.metric, accuracy.float32) == ("cosine of outputs", 1.0)
+    assert accuracy.value == report.details["metric"]["int8"] > 0.999

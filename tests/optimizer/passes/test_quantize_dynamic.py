@@ -223,6 +223,7 @@ def test_recipe_keeps_a_projection_in_float(values):
     taken = {d.node_name for d in outcome.decisions if d.taken}
     assert taken == {"query/MatMul", "value/MatMul", "out/MatMul"}
     assert any("key" in what for what in outcome.details["attention"]["left"])
+    assert any("key" in what for what in outcome.passes["FuseAttention"].values())
 
 
 def test_fuse_can_be_turned_off():

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from graphs import Builder
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
-from onnxpress.optimizer.passes.restore_moments import RestoreMoments, mendable, restore_in_order
+from onnxpress.optimizer.passes.restore_moments import RestoreMoments, mendable
 from onnxpress.optimizer.planning.plan_int8 import plan_int8
 from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.quantization.moments import Moments
@@ -90,7 +90,7 @@ def test_moments_come_back_and_codes_stay():
     model = rounded(network())
     before = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
     wrong = measure(model, ["c1_out", "c2_out", "c3_out"])
-    restore = restore_in_order(model, reference, measure)
+    restore = RestoreMoments(reference, measure)(model)
     assert restore.left == {}
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     mended = measure(model, ["c1_out", "c2_out", "c3_out"])
@@ -112,14 +112,14 @@ def test_the_output_is_nearer(level):
     reference = measure(network(), RESULTS)
     model = rounded(network())
     error = [np.square(values(model, ["g_out"], FEEDS, level)["g_out"] - want).sum()]
-    restore_in_order(model, reference, measure)
+    RestoreMoments(reference, measure)(model)
     error.append(np.square(values(model, ["g_out"], FEEDS, level)["g_out"] - want).sum())
     assert error[1] < 0.3 * error[0]
 
 
 def test_int8_kernels_stay(tmp_path):
     model = rounded(network())
-    restore_in_order(model, measure(network(), RESULTS), measure)
+    RestoreMoments(measure(network(), RESULTS), measure)(model)
     options = session_options()
     options.optimized_model_filepath = str(tmp_path / "out.onnx")
     open_session(ir.to_proto(model).SerializeToString(), options)
@@ -130,7 +130,7 @@ def test_int8_kernels_stay(tmp_path):
 
 def test_biases_are_in_units_of_the_product():
     model = rounded(network())
-    restore_in_order(model, measure(network(), RESULTS), measure)
+    RestoreMoments(measure(network(), RESULTS), measure)(model)
     for node in model.graph:
         if node.op_type in ("Conv", "Gemm"):
             x, weight, bias = (value.producer().inputs[1].const_value.numpy() for value in node.inputs)
@@ -140,7 +140,7 @@ def test_biases_are_in_units_of_the_product():
 def test_one_scale_in_all_keeps_the_deviation():
     reference = measure(network(), RESULTS)
     model = rounded(network(), per_channel=False)
-    restore_in_order(model, reference, measure)
+    RestoreMoments(reference, measure)(model)
     mended = measure(model, ["c1_out"])["c1_out"]
     np.testing.assert_allclose(mended.channel_mean, reference["c1_out"].channel_mean, atol=1e-3)
     assert np.abs(mended.channel_std / reference["c1_out"].channel_std - 1).max() > 1e-3
@@ -149,24 +149,29 @@ def test_one_scale_in_all_keeps_the_deviation():
 def test_what_is_left_and_why():
     float_model, model = network(), rounded(network())
     found = {node.name: node for node in model.graph}
-    c1, c2 = found["c1"], found["c2"]
-    good = Moments(np.zeros(8), np.ones(8), 800)
-    restore = RestoreMoments({"c1_out": good, "c2_out": Moments(np.full(8, 1e30), np.ones(8), 800)})
-    assert not restore(model, {}, [c1])
-    assert restore.left == {"c1": "no moments"}
-    assert not restore(model, {"c1_out": Moments(np.zeros(3), np.ones(3), 300)}, [c1])
-    assert restore.left["c1"] == "the moments are not finite numbers, one a channel"
-    assert not restore(model, {"c2_out": good}, [c2])
-    assert restore.left["c2"] == "the bias would not fit int32"
+    c2, good = found["c2"], Moments(np.zeros(8), np.ones(8), 800)
+
+    def left(reference, measured):
+        restore = RestoreMoments(reference, lambda _model, _names: measured)
+        result = restore(model)
+        assert not result
+        return result.left
+
+    others = dict.fromkeys(("c2", "c3", "g"), "no moments")
+    assert left({}, {}) == {"c1": "no moments", **others}
+    assert left({"c1_out": good}, {}) == {"c1": "no moments", **others}
+    few = Moments(np.zeros(3), np.ones(3), 300)
+    assert left({"c1_out": good}, {"c1_out": few})["c1"] == "the moments are not finite numbers, one a channel"
+    huge = Moments(np.full(8, 1e30), np.ones(8), 800)
+    assert left({"c2_out": huge}, {"c2_out": good})["c2"] == "the bias would not fit int32"
     one = Moments(np.append(np.full(7, 0.5), 1e30), np.ones(8), 800)
     codes = c2.inputs[1].producer().inputs[0]
-    assert RestoreMoments({"c2_out": one})(model, {"c2_out": good}, [c2])  # the other channels are mended
+    assert RestoreMoments({"c2_out": one}, lambda _model, _names: {"c2_out": good})(model)  # all channels but one
     assert c2.inputs[1].producer().inputs[0] is codes
     bias = c2.inputs[2].producer().inputs[0].const_value.numpy()
     assert bias[7] == 0
-    assert not restore(model, {}, [found["pool"]])
-    assert restore.left["pool"] == "neither Conv nor Gemm"
     assert mendable(float_model, {"c1_out"}) == []
+    assert set(RestoreMoments({"c1_out": good}, measure)(float_model).left) == {"c1", "c2", "c3", "g"}
 
 
 def test_a_result_that_is_an_output_is_found_under_its_old_name():
@@ -179,6 +184,6 @@ def test_a_result_that_is_an_output_is_found_under_its_old_name():
     rounded(model)
     (conv,) = mendable(model, reference)
     assert conv.outputs[0].name == "c1_out_float"
-    assert restore_in_order(model, reference, measure).left == {}
+    assert RestoreMoments(reference, measure)(model).left == {}
     mended = measure(model, ["c1_out_float"])["c1_out_float"]
     np.testing.assert_allclose(mended.channel_std, reference["c1_out"].channel_std, rtol=1e-3)

@@ -10,7 +10,7 @@ import pytest
 from onnxpress.optimizer import optimize
 from onnxpress.optimizer.conversion.pipeline import decide
 from onnxpress.optimizer.planning.int8_operators import OPERATORS
-from onnxpress.optimizer.settings.recipe import Recipe
+from onnxpress.optimizer.settings.recipe import Override, Recipe
 from rewrites import LEVELS, run
 
 NOISE = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def test_every_node_has_a_decision(scheme):
     names = {node.name for node in everything().graph.all_nodes() if node.op_type in types}
     vanish = {"bias", "flat then", "flat else"} if scheme == "int8-static" else set()  # parts of a Gemm by now
     assert names - vanish <= decisions.keys()
-    assert all(d.reason for d in decisions.values())
+    assert all(bool(d.scheme) == d.taken != bool(d.reason) for d in decisions.values())
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,27 @@ def test_every_node_has_a_decision(scheme):
 def test_a_table_that_stays_is_told(scheme, reason):
     decisions = {d.node.name: d.reason for d in decide(everything(), Recipe(scheme=scheme))}
     assert decisions["small table"] == reason
+
+
+@pytest.mark.parametrize("scheme", TYPES)
+@pytest.mark.parametrize("kept", ["exclude", "override"])
+def test_what_the_recipe_keeps_in_float_is_told_as_that(scheme, kept):
+    """Whatever else there is against a node: too few weights, no form of its operator, or where it is."""
+    given = {"exclude": ("*",)} if kept == "exclude" else {"overrides": (Override(match="*", keep_float=True),)}
+    model = everything()
+    model.graph.opset_imports["com.microsoft"] = 1
+    product = next(node for node in model.graph if node.name == "product")
+    foreign = ir.node("FusedMatMul", list(product.inputs), domain="com.microsoft", name="foreign")
+    model.graph.insert_after(product, foreign)
+    foreign.outputs[0].name, foreign.outputs[0].type = "foreign", ir.TensorType(ir.DataType.FLOAT)
+    model.graph.outputs.append(foreign.outputs[0])
+    decisions = decide(model, Recipe(scheme=scheme, clean_up=False, **given))
+    assert {"conv", "small table", "gemm then", "foreign"} <= {d.node.name for d in decisions}
+    words = {"exclude": "excluded by the recipe", "override": "kept in float by an override of the recipe"}
+    assert {d.reason for d in decisions} == {words[kept]}
+    assert {type(f"{d.reason}") for d in decisions} == {str}
+    some = decide(everything(), Recipe(scheme=scheme, clean_up=False, include=("product",)))
+    assert {d.reason for d in some if d.node.name == "conv"} != {words["exclude"]}
 
 
 @pytest.mark.parametrize("scheme", ["int8-dynamic", "sparse"])

@@ -10,7 +10,7 @@ import pytest
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization.formats import FORMATS
 from onnxpress.optimizer.quantization.input_moments import InputMoments
-from onnxpress.optimizer.quantization.methods import METHODS, Problem
+from onnxpress.optimizer.quantization.methods import METHODS, Problem, pieces
 from onnxpress.optimizer.quantization.methods import hqq as module
 from onnxpress.optimizer.quantization.methods.hqq import real_zeros
 
@@ -105,7 +105,7 @@ def test_zeros_and_the_number_of_threads(monkeypatch):
     given = problem(rows, scheme="int3")
     made = []
     for threads in (1, 2):
-        monkeypatch.setattr(module.os, "sched_getaffinity", lambda _pid, n=threads: set(range(n)))
+        monkeypatch.setattr(pieces.os, "sched_getaffinity", lambda _pid, n=threads: set(range(n)))
         made.append(METHODS["hqq"].round(given))
     assert (made[0].decoded(given.scheme, 64)[:, 32:] == 0).all()
     np.testing.assert_array_equal(made[0].packed, made[1].packed)

@@ -390,8 +390,8 @@ def test_overrides_mix_formats():
     recipe = Recipe.from_mapping(values)
     assert Recipe.from_mapping(recipe.to_mapping()) == recipe
     decisions = {d.node.name: d for d in plan_minifloat(encoder(), recipe).decisions}
-    assert decisions["q"].reason == "e4m3fn, activations e5m2"
-    assert decisions["k"].reason == "e5m2, activations e4m3fn"
+    assert decisions["q"].scheme == "e4m3fn, activations e5m2"
+    assert decisions["k"].scheme == "e5m2, activations e4m3fn"
     assert not decisions["v"].taken
     changed, report = converted(encoder(), recipe)
     assert report.schemes == {"e4m3fn, activations e5m2": 1, "e5m2, activations e4m3fn": 1, "e4m3fn": 3}

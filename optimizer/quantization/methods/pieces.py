@@ -1,0 +1,72 @@
+"""Codes that are found anew for a rounded weight, some output channels at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnxpress.custom_ops import _kernels
+
+from ..blas import one_thread_each
+from ..quantized_weight import QuantizedWeight, WeightError
+from ..schemes import WeightScheme
+from .method import Floats
+
+_CHANNELS = 256
+"""Outputs of a piece: so many that H is read seldom, and so few that their arrays stay in the caches."""
+
+Change = Callable[[Floats, Floats, Floats, Floats], tuple[Floats, Floats, Floats]]
+"""(weights [G, n, K], numbers [G, n, K], scales and zero points [G, n, blocks]) -> the last three, changed."""
+
+
+def changed(start: QuantizedWeight, scheme: WeightScheme, rows: Floats, groups: int, change: Change) -> QuantizedWeight:
+    """Change numbers, scales and zero points in parallel.
+
+    Args:
+        start: The weight as it is rounded.
+        scheme: Its scheme.
+        rows: What it is rounded from, [N, K].
+        groups: G, of N / G output channels each; a piece has some of each.
+        change: What to do to the outputs of a piece. Numbers, of the scheme's format, are those before zero points are
+            taken off and scales multiply; scales have to be representable in the scheme's scale_type.
+
+    Returns:
+        The weight, with its squared error; what a search of scales minimised is that of `start`. It does not depend on
+        the number of threads.
+    """
+    form, K = scheme.number_format, rows.shape[1]
+    block = scheme.codes_per_block(K)
+    given = rows.reshape(groups, -1, K)
+    shape = groups, -1, scheme.blocks(K)
+    packed = start.packed.reshape(*shape, start.packed.shape[2]).copy()
+    scales, zero_points = start.scales.reshape(shape).copy(), start.zero_points.reshape(shape).copy()
+
+    def weight(part: Any, error: WeightError) -> QuantizedWeight:
+        return QuantizedWeight(_flat(packed[part]), _flat(scales[part]), _flat(zero_points[part]), error)
+
+    def run(begin: int) -> float:
+        part = np.s_[:, begin : begin + step]
+        numbers = form.decode(weight(part, start.error).codes(scheme, K)).reshape(given[part].shape)
+        numbers, scales[part], zeros = change(given[part], numbers, scales[part], form.decode(zero_points[part]))
+        zero_points[part] = form.encode(zeros)
+        codes = np.repeat(_flat(zero_points[part]), block, axis=1)  # which pads keep
+        codes[:, :K] = form.encode(_flat(numbers))
+        packed[part] = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(packed[part].shape)
+        lost = weight(part, start.error).decoded(scheme, K) - _flat(given[part])
+        return float(np.square(lost, dtype=np.float64).sum())
+
+    step = max(1, _CHANNELS // groups)
+    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        error = math.fsum(pool.map(run, range(0, given.shape[1], step)))
+    return weight(np.s_[:], dataclasses.replace(start.error, error=error))
+
+
+def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[G, n, ...] -> [G n, ...]."""
+    return np.ascontiguousarray(array.reshape(-1, *array.shape[2:]))
