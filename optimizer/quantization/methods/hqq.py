@@ -5,8 +5,8 @@ sum |e|^p with p < 1 says. With an error r of each weight that may stay, in unit
 
     min over z, r of  sum |r|^p + beta / 2 sum (r - (x - q + z))^2,   x = w / s,   q = clip(round(x + z)),
 
-is solved by turns (Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models", equations 4, 5
-and 6), beta growing by kappa each time:
+is solved by turns (Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine Learning Models", its two
+sub-problems), beta growing by kappa each time:
 
     r = sign(e) max(|e| - |e|^(p - 1) / beta, 0),  e = x - q + z;     z = mean(q - x + r).
 

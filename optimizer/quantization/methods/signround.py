@@ -5,21 +5,21 @@ A weight w of a block of range [b m, a M] is rounded to
     w~ = s (q - z),   q = clip(round(w / s + z + v)),   s = (a M - b m) / (2^bits - 1),   z = round(-b m / s)
 
 with an offset v of the weight in [-0.5, 0.5] and multipliers a, b of the block (Cheng et al. 2023, SignRound, arXiv
-2309.05516, equations 3 and 4). Without zero points the scale itself is multiplied, s = a s_0. Offsets of formats whose
+2309.05516, whose V, alpha and beta they are). Without zero points the scale itself is multiplied, s = a s_0. Offsets of formats whose
 numbers do not lie at equal distances count in the distance of the two numbers around w / s. With round(x) taken as x in
-derivatives, each of v, a and b goes the same way in every step (their equation 5),
+derivatives, each of v, a and b goes the same way in every step (SignSGD),
 
     v <- clip(v - l sign(dL/dv)),   l = (1 - t / T) / T,
 
 so that none goes further than half of what it is, up or down. The paper's loss is that of a transformer's block, by
 batches; here it is the product's own on all rows, L = tr (W~ - W) H (W~ - W)', whose derivative by W~ is twice
 (W~ - W) H. Rows of W are strangers in it, so each keeps the best that it has met, and none is worse than its start.
-That is the search for scales under the diagonal of H, as in version 2 (SignRoundV2, arXiv 2512.04746, section 3.2): by
-minimum and maximum, low bits begin too far off for 200 steps.
+That is the search for scales under the diagonal of H, as version 2 searches them (SignRoundV2, arXiv 2512.04746):
+by minimum and maximum, low bits begin too far off for 200 steps.
 
 A step costs one product [N, K] x [K, K] for all, 400 N K^2 flops for 200 steps: 0.3 Tflop for a weight of 896 x 896,
-8.5 for one of 4864 x 896, where GPTQ needs some (K / 3 + N) K^2. Of memory it takes H, and some arrays of a
-piece of rows per thread.
+8.5 for one of 896 x 4864, where GPTQ needs some (K + N) K^2. Of memory it takes H, and some arrays of a piece of rows
+per thread.
 """
 
 from __future__ import annotations
