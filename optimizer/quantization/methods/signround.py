@@ -6,8 +6,8 @@ A weight w of a block of range [b m, a M] is rounded to
 
 with an offset v of the weight in [-0.5, 0.5] and multipliers a, b of the block (Cheng et al. 2023, SignRound, arXiv
 2309.05516, whose V, alpha and beta they are). Without zero points the scale itself is multiplied, s = a s_0. Offsets of
-formats whose numbers do not lie at equal distances count in the distance of the two numbers around w / s. With round(x) taken as x in
-derivatives, each of v, a and b goes the same way in every step (SignSGD),
+formats whose numbers do not lie at equal distances count in the distance of the two numbers around w / s. With round(x)
+taken as x in derivatives, each of v, a and b goes the same way in every step (SignSGD),
 
     v <- clip(v - l sign(dL/dv)),   l = (1 - t / T) / T,
 
