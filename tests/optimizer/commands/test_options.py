@@ -38,7 +38,7 @@ BESIDE = {key: {"metric": "perplexity"} for key in ("text", "window", "stride", 
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "length", "statistics", "verbose", "report", "expect_m", "compensate", "dim",
+    "tokenizer", "length", "checkpoint", "statistics", "verbose", "report", "expect_m", "compensate", "dim",
 }  # fmt: skip
 
 
