@@ -169,7 +169,8 @@ def optimize(
 def _node_report(decision: Decision, alone: Mapping[str, str]) -> NodeReport:
     """`alone` as `_unambiguous` gives it."""
     name, kind = decision.node_name, decision.node.outputs[0].dtype
-    width = (kind or ir.DataType.FLOAT).itemsize  # a weight has the type of what is computed with it
+    # A weight has the type of what is computed with it; strings have no width.
+    width = 0 if kind == ir.DataType.STRING else (kind or ir.DataType.FLOAT).itemsize
     size = int(width * decision.parameters)
     return NodeReport(
         alone.get(name, name),

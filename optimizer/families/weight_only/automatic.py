@@ -23,6 +23,7 @@ import onnx_ir as ir
 
 from ...calibration import Data
 from ...evaluation.metrics import Metric, choose_metric, loss_text
+from ...model_io.external_data import nbytes
 from ...model_io.names import copy_of
 from ...model_io.storage import initializers
 from ...planning.lazy_weight import LazyWeight
@@ -195,7 +196,7 @@ class _Search:
                 weight.take(self._results[weight.identity].read, self._results[weight.identity].rounded.method)
         value = self._metric(copy)
         loss = self._metric.loss(value)
-        size = sum(each.const_value.nbytes for each in initializers(copy) if each.const_value is not None)
+        size = sum(nbytes(each.const_value) for each in initializers(copy) if each.const_value is not None)
         took += time.perf_counter() - begin
         self._trail.append(Attempt(label, self._metric.name, value, loss <= self._bound, size, took, loss))
         self._recipes.append((recipe, by_data))

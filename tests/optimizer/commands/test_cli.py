@@ -186,7 +186,11 @@ def test_options_override_the_recipe(model, tmp_path):
         (["MODEL", "--form", "qoperater"], 2, 'did you mean "qoperator"'),
         (["MODEL", "--scheme", "fp8", "--asymmetric"], 2, "error: --asymmetric, but fp8 has no zero points"),
         (["MODEL", "--scheme", "sparse", "--mask", "m.npz", "--no-prune"], 2, "error: --mask, --no-prune: the masks"),
-        (["MODEL", "--max-drop", "1%"], 2, "error: --max-drop: not read by scheme int4"),
+        (
+            ["MODEL", "--scheme", "int8-dynamic", "--max-drop", "1%"],
+            2,
+            "error: --max-drop: not read by scheme int8-dyn",
+        ),
         (["MODEL", "--nonsense"], 2, "nonsense"),
         (["MODEL", "-o", "nowhere/out.onnx"], 2, "does not exist"),
         (["MODEL", "-o", "."], 2, "is a folder"),

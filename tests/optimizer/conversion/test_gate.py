@@ -249,13 +249,13 @@ class TestResult:
         assert 0 < np.isnan(wanted).mean() < 1
 
     def test_an_invalid_result_is_not_written(self, tmp_path, monkeypatch):
-        from onnxpress.optimizer.families import weight_only
+        from onnxpress.optimizer.families.weight_only import rewrite
 
         def twice(model):
             model.graph.node(0).attributes.add(ir.AttrInt64("no_such", 1))
             model.graph.node(0).domain, model.graph.node(0).op_type = "", "Relu"
 
-        monkeypatch.setattr(weight_only, "declare_functions", twice)
+        monkeypatch.setattr(rewrite, "declare_functions", twice)
         with pytest.raises(OnnxpressError, match=r"^test: the conversion made an invalid model, nothing written: "):
             optimize(matmul_model(), Recipe(), tmp_path / "out.onnx")
         assert list(tmp_path.iterdir()) == []
