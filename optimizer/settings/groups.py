@@ -212,8 +212,10 @@ class Rounding:
         "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
         "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
         "rounded; signround learns by descent which way each weight goes; hqq fits zero points to the weights alone. "
-        "By default gptq where data is given, for weights alone, or there, for int8-static, which has rtn and gptq.",
+        "Of several, with commas, each weight gets the best. By default gptq where data is given, for weights alone, "
+        "or there, for int8-static, which has rtn or gptq.",
         choices=("rtn", "search", "hqq", "gptq", "qronos", "signround"),
+        several=True,
     )
 
 

@@ -31,6 +31,7 @@ class Setting:
             "--prune/--no-prune" for a flag; "" where it has no option.
         choices: All values; empty where the type or `parse` says which.
         aliases: Other words for some of the choices.
+        several: Whether some of the choices may be given together, with commas.
         parse: The value as it is kept, of one that has the right type.
         expected: The values in words, where the type and `choices` do not say enough.
         per_node: Whether overrides have it for some nodes.
@@ -42,6 +43,7 @@ class Setting:
     option: str | None = None
     choices: tuple[object, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    several: bool = False
     parse: Callable[[str, Any], Any] | None = None
     expected: str = ""
     per_node: bool = False
@@ -112,6 +114,10 @@ def checked(kind: type, values: Mapping[str, Any], origin: Origin) -> dict[str, 
 
 
 def _checked_value(key: str, value: Any, kind: type, what: Setting) -> Any:
+    if what.several and isinstance(value, str):
+        one = dataclasses.replace(what, several=False)
+        words = dict.fromkeys(word.strip() for word in value.split(","))
+        return ",".join(_checked_value(key, word, kind, one) for word in words)
     if what.choices:
         if isinstance(value, str) and kind is not str:
             listed = ", ".join(map(str, what.choices))

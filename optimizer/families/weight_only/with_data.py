@@ -51,7 +51,7 @@ def round_with_data(
         model: The float model, of which `weights` are.
         weights: Of products and convolutions, and others, which stay as they are.
         data: Batches of inputs; with a folder where an interrupted run goes on, if it says one.
-        method: One of `METHODS`.
+        method: One of `METHODS`, or several with commas.
         progress: Told how the work goes on.
         stage: Name of this run among those of one conversion, whose folders are apart.
 
@@ -64,7 +64,7 @@ def round_with_data(
     """
     survey(data, progress)
     mark_constants(model)
-    methods = tuple(dict.fromkeys(("rtn", method)))
+    methods = tuple(dict.fromkeys(("rtn", *method.split(","))))
     with Segments(model, data) as segments:
         run = _Run(model, segments, methods)
         jobs = run.jobs(weights)

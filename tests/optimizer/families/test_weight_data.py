@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer import Override, Recipe, optimize
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.runtime.session import open_session, session_options
@@ -151,3 +151,15 @@ def test_what_a_branch_reads_cannot_be_seen(tmp_path):
     changed = {name for name in made[0] if made[0][name] != made[1][name]}
     assert changed == {"A_nf4_codes"}
     assert made[0].keys() == {"A_nf4_codes", "B_nf4_codes"}
+
+
+def test_of_several_methods_each_weight_gets_the_best(tmp_path):
+    ir.save(network(), tmp_path / "m.onnx")
+    costs = {}
+    for method in ("search", "gptq", "search, gptq"):
+        recipe = Recipe(scheme="int3", method=method, overrides=(Override(op_type="Gemm", keep_float=True),))
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=Calibration(lambda: images()))
+        costs[report.recipe["method"]] = report.details["rounded"]["W3"]["cost"]
+    assert costs["search,gptq"] == min(costs["search"], costs["gptq"])
+    with pytest.raises(UsageError, match='method is "gptk"'):
+        Recipe(method="rtn,gptk")
