@@ -11,6 +11,9 @@ KNOWS_WHO_RUNS_WHAT = hasattr(ort.InferenceSession, "get_provider_graph_assignme
 RUNS_FLOAT8_PRODUCTS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32)
 """Before, ONNX Runtime takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, and refuses it."""
 
+RUNS_TWO_BITS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 24)
+"""Before, its MatMulNBits has 4 and 8 bits."""
+
 
 def options(**settings: object) -> ort.SessionOptions:
     """Quiet, with these attributes set."""

@@ -30,6 +30,10 @@ _COUNTED_ROWS = 2
 common by chance: on other rows of a language model its error was -15.0 dB with 4,864 inputs and 6,144 rows (-14.7 dB by
 a search for scales alone), and -16.6 dB with moments drawn so; with 896 inputs -21.4 and -21.5 dB, and of 1,536 rows
 -19.3 and -20.6 dB."""
+_MOST_TRUST = 0.75
+"""However many rows there are, for what they have in common others need not. The embeddings of an encoder with 3 bits,
+rounded by long documents: of others of the kind 5.9 % of the cosine are lost with all trust and 6.1 % with 0.7; of short
+lines about something else 12.9 % and 10.2 %, and 10.8 % by a search for scales alone."""
 _PANEL = 512
 """Columns of a matrix of moments that one thread sums at a time."""
 
@@ -158,6 +162,6 @@ def _add_products(total: Floats, left: Floats, right: Floats, *, symmetric: bool
 
 def _draw_towards_diagonal(second: Floats, trusted: int) -> None:
     """Take what was not seen often to vary together for varying alone: by the share K / (K + n) for n that count."""
-    size = second.shape[-1]
-    second *= np.float32(trusted / (trusted + size))
-    np.einsum("gkk->gk", second)[...] *= np.float32(1 + size / trusted)
+    alone = np.einsum("gkk->gk", second).copy()
+    second *= np.float32(min(_MOST_TRUST, trusted / (trusted + second.shape[-1])))
+    np.einsum("gkk->gk", second)[...] = alone
