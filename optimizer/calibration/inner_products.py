@@ -32,8 +32,8 @@ a search for scales alone), and -16.6 dB with moments drawn so; with 896 inputs 
 -19.3 and -20.6 dB."""
 _MOST_TRUST = 0.75
 """However many rows there are, for what they have in common others need not. The embeddings of an encoder with 3 bits,
-rounded by long documents: of others of the kind 5.9 % of the cosine are lost with all trust and 6.1 % with 0.7; of short
-lines about something else 12.9 % and 10.2 %, and 10.8 % by a search for scales alone."""
+rounded by long documents: of others of the kind 5.9 % of the cosine are lost with all trust and 6.1 % with 0.7; of
+short lines about something else 12.9 % and 10.2 %, and 10.8 % by a search for scales alone."""
 _PANEL = 512
 """Columns of a matrix of moments that one thread sums at a time."""
 
