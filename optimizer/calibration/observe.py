@@ -7,10 +7,11 @@ runtime's own fusions.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
@@ -33,6 +34,46 @@ _SHARED = frozenset({
 """Types whose arrays the runtime takes as they are."""
 
 
+class ArraySession:
+    """A session on a model whose external tensors are arrays, which live as long as it does.
+
+    Args:
+        proto: The model.
+        arrays: By the tensors' names.
+        ours: Whether it has operators of ours.
+        config: Entries of the session's configuration.
+
+    Raises:
+        OnnxpressError: The runtime refuses the model.
+    """
+
+    def __init__(
+        self, proto: onnx.ModelProto, arrays: Mapping[str, np.ndarray], *, ours: bool,
+        config: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        import onnxruntime as ort
+
+        options = session_options(ours=ours, config=dict(config or {}))
+        options.enable_cpu_mem_arena = False  # it would keep the largest outputs, and grow by powers of two
+        self._arrays = arrays
+        self._weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+        if self._weights:
+            options.add_external_initializers(list(arrays), self._weights)
+        self._session = open_session(proto.SerializeToString(), options, proto.graph.name or "model")
+
+    def run(self, names: Sequence[str | None], feeds: Feeds) -> list[Any]:
+        """What outputs of these names hold.
+
+        Raises:
+            OnnxpressError: The runtime fails.
+        """
+        try:
+            found: list[Any] = self._session.run(names, feeds)
+        except Exception as error:  # ONNX Runtime raises a type for each of its status codes
+            raise OnnxpressError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
+        return found
+
+
 class Observer:
     """A session on part of a model that gives the values of some of its tensors."""
 
@@ -48,24 +89,16 @@ class Observer:
         Raises:
             OnnxpressError: The runtime refuses the model.
         """
-        import onnxruntime as ort
-
         copy = model.clone()  # nodes and values anew, tensors shared
         values = {**_values(copy), **_handed_out(copy, set(names))}
         outputs = [values[name] for name in names]
         copy.graph.outputs[:] = [_size_of(copy, value) for value in outputs] if sizes else outputs
         _prune(copy)
         self._names = [value.name for value in copy.graph.outputs]
-        self._arrays = take_weights(copy)
+        arrays = take_weights(copy)
         # Packed weights are a copy, which one run does not repay.
         config = {"session.disable_prepacking": "1"} if sizes else {}
-        options = session_options(ours=uses_our_ops(model), config=config)
-        options.enable_cpu_mem_arena = False  # it would keep the largest outputs, and grow by powers of two
-        self._weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays.values()]
-        if self._weights:
-            options.add_external_initializers(list(self._arrays), self._weights)
-        proto = to_proto(copy).SerializeToString()
-        self._session = open_session(proto, options, model.graph.name or "model")
+        self._session = ArraySession(to_proto(copy), arrays, ours=uses_our_ops(model), config=config)
 
     def run(self, feeds: Feeds) -> list[Any]:
         """What the tensors hold.
@@ -73,11 +106,7 @@ class Observer:
         Raises:
             OnnxpressError: The runtime fails.
         """
-        try:
-            found: list[Any] = self._session.run(self._names, feeds)
-        except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-            raise OnnxpressError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
-        return found
+        return self._session.run(self._names, feeds)
 
 
 def check_names(model: ir.Model, names: Sequence[str]) -> None:

@@ -23,8 +23,8 @@ from ..graph.constants import is_constant
 from ..model_io.reading import to_proto
 from ..runtime.feeds import Feeds
 from ..runtime.pages import drop_pages
-from ..runtime.session import open_session, session_options, uses_our_ops
-from .observe import take_weights
+from ..runtime.session import uses_our_ops
+from .observe import ArraySession, take_weights
 
 Array = npt.NDArray[Any]
 
@@ -108,15 +108,12 @@ class Segments:
         outputs = [name for name in segment.outputs if name in wanted]
         if not outputs:
             return
-        proto, arrays = segment.model(self._weights, changed, outputs, self._types())
-        session = _open(proto, arrays, ours=self._parts.ours)
+        proto, arrays = segment.model(self._weights, changed, outputs, self._float.types)
+        session = ArraySession(proto, arrays, ours=self._parts.ours)
         inputs = [value.name for value in proto.graph.input]
         for batch in range(self.batches):
             feeds = {name: self._value(kept, batch, name) for name in inputs}
-            try:
-                values = session.run(outputs, feeds)
-            except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-                raise OnnxpressError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
+            values = session.run(outputs, feeds)
             for name, value in zip(outputs, values, strict=True):
                 if not isinstance(value, np.ndarray):
                     raise OnnxpressError(f"'{name}' is no tensor; a run cannot be cut there")
@@ -125,16 +122,18 @@ class Segments:
     def _value(self, kept: _Kept, batch: int, name: str) -> Array:
         return kept.get(batch, name) if name in self._moved or kept is self._float else self._float.get(batch, name)
 
-    def _types(self) -> dict[str, int]:
-        return self._float.types()
-
 
 class _Kept:
-    """Tensors by batch and name, in memory up to a bound, then in files."""
+    """Tensors by batch and name, in memory up to a bound, then in files.
+
+    Attributes:
+        types: Of all that were ever kept, as NumPy has them.
+    """
 
     def __init__(self, memory: int) -> None:
         self._memory, self._used = memory, 0
         self._held: list[dict[str, Array | Path]] = []
+        self.types: dict[str, np.dtype[Any]] = {}
         self._folder: Path | None = None
         self._files = 0
 
@@ -145,6 +144,7 @@ class _Kept:
     def put(self, batch: int, name: str, value: Array) -> None:
         while len(self._held) <= batch:
             self._held.append({})
+        self.types[name] = value.dtype
         if self._used + value.nbytes > self._memory and value.dtype != object:
             self._held[batch][name] = self._write(value)
             return
@@ -164,12 +164,6 @@ class _Kept:
                     value.unlink()
                 else:
                     self._used -= value.nbytes
-
-    def types(self) -> dict[str, int]:
-        """Of the tensors of the first batch, as ONNX numbers them."""
-        return {
-            name: onnx.helper.np_dtype_to_tensor_dtype(self.get(0, name).dtype) for name in self._held[0]
-        } if self._held else {}  # fmt: skip
 
     def close(self) -> None:
         if self._folder is not None:
@@ -241,8 +235,9 @@ class _Segment:
         return names & set(self.outputs)
 
     def model(
-        self, weights: Mapping[str, Array], changed: Mapping[str, Array], outputs: list[str], types: Mapping[str, int]
-    ) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        self, weights: Mapping[str, Array], changed: Mapping[str, Array], outputs: list[str],
+        types: Mapping[str, np.dtype[Any]],
+    ) -> tuple[onnx.ModelProto, dict[str, Array]]:  # fmt: skip
         """What computes the outputs, and the arrays that its external tensors stand for."""
         parts, arrays = self._parts, {}
         needed, wanted = [], set(outputs)
@@ -269,7 +264,8 @@ class _Segment:
             if name in weights:
                 arrays[name] = weights[name]
         for name in sorted(wanted - made - parts.fixed):
-            graph.input.append(onnx.helper.make_tensor_value_info(name, types[name], None))
+            kind = onnx.helper.np_dtype_to_tensor_dtype(types[name])
+            graph.input.append(onnx.helper.make_tensor_value_info(name, kind, None))
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
         return proto, arrays
 
@@ -297,17 +293,6 @@ def _external(name: str, array: Array) -> onnx.TensorProto:
     )  # fmt: skip
     tensor.external_data.add(key="location", value="weights")
     return tensor
-
-
-def _open(proto: onnx.ModelProto, arrays: Mapping[str, Array], *, ours: bool) -> Any:
-    import onnxruntime as ort
-
-    options = session_options(ours=ours)
-    options.enable_cpu_mem_arena = False
-    held = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    if held:
-        options.add_external_initializers(list(arrays), held)
-    return open_session(proto.SerializeToString(), options, proto.graph.name)
 
 
 def _read(node: onnx.NodeProto) -> list[str]:

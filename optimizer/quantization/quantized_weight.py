@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.custom_ops import reference
+from onnxpress.custom_ops import _kernels, reference
 
 from .schemes import WeightScheme
 
@@ -47,6 +47,14 @@ def decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf if signal > 0 else 0.0
     return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def pack_codes(codes: Codes, zero_points: Codes, scheme: WeightScheme) -> Codes:
+    """Codes [N, K] as `QuantizedWeight.packed`; what pads the last block are the codes of zero, [N, n_blocks]."""
+    K, block = codes.shape[1], scheme.codes_per_block(codes.shape[1])
+    padded = np.repeat(zero_points, block, axis=1)
+    padded[:, :K] = codes
+    return _kernels.pack_zero_points(padded.reshape(-1, block), scheme.bits).reshape(*zero_points.shape, -1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,10 +51,10 @@ def _convert(
     stage: str = "",
 ) -> ConversionResult:  # fmt: skip
     decisions = decide(model, recipe)
-    original = copy_of(model)
+    original = copy_of(model) if data is not None and known is None else None
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, known or {}
-    if data is not None and known is None:
+    if data is not None and original is not None:
         results = round_with_data(original, lazy, data, method_of(recipe), progress, stage)
     for weight in lazy:
         if weight.identity in results:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ...calibration.statistics import fingerprint
 from ...errors import OnnxpressError, UsageError
+from ...graph.constants import release
 from ...planning.lazy_weight import LazyWeight
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
 from ...runtime.feeds import Feeds, arrays_of
@@ -150,7 +151,8 @@ def describe(model: Any, weights: Sequence[LazyWeight], methods: Sequence[str], 
                 digest.update(f"{name} {array.dtype} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else b"")
     for weight in weights:
-        digest.update(weight.rows().tobytes())
+        digest.update(np.ascontiguousarray(weight.rows()).data)
+        release(weight.weight.tensor)
     settings = [(weight.name, str(weight.scheme), weight.nodes) for weight in weights]
     values = {"model": fingerprint(model), "weights": settings, "methods": methods, "contents": digest.hexdigest()}
     return json.dumps(values, indent=1)

@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from onnxpress.custom_ops import _kernels
 
 from ..gptq import InOrder
-from ..quantized_weight import Floats, QuantizedWeight
+from ..quantized_weight import Floats, QuantizedWeight, pack_codes
 from ..rtn import quantize_rtn
 from ..schemes import WeightScheme
 from .method import Method, Problem
@@ -49,19 +48,15 @@ def round_towards(problem: Problem, target: Floats) -> QuantizedWeight:
 
 def _moved(in_order: InOrder, target: Floats, start: QuantizedWeight, scheme: WeightScheme) -> QuantizedWeight:
     """Other codes for the same scales."""
-    K, numbers = target.shape[1], scheme.number_format
-    block = scheme.codes_per_block(K)
-    codes = np.repeat(start.zero_points, block, axis=1)  # which pads keep
     if scheme.integer:
         levels, zeros = np.float32(2**scheme.bits - 1), start.zero_points.astype(np.float32)
-        codes[:, :K] = in_order.round(
+        codes = in_order.round(
             target, start.scales, lambda x: np.clip(np.rint(x), 0, levels), zeros, scheme.block_size
-        )
+        ).astype(np.uint8)
     else:
-        found = in_order.round(target, start.scales, numbers.round, block_size=scheme.block_size)
-        codes[:, :K] = numbers.encode(found)
-    packed = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(start.packed.shape)
-    return dataclasses.replace(start, packed=packed)
+        numbers = scheme.number_format
+        codes = numbers.encode(in_order.round(target, start.scales, numbers.round, block_size=scheme.block_size))
+    return dataclasses.replace(start, packed=pack_codes(codes, start.zero_points, scheme))
 
 
 GPTQ = Method("gptq", _gptq)

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.custom_ops import _kernels
 
 from ..blas import one_thread_each
-from ..quantized_weight import QuantizedWeight, WeightError
+from ..quantized_weight import QuantizedWeight, WeightError, pack_codes
 from ..schemes import WeightScheme
 from .method import Floats
 
@@ -41,7 +40,6 @@ def changed(start: QuantizedWeight, scheme: WeightScheme, rows: Floats, groups: 
         the number of threads.
     """
     form, K = scheme.number_format, rows.shape[1]
-    block = scheme.codes_per_block(K)
     given = rows.reshape(groups, -1, K)
     shape = groups, -1, scheme.blocks(K)
     packed = start.packed.reshape(*shape, start.packed.shape[2]).copy()
@@ -55,9 +53,8 @@ def changed(start: QuantizedWeight, scheme: WeightScheme, rows: Floats, groups: 
         numbers = form.decode(weight(part, start.error).codes(scheme, K)).reshape(given[part].shape)
         numbers, scales[part], zeros = change(given[part], numbers, scales[part], form.decode(zero_points[part]))
         zero_points[part] = form.encode(zeros)
-        codes = np.repeat(_flat(zero_points[part]), block, axis=1)  # which pads keep
-        codes[:, :K] = form.encode(_flat(numbers))
-        packed[part] = _kernels.pack_zero_points(codes.reshape(-1, block), scheme.bits).reshape(packed[part].shape)
+        codes = pack_codes(form.encode(_flat(numbers)), _flat(zero_points[part]), scheme)
+        packed[part] = codes.reshape(packed[part].shape)
         lost = weight(part, start.error).decoded(scheme, K) - _flat(given[part])
         return float(np.square(lost, dtype=np.float64).sum())
 
