@@ -157,7 +157,7 @@ class Passage:
             raise UsageError(f"{where}: a window of {self.length} token foretells nothing")
         if text.tokens is not None and text.tokens < self.length:
             raise UsageError(f"{option('tokens')} is {text.tokens}, fewer than the {self.length} of a window")
-        self.output = _logits_of(model)
+        self.output = logits_of(model)
         self._tokens = tokens_of(Path(text.path), tokenizer, inputs)[: text.tokens]
         self._starts = begins(len(self._tokens), self.length, self._stride, where, "window")
         self.counted = sum(self.length - first for _, first in self._places())
@@ -207,7 +207,7 @@ _MISSING = (
 )
 
 
-def _logits_of(model: ir.Model) -> str:
+def logits_of(model: ir.Model) -> str:
     """The output that may be the logits: the first of three axes, one that is called so before others.
 
     Raises:

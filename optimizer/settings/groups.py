@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import SettingError
 from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
+from .budget import BUDGET, TIME, written_budget, written_time
 from .setting import between, least, setting
 
 _MOST_ROWS = 1 << 16
@@ -216,6 +217,27 @@ class Rounding:
         "or there, for int8-static, which has rtn or gptq.",
         choices=("rtn", "search", "hqq", "gptq", "qronos", "signround"),
         several=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """Weights of several widths."""
+
+    budget: str | None = setting(
+        None,
+        "Give each weight as many bits as it is worth: so that the weights of the model take at most 300MB together, "
+        "those that are rounded 3.5bits each, scales counted, or their products 12ms for one row of each. Needs "
+        "calibration data.",
+        parse=written_budget,
+        expected=BUDGET,
+    )
+    search_time: str | None = setting(
+        None,
+        "After how long, such as 30m, the search within a bound tries nothing more and takes the best it has; what it "
+        "has begun it ends.",
+        parse=written_time,
+        expected=TIME,
     )
 
 

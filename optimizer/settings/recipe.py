@@ -26,6 +26,7 @@ from .groups import (
     Int8Static,
     Int8Weights,
     Judging,
+    Mixing,
     Ranges,
     Rounding,
     Search,
@@ -125,6 +126,7 @@ class Recipe(
     Int8Static,
     Int8Weights,
     Judging,
+    Mixing,
     Calibrated,
     Ranges,
     Rounding,
@@ -273,6 +275,10 @@ class Recipe(
             idle["max_drop"] = "with metric kl, whose bound is max_kl, in nats per token"
         else:
             idle["max_kl"] = f"with metric {judged_by}, only with kl"
+        if self.max_loss is None:
+            idle["search_time"] = "without a bound on a metric, max_drop or max_kl"
+        else:
+            idle["budget"] = "with a bound on a metric, which finds the smallest model that meets it"
         if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"
         if self.criterion not in (None, "obs"):

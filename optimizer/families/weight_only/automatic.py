@@ -2,12 +2,13 @@
 
     1. weights rounded to nearest, without data,
     2. by the method of the recipe, with data,
-    3. the weights that cost most in 8 bits: as few as it takes, found by halving; should all not be enough, then
-    4. those in float.
+    3. with data, weights of several widths, see `mixed`: so many bytes as the last attempts let expect to be enough,
+    4. the weights that cost most in 8 bits: as few as it takes, found by halving; with data at once all of them,
+    5. where that is not enough, those that cost most in float.
 
 Which weights cost most is known from the second step: what a product loses of its squares on data that was kept apart,
-over the bytes that more bits would take. Each attempt is a model that was made and judged. Weights are rounded once for
-all attempts; the recipe that is found is then followed from the start, so that it gives the same model again.
+over the bytes that more bits would take. Each attempt is a model that was made and judged; the recipe that is found
+gives the same model again.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ import onnx_ir as ir
 
 from ...calibration import Data
 from ...evaluation.metrics import Metric, choose_metric, loss_text
+from ...graph.rewriting import required
 from ...model_io.external_data import nbytes
 from ...model_io.names import copy_of
 from ...model_io.storage import initializers
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import Attempt, size_text
 from ...planning.result import Progress
+from ...settings.budget import seconds_of
 from ...settings.recipe import Override, Recipe
+from .mixed import Mixture
 from .results import Results
 from .rewrite import decide, rewrite
 from .with_data import method_of, round_with_data
@@ -37,6 +41,12 @@ from .with_data import method_of, round_with_data
 _JUDGED = 8
 """Batches of the data whose outputs are compared where no metric is given."""
 _STAGE = "automatic"
+_MIXTURES = 4
+"""Attempts with several widths."""
+_AIM, _GOOD = 0.9, 0.75
+"""Of the bound: what an attempt with several widths is to lose, and from where on no smaller model is looked for."""
+_LESS = 0.8
+_LEAST_POWER = 0.4
 _MORE = 8
 """Bits of the weights that cost most."""
 _BLOCK = 32
@@ -50,7 +60,7 @@ class Found:
     Attributes:
         recipe: To follow, without a bound.
         reads_data: Whether it has weights rounded by data.
-        results: Rounded weights that are those of the recipe; None where it has to be followed from the start.
+        results: Rounded weights, where it has some.
         metric: That judged.
         bound: The most that may be lost.
         trail: All attempts, in order.
@@ -80,7 +90,18 @@ class Found:
                 **_UNBOUND}  # fmt: skip
 
 
-_UNBOUND: dict[str, Any] = dict.fromkeys(("max_drop", "max_kl", "metric", "text", "window", "stride", "tokens"))
+_UNBOUND: dict[str, Any] = dict.fromkeys(
+    ("max_drop", "max_kl", "metric", "text", "window", "stride", "tokens", "search_time")
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What an attempt was made by."""
+
+    recipe: Recipe
+    weights: list[LazyWeight]
+    results: Results | None
 
 
 def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, source: str) -> Found:
@@ -108,52 +129,66 @@ class _Search:
         assert recipe.max_loss is not None
         self._model, self._data, self._metric, self._progress = model, data, metric, progress
         self._bound = recipe.max_loss
+        self._deadline = math.inf
+        if recipe.search_time is not None:
+            self._deadline = time.perf_counter() + seconds_of(recipe.search_time)
         self._recipe = recipe.decided(**_UNBOUND)
-        self._results: Results = {}
         self._trail: list[Attempt] = []
-        self._recipes: list[tuple[Recipe, bool]] = []
+        self._made: list[_Made] = []
 
     def run(self) -> Found:
         """All steps until one is enough; else the attempt of least loss."""
-        scheme = self._recipe.scheme
-        weights: list[LazyWeight] = []
+        scheme, by_data = self._recipe.scheme, self._data is not None and self._recipe.method != "rtn"
         if self._recipe.method in (None, "rtn"):
-            weights = self._try(f"{scheme} by rtn", self._recipe, by_data=False)
-        if not self._enough() and self._data is not None and self._recipe.method != "rtn":
-            weights = self._round()
-        if not self._enough():
-            self._raise(weights)
+            self._try(f"{scheme} by rtn", self._recipe)
+        if by_data and self._goes_on():
+            self._try_with_data(f"{scheme} by {method_of(self._recipe)}", self._recipe)
+        if by_data and self._goes_on():
+            self._mix()
+        if self._goes_on():
+            self._raise(by_data=by_data)
         accepted = [index for index, attempt in enumerate(self._trail) if attempt.accepted]
         best = min(accepted, key=lambda index: self._trail[index].size or 0, default=None)
         if best is None:
             best = min(range(len(self._trail)), key=self._loss)
-        recipe, by_data = self._recipes[best]
-        same = recipe.overrides == self._recipe.overrides or not by_data
-        results = self._results if by_data and same else {} if not by_data else None
-        return Found(recipe, by_data, results, self._metric, self._bound, tuple(self._trail))
+        made = self._made[best]
+        return Found(made.recipe, made.results is not None, made.results, self._metric, self._bound, tuple(self._trail))
+
+    def _goes_on(self) -> bool:
+        """Whether nothing is good enough yet, and there is time to try more."""
+        return not any(attempt.accepted for attempt in self._trail) and self._has_time()
+
+    def _has_time(self) -> bool:
+        return not self._trail or time.perf_counter() < self._deadline
 
     def _loss(self, index: int) -> float:
         loss = self._trail[index].loss
         return math.inf if loss is None else loss
 
-    def _enough(self) -> bool:
-        return any(attempt.accepted for attempt in self._trail)
+    def _mix(self) -> None:
+        """More bits for the weights that are worth them: the fewest bytes, by what was lost so far and how."""
+        mixture = Mixture(self._model, self._recipe, required(self._data), self._progress)
+        seen = [(mixture.damage, self._trail[-1].loss or 0.0)]
+        sizes = {self._trail[-1].size}
+        for _ in range(_MIXTURES):
+            if self._trail[-1].accepted and seen[-1][1] > _GOOD * self._bound:
+                return
+            choice = mixture.choose_for(_damage_for(_AIM * self._bound, seen))
+            if choice.size in sizes:
+                choice = mixture.choose_for(_LESS * choice.damage)
+            if choice.size in sizes or not self._has_time():
+                return
+            sizes.add(choice.size)
+            self._try_with_data(f"{self._recipe.scheme} and others, {choice.bits:.2f} bits per weight", choice.recipe)
+            seen.append((choice.damage, self._trail[-1].loss or 0.0))
 
-    def _round(self) -> list[LazyWeight]:
-        """By the method of the recipe, with data."""
-        assert self._data is not None
-        copy = copy_of(self._model)
-        original = copy_of(copy)
-        weights = rewrite(copy, decide(copy, self._recipe)).weights
-        method = method_of(self._recipe)
-        begin = time.perf_counter()
-        self._results = round_with_data(original, weights, self._data, method, self._progress, "tried")
-        took = time.perf_counter() - begin
-        return self._try(f"{self._recipe.scheme} by {method}", self._recipe, by_data=True, took=took)
-
-    def _raise(self, weights: Sequence[LazyWeight]) -> None:
+    def _raise(self, *, by_data: bool) -> None:
         """The weights that cost most in 8 bits, or, where that is not enough, in float."""
-        ranked = sorted((each for each in weights if each.scheme.bits < _MORE), key=self._worth, reverse=True)
+        weights, results = self._made[-1].weights, self._made[-1].results or {}
+        ranked = sorted(
+            (each for each in weights if each.scheme.bits < _MORE or by_data),
+            key=lambda each: _worth(each, results), reverse=True,
+        )  # fmt: skip
         names = [[reader.node_name for reader in weight.readers] for weight in ranked]
 
         def eight(count: int) -> Recipe:
@@ -166,50 +201,51 @@ class _Search:
             )
 
         scheme, whole = self._recipe.scheme, len(names)
-        if not self._halve(whole, eight, f"{scheme}, {{}} of {whole} weights in {_MORE} bits"):
-            self._halve(whole - 1, in_float, f"{{}} of {whole} weights in float, the others in {_MORE} bits")
+        in_8_bits = f"{scheme}, {{}} of {whole} weights in {_MORE} bits"
+        # With data, fewer bits than 8 were tried already.
+        if not self._halve(whole if by_data else 0, whole, eight, in_8_bits):
+            self._halve(1, whole - 1, in_float, f"{{}} of {whole} weights in float, the others in {_MORE} bits")
 
-    def _halve(self, most: int, recipe: Callable[[int], Recipe], label: str) -> bool:
-        """Find the fewest weights with which a recipe is within the bound, where none are too few; whether most are."""
-        by_data = bool(self._results)
+    def _halve(self, least: int, most: int, recipe: Callable[[int], Recipe], label: str) -> bool:
+        """Find the fewest weights, from `least` on, with which a recipe is within the bound; whether `most` are."""
 
         def enough(count: int) -> bool:
-            self._try(label.format(count), recipe(count), by_data=by_data)
+            self._try(label.format(count), recipe(count))
             return self._trail[-1].accepted
 
         if most < 1 or not enough(most):
             return False
-        low, high = 0, most
-        while high - low > 1:
+        low, high = max(least - 1, 0), most
+        while high - low > 1 and self._has_time():
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle, high)
         return True
 
-    def _try(self, label: str, recipe: Recipe, *, by_data: bool, took: float = 0.0) -> list[LazyWeight]:
-        """Make a model and judge it; the weights that it has."""
+    def _try_with_data(self, label: str, recipe: Recipe) -> None:
+        """Round by the method of the recipe, and judge."""
+        copy = copy_of(self._model)
+        original = copy_of(copy)
+        begin = time.perf_counter()
+        weights = rewrite(copy, decide(copy, recipe)).weights
+        stage = f"tried {len(self._trail)}"
+        results = round_with_data(original, weights, required(self._data), method_of(recipe), self._progress, stage)
+        self._try(label, recipe, results, time.perf_counter() - begin)
+
+    def _try(self, label: str, recipe: Recipe, results: Results | None = None, took: float = 0.0) -> None:
+        """Make a model and judge it."""
         self._progress(_STAGE, len(self._trail), len(self._trail) + 1)
         begin = time.perf_counter()
         copy = copy_of(self._model)
         weights = rewrite(copy, decide(copy, recipe)).weights
         for weight in weights:
-            if by_data and weight.identity in self._results:
-                weight.take(self._results[weight.identity].read, self._results[weight.identity].rounded.method)
+            if results is not None and weight.identity in results:
+                weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
         value = self._metric(copy)
         loss = self._metric.loss(value)
         size = sum(nbytes(each.const_value) for each in initializers(copy) if each.const_value is not None)
         took += time.perf_counter() - begin
         self._trail.append(Attempt(label, self._metric.name, value, loss <= self._bound, size, took, loss))
-        self._recipes.append((recipe, by_data))
-        return weights
-
-    def _worth(self, weight: LazyWeight) -> float:
-        """What more bits of a weight win, over the bytes that they take."""
-        result = self._results.get(weight.identity)
-        if result is not None:
-            lost = result.rounded.cost / max(result.rounded.energy, _LEAST)
-        else:
-            lost = weight.error.error / max(weight.error.energy, _LEAST) if weight.error is not None else 0.0
-        return lost / (weight.weight.tensor.size * (_MORE - weight.scheme.bits))
+        self._made.append(_Made(recipe, weights, results))
 
     def _with(self, overrides: Sequence[Override]) -> Recipe:
         return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides))
@@ -221,3 +257,29 @@ class _Search:
             match=name, scheme=f"int{_MORE}", block_size=_BLOCK if recipe.block_size == 0 else recipe.block_size,
             scale_type=None if recipe.scale_type in (None, "float32", "float16") else "float32",
         )  # fmt: skip
+
+
+def _damage_for(loss: float, seen: Sequence[tuple[float, float]]) -> float:
+    """The damage with which a loss is to be expected, of damages and losses seen: c damage^p through the last two.
+
+    Of one alone p is 1, as it is of a perplexity, which has lost about twice as much where errors have twice the
+    squares.
+    """
+    (damage, lost), power = seen[-1], 1.0
+    if not 0 < lost < math.inf:
+        return damage / 2
+    if len(seen) > 1:
+        before, had = seen[-2]
+        if 0 < had < math.inf and had != lost and before != damage:
+            power = min(max(math.log(lost / had) / math.log(damage / before), _LEAST_POWER), 1.0)
+    return float(damage * (loss / lost) ** (1 / power))
+
+
+def _worth(weight: LazyWeight, results: Results) -> float:
+    """What more bits of a weight win, over the bytes that they take."""
+    result = results.get(weight.identity)
+    if result is not None:
+        lost = result.rounded.cost / max(result.rounded.energy, _LEAST)
+    else:
+        lost = weight.error.error / max(weight.error.energy, _LEAST) if weight.error is not None else 0.0
+    return lost / (weight.weight.tensor.size * max(1, _MORE - weight.scheme.bits))

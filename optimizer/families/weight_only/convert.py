@@ -14,14 +14,17 @@ import onnx_ir as ir
 
 from ...calibration import Data, Statistics
 from ...errors import SettingsError, option
+from ...graph.rewriting import required
 from ...model_io.names import copy_of
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import WeightReport
 from ...planning.result import ConversionResult, Progress
 from ...quantization.quantized_weight import decibels
+from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
 from ..family import Family, Need, OpenData
 from .automatic import Found, find_recipe
+from .mixed import Mixture
 from .results import Results
 from .rewrite import decide, rewrite
 from .with_data import method_of, round_with_data
@@ -38,24 +41,25 @@ def convert(
     """
     opened = None if data is None else data()
     assert not isinstance(opened, Statistics), "the family's check refuses that"
+    if recipe.budget is not None:
+        return _within_budget(model, recipe, required(opened), budget_of(recipe.budget), progress)
     if recipe.max_loss is None:
         return _convert(model, recipe, opened, progress)
     found = find_recipe(model, recipe, opened, progress, source)
     data_read = opened if found.reads_data else None
-    result = _convert(model, found.recipe, data_read, progress, found.results, stage="found")
+    result = _convert(model, found.recipe, data_read, progress, found.results)
     return _with_trail(model, result, found)
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None, *,
-    stage: str = "",
-) -> ConversionResult:  # fmt: skip
+    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None
+) -> ConversionResult:
     decisions = decide(model, recipe)
     original = copy_of(model) if data is not None and known is None else None
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, known or {}
     if data is not None and original is not None:
-        results = round_with_data(original, lazy, data, method_of(recipe), progress, stage)
+        results = round_with_data(original, lazy, data, method_of(recipe), progress)
     for weight in lazy:
         if weight.identity in results:
             weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
@@ -67,6 +71,19 @@ def _convert(
         details=_details(lazy, results),
         rows=_rows(lazy, results),
         settled={} if data is None else {"method": method_of(recipe)},
+    )
+
+
+def _within_budget(model: ir.Model, recipe: Recipe, data: Data, budget: Budget, progress: Progress) -> ConversionResult:
+    """With widths for each weight."""
+    decide(model, recipe)  # which prepares it
+    choice = Mixture(model, recipe, data, progress).choose(budget)
+    result = _convert(model, choice.recipe, None if recipe.method == "rtn" else data, progress)
+    return dataclasses.replace(
+        result,
+        details={**result.details, "mixed": choice.details()},
+        rows=[("mixed", choice.line()), *result.rows],
+        settled={**result.settled, "overrides": choice.recipe.overrides, "budget": None},
     )
 
 
@@ -123,6 +140,8 @@ def _need(recipe: Recipe, given: bool) -> Need:
     """A model of the catalogue has data without being asked, which is not read for weights alone then."""
     if recipe.max_loss is not None:
         return Need.REQUIRED if recipe.judged_by is None else Need.WELCOME
+    if recipe.budget is not None:
+        return Need.REQUIRED
     reads = given if recipe.method is None else recipe.method != "rtn"
     return Need.REQUIRED if reads else Need.NONE
 

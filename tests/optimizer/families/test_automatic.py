@@ -87,30 +87,55 @@ def test_data_is_enough(made):
     assert report.details["metric"]["int3"] == pytest.approx(1 - by_data)
 
 
-@pytest.mark.parametrize("data", [True, False])
-def test_a_few_weights_get_more_bits(made, data):
-    """As few as it takes: with one less the bound does not hold. The recipe that is reported makes the same model."""
-    trail = made(1e-9, data).trail
-    steps = 2 if data else 1
+def test_a_few_weights_get_more_bits(made):
+    """Without data. As few as it takes: with one less the bound does not hold."""
+    trail = made(1e-9, data=False).trail
     (whole,) = (attempt for attempt in trail if attempt.recipe == f"int3, {LAYERS} of {LAYERS} weights in 8 bits")
-    bound = (trail[steps - 1].loss + whole.loss) / 2
-    report = made(bound, data)
-    accepted = [attempt for attempt in report.trail if attempt.accepted]
-    fewest = min(accepted, key=lambda attempt: attempt.size)
-    count = int(fewest.recipe.split()[1])
+    report = made((trail[0].loss + whole.loss) / 2, data=False)
+    count = int(fewest(report).recipe.split()[1])
     assert 1 <= count < LAYERS
     assert report.schemes == {"int3": LAYERS - count, "int8": count}
     if count > 1:
         assert f"int3, {count - 1} of {LAYERS} weights in 8 bits" in {
             attempt.recipe for attempt in report.trail if not attempt.accepted
         }
+    assert_made_again(report, None)
+
+
+@pytest.mark.parametrize("part", [0.5, 0.2])
+def test_weights_get_several_widths(made, part):
+    """With data: fewer bytes than 8 bits take, so few that the bound is nearly reached."""
+    by_data = made(1e-9).trail[1].loss
+    report = made(part * by_data)
+    found = fewest(report)
+    assert "bits per weight" in found.recipe
+    assert found.loss > 0.5 * part * by_data
+    assert len(report.schemes) > 1
+    assert report.recipe["method"] == "gptq"
+    assert_made_again(report, Calibration(lambda: iter(rows(1))))
+
+
+def fewest(report):
+    """The smallest of the models within the bound, which is the one that is written."""
+    found = min((attempt for attempt in report.trail if attempt.accepted), key=lambda attempt: attempt.size)
+    assert report.details["metric"]["int3"] == pytest.approx(found.value)
+    return found
+
+
+def assert_made_again(report, calibration):
+    """The recipe that is reported makes the same model."""
     first = Path(report.output).read_bytes()
-    again = optimize(
-        report.source, Recipe.from_mapping(report.recipe), report.output,
-        calibration=Calibration(lambda: iter(rows(1))) if data else None,
-    )  # fmt: skip
+    again = optimize(report.source, Recipe.from_mapping(report.recipe), report.output, calibration=calibration)
     assert again.recipe == report.recipe
     assert Path(report.output).read_bytes() == first
+
+
+def test_no_time_to_search(made):
+    """What was begun is ended."""
+    report = made(1e-9, search_time="0.001s")
+    assert [attempt.recipe for attempt in report.trail] == ["int3 by rtn"]
+    assert "search_time" not in report.recipe
+    assert report.warnings
 
 
 def test_a_bound_that_nothing_meets_is_told(made):

@@ -11,7 +11,7 @@ import pytest
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
-from onnxpress.optimizer.families.weight_only import with_data
+from onnxpress.optimizer.families.weight_only import products
 
 WIDTH = 48
 
@@ -60,10 +60,8 @@ def interrupted(tmp_path):
 def test_it_goes_on_to_the_same_bytes(interrupted, monkeypatch):
     path, folder = interrupted
     observed = []
-    sums = with_data.MomentSums
-    monkeypatch.setattr(
-        with_data, "MomentSums", lambda node, **other: observed.append(node.name) or sums(node, **other)
-    )
+    sums = products.MomentSums
+    monkeypatch.setattr(products, "MomentSums", lambda node, **other: observed.append(node.name) or sums(node, **other))
     went_on = convert(path, folder).read_bytes()
     assert observed == ["layer2", "layer3"]
     assert convert(path, None).read_bytes() == went_on
@@ -108,5 +106,5 @@ def test_the_search_for_a_recipe_goes_on_too(tmp_path):
     with pytest.raises(InterruptionError):
         convert(path, folder, progress=interrupt, max_drop=1e-6)
     went_on = convert(path, folder, max_drop=1e-6).read_bytes()
-    assert {each.name for each in folder.iterdir()} == {"tried", "found"}
+    assert {each.name for each in folder.iterdir()} >= {"tried 1", "tried 2"}
     assert convert(path, None, max_drop=1e-6).read_bytes() == went_on

@@ -1,0 +1,139 @@
+"""Weights of several widths, by what each costs the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import graphs
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnxpress.optimizer import Override, Recipe, optimize
+from onnxpress.optimizer.calibration import Calibration
+from onnxpress.optimizer.calibration.data import Data
+from onnxpress.optimizer.calibration.inputs import inputs_of
+from onnxpress.optimizer.errors import UsageError
+from onnxpress.optimizer.families.weight_only import mixed
+from onnxpress.optimizer.families.weight_only.mixed import Mixture
+from onnxpress.optimizer.families.weight_only.rewrite import decide
+from onnxpress.optimizer.model_io.reading import load
+from onnxpress.optimizer.runtime.session import open_session, session_options
+from onnxpress.optimizer.settings.budget import Budget
+
+WIDTH = 64
+
+
+def network(path):
+    """One product that the output hangs on, and one that hardly counts."""
+    b = graphs.Builder(18)
+    x = b.input("x", [None, WIDTH])
+    much = b.op("MatMul", x, b.constant("W0", graphs.weight(WIDTH, WIDTH, 0)), name="much")
+    little = b.op("MatMul", x, b.constant("W1", graphs.weight(WIDTH, WIDTH, 1)), name="little")
+    faint = b.op("Mul", little, b.constant("faint", np.array(1e-3, np.float32)))
+    b.output(b.op("Add", much, faint), [None, WIDTH])
+    ir.save(b.model(), path)
+    return path
+
+
+def rows(seed=1):
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((64, WIDTH)).astype(np.float32)} for _ in range(8)]
+
+
+def convert(path, budget, scheme="int4", calibration=True, **settings):
+    data = Calibration(lambda: iter(rows())) if calibration else None
+    recipe = Recipe(scheme=scheme, budget=budget, accuracy_level=0, check=False, **settings)
+    return optimize(path, recipe, Path(path).with_name("out.onnx"), calibration=data)
+
+
+def loss(path, reference):
+    (feed, *_) = rows(9)
+    got, want = (open_session(p, session_options(ours=True)).run(None, feed)[0] for p in (path, reference))
+    return np.square(got - want).sum() / np.square(want).sum()
+
+
+def stored(report):
+    return sum(weight.stored for weight in report.weights)
+
+
+def widths(report):
+    return {weight.nodes[0]: weight.scheme for weight in report.weights}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return network(tmp_path / "m.onnx")
+
+
+def test_bits_go_where_they_count(path):
+    """In fewer bytes than uniform 5 bits, with a smaller error."""
+    lost = loss(convert(path, None, "int5", block_size=64).output, path)
+    report = convert(path, "5.6bits", block_size=64)
+    found = widths(report)
+    assert found == {"much": "int8", "little": "int2"}
+    assert loss(report.output, path) < lost / 10
+    assert report.details["mixed"]["bits"] <= 5.6
+
+
+@pytest.mark.parametrize("scheme", ["int4", "nf4", "mxfp4", "bfp4", "fp6-e3m2"])
+def test_the_budget_holds(path, scheme):
+    """Of every kind of codes, in bytes and in bits."""
+    report = convert(path, "9bits", scheme)
+    most = report.details["mixed"]["bits"]
+    for bits in (most - 1, most - 2):
+        report = convert(path, f"{bits:.2f}bits", scheme)
+        assert report.details["mixed"]["bits"] <= round(bits, 2)
+        assert 8 * stored(report) / (2 * WIDTH * WIDTH) <= round(bits, 2)
+    size = stored(report) + 4  # the scalar
+    assert stored(convert(path, f"{size / 1e3:.3f}kB", scheme)) == size - 4
+
+
+def test_the_recipe_makes_the_same_model(path):
+    report = convert(path, "4.7bits")
+    assert "budget" not in report.recipe
+    first = Path(report.output).read_bytes()
+    again = optimize(
+        path, Recipe.from_mapping(report.recipe), report.output, calibration=Calibration(lambda: iter(rows()))
+    )
+    assert Path(report.output).read_bytes() == first
+    assert again.recipe == report.recipe
+
+
+def test_what_the_user_settled_stays(path):
+    """A node with a scheme of its own, and one in float."""
+    report = convert(path, "4bits", overrides=(Override(match="much", scheme="int3"),))
+    assert widths(report)["much"] == "int3"
+    assert set(widths(convert(path, "4bits", exclude=("little",)))) == {"much"}
+
+
+def test_milliseconds(path, monkeypatch):
+    """All that there is within a large budget; what no machine reaches is told."""
+    assert set(widths(convert(path, "1000ms", block_size=64)).values()) == {"int8"}
+    monkeypatch.setattr(mixed, "product_time", lambda _K, _N, recipe: float(recipe.scheme[3:]))
+    assert widths(convert(path, "10ms", block_size=64)) == {"much": "int8", "little": "int2"}
+    with pytest.raises(UsageError, match=r"budget cannot be met: with the fewest bits the weights take .* ms"):
+        convert(path, "0.000000001ms")
+
+
+def test_budgets_that_cannot_be_met(path):
+    with pytest.raises(UsageError, match=r"budget cannot be met: with the fewest bits the weights take 3\.12 bits"):
+        convert(path, "1bits")
+    with pytest.raises(UsageError, match=r"budget cannot be met: .* take 3\.2 KB"):
+        convert(path, "1kB")
+    with pytest.raises(UsageError, match="has to see data"):
+        convert(path, "4bits", calibration=False)
+
+
+def test_the_fewest_bytes_for_a_damage(path):
+    model = load(path)
+    recipe = Recipe(scheme="int4", block_size=64)
+    decide(model, recipe)
+    mixture = Mixture(model, recipe, Data("rows", inputs_of(model), rows), lambda *_: None)
+    low, high = mixture.sizes
+    choices = [mixture.choose(Budget(size, "bytes")) for size in np.linspace(low, high, 9)]
+    damages = [choice.damage for choice in choices]
+    assert damages == sorted(damages, reverse=True)
+    middle = choices[4]
+    found = mixture.choose_for(middle.damage)
+    assert found.damage <= middle.damage
+    assert found.size <= middle.size
