@@ -60,6 +60,10 @@ def optimize(
     report: Annotated[
         str | None, typer.Option(help="Page to write (.html): what became of each layer, and why, with plots.")
     ] = None,
+    save_recipe: Annotated[
+        str | None,
+        typer.Option(help="TOML file to write: all settings, with what was found, which make the same model again."),
+    ] = None,
     quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell what each pass over floats left, too.")
@@ -87,6 +91,10 @@ def optimize(
         from ..analysis.page import check_page, write_page
 
         check_page(report, [model, output, recipe, chosen.mask, *learnt.values()])
+    if save_recipe is not None:
+        from ..conversion.recipe_file import check_recipe_file, write_recipe
+
+        check_recipe_file(save_recipe, [model, output, chosen.mask, *learnt.values()])
 
     from ..calibration import Calibration
     from ..conversion.pipeline import optimize as run
@@ -96,6 +104,8 @@ def optimize(
     note_written(done.output)
     if report is not None:
         write_page(done, report)
+    if save_recipe is not None:
+        write_recipe(done.recipe, save_recipe)
     if json_:
         print(done.to_json())
     elif not quiet:
