@@ -25,7 +25,7 @@ from onnxpress.models.tasks import Score
 
 from ..calibration.inputs import inputs_of, needed
 from ..calibration.tokens import TOKENIZER, tokens_of
-from ..calibration.windows import SEGMENTS, Decoder, begins, tells_sentences_apart
+from ..calibration.windows import SEGMENTS, Decoder, begins, is_past, tells_sentences_apart
 from ..errors import OnnxpressError, UsageError, named_alone, option
 from ..runtime.feeds import Feeds, fitted
 from .likelihood import Divergence, Logits, divergence, surprise
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 PERPLEXITY, KL = "perplexity", "kl"
 _LOGITS = "logits"
+_SEEN = 0.1
+"""Share of its logits by which a model that sees a token changes; one scale for all activations changes less."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,7 @@ class Passage:
         if tells_sentences_apart(inputs):
             raise UsageError(f"it takes '{SEGMENTS}', as encoders do, which see the tokens to foretell; {_MISSING}")
         self._decoder = Decoder(inputs, text.window, where)
+        self._is_causal = any(map(is_past, inputs))  # else nobody knows before it has run
         self.length = self._decoder.length
         self._stride = text.stride or self.length
         if self._stride > self.length:
@@ -178,6 +181,23 @@ class Passage:
     def details(self) -> dict[str, int]:
         """What was read."""
         return {"tokens": self.counted, "windows": len(self._starts), "window": self.length, "stride": self._stride}
+
+    def refuse_encoder(self, session: Any, who: str) -> None:
+        """Refuse a model that sees the tokens to foretell: another last token changes what it says before that one.
+
+        Raises:
+            UsageError: It does, or as `logits`.
+            OnnxpressError: ONNX Runtime cannot run it.
+        """
+        if self._is_causal:
+            return
+        tokens = self._tokens[: self.length].copy()
+        says = self.logits(session, self._decoder.feeds(tokens), 1, who)[-1]
+        tokens[-1] = (tokens[-1] + 1) % self.rows
+        others = self.logits(session, self._decoder.feeds(tokens), 1, who)[-1]
+        if np.linalg.norm(others - says) > _SEEN * np.linalg.norm(says - says.mean()):
+            raise UsageError(f"{who}: what it says of a token depends on those behind it, as of an encoder; {_MISSING}")
+        self._is_causal = True
 
     def logits(self, session: Any, feeds: Feeds, first: int, who: str) -> Logits:
         """What a model says before each token that counts, [tokens, vocabulary].
@@ -231,6 +251,7 @@ def perplexity(passage: Passage, session: ort.InferenceSession, who: str) -> Sco
         UsageError: The model is no language model.
         OnnxpressError: ONNX Runtime cannot run it.
     """
+    passage.refuse_encoder(session, who)
     total = sum(surprise(passage.logits(session, feeds, first, who), tokens) for feeds, first, tokens in passage)
     return Score(_perplexity(total, passage), passage.details)
 
@@ -242,6 +263,7 @@ def kl(passage: Passage, reference: ort.InferenceSession, session: ort.Inference
         UsageError: One is no language model, or they have other inputs or vocabularies.
         OnnxpressError: ONNX Runtime cannot run one.
     """
+    passage.refuse_encoder(reference, "the float model")
     total = Divergence()
     for feeds, first, tokens in passage:
         wanted = passage.logits(reference, feeds, first, "the float model")

@@ -229,3 +229,26 @@ def test_metrics_without_a_text_or_a_tokenizer(place):
         choose_metric("kl", place / "float.onnx", [])
     with pytest.raises(UsageError, match="a text needs the model's tokenizer: give tokenizer"):
         choose_metric(TextMetric("kl", Text(place / "text.txt")), decoders.decoder(), [])
+
+
+@pytest.mark.parametrize("task", ["perplexity", "kl"])
+def test_a_model_that_sees_the_tokens_to_foretell(place, task):
+    """An encoder without the input that tells sentences apart: each token is mixed with the mean of all."""
+    b = graphs.Builder()
+    ids = b.input("input_ids", ["batch", "sequence"], ir.DataType.INT64)
+    b.input("attention_mask", ["batch", "sequence"], ir.DataType.INT64)
+    weights = decoders.weights()
+    h = b.op("Gather", b.constant("tokens", weights["tokens"]), ids)
+    mixed = b.op("Add", h, b.op("ReduceMean", h, b.constant("axis", np.array([1], np.int64))))
+    logits = b.op("MatMul", mixed, b.constant("lm_head", weights["lm_head"]))
+    b.output(logits, ["batch", "sequence", decoders.VOCABULARY])
+    ir.save(b.model(), place / "encoder.onnx")
+    reference = place / "encoder.onnx" if task == "kl" else None
+    with pytest.raises(UsageError, match="depends on those behind it, as of an encoder; perplexity and kl need"):
+        evaluate(place / "encoder.onnx", task, text=Text(place / "text.txt", window=10), reference=reference)
+
+
+def test_a_decoder_without_a_past(place):
+    ir.save(decoders.decoder(past=None, mask="sequence"), place / "plain.onnx")
+    found = evaluate(place / "plain.onnx", "perplexity", text=Text(place / "text.txt", window=10))
+    assert found.value == pytest.approx(naive(10, 10)[1], rel=1e-4)
