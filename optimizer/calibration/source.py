@@ -1,22 +1,24 @@
-"""Where calibration data or statistics come from."""
+"""Where calibration data or statistics come from.
+
+A request is checked before anything is read, so what reads is imported where it is needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
+from ..errors import OnnxpressError, SettingsError, UsageError, named_alone, option
+from .files import TOKENIZER, check_source, may_be_text
+from .image_recipe import recipe_of
 
-from ..errors import SettingsError, UsageError, named_alone, option
-from .arrays import ARRAYS, IMAGES
-from .data import Data, open_data
-from .images import recipe_of
-from .inputs import inputs_of
-from .statistics import Statistics
-from .tokens import TOKENIZER
-from .windows import predicts_tokens
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .data import Data
+    from .statistics import Statistics
 
 SAMPLES = 128
 """Samples that are taken where nobody says."""
@@ -51,7 +53,7 @@ class Calibration:
     @property
     def text(self) -> Path | None:
         """The file of its data, where that may be text."""
-        return Path(self.data) if isinstance(self.data, str | Path) and _may_be_text(Path(self.data)) else None
+        return Path(self.data) if isinstance(self.data, str | Path) and may_be_text(Path(self.data)) else None
 
     def is_there(self, name: str | None) -> bool:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
@@ -66,7 +68,7 @@ class Calibration:
 
         Raises:
             UsageError: Nothing is given, or data and statistics both, or `images` means nothing.
-            OnnxpressError: The file of `images` cannot be read.
+            OnnxpressError: There is no such data, or the file of `images` cannot be read.
         """
         if self.data is not None and self.statistics is not None:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
@@ -76,8 +78,21 @@ class Calibration:
                 f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
                 f"images, text with {option('tokenizer')}, or module:function){other}"
             )
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Refuse files and presets that are not there.
+
+        Raises:
+            UsageError: `images` means nothing.
+            OnnxpressError: There is no such file, or that of `images` cannot be read.
+        """
         if self.images is not None:
             recipe_of(self.images)
+        check_source(self.data)
+        for path in (self.statistics, self.tokenizer):
+            if isinstance(path, str | Path) and not Path(path).exists():
+                raise OnnxpressError(f"{path}: no such file")
 
     def open(self, model: ir.Model, name: str | None = None, path: Path | None = None) -> Data | Statistics:
         """The data, or the statistics.
@@ -91,6 +106,11 @@ class Calibration:
             UsageError: As `check`.
             OnnxpressError: It cannot be read.
         """
+        from .data import open_data
+        from .inputs import inputs_of
+        from .statistics import Statistics
+        from .windows import predicts_tokens
+
         self.check(name)
         if self.statistics is not None:
             return self.statistics if isinstance(self.statistics, Statistics) else Statistics.load(self.statistics)
@@ -121,12 +141,7 @@ def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:
 
 def tokenizer_beside(path: Path | None, data: object) -> Path | None:
     """The tokenizer.json beside a model, for text."""
-    if path is None or not isinstance(data, str | Path) or not _may_be_text(Path(data)):
+    if path is None or not isinstance(data, str | Path) or not may_be_text(Path(data)):
         return None
     beside = path.with_name(TOKENIZER)
     return beside if beside.is_file() else None
-
-
-def _may_be_text(path: Path) -> bool:
-    """By its name, and other files that are none of arrays or pictures, such as source code."""
-    return path.suffix == ".txt" or (path.is_file() and path.suffix.lower() not in IMAGES | ARRAYS)

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OnnxpressError, UsageError
+from .files import TOKENIZER
 from .inputs import Input
 
-TOKENIZER = "tokenizer.json"
 IDS = "input_ids"
 
 

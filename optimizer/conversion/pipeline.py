@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ..calibration import Calibration, Data, Statistics
 from ..errors import OnnxpressError, UsageError, option
 from ..families import family_of
-from ..families.family import Need
+from ..families.demands import Need, demands_of
 from ..graph.rewriting import listed_names
 from ..model_io import storage
 from ..model_io.normalise import normalise
@@ -188,7 +188,7 @@ class _CalibrationInput:
     def __init__(
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
-        need = family_of(recipe.family).need(recipe, calibration != Calibration())
+        need = demands_of(recipe.family).need(recipe, calibration != Calibration())
         self.asked, self.is_read = calibration, calibration.is_there(name) and need is not Need.NONE
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
