@@ -35,6 +35,7 @@ from ..settings.recipe import Recipe
 from ..sources import resolve
 from .annotations import Annotations
 from .gate import Gate
+from .infer_types import infer_types
 from .request import bound_metric, check_request
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def optimize(
         progress("clean-up", 1, 1)
     else:
         remove_unused(loaded)  # or what nothing reads would count as a reader of what it reads
+        infer_types(loaded)
         gate.rest()
     clock.lap("clean-up")
 
@@ -248,6 +250,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         Gate(model, recipe.check).clean_up(model)
     else:
         remove_unused(model)
+        infer_types(model)
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
     return as_asked(with_foreign(family_of(recipe.family).decide(model, asked), foreign), asked)
 
