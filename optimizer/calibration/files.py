@@ -28,3 +28,22 @@ def check_source(source: object) -> None:
     """
     if isinstance(source, str | Path) and not Path(source).exists() and not is_reference(str(source)):
         raise OnnxpressError(f"{source}: no such file or folder, and no module:function")
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """The tokenizer.json of a name, which is its own or that of its folder.
+
+    Raises:
+        OnnxpressError: There is none.
+    """
+    file = Path(path) / TOKENIZER if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise OnnxpressError(f"{file}: no such file; give the model's tokenizer.json")
+    return file
+
+
+def unreadable(path: str | Path, error: OSError | UnicodeDecodeError) -> OnnxpressError:
+    """The error for a text that could not be read."""
+    if isinstance(error, UnicodeDecodeError):
+        return OnnxpressError(f"{path}: is no text in UTF-8: {error.reason}")
+    return OnnxpressError(f"{path}: cannot read: {error.strerror}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OnnxpressError, SettingsError, UsageError, named_alone, option
-from .files import TOKENIZER, check_source, may_be_text
+from .files import TOKENIZER, check_source, may_be_text, tokenizer_file
 from .image_recipe import recipe_of
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class Calibration:
             or_statistics: Whether statistics do in place of data.
 
         Raises:
-            UsageError: Nothing is given, or data and statistics both, or `images` means nothing.
-            OnnxpressError: There is no such data, or the file of `images` cannot be read.
+            UsageError: Nothing is given, or data and statistics both.
         """
         if self.data is not None and self.statistics is not None:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
@@ -78,7 +77,6 @@ class Calibration:
                 f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
                 f"images, text with {option('tokenizer')}, or module:function){other}"
             )
-        self.check_files()
 
     def check_files(self) -> None:
         """Refuse files and presets that are not there.
@@ -90,9 +88,10 @@ class Calibration:
         if self.images is not None:
             recipe_of(self.images)
         check_source(self.data)
-        for path in (self.statistics, self.tokenizer):
-            if isinstance(path, str | Path) and not Path(path).exists():
-                raise OnnxpressError(f"{path}: no such file")
+        if isinstance(self.statistics, str | Path) and not Path(self.statistics).exists():
+            raise OnnxpressError(f"{self.statistics}: no such file")
+        if self.tokenizer is not None:
+            tokenizer_file(self.tokenizer)
 
     def open(self, model: ir.Model, name: str | None = None, path: Path | None = None) -> Data | Statistics:
         """The data, or the statistics.
@@ -103,7 +102,7 @@ class Calibration:
             path: The model's file, beside which a tokenizer may lie.
 
         Raises:
-            UsageError: As `check`.
+            UsageError: As `check` and `check_files`.
             OnnxpressError: It cannot be read.
         """
         from .data import open_data
@@ -112,6 +111,7 @@ class Calibration:
         from .windows import predicts_tokens
 
         self.check(name)
+        self.check_files()
         if self.statistics is not None:
             return self.statistics if isinstance(self.statistics, Statistics) else Statistics.load(self.statistics)
         samples, batch = self.samples or SAMPLES, self.batch or 1

@@ -162,9 +162,11 @@ def bench(
     given = None
     if data is not None:
         given = Calibration(data, samples=batch, batch=batch, images=images, tokenizer=tokenizer)
-        given.check(None)
+        given.check_files()
         images, tokenizer = (images, tokenizer) if nncf else (None, None)
     asked = nncf_data(nncf, calibration, samples, images, tokenizer)
+    if asked is not None:
+        asked.check_files()
     from ..analysis.bench import bench as run
 
     with progress_bar(json_) as progress:
@@ -315,7 +317,7 @@ def study_sparsity(
         check_task(name, None)
     data = Calibration(calibration) if calibration else None
     if data is not None:
-        data.check(None)
+        data.check_files()
     from ..analysis.sparsity_study import study_sparsity as run
 
     with kept_in(folder), progress_bar(json_) as progress:

@@ -67,6 +67,8 @@ def evaluate(
     """Judge models by a task with labels, or on a text; the first is what the others are compared with."""
     passage = text_of(text, tokenizer if text is not None or not nncf else None, window, stride, tokens)
     data = nncf_data(nncf, calibration, samples, images, tokenizer if nncf else None)
+    if data is not None:
+        data.check_files()
     given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
     check_task(task, passage)
     if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):

@@ -48,5 +48,4 @@ def nncf_data(
         raise UsageError(
             "--calibration, --samples, --images and --tokenizer are read by --nncf alone (or bench --data)"
         )
-    data.check_files()
     return data if nncf else None

@@ -33,8 +33,6 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
         check_metric_name(metric)
     if metric in TEXT_TASKS and recipe.text is None and calibration.text is None:
         raise UsageError(f"{metric} needs a text: give {option('text')}, or a text as {option('calibration')}")
-    if recipe.text is not None:
-        Text(recipe.text).check_files()
     demands = demands_of(recipe.family)
     need, is_there = demands.need(recipe, calibration != Calibration()), calibration.is_there(name)
     if need is Need.NONE and calibration != Calibration():
@@ -49,6 +47,9 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     if calibration.checkpoint is not None and not demands.goes_on:
         raise SettingsError(["checkpoint"], f": scheme {recipe.scheme} does not go on after an interruption")
     demands.check(recipe, is_there, calibration.statistics is not None)
+    calibration.check_files()
+    if recipe.text is not None:
+        Text(recipe.text).check_files()
 
 
 def _guilty(recipe: Recipe, demands: Demands) -> list[str]:

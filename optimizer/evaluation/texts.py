@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..errors import OnnxpressError, UsageError, named_alone, option
+from ..calibration.files import tokenizer_file, unreadable
+from ..errors import UsageError, named_alone, option
 
 PERPLEXITY, KL = "perplexity", "kl"
 
@@ -86,9 +87,12 @@ class Text:
         Raises:
             OnnxpressError: It names the first.
         """
-        for path in (self.path, self.tokenizer):
-            if path is not None and not Path(path).exists():
-                raise OnnxpressError(f"{path}: no such file")
+        try:
+            Path(self.path).stat()
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if self.tokenizer is not None:
+            tokenizer_file(self.tokenizer)
 
 
 class TextMetric(str):

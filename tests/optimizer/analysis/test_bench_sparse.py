@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnxpress.custom_ops import reference, register
 from onnxpress.optimizer.analysis import bench_sparse
-from onnxpress.optimizer.analysis.sparse_case import SparseCase
+from onnxpress.optimizer.analysis.sparse_case import DTYPES, SparseCase
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.runtime import sparse_cost, sparse_models, sparse_runs
 from onnxpress.optimizer.sparsity import Block
@@ -107,7 +107,7 @@ def test_command(quick):
     from onnxpress.optimizer.commands.app import app
 
     call = ["bench-sparse", "--shape", "64x48", "-m", "1", "-m", "9", "--block", "4x1", "--sparsity", "0.5"]
-    for dtype in bench_sparse.DTYPES:
+    for dtype in DTYPES:
         done = CliRunner().invoke(app, [*call, "--dtype", dtype, "--json"])
         assert done.exit_code == 0, done.output
         assert [timing["case"]["M"] for timing in json.loads(done.stdout)["timings"]] == [1, 9]
