@@ -45,6 +45,10 @@ _ROUGH = (  # and least decibels of what rounds more
     ({"scheme": "mxfp8"}, 10.0),
     ({"scheme": "int6", "symmetric": True}, 8.0),
     ({"scheme": "sparse", "prune": False}, 8.0),
+    ({"scheme": "sparse", "prune": False, "activations": "static"}, 5.0),
+    ({"scheme": "int8", "method": "gptq,qronos,hqq"}, 8.0),
+    ({"scheme": "int6", "method": "search", "form": "qdq"}, 5.0),
+    ({"scheme": "fp8-e3m4-static", "first_and_last": True}, 5.0),
 )
 _CALIBRATED = 2.5  # times less often those are drawn that take as long as ten others
 _CONVERSIONS = 3  # of a case: the original, clean-up and calibration data serve all of them
@@ -190,7 +194,7 @@ class _Trial:
     def _converted(self, cleaned: bytes) -> Iterator[Finding]:
         case, rng = self._case, np.random.default_rng(self._case.seed + 1)
         ways = [*((settings, None) for settings in _EXACT), *_ROUGH]
-        costs = np.array([_CALIBRATED if _is_static(settings) else 1.0 for settings, _ in _ROUGH])
+        costs = np.array([_CALIBRATED if _has_data(settings) else 1.0 for settings, _ in _ROUGH])
         shares = np.concatenate([np.full(len(_EXACT), 0.5 / len(_EXACT)), 0.5 / costs / np.sum(1 / costs)])
         samples = [case.feeds[0], *case.samples]
         for index in rng.choice(len(ways), _CONVERSIONS, replace=False, p=shares):
@@ -200,11 +204,11 @@ class _Trial:
             )  # as it is used; else clean-up, which was judged, is not done again, or not at all
             data = self._bytes if whole or rng.random() < 0.3 else cleaned
             recipe = Recipe(**settings, clean_up=whole, check=None if whole else False)
-            static = _is_static(settings)
+            learns, static = _has_data(settings), _is_static(settings)
             step = " ".join(f"{key}={value}" for key, value in {**settings, "clean_up": whole}.items())
             self.seen["conversions"] += 1
             try:
-                calibration = Calibration(samples) if static else None
+                calibration = Calibration(samples) if learns else None
                 optimize(self._read(data), recipe, self._path, calibration=calibration)
             except OnnxpressError as error:
                 self.seen["nothing to do" if "nothing to" in str(error) else f"refused: {_reason(error)}"] += 1
@@ -257,8 +261,13 @@ def _reason(error: OnnxpressError) -> str:
     return re.sub(r"(tensor|output|node) [^ ,:]+|'[^']*'|-?[0-9.]+", "_", str(error))[:90]
 
 
+def _has_data(settings: Mapping[str, object]) -> bool:
+    return "method" in settings or _is_static(settings)
+
+
 def _is_static(settings: Mapping[str, object]) -> bool:
-    return str(settings["scheme"]).endswith("-static")
+    """Whether activations have scales of their own before they come."""
+    return "static" in (settings.get("activations"), str(settings["scheme"]).rpartition("-")[2])
 
 
 def _clean_up(model: ir.Model) -> None:
