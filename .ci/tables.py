@@ -57,7 +57,7 @@ def catalogue() -> str:
 def tasks() -> str:
     """What models are judged by."""
     from onnxpress.models.tasks import TASKS
-    from onnxpress.optimizer.evaluation.language import TEXT_TASKS
+    from onnxpress.optimizer.evaluation.texts import TEXT_TASKS
 
     known = (*TASKS.values(), *TEXT_TASKS.values())
     rows = [[f"`{task.name}`", task.description, task.metric, task.needs] for task in known]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from onnxpress.optimizer.conversion.compile import compile_context as compile  # noqa: A004
     from onnxpress.optimizer.conversion.pipeline import optimize
     from onnxpress.optimizer.errors import OnnxpressError, UsageError
-    from onnxpress.optimizer.evaluation.language import Text
+    from onnxpress.optimizer.evaluation.texts import Text
     from onnxpress.optimizer.settings.recipe import Override, Recipe
 
     __version__: str
@@ -39,7 +39,7 @@ _PLACES = {
     "compile": "conversion.compile:compile_context",
     "evaluate": "analysis.evaluate:evaluate",
     "inspect": "analysis.inspect:inspect",
-    "Text": "evaluation.language:Text",
+    "Text": "evaluation.texts:Text",
     "write_page": "analysis.page:write_page",
 }
 """What `onnxpress.optimizer` does not have by these names."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnxpress.optimizer.errors import UsageError, suggestion
 
+from ..task_names import NAMES
 from . import agreement, detection, reading, sentiment, similarity, speech
 from .task import Score, Task
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "Score", "Task", "choose"]
 
-TASKS = {
+_KNOWN = {
     task.name: task
     for task in (
         *similarity.TASKS,
@@ -26,6 +27,7 @@ TASKS = {
         speech.TASK,
     )
 }
+TASKS = {name: _KNOWN[name] for name in NAMES}
 """All tasks by name; of those that fit a model, the first is its default."""
 
 

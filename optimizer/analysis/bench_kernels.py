@@ -14,7 +14,8 @@ import numpy as np
 from onnxpress.custom_ops import _kernels
 
 from ..errors import OnnxpressError
-from ..runtime.kernel_models import INT8_OPS, Case, sides, weight_bytes
+from ..runtime.kernel_case import INT8_OPS, Case
+from ..runtime.kernel_models import sides, weight_bytes
 from ..runtime.machine import saturation_note
 from ..runtime.session import open_session, session_options
 from ..runtime.timing import take_turns
@@ -22,10 +23,6 @@ from .bench import machine, setup
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-SHAPES = ((896, 4864), (4864, 896), (896, 151936), (4096, 14336))
-"""K x N of products in language models."""
-ROWS = (1, 2, 4, 8, 16, 32, 128, 512)
 
 _PROBE_SECONDS = 0.5
 _PROBE_BYTES = 256 << 20  # beyond any cache
@@ -138,7 +135,6 @@ def bench_kernels(
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: Not a size that the op has.
         OnnxpressError: The results differ, or ONNX Runtime refuses the model.
     """
     threads = threads or len(os.sched_getaffinity(0))

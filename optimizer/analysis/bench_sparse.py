@@ -10,44 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UsageError
 from ..runtime import sparse_runs
 from ..runtime.machine import saturation_note
 from ..runtime.sparse_models import random_weight
 from ..runtime.timing import take_turns
-from ..sparsity import Block
 from .bench import machine, setup
+from .sparse_case import SparseCase
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-SHAPES = ((1024, 1024), (1024, 4096), (4096, 1024))
-"""K x N of products in encoders of text."""
-BLOCKS = (Block(4, 4), Block(4, 1), Block(1, 4), Block(1, 16))
-SPARSITIES = (0.7, 0.75, 0.8, 0.85, 0.9)
-ROWS = (1, 8, 16, 128)
-DTYPES = ("int8", "uint8", "float32")
-
-
-@dataclasses.dataclass(frozen=True)
-class SparseCase:
-    """One product: [M, K] x [K, N].
-
-    Attributes:
-        M: Rows.
-        K: Length of the reduction.
-        N: Output channels.
-        block: Sizes of a block.
-        sparsity: Share of the blocks that are zero, spread at random.
-        dtype: "int8", of float32 to float32, activations rounded row by row; "uint8", of codes to codes; "float32".
-    """
-
-    M: int
-    K: int
-    N: int
-    block: Block
-    sparsity: float
-    dtype: str = "int8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,15 +92,9 @@ def bench_sparse(
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: A sparsity outside [0, 1), or a size below 1.
         OnnxpressError: ONNX Runtime refuses a model.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    for case in cases:
-        if not 0 <= case.sparsity < 1:
-            raise UsageError(f"sparsity is {case.sparsity}, must be at least 0 and below 1")
-        if min(case.M, case.K, case.N) < 1:
-            raise UsageError(f"{case.M} rows of {case.K} x {case.N}: sizes must be positive")
     timings: list[SparseTiming] = []
     for case in cases:
         timings.append(_time(case, threads, rounds))

@@ -20,8 +20,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, UsageError, option
-from ..evaluation.language import KL, Passage, Text, text_judge
+from ..evaluation.language import Passage, text_judge
 from ..evaluation.outputs import measure
+from ..evaluation.texts import KL, Text
 from ..model_io import storage
 from ..model_io.external_data import common_folder
 from ..model_io.reading import to_proto

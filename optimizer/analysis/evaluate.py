@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from onnxpress import custom_ops
 from onnxpress.models.tasks import Task, choose
 
-from ..calibration.tokens import TOKENIZER
-from ..errors import OnnxpressError, UsageError, option
-from ..evaluation.language import KL, PERPLEXITY, TEXT_TASKS, Text, text_judge
+from ..calibration.files import TOKENIZER
+from ..errors import OnnxpressError, UsageError
+from ..evaluation.language import text_judge
+from ..evaluation.names import is_on_text
+from ..evaluation.texts import KL, PERPLEXITY, TEXT_TASKS, Text
 from ..model_io import storage
 from ..runtime import session as sessions
 from ..sources import resolve
@@ -103,17 +105,6 @@ def evaluate(
             raise
         raise OnnxpressError(f"{model}: fails in the task '{chosen.name}': {str(error).splitlines()[0]}") from error
     return TaskResult(str(model), chosen.name, chosen.metric, score.value, score.details)
-
-
-def is_on_text(task: str | None, text: Text | None) -> bool:
-    """Whether a task is one that reads a text.
-
-    Raises:
-        UsageError: There is a text, and the task reads none.
-    """
-    if text is not None and task is not None and task not in TEXT_TASKS:
-        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, not by the task '{task}'")
-    return text is not None or task in TEXT_TASKS
 
 
 def _chosen(

@@ -24,35 +24,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..calibration import Calibration
-from ..calibration.tokens import TOKENIZER
+from ..calibration.files import TOKENIZER
 from ..conversion.pipeline import optimize
-from ..errors import OnnxpressError, UsageError, option
-from ..evaluation.language import PERPLEXITY, TEXT_TASKS, Text, TextMetric
+from ..errors import OnnxpressError, UsageError
 from ..evaluation.metrics import COSINE, Metric, check_metric, choose_metric, loss_text
-from ..families import family_of
-from ..families.family import Need
+from ..evaluation.texts import TEXT_TASKS, Text, TextMetric
+from ..families.demands import Need, demands_of
 from ..model_io import storage
 from ..planning.report import size_text
 from ..planning.result import Progress
 from ..runtime.feeds import Feeds, random_feeds
 from ..runtime.session import open_session, session_options, uses_our_ops
 from ..runtime.token_limits import token_limits
-from ..settings.origin import Origin
 from ..settings.recipe import Recipe
 from ..sources import resolve
 from .compare import DEFAULT_DIMS
+from .study_requests import MAX_KL, SCHEMES, check_formats, make_folder, metrics_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-SCHEMES = ("int8-static", "fp8-e5m2-static", "fp8-static", "fp8-e3m4-static", "fp6", "fp4")
-"""Those that are studied where nobody says."""
-
 FLOAT = "float32"
 """What stands for the scheme of the float model."""
-
-MAX_KL = 0.02
-"""Nats per token that a model may lose where nobody says."""
 
 _SAMPLES = 16  # on which outputs are compared
 _SEEDS = 4  # as many random inputs, where there is no data
@@ -197,19 +190,10 @@ def study_formats(
     Raises:
         UsageError: Nothing has begun: a scheme, a model, a metric, data or the folder is wrong.
     """
-    for what, names in (("model", models), ("scheme", schemes)):
-        if not names or len(set(names)) < len(names):
-            raise UsageError(f"{what}s are {', '.join(names) or 'none'}; name each {what} once")
-    if not 0 <= max_drop <= 1:
-        raise UsageError(f"max_drop is {max_drop}, must be a share from 0 to 1")
-    if not max_kl > 0:
-        raise UsageError(f"max_kl is {max_kl}, must be nats per token, above 0")
-    recipes = [Recipe.from_mapping({"scheme": scheme}, Origin("schemes")) for scheme in schemes]
+    judged_by = metrics_of(models, metrics, text)
+    recipes = check_formats(models, schemes, judged_by, data or {}, (max_drop, max_kl), text)
     if folder is not None:
-        _make(Path(folder))
-    judged_by = {name: (metrics or {}).get(name, None if text is None else PERPLEXITY) for name in models}
-    if text is not None and not any(metric in TEXT_TASKS for metric in judged_by.values()):
-        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, by which no model is judged")
+        storage.check_target(make_folder(folder) / "model.onnx")
     workloads = [_workload(name, judged_by[name], (data or {}).get(name), text) for name in models]
     bounds = {False: max_drop, True: max_kl}
     verdicts: list[Verdict] = []
@@ -271,14 +255,6 @@ def _workload(name: str, metric: str | None, data: str | None, text: Text | None
     return workload
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot make the folder: {error.strerror}") from error
-    storage.check_target(folder / "model.onnx")
-
-
 @contextlib.contextmanager
 def _place(folder: str | Path | None) -> Iterator[Path]:
     """The folder, or one for a while."""
@@ -317,7 +293,7 @@ def _judge(workload: _Workload, recipe: Recipe, metric: Metric, threads: int | N
     """Metric and size of the converted model, which is made unless it is there."""
     target = workload.target(recipe, place)
     if not target.exists():
-        calibration = workload.calibration if family_of(recipe.family).need(recipe, False) is not Need.NONE else None
+        calibration = workload.calibration if demands_of(recipe.family).need(recipe, False) is not Need.NONE else None
         optimize(workload.name, recipe, target, calibration=calibration)
     model = storage.load(target)
     options = session_options(threads=threads, ours=uses_our_ops(model))

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from ..calibration import Calibration
 from ..conversion.pipeline import optimize
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError
 from ..families.sparse.layer import share_of
 from ..planning.result import Progress
-from ..settings.origin import Origin
-from ..settings.recipe import Recipe
 from .bench import bench
+from .study_requests import BLOCKS, CRITERIA, SPARSITIES, make_folder, sparse_recipes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,9 +91,9 @@ def study_sparsity(
     model: str,
     folder: str | Path,
     *,
-    blocks: Sequence[str] = ("4x4",),
-    sparsities: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9),
-    criteria: Sequence[str] = ("obs", "magnitude"),
+    blocks: Sequence[str] = BLOCKS,
+    sparsities: Sequence[float] = SPARSITIES,
+    criteria: Sequence[str] = CRITERIA,
     tasks: Sequence[str] = (),
     dims: Mapping[str, int] | None = None,
     rounds: int = 5,
@@ -119,16 +118,8 @@ def study_sparsity(
         UsageError: A setting is wrong, or the folder cannot be made.
         OnnxpressError: A model cannot be converted, judged or run.
     """
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot make the folder: {error.strerror}") from error
-    origin = Origin("study-sparsity", {key: f"--{key}" for key in ("block", "criterion", "sparsity")})
-    wanted = [
-        Recipe.from_mapping({"scheme": "sparse", "block": block, "criterion": criterion, "sparsity": sparsity}, origin)
-        for criterion in criteria for block in blocks for sparsity in sparsities
-    ]  # fmt: skip
+    wanted = sparse_recipes(blocks, sparsities, criteria)
+    place = make_folder(folder)
     judge = _Judge(place / _SCORES, tasks)
     points = [Point(model, "", "", 0.0, judge(model))]
     for done, recipe in enumerate(wanted):

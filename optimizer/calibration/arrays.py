@@ -25,12 +25,8 @@ import numpy as np
 
 from ..errors import OnnxpressError, UsageError, option
 from ..runtime.feeds import Feeds
+from .files import IMAGES
 from .inputs import Input, needed
-
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
-"""Ends of names of files that hold pictures."""
-ARRAYS = frozenset({".npz", ".npy"})
-"""And of those that hold arrays."""
 
 
 def array_samples(path: Path, inputs: Sequence[Input]) -> Callable[[], Iterable[Feeds]]:

@@ -11,13 +11,14 @@ import numpy as np
 
 from ..errors import OnnxpressError, UsageError
 from ..runtime.feeds import Feeds, in_width, is_float
-from ..user_functions import is_reference, load_function
-from .arrays import ARRAYS, array_samples
+from ..user_functions import load_function
+from .arrays import array_samples
+from .files import ARRAYS, check_source
 from .inputs import Input, needed
 from .variety import Variety
 
 if TYPE_CHECKING:
-    from .images import ImageRecipe
+    from .image_recipe import ImageRecipe
 
 Source = str | Path | Iterable[Any] | Callable[[], Iterable[Any]]
 _MOST_LENGTH = 1 << 20
@@ -213,12 +214,11 @@ def open_data(
         raise UsageError(f"length is {length}, must be from 1 to {_MOST_LENGTH}")
     if not isinstance(source, str | Path):
         return _of_objects(source, inputs, samples, batch)
+    check_source(source)
     path = Path(source)
     if not path.exists():
-        if is_reference(str(source)):
-            function = load_function(str(source))
-            return Data(str(source), inputs, _called(function, str(source), samples), samples, batch)
-        raise OnnxpressError(f"{source}: no such file or folder, and no module:function")
+        function = load_function(str(source))
+        return Data(str(source), inputs, _called(function, str(source), samples), samples, batch)
     if others := [entry for entry in needed(inputs) if entry.kind]:
         raise UsageError(
             f"{source}: input '{others[0].name}' is no tensor ({others[0].kind}), which no file holds; give "

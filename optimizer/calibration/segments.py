@@ -56,7 +56,7 @@ class Segments:
         self._moved: set[str] = set()
         self._float, self._rounded = _Kept(memory // 2), _Kept(memory // 2)
         for batch, feeds in enumerate(data):
-            for name, value in {**self._parts.defaults(), **feeds}.items():
+            for name, value in {**self._parts.defaults(self._weights), **feeds}.items():
                 self._float.put(batch, name, value)
         self.batches = self._float.batches
 
@@ -198,11 +198,13 @@ class _Parts:
     def position(self, node: str) -> int:
         return self._positions[node]
 
-    def defaults(self) -> dict[str, Array]:
-        """Of inputs that have one."""
+    def defaults(self, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """Of inputs that have one; large ones are among the weights."""
         inputs = {value.name for value in self.proto.graph.input}
         return {
-            name: onnx.numpy_helper.to_array(tensor) for name, tensor in self.initializers.items() if name in inputs
+            name: weights[name] if name in weights else onnx.numpy_helper.to_array(tensor)
+            for name, tensor in self.initializers.items()
+            if name in inputs
         }
 
     def live(self, position: int) -> set[str]:

@@ -1,22 +1,24 @@
-"""Where calibration data or statistics come from."""
+"""Where calibration data or statistics come from.
+
+A request is checked before anything is read, so what reads is imported where it is needed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
+from ..errors import OnnxpressError, SettingsError, UsageError, named_alone, option
+from .files import TOKENIZER, check_source, may_be_text, tokenizer_file
+from .image_recipe import recipe_of
 
-from ..errors import SettingsError, UsageError, named_alone, option
-from .arrays import ARRAYS, IMAGES
-from .data import Data, open_data
-from .images import recipe_of
-from .inputs import inputs_of
-from .statistics import Statistics
-from .tokens import TOKENIZER
-from .windows import predicts_tokens
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .data import Data
+    from .statistics import Statistics
 
 SAMPLES = 128
 """Samples that are taken where nobody says."""
@@ -51,7 +53,7 @@ class Calibration:
     @property
     def text(self) -> Path | None:
         """The file of its data, where that may be text."""
-        return Path(self.data) if isinstance(self.data, str | Path) and _may_be_text(Path(self.data)) else None
+        return Path(self.data) if isinstance(self.data, str | Path) and may_be_text(Path(self.data)) else None
 
     def is_there(self, name: str | None) -> bool:
         """Whether there is something to open, for a model of this name in the catalogue or of none."""
@@ -65,8 +67,7 @@ class Calibration:
             or_statistics: Whether statistics do in place of data.
 
         Raises:
-            UsageError: Nothing is given, or data and statistics both, or `images` means nothing.
-            OnnxpressError: The file of `images` cannot be read.
+            UsageError: Nothing is given, or data and statistics both.
         """
         if self.data is not None and self.statistics is not None:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
@@ -76,8 +77,21 @@ class Calibration:
                 f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
                 f"images, text with {option('tokenizer')}, or module:function){other}"
             )
+
+    def check_files(self) -> None:
+        """Refuse files and presets that are not there.
+
+        Raises:
+            UsageError: `images` means nothing.
+            OnnxpressError: There is no such file, or that of `images` cannot be read.
+        """
         if self.images is not None:
             recipe_of(self.images)
+        check_source(self.data)
+        if isinstance(self.statistics, str | Path) and not Path(self.statistics).exists():
+            raise OnnxpressError(f"{self.statistics}: no such file")
+        if self.tokenizer is not None:
+            tokenizer_file(self.tokenizer)
 
     def open(self, model: ir.Model, name: str | None = None, path: Path | None = None) -> Data | Statistics:
         """The data, or the statistics.
@@ -88,10 +102,16 @@ class Calibration:
             path: The model's file, beside which a tokenizer may lie.
 
         Raises:
-            UsageError: As `check`.
+            UsageError: As `check` and `check_files`.
             OnnxpressError: It cannot be read.
         """
+        from .data import open_data
+        from .inputs import inputs_of
+        from .statistics import Statistics
+        from .windows import predicts_tokens
+
         self.check(name)
+        self.check_files()
         if self.statistics is not None:
             return self.statistics if isinstance(self.statistics, Statistics) else Statistics.load(self.statistics)
         samples, batch = self.samples or SAMPLES, self.batch or 1
@@ -121,12 +141,7 @@ def own_data(name: str, samples: int = SAMPLES) -> Callable[[], Iterable[Any]]:
 
 def tokenizer_beside(path: Path | None, data: object) -> Path | None:
     """The tokenizer.json beside a model, for text."""
-    if path is None or not isinstance(data, str | Path) or not _may_be_text(Path(data)):
+    if path is None or not isinstance(data, str | Path) or not may_be_text(Path(data)):
         return None
     beside = path.with_name(TOKENIZER)
     return beside if beside.is_file() else None
-
-
-def _may_be_text(path: Path) -> bool:
-    """By its name, and other files that are none of arrays or pictures, such as source code."""
-    return path.suffix == ".txt" or (path.is_file() and path.suffix.lower() not in IMAGES | ARRAYS)

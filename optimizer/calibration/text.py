@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import UsageError
 from ..runtime.feeds import Feeds
+from .files import unreadable
 from .inputs import Input
-from .tokens import check_vocabulary, open_tokenizer, unreadable
+from .tokens import check_vocabulary, open_tokenizer
 from .windows import cannot_fill, is_past, reads_tokens, window_samples
 
 _LINE = 128

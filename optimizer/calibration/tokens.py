@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OnnxpressError, UsageError
+from .files import tokenizer_file, unreadable
 from .inputs import Input
 
-TOKENIZER = "tokenizer.json"
 IDS = "input_ids"
 
 
@@ -26,9 +26,7 @@ def open_tokenizer(path: str | Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise OnnxpressError('text needs the package tokenizers: pip install "onnxpress[models]"') from error
-    file = Path(path) / TOKENIZER if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise OnnxpressError(f"{file}: no such file; give the model's tokenizer.json")
+    file = tokenizer_file(path)
     try:
         found = Tokenizer.from_file(str(file))
     except Exception as error:  # the package raises Exception itself
@@ -49,13 +47,6 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, error: OSError | UnicodeDecodeError) -> OnnxpressError:
-    """The error for a text that could not be read."""
-    if isinstance(error, UnicodeDecodeError):
-        return OnnxpressError(f"{path}: is no text in UTF-8: {error.reason}")
-    return OnnxpressError(f"{path}: cannot read: {error.strerror}")
 
 
 def tokens_of(path: Path, tokenizer: str | Path, inputs: Sequence[Input]) -> npt.NDArray[np.int64]:

@@ -6,7 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from ..analysis import study_requests
+from ..calibration import Calibration
 from ..errors import UsageError
+from ..evaluation.names import check_task
+from ..runtime.kernel_case import OPS, ROWS, SHAPES, Case, format_bits
 from ..sources import check_there
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .setting_options import options_of
@@ -100,6 +104,7 @@ def compare(
     """Compare two models tensor by tensor, to find the layer that hurts."""
     _check_plot(plot)
     dims, read = sizes(dim), text_of(text, tokenizer, window, stride, tokens)
+    check_task(task, read)
     check_there(first, second)
     from ..analysis.compare import compare as run
 
@@ -154,18 +159,21 @@ def bench(
     if data is not None and dim:
         raise UsageError("--dim: the inputs of --data have their sizes; leave one out")
     check_there(*model)
-    from ..analysis.bench import bench as run
-    from ..calibration import Calibration
-
     given = None
     if data is not None:
         given = Calibration(data, samples=batch, batch=batch, images=images, tokenizer=tokenizer)
+        given.check_files()
         images, tokenizer = (images, tokenizer) if nncf else (None, None)
+    asked = nncf_data(nncf, calibration, samples, images, tokenizer)
+    if asked is not None:
+        asked.check_files()
+    from ..analysis.bench import bench as run
+
     with progress_bar(json_) as progress:
         result = run(
             model, dims=dims, threads=threads, rounds=rounds, config=config,
             provider=ep, claim=claim, openvino=openvino, data=given,
-            nncf=nncf_data(nncf, calibration, samples, images, tokenizer),
+            nncf=asked,
             openvino_config=openvino_config, progress=progress,
         )  # fmt: skip
     if plot:
@@ -198,19 +206,18 @@ def bench_kernels(
     json_: Json = False,
 ) -> None:
     """Time products of ONNX Runtime and ours, against what the machine could do."""
-    from ..analysis import bench_kernels as kernels
-    from ..runtime.kernel_models import OPS, Case, format_bits
-
     _check_plot(plot)
     if op not in OPS:
         raise UsageError(f'--op "{op}": there are {", ".join(OPS)}')
-    shapes = [_shape(text) for text in shape] if shape else kernels.SHAPES
+    shapes = [_shape(text) for text in shape] if shape else SHAPES
     kind = (bits, 32 if block_size is None else block_size) if op == "matmul_nbits" else (8, 0)
     if op == "minifloat":
         kind = (format_bits(format_), block_size or 0)
-    cases = [Case(m, k, n, *kind, op, format_) for k, n in shapes for m in rows or kernels.ROWS]
+    cases = [Case(m, k, n, *kind, op, format_) for k, n in shapes for m in rows or ROWS]
+    from ..analysis.bench_kernels import bench_kernels as run
+
     with progress_bar(json_) as progress:
-        result = kernels.bench_kernels(
+        result = run(
             cases, accuracy_level=accuracy_level, symmetric=not asymmetric, threads=threads, rounds=rounds,
             cold=cold * 10**6, progress=progress,
         )  # fmt: skip
@@ -262,13 +269,15 @@ def study(
     _check_plot(plot)
     metrics, data = _by_model(task, models, "--task"), _by_model(calibration, models, "--calibration")
     most, read = share(max_drop, "--max-drop"), text_of(text, tokenizer, window, stride, tokens)
-    from ..analysis import format_study as study
+    chosen = study_requests.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")]
+    judged_by = study_requests.metrics_of(models, metrics, read)
+    study_requests.check_formats(models, chosen, judged_by, data, (most, max_kl), read)
+    from ..analysis.format_study import study_formats as run
 
     with kept_in(folder), progress_bar(json_) as progress:
-        result = study.study_formats(
-            models, study.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")],
-            metrics=metrics, data=data, max_drop=most, max_kl=max_kl, text=read, threads=threads, folder=folder,
-            progress=progress,
+        result = run(
+            models, chosen, metrics=metrics, data=data, max_drop=most, max_kl=max_kl, text=read, threads=threads,
+            folder=folder, progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_formats
@@ -296,16 +305,25 @@ def study_sparsity(
     json_: Json = False,
 ) -> None:
     """Show what a model loses and gains the more of it is pruned."""
-    from ..analysis import sparsity_study as study
-    from ..calibration import Calibration
-
     _check_plot(plot)
-    chosen: dict[str, Any] = {"blocks": block, "sparsities": sparsity, "criteria": criterion, "tasks": task}
+    check_there(model)
+    tried: dict[str, Any] = {
+        "blocks": block or study_requests.BLOCKS,
+        "sparsities": sparsity or study_requests.SPARSITIES,
+        "criteria": criterion or study_requests.CRITERIA,
+    }
+    study_requests.sparse_recipes(**tried)
+    for name in task or ():
+        check_task(name, None)
+    data = Calibration(calibration) if calibration else None
+    if data is not None:
+        data.check_files()
+    from ..analysis.sparsity_study import study_sparsity as run
+
     with kept_in(folder), progress_bar(json_) as progress:
-        result = study.study_sparsity(
+        result = run(
             model, folder, dims={"batch": batch, "sequence": seq} if time else None, rounds=rounds,
-            calibration=Calibration(calibration) if calibration else None, progress=progress,
-            **{key: value for key, value in chosen.items() if value},
+            calibration=data, progress=progress, tasks=task or (), **tried,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_study
@@ -328,7 +346,7 @@ def bench_sparse(
     json_: Json = False,
 ) -> None:
     """Time block-sparse products beside dense ones, and beside PyTorch, SciPy and MKL where they are installed."""
-    from ..analysis import bench_sparse as sparse
+    from ..analysis import sparse_case as sparse
     from ..sparsity import Block
 
     if dtype not in sparse.DTYPES:
@@ -341,8 +359,10 @@ def bench_sparse(
         for share in sparsity or sparse.SPARSITIES
         for m in rows or sparse.ROWS
     ]
+    from ..analysis.bench_sparse import bench_sparse as run
+
     with progress_bar(json_) as progress:
-        result = sparse.bench_sparse(cases, threads=threads, rounds=rounds, progress=progress)
+        result = run(cases, threads=threads, rounds=rounds, progress=progress)
     if json_:
         print(result.to_json())
     else:

@@ -6,7 +6,10 @@ from typing import Annotated
 
 import typer
 
+from ..calibration import Calibration
+from ..conversion.request import check_merge, check_observation
 from ..errors import UsageError
+from ..model_io.target import check_target
 from ..sources import check_there
 from .terminal import Json, Quiet, console, progress_bar
 
@@ -49,8 +52,12 @@ def calibrate(
         raise UsageError("--merge: reads files of statistics only; leave --data out")
     if not merge and len(model) != 1:
         raise UsageError(f"{len(model)} models given; name one, or give --merge for files of statistics")
-    if not merge:
+    check_target(output, model if merge else [*model, data])
+    if merge:
+        check_merge(model)
+    else:
         check_there(*model)
+        check_observation(model[0], Calibration(data, images=images, tokenizer=tokenizer))
     from ..conversion import calibrate as calibration
 
     if merge:

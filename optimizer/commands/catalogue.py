@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
+from ..evaluation.names import check_task
+from ..evaluation.texts import KL
+from ..sources import check_there
 from .peers import Nncf, NncfData, NncfImages, NncfSamples, OpenVino, nncf_data
 from .terminal import Claim, Json, console
 from .text_options import Stride, TextFile, Tokenizer, Tokens, Window, text_of
@@ -62,6 +65,15 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Judge models by a task with labels, or on a text; the first is what the others are compared with."""
+    passage = text_of(text, tokenizer if text is not None or not nncf else None, window, stride, tokens)
+    data = nncf_data(nncf, calibration, samples, images, tokenizer if nncf else None)
+    if data is not None:
+        data.check_files()
+    given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
+    check_task(task, passage)
+    if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
+        raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
+    check_there(*model)
     import dataclasses
     import json
 
@@ -69,15 +81,9 @@ def evaluate(
 
     from ..analysis.evaluate import Failure, TaskResult, check, check_peers, evaluate_with_provider
     from ..analysis.evaluate import evaluate as run
-    from ..evaluation.language import KL
 
-    passage = text_of(text, tokenizer if text is not None or not nncf else None, window, stride, tokens)
-    data = nncf_data(nncf, calibration, samples, images, tokenizer if nncf else None)
-    given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
     for name in model:
         check(name, task, ep or claim is not None, **given)
-    if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
-        raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
     if openvino or data is not None:
         check_peers(nncf=data is not None)
     results: list[TaskResult | Failure] = []

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..calibration import Calibration
+from ..conversion.request import check_request
+from ..model_io.target import check_other, check_target
+from ..settings.origin import Origin
+from ..settings.recipe import Recipe
 from ..sources import check_there
 from .setting_options import options_of
 from .terminal import Dims, Json, Quiet, as_written, console, note_written, progress_bar, sizes
@@ -72,10 +78,6 @@ def optimize(
     settings: dict[str, Any],
 ) -> None:
     """Convert a model to low-bit or sparse forms."""
-    from ..model_io.target import check_target
-    from ..settings.origin import Origin
-    from ..settings.recipe import Recipe
-
     learnt: dict[str, Any] = {
         "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
         "tokenizer": tokenizer, "length": length, "checkpoint": checkpoint,
@@ -85,8 +87,12 @@ def optimize(
     chosen = Recipe.from_toml(recipe, settings, options) if recipe else Recipe.from_mapping(settings, origin)
     if output is not None:
         check_target(output, [recipe])
+        check_other(output, model)
     dims = sizes(dim)
     check_there(model)
+    given = Calibration(**learnt)
+    with origin.stated():
+        check_request(chosen, given, None if Path(model).exists() else model)
     if report is not None:
         from ..analysis.page import check_page, write_page
 
@@ -96,11 +102,10 @@ def optimize(
 
         check_recipe_file(save_recipe, [model, output, chosen.mask, *learnt.values()])
 
-    from ..calibration import Calibration
     from ..conversion.pipeline import optimize as run
 
     with progress_bar(quiet or json_) as progress, origin.stated():
-        done = run(model, chosen, output, calibration=Calibration(**learnt), dims=dims, progress=progress)
+        done = run(model, chosen, output, calibration=given, dims=dims, progress=progress)
     note_written(done.output)
     if report is not None:
         write_page(done, report)
@@ -124,6 +129,8 @@ def export_mask(
     float model: inputs x outputs for MatMul, outputs x inputs for Gemm with transB; of a sparse model in whole blocks.
     """
     check_there(model)
+    check_target(output)
+    check_other(output, model)
     from ..families.sparse.masks import export_mask as run
 
     report = run(model, output)
@@ -141,7 +148,9 @@ def compile(  # noqa: A001
     accuracy_level: Annotated[
         int | None,
         typer.Option(
-            help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32; the nodes' own by default."
+            min=0,
+            max=4,
+            help="4: activations rounded to int8; 3: to bfloat16; 0 or 1: float32; the nodes' own by default.",
         ),
     ] = None,
     claim: Annotated[
@@ -152,6 +161,9 @@ def compile(  # noqa: A001
 ) -> None:
     """Pack the weights of a low-bit model for the execution provider once, so that sessions map them."""
     check_there(model)
+    if output is not None:
+        check_target(output)
+        check_other(output, model)
     from ..conversion.compile import compile_context as run
 
     report = run(model, output, accuracy_level=accuracy_level, claim=claim)

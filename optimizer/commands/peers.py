@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from ..calibration import Calibration
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from ..calibration import Calibration
 
 PEERS = 'OpenVINO (pip install "onnxpress\\[peers]")'
 
@@ -45,8 +43,6 @@ def nncf_data(
     Raises:
         UsageError: Data is given that nobody reads.
     """
-    from ..calibration import Calibration
-
     data = Calibration(calibration, samples=samples, images=images, tokenizer=tokenizer)
     if not nncf and data != Calibration():
         raise UsageError(

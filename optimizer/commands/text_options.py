@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
-
-if TYPE_CHECKING:
-    from ..evaluation.language import Text
+from ..evaluation.texts import Text
 
 PANEL = "A text, for perplexity and kl"
 
@@ -45,12 +43,13 @@ def text_of(
 
     Raises:
         UsageError: What is said of a text is given without one, or makes no sense.
+        OnnxpressError: A file is not there.
     """
     settings = {"--tokenizer": tokenizer, "--window": window, "--stride": stride, "--tokens": tokens}
     if text is None:
         if idle := [name for name, value in settings.items() if value is not None]:
             raise UsageError(f"{', '.join(idle)}: read with --text alone")
         return None
-    from ..evaluation.language import Text
-
-    return Text(text, tokenizer, window, stride, tokens)
+    read = Text(text, tokenizer, window, stride, tokens)
+    read.check_files()
+    return read

@@ -15,13 +15,13 @@ import onnx_ir as ir
 
 from ..calibration.collect import collect
 from ..calibration.data import Source, open_data
-from ..calibration.images import ImageRecipe
+from ..calibration.image_recipe import ImageRecipe
 from ..calibration.inputs import inputs_of
 from ..calibration.ranges import unusable
-from ..calibration.source import SAMPLES, own_data, tokenizer_beside
+from ..calibration.source import SAMPLES, Calibration, own_data, tokenizer_beside
 from ..calibration.statistics import Statistics, StatisticsSpec
 from ..calibration.windows import predicts_tokens
-from ..errors import UsageError, option
+from ..errors import UsageError
 from ..graph.constants import constant_of, is_constant, mark_constants
 from ..model_io import storage
 from ..passes.name_nodes import NameNodes
@@ -30,6 +30,7 @@ from ..planning.already_quantized import check_not_quantized
 from ..planning.result import Progress
 from ..sources import resolve
 from .gate import Gate
+from .request import check_merge, check_observation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -113,16 +114,14 @@ def calibrate(
         OnnxpressError: The model or the data cannot be read, or the model is quantized already or cannot be run.
     """
     begin = time.perf_counter()
+    if data is None or isinstance(data, str | Path):
+        check_observation(model, Calibration(data, images=images, tokenizer=tokenizer))
     path = resolve(model)
     target = storage.check_target(output, [data])
     loaded = storage.load(path)
     storage.check_apart(target, path, loaded)
     check_not_quantized(loaded, str(path))
     if data is None:
-        if Path(model).exists():
-            raise UsageError(
-                f"{option('data')} is missing: say what to run the model on; only models of the catalogue bring data"
-            )
         data = own_data(str(model), samples or SAMPLES)
     tokenizer = tokenizer or tokenizer_beside(path, data)
     opened = open_data(
@@ -151,11 +150,7 @@ def merge(files: Sequence[str | Path], output: str | Path) -> CalibrationReport:
     """
     begin = time.perf_counter()
     target = storage.check_target(output)
-    if len(files) < 2:
-        raise UsageError("there is nothing to merge: name at least two files of statistics")
-    for index, file in enumerate(files):
-        if Path(file).resolve() in [Path(other).resolve() for other in files[:index]]:
-            raise UsageError(f"{file}: named twice, so its data would count double; name each file once")
+    check_merge(files)
     found = functools.reduce(Statistics.merge, map(Statistics.load, files))
     return _finish(found, ", ".join(map(str, files)), target, begin)
 

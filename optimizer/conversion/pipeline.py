@@ -17,7 +17,7 @@ import onnx_ir as ir
 from ..calibration import Calibration, Data, Statistics
 from ..errors import OnnxpressError, UsageError, option
 from ..families import family_of
-from ..families.family import Need
+from ..families.demands import Need, demands_of
 from ..graph.rewriting import listed_names
 from ..model_io import storage
 from ..model_io.normalise import normalise
@@ -35,6 +35,7 @@ from ..settings.recipe import Recipe
 from ..sources import resolve
 from .annotations import Annotations
 from .gate import Gate
+from .infer_types import infer_types
 from .request import bound_metric, check_request
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def optimize(
         progress("clean-up", 1, 1)
     else:
         remove_unused(loaded)  # or what nothing reads would count as a reader of what it reads
+        infer_types(loaded)
         gate.rest()
     clock.lap("clean-up")
 
@@ -188,7 +190,7 @@ class _CalibrationInput:
     def __init__(
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
-        need = family_of(recipe.family).need(recipe, calibration != Calibration())
+        need = demands_of(recipe.family).need(recipe, calibration != Calibration())
         self.asked, self.is_read = calibration, calibration.is_there(name) and need is not Need.NONE
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
@@ -248,6 +250,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         Gate(model, recipe.check).clean_up(model)
     else:
         remove_unused(model)
+        infer_types(model)
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
     return as_asked(with_foreign(family_of(recipe.family).decide(model, asked), foreign), asked)
 

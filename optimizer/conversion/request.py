@@ -1,16 +1,16 @@
-"""What is wrong with a request whatever the model is, so that it is told before the model is read."""
+"""What is wrong with a request whatever the model is, told before the model is read and anything slow is imported."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..calibration import Calibration
-from ..calibration.tokens import TOKENIZER
-from ..errors import SettingsError, UsageError, option
-from ..evaluation.language import TEXT_TASKS, Text, TextMetric
-from ..evaluation.metrics import UserMetric, check_name
-from ..families import family_of
-from ..families.family import Family, Need
+from ..calibration.files import TOKENIZER
+from ..errors import OnnxpressError, SettingsError, UsageError, option
+from ..evaluation.names import UserMetric, check_metric_name
+from ..evaluation.texts import TEXT_TASKS, Text, TextMetric
+from ..families.demands import Demands, Need, demands_of
 from ..settings.recipe import Recipe
 from ..settings.setting import settings_of
 
@@ -30,30 +30,67 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     """
     metric = recipe.judged_by
     if metric is not None:
-        check_name(metric)
+        check_metric_name(metric)
     if metric in TEXT_TASKS and recipe.text is None and calibration.text is None:
         raise UsageError(f"{metric} needs a text: give {option('text')}, or a text as {option('calibration')}")
-    family = family_of(recipe.family)
-    need, is_there = family.need(recipe, calibration != Calibration()), calibration.is_there(name)
+    demands = demands_of(recipe.family)
+    need, is_there = demands.need(recipe, calibration != Calibration()), calibration.is_there(name)
     if need is Need.NONE and calibration != Calibration():
         unread = [key for key, value in vars(calibration).items() if value is not None]
         problem = f": scheme {recipe.scheme} reads no calibration data with these settings"
-        raise SettingsError(unread, problem, _guilty(recipe, family))
+        raise SettingsError(unread, problem, _guilty(recipe, demands))
     if need is Need.REQUIRED or (need is Need.WELCOME and is_there):
-        calibration.check(name, or_statistics=family.takes_statistics)
-        if calibration.statistics is not None and not family.takes_statistics:
+        calibration.check(name, or_statistics=demands.takes_statistics)
+        if calibration.statistics is not None and not demands.takes_statistics:
             problem = f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
             raise SettingsError(["statistics"], problem)
-    if calibration.checkpoint is not None and not family.goes_on:
+    if calibration.checkpoint is not None and not demands.goes_on:
         raise SettingsError(["checkpoint"], f": scheme {recipe.scheme} does not go on after an interruption")
-    family.check(recipe, is_there, calibration.statistics is not None)
+    demands.check(recipe, is_there, calibration.statistics is not None)
+    calibration.check_files()
+    if recipe.text is not None:
+        Text(recipe.text).check_files()
 
 
-def _guilty(recipe: Recipe, family: Family) -> list[str]:
+def _guilty(recipe: Recipe, demands: Demands) -> list[str]:
     """The settings with whose default data would be read."""
     defaults = {key: getattr(Recipe, key) for key in settings_of(Recipe)}
     others = {key: recipe.decided(**{key: default}) for key, default in defaults.items() if key != "scheme"}
-    return [key for key, other in others.items() if family.need(other, True) is not Need.NONE]
+    return [key for key, other in others.items() if demands.need(other, True) is not Need.NONE]
+
+
+def check_observation(model: str | Path, data: Calibration) -> None:
+    """Refuse data that `calibrate` could not observe a model on, whatever the model is.
+
+    Args:
+        model: A file, a folder or a name of the catalogue.
+        data: Where from.
+
+    Raises:
+        UsageError: There is none, or what is said of images means nothing.
+        OnnxpressError: There is no such file.
+    """
+    if data.data is None and Path(model).exists():
+        raise UsageError(
+            f"{option('data')} is missing: say what to run the model on; only models of the catalogue bring data"
+        )
+    data.check_files()
+
+
+def check_merge(files: Sequence[str | Path]) -> None:
+    """Refuse files of statistics that cannot be merged, whatever they hold.
+
+    Raises:
+        UsageError: There are fewer than two, or one is named twice.
+        OnnxpressError: One is not there.
+    """
+    if len(files) < 2:
+        raise UsageError("there is nothing to merge: name at least two files of statistics")
+    for index, file in enumerate(files):
+        if Path(file).resolve() in [Path(other).resolve() for other in files[:index]]:
+            raise UsageError(f"{file}: named twice, so its data would count double; name each file once")
+        if not Path(file).exists():
+            raise OnnxpressError(f"{file}: no such file")
 
 
 def bound_metric(recipe: Recipe, calibration: Calibration, path: Path | None) -> UserMetric | None:

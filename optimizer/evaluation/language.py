@@ -12,7 +12,6 @@ without overlap). Of both, less is better.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,103 +22,22 @@ import numpy.typing as npt
 import onnx_ir as ir
 from onnxpress.models.tasks import Score
 
+from ..calibration.files import TOKENIZER
 from ..calibration.inputs import inputs_of, needed
-from ..calibration.tokens import TOKENIZER, tokens_of
+from ..calibration.tokens import tokens_of
 from ..calibration.windows import SEGMENTS, Decoder, begins, is_past, tells_sentences_apart
-from ..errors import OnnxpressError, UsageError, named_alone, option
+from ..errors import OnnxpressError, UsageError, option
 from ..runtime.feeds import Feeds, fitted
 from .likelihood import Divergence, Logits, divergence, surprise
+from .names import lacks_text
+from .texts import PERPLEXITY, Text
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-PERPLEXITY, KL = "perplexity", "kl"
 _LOGITS = "logits"
 _SEEN = 0.1
 """Share of its logits by which a model that sees a token changes; one scale for all activations changes less."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextTask:
-    """What language models are judged by on a text; less is better.
-
-    Attributes:
-        name: What users call it.
-        metric: What its value is.
-        description: One line.
-        needs: What a model must have to be judged by it.
-    """
-
-    name: str
-    metric: str
-    description: str
-    needs: str
-
-
-_NEEDS = "tokens as input, logits of the next token at each position as output, and a text"
-TEXT_TASKS = {
-    task.name: task
-    for task in (
-        TextTask(
-            PERPLEXITY, "perplexity, less is better", "how well a language model foretells a text of yours", _NEEDS
-        ),
-        TextTask(
-            KL,
-            "nats per token, less is better",
-            "how far predictions on a text have moved from the float model's",
-            _NEEDS,
-        ),
-    )
-}
-"""All by name."""
-
-
-@named_alone
-@dataclasses.dataclass(frozen=True)
-class Text:
-    """A text to judge language models on.
-
-    Attributes:
-        path: In UTF-8.
-        tokenizer: The tokenizer.json, or its folder; by default that beside the model.
-        window: Tokens that the model reads at once: 512, or as many as it has positions, or the model's own by default.
-        stride: From one window to the next; a whole one by default.
-        tokens: Of the text, from its beginning; all by default.
-    """
-
-    path: str | Path
-    tokenizer: str | Path | None = None
-    window: int | None = None
-    stride: int | None = None
-    tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            UsageError: One makes no sense.
-        """
-        for name, least in (("window", 2), ("stride", 1), ("tokens", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{option(name)} is {value}, must be at least {least}")
-        if self.window is not None and self.stride is not None and self.stride > self.window:
-            raise UsageError(
-                f"{option('stride')} is {self.stride}, must be at most the {option('window')} of {self.window}: tokens "
-                "between windows would not count"
-            )
-
-
-class TextMetric(str):
-    """The name of a text task that knows its text, so that it is a metric wherever a name is one."""
-
-    text: Text | None
-
-    def __new__(cls, name: str, text: Text | None = None) -> TextMetric:
-        """A name with its text."""
-        made = super().__new__(cls, name)
-        made.text = text
-        return made
 
 
 class Passage:
@@ -311,7 +229,7 @@ def text_judge(
         OnnxpressError: The text or the tokenizer cannot be read.
     """
     if text is None:
-        raise UsageError(f"{name} needs a text: give {option('text')}")
+        raise lacks_text(name)
     try:
         passage = Passage(text, model, path)
     except UsageError as error:

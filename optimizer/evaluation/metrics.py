@@ -15,22 +15,22 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..errors import OnnxpressError, UsageError, suggestion
+from ..errors import OnnxpressError, UsageError
 from ..model_io import storage
 from ..runtime.feeds import Feeds, arrays_of
 from ..runtime.session import open_session, session_options, uses_our_ops
 from ..runtime.temporary import temporary_session
 from ..sources import resolve
 from ..user_functions import load_function, written_as
-from .language import KL, PERPLEXITY, TEXT_TASKS, TextMetric, text_judge
+from .language import text_judge
+from .names import UserMetric, check_metric_name
 from .outputs import measure
 from .sensitivity import relative_drop
+from .texts import KL, PERPLEXITY, TEXT_TASKS, TextMetric
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-UserMetric = str | Callable[[Any], float]
-"""A task's name, "module:function" or a function of an `onnxruntime.InferenceSession`; see `TextMetric`, too."""
 _NOWHERE = Path(os.devnull) / "model.onnx"  # no tokenizer lies beside it
 
 COSINE = "cosine of outputs"
@@ -131,22 +131,6 @@ def _opened(model: ir.Model, path: Path | None, source: str, threads: int | None
         return
     options = session_options(threads=threads, ours=uses_our_ops(model))
     yield open_session(resolve(path), options, source)
-
-
-def check_name(name: UserMetric) -> None:
-    """Refuse at once what is a metric of no model.
-
-    Raises:
-        UsageError: There is no such task or function.
-    """
-    from onnxpress.models.tasks import TASKS
-
-    if not isinstance(name, str):
-        return
-    if ":" in name:
-        load_function(name)
-    elif name not in TASKS and name not in TEXT_TASKS:
-        raise UsageError(f'no metric "{name}"; {suggestion(name, [*TASKS, *TEXT_TASKS, "module:function"])}')
 
 
 def check_metric(name: UserMetric, model: ir.Model, source: str) -> None:
@@ -256,7 +240,7 @@ class _Task:
     def __init__(self, name: str, session: ort.InferenceSession, path: Path | None, source: str) -> None:
         from onnxpress.models.tasks import choose
 
-        check_name(name)
+        check_metric_name(name)
         self._name, self._source = name, source
         self._path = resolve(path) if path is not None else _NOWHERE
         try:

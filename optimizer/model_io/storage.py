@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import onnx_ir as ir
 
-from ..errors import OnnxpressError, UsageError, option
+from ..errors import OnnxpressError, UsageError
 from .external_data import checked, external_places, external_tensors, files_of, nbytes
 from .narrow_types import check_narrow_types
 from .normalise import normalise
 from .reading import from_proto, to_proto
+from .target import check_other
 from .target import check_target as check_target
 from .traverse import graphs as graphs
 from .traverse import initializers as initializers
@@ -167,10 +168,9 @@ def check_apart(target: Path, path: Path, model: ir.Model) -> None:
     Raises:
         UsageError: It names the output.
     """
-    data = ((file, "holds weights of the model") for file in files_of(model, path))
-    for file, what in ((path, "is the model itself"), *data):
-        if target.exists() and file.exists() and target.samefile(file):
-            raise UsageError(f"{target}: {what}, which would be lost; name another file with {option('output')}")
+    check_other(target, path)
+    for file in files_of(model, path):
+        check_other(target, file, "holds weights of the model")
 
 
 def has_external_data(model: ir.Model) -> bool:

@@ -6,7 +6,22 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import UsageError
+from ..errors import UsageError, option
+
+
+def check_other(target: str | Path, file: str | Path, what: str = "is the model itself") -> None:
+    """Refuse an output that is a file of the model which is read.
+
+    Args:
+        target: The output.
+        file: A file of the model, or what is none.
+        what: What the file is, for the error.
+
+    Raises:
+        UsageError: It names the output.
+    """
+    if Path(target).exists() and Path(file).exists() and Path(target).samefile(file):
+        raise UsageError(f"{target}: {what}, which would be lost; name another file with {option('output')}")
 
 
 def check_target(path: str | Path, read: Iterable[object] = ()) -> Path:

@@ -153,8 +153,11 @@ def _table(node: ir.Node) -> Operator | str:
 def _reason(node: ir.Node, operator: Operator | str, recipe: Recipe, unusable: Mapping[str, str]) -> str | None:
     if isinstance(operator, str):
         return operator
-    if any(value.dtype not in (None, ir.DataType.FLOAT) for value in (*operator.activations, *node.outputs)):
+    kinds = {value.dtype for value in (*operator.activations, *node.outputs)}
+    if not kinds <= {None, ir.DataType.FLOAT}:
         return "computes on another type than float32"
+    if operator.constant is None and kinds == {None}:
+        return "the type of what it computes on is not known"
     if not operator.is_product and recipe.coverage == "standard":
         return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{option('coverage')} extended takes it"
     for value in operator.activations:

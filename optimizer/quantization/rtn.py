@@ -134,6 +134,8 @@ def _by_kernel(
 def _in_parallel(run: Callable[[int, int], tuple[float, ...]], count: int, step: int) -> list[float]:
     """Sums over what `run` gives for ranges of output channels."""
     ranges = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    if len(ranges) == 1:
+        return list(run(*ranges[0]))  # a thread takes longer to start than most small weights to round
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         sums = list(pool.map(lambda each: run(*each), ranges))
     return [math.fsum(column) for column in zip(*sums, strict=True)]

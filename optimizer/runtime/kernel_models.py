@@ -9,48 +9,12 @@ import numpy as np
 import onnx_ir as ir
 from onnxpress.custom_ops import reference
 
-from ..errors import UsageError
+from .kernel_case import DYNAMIC_MATMUL, QDQ_MATMUL, Case
 
 _SCALE = np.float32(0.02)  # of activations: what a normal distribution needs
 _MIDDLE = np.uint8(128)
 MOST_CODE = 63
 """Of weights of int8: with larger ones ONNX Runtime's sums saturate on CPUs without VNNI, see `machine`."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One product: [M, K] x [K, N].
-
-    Attributes:
-        M: Rows.
-        K: Length of the reduction.
-        N: Output channels.
-        bits: Of the weight.
-        block_size: Weights along K that share a scale; 0 where a whole column does.
-        op: "matmul_nbits"; "qdq_matmul": 8-bit activations with constant scales between QuantizeLinear and
-            DequantizeLinear; "dynamic_matmul": DynamicQuantizeLinear, then MatMulInteger; "minifloat": MatMulMiniFloat,
-            beside which ONNX Runtime has MatMul with the same weight in float32.
-        format: Of minifloat, with as many bits.
-    """
-
-    M: int
-    K: int
-    N: int
-    bits: int
-    block_size: int
-    op: str = "matmul_nbits"
-    format: str = "e4m3fn"
-
-
-def format_bits(format: str) -> int:
-    """Bits of a code of a format.
-
-    Raises:
-        UsageError: There is no such format.
-    """
-    if format not in reference.MINIFLOATS:
-        raise UsageError(f'format "{format}": there are {", ".join(reference.MINIFLOATS)}')
-    return reference.minifloat_bits(format)
 
 
 class Graph:
@@ -119,9 +83,6 @@ def sides(case: Case, cold: int, accuracy_level: int, symmetric: bool) -> tuple[
         cold: Bytes that the weights of a model take at least.
         accuracy_level: Of MatMulNBits and MatMulMiniFloat.
         symmetric: MatMulNBits without zero points.
-
-    Raises:
-        UsageError: Not a size that the op has.
     """
     nodes = max(1, -(-cold // weight_bytes(case, symmetric)))
     ours = Side(model(case, nodes, accuracy_level, symmetric), nodes)
@@ -146,9 +107,6 @@ def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes
         nodes: How many.
         accuracy_level: Of MatMulNBits and MatMulMiniFloat.
         symmetric: MatMulNBits without zero points.
-
-    Raises:
-        UsageError: Not a size that the op has.
     """
     built = Graph(case)
     for index in range(nodes):
@@ -163,10 +121,6 @@ def model(case: Case, nodes: int, accuracy_level: int, symmetric: bool) -> bytes
 
 def _matmul_nbits(g: Graph, index: int, accuracy_level: int, symmetric: bool) -> ir.Value:
     case = g.case
-    if case.bits not in (2, 4, 8):
-        raise UsageError(f"bits {case.bits}: ONNX Runtime has MatMulNBits of 2, 4 and 8")
-    if case.block_size < 16 or case.block_size & (case.block_size - 1):
-        raise UsageError(f"block size {case.block_size}: must be a power of two from 16")
     blocks, blob = -(-case.K // case.block_size), case.block_size * case.bits // 8
     inputs = [
         g.a,
@@ -189,10 +143,6 @@ def _minifloat_arrays(g: Graph) -> tuple[np.ndarray, np.ndarray]:
     finite = np.flatnonzero(np.isfinite(values)).astype(np.uint8)
     size = case.block_size or case.K
     blocks = -(-case.K // size)
-    if size % 16 and case.block_size:
-        raise UsageError(f"block size {case.block_size}: must be a multiple of 16")
-    if size * case.bits % 8:
-        raise UsageError(f"{size} codes of {case.bits} bits: no whole bytes")
     # Bytes rather than codes: any plane of fewer than 8 bits is as random.
     shape = (case.N, blocks, size * case.bits // 8)
     packed = g.rng.choice(finite, shape) if case.bits == 8 else g.rng.integers(0, 256, shape, dtype=np.uint8)
@@ -202,8 +152,6 @@ def _minifloat_arrays(g: Graph) -> tuple[np.ndarray, np.ndarray]:
 
 def _minifloat(g: Graph, index: int, accuracy_level: int) -> ir.Value:
     case = g.case
-    if case.bits != format_bits(case.format):
-        raise UsageError(f"bits {case.bits}: {case.format} has {format_bits(case.format)}")
     packed, scales = _minifloat_arrays(g)
     return g.op(
         "MatMulMiniFloat", g.a, g.constant(f"B{index}", packed), g.constant(f"scales{index}", scales),
@@ -239,10 +187,4 @@ def _dynamic_matmul(g: Graph, index: int) -> ir.Value:
     return g.op("Mul", *y, *g.op("Mul", a_scale, scales))[0]
 
 
-_INT8: dict[str, Callable[[Graph, int], ir.Value]] = {"qdq_matmul": _qdq_matmul, "dynamic_matmul": _dynamic_matmul}
-
-INT8_OPS = tuple(_INT8)
-"""Those of which ONNX Runtime multiplies uint8 by int8."""
-
-OPS = ("matmul_nbits", *_INT8, "minifloat")
-"""Those of `Case`, named like the families of the execution provider."""
+_INT8: dict[str, Callable[[Graph, int], ir.Value]] = {QDQ_MATMUL: _qdq_matmul, DYNAMIC_MATMUL: _dynamic_matmul}

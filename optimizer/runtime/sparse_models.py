@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from ..sparsity import Block, Compressed, encode, occupied
-from .kernel_models import MOST_CODE, Case, Graph
+from .kernel_case import Case
+from .kernel_models import MOST_CODE, Graph
 
 
 def random_weight(K: int, N: int, block: Block, sparsity: float, seed: int = 0) -> npt.NDArray[np.int8]:

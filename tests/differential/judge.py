@@ -7,9 +7,10 @@ import re
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from unittest import mock
 
@@ -44,7 +45,12 @@ _ROUGH = (  # and least decibels of what rounds more
     ({"scheme": "mxfp8"}, 10.0),
     ({"scheme": "int6", "symmetric": True}, 8.0),
     ({"scheme": "sparse", "prune": False}, 8.0),
+    ({"scheme": "sparse", "prune": False, "activations": "static"}, 5.0),
+    ({"scheme": "int8", "method": "gptq,qronos,hqq"}, 8.0),
+    ({"scheme": "int6", "method": "search", "form": "qdq"}, 5.0),
+    ({"scheme": "fp8-e3m4-static", "first_and_last": True}, 5.0),
 )
+_CALIBRATED = 2.5  # times less often those are drawn that take as long as ten others
 _CONVERSIONS = 3  # of a case: the original, clean-up and calibration data serve all of them
 _THRESHOLDS = (
     ("onnxpress.optimizer.planning.plan", "MIN_ELEMENTS"),
@@ -110,7 +116,7 @@ class _Trial:
             if found:
                 return found
             cleaned = ir.to_proto(model).SerializeToString()
-            if "prepare" in self._steps and (found := list(self._floats(model, "prepare", prepare))):
+            if "prepare" in self._steps and (found := list(self._floats(model, "prepare", prepare, cleaned))):
                 return found
         return list(self._converted(cleaned)) if "convert" in self._steps else []
 
@@ -149,12 +155,12 @@ class _Trial:
         else:
             self.seen[step] += 1
 
-    def _floats(self, model: ir.Model, step: str, rewrite) -> Iterator[Finding]:
+    def _floats(self, model: ir.Model, step: str, rewrite, judged: bytes = b"") -> Iterator[Finding]:
         """Clean-up, and what prepares a model for static schemes, which change no numbers."""
         before = self.seen[step]
         yield from self._rewritten(model, step, rewrite)
-        if self.seen[step] > before:
-            yield from self._same(step, Model(ir.to_proto(model)))
+        if self.seen[step] > before and (made := ir.to_proto(model)).SerializeToString() != judged:
+            yield from self._same(step, Model(made))
 
     def _same(self, step: str, made: Model, slack: float = 1.0) -> Iterator[Finding]:
         """Whether a model gives the same numbers at all levels of optimization where the original does."""
@@ -188,7 +194,8 @@ class _Trial:
     def _converted(self, cleaned: bytes) -> Iterator[Finding]:
         case, rng = self._case, np.random.default_rng(self._case.seed + 1)
         ways = [*((settings, None) for settings in _EXACT), *_ROUGH]
-        shares = np.repeat([0.5 / len(_EXACT), 0.5 / len(_ROUGH)], [len(_EXACT), len(_ROUGH)])
+        costs = np.array([_CALIBRATED if _has_data(settings) else 1.0 for settings, _ in _ROUGH])
+        shares = np.concatenate([np.full(len(_EXACT), 0.5 / len(_EXACT)), 0.5 / costs / np.sum(1 / costs)])
         samples = [case.feeds[0], *case.samples]
         for index in rng.choice(len(ways), _CONVERSIONS, replace=False, p=shares):
             settings, least = ways[index]
@@ -197,11 +204,11 @@ class _Trial:
             )  # as it is used; else clean-up, which was judged, is not done again, or not at all
             data = self._bytes if whole or rng.random() < 0.3 else cleaned
             recipe = Recipe(**settings, clean_up=whole, check=None if whole else False)
-            static = recipe.family in ("static", "minifloat-static")
+            learns, static = _has_data(settings), _is_static(settings)
             step = " ".join(f"{key}={value}" for key, value in {**settings, "clean_up": whole}.items())
             self.seen["conversions"] += 1
             try:
-                calibration = Calibration(samples) if static else None
+                calibration = Calibration(samples) if learns else None
                 optimize(self._read(data), recipe, self._path, calibration=calibration)
             except OnnxpressError as error:
                 self.seen["nothing to do" if "nothing to" in str(error) else f"refused: {_reason(error)}"] += 1
@@ -241,14 +248,26 @@ class _Trial:
         return isinstance(other, str) or difference(wanted, other, slack / 4) is not None
 
     def _is_rough(self, feeds: Feeds, wanted: Outputs, least: float) -> bool:
-        """Whether as much as formats of 8 bits round, of each input, does the same to the original, now or then."""
-        others = (self._original.run(_perturbed(feeds, 0.04, seed), "none") for seed in range(4))
+        """Whether as much as formats round, of each input or of each weight, does the same to the original."""
+        others = chain(
+            (self._original.run(_perturbed(feeds, 0.04, seed), "none") for seed in range(4)),
+            (Model(_with_other_weights(self._case.model, 0.04, seed)).run(feeds, "none") for seed in range(4)),
+        )
         return any(isinstance(other, str) or _rounded(wanted, other, least + 6) for other in others)
 
 
 def _reason(error: OnnxpressError) -> str:
     """Without the names of a case."""
     return re.sub(r"(tensor|output|node) [^ ,:]+|'[^']*'|-?[0-9.]+", "_", str(error))[:90]
+
+
+def _has_data(settings: Mapping[str, object]) -> bool:
+    return "method" in settings or _is_static(settings)
+
+
+def _is_static(settings: Mapping[str, object]) -> bool:
+    """Whether activations have scales of their own before they come."""
+    return "static" in (settings.get("activations"), str(settings["scheme"]).rpartition("-")[2])
 
 
 def _clean_up(model: ir.Model) -> None:
@@ -304,9 +323,29 @@ def _rounded(wanted, found, least: float) -> str | None:
 
 def _perturbed(feeds: Feeds, by: float, seed: int = 7) -> Feeds:
     rng = np.random.default_rng(seed)
-    return {
-        name: (array * (1 + by * rng.standard_normal(array.shape))).astype(array.dtype)
-        if array.dtype.kind == "f"
-        else array
-        for name, array in feeds.items()
-    }
+    return {name: _noisy(array, by, rng) if array.dtype.kind == "f" else array for name, array in feeds.items()}
+
+
+def _noisy(array: np.ndarray, by: float, rng: np.random.Generator) -> np.ndarray:
+    return (array * (1 + by * rng.standard_normal(array.shape))).astype(array.dtype)
+
+
+def _with_other_weights(model: onnx.ModelProto, by: float, seed: int) -> onnx.ModelProto:
+    """A model whose large constants have noise."""
+    other, rng = onnx.ModelProto(), np.random.default_rng(seed)
+    other.CopyFrom(model)
+    for tensor in _constants(other.graph):
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and array.size >= _LEAST_WEIGHTS:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(_noisy(array, by, rng), tensor.name))
+    return other
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _constants(attribute.g)
+            elif node.op_type == "Constant" and attribute.HasField("t"):
+                yield attribute.t

@@ -19,7 +19,6 @@ import onnx_ir as ir
 from ...calibration import Data, Statistics, StatisticsSpec
 from ...calibration.collect import collect
 from ...calibration.variety import constant_tensors
-from ...errors import SettingsError, option
 from ...evaluation.metrics import COSINE, Metric, check_metric, choose_metric
 from ...evaluation.sensitivity import MixedPrecision, Trial, search_mixed_precision
 from ...model_io.names import copy_of
@@ -42,7 +41,7 @@ from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
 from ...runtime.int8_kernels import fallbacks, operators, optimized
 from ...runtime.machine import made_for, reduces_range, warn_of_saturation
 from ...settings.recipe import Recipe
-from ..family import Family, Need, OpenData
+from ..family import Family, OpenData
 from ..unlike_parts import parts_of
 from .builder import Builder, Calibrated, Candidate, Plan, products
 from .faster import prove_faster, slower_layers
@@ -186,18 +185,6 @@ def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Buil
     return kind(calibrated, recipe, progress)
 
 
-def _check(recipe: Recipe, _is_there: bool, statistics: bool) -> None:
-    """Refuse what runs models on data, where there are only statistics."""
-    steps = ("smooth", "restore_moments", "equalize", "only_if_faster", "metric")
-    asked = [name for name in steps if getattr(recipe, name)]
-    asked += ["method"] if recipe.method == "gptq" else []
-    asked += [name for name in ("max_drop", "max_kl") if getattr(recipe, name) is not None]
-    if statistics and asked:
-        raise SettingsError(
-            asked, f": runs models on data; statistics alone are too little: give {option('calibration')}"
-        )
-
-
 def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
     """Products that ONNX Runtime would compute in float between two conversions, beside those that it refuses."""
     kept: dict[str, str] = {}
@@ -339,8 +326,4 @@ def _outcome(
     )
 
 
-def _family(name: str) -> Family:
-    return Family(name, decide, convert, need=lambda _recipe, _given: Need.REQUIRED, check=_check)
-
-
-INT8_STATIC, MINIFLOAT_STATIC = _family("static"), _family("minifloat-static")
+INT8_STATIC, MINIFLOAT_STATIC = (Family(name, decide, convert) for name in ("static", "minifloat-static"))

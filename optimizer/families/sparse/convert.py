@@ -19,7 +19,7 @@ import onnx_ir as ir
 from ...calibration import Data, Statistics, StatisticsSpec, TensorStatistics
 from ...calibration.collect import collect
 from ...calibration.ranges import activation_range
-from ...errors import SettingError, UsageError, option
+from ...errors import UsageError, option
 from ...graph.rewriting import required
 from ...passes.base import Left
 from ...passes.declare_functions import declare_functions
@@ -36,7 +36,8 @@ from ...runtime.machine import made_for, reduces_range
 from ...runtime.sparse_cost import measure
 from ...settings.recipe import Recipe
 from ...sparsity import Block, occupied
-from ..family import Family, Need, OpenData
+from ..demands import Need, demands_of, has_static_codes
+from ..family import Family, OpenData
 from ..unlike_parts import parts_of, unlike_parts
 from .layer import Layer, LayerReport, read_weight, share_out
 from .masks import apply_masks
@@ -64,7 +65,7 @@ def convert(
     known = _observe(model, recipe, taken, data, progress)
     if recipe.criterion is None:
         recipe = recipe.decided(criterion="obs" if known.statistics is not None else "magnitude")
-    unlike = known.unlike_parts(model, taken, recipe) if _is_static(recipe) else {}
+    unlike = known.unlike_parts(model, taken, recipe) if has_static_codes(recipe) else {}
     layers: dict[ir.Node, Layer] = {}
     for index, decision in enumerate(decisions):
         if not decision.taken:
@@ -162,35 +163,6 @@ def find_block(model: ir.Model, recipe: Recipe) -> Block:
     return next(block for block in _BLOCKS if kept[block] <= _LARGER * min(kept.values()))
 
 
-def _need(recipe: Recipe, _given: bool = True) -> Need:
-    """A calibration is read where there is one; whether there must be one is for `_check` to say."""
-    reads = _is_static(recipe) or (recipe.chooses and recipe.criterion != "magnitude")
-    return Need.WELCOME if reads else Need.NONE
-
-
-def _check(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
-    """Refuse what only a calibration tells, where there is none."""
-    if is_there or _need(recipe) is Need.NONE:
-        return
-    for key, value, other in (
-        ("activations", recipe.activations if _is_static(recipe) else None, "dynamic"),
-        ("criterion", recipe.criterion if recipe.prune else None, "magnitude"),
-    ):
-        if value not in (None, other):
-            problem = f', which needs a calibration: give --calibration or --statistics, or take "{other}"'
-            raise SettingError(key, value, problem)
-    if not recipe.sequential:
-        raise SettingError(
-            "sequential",
-            False,
-            f", but without a calibration no weights move: give {option('calibration')} or {option('statistics')}",
-        )
-
-
-def _is_static(recipe: Recipe) -> bool:
-    return recipe.activations == "static" and recipe.dtype == "int8"
-
-
 @dataclasses.dataclass(frozen=True)
 class _Known:
     """What is known of the inputs of products: statistics, and the data they are of."""
@@ -214,15 +186,15 @@ def _observe(
     model: ir.Model, recipe: Recipe, taken: list[Decision], data: OpenData | None, progress: Progress
 ) -> _Known:
     """What there is to know; nothing where that is allowed."""
-    if not taken or _need(recipe) is Need.NONE:
+    if not taken or demands_of("sparse").need(recipe, True) is Need.NONE:
         return _Known()
     if data is None:
         return _Known()
     opened = data()
-    settings = StatisticsSpec(histogram=_is_static(recipe), channel_axis=-1, gram=recipe.prune)
+    settings = StatisticsSpec(histogram=has_static_codes(recipe), channel_axis=-1, gram=recipe.prune)
     wanted = {_input(decision): settings for decision in taken}
     if not isinstance(opened, Statistics):
-        parts = parts_of(model, _inputs(taken)) if _is_static(recipe) else []
+        parts = parts_of(model, _inputs(taken)) if has_static_codes(recipe) else []
         every = dict.fromkeys(parts, StatisticsSpec(histogram=False)) | wanted
         return _Known(collect(model, opened, every, progress=progress), opened)
     opened.check(model, wanted)
@@ -300,4 +272,4 @@ def _emptied(reports: list[LayerReport], recipe: Recipe) -> list[str]:
     return [f"{which}: {', or '.join(advice)}"]
 
 
-FAMILY = Family("sparse", decide, convert, need=_need, check=_check, verb="make sparse")
+FAMILY = Family("sparse", decide, convert, verb="make sparse")

@@ -13,7 +13,6 @@ from collections import Counter
 import onnx_ir as ir
 
 from ...calibration import Data, Statistics
-from ...errors import SettingsError, option
 from ...graph.rewriting import required
 from ...model_io.names import copy_of
 from ...planning.lazy_weight import LazyWeight
@@ -22,7 +21,7 @@ from ...planning.result import ConversionResult, Progress
 from ...quantization.quantized_weight import decibels
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
-from ..family import Family, Need, OpenData
+from ..family import Family, OpenData
 from .automatic import Found, find_recipe
 from .mixed import Mixture
 from .results import Results
@@ -136,21 +135,4 @@ def _gain(weights: list[LazyWeight]) -> float:
     return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0
 
 
-def _need(recipe: Recipe, given: bool) -> Need:
-    """A model of the catalogue has data without being asked, which is not read for weights alone then."""
-    if recipe.max_loss is not None:
-        return Need.REQUIRED if recipe.judged_by is None else Need.WELCOME
-    if recipe.budget is not None:
-        return Need.REQUIRED
-    reads = given if recipe.method is None else recipe.method != "rtn"
-    return Need.REQUIRED if reads else Need.NONE
-
-
-def _check(recipe: Recipe, _is_there: bool, _statistics: bool) -> None:
-    """Refuse a metric without a bound, which nothing would read."""
-    if recipe.judged_by is not None and recipe.max_loss is None:
-        bounds = f"{option('max_drop')} or {option('max_kl')}"
-        raise SettingsError(["metric"], f": weights alone are not judged without a bound; give {bounds}, too")
-
-
-FAMILY = Family("weight-only", decide, convert, need=_need, check=_check, takes_statistics=False, goes_on=True)
+FAMILY = Family("weight-only", decide, convert)

@@ -9,6 +9,7 @@ import onnxruntime as ort
 import pytest
 from onnxpress.custom_ops import reference, register
 from onnxpress.optimizer.analysis import bench_sparse
+from onnxpress.optimizer.analysis.sparse_case import DTYPES, SparseCase
 from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.runtime import sparse_cost, sparse_models, sparse_runs
 from onnxpress.optimizer.sparsity import Block
@@ -83,13 +84,13 @@ def test_peers_that_are_installed_compute_the_product():
 
 
 def test_figures(quick):
-    case = bench_sparse.SparseCase(3, 64, 48, Block(4, 4), 0.75)
+    case = SparseCase(3, 64, 48, Block(4, 4), 0.75)
     (timing,) = bench_sparse.bench_sparse([case], threads=1).timings
     assert timing.case == case
     assert timing.ours == 1
     assert timing.ratio("ORT float32") == 2
     assert timing.ratio("our dense int8") == 3
-    case = bench_sparse.SparseCase(3, 64, 48, Block(4, 4), 0.75, "uint8")
+    case = SparseCase(3, 64, 48, Block(4, 4), 0.75, "uint8")
     (timing,) = bench_sparse.bench_sparse([case], threads=1).timings
     assert timing.ratio("ORT int8") == 4
 
@@ -106,7 +107,7 @@ def test_command(quick):
     from onnxpress.optimizer.commands.app import app
 
     call = ["bench-sparse", "--shape", "64x48", "-m", "1", "-m", "9", "--block", "4x1", "--sparsity", "0.5"]
-    for dtype in bench_sparse.DTYPES:
+    for dtype in DTYPES:
         done = CliRunner().invoke(app, [*call, "--dtype", dtype, "--json"])
         assert done.exit_code == 0, done.output
         assert [timing["case"]["M"] for timing in json.loads(done.stdout)["timings"]] == [1, 9]

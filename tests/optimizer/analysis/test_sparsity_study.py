@@ -70,6 +70,7 @@ def test_wrong_settings(path, tmp_path):
             study_sparsity(str(model), tmp_path / "study", **values)
     with pytest.raises(UsageError, match="cannot make the folder"):
         study_sparsity(str(model), model)
+    (tmp_path / "study").mkdir()
     (tmp_path / "study" / "scores.json").write_text("[1]")
     with pytest.raises(OnnxpressError, match="not the scores of a study"):
         study_sparsity(str(model), tmp_path / "study")

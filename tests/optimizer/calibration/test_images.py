@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 from onnxpress.optimizer.calibration.data import open_data
-from onnxpress.optimizer.calibration.images import PRESETS, ImageRecipe, read_image
+from onnxpress.optimizer.calibration.image_recipe import PRESETS, ImageRecipe
+from onnxpress.optimizer.calibration.images import read_image
 from onnxpress.optimizer.calibration.inputs import Input
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from PIL import Image

@@ -114,3 +114,24 @@ def test_an_input_that_is_not_given_has_its_default():
         segments.advance("fourth")
         want = inputs({**given, "other": default}, WEIGHTS)["fourth"]
         np.testing.assert_allclose(segments.pair("shaped", 0)[0], want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 64])  # within the model, and beside it
+def test_a_default_is_what_an_input_holds_that_nobody_feeds(size):
+    default = RNG.standard_normal((8, size)).astype(np.float32)
+    proto = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["" : 18]>
+g (float[n, 8] x, float[8, {size}] given) => (float[n, 8] y) {{
+    [first] a = MatMul(x, given)
+    [second] y = MatMul(a, W)
+}}""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(default, "given"))
+    weight = RNG.standard_normal((size, 8)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "W"))
+    made = from_proto(proto, "model")
+    mark_constants(made)
+    fed = {"x": RNG.standard_normal((4, 8)).astype(np.float32)}
+    other = {**fed, "given": 2 * default}
+    with Segments(made, [fed, other]) as segments:
+        segments.advance("second")
+        for batch, weight in enumerate((default, 2 * default)):
+            np.testing.assert_allclose(segments.pair("a", batch)[0], fed["x"] @ weight, rtol=1e-5, atol=1e-5)

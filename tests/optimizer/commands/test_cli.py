@@ -247,7 +247,7 @@ def test_which_nodes_the_execution_provider_takes(int4):
     [
         (["INT4", "-o", "INT4"], 2, "is the model itself"),
         (["INT4", "-o", "nowhere/out.onnx"], 2, "does not exist"),
-        (["INT4", "--accuracy-level", "7"], 2, "accuracy_level is '7'"),
+        (["INT4", "--accuracy-level", "7"], 2, "7 is not in the range"),
         (["INT4", "--claim", "gemm"], 2, "claim has 'gemm'"),
         (["INT4", "--claim", "dequantized_matmul"], 1, "nothing to compile, nothing written"),
         (["MODEL"], 1, "nothing to compile, nothing written"),
@@ -281,34 +281,6 @@ def test_help_is_quick_to_import():
     code = f"import sys; from onnxpress.optimizer import cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "optimize m.onnx --bogus", "optimize gone.onnx", "optimize m.onnx --scheme int9", "optimize m.onnx --dim batch",
-        "optimize m.onnx --scheme int4 --sparsity 0.5", "optimize m.onnx -o gone/o.onnx",
-        "optimize m.onnx --recipe r.toml", "inspect m.onnx --scheme int9", "inspect gone.onnx",
-        "compare m.onnx gone.onnx", "compare m.onnx m.onnx --plot p.jpg", "compare m.onnx m.onnx --dim x=y",
-        "bench gone.onnx", "bench m.onnx --ort-option a", "compile gone.onnx",
-        "export-mask gone.onnx -o m.npz", "calibrate gone.onnx -o s.npz", "study gone --max-drop x",
-        "calibrate m.onnx m.onnx -o s.npz", "models gone",
-    ],
-)  # fmt: skip
-def test_wrong_command_lines_are_refused_before_anything_slow_is_imported(tmp_path, arguments):
-    (tmp_path / "m.onnx").touch()
-    code = f"""
-import sys
-from onnxpress.optimizer import cli
-sys.argv = ["onnxpress", *{arguments.split()}]
-try:
-    cli.main()
-finally:
-    print([m for m in ("numpy", "onnx", "onnxruntime") if m in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode in (1, 2), done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from command_line import runner
 from onnxpress.optimizer import Calibration, Recipe, UsageError, optimize
 from onnxpress.optimizer.analysis.evaluate import evaluate
-from onnxpress.optimizer.evaluation.language import Text
+from onnxpress.optimizer.evaluation.texts import Text
 from onnxpress.optimizer.model_io import storage
 from sessions import RUNS_FLOAT8_PRODUCTS, RUNS_TWO_BITS
 
@@ -138,7 +138,7 @@ def test_study(run):
     for arguments, message in (
         (["--task", "kl"], "kl needs a text: give --text"),
         ([*TEXT, "--task", "lee"], "--text is read by perplexity and kl alone"),
-        ([*TEXT, "--max-kl", "0"], "max_kl is 0.0, must be nats per token, above 0"),
+        ([*TEXT, "--max-kl", "0"], "--max-kl is 0.0, must be nats per token, above 0"),
     ):
         code, _, err = run("study", "a.onnx", *arguments)
         assert code == 2

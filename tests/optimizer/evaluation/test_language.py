@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from onnxpress.optimizer.analysis.evaluate import check, evaluate
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
-from onnxpress.optimizer.evaluation.language import Text, TextMetric
 from onnxpress.optimizer.evaluation.metrics import choose_metric
+from onnxpress.optimizer.evaluation.texts import Text, TextMetric
 
 COUNT, NOISE = 70, 0.05
 

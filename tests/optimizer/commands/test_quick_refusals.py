@@ -1,0 +1,70 @@
+"""Wrong command lines are refused at once: nothing is imported that takes longer than the answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SLOW = ("onnx", "onnx_ir", "onnxscript", "onnxruntime")
+
+WRONG = (
+    "optimize m.onnx --bogus", "optimize gone.onnx", "optimize m.onnx --scheme int9", "optimize m.onnx --dim batch",
+    "optimize m.onnx --scheme int4 --sparsity 0.5", "optimize m.onnx -o gone/o.onnx", "optimize m.onnx -o m.onnx",
+    "optimize m.onnx --recipe r.toml", "optimize m.onnx --scheme int8-static",
+    "optimize m.onnx --scheme int8-static --calibration gone.npz",
+    "optimize m.onnx --scheme int8-static --calibration d.npz --statistics d.npz",
+    "optimize m.onnx --scheme int8-static --statistics gone.npz",
+    "optimize m.onnx --scheme int8-static --calibration . --images gone",
+    "optimize m.onnx --scheme int8-static --calibration t.txt --tokenizer gone.json",
+    "optimize m.onnx --scheme int8-dynamic --calibration d.npz", "optimize m.onnx --scheme sparse --criterion obs",
+    "optimize m.onnx --metric lee", "optimize m.onnx --metric bogus --max-drop 1%", "optimize m.onnx --max-kl 0.1",
+    "optimize m.onnx --max-kl 0.1 --text gone.txt", "optimize m.onnx --scheme int8-dynamic --checkpoint c",
+    "inspect m.onnx --scheme int9", "inspect gone.onnx",
+    "compare m.onnx gone.onnx", "compare m.onnx m.onnx --plot p.jpg", "compare m.onnx m.onnx --dim x=y",
+    "compare m.onnx m.onnx --task bogus", "compare m.onnx m.onnx --text gone.txt",
+    "bench gone.onnx", "bench m.onnx --ort-option a", "bench m.onnx --data gone.npz", "bench m.onnx --samples 3",
+    "compile gone.onnx", "compile m.onnx --accuracy-level 5", "compile m.onnx -o gone/o.onnx",
+    "export-mask gone.onnx -o m.npz", "export-mask m.onnx -o gone/m.npz",
+    "calibrate gone.onnx -o s.npz", "calibrate m.onnx m.onnx -o s.npz", "calibrate m.onnx -o s.npz",
+    "calibrate m.onnx -o s.npz --data gone.npz", "calibrate m.onnx -o gone/s.npz --data d.npz",
+    "calibrate --merge d.npz -o s.npz", "calibrate --merge d.npz gone.npz -o s.npz",
+    "evaluate gone.onnx", "evaluate m.onnx --task bogus", "evaluate m.onnx --task perplexity",
+    "evaluate m.onnx --task kl --text t.txt", "evaluate m.onnx --task lee --text t.txt",
+    "evaluate m.onnx --text t.txt --window 1", "evaluate m.onnx --calibration d.npz", "evaluate m.onnx --window 9",
+    "study gone --max-drop x", "study gone.onnx", "study m.onnx --schemes int9", "study m.onnx --task bogus",
+    "study m.onnx --task kl", "study m.onnx m.onnx", "study m.onnx --calibration gone.npz", "study m.onnx --max-kl 0",
+    "study-sparsity gone.onnx --folder f", "study-sparsity m.onnx --folder f --criterion bogus",
+    "study-sparsity m.onnx --folder f --block 5", "study-sparsity m.onnx --folder f --task bogus",
+    "bench-kernels --op bogus", "bench-kernels --shape 5", "bench-kernels --bits 3", "bench-kernels --block-size 7",
+    "bench-kernels --op minifloat --format bogus",
+    "bench-sparse --dtype bogus", "bench-sparse --block 5", "bench-sparse --shape 5", "bench-sparse --sparsity 2",
+    "models gone",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_command_lines_are_refused_before_anything_slow_is_imported(tmp_path, arguments):
+    for name in ("m.onnx", "d.npz", "t.txt"):
+        (tmp_path / name).touch()
+    code = f"""
+import sys
+from onnxpress.optimizer import cli
+sys.argv = ["onnxpress", *{arguments.split()}]
+try:
+    cli.main()
+finally:
+    print([m for m in {SLOW} if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode in (1, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.npz", "m.onnx", "t.txt"]
+
+
+def test_all_commands_are_there():
+    from onnxpress.optimizer.commands.app import app
+
+    assert {line.split()[0] for line in WRONG} | {"export"} == {command.name for command in app.registered_commands}
