@@ -14,7 +14,7 @@ from onnxpress.models.tasks import Task, choose
 
 from ..calibration.tokens import TOKENIZER
 from ..errors import OnnxpressError, UsageError, option
-from ..evaluation.language import KL, PERPLEXITY, TEXT_TASKS, Text, text_judge
+from ..evaluation.language import COMPARING, EMBEDDINGS, PERPLEXITY, TEXT_TASKS, Text, text_judge
 from ..model_io import storage
 from ..runtime import session as sessions
 from ..sources import resolve
@@ -71,13 +71,14 @@ def evaluate(
 
     Args:
         model: A file, a folder or a name of the catalogue.
-        task: A name of `tasks.TASKS`, perplexity or kl; None takes the first that fits the model, or perplexity where
-            there is a text.
+        task: A name of `tasks.TASKS`, perplexity, kl or embeddings; None takes the first that fits the model, or
+            perplexity where there is a text.
         session_options: For ONNX Runtime. The custom ops are registered with them where the model uses them.
         session: Judged in place of the one that these options make, such as an `OpenVinoSession` of the model, or of
             what became of it.
-        text: What perplexity and kl read.
-        reference: The float model of kl, in the forms of `model`; its tokenizer serves where none lies beside `model`.
+        text: What perplexity, kl and embeddings read.
+        reference: The float model of kl and embeddings, in the forms of `model`; its tokenizer serves where none lies
+            beside `model`.
 
     Raises:
         UsageError: There is no such task, none fits, or it lacks the text or the reference, or reads none.
@@ -112,7 +113,7 @@ def is_on_text(task: str | None, text: Text | None) -> bool:
         UsageError: There is a text, and the task reads none.
     """
     if text is not None and task is not None and task not in TEXT_TASKS:
-        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, not by the task '{task}'")
+        raise UsageError(f"{option('text')} is read by {', '.join(TEXT_TASKS)} alone, not by the task '{task}'")
     return text is not None or task in TEXT_TASKS
 
 
@@ -120,11 +121,11 @@ def _chosen(
     session: Any, task: str | None, path: Path, shown: str, text: Text | None,
     original: Path | None, opened: Callable[[], Any] | None,
 ) -> Task:  # fmt: skip
-    """The task, of one on a text bound to that, and to the float model of kl."""
+    """The task, of one on a text bound to that, and to the float model of those that compare."""
     if not is_on_text(task, text):
         return choose(session, task, shown)
     known = TEXT_TASKS[task or PERPLEXITY]
-    read_by = original if known.name == KL and original is not None else path
+    read_by = original if known.name in COMPARING and original is not None else path
     judge = text_judge(known.name, text, storage.load(read_by), _with_tokenizer(path, original), shown, opened)
     return Task(known.name, known.name, known.description, known.needs, lambda _: True, lambda one, _: judge(one))
 
@@ -149,7 +150,7 @@ def evaluate_with_provider(
         task: As `evaluate` takes it.
         claim: Families of nodes that the execution provider takes, see `ep.append`.
         text: As `evaluate` takes it, and so is `reference`.
-        reference: Of kl.
+        reference: Of kl and embeddings.
 
     Returns:
         A result, or the reason why there is none, of each.
@@ -190,7 +191,10 @@ def check(
     path = resolve(model)
     if is_on_text(task, text):
         original = None if reference is None else resolve(reference)
-        text_judge(PERPLEXITY, text, storage.load(path), _with_tokenizer(path, original), str(model))
+        # What kl needs of a model and a text, perplexity needs, too.
+        name = EMBEDDINGS if task == EMBEDDINGS else PERPLEXITY
+        tokenized = _with_tokenizer(path, original)
+        text_judge(name, text, storage.load(path), tokenized, str(model), lambda: _look(path))
         return
     try:
         choose(_look(path), task, str(model))
@@ -236,7 +240,7 @@ def evaluate_in_openvino(
         task: As `evaluate` takes it.
         nncf: A model and data, from which NNCF makes one more.
         text: As `evaluate` takes it, and so is `reference`.
-        reference: Of kl.
+        reference: Of kl and embeddings.
 
     Raises:
         UsageError: There is no such task, none fits, or OpenVINO or NNCF is not installed.

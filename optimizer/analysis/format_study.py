@@ -186,7 +186,8 @@ def study_formats(
         data: By model a file or "module:function" to calibrate with; a model of the catalogue has its own.
         max_drop: The largest loss with which a model passes.
         max_kl: The same of the metric kl, in nats per token.
-        text: What the metrics perplexity and kl read; with one, models without a metric are judged by perplexity.
+        text: What the metrics perplexity, kl and embeddings read; with one, models without a metric are judged by
+            perplexity.
         threads: That run the models; None leaves the choice to ONNX Runtime.
         folder: Where converted models are kept, and found again if model, data and recipe are the same.
         progress: Told how the work goes on.
@@ -209,7 +210,7 @@ def study_formats(
         _make(Path(folder))
     judged_by = {name: (metrics or {}).get(name, None if text is None else PERPLEXITY) for name in models}
     if text is not None and not any(metric in TEXT_TASKS for metric in judged_by.values()):
-        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, by which no model is judged")
+        raise UsageError(f"{option('text')} is read by {', '.join(TEXT_TASKS)} alone, by which no model is judged")
     workloads = [_workload(name, judged_by[name], (data or {}).get(name), text) for name in models]
     bounds = {False: max_drop, True: max_kl}
     verdicts: list[Verdict] = []

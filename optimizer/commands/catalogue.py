@@ -44,7 +44,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="lee, wordsim353, simlex999, sentiment, probe, reading, detection, agreement (of the catalogue's "
-            "classifiers with float32) or speech; perplexity or kl, of a --text; the first that fits by default."
+            "classifiers with float32) or speech; perplexity, kl or embeddings, of a --text; the first that fits by "
+            "default."
         ),
     ] = None,
     ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
@@ -69,15 +70,15 @@ def evaluate(
 
     from ..analysis.evaluate import Failure, TaskResult, check, check_peers, evaluate_with_provider
     from ..analysis.evaluate import evaluate as run
-    from ..evaluation.language import KL
+    from ..evaluation.language import COMPARING
 
     passage = text_of(text, tokenizer if text is not None or not nncf else None, window, stride, tokens)
     data = nncf_data(nncf, calibration, samples, images, tokenizer if nncf else None)
     given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
     for name in model:
         check(name, task, ep or claim is not None, **given)
-    if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
-        raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
+    if task in COMPARING and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
+        raise UsageError(f"{task} compares with a float model: name that first, and behind it what was made of it")
     if openvino or data is not None:
         check_peers(nncf=data is not None)
     results: list[TaskResult | Failure] = []

@@ -1,4 +1,4 @@
-"""Options of a text that language models are judged on."""
+"""Options of a text that models are judged on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from ..errors import UsageError
 if TYPE_CHECKING:
     from ..evaluation.language import Text
 
-PANEL = "A text, for perplexity and kl"
+PANEL = "A text, for perplexity, kl and embeddings"
 
-TextFile = Annotated[str | None, typer.Option("--text", help="The text, in UTF-8.", rich_help_panel=PANEL)]
+TextFile = Annotated[
+    str | None,
+    typer.Option("--text", help="The text, in UTF-8; for embeddings a sentence a line.", rich_help_panel=PANEL),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(
@@ -22,7 +25,11 @@ Tokenizer = Annotated[
 ]
 Window = Annotated[
     int | None,
-    typer.Option("--window", help="Tokens that the model reads at once; 512 by default.", rich_help_panel=PANEL),
+    typer.Option(
+        "--window",
+        help="Tokens that the model reads at once; 512 by default, for embeddings 256 of a line.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Stride = Annotated[
     int | None,

@@ -28,18 +28,21 @@ from ..calibration.tokens import TOKENIZER, tokens_of
 from ..calibration.windows import SEGMENTS, Decoder, begins, tells_sentences_apart
 from ..errors import OnnxpressError, UsageError, named_alone, option
 from ..runtime.feeds import Feeds, fitted
+from .embeddings import NEEDS, Sentences
 from .likelihood import Divergence, Logits, divergence, surprise
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-PERPLEXITY, KL = "perplexity", "kl"
+PERPLEXITY, KL, EMBEDDINGS = "perplexity", "kl", "embeddings"
+COMPARING = (KL, EMBEDDINGS)
+"""Those that compare with the float model, and tell nothing of a model alone."""
 _LOGITS = "logits"
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTask:
-    """What language models are judged by on a text; less is better.
+    """What models are judged by on a text of the user's; less is better, except of embeddings.
 
     Attributes:
         name: What users call it.
@@ -67,6 +70,12 @@ TEXT_TASKS = {
             "how far predictions on a text have moved from the float model's",
             _NEEDS,
         ),
+        TextTask(
+            EMBEDDINGS,
+            "cosine",
+            "how near an encoder's vectors of the sentences of a text, one a line, are to the float model's",
+            NEEDS,
+        ),
     )
 }
 """All by name."""
@@ -75,12 +84,13 @@ TEXT_TASKS = {
 @named_alone
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text to judge language models on.
+    """A text to judge models on.
 
     Attributes:
         path: In UTF-8.
         tokenizer: The tokenizer.json, or its folder; by default that beside the model.
-        window: Tokens that the model reads at once: 512, or as many as it has positions, or the model's own by default.
+        window: Tokens that the model reads at once: 512, or as many as it has positions, or the model's own by default;
+            of embeddings, to which sentences are cut, 256.
         stride: From one window to the next; a whole one by default.
         tokens: Of the text, from its beginning; all by default.
     """
@@ -202,8 +212,8 @@ class Passage:
 
 
 _MISSING = (
-    "perplexity and kl need logits of the next token at each position; for an encoder take a task or, in compare and "
-    "study, the outputs"
+    "perplexity and kl need logits of the next token at each position; for an encoder take embeddings, a task or, in "
+    "compare and study, the outputs"
 )
 
 
@@ -279,10 +289,10 @@ def text_judge(
     Args:
         name: Of the task.
         text: The text.
-        model: The float model for kl; else the model itself.
+        model: The float model for kl and embeddings; else the model itself.
         path: Of the model, beside which its tokenizer may lie.
         source: What to call what is judged in an error.
-        reference: Opens the float model for kl.
+        reference: Opens the float model for kl and embeddings.
 
     Raises:
         UsageError: There is no text, or it does not fit the model.
@@ -290,13 +300,19 @@ def text_judge(
     """
     if text is None:
         raise UsageError(f"{name} needs a text: give {option('text')}")
+    if name == EMBEDDINGS:
+        return Sentences(text, path, source, _needed(name, reference)).judge
     try:
         passage = Passage(text, model, path)
     except UsageError as error:
         raise UsageError(f"{source}: cannot be judged by {name}: {error}") from error
     if name == PERPLEXITY:
         return lambda session: perplexity(passage, session, source)
+    float_model = _needed(name, reference)()
+    return lambda session: kl(passage, float_model, session, source)
+
+
+def _needed(name: str, reference: Callable[[], ort.InferenceSession] | None) -> Callable[[], ort.InferenceSession]:
     if reference is None:
         raise UsageError(f"{name} compares with a float model: name it, too")
-    float_model = reference()
-    return lambda session: kl(passage, float_model, session, source)
+    return reference

@@ -22,7 +22,7 @@ from ..runtime.session import open_session, session_options, uses_our_ops
 from ..runtime.temporary import temporary_session
 from ..sources import resolve
 from ..user_functions import load_function, written_as
-from .language import KL, PERPLEXITY, TEXT_TASKS, TextMetric, text_judge
+from .language import EMBEDDINGS, KL, PERPLEXITY, TEXT_TASKS, TextMetric, text_judge
 from .outputs import measure
 from .sensitivity import relative_drop
 
@@ -113,6 +113,8 @@ def choose_metric(
             return Metric(COSINE, 1.0, _Likeness(session, feeds, source))
         if name == KL:  # of itself: both sides of it would be the same
             return Metric(KL, 0.0, _OnText(name, session, model, path, source), less_is_better=True, in_nats=True)
+        if name == EMBEDDINGS:
+            return Metric(EMBEDDINGS, 1.0, _OnText(name, session, model, path, source))
         judge = _judge(name, session, model, path, source)
         reference = judge(session)
     if not math.isfinite(reference):
@@ -278,7 +280,7 @@ class _Task:
 
 
 class _OnText:
-    """A task on a text; for kl the session stays open."""
+    """A task on a text; for kl and embeddings the session stays open."""
 
     def __init__(
         self, name: str, session: ort.InferenceSession, model: ir.Model, path: Path | None, source: str
