@@ -53,6 +53,10 @@ class SentenceHead:
         dense: list[np.ndarray[Any, Any]] = []
         normalize = False
         for kind, place in _modules(folder):
+            if normalize:
+                raise OnnxpressError(
+                    f"{folder / _MODULES}: lists '{kind}' behind 'Normalize', which is built as the last"
+                )
             if kind == "Dense":
                 dense.append(_dense(place, dense[-1].shape[0] if dense else width))
             elif kind == "Pooling":
@@ -61,8 +65,7 @@ class SentenceHead:
                 normalize = True
             elif kind != "Transformer":
                 raise OnnxpressError(
-                    f"{folder / _MODULES}: lists a module '{kind}'; only Transformer, Pooling, Dense and Normalize are "
-                    "built"
+                    f"{place}: is a module '{kind}'; only Transformer, Pooling, Dense and Normalize are built"
                 )
         return cls(tuple(dense), normalize)
 
@@ -71,9 +74,9 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     """Modules in their order: what each is, and its folder."""
     listing = folder / _MODULES
     if not listing.is_file():
-        named = [path.name.partition("_") for path in folder.glob("[0-9]*_*") if path.is_dir()]
-        numbered = sorted((int(number), kind) for number, _, kind in named if number.isdecimal())
-        return [*((kind, folder / f"{number}_{kind}") for number, kind in numbered), ("Normalize", folder)]
+        named = [(path.name.partition("_"), path) for path in folder.glob("[0-9]*_*") if path.is_dir()]
+        numbered = sorted((int(number), kind, path) for (number, _, kind), path in named if number.isdecimal())
+        return [*((kind, path) for _, kind, path in numbered), ("Normalize", folder)]
     try:
         return [(each["type"].rpartition(".")[2], folder / each["path"]) for each in parse_json(listing)]
     except (TypeError, KeyError, AttributeError) as error:

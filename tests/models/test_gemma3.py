@@ -348,7 +348,10 @@ def test_dense_weights_of_another_shape_or_name(tmp_path):
 def test_other_modules_are_refused(tmp_path):
     save_folder(tmp_path)
     save_modules(tmp_path, ("Transformer", ""), ("LSTM", "1_LSTM"))
-    with pytest.raises(OnnxpressError, match=r"modules.json: lists a module 'LSTM'"):
+    with pytest.raises(OnnxpressError, match=r"1_LSTM: is a module 'LSTM'; only"):
+        gemma3.build_files(tmp_path, tmp_path / "model.onnx")
+    save_modules(tmp_path, ("Transformer", ""), ("Normalize", "1_Normalize"), ("Dense", "2_Dense"))
+    with pytest.raises(OnnxpressError, match=r"modules.json: lists 'Dense' behind 'Normalize'"):
         gemma3.build_files(tmp_path, tmp_path / "model.onnx")
     (tmp_path / "modules.json").write_text('{"type": "Dense"}')
     with pytest.raises(OnnxpressError, match=r"modules.json: not a list of modules"):
