@@ -1,16 +1,28 @@
-"""Exporting a PyTorch model through optimum."""
+"""Exporting a PyTorch model: through optimum, or without PyTorch where the network is one that is built here."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
+from .hub_folder import CONFIG, read_json
+
+_MODEL = "model.onnx"
+_ALONG = (CONFIG, "tokenizer.json")
+"""Files of a model's folder that whoever uses the export needs."""
+
 
 def export(model: str, output: str | Path | None = None, *, task: str = "auto", opset: int | None = None) -> Path:
     """Export a model to a folder in optimum's layout, whole or not at all.
+
+    A folder with a Gemma-3 text encoder, such as EmbeddingGemma, is built by `gemma3.build_files`, which needs no
+    PyTorch; with a task or an opset, and of any other network, the export is optimum's.
 
     Args:
         model: A folder in Hugging Face's layout, or the name of a model on the hub.
@@ -30,6 +42,43 @@ def export(model: str, output: str | Path | None = None, *, task: str = "auto", 
         raise UsageError(f"{folder}: is there already; name another folder with --output")
     if not folder.parent.is_dir():
         raise UsageError(f"{folder}: the folder {folder.parent} does not exist; create it first")
+    if task == "auto" and opset is None and _is_gemma3_encoder(Path(model)):
+        _build_gemma3(Path(model), folder)
+    else:
+        _export_through_optimum(model, folder, task, opset)
+    return folder
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """A folder that takes the place of another when all went well; no trace of it otherwise."""
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        made = Path(scratch) / "made"
+        made.mkdir()
+        yield made
+        made.replace(folder)
+
+
+def _is_gemma3_encoder(folder: Path) -> bool:
+    from .gemma3_config import describes_encoder
+
+    try:
+        return describes_encoder(read_json(folder / CONFIG))
+    except OnnxpressError:  # a name on the hub, or a folder of which optimum may know more
+        return False
+
+
+def _build_gemma3(source: Path, folder: Path) -> None:
+    from . import gemma3
+
+    with _made(folder) as made:
+        gemma3.build_files(source, made / _MODEL)
+        for name in _ALONG:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, made / name)
+
+
+def _export_through_optimum(model: str, folder: Path, task: str, opset: int | None) -> None:
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
@@ -37,15 +86,11 @@ def export(model: str, output: str | Path | None = None, *, task: str = "auto", 
     if task == "auto" and Path(model).is_dir():
         task = _task_of(Path(model))
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            made = Path(scratch) / "made"
-            made.mkdir()
+        with _made(folder) as made:
             main_export(model, output=str(made), task=task, opset=opset)
-            made.replace(folder)
     except Exception as error:  # the exporter raises whatever its many layers do
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise OnnxpressError(f"{model}: optimum cannot export this model: {lines[0]}") from error
-    return folder
 
 
 def _task_of(folder: Path) -> str:
@@ -54,7 +99,7 @@ def _task_of(folder: Path) -> str:
     from optimum.exporters.tasks import TasksManager
 
     try:
-        name = json.loads((folder / "config.json").read_text("utf-8"))["architectures"][0]
+        name = json.loads((folder / CONFIG).read_text("utf-8"))["architectures"][0]
         task = str(TasksManager.infer_task_from_model(getattr(transformers, name)))
     except Exception as error:  # no such file, key or class, or a class without a task
         raise UsageError(

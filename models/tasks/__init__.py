@@ -48,7 +48,7 @@ def choose(session: ort.InferenceSession, name: str | None, model: str) -> Task:
                 return task
         raise UsageError(
             f"{model}: no task fits this model; there are {', '.join(TASKS)}; a language model is judged on a text of "
-            "yours by perplexity and kl; onnxpress compare is for any model"
+            "yours by perplexity and kl, an encoder by embeddings; onnxpress compare is for any model"
         )
     if name not in TASKS:
         raise UsageError(f'no task "{name}"; {suggestion(name, TASKS)}')

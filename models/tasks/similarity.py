@@ -1,7 +1,8 @@
 """Similarity of text embeddings against human judgements.
 
 An embedding is the mean of the last hidden states of a text's tokens (Reimers and Gurevych, 2019, arXiv:1908.10084,
-section 3), the similarity of two texts the cosine of the angle between theirs.
+section 3), or the output `sentence_embedding` where the model has one; the similarity of two texts is the cosine of the
+angle between theirs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.floating[Any]]
 
+SENTENCE = "sentence_embedding"
+"""Output of an encoder that makes one vector of a text itself, as exporters call it."""
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-_MOST_TOKENS = 256  # as the model card of all-MiniLM-L6-v2 has it; no Lee document is longer
+MOST_TOKENS = 256
+"""To which texts are cut, as the model card of all-MiniLM-L6-v2 has it; no Lee document is longer."""
 _BATCH = 16
 
 
@@ -99,24 +103,32 @@ class Embedder:
 
     Args:
         session: Takes int64 `input_ids`, `attention_mask` and perhaps `token_type_ids` [batch, sequence]; its first
-            output is [batch, sequence, hidden].
+            output is [batch, sequence, hidden], and `sentence_embedding` [batch, width] is taken where it is there.
         model: The model's path. The tokenizer is the `tokenizer.json` beside it or, where there is none, minilm's.
+        tokenizer: Another tokenizer.json.
+        most_tokens: To which texts are cut.
 
     Raises:
         OnnxpressError: The extra "models" is not installed, or the tokenizer cannot be read.
     """
 
-    def __init__(self, session: ort.InferenceSession, model: Path) -> None:
-        file, self.tokenizer_name = model.parent / "tokenizer.json", "beside the model"
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        model: Path,
+        tokenizer: Path | None = None,
+        most_tokens: int = MOST_TOKENS,
+    ) -> None:
+        file, self.tokenizer_name = tokenizer or model.parent / "tokenizer.json", "beside the model"
         if not file.is_file():
             file, self.tokenizer_name = provide(catalogue.entry("minilm")) / "tokenizer.json", "minilm"
-        self._tokenizer = load_tokenizer(file, _MOST_TOKENS)
+        self._tokenizer = load_tokenizer(file, most_tokens)
         self._tokenizer.enable_padding()
         self._session = session
         self._inputs = {node.name for node in session.get_inputs()}
 
     def __call__(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        """Embed texts: float32 [texts, hidden]."""
+        """Embed texts: float32 [texts, width]."""
         # Texts of similar length together: padding is work for nothing.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors: dict[int, npt.NDArray[np.float32]] = {}
@@ -130,10 +142,12 @@ class Embedder:
         ids = np.array([e.ids for e in encoded], np.int64)
         mask = np.array([e.attention_mask for e in encoded], np.int64)
         feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        first = self._session.get_outputs()[0].name
-        hidden = self._session.run([first], {name: feeds[name] for name in self._inputs})[0].astype(np.float32)
-        # A sum has the direction of the mean.
-        total = (hidden * mask[:, :, None].astype(np.float32)).sum(axis=1)
+        outputs = [node.name for node in self._session.get_outputs()]
+        wanted = SENTENCE if SENTENCE in outputs else outputs[0]
+        total = self._session.run([wanted], {name: feeds[name] for name in self._inputs})[0].astype(np.float32)
+        if wanted != SENTENCE:
+            # A sum has the direction of the mean.
+            total = (total * mask[:, :, None].astype(np.float32)).sum(axis=1)
         vectors: npt.NDArray[np.float32] = total / np.linalg.norm(total, axis=1, keepdims=True)
         return vectors
 

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from ..errors import OnnxpressError, UsageError, option
 from ..evaluation.language import Passage, text_judge
 from ..evaluation.outputs import measure
-from ..evaluation.texts import KL, Text
+from ..evaluation.texts import COMPARING, EMBEDDINGS, KL, Text
 from ..model_io import storage
 from ..model_io.external_data import common_folder
 from ..model_io.reading import to_proto
@@ -157,7 +157,8 @@ def compare(
         provider: Run the model to judge on our execution provider.
         claim: The same, where it takes the nodes of these families, see `ep.append`.
         task: A task by which both are judged, too, as `evaluate` takes it; with a text it is kl by default.
-        text: What perplexity and kl read; without `data` its first window is what the models run on.
+        text: What perplexity, kl and embeddings read; without `data` the models run on its first window, except for
+            embeddings, with random inputs.
         seed: Of random inputs.
         progress: Told how the work goes on.
 
@@ -181,7 +182,7 @@ def compare(
         check(first, task, text=text)
     if data:
         feeds = read_feeds(data, inputs, _shared_defaults(*models))
-    elif text is not None:
+    elif text is not None and task != EMBEDDINGS:
         feeds, _, _ = next(iter(Passage(text, models[0].model, models[0].path)))
     else:
         feeds = random_feeds(inputs, {**DEFAULT_DIMS, **(dims or {})}, seed, limits=token_limits(models[0].model))
@@ -209,14 +210,14 @@ def compare(
 
 
 def _judged(names: Sequence[str], models: Sequence[_Probe], task: str, text: Text | None) -> tuple[TaskResult, ...]:
-    """Both models by a task; of kl, which compares with the first, the second alone."""
-    if task != KL:
+    """Both models by a task; of one that compares with the first, the second alone."""
+    if task not in COMPARING:
         return tuple(
             evaluate(name, task, session=probe.session, text=text) for name, probe in zip(names, models, strict=True)
         )
-    judge = text_judge(KL, text, models[0].model, models[0].path, names[1], lambda: models[0].session)
+    judge = text_judge(task, text, models[0].model, models[0].path, names[1], lambda: models[0].session)
     score = judge(models[1].session)
-    return (TaskResult(names[1], KL, KL, score.value, score.details),)
+    return (TaskResult(names[1], task, task, score.value, score.details),)
 
 
 def _shared_defaults(one: _Probe, other: _Probe) -> list[Any]:

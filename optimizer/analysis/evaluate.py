@@ -16,7 +16,7 @@ from ..calibration.files import TOKENIZER
 from ..errors import OnnxpressError, UsageError
 from ..evaluation.language import text_judge
 from ..evaluation.names import is_on_text
-from ..evaluation.texts import KL, PERPLEXITY, TEXT_TASKS, Text
+from ..evaluation.texts import COMPARING, EMBEDDINGS, PERPLEXITY, TEXT_TASKS, Text
 from ..model_io import storage
 from ..runtime import session as sessions
 from ..sources import resolve
@@ -73,13 +73,14 @@ def evaluate(
 
     Args:
         model: A file, a folder or a name of the catalogue.
-        task: A name of `tasks.TASKS`, perplexity or kl; None takes the first that fits the model, or perplexity where
-            there is a text.
+        task: A name of `tasks.TASKS`, perplexity, kl or embeddings; None takes the first that fits the model, or
+            perplexity where there is a text.
         session_options: For ONNX Runtime. The custom ops are registered with them where the model uses them.
         session: Judged in place of the one that these options make, such as an `OpenVinoSession` of the model, or of
             what became of it.
-        text: What perplexity and kl read.
-        reference: The float model of kl, in the forms of `model`; its tokenizer serves where none lies beside `model`.
+        text: What perplexity, kl and embeddings read.
+        reference: The float model of kl and embeddings, in the forms of `model`; its tokenizer serves where none lies
+            beside `model`.
 
     Raises:
         UsageError: There is no such task, none fits, or it lacks the text or the reference, or reads none.
@@ -111,11 +112,11 @@ def _chosen(
     session: Any, task: str | None, path: Path, shown: str, text: Text | None,
     original: Path | None, opened: Callable[[], Any] | None,
 ) -> Task:  # fmt: skip
-    """The task, of one on a text bound to that, and to the float model of kl."""
+    """The task, of one on a text bound to that, and to the float model of those that compare."""
     if not is_on_text(task, text):
         return choose(session, task, shown)
     known = TEXT_TASKS[task or PERPLEXITY]
-    read_by = original if known.name == KL and original is not None else path
+    read_by = original if known.name in COMPARING and original is not None else path
     judge = text_judge(known.name, text, storage.load(read_by), _with_tokenizer(path, original), shown, opened)
     return Task(known.name, known.name, known.description, known.needs, lambda _: True, lambda one, _: judge(one))
 
@@ -140,7 +141,7 @@ def evaluate_with_provider(
         task: As `evaluate` takes it.
         claim: Families of nodes that the execution provider takes, see `ep.append`.
         text: As `evaluate` takes it, and so is `reference`.
-        reference: Of kl.
+        reference: Of kl and embeddings.
 
     Returns:
         A result, or the reason why there is none, of each.
@@ -181,7 +182,10 @@ def check(
     path = resolve(model)
     if is_on_text(task, text):
         original = None if reference is None else resolve(reference)
-        text_judge(PERPLEXITY, text, storage.load(path), _with_tokenizer(path, original), str(model))
+        # What kl needs of a model and a text, perplexity needs, too.
+        name = EMBEDDINGS if task == EMBEDDINGS else PERPLEXITY
+        tokenized = _with_tokenizer(path, original)
+        text_judge(name, text, storage.load(path), tokenized, str(model), lambda: _look(path))
         return
     try:
         choose(_look(path), task, str(model))
@@ -227,7 +231,7 @@ def evaluate_in_openvino(
         task: As `evaluate` takes it.
         nncf: A model and data, from which NNCF makes one more.
         text: As `evaluate` takes it, and so is `reference`.
-        reference: Of kl.
+        reference: Of kl and embeddings.
 
     Raises:
         UsageError: There is no such task, none fits, or OpenVINO or NNCF is not installed.

@@ -179,7 +179,8 @@ def study_formats(
         data: By model a file or "module:function" to calibrate with; a model of the catalogue has its own.
         max_drop: The largest loss with which a model passes.
         max_kl: The same of the metric kl, in nats per token.
-        text: What the metrics perplexity and kl read; with one, models without a metric are judged by perplexity.
+        text: What the metrics perplexity, kl and embeddings read; with one, models without a metric are judged by
+            perplexity.
         threads: That run the models; None leaves the choice to ONNX Runtime.
         folder: Where converted models are kept, and found again if model, data and recipe are the same.
         progress: Told how the work goes on.

@@ -54,7 +54,7 @@ def check_formats(
         raise UsageError(f"{option('max-kl')} is {max_kl}, must be nats per token, above 0")
     recipes = [Recipe.from_mapping({"scheme": scheme}, Origin("schemes")) for scheme in schemes]
     if text is not None and not any(metric in TEXT_TASKS for metric in metrics.values()):
-        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, by which no model is judged")
+        raise UsageError(f"{option('text')} is read by {', '.join(TEXT_TASKS)} alone, by which no model is judged")
     for metric in metrics.values():
         if metric is not None:
             check_metric_name(metric)

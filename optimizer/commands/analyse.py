@@ -245,8 +245,8 @@ def study(
         typer.Option(
             "--task",
             "--metric",
-            help="A task, perplexity or kl of a --text, or module:function of a session, for all or as MODEL=NAME; "
-            "repeatable. By default the cosine of outputs.",
+            help="A task, perplexity, kl or embeddings of a --text, or module:function of a session, for all or as "
+            "MODEL=NAME; repeatable. By default the cosine of outputs.",
         ),
     ] = None,
     text: TextFile = None,

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import UsageError
 from ..evaluation.names import check_task
-from ..evaluation.texts import KL
+from ..evaluation.texts import COMPARING
 from ..sources import check_there
 from .peers import Nncf, NncfData, NncfImages, NncfSamples, OpenVino, nncf_data
 from .terminal import Claim, Json, console
@@ -47,7 +47,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="lee, wordsim353, simlex999, sentiment, probe, reading, detection, agreement (of the catalogue's "
-            "classifiers with float32) or speech; perplexity or kl, of a --text; the first that fits by default."
+            "classifiers with float32) or speech; perplexity, kl or embeddings, of a --text; the first that fits by "
+            "default."
         ),
     ] = None,
     ep: Annotated[bool, typer.Option("--ep", help="Each model a second time, on our execution provider.")] = False,
@@ -71,8 +72,8 @@ def evaluate(
         data.check_files()
     given: dict[str, Any] = {} if passage is None else {"text": passage, "reference": model[0]}
     check_task(task, passage)
-    if task == KL and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
-        raise UsageError("kl compares with a float model: name that first, and behind it what was made of it")
+    if task in COMPARING and not (len(model) > 1 or ep or claim is not None or openvino or nncf):
+        raise UsageError(f"{task} compares with a float model: name that first, and behind it what was made of it")
     check_there(*model)
     import dataclasses
     import json

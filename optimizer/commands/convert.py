@@ -180,7 +180,7 @@ def export(
     task: Annotated[str, typer.Option(help="As optimum names it, such as feature-extraction.")] = "auto",
     opset: Annotated[int | None, typer.Option(help="Opset of the export.")] = None,
 ) -> None:
-    """Export a PyTorch model to ONNX through optimum."""
+    """Export a PyTorch model to ONNX through optimum; encoders of Gemma 3 without it."""
     from onnxpress.models.export import export as run
 
     print(run(model, output, task=task, opset=opset))

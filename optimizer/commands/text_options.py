@@ -1,4 +1,4 @@
-"""Options of a text that language models are judged on."""
+"""Options of a text that models are judged on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import typer
 from ..errors import UsageError
 from ..evaluation.texts import Text
 
-PANEL = "A text, for perplexity and kl"
+PANEL = "A text, for perplexity, kl and embeddings"
 
-TextFile = Annotated[str | None, typer.Option("--text", help="The text, in UTF-8.", rich_help_panel=PANEL)]
+TextFile = Annotated[
+    str | None,
+    typer.Option("--text", help="The text, in UTF-8; for embeddings a sentence a line.", rich_help_panel=PANEL),
+]
 Tokenizer = Annotated[
     str | None,
     typer.Option(
@@ -20,7 +23,11 @@ Tokenizer = Annotated[
 ]
 Window = Annotated[
     int | None,
-    typer.Option("--window", help="Tokens that the model reads at once; 512 by default.", rich_help_panel=PANEL),
+    typer.Option(
+        "--window",
+        help="Tokens that the model reads at once; 512 by default, for embeddings 256 of a line.",
+        rich_help_panel=PANEL,
+    ),
 ]
 Stride = Annotated[
     int | None,

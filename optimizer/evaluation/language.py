@@ -28,9 +28,10 @@ from ..calibration.tokens import tokens_of
 from ..calibration.windows import SEGMENTS, Decoder, begins, is_past, tells_sentences_apart
 from ..errors import OnnxpressError, UsageError, option
 from ..runtime.feeds import Feeds, fitted
+from .embeddings import Sentences
 from .likelihood import Divergence, Logits, divergence, surprise
 from .names import lacks_text
-from .texts import PERPLEXITY, Text
+from .texts import EMBEDDINGS, PERPLEXITY, Text
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -140,8 +141,8 @@ class Passage:
 
 
 _MISSING = (
-    "perplexity and kl need logits of the next token at each position; for an encoder take a task or, in compare and "
-    "study, the outputs"
+    "perplexity and kl need logits of the next token at each position; for an encoder take embeddings, a task or, in "
+    "compare and study, the outputs"
 )
 
 
@@ -219,10 +220,10 @@ def text_judge(
     Args:
         name: Of the task.
         text: The text.
-        model: The float model for kl; else the model itself.
+        model: The float model for kl and embeddings; else the model itself.
         path: Of the model, beside which its tokenizer may lie.
         source: What to call what is judged in an error.
-        reference: Opens the float model for kl.
+        reference: Opens the float model for kl and embeddings.
 
     Raises:
         UsageError: There is no text, or it does not fit the model.
@@ -230,13 +231,19 @@ def text_judge(
     """
     if text is None:
         raise lacks_text(name)
+    if name == EMBEDDINGS:
+        return Sentences(text, path, source, _needed(name, reference)).judge
     try:
         passage = Passage(text, model, path)
     except UsageError as error:
         raise UsageError(f"{source}: cannot be judged by {name}: {error}") from error
     if name == PERPLEXITY:
         return lambda session: perplexity(passage, session, source)
+    float_model = _needed(name, reference)()
+    return lambda session: kl(passage, float_model, session, source)
+
+
+def _needed(name: str, reference: Callable[[], ort.InferenceSession] | None) -> Callable[[], ort.InferenceSession]:
     if reference is None:
         raise UsageError(f"{name} compares with a float model: name it, too")
-    float_model = reference()
-    return lambda session: kl(passage, float_model, session, source)
+    return reference

@@ -26,7 +26,7 @@ from .language import text_judge
 from .names import UserMetric, check_metric_name
 from .outputs import measure
 from .sensitivity import relative_drop
-from .texts import KL, PERPLEXITY, TEXT_TASKS, TextMetric
+from .texts import EMBEDDINGS, KL, PERPLEXITY, TEXT_TASKS, TextMetric
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -113,6 +113,8 @@ def choose_metric(
             return Metric(COSINE, 1.0, _Likeness(session, feeds, source))
         if name == KL:  # of itself: both sides of it would be the same
             return Metric(KL, 0.0, _OnText(name, session, model, path, source), less_is_better=True, in_nats=True)
+        if name == EMBEDDINGS:
+            return Metric(EMBEDDINGS, 1.0, _OnText(name, session, model, path, source))
         judge = _judge(name, session, model, path, source)
         reference = judge(session)
     if not math.isfinite(reference):
@@ -262,7 +264,7 @@ class _Task:
 
 
 class _OnText:
-    """A task on a text; for kl the session stays open."""
+    """A task on a text; for kl and embeddings the session stays open."""
 
     def __init__(
         self, name: str, session: ort.InferenceSession, model: ir.Model, path: Path | None, source: str

@@ -37,7 +37,7 @@ def is_on_text(task: str | None, text: Text | None) -> bool:
         UsageError: There is a text, and the task reads none.
     """
     if text is not None and task is not None and task not in TEXT_TASKS:
-        raise UsageError(f"{option('text')} is read by {' and '.join(TEXT_TASKS)} alone, not by the task '{task}'")
+        raise UsageError(f"{option('text')} is read by {', '.join(TEXT_TASKS)} alone, not by the task '{task}'")
     return text is not None or task in TEXT_TASKS
 
 

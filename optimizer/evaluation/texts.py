@@ -1,4 +1,4 @@
-"""Texts to judge language models on, and what is told of a model by one; `language` reads them."""
+"""Texts to judge models on, and what is told of a model by one; `language` and `embeddings` read them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from ..calibration.files import tokenizer_file, unreadable
 from ..errors import UsageError, named_alone, option
 
-PERPLEXITY, KL = "perplexity", "kl"
+PERPLEXITY, KL, EMBEDDINGS = "perplexity", "kl", "embeddings"
+COMPARING = (KL, EMBEDDINGS)
+"""Those that compare with the float model, and tell nothing of a model alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextTask:
-    """What language models are judged by on a text; less is better.
+    """What models are judged by on a text of the user's; less is better, except of embeddings.
 
     Attributes:
         name: What users call it.
@@ -29,6 +31,9 @@ class TextTask:
 
 
 _NEEDS = "tokens as input, logits of the next token at each position as output, and a text"
+NEEDS_OF_EMBEDDINGS = (
+    "the inputs input_ids and attention_mask, a first output [batch, sequence, hidden], and a text of sentences"
+)
 TEXT_TASKS = {
     task.name: task
     for task in (
@@ -41,6 +46,12 @@ TEXT_TASKS = {
             "how far predictions on a text have moved from the float model's",
             _NEEDS,
         ),
+        TextTask(
+            EMBEDDINGS,
+            "cosine",
+            "how near an encoder's vectors of the sentences of a text, one a line, are to the float model's",
+            NEEDS_OF_EMBEDDINGS,
+        ),
     )
 }
 """All by name."""
@@ -49,12 +60,13 @@ TEXT_TASKS = {
 @named_alone
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A text to judge language models on.
+    """A text to judge models on.
 
     Attributes:
         path: In UTF-8.
         tokenizer: The tokenizer.json, or its folder; by default that beside the model.
-        window: Tokens that the model reads at once: 512, or as many as it has positions, or the model's own by default.
+        window: Tokens that the model reads at once: 512, or as many as it has positions, or the model's own by default;
+            of embeddings, to which sentences are cut, 256.
         stride: From one window to the next; a whole one by default.
         tokens: Of the text, from its beginning; all by default.
     """

@@ -186,13 +186,15 @@ class Judging:
     )
     metric: str | Callable[[Any], float] | None = setting(  # noqa: RUF009
         None,
-        "A task of the catalogue, perplexity or kl on a text, or module:function of a session (in Python the function "
-        "itself); by default the cosine of the outputs against float32.",
+        "A task of the catalogue, perplexity, kl or embeddings on a text, or module:function of a session (in Python "
+        "the function itself); by default the cosine of the outputs against float32.",
         or_function=True,
     )
-    text: str | None = setting(None, "Text for perplexity and kl; by default that of the calibration.")
+    text: str | None = setting(None, "Text for perplexity, kl and embeddings; by default that of the calibration.")
     window: int | None = setting(
-        None, "Tokens of the text that the model reads at once; 512 by default.", parse=least(2)
+        None,
+        "Tokens of the text that the model reads at once; 512 by default, for embeddings 256 of a line.",
+        parse=least(2),
     )
     stride: int | None = setting(
         None,

@@ -39,7 +39,7 @@ from .setting import EXPECTED, checked, settings_of
 
 _CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
 """Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
-_ON_TEXT = ("perplexity", "kl")
+_ON_TEXT = ("perplexity", "kl", "embeddings")
 """Metrics that read a text."""
 
 
@@ -269,8 +269,10 @@ class Recipe(
         judged_by = written_as(self.judged_by or "the cosine of outputs")
         if judged_by not in _ON_TEXT:
             idle |= dict.fromkeys(
-                ("text", "window", "stride", "tokens"), f"with metric {judged_by}, only with {' and '.join(_ON_TEXT)}"
+                ("text", "window", "stride", "tokens"), f"with metric {judged_by}, only with {', '.join(_ON_TEXT)}"
             )
+        if judged_by == "embeddings":
+            idle |= dict.fromkeys(("stride", "tokens"), "with metric embeddings, which takes the text line by line")
         if judged_by == "kl":
             idle["max_drop"] = "with metric kl, whose bound is max_kl, in nats per token"
         else:

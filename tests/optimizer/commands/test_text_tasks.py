@@ -82,7 +82,7 @@ def test_nan_is_null_in_json(run):
     [
         (["a.onnx", "--task", "perplexity"], "perplexity needs a text: give --text"),
         (["a.onnx", "--task", "kl", *TEXT], "kl compares with a float model: name that first"),
-        (["a.onnx", "--task", "lee", *TEXT], "--text is read by perplexity and kl alone, not by the task 'lee'"),
+        (["a.onnx", "--task", "lee", *TEXT], "--text is read by perplexity, kl, embeddings alone, not by the task 'le"),
         (["a.onnx", "--stride", "4", "--tokens", "9"], "--stride, --tokens: read with --text alone"),
         (["a.onnx", *TEXT, "--stride", "17"], "--stride is 17, must be at most the --window of 16"),
         (["a.onnx", *TEXT[:2], "--tokens", "9"], "--tokens is 9, fewer than the 64 of a window"),
@@ -137,7 +137,7 @@ def test_study(run):
     assert told["verdicts"][1]["passed"]
     for arguments, message in (
         (["--task", "kl"], "kl needs a text: give --text"),
-        ([*TEXT, "--task", "lee"], "--text is read by perplexity and kl alone"),
+        ([*TEXT, "--task", "lee"], "--text is read by perplexity, kl, embeddings alone"),
         ([*TEXT, "--max-kl", "0"], "--max-kl is 0.0, must be nats per token, above 0"),
     ):
         code, _, err = run("study", "a.onnx", *arguments)
@@ -202,7 +202,7 @@ def test_arrays_to_calibrate_with_beside_a_text(run):
         ({"metric": "kl", "max_drop": 0.1}, "max_drop: not read with metric kl, whose bound is max_kl"),
         ({"max_kl": 0.1, "max_drop": 0.1}, "max_drop: not read with metric kl, whose bound is max_kl"),
         ({"metric": "perplexity", "max_kl": 0.1}, "max_kl: not read with metric perplexity, only with kl"),
-        ({"metric": "lee", "text": "t.txt"}, "text: not read with metric lee, only with perplexity and kl"),
+        ({"metric": "lee", "text": "t.txt"}, "text: not read with metric lee, only with perplexity, kl, embeddings"),
         ({"window": 8}, "window: not read with metric the cosine of outputs, only with"),
         ({"max_kl": -1.0}, "max_kl is -1.0, must be a number above 0"),
         ({"metric": "kl", "window": 1}, "window is 1, must be at least 2"),

@@ -122,7 +122,7 @@ def test_requests_that_cannot_be_met(place):
         evaluate(path, "perplexity")
     with pytest.raises(UsageError, match="kl compares with a float model: name it"):
         evaluate(path, "kl", text=text)
-    with pytest.raises(UsageError, match="text is read by perplexity and kl alone, not by the task 'lee'"):
+    with pytest.raises(UsageError, match="text is read by perplexity, kl, embeddings alone, not by the task 'lee'"):
         evaluate(path, "lee", text=text)
     ir.save(decoders.decoder(sequence=71), path)
     with pytest.raises(
