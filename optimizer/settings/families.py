@@ -29,7 +29,10 @@ class FamilySettings:
 
 
 FAMILY_SETTINGS = (
-    FamilySettings("weight-only", "weights alone", (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Judging, g.Blocks)),
+    FamilySettings(
+        "weight-only", "weights alone",
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Transforming, g.Judging, g.Blocks),
+    ),
     FamilySettings(
         "static", "int8-static",
         (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Ranges, g.Calibrated, g.Judging, g.Int8Weights,

@@ -31,6 +31,7 @@ from .groups import (
     Search,
     Sparse,
     Symmetry,
+    Transforming,
 )  # fmt: skip
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
@@ -127,6 +128,7 @@ class Recipe(
     Judging,
     Calibrated,
     Ranges,
+    Transforming,
     Rounding,
     Blocks,
     Channels,

@@ -2,12 +2,14 @@
 
     1. weights rounded to nearest, without data,
     2. by the method of the recipe, with data,
-    3. the weights that cost most in 8 bits: as few as it takes, found by halving; should all not be enough, then
-    4. those in float.
+    3. the same with scales of inputs by AWQ folded into the model first, where there are such,
+    4. the weights that cost most in 8 bits: as few as it takes, found by halving; should all not be enough, then
+    5. those in float.
 
-Which weights cost most is known from the second step: what a product loses of its squares on data that was kept apart,
-over the bytes that more bits would take. Each attempt is a model that was made and judged. Weights are rounded once for
-all attempts; the recipe that is found is then followed from the start, so that it gives the same model again.
+A recipe that names a transform begins with it. Which weights cost most is known from the second step, or from the third
+where that was better: what a product loses of its squares on data that was kept apart, over the bytes that more bits
+would take. Each attempt is a model that was made and judged. Weights are rounded once for all attempts; the recipe that
+is found is then followed from the start, so that it gives the same model again.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from ...planning.result import Progress
 from ...settings.recipe import Override, Recipe
 from .results import Results
 from .rewrite import decide, rewrite
+from .transforming import Folds, transform
 from .with_data import method_of, round_with_data
 
 _JUDGED = 8
@@ -51,6 +54,7 @@ class Found:
         recipe: To follow, without a bound.
         reads_data: Whether it has weights rounded by data.
         results: Rounded weights that are those of the recipe; None where it has to be followed from the start.
+        folds: Scales of the recipe's transform, where there are results and it has one.
         metric: That judged.
         bound: The most that may be lost.
         trail: All attempts, in order.
@@ -59,6 +63,7 @@ class Found:
     recipe: Recipe
     reads_data: bool
     results: Results | None
+    folds: Folds | None
     metric: Metric
     bound: float
     trail: tuple[Attempt, ...]
@@ -76,10 +81,12 @@ class Found:
     @property
     def settled(self) -> dict[str, Any]:
         """Settings for whoever repeats it without searching."""
-        return {"method": method_of(self.recipe) if self.reads_data else "rtn", "overrides": self.recipe.overrides,
-                **_UNBOUND}  # fmt: skip
+        return {"method": method_of(self.recipe) if self.reads_data else "rtn", "transform": self.recipe.transform,
+                "overrides": self.recipe.overrides, **_UNBOUND}  # fmt: skip
 
 
+ESCALATION = "awq"
+"""The transform that is tried where the recipe names none."""
 _UNBOUND: dict[str, Any] = dict.fromkeys(("max_drop", "max_kl", "metric", "text", "window", "stride", "tokens"))
 
 
@@ -103,34 +110,57 @@ def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Pr
     return _Search(model, recipe, data, metric, progress).run()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Base:
+    """What attempts are made of.
+
+    Attributes:
+        model: The float model, with scales folded or not.
+        recipe: That it is rounded by.
+        by_data: Whether that reads data.
+        results: Weights that were rounded.
+        folds: The scales.
+    """
+
+    model: ir.Model
+    recipe: Recipe
+    by_data: bool
+    results: Results
+    folds: Folds | None = None
+
+
 class _Search:
     def __init__(self, model: ir.Model, recipe: Recipe, data: Data | None, metric: Metric, progress: Progress) -> None:
         assert recipe.max_loss is not None
-        self._model, self._data, self._metric, self._progress = model, data, metric, progress
+        self._data, self._metric, self._progress = data, metric, progress
         self._bound = recipe.max_loss
         self._recipe = recipe.decided(**_UNBOUND)
-        self._results: Results = {}
+        self._plain = self._base = _Base(model, self._recipe, by_data=False, results={})
         self._trail: list[Attempt] = []
-        self._recipes: list[tuple[Recipe, bool]] = []
+        self._recipes: list[tuple[Recipe, _Base]] = []
 
     def run(self) -> Found:
         """All steps until one is enough; else the attempt of least loss."""
-        scheme = self._recipe.scheme
+        recipe = self._recipe
         weights: list[LazyWeight] = []
-        if self._recipe.method in (None, "rtn"):
-            weights = self._try(f"{scheme} by rtn", self._recipe, by_data=False)
-        if not self._enough() and self._data is not None and self._recipe.method != "rtn":
-            weights = self._round()
+        if recipe.method in (None, "rtn") and recipe.transform is None:
+            weights = self._try(f"{recipe.scheme} by rtn", recipe)
+        if self._data is not None and (recipe.method != "rtn" or recipe.transform is not None):
+            for name in dict.fromkeys((recipe.transform, recipe.transform or ESCALATION)):
+                if not self._enough():
+                    weights = self._round(recipe.decided(transform=name), self._data) or weights
         if not self._enough():
             self._raise(weights)
         accepted = [index for index, attempt in enumerate(self._trail) if attempt.accepted]
         best = min(accepted, key=lambda index: self._trail[index].size or 0, default=None)
         if best is None:
             best = min(range(len(self._trail)), key=self._loss)
-        recipe, by_data = self._recipes[best]
-        same = recipe.overrides == self._recipe.overrides or not by_data
-        results = self._results if by_data and same else {} if not by_data else None
-        return Found(recipe, by_data, results, self._metric, self._bound, tuple(self._trail))
+        found, base = self._recipes[best]
+        known = found.overrides == recipe.overrides or not base.by_data
+        return Found(
+            found, base.by_data, base.results if known else None, base.folds if known else None, self._metric,
+            self._bound, tuple(self._trail),
+        )  # fmt: skip
 
     def _loss(self, index: int) -> float:
         loss = self._trail[index].loss
@@ -139,17 +169,30 @@ class _Search:
     def _enough(self) -> bool:
         return any(attempt.accepted for attempt in self._trail)
 
-    def _round(self) -> list[LazyWeight]:
-        """By the method of the recipe, with data."""
-        assert self._data is not None
-        copy = copy_of(self._model)
-        original = copy_of(copy)
-        weights = rewrite(copy, decide(copy, self._recipe)).weights
-        method = method_of(self._recipe)
+    def _round(self, recipe: Recipe, data: Data) -> list[LazyWeight]:
+        """By the method of a recipe, with data; nothing where its transform folds no scales, and it would be the same.
+
+        What was better so far is what later attempts are made of.
+        """
         begin = time.perf_counter()
-        self._results = round_with_data(original, weights, self._data, method, self._progress, "tried")
-        took = time.perf_counter() - begin
-        return self._try(f"{self._recipe.scheme} by {method}", self._recipe, by_data=True, took=took)
+        method, label, stage = method_of(recipe), f"{recipe.scheme} by {method_of(recipe)}", "tried"
+        copy, folds = copy_of(self._plain.model), None
+        if recipe.transform is not None:
+            label, stage = f"{label} with {recipe.transform}", f"tried-{recipe.transform}"
+            folds = transform(copy, recipe, data, self._progress, stage)
+            if not folds.scales and self._recipe.transform is None:
+                return []
+        base, results = copy_of(copy), {}
+        if method != "rtn":
+            weights = rewrite(copy, decide(copy, recipe)).weights
+            results = round_with_data(base, weights, data, method, self._progress, stage)
+        before, least = self._base, min(map(self._loss, range(len(self._trail))), default=math.inf)
+        self._base = _Base(base, recipe, by_data=True, results=results, folds=folds)
+        made = self._try(label, recipe, took=time.perf_counter() - begin)
+        if before.by_data and self._loss(-1) >= least:
+            self._base = before
+            return []
+        return made
 
     def _raise(self, weights: Sequence[LazyWeight]) -> None:
         """The weights that cost most in 8 bits, or, where that is not enough, in float."""
@@ -171,10 +214,9 @@ class _Search:
 
     def _halve(self, most: int, recipe: Callable[[int], Recipe], label: str) -> bool:
         """Find the fewest weights with which a recipe is within the bound, where none are too few; whether most are."""
-        by_data = bool(self._results)
 
         def enough(count: int) -> bool:
-            self._try(label.format(count), recipe(count), by_data=by_data)
+            self._try(label.format(count), recipe(count))
             return self._trail[-1].accepted
 
         if most < 1 or not enough(most):
@@ -185,26 +227,26 @@ class _Search:
             low, high = (low, middle) if enough(middle) else (middle, high)
         return True
 
-    def _try(self, label: str, recipe: Recipe, *, by_data: bool, took: float = 0.0) -> list[LazyWeight]:
-        """Make a model and judge it; the weights that it has."""
+    def _try(self, label: str, recipe: Recipe, *, took: float = 0.0) -> list[LazyWeight]:
+        """Make a model of the base and judge it; the weights that it has."""
         self._progress(_STAGE, len(self._trail), len(self._trail) + 1)
         begin = time.perf_counter()
-        copy = copy_of(self._model)
+        copy, results = copy_of(self._base.model), self._base.results
         weights = rewrite(copy, decide(copy, recipe)).weights
         for weight in weights:
-            if by_data and weight.identity in self._results:
-                weight.take(self._results[weight.identity].read, self._results[weight.identity].rounded.method)
+            if weight.identity in results:
+                weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
         value = self._metric(copy)
         loss = self._metric.loss(value)
         size = sum(nbytes(each.const_value) for each in initializers(copy) if each.const_value is not None)
         took += time.perf_counter() - begin
         self._trail.append(Attempt(label, self._metric.name, value, loss <= self._bound, size, took, loss))
-        self._recipes.append((recipe, by_data))
+        self._recipes.append((recipe, self._base))
         return weights
 
     def _worth(self, weight: LazyWeight) -> float:
         """What more bits of a weight win, over the bytes that they take."""
-        result = self._results.get(weight.identity)
+        result = self._base.results.get(weight.identity)
         if result is not None:
             lost = result.rounded.cost / max(result.rounded.energy, _LEAST)
         else:
@@ -212,7 +254,7 @@ class _Search:
         return lost / (weight.weight.tensor.size * (_MORE - weight.scheme.bits))
 
     def _with(self, overrides: Sequence[Override]) -> Recipe:
-        return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides))
+        return self._base.recipe.decided(overrides=(*self._recipe.overrides, *overrides))
 
     def _in_8_bits(self, name: str) -> Override:
         """Of integers, in blocks as those of the scheme where there are any."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ...calibration import Data, Statistics
 from ...errors import SettingsError, option
 from ...model_io.names import copy_of
+from ...passes.fold_scales import FoldScales
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import WeightReport
 from ...planning.result import ConversionResult, Progress
@@ -24,6 +25,7 @@ from ..family import Family, Need, OpenData
 from .automatic import Found, find_recipe
 from .results import Results
 from .rewrite import decide, rewrite
+from .transforming import Folds, transform
 from .with_data import method_of, round_with_data
 
 
@@ -42,20 +44,26 @@ def convert(
         return _convert(model, recipe, opened, progress)
     found = find_recipe(model, recipe, opened, progress, source)
     data_read = opened if found.reads_data else None
-    result = _convert(model, found.recipe, data_read, progress, found.results, stage="found")
+    result = _convert(model, found.recipe, data_read, progress, found.results, found.folds, stage="found")
     return _with_trail(model, result, found)
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None, *,
-    stage: str = "",
+    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None,
+    folds: Folds | None = None, *, stage: str = "",
 ) -> ConversionResult:  # fmt: skip
+    if folds is not None:
+        folds.apply(model, recipe)
+    elif data is not None and recipe.transform is not None and known is None:
+        folds = transform(model, recipe, data, progress, stage)
     decisions = decide(model, recipe)
-    original = copy_of(model) if data is not None and known is None else None
+    reads = data is not None and known is None and method_of(recipe) != "rtn"
+    original = copy_of(model) if reads else None
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, known or {}
     if data is not None and original is not None:
-        results = round_with_data(original, lazy, data, method_of(recipe), progress, stage)
+        folder = stage or ("" if folds is None else "rounded")  # beside that of the transform
+        results = round_with_data(original, lazy, data, method_of(recipe), progress, folder)
     for weight in lazy:
         if weight.identity in results:
             weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
@@ -64,9 +72,10 @@ def _convert(
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
         warnings=rewritten.warnings,
-        details=_details(lazy, results),
-        rows=_rows(lazy, results),
+        details=_details(lazy, results) | ({} if folds is None else folds.details),
+        rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results)],
         settled={} if data is None else {"method": method_of(recipe)},
+        passes={} if folds is None or not folds.left else {FoldScales.__name__: folds.left},
     )
 
 
@@ -121,6 +130,8 @@ def _gain(weights: list[LazyWeight]) -> float:
 
 def _need(recipe: Recipe, given: bool) -> Need:
     """A model of the catalogue has data without being asked, which is not read for weights alone then."""
+    if recipe.transform is not None:
+        return Need.REQUIRED
     if recipe.max_loss is not None:
         return Need.REQUIRED if recipe.judged_by is None else Need.WELCOME
     reads = given if recipe.method is None else recipe.method != "rtn"

@@ -44,10 +44,17 @@ class Group:
         if any(len(problem.moments.second) > 1 for problem in self.problems):
             raise ValueError("inputs of several groups of channels")
 
-    def cost(self, scales: Floats) -> float:
-        """What rounding the weights costs with these scales, per row of data on average."""
+    def cost(self, scales: Floats, *, apart: bool = False) -> float:
+        """What rounding the weights costs with these scales, per row of data on average.
+
+        Args:
+            scales: float32 [K], positive.
+            apart: Judge by the rows kept apart.
+        """
         return sum(
-            problem.moments.cost(in_place(problem, rounded(problem, scales), scales), problem.rows)
+            (problem.apart if apart else problem.moments).cost(
+                in_place(problem, rounded(problem, scales), scales), problem.rows
+            )
             for problem in self.problems
         )
 
