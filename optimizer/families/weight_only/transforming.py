@@ -42,9 +42,6 @@ from .rewrite import decide
 
 Floats = npt.NDArray[np.float32]
 
-_FLOPS, _LEAST, _MOST = 4_000_000_000, 64, 256
-"""Output channels that scales are learned on, evenly spread over the weights: so many that one look at what they cost
-takes as many operations, within bounds."""
 _NO_GAIN = "rounding loses no less with scales of its inputs, on data that they have not seen"
 _DIFFERS = "the model computed otherwise with scales of its inputs"
 
@@ -169,7 +166,7 @@ class _Search:
             return none, Tried(reason="its inputs are too few, or not finite")
         whole = Group([Problem(_rows(weight), weight.scheme, *moments) for weight in self.weights], largest)
         with one_thread_each():
-            scales = transform.find(_some(whole))
+            scales = transform.find(whole)
         plain = cost = whole.cost(none, apart=True)
         if (scales != 1).any():
             cost = whole.cost(scales, apart=True)
@@ -280,12 +277,3 @@ def _rows(weight: LazyWeight) -> Floats:
     """Output channels first."""
     given = weight.rows()
     return np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
-
-
-def _some(whole: Group) -> Group:
-    """The group with some output channels of its weights."""
-    channels = sum(len(problem.rows) for problem in whole.problems)
-    wanted = min(_MOST, max(_LEAST, _FLOPS // (2 * len(whole.largest) ** 2)))
-    step = max(1, channels // wanted)
-    some = [dataclasses.replace(each, rows=np.ascontiguousarray(each.rows[::step])) for each in whole.problems]
-    return dataclasses.replace(whole, problems=some)

@@ -1,6 +1,6 @@
 """TEQ: a scale for each input, learned by gradient descent.
 
-From the best exponent of AWQ on, the logarithm t_j of each scale goes down the slope of
+From the better scales of AWQ and SmoothQuant on, the logarithm t_j of each scale goes down the slope of
 
     L = tr E H E',   E = Q(W diag(s)) diag(s)^-1 - W,   s = exp(t)
 
@@ -15,8 +15,10 @@ since its error is D times a constant, over s_j; and of one that is cut off, whe
     dE_ij / dt_j = -(E_ij + W_ij),   dE_ij / dlog D = E_ij + W_ij.
 
 So each t_j rises by what its weights lose, and falls by what their blocks would lose where they are an end of a range.
-Steps are those of Adam (Kingma & Ba 2014, algorithm 1), their length going down to 0. The best scales met are kept, so
-none are worse than the start. A step costs a rounding of the weights and 2 N K^2 flops.
+Steps are those of Adam (Kingma & Ba 2014, algorithm 1), their length going down to 0. Each looks at some output
+channels, the next at others: from 256 of 9,728 channels alone, a scale for each of 896 inputs learns what these have by
+chance. The best scales met are kept, as all channels judge them, so none are worse than the start. A step costs a
+rounding of its n channels and 2 n K^2 flops.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ import numpy.typing as npt
 from ..methods import Problem
 from ..quantized_weight import Floats, QuantizedWeight
 from .awq import awq_scales
-from .transform import Group, Transform, centred, in_place, rounded
+from .smoothquant import smoothquant_scales
+from .transform import Group, Transform, centred, cheapest, in_place, rounded
 
 Doubles = npt.NDArray[np.float64]
 
 STEPS = 200
+_JUDGED = 25
+"""Steps after which all channels judge."""
 _LENGTH = 0.01
 """Of the first steps, in logarithms."""
 _MEAN, _SQUARE, _TINY = 0.9, 0.999, 1e-30
@@ -46,24 +51,23 @@ def teq_scales(group: Group, steps: int = STEPS) -> Floats:
         steps: To go; 200, and no more than 1,000 make sense.
 
     Returns:
-        float32 [K], positive, of geometric mean 1; not worse than those of `awq_scales`.
+        float32 [K], positive, of geometric mean 1; ones, or not worse than the better of `awq_scales` and
+        `smoothquant_scales`.
     """
-    best = awq_scales(group)
-    logarithms = np.log(best.astype(np.float64))
+    start = cheapest(group, [awq_scales(group), smoothquant_scales(group)])
+    met = [np.ones_like(start), start]
+    logarithms = np.log(start.astype(np.float64))
     mean, square = np.zeros_like(logarithms), np.zeros_like(logarithms)
-    least = group.cost(best)
-    for step in range(steps + 1 if steps else 0):  # the last one judges what the one before it made
-        scales = centred(logarithms)
-        slopes = [slope(problem, scales) for problem in group.problems]
-        cost = sum(each for each, _ in slopes)
-        if cost < least:
-            best, least = scales, cost
-        down = np.sum([each for _, each in slopes], 0)
+    for step in range(steps):
+        part, scales = group.part(step), centred(logarithms)
+        down = np.sum([slope(problem, scales)[1] for problem in part.problems], 0)
         mean = _MEAN * mean + (1 - _MEAN) * down
         square = _SQUARE * square + (1 - _SQUARE) * np.square(down)
         far = mean / (1 - _MEAN ** (step + 1)) / (np.sqrt(square / (1 - _SQUARE ** (step + 1))) + _TINY)
-        logarithms -= _LENGTH * (1 - step / (steps + 1)) * far
-    return best
+        logarithms -= _LENGTH * (1 - step / steps) * far
+        if (step + 1) % _JUDGED == 0 or step + 1 == steps:
+            met.append(centred(logarithms))
+    return min(met, key=group.cost)
 
 
 def slope(problem: Problem, scales: Floats) -> tuple[float, Doubles]:

@@ -22,6 +22,9 @@ from ..methods.method import importance_of
 from ..quantized_weight import Floats, QuantizedWeight
 from ..rtn import quantize_rtn
 
+_FLOPS, _LEAST, _MOST = 4_000_000_000, 64, 256
+"""Output channels of a part: so many that one look at what they cost takes as many operations, within bounds."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -44,6 +47,19 @@ class Group:
         if any(len(problem.moments.second) > 1 for problem in self.problems):
             raise ValueError("inputs of several groups of channels")
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts of its output channels a group is taken apart, each of which costs little to judge."""
+        channels = sum(len(problem.rows) for problem in self.problems)
+        wanted = min(_MOST, max(_LEAST, _FLOPS // (2 * len(self.largest) ** 2)))
+        return max(1, min(channels // wanted, *(len(problem.rows) for problem in self.problems)))
+
+    def part(self, index: int) -> Group:
+        """The group with one of its parts, which is spread evenly over its weights."""
+        some = slice(index % self.parts, None, self.parts)
+        problems = [dataclasses.replace(each, rows=np.ascontiguousarray(each.rows[some])) for each in self.problems]
+        return dataclasses.replace(self, problems=problems)
+
     def cost(self, scales: Floats, *, apart: bool = False) -> float:
         """What rounding the weights costs with these scales, per row of data on average.
 
@@ -65,7 +81,8 @@ class Transform:
 
     Attributes:
         name: In recipes and on the command line.
-        find: float32 [K], positive, for a group; ones where no others that it tries cost less.
+        find: float32 [K], positive, for a group; ones where no others that it tries cost less, of the whole group or
+            of a part of it.
     """
 
     name: str
@@ -73,9 +90,9 @@ class Transform:
 
 
 def cheapest(group: Group, candidates: Sequence[Floats]) -> Floats:
-    """Of these scales and of none, the first of least cost."""
+    """Of these scales and of none, the first of least cost, as a part of the group tells."""
     tried = [np.ones_like(group.largest), *candidates]
-    return min(tried, key=group.cost)
+    return min(tried, key=group.part(0).cost)
 
 
 def rounded(problem: Problem, scales: Floats) -> QuantizedWeight:

@@ -16,7 +16,7 @@ from onnxpress.optimizer.quantization.transforms.transform import centred, scale
 SCHEMES = ["int4", "int3", "nf4", "mxfp4"]
 
 
-def group(scheme, spread=1.0, count=2, K=64, seed=10, **settings):
+def group(scheme, spread=1.0, count=2, K=64, seed=10, channels=16, **settings):
     """Inputs whose sizes differ by some powers of e, and weights that read them."""
     rng = np.random.default_rng(seed)
     sizes = np.exp(spread * rng.standard_normal(K))
@@ -24,7 +24,7 @@ def group(scheme, spread=1.0, count=2, K=64, seed=10, **settings):
     inputs[:, 3] = 0
     moments = InputMoments(np.float32(inputs.T @ inputs / len(inputs))[None], len(inputs))
     weights = Recipe(scheme=scheme, **settings).settings("", "MatMul").weight
-    rows = [rng.standard_normal((16, K)).astype(np.float32) for _ in range(count)]
+    rows = [rng.standard_normal((channels, K)).astype(np.float32) for _ in range(count)]
     inputs = inputs.astype(np.float32)
     return inputs, Group([Problem(each, weights, moments, moments) for each in rows], np.abs(inputs).max(0))
 
@@ -77,11 +77,28 @@ def test_smoothquant_takes_the_best_share(scheme):
 def test_teq_is_never_worse_than_its_start(scheme, seed):
     inputs, given = group(scheme, seed=seed)
     costs = [given.cost(teq_scales(given, steps)) for steps in (0, 5, 60)]
-    assert costs[0] == pytest.approx(given.cost(awq_scales(given)), rel=1e-6)
+    start = min(given.cost(awq_scales(given)), given.cost(smoothquant_scales(given)))
+    assert costs[0] == pytest.approx(start, rel=1e-6)
     assert costs[0] >= max(costs[1:])
     assert lost(inputs, given, teq_scales(given, 60)) == pytest.approx(costs[2], rel=1e-3)
-    if scheme != "mxfp4":
-        assert costs[2] < 0.95 * costs[0]
+    if scheme.startswith("int"):
+        assert costs[2] < 0.98 * costs[0]
+
+
+def test_parts_make_up_the_group():
+    _, given = group("int4", channels=800)
+    assert given.parts == 6
+    for index, problem in enumerate(given.problems):
+        parts = [given.part(part).problems[index].rows for part in range(6)]
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts), 0), np.sort(problem.rows, 0))
+
+
+def test_teq_learns_from_all_channels():
+    """Of which each step sees a part."""
+    _, given = group("int3", channels=400)
+    assert given.parts > 1
+    alone, start = teq_scales(given.part(0)), teq_scales(given, 0)
+    assert given.cost(teq_scales(given)) < min(given.cost(alone), given.cost(start))
 
 
 def surrogate(problem, scales, logarithms):
