@@ -197,6 +197,9 @@ class Weights(Mapping[str, np.ndarray]):
         held = self._held[name]
         return np.ascontiguousarray(held.numpy()) if isinstance(held, ir.LazyTensor) else held
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._held  # without computing it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._held)
 
