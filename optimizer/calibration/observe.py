@@ -7,7 +7,7 @@ runtime's own fusions.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,7 +95,7 @@ class Observer:
         copy.graph.outputs[:] = [_size_of(copy, value) for value in outputs] if sizes else outputs
         _prune(copy)
         self._names = [value.name for value in copy.graph.outputs]
-        arrays = take_weights(copy)
+        arrays = dict(take_weights(copy))
         # Packed weights are a copy, which one run does not repay.
         config = {"session.disable_prepacking": "1"} if sizes else {}
         self._session = ArraySession(to_proto(copy), arrays, ours=uses_our_ops(model), config=config)
@@ -183,10 +183,34 @@ def _prune(model: ir.Model) -> None:
     common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
 
 
-def take_weights(model: ir.Model) -> dict[str, np.ndarray]:
+class Weights(Mapping[str, np.ndarray]):
+    """Arrays by name, of which those that are computed are computed anew each time."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, np.ndarray | ir.LazyTensor] = {}
+
+    def put(self, name: str, tensor: ir.TensorProtocol) -> None:
+        """Add the array of a tensor."""
+        self._held[name] = tensor if isinstance(tensor, ir.LazyTensor) else np.ascontiguousarray(tensor.numpy())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        held = self._held[name]
+        return np.ascontiguousarray(held.numpy()) if isinstance(held, ir.LazyTensor) else held
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held  # without computing it
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+def take_weights(model: ir.Model) -> Weights:
     """Larger initializers of the main graph, which become references that the session resolves."""
     _embed(model)
-    taken = {}
+    taken = Weights()
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or tensor.dtype not in _SHARED:
@@ -194,7 +218,7 @@ def take_weights(model: ir.Model) -> dict[str, np.ndarray]:
         if tensor.nbytes < LEAST_EXTERNAL:
             value.const_value = in_memory(tensor)
             continue
-        taken[name] = np.ascontiguousarray(tensor.numpy())
+        taken.put(name, tensor)
         value.const_value = ir.ExternalTensor(
             "weights", None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=name
         )

@@ -39,18 +39,22 @@ class Segments:
         model: The float model, sorted, with its constants marked; it is not changed.
         data: Batches of its inputs, gone through once.
         memory: Bytes of tensors between segments that stay in memory.
+        outputs: Keep the tensors that are outputs of the graph, too.
 
     Raises:
         OnnxpressError: ONNX Runtime refuses the model.
     """
 
-    def __init__(self, model: ir.Model, data: Iterable[Feeds], *, memory: int = MEMORY) -> None:
+    def __init__(
+        self, model: ir.Model, data: Iterable[Feeds], *, memory: int = MEMORY, outputs: bool = False
+    ) -> None:  # fmt: skip
         copy = model.clone()
         tensors = [value.const_value for value in copy.graph.initializers.values()]
         constants = {value.name or "" for value in _values(model) if is_constant(value)}
         self._weights = take_weights(copy)
         self._maps = [tensor.raw for tensor in tensors if isinstance(tensor, ir.ExternalTensor) and tensor.raw]
-        self._parts = _Parts(to_proto(copy), constants, ours=uses_our_ops(model))
+        kept = [value.name or "" for value in model.graph.outputs if isinstance(value.type, ir.TensorType)]
+        self._parts = _Parts(to_proto(copy), constants, kept if outputs else [], ours=uses_our_ops(model))
         self._position = 0
         self._changed: dict[str, Array] = {}
         self._moved: set[str] = set()
@@ -77,7 +81,18 @@ class Segments:
         Raises:
             OnnxpressError: ONNX Runtime cannot run the nodes between, or what they make is no tensor.
         """
-        end = self.position(node)
+        self._advance(self.position(node))
+
+    def advance_over(self, node: str) -> None:
+        """Run both paths up to a node, and the node."""
+        self._advance(self.position(node) + 1)
+
+    def finish(self) -> list[str]:
+        """Run both paths to the end; the names of the outputs that are kept."""
+        self._advance(len(self._parts.nodes))
+        return self._parts.outputs
+
+    def _advance(self, end: int) -> None:
         if end <= self._position:
             return
         segment = self._parts.segment(self._position, end)
@@ -184,7 +199,7 @@ class _Parts:
     Constants are computed anew by each segment that reads them.
     """
 
-    def __init__(self, proto: onnx.ModelProto, constants: set[str], *, ours: bool) -> None:
+    def __init__(self, proto: onnx.ModelProto, constants: set[str], outputs: list[str], *, ours: bool) -> None:
         self.proto, self.ours = proto, ours
         graph = proto.graph
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -194,6 +209,8 @@ class _Parts:
         self._positions = {node.name: index for index, node in enumerate(self.nodes)}
         self.reads = [set(_read(node)) for node in self.nodes]
         self._last_read = {name: index for index, names in enumerate(self.reads) for name in names}
+        self.outputs = [name for name in outputs if name in self.makers and name not in self.fixed]
+        self._last_read |= dict.fromkeys(self.outputs, len(self.nodes))
 
     def position(self, node: str) -> int:
         return self._positions[node]

@@ -17,14 +17,23 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..graph.matching import fixed
-from ..graph.rewriting import add_array, required
+from ..graph.constants import constant_of
+from ..graph.matching import fixed, input_of, is_fixed, is_standard
+from ..graph.rewriting import add_initializer, required
+from ..graph.scaled_tensor import scaled_tensor
 from ..planning.int8_operators import Operator, understand
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 
-_NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
+_NORMS: dict[str, tuple[str, int, int | None]] = {
+    "LayerNormalization": ("", 1, 2),
+    "RMSNormalization": ("", 1, None),
+    "SimplifiedLayerNormalization": ("", 1, None),
+    "SkipLayerNormalization": ("com.microsoft", 2, 3),
+    "SkipSimplifiedLayerNormalization": ("com.microsoft", 2, None),
+}
+"""Domain, and inputs that hold the scale and what is added behind it."""
 _HOMOGENEOUS = {"Relu", "LeakyRelu"}
 _POOLS = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
 _HANDS_ON = {*_HOMOGENEOUS, *_POOLS, "Add", "Clip", "Mul"}
@@ -46,16 +55,16 @@ class Operand:
 
     def multiply(self, scale: Doubles) -> None:
         """Let the node read the constant times a vector of channels; other readers keep what they have."""
-        value = self.node.inputs[self.index]
-        array = required(fixed(value))
-        assert value is not None
-        product = (array * scale.reshape(self.shape)).astype(np.float32)
-        if value.is_initializer() and len(value.uses()) == 1 and product.shape == array.shape:
-            value.const_value = ir.tensor(product, name=value.name)
+        value = required(self.node.inputs[self.index])
+        tensor = required(constant_of(value))
+        product = scaled_tensor(tensor, scale.reshape(self.shape), value.name)
+        alone = value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
+        if alone and product.shape == tensor.shape:
+            value.const_value = product
             return
         graph = self.node.graph
         assert isinstance(graph, ir.Graph)
-        self.node.replace_input_with(self.index, add_array(graph, f"{value.name}_scaled", product))
+        self.node.replace_input_with(self.index, add_initializer(graph, f"{value.name}_scaled", product))
         if value.is_initializer() and not value.uses() and not value.is_graph_output():
             graph.initializers.pop(value.name or "", None)
 
@@ -66,13 +75,13 @@ class Reader:
 
     Attributes:
         node: MatMul, Gemm or Conv.
-        weight: float32.
+        shape: Of its weight.
         axis: Of the weight's output channels.
         groups: Of a Conv, else 1.
     """
 
     node: ir.Node
-    weight: Floats
+    shape: tuple[int, ...]
     axis: int
     groups: int
 
@@ -82,23 +91,27 @@ class Reader:
         operator = understand(node)
         if not isinstance(operator, Operator) or operator.constant != 1 or not operator.is_product:
             return None
-        weight = fixed(node.inputs[1])
-        if weight is None:
+        if not is_fixed(node.inputs[1]):
             return None
+        shape = tuple(required(constant_of(node.inputs[1])).shape.numpy())
         if node.op_type == "Conv":
-            return cls(node, weight, 0, node.attributes.get_int("group", 1))
-        return cls(node, weight, 0 if _is_transposed(node) else 1, 1)
+            return cls(node, shape, 0, node.attributes.get_int("group", 1))
+        return cls(node, shape, 0 if _is_transposed(node) else 1, 1)
+
+    @property
+    def weight(self) -> Floats:
+        """A copy of the weight, float32, which is read anew each time."""
+        return required(fixed(self.node.inputs[1]))
 
     @property
     def channels(self) -> int:
         """Of the tensor it reads."""
-        inner: int = self.weight.shape[1 - self.axis]
-        return inner * self.groups
+        return self.shape[1 - self.axis] * self.groups
 
     @property
     def trailing(self) -> int:
         """Axes of that tensor behind its channels."""
-        return self.weight.ndim - 2
+        return len(self.shape) - 2
 
     def input_ranges(self, relative: bool = False) -> Doubles:
         """[channels]: largest magnitude of the weights that each channel meets.
@@ -116,19 +129,31 @@ class Reader:
 
     def is_depthwise(self) -> bool:
         """Whether each output channel reads one input channel, whose scale the weight's own then absorbs."""
-        return self.groups > 1 and self.weight.shape[1] == 1
+        return self.groups > 1 and self.shape[1] == 1
 
     def multiply(self, scale: Doubles) -> None:
         """Take a scale a channel of the tensor into the weight."""
+        shape: tuple[int, ...]
         if self.axis == 1:
             spread, shape = scale, (-1, 1)
         elif self.node.op_type == "Gemm":
             spread, shape = scale, (1, -1)
         else:
-            N, inner = self.weight.shape[:2]
+            N, inner = self.shape[:2]
             spread = np.repeat(scale.reshape(self.groups, inner), N // self.groups, axis=0)
             shape = (N, inner, *[1] * self.trailing)
         Operand(self.node, 1, shape).multiply(spread)
+
+
+def products_by_input(model: ir.Model) -> dict[ir.Value, list[Reader]]:
+    """The MatMul and Gemm nodes with constant weights in the main graph, by the tensor that they read, in order."""
+    groups: dict[ir.Value, list[Reader]] = {}
+    for node in model.graph:
+        if is_standard(node, "MatMul", "Gemm") and node.inputs[0] is not None:
+            reader = Reader.read(node)
+            if reader is not None:
+                groups.setdefault(node.inputs[0], []).append(reader)
+    return groups
 
 
 def find_makers(value: ir.Value, readers: Collection[ir.Node], channels: int, trailing: int = 0) -> list[Operand] | str:
@@ -145,11 +170,15 @@ def find_makers(value: ir.Value, readers: Collection[ir.Node], channels: int, tr
     """
     if value.is_graph_output():
         return "the tensor is an output of the graph"
-    if any(node not in readers for node, _ in value.uses()):
+    if any(node not in readers and not is_standard(node, "Shape", "Size") for node, _ in value.uses()):
         return "others read the tensor too"
     node = value.producer()
     if node is None:
         return "the tensor is no result of a node"
+    if value is not node.outputs[0]:
+        return f"not the first output of {node.op_type}"
+    if node.op_type in _NORMS and not trailing:
+        return _norm(node, channels)
     if node.domain not in ("", "ai.onnx"):
         return f"{node.op_type} cannot take a scale"
     if node.op_type in _HOMOGENEOUS or (node.op_type in _POOLS and trailing and len(node.outputs) == 1):
@@ -214,13 +243,12 @@ def _product_of_two(node: ir.Node, channels: int, trailing: int) -> list[Operand
 
 
 def _linear(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
-    """MatMul, Gemm, Conv and norms: the constant that channels come from, and the one that is added."""
+    """MatMul, Gemm and Conv: the constant that channels come from, and the one that is added."""
     weight = fixed(node.inputs[1]) if len(node.inputs) > 1 else None
     shapes: dict[str, tuple[int, ...]] = {
         "MatMul": (1, channels),
         "Gemm": (channels, 1) if _is_transposed(node) else (1, channels),
         "Conv": (channels, 1, *[1] * trailing),
-        **dict.fromkeys(_NORMS, (channels,)),
     }
     shape = shapes.get(node.op_type)
     if weight is None or shape is None or (trailing > 0) != (node.op_type == "Conv"):
@@ -233,3 +261,22 @@ def _linear(node: ir.Node, channels: int, trailing: int) -> list[Operand] | str:
             return f"the bias of {node.op_type} is no constant"
         operands.append(Operand(node, 2, (channels,)))
     return operands
+
+
+def _norm(node: ir.Node, channels: int) -> list[Operand] | str:
+    """The scale of a norm, and what it adds behind that."""
+    domain, *indices = _NORMS[node.op_type]
+    if (node.domain or "ai.onnx") != (domain or "ai.onnx"):
+        return f"{node.op_type} of another domain cannot take a scale"
+    found = []
+    for index, what in zip(indices, ("scale", "bias"), strict=True):
+        value = None if index is None else input_of(node, index)
+        if value is None and what == "bias":
+            continue
+        array = fixed(value)
+        if array is None:
+            return f"the {what} of {node.op_type} is no constant of float32"
+        if array.shape not in ((channels,), (1,)):
+            return f"{node.op_type} has other channels"
+        found.append(Operand(node, required(index), (channels,)))
+    return found

@@ -26,7 +26,7 @@ import onnx_ir as ir
 from ..graph.rewriting import add_array, insert_before
 from ..planning.int8_operators import Operator, understand
 from ..quantization.noise import IntegerNoise, Noise
-from .absorb_scale import Doubles, Operand, Reader, find_makers, moved_through
+from .absorb_scale import Doubles, Operand, Reader, find_makers, moved_through, products_by_input
 from .base import GraphPass
 from .smoothing_error import ChannelStatistics, SmoothingError
 
@@ -82,7 +82,7 @@ class SmoothMatMul(GraphPass):
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rewrite weights; whether anything changed."""
-        for value, readers in _groups(model).items():
+        for value, readers in products_by_input(model).items():
             reason = self._smooth(value, readers)
             if reason is not None:
                 self.left.update((reader.node.name or reader.node.op_type, reason) for reader in readers)
@@ -122,23 +122,12 @@ def smoothable(model: ir.Model, insert: bool = False) -> dict[str, list[str]]:
         it would read.
     """
     found = {}
-    for value, readers in _groups(model).items():
+    for value, readers in products_by_input(model).items():
         makers = _makers(value, readers, insert)
         if not isinstance(makers, str):
             moved = moved_through(value, makers)[1:] if makers else []
             found[value.name or ""] = [each.name or "" for each in moved]
     return found
-
-
-def _groups(model: ir.Model) -> dict[ir.Value, list[Reader]]:
-    """The products with constant weights that read each tensor."""
-    groups: dict[ir.Value, list[Reader]] = {}
-    for node in model.graph:
-        if node.op_type in ("MatMul", "Gemm") and node.inputs[0] is not None:
-            reader = Reader.read(node)
-            if reader is not None:
-                groups.setdefault(node.inputs[0], []).append(reader)
-    return groups
 
 
 def _makers(value: ir.Value, readers: list[Reader], insert: bool) -> list[Operand] | str:

@@ -31,7 +31,7 @@ class FamilySettings:
 FAMILY_SETTINGS = (
     FamilySettings(
         "weight-only", "weights alone",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Mixing, g.Judging, g.Blocks),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Transforming, g.Mixing, g.Judging, g.Blocks),
     ),
     FamilySettings(
         "static", "int8-static",

@@ -244,6 +244,19 @@ class Mixing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Transforming:
+    """What is done to weights before they are rounded."""
+
+    transform: str | None = setting(
+        None,
+        "Give each input of products a scale that makes rounding lose less on calibration data, where what makes the "
+        "input can divide by it: awq by one exponent of the sizes of inputs, smoothquant by the largest magnitudes of "
+        "inputs and weights, teq by descent, scale by scale.",
+        choices=("awq", "smoothquant", "teq"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Int8Weights:
     """Weights beside activations of int8."""
 

@@ -32,6 +32,7 @@ from .groups import (
     Search,
     Sparse,
     Symmetry,
+    Transforming,
 )  # fmt: skip
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
@@ -129,6 +130,7 @@ class Recipe(
     Mixing,
     Calibrated,
     Ranges,
+    Transforming,
     Rounding,
     Blocks,
     Channels,

@@ -2,13 +2,14 @@
 
     1. weights rounded to nearest, without data,
     2. by the method of the recipe, with data,
-    3. with data, weights of several widths, see `mixed`: so many bytes as the last attempts let expect to be enough,
-    4. the weights that cost most in 8 bits: as few as it takes, found by halving; with data at once all of them,
-    5. where that is not enough, those that cost most in float.
+    3. the same with scales of inputs by AWQ folded into the model first, where there are such,
+    4. with data, weights of several widths, see `mixed`: so many bytes as the last attempts let expect to be enough,
+    5. the weights that cost most in 8 bits: as few as it takes, found by halving; with data at once all of them,
+    6. where that is not enough, those that cost most in float.
 
-Which weights cost most is known from the second step: what a product loses of its squares on data that was kept apart,
-over the bytes that more bits would take. Each attempt is a model that was made and judged; the recipe that is found
-gives the same model again.
+A recipe that names a transform begins with it. Which weights cost most is known from the first steps: what a product
+loses of its squares on data that was kept apart, over the bytes that more bits would take. Each attempt is a model that
+was made and judged; the recipe that is found gives the same model again.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from ...settings.recipe import Override, Recipe
 from .mixed import Mixture
 from .results import Results
 from .rewrite import decide, rewrite
+from .transforming import Folds, transform
 from .with_data import method_of, round_with_data
 
 _JUDGED = 8
@@ -60,7 +62,8 @@ class Found:
     Attributes:
         recipe: To follow, without a bound.
         reads_data: Whether it has weights rounded by data.
-        results: Rounded weights, where it has some.
+        results: Rounded weights, where data is read.
+        folds: Scales of the recipe's transform, where it has one.
         metric: That judged.
         bound: The most that may be lost.
         trail: All attempts, in order.
@@ -69,6 +72,7 @@ class Found:
     recipe: Recipe
     reads_data: bool
     results: Results | None
+    folds: Folds | None
     metric: Metric
     bound: float
     trail: tuple[Attempt, ...]
@@ -86,10 +90,12 @@ class Found:
     @property
     def settled(self) -> dict[str, Any]:
         """Settings for whoever repeats it without searching."""
-        return {"method": method_of(self.recipe) if self.reads_data else "rtn", "overrides": self.recipe.overrides,
-                **_UNBOUND}  # fmt: skip
+        return {"method": method_of(self.recipe) if self.reads_data else "rtn", "transform": self.recipe.transform,
+                "overrides": self.recipe.overrides, **_UNBOUND}  # fmt: skip
 
 
+ESCALATION = "awq"
+"""The transform that is tried where the recipe names none."""
 _UNBOUND: dict[str, Any] = dict.fromkeys(
     ("max_drop", "max_kl", "metric", "text", "window", "stride", "tokens", "search_time")
 )
@@ -102,6 +108,7 @@ class _Made:
     recipe: Recipe
     weights: list[LazyWeight]
     results: Results | None
+    folds: Folds | None
 
 
 def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, source: str) -> Found:
@@ -138,21 +145,28 @@ class _Search:
 
     def run(self) -> Found:
         """All steps until one is enough; else the attempt of least loss."""
-        scheme, by_data = self._recipe.scheme, self._data is not None and self._recipe.method != "rtn"
-        if self._recipe.method in (None, "rtn"):
-            self._try(f"{scheme} by rtn", self._recipe)
-        if by_data and self._goes_on():
-            self._try_with_data(f"{scheme} by {method_of(self._recipe)}", self._recipe)
+        recipe = self._recipe
+        if recipe.method in (None, "rtn") and recipe.transform is None:
+            self._try(f"{recipe.scheme} by rtn", recipe)
+        by_data = self._data is not None and (recipe.method != "rtn" or recipe.transform is not None)
+        for name in dict.fromkeys((recipe.transform, recipe.transform or ESCALATION)):
+            if by_data and self._goes_on():
+                self._try_with_data(f"{recipe.scheme} by {method_of(recipe)}", recipe.decided(transform=name))
         if by_data and self._goes_on():
             self._mix()
         if self._goes_on():
             self._raise(by_data=by_data)
         accepted = [index for index, attempt in enumerate(self._trail) if attempt.accepted]
-        best = min(accepted, key=lambda index: self._trail[index].size or 0, default=None)
-        if best is None:
-            best = min(range(len(self._trail)), key=self._loss)
+        best = min(accepted, key=lambda index: self._trail[index].size or 0, default=self._best())
         made = self._made[best]
-        return Found(made.recipe, made.results is not None, made.results, self._metric, self._bound, tuple(self._trail))
+        return Found(
+            made.recipe, made.results is not None, made.results, made.folds, self._metric, self._bound,
+            tuple(self._trail),
+        )  # fmt: skip
+
+    def _best(self) -> int:
+        """The attempt of least loss."""
+        return min(range(len(self._trail)), key=self._loss)
 
     def _goes_on(self) -> bool:
         """Whether nothing is good enough yet, and there is time to try more."""
@@ -167,8 +181,12 @@ class _Search:
 
     def _mix(self) -> None:
         """More bits for the weights that are worth them: the fewest bytes, by what was lost so far and how."""
-        mixture = Mixture(self._model, self._recipe, required(self._data), self._progress)
-        seen = [(mixture.damage, self._trail[-1].loss or 0.0)]
+        best = self._best()
+        made, model = self._made[best], copy_of(self._model)
+        if made.folds is not None:
+            made.folds.apply(model, made.recipe)
+        mixture = Mixture(model, made.recipe, required(self._data), self._progress)
+        seen = [(mixture.damage, self._loss(best))]
         sizes = {self._trail[-1].size}
         for _ in range(_MIXTURES):
             if self._trail[-1].accepted and seen[-1][1] > _GOOD * self._bound:
@@ -180,7 +198,7 @@ class _Search:
                 return
             sizes.add(choice.size)
             self._try_with_data(f"{self._recipe.scheme} and others, {choice.bits:.2f} bits per weight", choice.recipe)
-            seen.append((choice.damage, self._trail[-1].loss or 0.0))
+            seen.append((choice.damage, self._loss(-1)))
 
     def _raise(self, *, by_data: bool) -> None:
         """The weights that cost most in 8 bits, or, where that is not enough, in float."""
@@ -222,20 +240,38 @@ class _Search:
         return True
 
     def _try_with_data(self, label: str, recipe: Recipe) -> None:
-        """Round by the method of the recipe, and judge."""
-        copy = copy_of(self._model)
-        original = copy_of(copy)
+        """Round by the method of the recipe, and judge; not where AWQ, which nobody named, folds nothing."""
         begin = time.perf_counter()
-        weights = rewrite(copy, decide(copy, recipe)).weights
-        stage = f"tried {len(self._trail)}"
-        results = round_with_data(original, weights, required(self._data), method_of(recipe), self._progress, stage)
-        self._try(label, recipe, results, time.perf_counter() - begin)
+        data, stage = required(self._data), f"tried {len(self._trail)}"
+        copy, folds, results = copy_of(self._model), None, Results()
+        if recipe.transform is not None:
+            folds = transform(copy, recipe, data, self._progress, stage)
+            label = f"{label} with {recipe.transform}"
+            if not folds.scales and self._recipe.transform is None and recipe.overrides == self._recipe.overrides:
+                return
+        model = copy_of(copy)
+        if method_of(recipe) != "rtn":
+            weights = rewrite(copy, decide(copy, recipe)).weights
+            results = round_with_data(copy_of(model), weights, data, method_of(recipe), self._progress, stage)
+        self._try(label, recipe, model, results, folds, time.perf_counter() - begin)
 
-    def _try(self, label: str, recipe: Recipe, results: Results | None = None, took: float = 0.0) -> None:
-        """Make a model and judge it."""
+    def _try(
+        self, label: str, recipe: Recipe, model: ir.Model | None = None, results: Results | None = None,
+        folds: Folds | None = None, took: float = 0.0,
+    ) -> None:  # fmt: skip
+        """Make a model and judge it.
+
+        Args:
+            label: What it is, for people.
+            recipe: What it is made by.
+            model: The float model with scales folded; that without by default.
+            results: Weights that are rounded already, where data is read.
+            folds: The scales.
+            took: Seconds until here.
+        """
         self._progress(_STAGE, len(self._trail), len(self._trail) + 1)
         begin = time.perf_counter()
-        copy = copy_of(self._model)
+        copy = copy_of(model or self._model)
         weights = rewrite(copy, decide(copy, recipe)).weights
         for weight in weights:
             if results is not None and weight.identity in results:
@@ -245,10 +281,10 @@ class _Search:
         size = sum(nbytes(each.const_value) for each in initializers(copy) if each.const_value is not None)
         took += time.perf_counter() - begin
         self._trail.append(Attempt(label, self._metric.name, value, loss <= self._bound, size, took, loss))
-        self._made.append(_Made(recipe, weights, results))
+        self._made.append(_Made(recipe, weights, results, folds))
 
     def _with(self, overrides: Sequence[Override]) -> Recipe:
-        return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides))
+        return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides), transform=None)
 
     def _in_8_bits(self, name: str) -> Override:
         """Of integers, in blocks as those of the scheme where there are any."""

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ...calibration import Data, Statistics
 from ...graph.rewriting import required
 from ...model_io.names import copy_of
+from ...passes.fold_scales import FoldScales
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import WeightReport
 from ...planning.result import ConversionResult, Progress
@@ -26,6 +27,7 @@ from .automatic import Found, find_recipe
 from .mixed import Mixture
 from .results import Results
 from .rewrite import decide, rewrite
+from .transforming import Folds, transform
 from .with_data import method_of, round_with_data
 
 
@@ -46,19 +48,26 @@ def convert(
         return _convert(model, recipe, opened, progress)
     found = find_recipe(model, recipe, opened, progress, source)
     data_read = opened if found.reads_data else None
-    result = _convert(model, found.recipe, data_read, progress, found.results)
+    result = _convert(model, found.recipe, data_read, progress, found.results, found.folds)
     return _with_trail(model, result, found)
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None,
+    folds: Folds | None = None,
+) -> ConversionResult:  # fmt: skip
+    if folds is not None:
+        folds.apply(model, recipe)
+    elif data is not None and recipe.transform is not None and known is None:
+        folds = transform(model, recipe, data, progress)
     decisions = decide(model, recipe)
-    original = copy_of(model) if data is not None and known is None else None
+    reads = data is not None and known is None and method_of(recipe) != "rtn"
+    original = copy_of(model) if reads else None
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, known or {}
     if data is not None and original is not None:
-        results = round_with_data(original, lazy, data, method_of(recipe), progress)
+        folder = "" if folds is None else "rounded"  # beside that of the transform
+        results = round_with_data(original, lazy, data, method_of(recipe), progress, folder)
     for weight in lazy:
         if weight.identity in results:
             weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
@@ -67,9 +76,10 @@ def _convert(
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
         gain=lambda: _gain(lazy),
         warnings=rewritten.warnings,
-        details=_details(lazy, results),
-        rows=_rows(lazy, results),
+        details=_details(lazy, results) | ({} if folds is None else folds.details),
+        rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results)],
         settled={} if data is None else {"method": method_of(recipe)},
+        passes={} if folds is None or not folds.left else {FoldScales.__name__: folds.left},
     )
 
 
@@ -77,7 +87,7 @@ def _within_budget(model: ir.Model, recipe: Recipe, data: Data, budget: Budget, 
     """With widths for each weight."""
     decide(model, recipe)  # which prepares it
     choice = Mixture(model, recipe, data, progress).choose(budget)
-    result = _convert(model, choice.recipe, None if recipe.method == "rtn" else data, progress)
+    result = _convert(model, choice.recipe, data, progress)
     return dataclasses.replace(
         result,
         details={**result.details, "mixed": choice.details()},

@@ -1,4 +1,4 @@
-"""Rounded weights in files: for as long as they are needed, or in a folder of the user's, where a run goes on later.
+"""What was found, in files: for as long as it is needed, or in a folder of the user's, where a run goes on later.
 
 A run that is interrupted has a file for each weight that it had rounded. The folder also says what run that was; what
 was rounded is only taken up by a run of the same model, settings and data, which then gives the same bytes.
@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...calibration.statistics import fingerprint
 from ...errors import OnnxpressError, UsageError
@@ -61,15 +62,15 @@ Results = dict[tuple[object, ...], Result]
 """By `LazyWeight.identity`."""
 
 
-class Store:
-    """Results in files.
+class Files:
+    """Arrays in files, by number, with some facts beside each.
 
     Args:
-        folder: Of the user's; None for one that goes when nobody needs the results any more.
+        folder: Of the user's; None for one that goes when nobody needs the files any more.
         run: What tells the run from others, see `describe`.
 
     Raises:
-        UsageError: The folder holds another run's results, or something else.
+        UsageError: The folder holds another run's files, or something else.
         OnnxpressError: It cannot be written to.
     """
 
@@ -79,48 +80,71 @@ class Store:
         if folder is not None:
             _claim(folder, run)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
+        return self._path(name).is_file()
+
+    def keep(self, name: str, facts: object, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write a file.
+
+        Raises:
+            OnnxpressError: The disk is full, or another error of the operating system.
+        """
+        path = self._path(name)
+        part = path.with_suffix(".part")
+        everything: dict[str, Any] = {"facts": json.dumps(facts), **arrays}
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, **everything)
+            os.replace(part, path)
+        except OSError as error:
+            raise OnnxpressError(f"{self._folder}: cannot keep what was found: {error.strerror}") from error
+
+    def read(self, name: str, arrays: Iterable[str]) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
+        """The facts and some arrays of a file.
+
+        Raises:
+            OnnxpressError: It is damaged.
+        """
+        path = self._path(name)
+        try:
+            with np.load(path, allow_pickle=False) as parts:
+                return json.loads(str(parts["facts"])), {each: parts[each] for each in arrays}
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise OnnxpressError(f"{path}: holds nothing that a run left; delete the folder and begin anew") from error
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.npz"
+
+
+class Store:
+    """Results in files; the arguments are those of `Files`."""
+
+    def __init__(self, folder: Path | None, run: str) -> None:
+        self._files = Files(folder, run)
+
     def known(self, index: int) -> Result | None:
         """The result that an interrupted run left for the weight of this number."""
-        path = self._path(index)
-        return self._result(path) if path.is_file() else None
+        return self._result(f"weight{index}") if self._files.has(f"weight{index}") else None
 
     def keep(self, index: int, weight: QuantizedWeight, rounded: Rounded) -> Result:
         """Write the result for the weight of this number.
 
         Raises:
-            OnnxpressError: The disk is full, or another error of the operating system.
+            OnnxpressError: As `Files.keep`.
         """
-        path = self._path(index)
         facts = {"rounded": dataclasses.asdict(rounded), "error": dataclasses.asdict(weight.error)}
-        part = path.with_suffix(".part")
-        try:
-            with open(part, "wb") as file:
-                np.savez(file, facts=json.dumps(facts), **{name: getattr(weight, name) for name in _ARRAYS})
-            os.replace(part, path)
-        except OSError as error:
-            raise OnnxpressError(f"{self._folder}: cannot keep a rounded weight: {error.strerror}") from error
-        return self._result(path)
+        self._files.keep(f"weight{index}", facts, {name: getattr(weight, name) for name in _ARRAYS})
+        return self._result(f"weight{index}")
 
-    def _path(self, index: int) -> Path:
-        return self._folder / f"weight{index}.npz"
+    def _result(self, name: str) -> Result:
+        files = self._files
 
-    def _result(self, path: Path) -> Result:
-        folder = self._temporary
-
-        def read() -> QuantizedWeight:
-            _ = folder  # which lasts as long as what reads it
-            facts, arrays = _read(path)
+        def read() -> QuantizedWeight:  # which keeps a folder of its own for as long as what reads it
+            facts, arrays = files.read(name, _ARRAYS)
             return QuantizedWeight(**arrays, error=WeightError(**facts["error"]))
 
-        return Result(Rounded(**_read(path)[0]["rounded"]), read)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as parts:
-            return json.loads(str(parts["facts"])), {name: parts[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise OnnxpressError(f"{path}: no rounded weight; delete the folder and begin anew") from error
+        return Result(Rounded(**files.read(name, ())[0]["rounded"]), read)
 
 
 def _claim(folder: Path, run: str) -> None:

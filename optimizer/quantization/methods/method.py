@@ -38,11 +38,7 @@ class Problem:
 
         None for groups of channels, which have inputs of their own.
         """
-        if len(self.moments.second) > 1:
-            return None
-        counts = np.maximum(self.moments.diagonal[0], 0) ** np.float32(power)
-        mean = counts.mean()
-        return np.ascontiguousarray(counts / mean if mean > 0 else np.ones_like(counts), np.float32)
+        return None if len(self.moments.second) > 1 else importance_of(self.moments.diagonal[0], power)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +54,10 @@ class Method:
     name: str
     round: Callable[[Problem], QuantizedWeight]
     reads_both_paths: bool = False
+
+
+def importance_of(squares: Floats, power: float) -> Floats:
+    """Mean squares of inputs [K] to some power, as multiples of their mean; ones where all are 0."""
+    counts = np.maximum(squares, 0) ** np.float32(power)
+    mean = counts.mean()
+    return np.ascontiguousarray(counts / mean if mean > 0 else np.ones_like(counts), np.float32)

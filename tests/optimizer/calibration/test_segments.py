@@ -135,3 +135,33 @@ g (float[n, 8] x, float[8, {size}] given) => (float[n, 8] y) {{
         segments.advance("second")
         for batch, weight in enumerate((default, 2 * default)):
             np.testing.assert_allclose(segments.pair("a", batch)[0], fed["x"] @ weight, rtol=1e-5, atol=1e-5)
+
+
+def test_outputs_and_weights_that_are_computed_when_they_are_read():
+    """An array of a lazy tensor is held by nobody, and outputs are kept to the end where they are asked for."""
+    reads = []
+    wide = {"C": np.tile(WEIGHTS["C"], (1, 64)), "D": np.tile(WEIGHTS["D"], (64, 1))}  # to lie beside the model
+
+    def evaluate():
+        reads.append("C")
+        return ir.tensor(wide["C"])
+
+    text = TEXT.replace("s = Add(h, kept)", "s = Tanh(h)").replace("shaped = Reshape(s, size)", "shaped = Identity(s)")
+    made = model(text)
+    tensors = {
+        "C": ir.LazyTensor(evaluate, ir.DataType.FLOAT, ir.Shape(wide["C"].shape), name="C"),
+        "D": ir.tensor(wide["D"], name="D"),
+    }
+    for name, tensor in tensors.items():
+        value = made.graph.initializers[name]
+        value.const_value, value.shape = tensor, ir.Shape(wide[name].shape)
+    (feeds,) = batches(1)
+    with Segments(made, [feeds], outputs=True) as segments:
+        segments.advance("third")
+        assert not reads
+        segments.advance_over("third")
+        assert reads == ["C"]
+        product = inputs(feeds, WEIGHTS)["third"] @ wide["C"]
+        np.testing.assert_allclose(segments.pair("h", 0)[0], product, rtol=1e-4, atol=1e-4)
+        assert segments.finish() == ["y"]
+        np.testing.assert_allclose(segments.pair("y", 0)[0], np.tanh(product) @ wide["D"], rtol=1e-4, atol=1e-3)

@@ -14,8 +14,8 @@ from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.evaluate import evaluate
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.evaluation import embeddings
-from onnxpress.optimizer.evaluation.texts import Text, TextMetric
 from onnxpress.optimizer.evaluation.metrics import choose_metric
+from onnxpress.optimizer.evaluation.texts import Text, TextMetric
 
 WORDS = ["[PAD]", "[UNK]", *(f"w{i}" for i in range(90))]
 HIDDEN, WIDTH = 32, 40

@@ -83,7 +83,7 @@ def test_of_another_run(interrupted, other):
 def test_folders_that_are_none(interrupted, tmp_path):
     path, folder = interrupted
     (folder / "weight0.npz").write_bytes(b"PK no archive")
-    with pytest.raises(OnnxpressError, match=r"weight0.npz: no rounded weight"):
+    with pytest.raises(OnnxpressError, match=r"weight0.npz: holds nothing that a run left"):
         convert(path, folder)
     full = tmp_path / "full"
     full.mkdir()
