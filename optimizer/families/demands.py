@@ -59,11 +59,14 @@ def _need_of_weights(recipe: Recipe, given: bool) -> Need:
     return Need.REQUIRED if reads else Need.NONE
 
 
-def _check_weights(recipe: Recipe, _is_there: bool, _statistics: bool) -> None:
-    """Refuse a metric without a bound, which nothing would read."""
+def _check_weights(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
+    """Refuse a metric without a bound, which nothing would read, and an order of what is not rounded by data."""
     if recipe.judged_by is not None and recipe.max_loss is None:
         bounds = f"{option('max-drop')} or {option('max-kl')}"
         raise SettingsError(["metric"], f": weights alone are not judged without a bound; give {bounds}, too")
+    if not recipe.sequential and (recipe.method == "rtn" or not is_there):
+        why = f", but no weight is rounded by data: give {option('calibration')}, and a method other than rtn"
+        raise SettingError("sequential", False, why)
 
 
 def _check_calibrated(recipe: Recipe, _is_there: bool, statistics: bool) -> None:

@@ -31,7 +31,7 @@ class FamilySettings:
 FAMILY_SETTINGS = (
     FamilySettings(
         "weight-only", "weights alone",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Transforming, g.Mixing, g.Judging, g.Blocks),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks),
     ),
     FamilySettings(
         "static", "int8-static",
@@ -41,7 +41,7 @@ FAMILY_SETTINGS = (
     FamilySettings("dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion)),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),
-    FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Sparse)),
+    FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Order, g.Sparse)),
 )  # fmt: skip
 
 

@@ -223,6 +223,18 @@ class Rounding:
 
 
 @dataclasses.dataclass(frozen=True)
+class Order:
+    """In which order weights change."""
+
+    sequential: bool = setting(
+        True,
+        "Let obs, and methods that round by data, change the weights of each layer for what the layers before it make "
+        "by now; at once for what they make in the float model.",
+        option="--sequential/--at-once",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Mixing:
     """Weights of several widths."""
 
@@ -369,11 +381,6 @@ class Sparse:
         "dynamic",
         "Codes of int8: dynamic, with a scale per row, or static, with one from a calibration.",
         choices=("dynamic", "static"),
-    )
-    sequential: bool = setting(
-        True,
-        "Let obs move the weights of each layer for what the layers before it make by now.",
-        option="--sequential/--at-once",
     )
     prune: bool = setting(
         True,

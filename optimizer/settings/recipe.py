@@ -27,6 +27,7 @@ from .groups import (
     Int8Weights,
     Judging,
     Mixing,
+    Order,
     Ranges,
     Rounding,
     Search,
@@ -128,6 +129,7 @@ class Recipe(
     Int8Weights,
     Judging,
     Mixing,
+    Order,
     Calibrated,
     Ranges,
     Transforming,
@@ -259,6 +261,9 @@ class Recipe(
             raise origin.error("range_method", self.range_method, problem)
         if self.family == "static" and self.method not in (None, "rtn", "gptq"):
             raise origin.error("method", self.method, f", for weights alone; {self.scheme} takes rtn or gptq")
+        if not self.sequential and "qronos" in (self.method or ""):
+            problem = ", but qronos rounds towards the float path, which at once is the only one; take gptq"
+            raise origin.error("sequential", False, problem)
         if self.target == "any" and self.reduce_range is False:
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 

@@ -252,7 +252,7 @@ class _Search:
         model = copy_of(copy)
         if method_of(recipe) != "rtn":
             weights = rewrite(copy, decide(copy, recipe)).weights
-            results = round_with_data(copy_of(model), weights, data, method_of(recipe), self._progress, stage)
+            results = round_with_data(copy_of(model), weights, data, recipe, self._progress, stage)
         self._try(label, recipe, model, results, folds, time.perf_counter() - begin)
 
     def _try(

@@ -67,7 +67,7 @@ def _convert(
     lazy, results = rewritten.weights, known or {}
     if data is not None and original is not None:
         folder = "" if folds is None else "rounded"  # beside that of the transform
-        results = round_with_data(original, lazy, data, method_of(recipe), progress, folder)
+        results = round_with_data(original, lazy, data, recipe, progress, folder)
     for weight in lazy:
         if weight.identity in results:
             weight.take(results[weight.identity].read, results[weight.identity].rounded.method)

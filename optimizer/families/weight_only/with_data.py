@@ -34,7 +34,7 @@ def method_of(recipe: Recipe) -> str:
 
 
 def round_with_data(
-    model: ir.Model, weights: Sequence[LazyWeight], data: Data, method: str, progress: Progress, stage: str = ""
+    model: ir.Model, weights: Sequence[LazyWeight], data: Data, recipe: Recipe, progress: Progress, stage: str = ""
 ) -> Results:
     """Round what nodes of the main graph read; what others read is rounded without data when it is written.
 
@@ -42,7 +42,7 @@ def round_with_data(
         model: The float model, of which `weights` are.
         weights: Of products and convolutions, and others, which stay as they are.
         data: Batches of inputs; with a folder where an interrupted run goes on, if it says one.
-        method: One of `METHODS`, or several with commas.
+        recipe: With the method, or several with commas, and whether weights are rounded one after the other.
         progress: Told how the work goes on.
         stage: Name of this run among those of one conversion, whose folders are apart.
 
@@ -55,13 +55,14 @@ def round_with_data(
     """
     survey(data, progress)
     mark_constants(model)
-    methods = tuple(dict.fromkeys(("rtn", *method.split(","))))
+    methods = tuple(dict.fromkeys(("rtn", *method_of(recipe).split(","))))
     with Segments(model, data) as segments:
         tried = [METHODS[name] for name in methods]
         products = Products(model, segments, tried)
-        run = _Run(products, segments, tried)
+        run = _Run(products, segments, tried, sequential=recipe.sequential)
         jobs = products.jobs(weights)
-        described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], methods, data)
+        how = methods if recipe.sequential else (*methods, "at once")
+        described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], how, data)
         store = Store(None if data.checkpoint is None else data.checkpoint / stage, described)
         made: Results = {}
         for job in jobs:
@@ -74,10 +75,11 @@ def round_with_data(
 
 
 class _Run:
-    """Weights of a model, rounded in order."""
+    """Weights of a model, rounded in order, or at once by what the float model shows."""
 
-    def __init__(self, products: Products, segments: Segments, methods: Sequence[Method]) -> None:
+    def __init__(self, products: Products, segments: Segments, methods: Sequence[Method], *, sequential: bool) -> None:
         self._products, self._segments, self._methods = products, segments, methods
+        self._sequential = sequential
 
     def round(self, job: Job, store: Store) -> Result | None:
         """The result for a weight; None where what it reads is nothing, or NaN or infinite."""
@@ -88,7 +90,7 @@ class _Run:
             if moments is None:
                 return None
             known = store.keep(job.index, *self._best(job.weight, *moments))
-        if not job.is_last:  # after which nothing runs
+        if self._sequential and not job.is_last:  # after which nothing runs
             self._change(job.weight, known.read())
         return known
 

@@ -163,3 +163,40 @@ def test_of_several_methods_each_weight_gets_the_best(tmp_path):
     assert costs["search,gptq"] == min(costs["search"], costs["gptq"])
     with pytest.raises(UsageError, match='method is "gptk"'):
         Recipe(method="rtn,gptk")
+
+
+def test_at_once_each_weight_is_rounded_by_what_the_float_model_shows(tmp_path):
+    """As alone, however many are rounded before it; in order it sees what they make of the data."""
+    b = graphs.Builder(18)
+    h = b.input("x", [None, 64])
+    for index in range(2):
+        h = b.op("MatMul", h, b.constant(f"W{index}", graphs.weight(64, 64, index)), name=f"layer{index}")
+    b.output(h, [None, 64])
+    ir.save(b.model(), tmp_path / "m.onnx")
+    rows = np.random.default_rng(2).standard_normal((256, 8)) @ np.random.default_rng(3).standard_normal((8, 64))
+
+    def second(**settings):
+        recipe = Recipe(scheme="int2", accuracy_level=0, check=False, **settings)
+        data = Calibration([{"x": part.astype(np.float32)} for part in np.split(rows, 8)])
+        made = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=data)
+        (node,) = (node for node in onnx.load(made.output).graph.node if node.name == "layer1")
+        tensors = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(made.output).graph.initializer}
+        return tensors[node.input[1]].tobytes()
+
+    alone = second(exclude=("layer0",))
+    assert second(sequential=False) == alone
+    assert second() != alone
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "qronos"}, "sequential is false, but qronos rounds towards the float path"),
+        ({"method": "rtn"}, "sequential is false, but no weight is rounded by data"),
+        ({}, "sequential is false, but no weight is rounded by data"),
+    ],
+)
+def test_at_once_where_nothing_is_rounded_by_data(tmp_path, settings, message):
+    ir.save(network(), tmp_path / "m.onnx")
+    with pytest.raises(UsageError, match=message):
+        optimize(tmp_path / "m.onnx", Recipe(sequential=False, **settings), tmp_path / "out.onnx")
