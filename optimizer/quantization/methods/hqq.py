@@ -12,7 +12,8 @@ sub-problems), beta growing by kappa each time:
 
 The scale stays. The codes' zero points are whole, so the one found is rounded, and taken where sum |e|^p is less than
 before. That is seldom: z moves by less than half a code. (On products of a language model at 4 to 2 bits a zero point
-that is not rounded is worth 0.1 to 0.9 dB on data, a rounded one nothing.)
+that is not rounded is worth 0.1 to 0.9 dB on data, a rounded one nothing. MatMulNBits takes real ones as float32, which
+are 0.22 bits more of each weight in blocks of 128: spent on codes, these are worth 1.3 dB.)
 
 The same splitting with the scale in place of z, s = sum((x - r) q) / sum(q q), is not done: it lowers the sum of
 |e|^p by cutting off the largest weights, by which products lost 1 to 6 dB. So symmetric blocks and floating-point
