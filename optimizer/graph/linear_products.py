@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from .affine_chains import Affine, Doubles
 from .constants import constant_of
-from .matching import Floats, fixed, input_of, is_fixed, is_standard, least_rank
+from .matching import Floats, fixed, input_of, is_fixed, is_standard, least_rank, like
 from .rewriting import add_array
 
 
@@ -38,7 +38,7 @@ class Product:
 
     def __init__(self, node: ir.Node) -> None:
         self.node = node
-        self._is_conv = is_standard(node, "Conv", "ConvTranspose")
+        self._is_conv = _is_conv(node)
         self._flipped = is_standard(node, "ConvTranspose", "MatMul") or (
             is_standard(node, "Gemm") and not node.attributes.get_int("transB", 0)
         )
@@ -86,11 +86,28 @@ class Product:
         """A map of its result as one number a channel; None where it is another."""
         return self._per_channel(map_, self.node.outputs[0], self.outputs)
 
-    def ahead(self, map_: Affine) -> Affine | None:
-        """A map of what it reads as one number a channel; None where it is another."""
-        if self.node.attributes.get_int("transA", 0):
+    def ahead(self, map_: Affine, x: ir.Value) -> Affine | None:
+        """A map of `x`, whose result it reads, as one number a channel; None where it is another.
+
+        Nor may it be one that broadcasts `x`, in rank or in channels, which the product would then read as it is.
+        """
+        if self.node.attributes.get_int("transA", 0) or len(map_.shape) > least_rank(x):
             return None
-        return self._per_channel(map_, self.node.inputs[0], self.inputs)
+        found = self._per_channel(map_, x, self.inputs)
+        widens = math.prod(map_.shape) > 1 and not self._has_channels(x)
+        return None if widens else found
+
+    def _has_channels(self, x: ir.Value) -> bool:
+        """Whether a value is known to have as many channels as the product reads."""
+        x = like(x)
+        if x.shape is not None:
+            sizes = list(x.shape)[1:2] if self._is_conv else list(x.shape)[-1:]
+            return sizes == [self.inputs]
+        maker = x.producer()
+        if maker is None or not is_product(maker) or _is_conv(maker) != self._is_conv:
+            return False
+        made = Product(maker)
+        return made.refusal is None and made.outputs == self.inputs
 
     def _per_channel(self, map_: Affine, value: ir.Value | None, channels: int) -> Affine | None:
         if self._is_conv:
@@ -174,6 +191,10 @@ class Product:
         self.node.replace_input_with(index, add_array(graph, f"{self.node.outputs[0].name}_folded_{name}", array))
         if old is not None and old.is_initializer() and not old.uses() and not old.is_graph_output():
             del graph.initializers[old.name or ""]
+
+
+def _is_conv(node: ir.Node) -> bool:
+    return is_standard(node, "Conv", "ConvTranspose")
 
 
 def _shape(value: ir.Value | None) -> tuple[int, ...]:

@@ -75,6 +75,13 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     return reader if producer is None or reader.graph is producer.graph else None
 
 
+def like(value: ir.Value) -> ir.Value:
+    """The first value, back along nodes that keep the shape, whose shape is known or that others make."""
+    while value.shape is None and is_standard(node := value.producer(), *_SAME_SHAPE) and node.inputs[0] is not None:
+        value = node.inputs[0]
+    return value
+
+
 def least_rank(value: ir.Value | None) -> int:
     """Axes that a value has at least: from its shape, or else from what made it."""
     return _rank(value, 8)[0]

@@ -88,8 +88,8 @@ class FoldAffine(GraphPass):
         if _ends_normalization(chain[0]):
             return self._leave(chain, "the end of a normalization, which ONNX Runtime computes as one")
         for product in readers:
-            if product.refusal is not None or product.ahead(whole) is None:
-                return self._leave(chain, product.refusal or "it is not one number a channel")
+            if product.refusal is not None or product.ahead(whole, chain[0].x) is None:
+                return self._leave(chain, product.refusal or "it is not one number a channel of what it reads")
         result, shift = chain[0].x, None
         reason = next((reason for product in readers if (reason := product.refuse_shift())), None)
         if whole.shifts and reason is not None:
@@ -98,7 +98,7 @@ class FoldAffine(GraphPass):
             with np.errstate(all="ignore"):
                 shift = np.broadcast_to(whole.shift / whole.scale, whole.shape).astype(np.float32)
             whole = Affine(whole.scale, np.zeros(()), whole.shape)
-        folded = [product.folded(ahead=product.ahead(whole)) for product in readers]
+        folded = [product.folded(ahead=product.ahead(whole, chain[0].x)) for product in readers]
         if any(each is None for each in folded) or (shift is not None and not np.isfinite(shift).all()):
             return self._leave(chain, _OVERFLOW)
         if shift is not None:

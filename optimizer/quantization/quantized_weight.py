@@ -43,10 +43,11 @@ class WeightError:
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite for no noise, 0 for neither."""
+    """10 log10(signal / noise); infinite for no noise, 0 for neither, minus infinite for noise that is infinite."""
     if noise == 0:
         return math.inf if signal > 0 else 0.0
-    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+    ratio = signal / noise
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf
 
 
 def pack_codes(codes: Codes, zero_points: Codes, scheme: WeightScheme) -> Codes:

@@ -21,7 +21,10 @@ from sessions import KNOWS_WHO_RUNS_WHAT
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Run the command line; its exit code, output and errors."""
+    """Run the command line where two models and data are; its exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.onnx", "b.onnx", "x.npz"):
+        (tmp_path / name).touch()
     monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
     return runner(monkeypatch, capsys)

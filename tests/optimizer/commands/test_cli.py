@@ -247,7 +247,7 @@ def test_which_nodes_the_execution_provider_takes(int4):
     [
         (["INT4", "-o", "INT4"], 2, "is the model itself"),
         (["INT4", "-o", "nowhere/out.onnx"], 2, "does not exist"),
-        (["INT4", "--accuracy-level", "7"], 2, "7 is not in the range"),
+        (["INT4", "--accuracy-level", "2"], 2, "accuracy_level is '2'"),
         (["INT4", "--claim", "gemm"], 2, "claim has 'gemm'"),
         (["INT4", "--claim", "dequantized_matmul"], 1, "nothing to compile, nothing written"),
         (["MODEL"], 1, "nothing to compile, nothing written"),

@@ -252,3 +252,39 @@ def test_real_models(name):
         assert types.count("HardSigmoid") >= 30
         assert "BatchNormalization" not in types
         assert "Clip" not in types
+
+
+BROADCASTING = {
+    "MatMul, columns": ([4, 1], (6,), "MatMul", (6, 5)),
+    "MatMul, rank": ([4, 6], (1, 1, 6), "MatMul", (6, 5)),
+    "MatMul, of a vector": ([6], (1, 6), "MatMul", (6, 5)),
+    "MatMul, columns that have a name": ([4, "k"], (6,), "MatMul", (6, 5)),
+    "Gemm, columns": ([4, 1], (1, 6), "Gemm", (6, 5)),
+    "Gemm, rank": ([6], (1, 6), "Gemm", (6, 5)),
+    "Conv, grey to colours": ([1, 1, 5, 5], (1, 3, 1, 1), "Conv", (4, 3, 3, 3)),
+    "Conv, rank": ([3, 5, 5], (1, 3, 1, 1), "Conv", (4, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("case", BROADCASTING)
+@pytest.mark.parametrize("form", ["Add", "Mul"])
+def test_what_broadcasts_its_input_stays_ahead(case, form):
+    """The product would read the input as it was, of another rank or with fewer channels."""
+    shape, constant, op_type, weight = BROADCASTING[case]
+    b = graphs.Builder(13)
+    x = b.op(form, b.input("x", shape), b.constant("c", array(*constant)))
+    y = b.op(op_type, x, b.constant("W", array(*weight)))
+    b.output(y, [f"d{axis}" for axis in range({"Conv": 4, "Gemm": 2}.get(op_type, max(len(shape), len(constant))))])
+    sizes = [1 if isinstance(size, str) else size for size in shape]
+    folding = FoldAffine()
+    rewritten(b.model(), folding, {"x": RNG.normal(size=sizes).astype(np.float32)}, depth=64, changes=False)
+    assert "not one number a channel of what it reads" in folding.left[f"{form}_0"]
+
+
+def test_channels_are_known_through_nodes_that_keep_the_shape():
+    b = graphs.Builder(13)
+    x = b.op("Conv", b.input("x", ["n", 2, 6, 6]), b.constant("V", array(3, 2, 1, 1)))
+    x = affine(b, b.op("Sigmoid", b.op("Relu", x)), (1, 3, 1, 1))
+    b.output(b.op("Conv", x, b.constant("W", array(4, 3, 3, 3))), ["n", 4, 4, 4])
+    feeds = {"x": RNG.normal(size=(2, 2, 6, 6)).astype(np.float32)}
+    assert rewritten(b.model(), FoldAffine(), feeds, depth=64) == ["Conv", "Relu", "Sigmoid", "Conv"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from graphs import Builder, weight
 from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.model_io import storage
 from pruning import LEVELS, K, N, array, batch, converted, dense, expected, product, run, samples, sparse_nodes
 
 OLD = ort.__version__.startswith("1.23.")
@@ -143,3 +145,23 @@ def test_report_says_what_stayed_and_what_was_lost(tmp_path, capsys):
     assert "49.2 % of 2,976 weights, in blocks of 4x4, by criterion magnitude" in shown
     assert "49.2 % zero, change of the weight" in shown
     assert json.loads(report.to_json())["details"]["layers"][0]["node"] == "product"
+
+
+@pytest.mark.parametrize("opset", [7, 8])
+def test_initializers_of_old_files_are_inputs_and_constants(opset):
+    """IR 3: the smallest blocks go, and nothing else changes."""
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("W", (64, 64)), ("b", 64))}
+    proto = onnx.parser.parse_model(f"""<ir_version: 3, opset_import: ["" : {opset}]>
+g (float[n, 64] x, float[64, 64] W, float[64] b) => (float[n, 64] y) {{
+    g = Gemm(x, W, b)
+    y = Relu(g)
+}}""")
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    model = storage.of_proto(proto)
+    converted(model, sparsity=0.2, dtype="float32", criterion="magnitude")
+    sums = np.square(weights["W"]).reshape(16, 4, 16, 4).sum((1, 3))
+    kept = np.repeat(np.repeat(sums > np.sort(sums, axis=None)[50], 4, 0), 4, 1)  # 51 of 256 go
+    x = batch(3, 64)
+    wanted = np.maximum(x @ (weights["W"] * kept) + weights["b"], 0)
+    np.testing.assert_allclose(run(model, {"x": x})[0], wanted, rtol=1e-4, atol=1e-4)
