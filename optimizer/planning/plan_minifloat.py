@@ -18,6 +18,7 @@ from onnxpress.custom_ops import functions
 
 from ..errors import option
 from ..graph.constants import constant_of, is_constant, mark_constants
+from ..graph.element_type import element_type
 from ..graph.matching import is_standard
 from ..graph.opset_obstacle import obstacle
 from ..graph.rewriting import settings_of
@@ -153,10 +154,10 @@ def _table(node: ir.Node) -> Operator | str:
 def _reason(node: ir.Node, operator: Operator | str, recipe: Recipe, unusable: Mapping[str, str]) -> str | None:
     if isinstance(operator, str):
         return operator
-    kinds = {value.dtype for value in (*operator.activations, *node.outputs)}
+    kinds = {element_type(value) for value in (*operator.activations, *node.outputs)}
     if not kinds <= {None, ir.DataType.FLOAT}:
         return "computes on another type than float32"
-    if operator.constant is None and kinds == {None}:
+    if kinds == {None}:
         return "the type of what it computes on is not known"
     if not operator.is_product and recipe.coverage == "standard":
         return f"{'embedding table; ' if operator.role is Role.TABLE else ''}{option('coverage')} extended takes it"

@@ -33,11 +33,15 @@ def parametric(s: Sketch) -> Value:
 
 
 def operand(s: Sketch, x: Value) -> str:
-    """A constant that broadcasts to `x`, or is larger in rank."""
+    """A constant that broadcasts to `x`, or is larger in rank or along an axis of one."""
     number = s.one_of(*_SPECIAL) if s.chance(0.6) else float(s.rng.standard_normal())
     shape = s.one_of((), (1,), (1,) * x.rank, x.shape[-1:], x.shape, (1, *x.shape))
     if x.rank == 4 and s.chance(0.5):
         shape = (x.shape[1], 1, 1) if s.chance(0.5) else (1, x.shape[1], 1, 1)
+    if 1 in x.shape and s.chance(0.15):  # an axis that grows
+        axes = [axis for axis, size in enumerate(x.shape) if size == 1]
+        wide = s.one_of(*axes)
+        shape = tuple(s.one_of(3, 16) if axis == wide else 1 for axis in range(x.rank))
     array = np.full(shape, number)
     return s.constant(s.rng.standard_normal(shape) if s.chance(0.3) else array)
 

@@ -77,3 +77,16 @@ def test_a_type_that_nobody_knows_is_no_float32():
     b.graph.opset_imports["test"] = 1
     (decision,) = decide(b.model(10), Recipe(scheme="fp8-dynamic", clean_up=False))
     assert (decision.taken, decision.reason) == (False, "the type of what it computes on is not known")
+
+
+@pytest.mark.parametrize("dtype", [ir.DataType.FLOAT, ir.DataType.FLOAT16])
+def test_constants_tell_the_type_behind_an_operator_that_nobody_knows(dtype):
+    b = graphs.Builder(21)
+    odd = b.op("Odd", b.input("x", [2, 8, 8]), domain="test")
+    sides = [b.op("Add", odd, b.constant(name, np.ones(8, dtype.numpy()))) for name in ("a", "b")]
+    y = b.op("MatMul", sides[0], b.op("Transpose", b.op("Softmax", sides[1]), perm=[0, 2, 1]), name="product")
+    b.output(b.op("Odd", y, domain="test"), [2, 8, 8])
+    b.graph.opset_imports["test"] = 1
+    (decision,) = (each for each in decide(b.model(10), Recipe(scheme="fp8-dynamic")) if each.node_name == "product")
+    assert decision.taken is (dtype == ir.DataType.FLOAT)
+    assert dtype == ir.DataType.FLOAT or decision.reason == "computes on another type than float32"
