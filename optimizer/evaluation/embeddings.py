@@ -69,7 +69,12 @@ class Sentences:
             UsageError: One of the two is no encoder of text, or their vectors have different widths.
             OnnxpressError: The tokenizer cannot be read, or the float model gives no vectors.
         """
-        wanted, found = self._of_float(), self._vectors(session, self._source)
+        found = None
+        if self._wanted is None:
+            reference = self._reference()
+            self._wanted = self._of_float(reference)
+            found = self._wanted if reference is session else None
+        wanted, found = self._wanted, self._vectors(session, self._source) if found is None else found
         if wanted.shape != found.shape:
             raise UsageError(
                 f"{self._source}: has vectors of {found.shape[1]} numbers, the float model of {wanted.shape[1]}"
@@ -79,13 +84,11 @@ class Sentences:
         told = {"least cosine": float(cosines.min()), "same nearest neighbour": same, "sentences": len(self._lines)}
         return Score(float(cosines.mean()), told)
 
-    def _of_float(self) -> Vectors:
-        """Those of the float model, which are computed once."""
-        if self._wanted is None:
-            self._wanted = self._vectors(self._reference(), "the float model")
-            if not np.isfinite(self._wanted).all():
-                raise OnnxpressError("the float model's vectors are NaN or infinite; nothing can be measured by them")
-        return self._wanted
+    def _of_float(self, reference: ort.InferenceSession) -> Vectors:
+        vectors = self._vectors(reference, "the float model")
+        if not np.isfinite(vectors).all():
+            raise OnnxpressError("the float model's vectors are NaN or infinite; nothing can be measured by them")
+        return vectors
 
     def _vectors(self, session: ort.InferenceSession, who: str) -> Vectors:
         """Of all sentences, [sentences, width]."""

@@ -105,6 +105,18 @@ def test_a_model_that_gives_the_vector_itself(place):
     assert found.value == pytest.approx(expected.mean(), abs=1e-6)
 
 
+def test_a_model_beside_itself_runs_once(place, monkeypatch):
+    runs = []
+    vectors = embeddings.Sentences._vectors
+    monkeypatch.setattr(
+        embeddings.Sentences, "_vectors", lambda self, *given: runs.append(given[-1]) or vectors(self, *given)
+    )
+    found = evaluate("float.onnx", "embeddings", text=Text("lines.txt"), reference="float.onnx")
+    assert found.value == pytest.approx(1)
+    assert found.details["same nearest neighbour"] == 1
+    assert runs == ["the float model"]
+
+
 def test_as_a_metric(place):
     metric = choose_metric(TextMetric("embeddings", Text("lines.txt", "tokenizer.json")), place / "float.onnx", [])
     assert (metric.name, metric.reference, metric.less_is_better, metric.in_nats) == ("embeddings", 1.0, False, False)
