@@ -87,8 +87,8 @@ class Found:
 
 ESCALATION = "smoothquant"
 """The transform that is tried where the recipe names none. Of a language model's products it found scales for some by
-which GPTQ gained 1 to 3 dB, in a second each; by those of AWQ nothing was gained, and TEQ found better ones for most, in
-ten times the time and more."""
+which GPTQ gained 1 to 3 dB, in a second each; those of AWQ gained nothing, and those of TEQ, which are better for most,
+take ten times as long and more."""
 _UNBOUND: dict[str, Any] = dict.fromkeys(("max_drop", "max_kl", "metric", "text", "window", "stride", "tokens"))
 
 
