@@ -28,7 +28,7 @@ class ScaledTensor(ir.LazyTensor):
         def evaluate() -> ir.TensorProtocol:
             array = copy_of(base)
             for factor in factors.values():
-                array = _product(array, factor)
+                array = multiplied(array, factor)
             return ir.Tensor(array, name=name)
 
         super().__init__(evaluate, ir.DataType.FLOAT, ir.Shape(shape), name=name)
@@ -50,10 +50,13 @@ def scaled_tensor(tensor: ir.TensorProtocol, factor: Doubles, name: str | None) 
         return ScaledTensor(tensor.base, factors, name)
     if isinstance(tensor, ir.ExternalTensor | ir.LazyTensor):
         return ScaledTensor(tensor, {factor.shape: factor}, name)
-    return ir.tensor(_product(copy_of(tensor), factor), name=name)
+    return ir.tensor(multiplied(copy_of(tensor), factor), name=name)
 
 
-def _product(array: npt.NDArray[np.float32], factor: Doubles) -> npt.NDArray[np.float32]:
+def multiplied(array: npt.NDArray[np.float32], factor: Doubles) -> npt.NDArray[np.float32]:
+    """An array times a factor, rounded once; in place where it keeps its shape."""
+    shape = np.broadcast_shapes(array.shape, factor.shape)
+    product = array if shape == array.shape else np.empty(shape, np.float32)
     with np.errstate(over="ignore"):  # what becomes infinite is found by who runs the model
-        product: npt.NDArray[np.float32] = (array * factor).astype(np.float32)
+        np.multiply(array, factor, out=product, casting="unsafe")  # a few numbers at a time in float64
     return product

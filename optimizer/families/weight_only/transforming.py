@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,8 @@ from .rewrite import decide
 
 Floats = npt.NDArray[np.float32]
 
+_COMPARED = 1 << 23
+"""Numbers of a tensor that are compared; the logits of a language model are many more."""
 _NO_GAIN = "rounding loses no less with scales of its inputs, on data that they have not seen"
 _DIFFERS = "the model computed otherwise with scales of its inputs"
 
@@ -251,14 +254,20 @@ def differing(
         for check in sorted(checks, key=lambda check: one.position(check.node)):
             for segments in (one, other):
                 segments.advance_over(check.node)
-            wanted, found = (segments.pair(check.output, 0)[0] for segments in (one, other))
+            wanted, found = (_some(segments.pair(check.output, 0)[0]) for segments in (one, other))
             same = beyond_rounding([check.output], [wanted], [found * scales.get(check.makes, np.float32(1))]) is None
             if check.reads in scales and not same:
                 return [check.reads]
         names = one.finish()
         other.finish()
-        outputs = [[each.pair(name, 0)[0] for name in names] for each in (one, other)]
+        outputs = [[_some(each.pair(name, 0)[0]) for name in names] for each in (one, other)]
         return None if beyond_rounding(names, *outputs) is None else list(scales)
+
+
+def _some(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Rows of a tensor, evenly spread, that hold about as many numbers as are compared; [n, size of the last axis]."""
+    rows = array.reshape(-1, array.shape[-1] if array.ndim and array.size else 1)
+    return rows[:: max(1, array.size // _COMPARED)]
 
 
 def _weights(searches: Iterable[_Search]) -> list[LazyWeight]:

@@ -25,6 +25,9 @@ from ..rtn import quantize_rtn
 _FLOPS, _LEAST, _MOST = 4_000_000_000, 64, 256
 """Output channels of a part: so many that one look at what they cost takes as many operations, within bounds."""
 
+_PIECE = 1 << 13
+"""Output channels that are rounded and judged at once."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -67,11 +70,10 @@ class Group:
             scales: float32 [K], positive.
             apart: Judge by the rows kept apart.
         """
+        pieces = [piece for problem in self.problems for piece in _pieces(problem)]
         return sum(
-            (problem.apart if apart else problem.moments).cost(
-                in_place(problem, rounded(problem, scales), scales), problem.rows
-            )
-            for problem in self.problems
+            (piece.apart if apart else piece.moments).cost(in_place(piece, rounded(piece, scales), scales), piece.rows)
+            for piece in pieces
         )
 
 
@@ -125,6 +127,13 @@ def centred(logarithms: Floats) -> Floats:
     """Scales of these logarithms but for a common factor: with a geometric mean of 1."""
     scales: Floats = np.exp(logarithms - logarithms.mean(dtype=np.float64)).astype(np.float32)
     return scales
+
+
+def _pieces(problem: Problem) -> list[Problem]:
+    """A problem some output channels at a time, so that few numbers are in memory; whole where all share one scale."""
+    scheme, channels = problem.scheme, len(problem.rows)
+    step = _PIECE if scheme.per_channel or scheme.block_size else max(1, channels)
+    return [dataclasses.replace(problem, rows=problem.rows[at : at + step]) for at in range(0, channels, step)]
 
 
 def _divided(moments: InputMoments, scales: Floats) -> InputMoments:

@@ -211,14 +211,14 @@ def metric_of(path):
 def test_the_search_for_a_recipe_tries_it(path, tmp_path):
     settings = {"metric": metric_of(path), "check": False}
     trail = convert(path, tmp_path / "out.onnx", max_drop=1e-6, **settings).trail
-    assert [each.recipe for each in trail[:3]] == ["int3 by rtn", "int3 by gptq", "int3 by gptq with awq"]
+    assert [each.recipe for each in trail[:3]] == ["int3 by rtn", "int3 by gptq", "int3 by gptq with smoothquant"]
     losses = [each.loss for each in trail[:3]]
     assert losses[2] < losses[1] < losses[0]
     report = convert(path, tmp_path / "out.onnx", max_drop=(losses[1] + losses[2]) / 2, **settings)
     assert len(report.trail) == 3
-    assert report.recipe["transform"] == "awq"
+    assert report.recipe["transform"] == "smoothquant"
     assert report.details["metric"]["int3"] == pytest.approx(1 - losses[2])
-    assert report.details["transform"]["name"] == "awq"
+    assert report.details["transform"]["name"] == "smoothquant"
     optimize(path, Recipe.from_mapping(report.recipe), tmp_path / "again.onnx", calibration=Calibration(rows()))
     assert (tmp_path / "again.onnx").read_bytes() == Path(report.output).read_bytes()
     report = convert(path, tmp_path / "out.onnx", max_drop=(losses[0] + losses[1]) / 2, **settings)
