@@ -62,14 +62,20 @@ class MomentSums:
         self._seen = self._batches = 0
         self._finite = True
 
-    def add(self, here: npt.NDArray[Any], rounded: npt.NDArray[Any]) -> None:
-        """See a batch: the node's first input on both paths, which may be the same array."""
+    def add(self, here: npt.NDArray[Any], rounded: npt.NDArray[Any], mask: npt.NDArray[Any] | None = None) -> None:
+        """See a batch.
+
+        Args:
+            here: The node's first input on the float path.
+            rounded: On the other, which may be the same array.
+            mask: [batch, tokens] of the model's inputs, 0 where a token is padding, whose rows do not count.
+        """
         state = self._generator.bit_generator.state
-        rows = self._rows(rounded)
+        rows = self._rows(rounded, mask)
         others = rows
         if here is not rounded:
             self._generator.bit_generator.state = state  # the same patches
-            others = self._rows(here)
+            others = self._rows(here, mask)
         self._finite = self._finite and bool(np.isfinite(rows).all() and np.isfinite(others).all())
         if not self._finite:
             return
@@ -79,11 +85,14 @@ class MomentSums:
         for sums, chosen, both in ((self._learned, ~apart, self._cross), (self._apart, apart, True)):
             sums.add(rows[:, chosen], others[:, chosen] if both and others is not rows else None)
 
-    def _rows(self, x: npt.NDArray[Any]) -> Floats:
+    def _rows(self, x: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> Floats:
         """[G, n, K]."""
         if self._node.op_type == "Conv":
             return draw(self._node, x, self._generator).astype(np.float32)
-        return np.ascontiguousarray(rows_of(self._node, x), np.float32)[None]
+        rows = rows_of(self._node, x)
+        if mask is not None and x.shape[:-1] in (mask.shape, (mask.size,)) and self._node.op_type == "MatMul":
+            rows = rows[mask.reshape(-1) != 0]
+        return np.ascontiguousarray(rows, np.float32)[None]
 
     def moments(self) -> tuple[InputMoments, InputMoments] | None:
         """To round by, and to judge by; None of too few rows, or of some that are not finite."""

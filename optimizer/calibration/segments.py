@@ -25,6 +25,7 @@ from ..runtime.feeds import Feeds
 from ..runtime.pages import drop_pages
 from ..runtime.session import uses_our_ops
 from .observe import ArraySession, take_weights
+from .windows import MASK
 
 Array = npt.NDArray[Any]
 
@@ -59,7 +60,10 @@ class Segments:
         self._changed: dict[str, Array] = {}
         self._moved: set[str] = set()
         self._float, self._rounded = _Kept(memory // 2), _Kept(memory // 2)
+        self._masks: list[Array | None] = []
         for batch, feeds in enumerate(data):
+            mask = feeds.get(MASK)
+            self._masks.append(mask if isinstance(mask, np.ndarray) and mask.ndim == 2 else None)
             for name, value in {**self._parts.defaults(self._weights), **feeds}.items():
                 self._float.put(batch, name, value)
         self.batches = self._float.batches
@@ -114,6 +118,10 @@ class Segments:
         """A tensor on the path of the float model and on that of the rounded weights; the same one where it is."""
         here = self._float.get(batch, name)
         return here, self._rounded.get(batch, name) if name in self._moved else here
+
+    def mask(self, batch: int) -> Array | None:
+        """[batch, tokens], 0 where a token of the batch is padding; None where no input says so."""
+        return self._masks[batch]
 
     def change(self, node: str, weight: Array) -> None:
         """Give the node another second input on the path of rounded weights, before it has run."""

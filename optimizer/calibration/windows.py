@@ -23,7 +23,8 @@ WINDOW = 512
 """Tokens of a window where nobody says."""
 SEGMENTS = "token_type_ids"
 FILLED = (IDS, "attention_mask", SEGMENTS, "position_ids")
-_MASK, _, _POSITIONS = FILLED[1:]
+MASK, _, _POSITIONS = FILLED[1:]
+"""What says which tokens are padding, with 0."""
 _COUNTING_AXIS = 2  # of a past [batch, heads, tokens, width] whose sizes are all fixed
 _PAST_WORDS = ("past", "cache")
 
@@ -96,16 +97,16 @@ class Decoder:
             raise UsageError(f"{where}: the model takes no '{IDS}', so text cannot fill its inputs; give an .npz")
         self._pasts = [entry for entry in inputs if is_past(entry)]
         self.length = self._length(length, where)
-        mask = self._size(_MASK)
+        mask = self._size(MASK)
         self._before = self._fixed_past() if mask is None else mask - self.length
         if self._before < 0:
-            raise UsageError(f"{where}: '{_MASK}' is of {mask} tokens, fewer than the {self.length} of a window")
+            raise UsageError(f"{where}: '{MASK}' is of {mask} tokens, fewer than the {self.length} of a window")
 
     def feeds(self, tokens: npt.NDArray[np.int64]) -> Feeds:
         """The inputs for a window, [length] tokens, as a batch of one."""
         rows = {
             IDS: tokens,
-            _MASK: np.repeat((0, 1), (self._before, len(tokens))),
+            MASK: np.repeat((0, 1), (self._before, len(tokens))),
             SEGMENTS: np.zeros_like(tokens),
             _POSITIONS: np.arange(len(tokens)),
         }
@@ -124,7 +125,7 @@ class Decoder:
 
     def _length(self, asked: int | None, where: str) -> int:
         fixed = [size for name in (IDS, SEGMENTS, _POSITIONS) if (size := self._size(name)) is not None]
-        if not fixed and (mask := self._size(_MASK)) is not None:
+        if not fixed and (mask := self._size(MASK)) is not None:
             fixed = [mask - self._fixed_past()]
         if fixed:
             return min(fixed)
@@ -137,7 +138,7 @@ class Decoder:
         """Tokens that a past holds because its sizes are fixed, as far as the mask counts them."""
         if any(not isinstance(size, int) for entry in self._pasts for size in (entry.shape or ())[1:]):
             return 0
-        ids, mask = self._inputs[IDS].shape, self._inputs[_MASK].shape if _MASK in self._inputs else None
+        ids, mask = self._inputs[IDS].shape, self._inputs[MASK].shape if MASK in self._inputs else None
         if mask is None or (ids and isinstance(mask[1], str) and mask[1] == ids[1]):
             return 0
         counts = {entry.shape[_COUNTING_AXIS] for entry in self._pasts if entry.shape and len(entry.shape) == 4}

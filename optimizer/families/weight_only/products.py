@@ -96,7 +96,7 @@ class Products:
             sums = MomentSums(job.node, cross=self._cross)
             name = required(job.node.inputs[0]).name or ""
             for batch in range(self._segments.batches):
-                sums.add(*self._segments.pair(name, batch))
+                sums.add(*self._segments.pair(name, batch), self._segments.mask(batch))
             moments = sums.moments()
             self._moments = job.reads, moments
         return moments

@@ -162,7 +162,7 @@ class _Search:
         sums, largest = MomentSums(self.node, cross=False), np.zeros_like(none)
         for batch in range(segments.batches):
             x = segments.pair(self.name, batch)[0]
-            sums.add(x, x)
+            sums.add(x, x, segments.mask(batch))
             largest = np.maximum(largest, np.abs(rows_of(self.node, x)).max(0, initial=0))
         moments = sums.moments()
         if moments is None:

@@ -40,7 +40,8 @@ BESIDE["search_time"] = {"max_drop": 0.1}
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
-    "tokenizer", "length", "checkpoint", "statistics", "verbose", "report", "save_recipe", "expect_m", "compensate", "dim",
+    "tokenizer", "length", "checkpoint", "statistics", "verbose", "report", "save_recipe",
+    "expect_m", "compensate", "dim",
 }  # fmt: skip
 
 

@@ -200,3 +200,31 @@ def test_at_once_where_nothing_is_rounded_by_data(tmp_path, settings, message):
     ir.save(network(), tmp_path / "m.onnx")
     with pytest.raises(UsageError, match=message):
         optimize(tmp_path / "m.onnx", Recipe(sequential=False, **settings), tmp_path / "out.onnx")
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_what_is_read_of_padding_does_not_count(tmp_path, flat):
+    """Weights are rounded as if there were no padding: [batch, tokens, K], and rows of it."""
+    b = graphs.Builder(18)
+    h = b.input("x", [None, None, 64])
+    b.input("attention_mask", [None, None], ir.DataType.INT64)
+    if flat:
+        h = b.op("Reshape", h, b.constant("rows", np.array([-1, 64], np.int64)))
+    y = b.op("MatMul", h, b.constant("W", graphs.weight(64, 64, 0)), name="layer")
+    b.output(y, [None] * (2 if flat else 3))
+    ir.save(b.model(), tmp_path / "m.onnx")
+    rng = np.random.default_rng(2)
+    tokens = (rng.standard_normal((16, 5, 8)) @ rng.standard_normal((8, 64))).astype(np.float32)
+    padding = 30 * rng.standard_normal((16, 3, 64)).astype(np.float32)
+    mask = np.repeat([[1, 0]], [5, 3], axis=1) * np.ones((16, 1), np.int64)
+
+    def weight(x, mask):
+        data = Calibration([{"x": x[i : i + 4], "attention_mask": mask[i : i + 4]} for i in range(0, 16, 4)])
+        recipe = Recipe(scheme="int2", accuracy_level=0, check=False)
+        made = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=data)
+        return [onnx.numpy_helper.to_array(each).tobytes() for each in onnx.load(made.output).graph.initializer]
+
+    bare = weight(tokens, mask[:, :5])
+    padded = np.concatenate([tokens, padding], 1)
+    assert weight(padded, mask) == bare
+    assert weight(padded, np.ones_like(mask)) != bare
