@@ -185,10 +185,12 @@ def _find(
     tried: dict[str, Tried] = {}
     with Segments(model, data) as segments:
         ordered = sorted(searches, key=lambda search: segments.position(search.node.name or ""))
+        missing = [index for index in range(len(ordered)) if not files.has(f"scales{index}")]
         for index, search in enumerate(ordered):
             progress("transform", index, len(ordered))
-            if not files.has(f"scales{index}"):
-                segments.advance(search.node.name or "")
+            if index <= max(missing, default=-1):
+                segments.advance(search.node.name or "")  # a piece at a time, also where it is only run through
+            if index in missing:
                 found, judged = search.run(segments, transform)
                 files.keep(f"scales{index}", dataclasses.asdict(judged), {"scales": found})
             facts, arrays = files.read(f"scales{index}", ["scales"])
