@@ -176,12 +176,12 @@ def _along_last_axis(node: ir.Node, rise: Rise) -> Edit | str | None:
     given = _given(node, "axis")
     if isinstance(given, str):
         return given
-    axis, x = node.attributes.get_int("axis", 1), input_of(node, 0)
-    if axis == -1 or axis + 1 == exact_rank(x):
+    axis = node.attributes.get_int("axis", 1)
+    if axis == -1 or axis + 1 == exact_rank(input_of(node, 0)):
         return lambda: node.attributes.add(ir.AttrInt64("axis", -1))
 
     def edit() -> None:
-        like = node.outputs[0]
+        x, like = input_of(node, 0), node.outputs[0]  # as it is by now: what made it may have been rewritten
         shape = insert_before(node, "Shape", [x], None, suffix="_shape")
         flat = insert_before(node, "Flatten", [x], None, suffix="_flat", attributes={"axis": axis})
         rows = insert_before(node, node.op_type, [flat], None, suffix="_rows", attributes={"axis": -1})
@@ -200,6 +200,13 @@ def _resize(node: ir.Node, rise: Rise) -> Edit | str | None:
     if nearest and (scales is None or (scales.min() < 1 < scales.max())):
         return "which pixel is the nearest depends on scales that are not constant, or some of which shrink"
     return lambda: _as_newer_resize(node, rise, "ceil" if nearest and required(scales).min() < 1 else "floor")
+
+
+def _sizes_alone(node: ir.Node, rise: Rise) -> Edit | None:
+    """Beside sizes stood scales without numbers, which newer versions leave out."""
+    if input_of(node, 2) is None or input_of(node, 3) is None:
+        return None
+    return lambda: node.replace_input_with(2, None)
 
 
 def _as_newer_resize(node: ir.Node, rise: Rise, nearest: str) -> None:
@@ -293,7 +300,7 @@ STEPS: dict[str, tuple[tuple[int, Step], ...]] = {
     "Pad": ((11, _as_inputs(pads=1)), (11, _numbers_as_inputs(value=2))),
     **dict(_reductions()),
     **dict.fromkeys(("ReduceSum", "Squeeze", "Unsqueeze"), ((13, _as_inputs(axes=1)),)),
-    "Resize": ((11, _resize),),
+    "Resize": ((11, _resize), (13, _sizes_alone)),
     **dict.fromkeys(_WITHOUT_KERNEL, ((22, _no_kernel),)),
     "RoiAlign": ((16, _default_was("coordinate_transformation_mode", "output_half_pixel")), (22, _no_kernel)),
     "Scan": ((9, _unknown("it went over batches on its own")),),

@@ -16,6 +16,7 @@ domain, of any opset.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -122,12 +123,21 @@ class PlaceQdq(GraphPass):
 
     def _parameters(self, value: ir.Value) -> AffineParameters:
         low, high = self._ranges[value.name or ""]
-        producer = value.producer()
-        clamp = self._plan.replaced.get(producer) if producer is not None else None
-        if clamp is None:
+        bounds = self._bounds(value)
+        if bounds is None:
             return parameters_of_range(low, high, self._dtype, self._symmetric)
-        low, high = max(low, clamp.bounds[0]), min(high, clamp.bounds[1])
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+        if low >= 0 >= high:  # all that was seen is zero; other data has to be held within the bounds all the same
+            low, high = (bound if math.isfinite(bound) else 0.0 for bound in bounds)
         return parameters_of_range(low, high, self._dtype, symmetric=False)
+
+    def _bounds(self, value: ir.Value) -> tuple[float, float] | None:
+        """Those of all nodes behind a result that its rounding stands for; None where there are none."""
+        low, high, found = -math.inf, math.inf, False
+        while (node := value.producer()) is not None and (clamp := self._plan.replaced.get(node)) is not None:
+            low, high = (min(max(bound, low), high) for bound in clamp.bounds)
+            value, found = required(node.inputs[0]), True
+        return (low, high) if found else None
 
     def _encode_input(self, value: ir.Value) -> None:
         """Codes of a value of float: those who compute in float go on reading it."""

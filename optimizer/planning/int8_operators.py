@@ -267,4 +267,6 @@ def _clip(node: ir.Node) -> Operator | str:
             bounds[which] = number
     if not bounds[0] <= 0 <= bounds[1]:
         return "Clip to a range without zero"
+    if bounds[0] == bounds[1]:
+        return "Clip to one number"
     return Operator(node, Role.CLAMP, bounds=(bounds[0], bounds[1]))

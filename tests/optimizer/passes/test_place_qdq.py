@@ -254,3 +254,35 @@ def test_branches_are_left():
     (decision,) = plan_int8(b.model(), STATIC).decisions
     assert decision.path == "choice"
     assert "inside a graph" in decision.reason
+
+
+@pytest.mark.parametrize("clamps", [("six",), ("six", "Relu"), ("Relu", "six"), ("six", "hundred")])
+def test_what_is_zero_in_all_data_is_held_within_its_bounds_in_other(clamps):
+    """Codes of a scale for want of a better one would let other data through to 255."""
+
+    def body(b, x):
+        y = conv(b, x, (4, 8), "first")
+        for index, kind in enumerate(clamps):
+            if kind == "Relu":
+                y = b.op("Relu", y)
+                continue
+            high = b.constant(f"high{index}", np.float32(6 if kind == "six" else 100))
+            y = b.op("Clip", y, b.constant(f"low{index}", np.float32(0)), high)
+        return y
+
+    model = image_model(body)
+    model.graph.initializers["first_b"].const_value = ir.tensor(np.full(4, -1e3, np.float32), name="first_b")
+    changed, _, made = converted(model, {"x": noise(1, 8, 12, 12)})
+    assert Counter(node.op_type for node in made.graph)["QLinearConv"] == 1
+    (_, scale, zero_point) = changed.graph.outputs[0].producer().inputs
+    assert zero_point.const_value.numpy() == 0
+    assert 255 * scale.const_value.numpy() == pytest.approx(6)
+
+
+def test_clip_to_one_number_stays():
+    def body(b, x):
+        zero = b.constant("zero", np.float32(0))
+        return conv(b, b.op("Clip", conv(b, x, (16, 8), "first"), zero, zero), (4, 16), "second")
+
+    changed, _, _ = converted(image_model(body), {"x": noise(1, 8, 12, 12)})
+    assert [node.op_type for node in changed.graph].count("Clip") == 1

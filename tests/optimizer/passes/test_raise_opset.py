@@ -368,3 +368,20 @@ def test_a_cleaned_up_model_knows_its_types(tmp_path):
     CleanUp()(model)
     RaiseOpset(13)(model)
     np.testing.assert_allclose(run(ir.to_proto(model), feeds)[0], run(onnx.load(tmp_path / "m.onnx"), feeds)[0])
+
+
+def test_each_of_a_chain_reads_what_the_one_before_it_became():
+    kinds, names, feeds = ("LogSoftmax", "Softmax", "Hardmax"), ("x", "v", "w", "y"), {"x": noise(2, 3, 4)}
+    ends = zip(kinds, names, names[1:], strict=False)
+    nodes = [helper.make_node(kind, [x], [y], name=y, axis=1) for kind, x, y in ends]
+    check(model_of(nodes, 11, feeds), feeds, 11)
+
+
+@pytest.mark.parametrize("through", [(), ("Identity",)])
+@pytest.mark.parametrize("opset", [11, 12])
+def test_sizes_stand_alone(opset, through):
+    """Scales without numbers, which ONNX Runtime refuses from 13 on where it sees no constant."""
+    nodes = [helper.make_node(kind, ["s"], ["t"], name="same") for kind in through]
+    nodes.append(helper.make_node("Resize", ["x", "r", "t" if through else "s", "z"], ["y"], name="n"))
+    empty = np.zeros(0, np.float32)
+    check(model_of(nodes, opset, SQUARE, {"r": empty, "s": empty, "z": np.int64([2, 3, 12, 5])}), SQUARE, opset)
