@@ -1,4 +1,4 @@
-"""Types of tensors that a model does not state, as ONNX infers them; clean-up does the same, and sizes too."""
+"""Types of tensors that a model does not state, as ONNX infers them; clean-up leaves out results of loops."""
 
 from __future__ import annotations
 

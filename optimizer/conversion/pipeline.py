@@ -114,8 +114,8 @@ def optimize(
         progress("clean-up", 1, 1)
     else:
         remove_unused(loaded)  # or what nothing reads would count as a reader of what it reads
-        infer_types(loaded)
         gate.rest()
+    infer_types(loaded)
     clock.lap("clean-up")
 
     asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
@@ -250,7 +250,7 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
         Gate(model, recipe.check).clean_up(model)
     else:
         remove_unused(model)
-        infer_types(model)
+    infer_types(model)
     asked, foreign = recipe.literally(_names(model)), plan_foreign(model)
     return as_asked(with_foreign(family_of(recipe.family).decide(model, asked), foreign), asked)
 

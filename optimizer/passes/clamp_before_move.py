@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..graph.element_type import is_float32
 from ..graph.matching import is_standard, sole_reader
 from .base import GraphPass
 
@@ -25,7 +26,7 @@ class ClampBeforeMove(GraphPass):
         """Rewrite the main graph; whether anything changed."""
         changed = False
         for node in list(model.graph):
-            if is_standard(node, *_CLAMPS) and node.outputs[0].dtype in (None, ir.DataType.FLOAT):
+            if is_standard(node, *_CLAMPS) and is_float32(node.outputs[0]):
                 while (move := _move_ahead(node)) is not None:
                     _swap(model.graph, move, node)
                     changed = True

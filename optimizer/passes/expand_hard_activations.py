@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.element_type import is_float32
 from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from .base import GraphPass
 
@@ -25,7 +26,7 @@ class ExpandHardActivations(GraphPass):
             for node in model.graph
             if node.domain in ("", "ai.onnx")
             and node.op_type in ("HardSwish", "HardSigmoid")
-            and node.outputs[0].dtype in (None, ir.DataType.FLOAT)
+            and is_float32(node.outputs[0])
         ]
         for node in found:
             self._expand(model.graph, node)

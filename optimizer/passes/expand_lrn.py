@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.element_type import is_float32
 from ..graph.matching import exact_rank, is_standard, opset_of
 from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from .base import GraphPass
@@ -38,7 +39,7 @@ class ExpandLrn(GraphPass):
 def _is_taken(node: ir.Node) -> bool:
     return (
         is_standard(node, "LRN")
-        and node.outputs[0].dtype in (None, ir.DataType.FLOAT)
+        and is_float32(node.outputs[0])
         and exact_rank(node.inputs[0]) in (None, 4)  # ONNX Runtime has no other
         and node.attributes.get_int("size", 0) % 2 == 1
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.element_type import is_float32
 from ..graph.matching import is_standard, sole_reader
 from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from .base import GraphPass
@@ -41,7 +42,7 @@ class FactorGates(GraphPass):
 
 def _gate(node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Node] | None:
     """The x, g and product of x + x g."""
-    if not is_standard(node, "Add") or node.outputs[0].dtype not in (None, ir.DataType.FLOAT):
+    if not is_standard(node, "Add") or not is_float32(node.outputs[0]):
         return None
     for x, product in (node.inputs, node.inputs[::-1]):
         maker = product.producer() if product is not None else None

@@ -24,6 +24,14 @@ from ..planning.stored_weights import StoredWeights
 from .base import GraphPass
 from .declare_functions import add_function
 
+_ROUNDS = 4
+"""The accuracy level at which ONNX Runtime packs codes together with scales."""
+_HALVES = (
+    "ONNX Runtime (up to 1.32) is right about float16 products of accuracy level 4 only with all of its optimizations, "
+    "its default; for sessions with fewer take accuracy level 0"
+)
+"""With fewer it leaves the scales behind a Cast that it puts there itself, and takes them for zeros."""
+
 
 class QuantizeMatMul(GraphPass):
     """Rewrite the MatMul and Gemm nodes that a plan takes.
@@ -61,6 +69,10 @@ class QuantizeMatMul(GraphPass):
                 self._replace(model, decision, form)
         return bool(taken)
 
+    def _warn(self, text: str) -> None:
+        if text and text not in self.warnings:
+            self.warnings.append(text)
+
     def _replace(self, model: ir.Model, decision: Decision, form: WeightForm) -> None:
         node, settings, weight = decision.node, decision.settings, decision.weight
         assert settings is not None
@@ -92,6 +104,8 @@ class QuantizeMatMul(GraphPass):
         )  # fmt: skip
         product = y.producer()
         assert product is not None
+        if not form.ours and weight.dtype == ir.DataType.FLOAT16 and settings.accuracy_level == _ROUNDS:
+            self._warn(_HALVES)
         product.name = node.name
         model.graph.opset_imports.setdefault(product.domain, 1)
         if added is not None:
@@ -134,7 +148,7 @@ class QuantizeMatMul(GraphPass):
         node, weight, scheme = decision.node, decision.weight, form.scheme
         assert weight is not None
         lazy = self._stored.weight(decision, form)
-        self.warnings += [form.warning] if form.warning and form.warning not in self.warnings else []
+        self._warn(form.warning)
         part = "scales_kn" if scheme.block_size else "scales_n" if scheme.per_channel else "scale"
         inputs = [
             self._stored.part(self._graph, lazy, "codes", form.codes, "codes"),

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from ..graph.affine_chains import Affine, read_link
 from ..graph.clamps import Clamp, read_clamp
+from ..graph.element_type import is_float32
 from ..graph.matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
 from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from ..graph.weight_form import MICROSOFT
@@ -46,7 +47,7 @@ class RecogniseActivations(GraphPass):
         changed = False
         for recognise in (self._clamp, self._leaky, self._sigmoid, self._hard, self._gelu):
             for node in list(model.graph):
-                if node.graph is not None and node.outputs and node.outputs[0].dtype in (None, ir.DataType.FLOAT):
+                if node.graph is not None and node.outputs and is_float32(node.outputs[0]):
                     changed |= recognise(node)
             if changed:
                 remove_unused(model)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import graphs
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.conversion.infer_types import infer_types
 from onnxpress.optimizer.conversion.pipeline import decide, optimize
 from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.model_io import storage
+from onnxpress.optimizer.passes.expand_hard_activations import ExpandHardActivations
+from onnxpress.optimizer.passes.preparation import prepare
 from onnxpress.optimizer.settings.recipe import Recipe
 
 
@@ -90,3 +95,36 @@ def test_constants_tell_the_type_behind_an_operator_that_nobody_knows(dtype):
     (decision,) = (each for each in decide(b.model(10), Recipe(scheme="fp8-dynamic")) if each.node_name == "product")
     assert decision.taken is (dtype == ir.DataType.FLOAT)
     assert dtype == ir.DataType.FLOAT or decision.reason == "computes on another type than float32"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("kind", ["HardSwish", "HardSigmoid"])
+def test_results_of_loops_have_a_type_when_activations_are_expanded(dtype, kind):
+    """Nobody stated it, and float16 met constants of float32."""
+    state = "float" if dtype == np.float32 else "float16"
+    proto = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+g ({state}[4, 64] x) => ({state}[4, 64] y) <int64 n = {{2}}, bool c = {{1}}> {{
+    h = Loop(n, c, x) <body = b (int64 i, bool go, {state}[4, 64] s) => (bool on, t) {{
+        t = Tanh(s)
+        on = Identity(go)
+    }}>
+    a = {kind}(h)
+    y = MatMul(a, W)
+}}""")
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(graphs.weight(64, 64, dtype=dtype), "W"))
+    feeds = {"x": np.random.default_rng(0).standard_normal((4, 64)).astype(dtype)}
+    model = storage.of_proto(proto)
+    infer_types(model)
+    prepare(model)
+    assert (kind in {node.op_type for node in model.graph}) is (dtype == np.float16)
+    wanted, found = (
+        ort.InferenceSession(each.SerializeToString()).run(None, feeds)[0] for each in (proto, ir.to_proto(model))
+    )
+    np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+def test_what_nobody_knows_the_type_of_is_not_expanded():
+    b = graphs.Builder(17)
+    odd = b.op("Odd", b.input("x", [4]), domain="test")
+    b.output(b.op("Odd", b.op("HardSigmoid", odd), domain="test"), [4])
+    assert not ExpandHardActivations()(b.model())

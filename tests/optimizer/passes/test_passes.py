@@ -167,6 +167,13 @@ def test_float16(form, tmp_path):
     np.testing.assert_allclose(got, want, atol=4e-3 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(("level", "form", "told"), [(4, "qoperator", 1), (0, "qoperator", 0), (4, "onnxpress", 0)])
+def test_float16_at_level_4_needs_all_optimizations(level, form, told):
+    model = graphs.matmul_model(96, 32, dtype=np.float16)
+    warnings = optimize(model, Recipe(form=form, accuracy_level=level)).warnings
+    assert len([each for each in warnings if "only with all of its optimizations" in each]) == told
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_weight_behind_views_and_casts(dtype, tmp_path):
     b = graphs.Builder()
