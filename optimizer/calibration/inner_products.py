@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..graph.constants import constant_of
+from ..graph.constants import constant_of, is_constant
 from ..graph.rewriting import required
 from ..quantization.blas import one_thread_each
 from ..quantization.input_moments import InputMoments
@@ -39,10 +39,11 @@ _PANEL = 512
 
 
 def can_be_observed(node: ir.Node) -> bool:
-    """Whether a node's outputs read rows of its first input, and not too many numbers each."""
+    """Whether a node's outputs read rows of its first input, which data changes, and not too many numbers each."""
     return (
         node.op_type in ("MatMul", "Gemm", "Conv")
         and constant_of(required(node.inputs[1])) is not None
+        and not is_constant(required(node.inputs[0]))
         and inputs_of_output(node) <= _MOST_INPUTS
     )
 

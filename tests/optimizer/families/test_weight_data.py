@@ -228,3 +228,18 @@ def test_what_is_read_of_padding_does_not_count(tmp_path, flat):
     padded = np.concatenate([tokens, padding], 1)
     assert weight(padded, mask) == bare
     assert weight(padded, np.ones_like(mask)) != bare
+
+
+def test_a_product_that_reads_a_constant_is_rounded_without_data():
+    """Which is none itself, for its bias is a default that callers may replace."""
+    b = graphs.Builder(18)
+    x = b.input("x", [4, 64])
+    table = b.op("Identity", b.constant("table", RNG.standard_normal((4, 64)).astype(np.float32)))
+    bias = b.constant("bias", np.ones(64, np.float32))
+    b.graph.inputs.append(bias)
+    fixed = b.op("Gemm", table, b.constant("V", graphs.weight(64, 64)), bias, name="fixed")
+    y = b.op("MatMul", b.op("Add", x, fixed), b.constant("W", graphs.weight(64, 64, 1)), name="read")
+    b.output(y, [4, 64])
+    data = [{"x": RNG.standard_normal((4, 64)).astype(np.float32)} for _ in range(4)]
+    report = optimize(b.model(), Recipe(method="gptq", clean_up=False), calibration=Calibration(data))
+    assert {node for weight in report.weights for node in weight.nodes} == {"fixed", "read"}
