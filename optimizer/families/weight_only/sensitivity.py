@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ...calibration.inputs import inputs_of
 from ...calibration.observe import ArraySession, take_weights
-from ...calibration.windows import predicts_tokens, reads_tokens
+from ...calibration.windows import MASK, predicts_tokens, reads_tokens
 from ...errors import OnnxpressError
 from ...evaluation.language import logits_of
 from ...graph.constants import constant_of
@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 
+_BATCHES = 32
+"""Of what is no text for a language model."""
 _TOKENS = 128
 """Of a language model's window: each weight of it is a run, and which weight is worth most is seen in few tokens."""
 
@@ -36,7 +38,7 @@ class Sensitivity:
 
     Args:
         model: The float model, with its constants marked; it is not changed.
-        data: Of which the first batch is read, of text its first tokens.
+        data: Of which the first batches are read; of a language model the first tokens of the first one.
         nodes: Of its main graph, that may get another second input.
 
     Raises:
@@ -44,14 +46,16 @@ class Sensitivity:
     """
 
     def __init__(self, model: ir.Model, data: Iterable[Feeds], nodes: Collection[ir.Node]) -> None:
-        batch = next(islice(iter(data), 1), None)
-        if batch is None:
-            raise OnnxpressError("there is no data to measure by")
         self._logits = predicts_tokens(model)
+        self._batches: list[dict[str, Any]] = [dict(batch) for batch in islice(data, 1 if self._logits else _BATCHES)]
+        if not self._batches:
+            raise OnnxpressError("there is no data to measure by")
+        if self._logits:
+            self._batches[0] |= _few_tokens(model, self._batches[0])
         copy = model.clone()
         by_name = {node.name: node for node in copy.graph}
         self._inputs: dict[str, str] = {}
-        self._feeds: dict[str, Any] = {**batch, **(_few_tokens(model, batch) if self._logits else {})}
+        self._weights: dict[str, Array] = {}
         for node in nodes:
             weight = required(constant_of(required(node.inputs[1])))
             name = names_of(copy.graph).value("weight")
@@ -59,7 +63,7 @@ class Sensitivity:
             by_name[node.name].replace_input_with(1, value)
             copy.graph.inputs.append(value)
             self._inputs[node.name or ""] = name
-            self._feeds[name] = np.ascontiguousarray(weight.numpy())
+            self._weights[name] = np.ascontiguousarray(weight.numpy())
         outputs = [value for value in copy.graph.outputs if value.dtype is None or is_float(value.dtype.numpy())]
         if self._logits:
             outputs = [value for value in outputs if value.name == logits_of(model)]
@@ -70,8 +74,7 @@ class Sensitivity:
         config = {"session.disable_prepacking": "1"}
         self._session = ArraySession(to_proto(copy), arrays, ours=uses_our_ops(model), config=config)
         self._names = [value.name for value in copy.graph.outputs]
-        wanted = self._session.run(self._names, self._feeds)
-        self._losses = [(_divergence if self._logits else _error)(each) for each in wanted]
+        self._losses = [self._measures(batch) for batch in self._batches]
 
     def of(self, changed: Mapping[str, Array]) -> float:
         """What is lost when nodes read other weights.
@@ -86,9 +89,21 @@ class Sensitivity:
         Raises:
             OnnxpressError: ONNX Runtime cannot run the model.
         """
-        weights = {self._inputs[name]: weight for name, weight in changed.items()}
-        found = self._session.run(self._names, {**self._feeds, **weights})
-        return float(np.mean([loss(each) for loss, each in zip(self._losses, found, strict=True)]))
+        weights = self._weights | {self._inputs[name]: weight for name, weight in changed.items()}
+        found = [self._session.run(self._names, batch | weights) for batch in self._batches]
+        losses = [
+            loss(each)
+            for measures, outputs in zip(self._losses, found, strict=True)
+            for loss, each in zip(measures, outputs, strict=True)
+        ]
+        return float(np.mean(losses))
+
+    def _measures(self, batch: dict[str, Any]) -> list[Callable[[Any], float]]:
+        """What measures the outputs of a batch by those of the float model."""
+        wanted = self._session.run(self._names, batch | self._weights)
+        if self._logits:
+            return [_divergence(each) for each in wanted]
+        return [_error(each, batch.get(MASK)) for each in wanted]
 
 
 def _few_tokens(model: ir.Model, batch: Feeds) -> Feeds:
@@ -115,10 +130,12 @@ def _log_probabilities(logits: Array) -> Floats:
     return x
 
 
-def _error(wanted: Any) -> Callable[[Any], float]:
-    """The squared error, of the squares; 0 of what is no tensor."""
+def _error(wanted: Any, mask: Any) -> Callable[[Any], float]:
+    """The squared error, of the squares, but for tokens that are padding; 0 of what is no tensor."""
     if not isinstance(wanted, np.ndarray) or not wanted.size:
         return lambda _found: 0.0
-    a = wanted.astype(np.float64)
+    by_token = isinstance(mask, np.ndarray) and wanted.ndim > 2 and wanted.shape[:2] == mask.shape
+    counted = mask != 0 if by_token else np.s_[:]
+    a = wanted[counted].astype(np.float64) if wanted.ndim else wanted.astype(np.float64)
     energy = max(float(np.square(a).sum()), 1e-30)
-    return lambda found: float(np.square(a - found).sum() / energy)
+    return lambda found: float(np.square(a - (found[counted] if found.ndim else found)).sum() / energy)
