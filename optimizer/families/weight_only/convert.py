@@ -86,7 +86,7 @@ def _convert(
 def _within_budget(model: ir.Model, recipe: Recipe, data: Data, budget: Budget, progress: Progress) -> ConversionResult:
     """With widths for each weight."""
     decide(model, recipe)  # which prepares it
-    choice = Mixture(model, recipe, data, progress).choose(budget)
+    choice = Mixture(model, recipe, data, progress, budget).choose(budget)
     result = _convert(model, choice.recipe, data, progress)
     return dataclasses.replace(
         result,

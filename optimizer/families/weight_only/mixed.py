@@ -109,14 +109,20 @@ class Mixture:
         recipe: Whose scheme is one of the candidates of each weight.
         data: Batches of inputs.
         progress: Told how the work goes on.
+        budget: Refused before anything is measured where its bytes or bits are too few.
 
     Raises:
+        UsageError: The budget cannot be met.
         OnnxpressError: ONNX Runtime cannot run the model.
     """
 
-    def __init__(self, model: ir.Model, recipe: Recipe, data: Data, progress: Progress) -> None:
+    def __init__(
+        self, model: ir.Model, recipe: Recipe, data: Data, progress: Progress, budget: Budget | None = None
+    ) -> None:
         self._recipe = recipe
         ways, self._whole = _ways(model, recipe)
+        if budget is not None:
+            _refuse_early(budget, list(ways.values()), self._whole)
         survey(data, progress)
         copy = copy_of(model)
         mark_constants(copy)
@@ -179,11 +185,7 @@ class Mixture:
             costs = self._times()
         least = sum(map(min, costs))
         if most < least:
-            low = {"bytes": size_text(round(least + self._fixed)), "bits": f"{8 * least / elements:.2f} bits each"}
-            raise UsageError(
-                f"{option('budget')} cannot be met: with the fewest bits the weights take "
-                f"{low.get(budget.unit, f'{least:.2f} ms')}"
-            )
+            raise _unmet(budget, least, self._fixed, elements)
         damages = self._damages()
         chosen = allocate(costs, damages, most)
         ways = [each[index] for each, index in zip(self._candidates, chosen, strict=True)]
@@ -245,6 +247,26 @@ class Mixture:
             if (way.scheme, way.block_size) != (own.scheme, own.block_size)
             for name in way.weight.nodes
         ]
+
+
+def _refuse_early(budget: Budget, candidates: Sequence[Sequence[Candidate]], whole: int) -> None:
+    """Refuse bytes and bits that the fewest bits of all weights exceed."""
+    least = sum(min(way.weight.stored for way in ways) for ways in candidates)
+    fixed = whole - sum(ways[0].weight.stored for ways in candidates)
+    elements = max(1, sum(ways[0].weight.weight.tensor.size for ways in candidates))
+    most = {"bytes": budget.most - fixed, "bits": budget.most * elements / 8}.get(budget.unit, math.inf)
+    if most < least:
+        raise _unmet(budget, least, fixed, elements)
+
+
+def _unmet(budget: Budget, least: float, fixed: int, elements: int) -> UsageError:
+    """The error for a budget below the cost of the fewest bits."""
+    low = f"{least:.2f} ms"
+    if budget.unit == "bits":
+        low = f"{8 * least / elements:.2f} bits each"
+    elif budget.unit == "bytes":
+        low = f"{size_text(round(least + fixed))}, of which {size_text(fixed)} are not rounded"
+    return UsageError(f"{option('budget')} cannot be met: with the fewest bits the weights take {low}")
 
 
 def _ways(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, ...], list[Candidate]], int]:
