@@ -48,6 +48,20 @@ def can_be_observed(node: ir.Node) -> bool:
     )
 
 
+def rows_read(node: ir.Node, x: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[Any]:
+    """What the outputs of a product read of x, [n, K], but for padding.
+
+    Args:
+        node: A MatMul or Gemm.
+        x: Its first input.
+        mask: [batch, tokens] of the model's inputs, 0 where a token is padding; None where there is none.
+    """
+    rows = rows_of(node, x)
+    if mask is not None and x.shape[:-1] in (mask.shape, (mask.size,)) and node.op_type == "MatMul":
+        rows = rows[mask.reshape(-1) != 0]
+    return rows
+
+
 class MomentSums:
     """Sums over what a node reads in the float model and on the path of rounded weights.
 
@@ -90,10 +104,7 @@ class MomentSums:
         """[G, n, K]."""
         if self._node.op_type == "Conv":
             return draw(self._node, x, self._generator).astype(np.float32)
-        rows = rows_of(self._node, x)
-        if mask is not None and x.shape[:-1] in (mask.shape, (mask.size,)) and self._node.op_type == "MatMul":
-            rows = rows[mask.reshape(-1) != 0]
-        return np.ascontiguousarray(rows, np.float32)[None]
+        return np.ascontiguousarray(rows_read(self._node, x, mask), np.float32)[None]
 
     def moments(self) -> tuple[InputMoments, InputMoments] | None:
         """To round by, and to judge by; None of too few rows, or of some that are not finite."""

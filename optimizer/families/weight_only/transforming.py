@@ -20,8 +20,7 @@ import onnx_ir as ir
 
 from ...calibration import Data
 from ...calibration.collect import survey
-from ...calibration.inner_products import MomentSums, can_be_observed
-from ...calibration.patches import rows_of
+from ...calibration.inner_products import MomentSums, can_be_observed, rows_read
 from ...calibration.segments import Segments
 from ...evaluation.outputs import beyond_rounding
 from ...graph.constants import mark_constants
@@ -33,11 +32,11 @@ from ...planning.lazy_weight import LazyWeight
 from ...planning.plan import Decision
 from ...planning.result import Progress
 from ...quantization.blas import one_thread_each
-from ...quantization.methods import Problem
 from ...quantization.quantized_weight import decibels
 from ...quantization.transforms import TRANSFORMS, Group, Transform
 from ...runtime.feeds import Feeds
 from ...settings.recipe import Recipe
+from .products import problem_of
 from .results import Files, describe
 from .rewrite import decide
 
@@ -161,13 +160,13 @@ class _Search:
             return none, Tried(reason="its inputs are too many to be observed together")
         sums, largest = MomentSums(self.node, cross=False), np.zeros_like(none)
         for batch in range(segments.batches):
-            x = segments.pair(self.name, batch)[0]
-            sums.add(x, x, segments.mask(batch))
-            largest = np.maximum(largest, np.abs(rows_of(self.node, x)).max(0, initial=0))
+            x, mask = segments.pair(self.name, batch)[0], segments.mask(batch)
+            sums.add(x, x, mask)
+            largest = np.maximum(largest, np.abs(rows_read(self.node, x, mask)).max(0, initial=0))
         moments = sums.moments()
         if moments is None:
             return none, Tried(reason="its inputs are too few, or not finite")
-        whole = Group([Problem(_rows(weight), weight.scheme, *moments) for weight in self.weights], largest)
+        whole = Group([problem_of(weight, *moments) for weight in self.weights], largest)
         with one_thread_each():
             scales = transform.find(whole)
         plain = cost = whole.cost(none, apart=True)
@@ -282,9 +281,3 @@ def _weight(decision: Decision) -> LazyWeight:
     lazy = LazyWeight(weight.value.name or "", weight, required(decision.form).scheme)
     lazy.readers.append(decision)
     return lazy
-
-
-def _rows(weight: LazyWeight) -> Floats:
-    """Output channels first."""
-    given = weight.rows()
-    return np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)

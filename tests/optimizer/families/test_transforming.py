@@ -235,3 +235,30 @@ def test_more_bits_come_on_top_of_a_transform_that_is_asked_for(path, tmp_path):
     assert report.recipe["overrides"]
     optimize(path, Recipe.from_mapping(report.recipe), tmp_path / "again.onnx", calibration=Calibration(rows()))
     assert (tmp_path / "again.onnx").read_bytes() == Path(report.output).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["awq", "smoothquant"])
+def test_padding_moves_no_scale(tmp_path, name):
+    """Neither by mean squares nor by the largest magnitudes."""
+    b = graphs.Builder(18)
+    x = b.input("x", [None, None, 64])
+    b.input("attention_mask", [None, None], ir.DataType.INT64)
+    gain = b.constant("gain", np.geomspace(0.1, 30, 64).astype(np.float32))
+    h = b.op("Mul", x, gain, name="scale")
+    b.output(b.op("MatMul", h, b.constant("W", graphs.weight(64, 64, 0)), name="layer"), [None, None, 64])
+    ir.save(b.model(), tmp_path / "m.onnx")
+    rng = np.random.default_rng(2)
+    tokens = rng.standard_normal((16, 5, 64)).astype(np.float32)
+    padding = (100 * rng.standard_normal((16, 3, 64))).astype(np.float32)
+    padding[..., ::2] = 0
+    mask = np.repeat([[1, 0]], [5, 3], axis=1) * np.ones((16, 1), np.int64)
+
+    def converted(x, mask):
+        data = Calibration([{"x": x[i : i + 4], "attention_mask": mask[i : i + 4]} for i in range(0, 16, 4)])
+        recipe = Recipe(scheme="int2", transform=name, method="rtn", accuracy_level=0, check=False)
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=data)
+        return (tmp_path / "out.onnx").read_bytes(), report.details["transform"]
+
+    bare, found = converted(tokens, mask[:, :5])
+    assert any(each["folded"] for each in found["inputs"].values())
+    assert converted(np.concatenate([tokens, padding], 1), mask)[0] == bare
