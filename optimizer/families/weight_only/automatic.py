@@ -26,16 +26,15 @@ import onnx_ir as ir
 from ...calibration import Data
 from ...evaluation.metrics import Metric, choose_metric, loss_text
 from ...graph.rewriting import required
-from ...model_io.external_data import nbytes
 from ...model_io.names import copy_of
-from ...model_io.storage import initializers
+from ...model_io.storage import weights_size
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import Attempt, size_text
 from ...planning.result import Progress
 from ...settings.budget import seconds_of
 from ...settings.recipe import Override, Recipe
 from .mixed import Mixture
-from .results import Results
+from .results import Results, take_results
 from .rewrite import decide, rewrite
 from .transforming import Folds, transform
 from .with_data import method_of, round_with_data
@@ -61,8 +60,7 @@ class Found:
 
     Attributes:
         recipe: To follow, without a bound.
-        reads_data: Whether it has weights rounded by data.
-        results: Rounded weights, where data is read.
+        results: Weights that were rounded by data; None where the recipe reads none.
         folds: Scales of the recipe's transform, where it has one.
         metric: That judged.
         bound: The most that may be lost.
@@ -70,7 +68,6 @@ class Found:
     """
 
     recipe: Recipe
-    reads_data: bool
     results: Results | None
     folds: Folds | None
     metric: Metric
@@ -90,7 +87,7 @@ class Found:
     @property
     def settled(self) -> dict[str, Any]:
         """Settings for whoever repeats it without searching."""
-        return {"method": method_of(self.recipe) if self.reads_data else "rtn", "transform": self.recipe.transform,
+        return {"method": "rtn" if self.results is None else method_of(self.recipe), "transform": self.recipe.transform,
                 "overrides": self.recipe.overrides, **_UNBOUND}  # fmt: skip
 
 
@@ -161,10 +158,7 @@ class _Search:
         accepted = [index for index, attempt in enumerate(self._trail) if attempt.accepted]
         best = min(accepted, key=lambda index: self._trail[index].size or 0, default=self._best())
         made = self._made[best]
-        return Found(
-            made.recipe, made.results is not None, made.results, made.folds, self._metric, self._bound,
-            tuple(self._trail),
-        )  # fmt: skip
+        return Found(made.recipe, made.results, made.folds, self._metric, self._bound, tuple(self._trail))
 
     def _best(self) -> int:
         """The attempt of least loss."""
@@ -275,12 +269,10 @@ class _Search:
         begin = time.perf_counter()
         copy = copy_of(model or self._model)
         weights = rewrite(copy, decide(copy, recipe)).weights
-        for weight in weights:
-            if results is not None and weight.identity in results:
-                weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
+        take_results(weights, results or {})
         value = self._metric(copy)
         loss = self._metric.loss(value)
-        size = sum(nbytes(each.const_value) for each in initializers(copy) if each.const_value is not None)
+        size = weights_size(copy)
         took += time.perf_counter() - begin
         self._trail.append(Attempt(label, self._metric.name, value, loss <= self._bound, size, took, loss))
         self._made.append(_Made(recipe, weights, results, folds))

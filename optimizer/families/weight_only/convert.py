@@ -25,7 +25,7 @@ from ...settings.recipe import Recipe
 from ..family import Family, OpenData
 from .automatic import Found, find_recipe
 from .mixed import Mixture
-from .results import Results
+from .results import Results, take_results
 from .rewrite import decide, rewrite
 from .transforming import Folds, transform
 from .with_data import method_of, round_with_data
@@ -47,7 +47,7 @@ def convert(
     if recipe.max_loss is None:
         return _convert(model, recipe, opened, progress)
     found = find_recipe(model, recipe, opened, progress, source)
-    data_read = opened if found.reads_data else None
+    data_read = opened if found.results is not None else None
     result = _convert(model, found.recipe, data_read, progress, found.results, found.folds)
     return _with_trail(model, result, found)
 
@@ -68,9 +68,7 @@ def _convert(
     if data is not None and original is not None:
         folder = "" if folds is None else "rounded"  # beside that of the transform
         results = round_with_data(original, lazy, data, recipe, progress, folder)
-    for weight in lazy:
-        if weight.identity in results:
-            weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
+    take_results(lazy, results)
     return ConversionResult(
         decisions,
         weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),

@@ -24,9 +24,8 @@ from ...calibration.collect import survey
 from ...calibration.segments import Segments
 from ...errors import UsageError, option
 from ...graph.constants import mark_constants
-from ...model_io.external_data import nbytes
 from ...model_io.names import copy_of
-from ...model_io.storage import initializers
+from ...model_io.storage import weights_size
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import size_text
 from ...planning.result import Progress
@@ -121,12 +120,13 @@ class Mixture:
     ) -> None:
         self._recipe = recipe
         ways, self._whole = _ways(model, recipe)
-        if budget is not None:
-            _refuse_early(budget, list(ways.values()), self._whole)
+        self._candidates: list[list[Candidate]] = list(ways.values())
+        if budget is not None and budget.unit != "ms":
+            self._costs(budget)  # which refuses one that cannot be met
         survey(data, progress)
         copy = copy_of(model)
         mark_constants(copy)
-        self._candidates: list[list[Candidate]] = []
+        self._candidates = []
         self._sensitivities: list[float] = []
         with Segments(copy, data) as segments:
             products = Products(copy, segments, (_METHOD,))
@@ -175,18 +175,7 @@ class Mixture:
             UsageError: The fewest bits cost more.
             OnnxpressError: ONNX Runtime refuses a product that is to be timed.
         """
-        elements = max(1, sum(ways[0].weight.weight.tensor.size for ways in self._candidates))
-        costs, most = self._bytes(), budget.most
-        if budget.unit == "bytes":
-            most -= self._fixed
-        elif budget.unit == "bits":
-            most *= elements / 8
-        else:
-            costs = self._times()
-        least = sum(map(min, costs))
-        if most < least:
-            raise _unmet(budget, least, self._fixed, elements)
-        damages = self._damages()
+        (costs, most), damages = self._costs(budget), self._damages()
         chosen = allocate(costs, damages, most)
         ways = [each[index] for each, index in zip(self._candidates, chosen, strict=True)]
         stored = sum(way.weight.stored for way in ways)
@@ -194,7 +183,7 @@ class Mixture:
             self._recipe.decided(overrides=(*self._recipe.overrides, *self._overrides(ways)), budget=None),
             math.fsum(each[index] for each, index in zip(damages, chosen, strict=True)),
             self._fixed + stored,
-            8 * stored / elements,
+            8 * stored / self._elements,
             dict(Counter(way.weight.scheme.name for way in ways)),
         )
 
@@ -212,6 +201,38 @@ class Mixture:
     def _fixed(self) -> int:
         """Bytes of weights that have no choice."""
         return self._whole - sum(ways[0].weight.stored for ways in self._candidates)
+
+    @property
+    def _elements(self) -> int:
+        """Weights that have a choice."""
+        return max(1, sum(ways[0].weight.weight.tensor.size for ways in self._candidates))
+
+    def _costs(self, budget: Budget) -> tuple[list[list[float]], float]:
+        """What candidates cost in the unit of a budget, bits as bytes, and what is there for them.
+
+        Raises:
+            UsageError: The fewest bits cost more.
+        """
+        costs, most = self._bytes(), budget.most
+        if budget.unit == "bytes":
+            most -= self._fixed
+        elif budget.unit == "bits":
+            most *= self._elements / 8
+        else:
+            costs = self._times()
+        least = sum(map(min, costs))
+        if most < least:
+            told = self._told(least, budget.unit)
+            raise UsageError(f"{option('budget')} cannot be met: with the fewest bits the weights take {told}")
+        return costs, most
+
+    def _told(self, cost: float, unit: str) -> str:
+        """A cost as `_costs` has it, for a person."""
+        if unit == "bits":
+            return f"{8 * cost / self._elements:.2f} bits each"
+        if unit == "bytes":
+            return f"{size_text(round(cost + self._fixed))}, of which {size_text(self._fixed)} are not rounded"
+        return f"{cost:.2f} ms"
 
     def _damages(self) -> list[list[float]]:
         pairs = zip(self._candidates, self._sensitivities, strict=True)
@@ -249,26 +270,6 @@ class Mixture:
         ]
 
 
-def _refuse_early(budget: Budget, candidates: Sequence[Sequence[Candidate]], whole: int) -> None:
-    """Refuse bytes and bits that the fewest bits of all weights exceed."""
-    least = sum(min(way.weight.stored for way in ways) for ways in candidates)
-    fixed = whole - sum(ways[0].weight.stored for ways in candidates)
-    elements = max(1, sum(ways[0].weight.weight.tensor.size for ways in candidates))
-    most = {"bytes": budget.most - fixed, "bits": budget.most * elements / 8}.get(budget.unit, math.inf)
-    if most < least:
-        raise _unmet(budget, least, fixed, elements)
-
-
-def _unmet(budget: Budget, least: float, fixed: int, elements: int) -> UsageError:
-    """The error for a budget below the cost of the fewest bits."""
-    low = f"{least:.2f} ms"
-    if budget.unit == "bits":
-        low = f"{8 * least / elements:.2f} bits each"
-    elif budget.unit == "bytes":
-        low = f"{size_text(round(least + fixed))}, of which {size_text(fixed)} are not rounded"
-    return UsageError(f"{option('budget')} cannot be met: with the fewest bits the weights take {low}")
-
-
 def _ways(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, ...], list[Candidate]], int]:
     """Candidates of each weight, that of the recipe first, and the bytes of all weights of the model as it is then."""
     found: dict[tuple[object, ...], list[Candidate]] = {}
@@ -278,7 +279,7 @@ def _ways(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, ...], lis
         asked = recipe.decided(scheme=scheme, block_size=block_size)
         weights = rewrite(copy, decide(copy, asked)).weights
         if not found:
-            whole = sum(nbytes(each.const_value) for each in initializers(copy) if each.const_value is not None)
+            whole = weights_size(copy)
             found = {_key(weight): [Candidate(scheme, block_size, weight)] for weight in weights}
             continue
         for weight in weights:

@@ -59,6 +59,15 @@ class Result:
 
 
 Results = dict[tuple[object, ...], Result]
+
+
+def take_results(weights: Iterable[LazyWeight], results: Results) -> None:
+    """Let weights that were rounded be what they became; the others are rounded when they are written."""
+    for weight in weights:
+        if weight.identity in results:
+            weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
+
+
 """By `LazyWeight.identity`."""
 
 

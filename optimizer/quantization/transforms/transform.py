@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ..input_moments import InputMoments
 from ..methods import Problem
 from ..methods.method import importance_of
 from ..quantized_weight import Floats, QuantizedWeight
@@ -113,16 +112,6 @@ def in_place(problem: Problem, found: QuantizedWeight, scales: Floats) -> Floats
     return numbers
 
 
-def scaled(problem: Problem, scales: Floats) -> Problem:
-    """The same product with weights multiplied and inputs divided by scales [K], on both paths."""
-    return dataclasses.replace(
-        problem,
-        rows=problem.rows * scales,
-        moments=_divided(problem.moments, scales),
-        apart=_divided(problem.apart, scales),
-    )
-
-
 def centred(logarithms: Floats) -> Floats:
     """Scales of these logarithms but for a common factor: with a geometric mean of 1."""
     scales: Floats = np.exp(logarithms - logarithms.mean(dtype=np.float64)).astype(np.float32)
@@ -134,17 +123,3 @@ def _pieces(problem: Problem) -> list[Problem]:
     scheme, channels = problem.scheme, len(problem.rows)
     step = _PIECE if scheme.per_channel or scheme.block_size else max(1, channels)
     return [dataclasses.replace(problem, rows=problem.rows[at : at + step]) for at in range(0, channels, step)]
-
-
-def _divided(moments: InputMoments, scales: Floats) -> InputMoments:
-    inverse: Floats = np.reciprocal(scales)
-
-    def divided(matrices: Floats | None) -> Floats | None:
-        return None if matrices is None else matrices * inverse[:, None] * inverse
-
-    return dataclasses.replace(
-        moments,
-        second=moments.second * inverse[:, None] * inverse,
-        cross=divided(moments.cross),
-        float_second=divided(moments.float_second),
-    )

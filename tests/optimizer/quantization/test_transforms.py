@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from onnxpress.optimizer import Recipe
@@ -11,7 +13,7 @@ from onnxpress.optimizer.quantization.transforms import TRANSFORMS, Group
 from onnxpress.optimizer.quantization.transforms.awq import awq_scales
 from onnxpress.optimizer.quantization.transforms.smoothquant import smoothquant_scales
 from onnxpress.optimizer.quantization.transforms.teq import slope, teq_scales
-from onnxpress.optimizer.quantization.transforms.transform import centred, scaled
+from onnxpress.optimizer.quantization.transforms.transform import centred
 
 SCHEMES = ["int4", "int3", "nf4", "mxfp4"]
 
@@ -183,3 +185,27 @@ def test_groups_have_inputs_of_their_own():
     moments = InputMoments(np.ones((2, 9, 9), np.float32), 1)
     with pytest.raises(ValueError, match="several groups"):
         Group([Problem(np.ones((4, 9), np.float32), weights, moments, moments)], np.ones(9, np.float32))
+
+
+def scaled(problem, scales):
+    """The same product with weights multiplied and inputs divided by scales [K], on both paths."""
+    return dataclasses.replace(
+        problem,
+        rows=problem.rows * scales,
+        moments=_divided(problem.moments, scales),
+        apart=_divided(problem.apart, scales),
+    )
+
+
+def _divided(moments, scales):
+    inverse = np.reciprocal(scales)
+
+    def divided(matrices):
+        return None if matrices is None else matrices * inverse[:, None] * inverse
+
+    return dataclasses.replace(
+        moments,
+        second=moments.second * inverse[:, None] * inverse,
+        cross=divided(moments.cross),
+        float_second=divided(moments.float_second),
+    )
