@@ -149,6 +149,13 @@ def insert_before(
     return new.outputs[0]
 
 
+def insert_cast(node: ir.Node, x: ir.Value, dtype: ir.DataType, suffix: str) -> ir.Value:
+    """A value in another type, by a Cast before `node`."""
+    cast = insert_before(node, "Cast", [x], x, suffix=suffix, attributes={"to": int(dtype)})
+    cast.type = ir.TensorType(dtype)
+    return cast
+
+
 def replace(node: ir.Node, new: ir.Value) -> None:
     """Let `new` take the place of the only output of `node`, its name included."""
     old = node.outputs[0]

@@ -20,6 +20,10 @@ from ..quantization.schemes import WeightScheme
 
 MICROSOFT = "com.microsoft"
 _MICROSOFT_BITS = (2, 4, 8)
+ROUNDS_ROWS = 4
+"""The accuracy level at which ONNX Runtime packs codes together with scales, when the session is made. Where a float16
+product stands between operators without float16 kernels it puts casts around it, one of them behind the scales, which it
+then takes for zeros, unless all of its optimizations are on. So the casts are ours, and the product is of float32."""
 
 _STANDARD = {
     "e4m3fn": ir.DataType.FLOAT8E4M3FN,
@@ -48,6 +52,7 @@ class WeightForm:
         opset: Oldest opset of the standard domain that it needs.
         ir_version: Oldest version of the format that has its types.
         codes: Type of the codes of DequantizeLinear.
+        widened: Whether it computes in float32 what its node does in float16, between two casts.
     """
 
     domain: str
@@ -57,6 +62,7 @@ class WeightForm:
     opset: int = 1
     ir_version: int = 3
     codes: ir.DataType = ir.DataType.UINT8
+    widened: bool = False
 
     @property
     def ours(self) -> bool:
@@ -74,7 +80,7 @@ class WeightForm:
         return ""
 
 
-def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType) -> WeightForm | str:
+def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType, accuracy_level: int = 0) -> WeightForm | str:
     """The operator for a weight that its node reads as `dtype`, or why there is none."""
     if form == "qdq":
         return _standard_form(scheme, dtype)
@@ -86,7 +92,8 @@ def weight_form(form: str, scheme: WeightScheme, dtype: ir.DataType) -> WeightFo
     scheme = dataclasses.replace(scheme, scale_type="float16") if tied else scheme
     scales = _SCALES[scheme.scale_type]
     opset = _CAST_OF_BFLOAT16 if scales == ir.DataType.BFLOAT16 else 1
-    return WeightForm(MICROSOFT, "MatMulNBits", scheme, scales, opset)
+    widened = tied and accuracy_level == ROUNDS_ROWS
+    return WeightForm(MICROSOFT, "MatMulNBits", scheme, scales, opset, widened=widened)
 
 
 def convolution_form(form: str, scheme: WeightScheme, dtype: ir.DataType, K: int) -> WeightForm | str:

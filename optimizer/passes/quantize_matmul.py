@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from ..graph.product_bias import add_scaled, find_bias
-from ..graph.rewriting import insert_before, replace, required
+from ..graph.rewriting import insert_before, insert_cast, replace, required
 from ..graph.weight_form import WeightForm
 from ..model_io.names import names_of
 from ..planning.lazy_weight import LazyWeight
@@ -23,14 +23,6 @@ from ..planning.plan import Decision
 from ..planning.stored_weights import StoredWeights
 from .base import GraphPass
 from .declare_functions import add_function
-
-_ROUNDS = 4
-"""The accuracy level at which ONNX Runtime packs codes together with scales."""
-_HALVES = (
-    "ONNX Runtime (up to 1.32) is right about float16 products of accuracy level 4 only with all of its optimizations, "
-    "its default; for sessions with fewer take accuracy level 0"
-)
-"""With fewer it leaves the scales behind a Cast that it puts there itself, and takes them for zeros."""
 
 
 class QuantizeMatMul(GraphPass):
@@ -85,9 +77,12 @@ class QuantizeMatMul(GraphPass):
         if gemm and node.attributes.get_int("transA", 0) == 1:
             a = insert_before(node, "Transpose", [a], None, suffix="_A", attributes={"perm": [1, 0]})
             a.type = ir.TensorType(weight.dtype)
-        inputs: list[ir.Value | None] = [a, *self._operands(node, lazy, form)]
         last, bias, added = find_bias(self._graph, node, weight.N)
-        inputs.append(bias)
+        operands = self._operands(node, lazy, form)
+        if form.widened:
+            a = insert_cast(node, a, ir.DataType.FLOAT, "_A_float")
+            bias = bias and insert_cast(node, bias, ir.DataType.FLOAT, "_bias_float")
+        inputs: list[ir.Value | None] = [a, *operands, bias]
         while inputs[-1] is None:
             inputs.pop()
         attributes: dict[str, int | str | list[int]] = {
@@ -104,12 +99,14 @@ class QuantizeMatMul(GraphPass):
         )  # fmt: skip
         product = y.producer()
         assert product is not None
-        if not form.ours and weight.dtype == ir.DataType.FLOAT16 and settings.accuracy_level == _ROUNDS:
-            self._warn(_HALVES)
         product.name = node.name
         model.graph.opset_imports.setdefault(product.domain, 1)
-        if added is not None:
+        if form.widened or added is not None:
             y.name = names_of(self._graph).value(f"{last.outputs[0].name}_product")
+        if form.widened:
+            y.type = ir.TensorType(ir.DataType.FLOAT)
+            y = insert_cast(last, y, weight.dtype, "_half")
+        if added is not None:
             y = add_scaled(self._graph, node, y, added)
         replace(last, y)
         if last is not node:

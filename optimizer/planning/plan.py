@@ -219,7 +219,7 @@ def _decide_product(node: ir.Node, path: str, recipe: Recipe, finite: dict[int, 
     settings = settings_of(recipe, node, path)
     if isinstance(settings, Kept):
         return Decision(node, path, False, settings, size)
-    form = weight_form(recipe.form, settings.weight, weight.dtype)
+    form = weight_form(recipe.form, settings.weight, weight.dtype, settings.accuracy_level)
     if isinstance(form, str):
         return Decision(node, path, False, form, size)
     return Decision(node, path, True, "", size, weight, settings, form, settings.weight.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..graph.rewriting import add_initializer, insert_before, required
+from ..graph.rewriting import add_initializer, insert_cast, required
 from ..graph.weight_form import WeightForm
 from .lazy_weight import LazyWeight
 from .plan import Decision
@@ -42,12 +42,9 @@ class StoredWeights:
         return self._values[key]
 
     def scales(self, graph: ir.Graph, node: ir.Node, lazy: LazyWeight, form: WeightForm, part: str) -> ir.Value:
-        """Scales as the form of a node takes them, else cast to the weight's type: ONNX Runtime folds that."""
-        weight_type = lazy.weight.dtype
+        """Scales as the form of a node takes them, else cast to the type it computes in: ONNX Runtime folds that."""
+        computed = ir.DataType.FLOAT if form.widened else lazy.weight.dtype
         scales = self.part(graph, lazy, part, form.scales, "scales")
-        if form.scales == weight_type or form.ours:
+        if form.scales == computed or form.ours:
             return scales
-        cast = insert_before(node, "Cast", [scales], None, suffix="_scales", attributes={"to": int(weight_type)})
-        cast.type = ir.TensorType(weight_type)
-        cast.shape = scales.shape
-        return cast
+        return insert_cast(node, scales, computed, "_scales")
