@@ -72,6 +72,7 @@ inline ScaleType scale_type_of(const py::array& array, const char* name) {
 }
 
 void bind_block_sparse(py::module_& m);
+void bind_encoder(py::module_& m);
 void bind_minifloat(py::module_& m);
 
 }  // namespace onnxpress

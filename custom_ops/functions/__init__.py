@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .block_sparse import block_sparse_matmul
 from .body import DOMAIN
+from .encoder_layer import encoder_layer
 from .minifloat import dequantize_minifloat, matmul_minifloat, round_minifloat
 from .nbits import matmul_nbits
 
@@ -24,6 +25,7 @@ __all__ = [
     "OPSET",
     "block_sparse_matmul",
     "dequantize_minifloat",
+    "encoder_layer",
     "matmul_minifloat",
     "matmul_nbits",
     "round_minifloat",

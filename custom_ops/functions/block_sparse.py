@@ -6,8 +6,6 @@ sums of two products where the CPU has no dot products of bytes.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx_ir as ir
 
@@ -19,10 +17,6 @@ _FLOAT, _INT32, _INT64, _UINT8 = (
 _INPUTS = (
     "A", "values", "indices", "offsets", "scales", "bias", "a_scale", "a_zero_point", "y_scale", "y_zero_point",
 )  # fmt: skip
-
-
-def _number(body: Body, number: float) -> ir.Value:
-    return body.constant(np.array(number, np.float32))
 
 
 def _block_rows(body: Body, indices: ir.Value, offsets: ir.Value) -> ir.Value:
@@ -61,38 +55,17 @@ def _dense(
     return body.op("Slice", weight, body.shape(0, 0), body.shape(K, N), body.shape(0, 1))
 
 
-def _reduce_last(body: Body, op_type: str, x: ir.Value, opset: int) -> ir.Value:
-    """Over the last axis, kept. The axes became an input with opset 13 for the sum, with opset 18 for the maximum."""
-    if opset >= (13 if op_type == "ReduceSum" else 18):
-        return body.op(op_type, x, body.shape(-1), keepdims=1)
-    return body.op(op_type, x, axes=[-1], keepdims=1)
-
-
 def _quantize_rows(body: Body, a: ir.Value, opset: int) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Codes moved up by 128, scales [..., 1], and 0 or, for rows with a NaN or an infinity, NaN [..., 1]."""
-    zero, one = _number(body, 0), _number(body, 1)
-    peak = _reduce_last(body, "ReduceMax", body.op("Abs", a), opset)
-    poison = _reduce_last(body, "ReduceSum", body.op("Mul", a, zero), opset)
-    scale = body.op("Div", peak, _number(body, 127))
-    subnormal = body.op("Less", scale, _number(body, float(np.finfo(np.float32).tiny)))
+    zero, one = body.number(0), body.number(1)
+    peak = body.reduce_last("ReduceMax", body.op("Abs", a), opset)
+    poison = body.reduce_last("ReduceSum", body.op("Mul", a, zero), opset)
+    scale = body.op("Div", peak, body.number(127))
+    subnormal = body.op("Less", scale, body.number(float(np.finfo(np.float32).tiny)))
     divisor = body.op("Where", subnormal, one, scale)
     codes = body.op("Round", body.op("Div", a, divisor))
     codes = body.op("Where", body.op("IsNaN", codes), zero, codes)
-    return body.op("Cast", body.op("Add", codes, _number(body, 128)), to=_UINT8), scale, poison
-
-
-def _activate(body: Body, y: ir.Value, activation: str) -> ir.Value:
-    if activation == "relu":
-        return body.op("Relu", y)
-    if activation == "gelu":
-        inner = body.op("Erf", body.op("Div", y, _number(body, math.sqrt(2))))
-    elif activation == "gelu_tanh":
-        cube = body.op("Mul", body.op("Mul", y, y), y)
-        sum_ = body.op("Add", y, body.op("Mul", cube, _number(body, 0.044715)))
-        inner = body.op("Tanh", body.op("Mul", sum_, _number(body, math.sqrt(2 / math.pi))))
-    else:
-        return y
-    return body.op("Mul", body.op("Mul", y, _number(body, 0.5)), body.op("Add", inner, _number(body, 1)))
+    return body.op("Cast", body.op("Add", codes, body.number(128)), to=_UINT8), scale, poison
 
 
 def block_sparse_matmul(
@@ -155,7 +128,7 @@ def block_sparse_matmul(
         y = body.op("MatMul", x, _dense(body, stored, indices, offsets, np.zeros(1, np.float32), sizes))
     if bias:
         y = body.op("Add", y, inputs[5])
-    y = _activate(body, y, activation)
+    y = body.activate(y, activation)
     if quantized_output:
         y = body.op("QuantizeLinear", y, inputs[8], inputs[9])
 

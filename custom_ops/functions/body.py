@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import onnx_ir as ir
 DOMAIN = "onnxpress"
 
 Attribute = int | str | Sequence[int] | ir.TensorProtocol
+_KINDS = {int: ir.AttributeType.INT, float: ir.AttributeType.FLOAT, str: ir.AttributeType.STRING}
 Size = int | ir.Value
 """A length that is known when the body is written, or an int64 list of one that is computed when it runs."""
 
@@ -67,6 +69,30 @@ class Body:
         """Elements [begin, end) of the last axis."""
         return self.op("Slice", value, self.size(begin), self.size(end), self.shape(-1))
 
+    def number(self, value: float) -> ir.Value:
+        """A constant of float32."""
+        return self.constant(np.array(value, np.float32))
+
+    def reduce_last(self, op_type: str, x: ir.Value, opset: int) -> ir.Value:
+        """Over the last axis, kept. Axes became an input with opset 13 for the sum, with opset 18 for all else."""
+        if opset >= (13 if op_type == "ReduceSum" else 18):
+            return self.op(op_type, x, self.shape(-1), keepdims=1)
+        return self.op(op_type, x, axes=[-1], keepdims=1)
+
+    def activate(self, y: ir.Value, activation: str) -> ir.Value:
+        """Nothing, "relu", "gelu" or "gelu_tanh" of a value."""
+        if activation == "relu":
+            return self.op("Relu", y)
+        if activation == "gelu":
+            inner = self.op("Erf", self.op("Div", y, self.number(math.sqrt(2))))
+        elif activation == "gelu_tanh":
+            cube = self.op("Mul", self.op("Mul", y, y), y)
+            sum_ = self.op("Add", y, self.op("Mul", cube, self.number(0.044715)))
+            inner = self.op("Tanh", self.op("Mul", sum_, self.number(math.sqrt(2 / math.pi))))
+        else:
+            return y
+        return self.op("Mul", self.op("Mul", y, self.number(0.5)), self.op("Add", inner, self.number(1)))
+
 
 def function(
     op_type: str,
@@ -74,15 +100,14 @@ def function(
     body: Body,
     inputs: Sequence[ir.Value],
     output: ir.Value,
-    attributes: Mapping[str, int | str],
+    attributes: Mapping[str, int | float | str],
     opset: int,
     required: Mapping[str, ir.AttributeType] | None = None,
 ) -> ir.Function:
     """The function of a body; its attributes are those of the op with their defaults, and those without one."""
     graph = ir.Graph(inputs, [output], nodes=body.nodes, opset_imports={"": opset})
     defaults = [
-        ir.Attr(name, ir.AttributeType.INT if isinstance(value, int) else ir.AttributeType.STRING, value)
-        for name, value in attributes.items()
+        ir.Attr(name, _KINDS[type(value)], value) for name, value in attributes.items()
     ]
     defaults += [ir.Attr(name, kind, None) for name, kind in (required or {}).items()]
     return ir.Function(DOMAIN, op_type, overload, graph=graph, attributes=defaults)

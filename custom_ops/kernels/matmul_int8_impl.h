@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/int8_dots.h"
 #include "kernels/matmul_int8_kernels.h"
 #include "kernels/unroll.h"
 
@@ -89,32 +90,18 @@ class Finish {
   typename S::F32 scale_{}, bias_{};
 };
 
-// A few rows times a few tiles, the sums in registers over all of K.
+// A few rows times a few tiles.
 template <class S, int Rows, int Tiles>
 void multiply_block(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile) {
   const Int8Weight& w = *p.weight;
-  typename S::I32 sums[Rows][Tiles];
-  unroll<Rows>(ONNXPRESS_EACH(r) { unroll<Tiles>(ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::zero_int(); }); });
   const std::int8_t* codes = w.codes + tile * w.padded_k * kTile;
-  const std::int64_t tile_bytes = w.padded_k * kTile;
-  const std::uint8_t* x = row_of(rows, row);
-  for (std::int64_t k = 0; k < w.padded_k; k += 16) {
-    unroll<4>(ONNXPRESS_EACH(g) {
-      typename S::Weights line[Tiles];
-      unroll<Tiles>(ONNXPRESS_EACH(t) { line[t.value] = S::weights(codes + t.value * tile_bytes + g.value * kLine); });
-      unroll<Rows>(ONNXPRESS_EACH(r) {
-        const auto four = S::activations(x + r.value * rows.row_bytes + 4 * g.value);
-        unroll<Tiles>(
-            ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::dot(sums[r.value][t.value], four, line[t.value]); });
-      });
-    });
-    codes += 4 * kLine;
-    x += 16;
-  }
-  unroll<Tiles>(ONNXPRESS_EACH(t) {
-    const Finish<S> finish(p, rows, tile + t.value);
-    unroll<Rows>(ONNXPRESS_EACH(r) { finish(row + r.value, sums[r.value][t.value]); });
-  });
+  dot_block<S, Rows, Tiles>(row_of(rows, row), rows.row_bytes, codes, w.padded_k,
+                            [&](const auto& sums) __attribute__((always_inline)) {
+                              unroll<Tiles>(ONNXPRESS_EACH(t) {
+                                const Finish<S> finish(p, rows, tile + t.value);
+                                unroll<Rows>(ONNXPRESS_EACH(r) { finish(row + r.value, sums[r.value][t.value]); });
+                              });
+                            });
 }
 
 // The tiles stay in L2 from one group of rows to the next.

@@ -25,6 +25,15 @@ std::optional<std::int64_t> number_attribute(const ort::Api& api, const ort::Ker
   return value;
 }
 
+std::optional<float> float_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name) {
+  float value = 0;
+  if (ort::Status* status = api.KernelInfoGetAttribute_float(info, name, &value)) {
+    api.ReleaseStatus(status);
+    return std::nullopt;
+  }
+  return value;
+}
+
 std::string text_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name) {
   std::size_t size = 0;
   // The first call only asks for the size, which ONNX Runtime reports as an error of the empty buffer or not at all.
@@ -54,18 +63,21 @@ const ort::Value* constant_input(const ort::Api& api, const ort::KernelInfo* inf
   return is_constant != 0 ? value : nullptr;
 }
 
-void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::optional<ort::ElementType> type) {
+void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::optional<ort::ElementType> type,
+                 bool keeps) {
   ort::TensorInfo* a = nullptr;  // belongs to the context
   ort::check(api, api.ShapeInferContext_GetInputTypeShape(context, std::size_t{0}, &a));
   ort::TypeAndShape shape = ort::read(api, a);
   if (shape.dims.empty()) return;
   std::vector<const char*> names(shape.dims.size());
   ort::check(api, api.GetSymbolicDimensions(a, names.data(), names.size()));
-  const ort::OpAttr* attribute = nullptr;
-  ort::check(api, api.ShapeInferContext_GetAttribute(context, "N", &attribute));
-  std::size_t size = 0;
-  ort::check(api, api.ReadOpAttr(attribute, ort::kAttrInt, &shape.dims.back(), sizeof(std::int64_t), &size));
-  names.back() = "";
+  if (!keeps) {
+    const ort::OpAttr* attribute = nullptr;
+    ort::check(api, api.ShapeInferContext_GetAttribute(context, "N", &attribute));
+    std::size_t size = 0;
+    ort::check(api, api.ReadOpAttr(attribute, ort::kAttrInt, &shape.dims.back(), sizeof(std::int64_t), &size));
+    names.back() = "";
+  }
   // A size that is unknown and has no name would come out as the number -1; a name that nobody else has says the same.
   static std::atomic<unsigned> unknowns{0};
   std::vector<std::string> invented(names.size());

@@ -17,6 +17,7 @@ std::string label_of(const ort::Api& api, const ort::KernelInfo* info, const cha
 // Attributes of a node: a number, none where it is absent, and a text, empty where it is.
 std::optional<std::int64_t> number_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name);
 std::string text_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name);
+std::optional<float> float_attribute(const ort::Api& api, const ort::KernelInfo* info, const char* name);
 // Throws InvalidArgument, with the label, where it is absent.
 std::int64_t required_attribute(const ort::Api& api, const ort::KernelInfo* info, const std::string& label,
                                 const char* name);
@@ -24,9 +25,10 @@ std::int64_t required_attribute(const ort::Api& api, const ort::KernelInfo* info
 // An input where it is a constant, else null.
 const ort::Value* constant_input(const ort::Api& api, const ort::KernelInfo* info, std::size_t index);
 
-// Shape of the output: that of A with the last size replaced by the attribute N. Names of symbolic sizes survive. Its
-// type is that of A where none is given.
-void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::optional<ort::ElementType> type);
+// Shape of the output: that of A, with the last size replaced by the attribute N unless it `keeps` it. Names of
+// symbolic sizes survive. Its type is that of A where none is given.
+void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::optional<ort::ElementType> type,
+                 bool keeps = false);
 
 // All but names, types, characteristics of inputs and what runs.
 void set_common(ort::CustomOp& op);
@@ -36,7 +38,8 @@ void set_common(ort::CustomOp& op);
 //   Kernel: made of (api, info, types), with compute(context);
 //   kName, kInputs, kRequired: its name, how many inputs it has, and how many of them a node must have;
 //   input_type(types, index), output_type(types);
-//   inferred_type(api, context): the type of the output where it is not that of A.
+//   inferred_type(api, context): the type of the output where it is not that of A;
+//   kKeepsShape: whether the output has the shape of A.
 template <class Definition>
 struct Op : ort::CustomOp {
   const ort::Api* api;  // what runs and what infers shapes gets none
@@ -81,7 +84,9 @@ Op<Definition> make_op(const ort::Api& api, const typename Definition::Types& ty
   if (infers_shapes) {
     op.InferOutputShapeFn = [](const ort::CustomOp* self, ort::ShapeInferContext* context) {
       const ort::Api& known = *Made::of(self).api;
-      return ort::guarded(known, [&] { infer_shape(known, context, Definition::inferred_type(known, context)); });
+      return ort::guarded(known, [&] {
+        infer_shape(known, context, Definition::inferred_type(known, context), Definition::kKeepsShape);
+      });
     };
   }
   return op;

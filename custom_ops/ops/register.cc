@@ -4,6 +4,7 @@
 
 #include "kernels/cpu_isa.h"
 #include "ops/block_sparse_op.h"
+#include "ops/encoder_op.h"
 #include "ops/matmul_nbits_op.h"
 #include "ops/minifloat_op.h"
 #include "ort/ort.h"
@@ -21,7 +22,7 @@ ort::CustomOpDomain* domain(const ort::Api& api, bool infers_shapes) {
     ort::CustomOpDomain* fresh = nullptr;
     ort::check(api, api.CreateCustomOpDomain("onnxpress", &fresh));
     for (const auto& ops : {matmul_nbits_ops(api, infers_shapes), minifloat_ops(api, infers_shapes),
-                            block_sparse_ops(api, infers_shapes)}) {
+                            block_sparse_ops(api, infers_shapes), encoder_ops(api, infers_shapes)}) {
       for (const ort::CustomOp* op : ops) ort::check(api, api.CustomOpDomain_Add(fresh, op));
     }
     made = fresh;

@@ -80,6 +80,7 @@ enum Characteristic : int { kRequired = 0, kOptional = 1 };
   X(62, GetDimensions, (const TensorInfo* info, std::int64_t* dims, std::size_t count))                                \
   X(63, GetSymbolicDimensions, (const TensorInfo* info, const char** names, std::size_t count))                        \
   X(65, GetTensorTypeAndShape, (const Value* value, TensorInfo** out))                                                 \
+  X(85, KernelInfoGetAttribute_float, (const KernelInfo* info, const char* name, float* out))                          \
   X(86, KernelInfoGetAttribute_int64, (const KernelInfo* info, const char* name, std::int64_t* out))                   \
   X(87, KernelInfoGetAttribute_string, (const KernelInfo* info, const char* name, char* out, std::size_t* size))       \
   X(88, KernelContext_GetInputCount, (const KernelContext* context, std::size_t* out))                                 \

@@ -1,0 +1,210 @@
+// The attention of encoder_layer on codes of 8 bits, written once over a vector type.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/encoder_layer_kernels.h"
+#include "kernels/encoder_rows.h"
+#include "kernels/int8_dots.h"
+#include "kernels/simd_math.h"
+
+namespace onnxpress {
+namespace {
+
+// Four rows of 16 codes, column by column.
+inline void interleave(const std::int8_t (&rows)[4][kTile], std::int8_t* out) {
+  using Bytes = std::uint8_t __attribute__((vector_size(kTile)));
+  using Words = std::uint32_t __attribute__((vector_size(4 * kTile)));
+  Words words{};
+  for (int i = 0; i < 4; ++i) {
+    Bytes row;
+    memcpy(&row, rows[i], sizeof row);
+    words |= __builtin_convertvector(row, Words) << 8 * i;
+  }
+  memcpy(out, &words, sizeof words);
+}
+
+template <class S>
+void pack_keys(const EncoderRun& run, const Sequence& sequence, std::int64_t first_tile, std::int64_t head) {
+  const EncoderLayer& layer = *run.problem->layer;
+  const std::int64_t inner = layer.heads * layer.width, padded = run.padded_width;
+  alignas(64) std::int8_t codes[kMaxHeadWidth];
+  for (std::int64_t key = 0; key < sequence.tiles * kTile; ++key) {
+    const std::int64_t at = first_tile * kTile + key;
+    std::int32_t sum = 0;
+    float scale = 0;
+    if (key < sequence.count) {
+      const float* k = run.qkv + (sequence.begin + key) * 3 * inner + inner + head * layer.width;
+      scale = round_signed<S>(k, layer.width, codes, sum);
+    } else {
+      memset(codes, 0, static_cast<std::size_t>(padded));
+    }
+    run.key_scales[at] = scale;
+    run.key_sums[at] = sum;
+    std::int8_t* out = run.keys + at / kTile * padded * kTile + at % kTile * 4;
+    for (std::int64_t i = 0; i < padded; i += 4) memcpy(out + i * kTile, codes + i, 4);
+  }
+}
+
+// The scales of 16 channels of the values, all of a head; whether they are all finite.
+template <class S>
+bool scale_values(const float* values, std::int64_t stride, std::int64_t count, std::int64_t left, float* scales) {
+  auto peak = S::set1(kLeast), poison = S::zero();
+  for (std::int64_t key = 0; key < count; ++key) {
+    const auto v = S::load(values + key * stride, left);
+    peak = S::max(S::max(v, negated<S>(v)), peak);
+    poison = S::fma(v, S::zero(), poison);
+  }
+  S::store(scales, S::mul(peak, S::set1(1.0f / kMost)));
+  alignas(64) float bad[kTile];
+  S::store(bad, poison);
+  for (float each : bad) {
+    if (each != 0) return false;
+  }
+  return true;
+}
+
+template <class S>
+void pack_values(const EncoderRun& run, const Sequence& sequence, std::int64_t first_tile, std::int64_t head) {
+  const EncoderLayer& layer = *run.problem->layer;
+  const std::int64_t inner = layer.heads * layer.width, stride = 3 * inner, keys = sequence.tiles * kTile;
+  const float* values = run.qkv + sequence.begin * stride + 2 * inner + head * layer.width;
+  float* scales = run.value_scales + ((&sequence - run.sequences) * layer.heads + head) * run.padded_width;
+  std::int8_t* out = run.values + first_tile * kTile * run.padded_width;
+  for (std::int64_t channel = 0; channel < run.padded_width; channel += kTile, out += keys * kTile) {
+    const std::int64_t left = layer.width - channel;
+    if (!scale_values<S>(values + channel, stride, sequence.count, left, scales + channel)) {
+      for (std::int64_t i = 0; i < kTile; ++i) scales[channel + i] = kNotANumber;
+      memset(out, 0, static_cast<std::size_t>(keys * kTile));
+      continue;
+    }
+    const auto factors = S::div(S::set1(1.0f), S::load(scales + channel));
+    for (std::int64_t key = 0; key < keys; key += 4) {
+      alignas(64) std::int8_t rows[4][kTile] = {};
+      for (std::int64_t i = 0; i < 4 && key + i < sequence.count; ++i) {
+        S::quantize(values + (key + i) * stride + channel, left, factors, rows[i], S::zero_int());
+      }
+      interleave(rows, out + key * kTile);
+    }
+  }
+}
+
+template <class S>
+void pack_head(const EncoderRun& run, const Sequence& sequence, std::int64_t head) {
+  const std::int64_t first_tile = sequence.first_tile + head * sequence.tiles;
+  pack_keys<S>(run, sequence, first_tile, head);
+  pack_values<S>(run, sequence, first_tile, head);
+}
+
+// dot_block of all rows and tiles: finish(row, tile, sums).
+template <class S, class F>
+void dots_of(const EncoderScratch& scratch, std::int64_t first, std::int64_t count, const std::int8_t* codes,
+             std::int64_t padded_k, std::int64_t tiles, const F& finish) {
+  for_each_group_of_rows<S>(first, first + count, [&](auto rows, std::int64_t row) {
+    constexpr int kRows = decltype(rows)::value;
+    constexpr int kTiles = S::template int8_tiles<kRows>() < 4 ? S::template int8_tiles<kRows>() : 4;
+    const std::uint8_t* x = scratch.codes + row * scratch.code_bytes;
+    const auto block = [&](auto tiles_at_once, std::int64_t tile) __attribute__((always_inline)) {
+      constexpr int kAtOnce = decltype(tiles_at_once)::value;
+      dot_block<S, kRows, kAtOnce>(
+          x, scratch.code_bytes, codes + tile * padded_k * kTile, padded_k,
+          [&](const auto& sums) __attribute__((always_inline)) {
+            unroll<kAtOnce>(ONNXPRESS_EACH(t) {
+              unroll<kRows>(ONNXPRESS_EACH(r) { finish(row + r.value, tile + t.value, sums[r.value][t.value]); });
+            });
+          });
+    };
+    std::int64_t tile = 0;
+    for (; tile + kTiles <= tiles; tile += kTiles) block(Index<kTiles>{}, tile);
+    if constexpr (kTiles > 2) {
+      for (; tile + 2 <= tiles; tile += 2) block(Index<2>{}, tile);
+    }
+    for (; tile < tiles; ++tile) block(Index<1>{}, tile);
+  });
+}
+
+// Scores of a row to codes of 255ths of e^(score - largest); the inverse of their sum.
+template <class S>
+float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
+  auto peak = S::set1(-__builtin_inff());
+  for (std::int64_t key = 0; key < keys; key += kTile) peak = S::max(peak, S::load(scores + key));
+  alignas(64) float lanes[kTile];
+  S::store(lanes, peak);
+  float largest = lanes[0];
+  for (float lane : lanes) largest = lane > largest ? lane : largest;
+
+  constexpr CodeFormat kFormat{1.0f / 255.0f, 255.0f, 0, 0};
+  auto poison = S::zero();
+  for (std::int64_t key = 0; key < keys; key += kTile) {
+    const auto e = exp<S>(S::sub(S::load(scores + key), S::set1(largest)));
+    poison = S::add(poison, e);
+    S::store_codes(codes + key, e, kFormat, kTile);
+  }
+  const std::int64_t end = (keys + kLine - 1) / kLine * kLine;
+  memset(codes + keys, 0, static_cast<std::size_t>(end - keys));
+  typename S::I32 sum = S::zero_int();
+  for (std::int64_t key = 0; key < end; key += kLine) sum = S::add_line(sum, codes + key);
+  S::store(lanes, poison);
+  bool finite = true;
+  for (float lane : lanes) finite = finite && is_finite(lane);
+  return finite ? 1.0f / static_cast<float>(S::total(sum)) : kNotANumber;
+}
+
+// Rows [first, first + count) of the scratch, which are queries of this sequence from `begin` on, to the context.
+template <class S>
+void attend_head(const EncoderRun& run, const EncoderScratch& scratch, const Sequence& sequence, std::int64_t head,
+                 std::int64_t first, std::int64_t count, std::int64_t begin) {
+  using F32 = typename S::F32;
+  using I32 = typename S::I32;
+  const EncoderLayer& layer = *run.problem->layer;
+  const std::int64_t inner = layer.heads * layer.width, width = layer.width, padded = run.padded_width;
+  const std::int64_t first_tile = sequence.first_tile + head * sequence.tiles, keys = sequence.tiles * kTile;
+  for (std::int64_t row = first; row < first + count; ++row) {
+    alignas(64) std::int8_t codes[kMaxHeadWidth];
+    std::int32_t sum = 0;
+    const float* q = run.qkv + (begin + row - first) * 3 * inner + head * width;
+    scratch.scales[row] = round_signed<S>(q, width, codes, sum) * layer.scale;
+    std::uint8_t* line = scratch.codes + row * scratch.code_bytes;
+    for (std::int64_t i = 0; i < padded; ++i) line[i] = static_cast<std::uint8_t>(codes[i] ^ 0x80);
+  }
+  const float* key_scales = run.key_scales + first_tile * kTile;
+  const std::int32_t* key_sums = run.key_sums + first_tile * kTile;
+  const auto middle = S::set1(std::int32_t{128});
+  dots_of<S>(scratch, first, count, run.keys + first_tile * kTile * padded, padded, sequence.tiles,
+             [&](std::int64_t row, std::int64_t tile, I32 sums) __attribute__((always_inline)) {
+               const I32 exact = S::sub(sums, S::mul(S::load(key_sums + tile * kTile), middle));
+               const F32 factors = S::mul(S::set1(scratch.scales[row]), S::load(key_scales + tile * kTile));
+               S::store(scratch.scores + row * scratch.score_stride + tile * kTile,
+                        S::mul(S::to_float(exact), factors));
+             });
+  for (std::int64_t row = first; row < first + count; ++row) {
+    float* scores = scratch.scores + row * scratch.score_stride;
+    for (std::int64_t key = sequence.count; key < keys; ++key) scores[key] = -__builtin_inff();
+    scratch.scales[row] = soften<S>(scores, keys, scratch.codes + row * scratch.code_bytes);
+  }
+  const float* scales = run.value_scales + ((&sequence - run.sequences) * layer.heads + head) * padded;
+  float* context = scratch.context + head * width;
+  dots_of<S>(scratch, first, count, run.values + first_tile * kTile * padded, keys, padded / kTile,
+             [&](std::int64_t row, std::int64_t tile, I32 sums) __attribute__((always_inline)) {
+               const F32 factors = S::mul(S::set1(scratch.scales[row]), S::load(scales + tile * kTile));
+               S::store(context + row * inner + tile * kTile, S::mul(S::to_float(sums), factors), width - tile * kTile);
+             });
+}
+
+// The context of rows [begin, end), which may be of several sequences.
+template <class S>
+void attend(const EncoderRun& run, const EncoderScratch& scratch, std::int64_t begin, std::int64_t end) {
+  for (std::int64_t index = 0; index < run.sequence_count; ++index) {
+    const Sequence& sequence = run.sequences[index];
+    const std::int64_t sequence_end = sequence.begin + sequence.count;
+    const std::int64_t from = sequence.begin > begin ? sequence.begin : begin;
+    const std::int64_t to = sequence_end < end ? sequence_end : end;
+    if (from >= to) continue;
+    for (std::int64_t head = 0; head < run.problem->layer->heads; ++head) {
+      attend_head<S>(run, scratch, sequence, head, from - begin, to - from, from);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace onnxpress

@@ -1,0 +1,38 @@
+// Exact sums of products of bytes for a few rows and tiles, in registers over all of K.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/tile.h"
+#include "kernels/unroll.h"
+
+namespace onnxpress {
+namespace {
+
+// Rows of uint8 codes times tiles of 16 columns of int8 codes, which lie in lines of 4 k of the columns of a tile;
+// padded_k is a multiple of 16. Then finish(sums), of sums[Rows][Tiles].
+template <class S, int Rows, int Tiles, class F>
+__attribute__((always_inline)) inline void dot_block(const std::uint8_t* x, std::int64_t row_bytes,
+                                                     const std::int8_t* codes, std::int64_t padded_k, const F& finish) {
+  constexpr std::int64_t kLine = 4 * kTile;
+  typename S::I32 sums[Rows][Tiles];
+  unroll<Rows>(ONNXPRESS_EACH(r) { unroll<Tiles>(ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::zero_int(); }); });
+  const std::int64_t tile_bytes = padded_k * kTile;
+  for (std::int64_t k = 0; k < padded_k; k += 16) {
+    unroll<4>(ONNXPRESS_EACH(g) {
+      typename S::Weights line[Tiles];
+      unroll<Tiles>(ONNXPRESS_EACH(t) { line[t.value] = S::weights(codes + t.value * tile_bytes + g.value * kLine); });
+      unroll<Rows>(ONNXPRESS_EACH(r) {
+        const auto four = S::activations(x + r.value * row_bytes + 4 * g.value);
+        unroll<Tiles>(
+            ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::dot(sums[r.value][t.value], four, line[t.value]); });
+      });
+    });
+    codes += 4 * kLine;
+    x += 16;
+  }
+  finish(sums);
+}
+
+}  // namespace
+}  // namespace onnxpress
