@@ -149,7 +149,7 @@ class Mixture:
         for way in ways:
             problem = dataclasses.replace(first, scheme=way.weight.scheme)
             found = _METHOD.round(problem)
-            lost = cost_of(apart, found, way.weight.scheme, problem.rows)
+            lost = cost_of(apart, found, problem.rows)
             measured.append(dataclasses.replace(way, lost=max(lost, _LEAST)))
             if way is ways[0]:
                 numbers = numbers_of(way.weight, found)
