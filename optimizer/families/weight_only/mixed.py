@@ -34,7 +34,8 @@ from ...quantization.input_moments import InputMoments
 from ...quantization.methods import METHODS
 from ...quantization.schemes import SCHEMES
 from ...settings.budget import Budget
-from ...settings.recipe import Override, Recipe
+from ...settings.override import Override
+from ...settings.recipe import Recipe
 from .product_time import product_time
 from .products import Products, as_read, cost_of, numbers_of, problem_of
 from .rewrite import decide, rewrite
