@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from .conversion.pipeline import optimize
     from .errors import OnnxpressError, UsageError
     from .planning.report import ContextReport, Report
-    from .settings.recipe import Override, Recipe
+    from .settings.override import Override
+    from .settings.recipe import Recipe
 
 __all__ = [
     "Calibration", "ContextReport", "OnnxpressError", "Override", "Recipe", "Report", "UsageError", "compile_context",
@@ -22,7 +23,7 @@ _PLACES = {
     "Calibration": "calibration",
     "ContextReport": "planning.report",
     "OnnxpressError": "errors",
-    "Override": "settings.recipe",
+    "Override": "settings.override",
     "Recipe": "settings.recipe",
     "Report": "planning.report",
     "UsageError": "errors",

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from onnxpress.optimizer.conversion.pipeline import optimize
     from onnxpress.optimizer.errors import OnnxpressError, UsageError
     from onnxpress.optimizer.evaluation.texts import Text
-    from onnxpress.optimizer.settings.recipe import Override, Recipe
+    from onnxpress.optimizer.settings.override import Override
+    from onnxpress.optimizer.settings.recipe import Recipe
 
     __version__: str
 

@@ -9,7 +9,8 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.planning.plan_int8 import Int8Plan, plan_int8
-from onnxpress.optimizer.quantization.affine import quantize_weight
+from onnxpress.optimizer.quantization.round_weight import round_weight
+from onnxpress.optimizer.quantization.schemes import int8_weights
 from onnxpress.optimizer.runtime.int8_kernels import optimized
 from onnxpress.optimizer.runtime.machine import products_saturate
 from onnxpress.optimizer.settings.recipe import Recipe
@@ -39,6 +40,11 @@ def observed(model: ir.Model, plan: Int8Plan, feeds: dict[str, np.ndarray]) -> d
     return {name: (float(array.min()), float(array.max())) for name, array in values.items()}
 
 
+def int8_weight(weight, axis, least_scale=None, **scheme):
+    """A weight rounded as those beside activations of 8 bits."""
+    return round_weight(weight, axis, int8_weights(**scheme), least_scale=least_scale)
+
+
 def converted(
     model: ir.Model, feeds: dict[str, np.ndarray], recipe: Recipe = STATIC, reduce_range: bool | None = None, **settings
 ):  # fmt: skip
@@ -52,7 +58,7 @@ def converted(
     place = PlaceQdq(
         plan,
         observed(model, plan, feeds),
-        lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least, reduce_range=narrow),
+        lambda _node, _name, w, axis, least: int8_weight(w, axis, least_scale=least, reduce_range=narrow),
         **settings,
     )
     place(changed)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..graph.constants import constant_of, is_constant
 from ..graph.rewriting import required
 from ..quantization.blas import one_thread_each
-from ..quantization.input_moments import InputMoments
+from ..quantization.input_moments import InputMoments, Matrices, draw_towards_diagonal
 from .patches import COUNTED, draw, inputs_of_output, rows_of
 
 Floats = npt.NDArray[np.float32]
@@ -26,7 +26,7 @@ _MOST_INPUTS = 16384
 _APART = 8
 """One row in so many is kept apart."""
 _COUNTED_ROWS = 2
-"""As how many a row of a product counts, see `_draw_towards_diagonal`. GPTQ with too few rows fits what they have in
+"""As how many a row of a product counts, see `draw_towards_diagonal`. GPTQ with too few rows fits what they have in
 common by chance: on other rows of a language model its error was -15.0 dB with 4,864 inputs and 6,144 rows (-14.7 dB by
 a search for scales alone), and -16.6 dB with moments drawn so; with 896 inputs -21.4 and -21.5 dB, and of 1,536 rows
 -19.3 and -20.6 dB."""
@@ -73,8 +73,8 @@ class MomentSums:
     def __init__(self, node: ir.Node, *, cross: bool) -> None:
         self._node, self._cross = node, cross
         self._generator = np.random.default_rng(0)
-        self._learned, self._apart = _Sums(whole=False), _Sums(whole=True)
-        self._seen = self._batches = 0
+        self._learned, self._apart = Sums(), Sums(whole=True)
+        self._seen = 0
         self._finite = True
 
     def add(self, here: npt.NDArray[Any], rounded: npt.NDArray[Any], mask: npt.NDArray[Any] | None = None) -> None:
@@ -96,7 +96,6 @@ class MomentSums:
             return
         apart = (np.arange(rows.shape[1]) + self._seen) % _APART == _APART - 1
         self._seen += rows.shape[1]
-        self._batches += 1
         for sums, chosen, both in ((self._learned, ~apart, self._cross), (self._apart, apart, True)):
             sums.add(rows[:, chosen], others[:, chosen] if both and others is not rows else None)
 
@@ -114,30 +113,46 @@ class MomentSums:
         if not (np.isfinite(learned.second).all() and np.isfinite(apart.second).all()):
             return None  # squares overflow
         conv = self._node.op_type == "Conv"
-        trusted = min(COUNTED * self._batches, learned.count) if conv else _COUNTED_ROWS * learned.count
-        _draw_towards_diagonal(learned.second, trusted)
-        if learned.cross is not None:
-            _draw_towards_diagonal(learned.cross, trusted)
+        trusted = self._learned.trusted if conv else _COUNTED_ROWS * learned.count
+        for matrices in (learned.second, learned.cross):
+            if matrices is not None:
+                draw_towards_diagonal(matrices, trusted, _MOST_TRUST)
         return learned, apart
 
 
-class _Sums:
-    """Of x~ x~', and where the paths differ of x~ x' and, for the whole cost, of x x'."""
+class Sums:
+    """Of x~ x~', and where the paths differ of x~ x' and, for the whole cost, of x x'.
 
-    def __init__(self, *, whole: bool) -> None:
-        self.count = 0
-        self._whole = whole
-        self._second: Floats | None = None
-        self._cross: Floats | None = None
-        self._float_second: Floats | None = None
+    Args:
+        dtype: Of the sums.
+        whole: Whether the whole cost is wanted.
+        centred: About the mean, of one path. Rows are counted from the mean of the first: what is left to subtract in
+            the end is then small.
 
-    def add(self, rows: Floats, others: Floats | None) -> None:
+    Attributes:
+        count: Rows seen.
+        trusted: Patches of a Conv that count, which is so for `COUNTED` of each batch.
+    """
+
+    def __init__(self, dtype: npt.DTypeLike = np.float32, *, whole: bool = False, centred: bool = False) -> None:
+        self.count = self.trusted = 0
+        self._dtype, self._whole, self._centred = np.dtype(dtype), whole, centred
+        self._second: Matrices | None = None
+        self._cross: Matrices | None = None
+        self._float_second: Matrices | None = None
+        self._origin = self._first = np.zeros((1, 1), self._dtype)
+
+    def add(self, rows: Matrices, others: Matrices | None = None) -> None:
         """Rows [G, n, K] on the path of rounded weights, and those of the float model where they are not the same."""
         if not rows.shape[1]:
             return
         shape = (len(rows), rows.shape[2], rows.shape[2])
         if self._second is None:
-            self._second = np.zeros(shape, np.float32)
+            self._second = np.zeros(shape, self._dtype)
+            self._origin = rows.mean(axis=1) if self._centred else self._origin
+        if self._centred:
+            rows = rows - self._origin[:, None]
+            self._first = self._first + rows.sum(axis=1)
         if others is not None and self._cross is None:
             self._cross = _whole(self._second)
             self._float_second = self._second.copy() if self._whole else None
@@ -148,27 +163,32 @@ class _Sums:
             _add_products(self._float_second, given, given, symmetric=True)
         _add_products(self._second, rows, rows, symmetric=True)
         self.count += rows.shape[1]
+        self.trusted += min(COUNTED, rows.shape[1])
 
     def mean(self) -> InputMoments:
         """Moments of what was seen; the sums are used up."""
-        count = np.float32(self.count)
-        second: Floats = _whole(required(self._second)) / count
+        count = self._dtype.type(self.count)
+        second: Matrices = _whole(required(self._second)) / count
         cross = None if self._cross is None else self._cross / count
         float_second = None if self._float_second is None else _whole(self._float_second) / count
         self._second = self._cross = self._float_second = None
-        return InputMoments(second, self.count, cross, float_second)
+        if not self._centred:
+            return InputMoments(second, self.count, cross, float_second)
+        mean = self._first / count
+        second -= mean[:, :, None] * mean[:, None, :]
+        return InputMoments(second, self.count, mean=self._origin + mean)
 
 
-def _whole(panels: Floats) -> Floats:
+def _whole(panels: Matrices) -> Matrices:
     """Symmetric matrices of which the part below the panels of the diagonal was left out."""
-    whole: Floats = panels.copy()
+    whole: Matrices = panels.copy()
     for begin in range(0, whole.shape[1], _PANEL):
         end = begin + _PANEL
         whole[:, end:, begin:end] = whole[:, begin:end, end:].transpose(0, 2, 1)
     return whole
 
 
-def _add_products(total: Floats, left: Floats, right: Floats, *, symmetric: bool) -> None:
+def _add_products(total: Matrices, left: Matrices, right: Matrices, *, symmetric: bool) -> None:
     """Add left' right, of what is symmetric all panels down to the diagonal; whatever the number of threads."""
 
     def add(begin: int) -> None:
@@ -179,10 +199,3 @@ def _add_products(total: Floats, left: Floats, right: Floats, *, symmetric: bool
 
     with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(add, range(0, total.shape[2], _PANEL)))
-
-
-def _draw_towards_diagonal(second: Floats, trusted: int) -> None:
-    """Take what was not seen often to vary together for varying alone: by the share K / (K + n) for n that count."""
-    alone = np.einsum("gkk->gk", second).copy()
-    second *= np.float32(min(_MOST_TRUST, trusted / (trusted + second.shape[-1])))
-    np.einsum("gkk->gk", second)[...] = alone

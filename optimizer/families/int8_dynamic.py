@@ -11,6 +11,7 @@ from ..passes.remove_unused import remove_unused
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..passes.squeeze_weights import SqueezeWeights
 from ..planning.kept_in_float import kept_in_float
+from ..planning.lazy_weight import gain, reports
 from ..planning.plan import Decision
 from ..planning.plan_dynamic import plan_attention, plan_dynamic
 from ..planning.report import group_reasons
@@ -38,9 +39,12 @@ def convert(
     left = group_reasons([("attention", reason) for reason in fuse.left.values()])
     return ConversionResult(
         decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
-        weights=quantize.weights,
-        gain=quantize.gain,
-        warnings=[*warn_of_saturation(reduced), *kept_in_float(model, quantize.rounded)],
+        weights=lambda: reports(quantize.weights),
+        gain=lambda: gain(quantize.weights),
+        warnings=[
+            *warn_of_saturation(reduced),
+            *kept_in_float(model, [weight.weight.value for weight in quantize.weights]),
+        ],
         details={"attention": {"fused": len(fuse.fused), "left": left}, "made_for": made_for(reduced)},
         rows=[
             ("made for", made_for(reduced)),

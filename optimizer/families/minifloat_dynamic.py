@@ -14,7 +14,8 @@ from ..planning.plan import Decision
 from ..planning.plan_minifloat import plan_minifloat
 from ..planning.report import weight_report
 from ..planning.result import ConversionResult, Progress
-from ..quantization.float_weight import FloatWeight, round_weight
+from ..quantization.quantized_weight import QuantizedWeight
+from ..quantization.round_weight import round_weight
 from ..quantization.schemes import WeightScheme
 from ..settings.recipe import Recipe
 from .calibrated.builder import constant_operands
@@ -28,10 +29,10 @@ def convert(
     progress("rewrite", 0, 1)
     left = prepare(model, recipe, opset=OPSET)
     plan = plan_minifloat(model, recipe)
-    weights: dict[str, FloatWeight] = {}
+    weights: dict[str, QuantizedWeight] = {}
 
-    def rounded(name: str, weight: Floats, axis: int, scheme: WeightScheme) -> FloatWeight:
-        weights[name] = round_weight(weight, axis, scheme)
+    def rounded(name: str, weight: Floats, axis: int, scheme: WeightScheme) -> QuantizedWeight:
+        weights[name] = round_weight(weight, axis, scheme, convolution=weight.ndim > 2)
         return weights[name]
 
     place = PlaceMinifloat(plan, rounded, None)

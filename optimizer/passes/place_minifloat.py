@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -26,17 +27,19 @@ from ..graph.rewriting import SharedArrays, insert_before, replace, required, se
 from ..graph.sharing import insert_behind
 from ..planning.int8_operators import Operator, Role
 from ..planning.plan_minifloat import MinifloatPlan
-from ..quantization.float_weight import TYPES, FloatWeight
 from ..quantization.formats import FORMATS
+from ..quantization.quantized_weight import QuantizedWeight
 from ..quantization.schemes import WeightScheme
 from .base import GraphPass
 from .declare_functions import add_function
 from .decode_minifloat import decode_minifloat
 
 Floats = npt.NDArray[np.float32]
-RoundWeight = Callable[[str, Floats, int, WeightScheme], FloatWeight]
+RoundWeight = Callable[[str, Floats, int, WeightScheme], QuantizedWeight]
 """(name, weight, axis of its output channels, scheme) -> its codes."""
 
+TYPES = {"e4m3fn": ml_dtypes.float8_e4m3fn, "e5m2": ml_dtypes.float8_e5m2}
+"""Of codes in NumPy, by format, where ONNX has the type since opset 19."""
 OPSET, IR_VERSION = 21, 10
 """The first in which QuantizeLinear needs no zero point to know its type.
 
@@ -85,7 +88,7 @@ class PlaceMinifloat(GraphPass):
         plan, self._model = self._plan, model
         self._types = TYPES if opset_of(model) >= OPSET else {}
         self._rounded: dict[tuple[ir.Graph, ir.Value, str], ir.Value] = {}
-        self._weights: dict[tuple[int, int, str, bool], tuple[str, FloatWeight]] = {}
+        self._weights: dict[tuple[int, int, str, bool], tuple[str, QuantizedWeight]] = {}
         self._decoded: dict[tuple[str, ir.Graph], ir.Value] = {}
         self._tables: dict[tuple[int, str], tuple[str, ir.Value, ir.Value]] = {}
         self._constants = SharedArrays(model.graph)
@@ -197,17 +200,17 @@ class PlaceMinifloat(GraphPass):
         self._readers[name] = []
         return name
 
-    def _decode_by_type(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
-        codes = self._constants.add(name, rounded.codes().view(TYPES[rounded.format]))
-        operands = [codes, self._constants.add(f"{name}_scale", rounded.scales)]
+    def _decode_by_type(self, node: ir.Node, name: str, rounded: QuantizedWeight) -> ir.Value:
+        codes = self._constants.add(name, rounded.codes().view(TYPES[rounded.scheme.format]))
+        operands = [codes, self._constants.add(f"{name}_scale", rounded.scale)]
         decode = ir.node("DequantizeLinear", operands, attributes={"axis": rounded.axis}, name=f"{name}_decoded")
         return self._add(codes, decode, codes, self._model.graph)
 
-    def _decode_by_function(self, node: ir.Node, name: str, rounded: FloatWeight) -> ir.Value:
-        codes = self._constants.add(name, rounded.rounded.packed)
-        scales = self._constants.add(f"{name}_scale", rounded.rounded.scales)
+    def _decode_by_function(self, node: ir.Node, name: str, rounded: QuantizedWeight) -> ir.Value:
+        codes = self._constants.add(name, rounded.packed)
+        scales = self._constants.add(f"{name}_scale", rounded.scales)
         return decode_minifloat(
-            self._model, node, codes, scales, format=rounded.format, shape=rounded.rows_shape,
+            self._model, node, codes, scales, format=rounded.scheme.format, shape=rounded.rows_shape,
             transposed=node.op_type == "MatMul",
         )  # fmt: skip
 
@@ -219,7 +222,7 @@ class PlaceMinifloat(GraphPass):
             name = self._name(table, node)
             rounded = self._round_weight(name, required(array_of(table)), 1, scheme)
             codes = self._constants.add(f"{name}_{scheme.format}", rounded.codes())
-            scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scales)
+            scales = self._constants.add(f"{name}_{scheme.format}_scale", rounded.scale)
             self._tables[key] = name, codes, scales
         name, codes, scales = self._tables[key]
         self._readers[name].append(self._listed[node])

@@ -33,18 +33,18 @@ from ..planning.plan_dynamic import MICROSOFT
 from ..planning.plan_int8 import Int8Plan, is_bias
 from ..quantization.affine import (
     AffineParameters,
-    QuantizedTensor,
     least_weight_scale,
     parameters_of_range,
     quantize_bias,
 )
+from ..quantization.quantized_weight import QuantizedWeight
 from .base import GraphPass
 
 Range = tuple[float, float]
 Floats = npt.NDArray[np.float32]
-RoundWeight = Callable[[ir.Node, str, Floats, int, "Floats | None"], QuantizedTensor]
+RoundWeight = Callable[[ir.Node, str, Floats, int, "Floats | None"], QuantizedWeight]
 """(node, name, weight, axis of its output channels, least scales that its bias allows) -> codes of int8."""
-BiasShift = Callable[[ir.Node, Floats, QuantizedTensor], "Floats | None"]
+BiasShift = Callable[[ir.Node, Floats, QuantizedWeight], "Floats | None"]
 """(node, weight as a Conv or a matrix [K, N], its rounded form) -> what to add to the bias, one number a channel."""
 
 OPSET = 13
@@ -224,8 +224,8 @@ class PlaceQdq(GraphPass):
         bias = None if operator.role is Role.MATMUL else self._bias(operator, array.shape[axis])
         least = None if bias is None else least_weight_scale(bias, x.scale)
         rounded = self._round_weight(node, name, array, axis, least)
-        parameters = AffineParameters(rounded.scale, rounded.zero_point)
-        self._replace_constant(node, operator.constant, name, rounded.codes, parameters, axis)
+        parameters = AffineParameters(rounded.scale, np.zeros(rounded.scale.shape, np.int8))
+        self._replace_constant(node, operator.constant, name, rounded.integers(), parameters, axis)
         shift = self._shift(node, array, rounded)
         if operator.role is Role.MATMUL:
             self._shift_added_bias(node, shift)
@@ -274,7 +274,7 @@ class PlaceQdq(GraphPass):
         bias: Floats = np.zeros(channels, np.float32) + beta * _read(given).reshape(-1)
         return bias
 
-    def _round_bias(self, node: ir.Node, x: AffineParameters, rounded: QuantizedTensor, bias: Floats) -> None:
+    def _round_bias(self, node: ir.Node, x: AffineParameters, rounded: QuantizedWeight, bias: Floats) -> None:
         codes, scale = quantize_bias(bias, x.scale, rounded.scale)
         parameters = AffineParameters(scale, np.zeros(scale.shape, np.int32))
         node.resize_inputs(3)

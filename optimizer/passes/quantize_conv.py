@@ -45,7 +45,7 @@ class QuantizeConv(GraphPass):
         taken = [d for d in self._decisions if d.taken and d.op_type in ("Conv", "ConvTranspose")]
         for decision in taken:
             node, form = decision.node, required(decision.form)
-            lazy = self._stored.weight(decision, form)
+            lazy = self._stored.weight(decision, form.scheme)
             key = (id(node.graph), id(lazy))
             if key not in self._decoded:
                 standard = form.op_type == "DequantizeLinear"

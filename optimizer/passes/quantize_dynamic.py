@@ -14,7 +14,6 @@ DynamicQuantizeMatMul, of any opset, which is what it makes of these nodes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,13 +21,13 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of
 from ..graph.matching import opset_of
-from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required, set_names
+from ..graph.rewriting import add_array, insert_before, replace, required, set_names
 from ..graph.sharing import insert_behind
-from ..planning.lazy_int8 import LazyInt8
+from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
 from ..planning.plan_dynamic import MICROSOFT
-from ..planning.report import WeightReport
-from ..quantization.quantized_weight import decibels
+from ..planning.stored_weights import StoredWeights
+from ..quantization.schemes import int8_weights
 from .base import GraphPass
 
 OPSET = 11
@@ -53,13 +52,12 @@ class QuantizeDynamic(GraphPass):
         self._decisions = decisions
         self._reduce_range = reduce_range
         self._search = search
-        self._weights: dict[tuple[int, bool, float], LazyInt8] = {}
+        self._stored = StoredWeights()
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed. Taken nodes that are in no graph any more are passed over."""
         self._model = model
         self._codes: dict[tuple[int, ir.Value], Codes] = {}
-        self._values: dict[tuple[int, str], ir.Value] = {}
         taken = [d for d in self._decisions if d.taken and d.node.graph is not None]
         for decision in taken:
             if decision.op_type == "Attention":
@@ -68,19 +66,10 @@ class QuantizeDynamic(GraphPass):
                 self._rewrite_product(decision)
         return bool(taken)
 
-    def weights(self) -> tuple[WeightReport, ...]:
-        """The weights that were rounded so far; they are when the model is written."""
-        return tuple(report for weight in self._weights.values() if (report := weight.report()) is not None)
-
     @property
-    def rounded(self) -> list[ir.Value]:
-        """The constants that they were rounded from."""
-        return [weight.weight.value for weight in self._weights.values()]
-
-    def gain(self) -> float:
-        """By how much the search for scales lowered what it minimises, over all weights, in dB."""
-        costs = [weight.costs for weight in self._weights.values()]
-        return decibels(math.fsum(plain for _, plain in costs), math.fsum(cost for cost, _ in costs)) if costs else 0.0
+    def weights(self) -> list[LazyWeight]:
+        """The weights that are rounded, each once."""
+        return self._stored.weights
 
     def _rewrite_product(self, decision: Decision) -> None:
         node = decision.node
@@ -88,8 +77,7 @@ class QuantizeDynamic(GraphPass):
         a = required(node.inputs[0])
         if gemm and node.attributes.get_int("transA", 0) == 1:
             a = insert_before(node, "Transpose", [a], None, suffix="_A", attributes={"perm": [1, 0]})
-        weight = self._weight(decision, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
-        y = self._product(node, a, *self._constants(weight))
+        y = self._product(node, a, *self._weight(decision, node.attributes.get_float("alpha", 1.0) if gemm else 1.0))
         c = node.inputs[2] if gemm and len(node.inputs) > 2 else None
         beta = node.attributes.get_float("beta", 1.0)
         if c is not None and beta != 0.0:
@@ -125,7 +113,7 @@ class QuantizeDynamic(GraphPass):
     def _rewrite_attention(self, decision: Decision) -> None:
         node = decision.node
         q, scale, zero_point = self._rounded(required(node.inputs[0]), node)
-        codes, scales = self._constants(self._weight(decision, 1.0))
+        codes, scales = self._weight(decision)
         mask = node.inputs[3] if len(node.inputs) > 3 else None
         inputs = [q, codes, node.inputs[2], scale, scales, mask, zero_point]
         y = insert_before(node, "QAttention", inputs, node.outputs[0], domain=MICROSOFT, suffix="_int8")
@@ -150,23 +138,10 @@ class QuantizeDynamic(GraphPass):
             self._codes[key] = (node.outputs[0], node.outputs[1], node.outputs[2])
         return self._codes[key]
 
-    def _weight(self, decision: Decision, factor: float) -> LazyInt8:
-        weight, settings = decision.weight, decision.settings
-        assert weight is not None
-        assert settings is not None
-        key = (id(weight.tensor), weight.transposed, factor)
-        if key not in self._weights:
-            self._weights[key] = LazyInt8(
-                weight.value.name or "weight", weight, factor=factor, reduce_range=self._reduce_range,
-                search=self._search and settings.weight.search,
-            )  # fmt: skip
-        self._weights[key].nodes.append(decision.node_name)
-        return self._weights[key]
-
-    def _constants(self, weight: LazyInt8) -> tuple[ir.Value, ir.Value]:
+    def _weight(self, decision: Decision, factor: float = 1.0) -> tuple[ir.Value, ir.Value]:
         """Codes and scales, in the outermost graph, which those inside see."""
-        for part, tensor in (("codes", weight.codes), ("scales", weight.scales)):
-            if (id(weight), part) not in self._values:
-                value = add_initializer(self._model.graph, f"{weight.name}_int8_{part}", tensor())
-                self._values[id(weight), part] = value
-        return self._values[id(weight), "codes"], self._values[id(weight), "scales"]
+        search = self._search and required(decision.settings).weight.search
+        scheme = int8_weights(search=search, reduce_range=self._reduce_range)
+        weight, graph = self._stored.weight(decision, scheme, factor), self._model.graph
+        codes = self._stored.part(graph, weight, "codes", ir.DataType.INT8, "codes")
+        return codes, self._stored.part(graph, weight, "scales_n", ir.DataType.FLOAT, "scales")

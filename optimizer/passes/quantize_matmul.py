@@ -70,7 +70,7 @@ class QuantizeMatMul(GraphPass):
         assert settings is not None
         assert weight is not None
         gemm = node.op_type == "Gemm"
-        lazy = self._stored.weight(decision, form, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
+        lazy = self._stored.weight(decision, form.scheme, node.attributes.get_float("alpha", 1.0) if gemm else 1.0)
 
         a = node.inputs[0]
         assert a is not None
@@ -144,7 +144,7 @@ class QuantizeMatMul(GraphPass):
     def _dequantize(self, decision: Decision, form: WeightForm) -> None:
         node, weight, scheme = decision.node, decision.weight, form.scheme
         assert weight is not None
-        lazy = self._stored.weight(decision, form)
+        lazy = self._stored.weight(decision, scheme)
         self._warn(form.warning)
         part = "scales_kn" if scheme.block_size else "scales_n" if scheme.per_channel else "scale"
         inputs = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import ml_dtypes
 import numpy as np
@@ -13,10 +14,11 @@ from onnxpress.custom_ops import _kernels, reference
 
 from ..graph.constants import release
 from ..quantization.formats import SCALE_TYPES
-from ..quantization.quantized_weight import QuantizedWeight, WeightError
-from ..quantization.rtn import quantize_rtn
+from ..quantization.quantized_weight import QuantizedWeight, WeightError, centred, decibels
+from ..quantization.round_weight import round_weight
 from ..quantization.schemes import WeightScheme
 from .plan import Decision, Weight
+from .report import WeightReport
 
 _NARROW = {
     ir.DataType.INT4: ml_dtypes.int4,
@@ -78,9 +80,18 @@ class LazyWeight:
         """What is rounded: the constant, with output channels [N, K] first where it is stored so, else last [K, N]."""
         array = np.ascontiguousarray(self.weight.tensor.numpy())
         array = array.reshape(self.weight.N, -1) if self.weight.transposed else array
-        if self.factor != 1 and not self.scheme.has_kernel:
+        if self.factor != 1 and not self.scheme.takes_factors:
             array = array.astype(np.float32) * np.float32(self.factor)
         return array
+
+    def report(self) -> WeightReport | None:
+        """What rounding cost, once it was done."""
+        if self.error is None:
+            return None
+        return WeightReport(
+            self.name, self.nodes, self.scheme.name, self.weight.tensor.size,
+            self.error.sqnr, self.error.gain, self.method, self.stored,
+        )  # fmt: skip
 
     def take(self, made: Callable[[], QuantizedWeight], method: str) -> None:
         """Say what gives the rounded weight in place of rounding it by itself, and by which method."""
@@ -142,7 +153,7 @@ class LazyWeight:
 
     def _stored(self, scales: np.ndarray, part: str, dtype: ir.DataType) -> np.ndarray:
         """Scales in the order and type of a part."""
-        scales = scales * np.float32(self.factor) if self.scheme.has_kernel else scales
+        scales = scales * np.float32(self.factor) if self.scheme.takes_factors else scales
         if part == "scales_kn":
             scales = np.ascontiguousarray(scales.T)
         elif part != "scales":
@@ -153,20 +164,16 @@ class LazyWeight:
 
     def _standard(self, result: QuantizedWeight, part: str, dtype: ir.DataType) -> np.ndarray:
         """Codes or zero points in the order of a part as an ONNX type; signed integers are centred on zero."""
-        bits = self.scheme.bits
         if part == "zero_points_kn":
             codes = np.ascontiguousarray(result.zero_points.T)
         else:
-            K = self.weight.K
-            unpack = _kernels.unpack_codes if self.scheme.block_size else reference.unpack_codes
-            codes = unpack(result.packed, bits, self.scheme.codes_per_block(K), K)
+            codes = result.code_rows()
             if part == "codes":
                 codes = np.ascontiguousarray(codes.T)
             elif part == "codes_shaped":
                 codes = codes.reshape(self.weight.tensor.shape.numpy())
         if dtype in (ir.DataType.INT4, ir.DataType.INT8):
-            codes -= np.uint8(2 ** (bits - 1))  # wraps around to two's complement
-            codes = codes.view(np.int8)
+            codes = centred(codes, self.scheme)
         kind = _NARROW.get(dtype)
         if kind is None:
             return codes
@@ -179,4 +186,16 @@ class LazyWeight:
         return result
 
     def _round(self) -> QuantizedWeight:
-        return quantize_rtn(self.rows(), self.scheme, self.weight.transposed, convolution=self.convolution)
+        axis = 0 if self.weight.transposed else 1
+        return round_weight(self.rows(), axis, self.scheme, convolution=self.convolution)
+
+
+def reports(weights: Iterable[LazyWeight]) -> tuple[WeightReport, ...]:
+    """Of those that were rounded so far; they are when the model is written."""
+    return tuple(report for weight in weights if (report := weight.report()) is not None)
+
+
+def gain(weights: Iterable[LazyWeight]) -> float:
+    """By how much searches lowered what they minimise, over all weights that were rounded, in dB."""
+    errors = [weight.error for weight in weights if weight.error is not None]
+    return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0

@@ -6,13 +6,14 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from ..quantization.quantized_weight import decibels
 from .output_error import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..quantization.quantized_weight import QuantizedWeight
 
 _WORST = 5
 
@@ -102,32 +103,10 @@ class Accuracy:
     float32: float
 
 
-class Rounded(Protocol):
-    """What is reported of a rounded weight."""
-
-    @property
-    def scheme(self) -> str: ...  # noqa: D102
-
-    @property
-    def size(self) -> int: ...  # noqa: D102
-
-    @property
-    def error(self) -> float: ...  # noqa: D102
-
-    @property
-    def energy(self) -> float: ...  # noqa: D102
-
-    @property
-    def method(self) -> str: ...  # noqa: D102
-
-    @property
-    def stored(self) -> int: ...  # noqa: D102
-
-
-def weight_report(name: str, nodes: tuple[str, ...], weight: Rounded) -> WeightReport:
+def weight_report(name: str, nodes: tuple[str, ...], weight: QuantizedWeight) -> WeightReport:
     """The report of a weight whose scales were not compared with others."""
-    sqnr = decibels(weight.energy, weight.error)
-    return WeightReport(name, nodes, weight.scheme, weight.size, sqnr, 0.0, weight.method, weight.stored)
+    sqnr = weight.error.sqnr
+    return WeightReport(name, nodes, weight.scheme.name, weight.size, sqnr, 0.0, weight.method, weight.stored)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import onnx_ir as ir
 
 from ..graph.rewriting import add_initializer, insert_cast, required
 from ..graph.weight_form import WeightForm
+from ..quantization.schemes import WeightScheme
 from .lazy_weight import LazyWeight
 from .plan import Decision
 
@@ -22,14 +23,14 @@ class StoredWeights:
         """The weights that are rounded, each once."""
         return list(self._weights.values())
 
-    def weight(self, decision: Decision, form: WeightForm, factor: float = 1.0) -> LazyWeight:
+    def weight(self, decision: Decision, scheme: WeightScheme, factor: float = 1.0) -> LazyWeight:
         """The rounded weight of a node; `factor` as in `LazyWeight`."""
         weight = required(decision.weight)
         convolution = decision.op_type == "Conv"
-        key = (id(weight.tensor), weight.transposed, form.scheme, factor, convolution)
+        key = (id(weight.tensor), weight.transposed, scheme, factor, convolution)
         if key not in self._weights:
             name = weight.value.name or "weight"
-            self._weights[key] = LazyWeight(name, weight, form.scheme, factor, convolution=convolution)
+            self._weights[key] = LazyWeight(name, weight, scheme, factor, convolution=convolution)
         self._weights[key].readers.append(decision)
         return self._weights[key]
 

@@ -12,7 +12,6 @@ the mean where the mean of the error goes into a bias.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .affine import QuantizedTensor
 from .blas import one_thread_each
 
 Floats = npt.NDArray[np.float32]
@@ -37,31 +35,6 @@ _CHANNELS = 1024
 """Outputs rounded at a time: their part of a block stays in the caches."""
 _INVERTED = 128
 """Rows of a triangular matrix that are inverted at once."""
-
-
-def gptq(
-    weight: Floats, axis: int, rounded: QuantizedTensor, covariance: Doubles, *, reduce_range: bool = False
-) -> QuantizedTensor:
-    """Round a weight anew with the scales that it has.
-
-    Args:
-        weight: Of any shape.
-        axis: That of its N output channels.
-        rounded: Its codes by `quantize_weight`.
-        covariance: [G, K, K] of the inputs of G groups of N / G channels each.
-        reduce_range: As for `quantize_weight`.
-
-    Returns:
-        Other codes, with their error.
-    """
-    most = 63 if reduce_range else 127
-    rows = np.moveaxis(weight, axis, 0)
-    flat = rows.reshape(len(rows), -1)
-    scale = np.broadcast_to(rounded.scale.astype(np.float32), len(rows))[:, None]
-    codes = InOrder(covariance).round(flat, scale, lambda x: np.clip(np.rint(x), -most, most))
-    shaped = np.moveaxis(codes.reshape(rows.shape), 0, axis)
-    error = float(np.square(codes * scale.astype(np.float64) - flat).sum())
-    return dataclasses.replace(rounded, codes=np.ascontiguousarray(shaped, np.int8), error=error, method="gptq")
 
 
 class InOrder:

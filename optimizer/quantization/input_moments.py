@@ -8,17 +8,21 @@ and weights w~ in place of w cost, per row of data on average and with F = X'X /
 
     |w~ x~ - w x|^2 = w~ H w~' - 2 w~ C w' + w F w',
 
-which is E H E' for the change E where both paths are the same.
+which is E H E' for the change E where both paths are the same. Where a bias takes the mean of the error away, all are
+about the mean.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+Matrices = npt.NDArray[Any]
+"""float32 or float64."""
 
 _ROWS = 1 << 13
 """Multiplied at a time."""
@@ -29,16 +33,20 @@ class InputMoments:
     """Moments of the inputs of G groups of output channels.
 
     Attributes:
-        second: H, float32 [G, K, K].
+        second: H, [G, K, K].
         count: Rows that it is the mean of.
-        cross: C, float32 [G, K, K]; None where both paths are the same, or nobody wants it.
+        cross: C, [G, K, K]; None where both paths are the same, or nobody wants it.
         float_second: F, likewise.
+        mean: Of x~, [G, K], about which all moments are; None where they are about 0.
+        float_mean: Of x, likewise; None where both paths are the same.
     """
 
-    second: Floats
+    second: Matrices
     count: int
-    cross: Floats | None = None
-    float_second: Floats | None = None
+    cross: Matrices | None = None
+    float_second: Matrices | None = None
+    mean: Matrices | None = None
+    float_mean: Matrices | None = None
 
     @property
     def diagonal(self) -> Floats:
@@ -46,11 +54,11 @@ class InputMoments:
         squares: Floats = np.einsum("gkk->gk", self.second).copy()
         return squares
 
-    def energy(self, rows: Floats) -> float:
+    def energy(self, rows: Matrices) -> float:
         """The squares of the float model's product of all outputs [N, K]."""
         return _products(rows, self.second if self.float_second is None else self.float_second, rows)
 
-    def cost(self, found: Floats, rows: Floats) -> float:
+    def cost(self, found: Matrices, rows: Matrices) -> float:
         """What the product of all outputs loses, with what was seen of the paths.
 
         Args:
@@ -67,7 +75,20 @@ class InputMoments:
         )  # fmt: skip
 
 
-def _products(left: Floats, matrices: Floats, right: Floats) -> float:
+def draw_towards_diagonal(matrices: Matrices, trusted: int, most: float = 1.0) -> None:
+    """Take what was not seen often to vary together for varying alone: by the share K / (K + n) for n that count.
+
+    Args:
+        matrices: [G, K, K], which are changed.
+        trusted: n.
+        most: Share of what they have in common that stays, however many rows there are.
+    """
+    alone = np.einsum("gkk->gk", matrices).copy()
+    matrices *= matrices.dtype.type(min(most, trusted / (trusted + matrices.shape[-1])))
+    np.einsum("gkk->gk", matrices)[...] = alone
+
+
+def _products(left: Matrices, matrices: Matrices, right: Matrices) -> float:
     """The sum of l M r' over rows, of G groups."""
     parts = zip(np.split(left, len(matrices)), matrices, np.split(right, len(matrices)), strict=True)
     return sum(

@@ -16,8 +16,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .affine import AffineParameters, quantize_weight
 from .formats import FORMATS, MiniFloat
+from .round_weight import round_weight
+from .schemes import int8_weights
 
 Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
@@ -44,8 +45,7 @@ class IntegerNoise:
 
     def of_weight(self, weight: Floats) -> Floats:
         """See `Noise`."""
-        rounded = quantize_weight(weight, 1, search=False)
-        changed: Floats = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, 1) - weight
+        changed: Floats = round_weight(weight, 1, int8_weights(search=False)).values() - weight
         return changed
 
     def of_activation(self, absmax: Doubles, squares: Doubles, sides: float) -> Doubles:

@@ -77,7 +77,8 @@ def _by_format(
     one_in_all = not scheme.per_channel and scheme.block_size == 0
     sums = _in_parallel(run, N, N if one_in_all else max(1, _ELEMENTS_A_TASK // K))
     zeros = np.full((N, blocks), scheme.number_format.zero, np.uint8)
-    return QuantizedWeight(packed, scales, zeros, WeightError(*sums))
+    axis = 0 if transposed else 1
+    return QuantizedWeight(scheme, weight.shape, axis, packed, scales, zeros, WeightError(*sums))
 
 
 def _round_channels(
@@ -128,7 +129,8 @@ def _by_kernel(
         )  # fmt: skip
 
     sums = _in_parallel(run, N, _COLUMNS_A_TASK)
-    return QuantizedWeight(packed, scales, zero_points, WeightError(*sums))
+    axis = 0 if transposed else 1
+    return QuantizedWeight(scheme, weight.shape, axis, packed, scales, zero_points, WeightError(*sums))
 
 
 def _in_parallel(run: Callable[[int, int], tuple[float, ...]], count: int, step: int) -> list[float]:

@@ -140,13 +140,23 @@ class WeightScheme:
 
     @property
     def integer(self) -> bool:
-        """Whether codes are whole numbers: MatMulNBits, not MatMulMiniFloat."""
-        return SCHEMES[self.name].integer
+        """Whether codes are whole numbers that can have zero points: MatMulNBits, not MatMulMiniFloat."""
+        return self.format.startswith("int")
+
+    @property
+    def beside_int8(self) -> bool:
+        """Whether it is that of `int8_weights`."""
+        return self.format.startswith("within")
 
     @property
     def has_kernel(self) -> bool:
         """Whether `_kernels.quantize_blocks` rounds to it."""
         return self.integer and self.scale_type in _KERNEL_SCALES
+
+    @property
+    def takes_factors(self) -> bool:
+        """Whether a factor of a weight can go into its scales."""
+        return self.has_kernel or self.beside_int8
 
     def codes_per_block(self, K: int) -> int:
         """Codes in a block of a weight of K inputs."""
@@ -154,7 +164,19 @@ class WeightScheme:
 
     def blocks(self, K: int) -> int:
         """Blocks along K."""
-        return -(-K // self.codes_per_block(K))
+        return -(-K // self.block_size) if self.block_size else 1
+
+
+def int8_weights(*, search: bool = True, reduce_range: bool = False, per_channel: bool = True) -> WeightScheme:
+    """That of weights beside activations of 8 bits: one scale an output channel, or one in all.
+
+    Args:
+        search: Search scales.
+        reduce_range: Codes within -63 and 63: two products by a uint8 then fit int16, in which CPUs without VNNI add
+            them up. Otherwise within -127 and 127.
+        per_channel: One scale an output channel.
+    """
+    return WeightScheme("int8", "within63" if reduce_range else "within127", 0, True, search, "float32", per_channel)
 
 
 def weight_scheme(

@@ -57,5 +57,7 @@ def node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
             raise origin.error(key, values[key], f", not read by scheme {name}")
     if (given := values["weight_format"]) is not None:
         weight = dataclasses.replace(weight, format=FORMAT_ALIASES.get(given, given))
+    if SCHEMES[name].activations:  # the scheme's name tells of activations, too
+        weight = dataclasses.replace(weight, name=weight.format)
     activations = values["activation_format"] or SCHEMES[name].activations
     return NodeSettings(weight, level, values["sparsity"], FORMAT_ALIASES.get(activations, activations))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import glob
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -11,33 +10,16 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
-from ..errors import OnnxpressError, UsageError, named_alone, suggestion
+from ..errors import OnnxpressError, UsageError, named_alone
 from ..quantization.schemes import SCHEMES
 from ..user_functions import written_as
+from .every_setting import PER_NODE, Settings
 from .families import keys_read_by
 from .former import renamed, takes_former_names
-from .groups import (
-    Blocks,
-    Calibrated,
-    Channels,
-    Floats,
-    Fusion,
-    General,
-    Int8Static,
-    Int8Weights,
-    Judging,
-    Mixing,
-    Order,
-    Ranges,
-    Rounding,
-    Search,
-    Sparse,
-    Symmetry,
-    Transforming,
-)  # fmt: skip
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
-from .setting import EXPECTED, checked, settings_of
+from .override import Override, matches
+from .setting import checked, settings_of
 
 _CHOOSING = frozenset({"sparsity", "criterion", "allocation", "sequential"})
 """Those of "sparse" that say which blocks go; where a mask or what is there says it, nobody reads them."""
@@ -45,104 +27,11 @@ _ON_TEXT = ("perplexity", "kl", "embeddings")
 """Metrics that read a text."""
 
 
-@named_alone
-@dataclasses.dataclass(frozen=True)
-class Override:
-    """Settings for the nodes that match both patterns; None leaves the recipe's value.
-
-    Attributes:
-        match: The node's name, or a glob pattern on it, as in `Recipe.include`.
-        op_type: Operator, such as "Gemm".
-        keep_float: Leave these nodes alone.
-
-    The others are as in `Recipe`.
-    """
-
-    match: str | None = None
-    op_type: str | None = None
-    keep_float: bool = False
-    scheme: str | None = None
-    block_size: int | None = None
-    symmetric: bool | None = None
-    search: bool | None = None
-    scale_type: str | None = None
-    accuracy_level: int | None = None
-    sparsity: float | None = None
-    weight_format: str | None = None
-    activation_format: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check all values.
-
-        Raises:
-            UsageError: There is no pattern, or a value is of the wrong type or not among the choices.
-        """
-        self._check(Origin("override"))
-
-    def _check(self, origin: Origin) -> None:
-        for key, kind in (("match", str), ("op_type", str), ("keep_float", bool)):
-            value = getattr(self, key)
-            if value is not None and not isinstance(value, kind):
-                raise origin.error(key, value, f", must be {EXPECTED[kind]}")
-        checked(Recipe, self.given(), origin)
-        if self.match is None and self.op_type is None:
-            raise UsageError(f"{origin.text}: give match (a pattern on node names) or op_type")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], origin: Origin) -> Override:
-        """Build one from plain values, as TOML and JSON give them.
-
-        Raises:
-            UsageError: An unknown key, or a value of the wrong type or not among the choices.
-        """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values.keys() - set(known):
-            raise UsageError(f'{origin.text}: unknown key "{key}"; {suggestion(key, known, "known keys:")}')
-        built = object.__new__(cls)
-        for field in dataclasses.fields(cls):
-            object.__setattr__(built, field.name, values.get(field.name, field.default))
-        built._check(origin)
-        return built
-
-    def applies(self, names: Collection[str], op_type: str) -> bool:
-        """Whether the node of these names and this type is meant."""
-        return (self.match is None or _matches(self.match, names)) and self.op_type in (None, op_type)
-
-    def given(self) -> dict[str, Any]:
-        """The settings that it changes."""
-        return {key: value for key in _per_node() if (value := getattr(self, key)) is not None}
-
-    def describe(self) -> str:
-        """The patterns, as a user wrote them."""
-        parts = [f'{key} = "{value}"' for key in ("match", "op_type") if (value := getattr(self, key)) is not None]
-        return ", ".join(parts)
-
-
 @takes_former_names
 @named_alone
 @dataclasses.dataclass(frozen=True)
-class Recipe(
-    Sparse,
-    Fusion,
-    Floats,
-    Int8Static,
-    Int8Weights,
-    Judging,
-    Mixing,
-    Order,
-    Calibrated,
-    Ranges,
-    Transforming,
-    Rounding,
-    Blocks,
-    Channels,
-    Symmetry,
-    Search,
-    General,
-):
+class Recipe(Settings):
     """How to convert a model.
-
-    The settings, with their meaning, are in `groups`; `onnxpress optimize --help` lists them.
 
     Attributes:
         overrides: Settings for some nodes; the last match wins, key by key.
@@ -160,12 +49,12 @@ class Recipe(
         defaults = _defaults()
         given = {
             key: value
-            for key in settings_of(Recipe)
+            for key in settings_of(Settings)
             # 1 is no True.
             if (value := getattr(self, key)) != defaults[key]
             or isinstance(value, bool) != isinstance(defaults[key], bool)
         }
-        for key, value in checked(Recipe, given, Origin()).items():
+        for key, value in checked(Settings, given, Origin()).items():
             object.__setattr__(self, key, value)
         if not all(isinstance(override, Override) for override in self.overrides):
             raise UsageError("recipe: overrides must be Override(...)s")
@@ -268,7 +157,7 @@ class Recipe(
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 
     def _per_node(self) -> dict[str, Any]:
-        return {key: getattr(self, key) for key in (*_per_node(), "per_channel")}
+        return {key: getattr(self, key) for key in (*PER_NODE, "per_channel")}
 
     def _idle(self) -> dict[str, str]:
         """Keys that the value of another one leaves without effect, and with which."""
@@ -361,9 +250,9 @@ class Recipe(
     def settings(self, name: str, op_type: str, others: Collection[str] = ()) -> NodeSettings | Kept:
         """What to do with one node: its settings, or why it stays in float. Patterns match any name."""
         names = {name, *others}
-        if self.include and not any(_matches(pattern, names) for pattern in self.include):
+        if self.include and not any(matches(pattern, names) for pattern in self.include):
             return Kept.NOT_INCLUDED
-        if any(_matches(pattern, names) for pattern in self.exclude):
+        if any(matches(pattern, names) for pattern in self.exclude):
             return Kept.EXCLUDED
         values = self._per_node()
         keep = False
@@ -381,7 +270,7 @@ class Recipe(
             f'{key} pattern "{pattern}"'
             for key in ("include", "exclude")
             for pattern in getattr(self, key)
-            if not any(_matches(pattern, names) for names, _ in nodes)
+            if not any(matches(pattern, names) for names, _ in nodes)
         ]
         unused += [
             f"override ({override.describe()})"
@@ -405,16 +294,6 @@ class Recipe(
                 for each in self.overrides
             ),
         )
-
-
-def _matches(pattern: str, names: Collection[str]) -> bool:
-    """Whether a pattern is, or matches, one of the names; these may hold brackets themselves."""
-    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)
-
-
-def _per_node() -> tuple[str, ...]:
-    """What is settled node by node."""
-    return tuple(key for key, what in settings_of(Recipe).items() if what.per_node)
 
 
 def _defaults() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from ...passes.remove_unused import remove_unused
 from ...planning.int8_operators import Operator
 from ...planning.kept_in_float import kept_in_float
 from ...planning.plan import Decision
-from ...planning.report import Rounded
 from ...planning.result import Progress
+from ...quantization.quantized_weight import QuantizedWeight
 from ...settings.recipe import Recipe
 from .restoring import restore_moments
 
@@ -43,8 +43,7 @@ class Plan(Protocol):
 
 
 P = TypeVar("P", bound=Plan)
-W = TypeVar("W", bound=Rounded)
-B = TypeVar("B", bound="Builder[Any, Any]")
+B = TypeVar("B", bound="Builder[Any]")
 Planner = Callable[[ir.Model, Recipe, "Mapping[str, str] | None", "Mapping[str, str] | None"], P]
 """(model, recipe, tensors that cannot be rounded and why, nodes that stay in float and why) -> plan."""
 
@@ -83,13 +82,13 @@ class Candidate:
     model: ir.Model
     decisions: list[Decision]
     products: list[str]
-    weights: Mapping[str, Rounded]
+    weights: Mapping[str, QuantizedWeight]
     readers: Mapping[str, tuple[str, ...]]
     warnings: Sequence[str] = ()
     left: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-class Builder(abc.ABC, Generic[P, W]):
+class Builder(abc.ABC, Generic[P]):
     """Rounded models of one float model.
 
     Args:
@@ -113,7 +112,7 @@ class Builder(abc.ABC, Generic[P, W]):
         self._statistics, self._planner, self._unusable = calibrated.statistics, plan, unusable
         self._progress = progress
         self._seen: dict[str, None] = {}
-        self._weights: dict[str, W] = {}
+        self._weights: dict[str, QuantizedWeight] = {}
         self._last: tuple[Mapping[str, str], Candidate] | None = None
 
     def with_recipe(self: B, recipe: Recipe) -> B:

@@ -180,12 +180,12 @@ def _noise(recipe: Recipe) -> Noise:
     return MinifloatNoise(*recipe.formats) if recipe.is_minifloat else IntegerNoise()
 
 
-def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Builder[Any, Any]:
+def _builder(calibrated: Calibrated, recipe: Recipe, progress: Progress) -> Builder[Any]:
     kind = MinifloatBuilder if recipe.is_minifloat else Int8Builder
     return kind(calibrated, recipe, progress)
 
 
-def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> dict[str, str]:
+def _kept_by_runtime(builder: Builder[Any], refused: Mapping[str, str]) -> dict[str, str]:
     """Products that ONNX Runtime would compute in float between two conversions, beside those that it refuses."""
     kept: dict[str, str] = {}
     for _ in range(_ROUNDS):
@@ -198,7 +198,7 @@ def _kept_by_runtime(builder: Builder[Any, Any], refused: Mapping[str, str]) -> 
 
 
 def _search(
-    builder: Builder[Any, Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
+    builder: Builder[Any], kept: Mapping[str, str], metric: Metric, max_drop: float, progress: Progress
 ) -> tuple[MixedPrecision, list[Attempt]]:
     """The fewest products in float with which the metric is within the bound, and all that was tried."""
     nodes = products(builder.plan(copy_of(builder.model), kept))
@@ -235,7 +235,7 @@ def _mixture(trial: Trial, nodes: Sequence[str]) -> str:
 
 
 def _choose(
-    builder: Builder[Any, Any],
+    builder: Builder[Any],
     kept: Mapping[str, str],
     metric: Metric | None,
     search: MixedPrecision | None,
@@ -285,7 +285,7 @@ def _accuracy(metric: Metric, value: float, batches: int) -> str:
 
 
 def _outcome(
-    builder: Builder[Any, Any], candidate: Candidate, metric: Metric | None, value: float,
+    builder: Builder[Any], candidate: Candidate, metric: Metric | None, value: float,
     search: MixedPrecision | None, seconds: tuple[float, float] | None, verdicts: Sequence[Verdict],
 ) -> ConversionResult:  # fmt: skip
     details: dict[str, Any] = {}

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from ...calibration.patches import Covariances
+from ...calibration.covariances import Covariances
 from ...calibration.ranges import activation_range, unusable
 from ...graph.rewriting import float_name, required
 from ...passes.detach_clamps import DetachClamps
 from ...passes.place_qdq import Floats, PlaceQdq, Range
 from ...planning.plan_int8 import Int8Plan, plan_int8
 from ...planning.result import Progress
-from ...quantization.affine import AffineParameters, QuantizedTensor, quantize_weight
 from ...quantization.bias_correction import bias_shift
-from ...quantization.gptq import gptq
+from ...quantization.methods import METHODS, Problem
+from ...quantization.quantized_weight import QuantizedWeight
+from ...quantization.round_weight import round_weight
+from ...quantization.schemes import int8_weights
 from ...runtime.machine import reduces_range
 from ...settings.recipe import Recipe
 from ..unlike_parts import unlike_parts
@@ -26,7 +29,7 @@ from .builder import Builder, Calibrated
 Same = TypeVar("Same", bound="Int8Builder")
 
 
-class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
+class Int8Builder(Builder[Int8Plan]):
     """INT8 models of one float model."""
 
     def __init__(self, calibrated: Calibrated, recipe: Recipe, progress: Progress) -> None:
@@ -37,8 +40,8 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         self._unusable = {**reasons, **unlike_parts(self.model, tensors, self._statistics, self._range)}
         self._data = calibrated.data
         self._covariances = self._covariances_for(recipe)
-        self._rounded: dict[tuple[str, bytes], QuantizedTensor] = {}
-        self._by_gptq: dict[tuple[str, bytes], QuantizedTensor] = {}
+        self._rounded: dict[tuple[str, bytes], QuantizedWeight] = {}
+        self._by_gptq: dict[tuple[str, bytes], QuantizedWeight] = {}
         self._reduce_range = reduces_range(recipe)
 
     def with_recipe(self: Same, recipe: Recipe) -> Same:
@@ -76,29 +79,29 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
             )  # fmt: skip
         return self._ranges[name]
 
-    def _round(self, node: ir.Node, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedTensor:
+    def _round(self, node: ir.Node, name: str, weight: Floats, axis: int, least: Floats | None) -> QuantizedWeight:
         """A weight's codes; the search for its scales is not repeated while its bias asks for the same."""
-        channels = axis if self.recipe.per_channel else None
-        if channels is None and least is not None:
+        recipe = self.recipe
+        if least is not None and not recipe.per_channel:
             least = least.max(initial=0)
         key = name, b"" if least is None else least.tobytes()
         if key not in self._rounded:
-            self._rounded[key] = quantize_weight(
-                weight, channels, reduce_range=self._reduce_range, search=self.recipe.search,
-                least_scale=least,
-            )  # fmt: skip
+            scheme = int8_weights(search=recipe.search, reduce_range=self._reduce_range, per_channel=recipe.per_channel)
+            self._rounded[key] = round_weight(weight, axis, scheme, least_scale=least)
         rounded = self._rounded[key]
         if self._covariances is not None:
             if key not in self._by_gptq:
-                covariance = self._covariances.get(node.name or "")
-                if covariance is not None:
-                    rounded = gptq(weight, axis, rounded, covariance, reduce_range=self._reduce_range)
+                moments = self._covariances.get(node.name or "")
+                if moments is not None:
+                    rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+                    problem = Problem(rows, rounded.scheme, moments, moments, start=rounded)
+                    rounded = dataclasses.replace(METHODS["gptq"].round(problem), method="gptq")
                 self._by_gptq[key] = rounded
             rounded = self._by_gptq[key]
         self._weights[name] = rounded
         return rounded
 
-    def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedTensor) -> Floats | None:
+    def _shift(self, node: ir.Node, weight: Floats, rounded: QuantizedWeight) -> Floats | None:
         if not self.recipe.correct_bias:
             return None
         # By now the input is decoded from codes.
@@ -106,7 +109,6 @@ class Int8Builder(Builder[Int8Plan, QuantizedTensor]):
         if mean is None:
             return None
         is_conv = node.op_type == "Conv"
-        axis = 0 if is_conv else 1
-        decoded = AffineParameters(rounded.scale, rounded.zero_point).dequantize(rounded.codes, axis)
+        decoded = rounded.values()
         groups = node.attributes.get_int("group", 1)
         return -(bias_shift(weight, decoded, mean, groups) if is_conv else bias_shift(weight.T, decoded.T, mean))

@@ -19,7 +19,7 @@ from .builder import Builder
 _REFUSED = "ONNX Runtime refuses the model with its rounded form"
 
 
-def refused_by_runtime(builder: Builder[Any, Any], known: Mapping[str, str]) -> dict[str, str]:
+def refused_by_runtime(builder: Builder[Any], known: Mapping[str, str]) -> dict[str, str]:
     """Names of the nodes to keep in float so that ONNX Runtime runs the model, and why.
 
     Args:
@@ -43,7 +43,7 @@ def refused_by_runtime(builder: Builder[Any, Any], known: Mapping[str, str]) -> 
     return dict.fromkeys(fewest, reason)
 
 
-def _error(builder: Builder[Any, Any], kept: Mapping[str, str]) -> OnnxpressError | None:
+def _error(builder: Builder[Any], kept: Mapping[str, str]) -> OnnxpressError | None:
     """Why ONNX Runtime does not run the model with nodes of these names in float."""
     model: ir.Model = builder.unrestored(kept)[0]
     try:

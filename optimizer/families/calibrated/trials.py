@@ -29,7 +29,7 @@ _SAID = {"method": "gptq", "restore_moments": "restored moments", "correct_bias"
 NOISE = "noise of the outputs, % of their signal"
 """What models are judged by: less is better."""
 
-Make = Callable[[Calibrated, Recipe], Builder[Any, Any]]
+Make = Callable[[Calibrated, Recipe], Builder[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Trials:
         self._noise: OutputNoise | None = None
         self._measured: tuple[Any, float] | None = None  # the last model: the best is asked for again
 
-    def settle(self, stages: Sequence[Calibrated], recipe: Recipe) -> Builder[Any, Any]:
+    def settle(self, stages: Sequence[Calibrated], recipe: Recipe) -> Builder[Any]:
         """The builder of the best model that the steps make.
 
         Args:
@@ -106,13 +106,13 @@ class Trials:
         self._progress("try steps", whole, whole)
         return best
 
-    def noise(self, builder: Builder[Any, Any]) -> float:
+    def noise(self, builder: Builder[Any]) -> float:
         """Of a builder's model without further steps."""
         if self._noise is None:
             self.refused = refused_by_runtime(builder, {})
         return self.noise_of(builder, builder.build(self.refused).model)
 
-    def noise_of(self, builder: Builder[Any, Any], model: Any) -> float:
+    def noise_of(self, builder: Builder[Any], model: Any) -> float:
         """Of a model, beside the float model of its builder."""
         self._noise = self._noise or OutputNoise(builder.model, builder.feeds)
         if self._measured is None or self._measured[0] is not model:

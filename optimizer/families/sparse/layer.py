@@ -12,10 +12,14 @@ import numpy.typing as npt
 from ...calibration import TensorStatistics
 from ...calibration.ranges import activation_range, unusable
 from ...graph.constants import release
+from ...graph.rewriting import required
 from ...passes.sparsify_matmul import SparseLayer
 from ...planning.plan import Decision
 from ...planning.report import WeightReport
-from ...quantization.affine import AffineParameters, parameters_of_range, quantize_weight
+from ...quantization.affine import AffineParameters, parameters_of_range
+from ...quantization.input_moments import InputMoments
+from ...quantization.round_weight import round_weight
+from ...quantization.schemes import int8_weights
 from ...settings.recipe import Recipe
 from ...sparsity import (
     Block,
@@ -37,34 +41,6 @@ _LEAST_SPARSITY = 0.5
 """Share of zero blocks from which on a weight that is sparse already is taken: below it a dense product is as fast."""
 
 Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-
-
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Of the input of a layer: x in the float model, and y in what became of it so far.
-
-    Attributes:
-        before: Covariance of x, float64 [K, K].
-        now: That of y.
-        cross: Of y and x.
-        mean_before: float64 [K].
-        mean_now: float64 [K].
-    """
-
-    before: Doubles
-    now: Doubles
-    cross: Doubles
-    mean_before: Doubles
-    mean_now: Doubles
-
-    def error(self, weight: Floats, found: Floats) -> float:
-        """The mean square of the difference of y V and x W from its mean, relative to that of x W."""
-        W, V = weight.astype(np.float64), found.astype(np.float64)
-        energy = output_error(W, self.before)
-        if self.now is self.before:
-            return _ratio(output_error(V - W, self.now), energy)
-        return _ratio(energy - 2 * float(np.einsum("kn,kn->", V, self.cross @ W)) + output_error(V, self.now), energy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,32 +141,25 @@ class Layer:
     def _score(self, weight: Floats) -> tuple[Scores, float]:
         if self.criterion == "magnitude":
             return magnitude_scores(weight, self.block), float(np.square(weight, dtype=np.float64).sum())
-        covariance, mean = self._moments()
+        moments = required(self.moments())
+        covariance, mean = moments.second[0], required(moments.mean)[0]
         energy = output_error(weight, covariance)
         if self.criterion == "wanda":
             return wanda_scores(weight, covariance + np.outer(mean, mean), self.block), energy
         return obs_scores(weight, covariance, self.block), energy
-
-    def _moments(self) -> tuple[Doubles, Doubles]:
-        """Covariance and mean of the input."""
-        statistics = self._statistics
-        assert statistics is not None
-        assert statistics.gram is not None
-        mean = statistics.channel_mean
-        assert mean is not None
-        return statistics.gram / max(1, statistics.rows) - np.outer(mean, mean), mean
 
     @property
     def moves(self) -> bool:
         """Whether weights that are kept change."""
         return self.scores is not None and self.criterion == "obs"
 
-    def moments(self) -> Moments | None:
-        """Those of the float model for both, where they are known."""
-        if self._statistics is None or self._statistics.gram is None:
+    def moments(self) -> InputMoments | None:
+        """Of its input in the float model, about the mean, float64; None where they are not known."""
+        statistics = self._statistics
+        if statistics is None or statistics.gram is None:
             return None
-        covariance, mean = self._moments()
-        return Moments(covariance, covariance, covariance, mean, mean)
+        mean, count = required(statistics.channel_mean), max(1, statistics.rows)
+        return InputMoments((statistics.gram / count - np.outer(mean, mean))[None], count, mean=mean[None])
 
     def pattern(self, dtype: np.dtype) -> npt.NDArray[Any]:
         """Ones in the blocks that stay and zeros elsewhere, [K, N]: all that the speed depends on."""
@@ -199,11 +168,11 @@ class Layer:
         shape = self.decision.weight.K, self.decision.weight.N
         return expand(self.mask, self.block, shape).astype(dtype)
 
-    def finish(self, moments: Moments | None) -> SparseLayer:
+    def finish(self, moments: InputMoments | None) -> SparseLayer:
         """What takes the weight's place.
 
         Args:
-            moments: Of the input, where they are known.
+            moments: Of the input, float64, where they are known.
         """
         assert self.mask is not None
         assert self.decision.weight is not None
@@ -212,14 +181,17 @@ class Layer:
         codes = scales = None
         self.found = kept
         if self._recipe.dtype == "int8":
-            rounded = quantize_weight(kept, 1, search=self._recipe.search)
-            codes, scales = rounded.codes, rounded.scale
-            self.found = AffineParameters(rounded.scale, rounded.zero_point).dequantize(codes, 1)
+            rounded = round_weight(kept, 1, int8_weights(search=self._recipe.search))
+            codes, scales = rounded.integers(), rounded.scale
+            self.found = rounded.values()
         shift = None
         if moments is not None and self.scores is not None:
-            shift = (moments.mean_before @ weight - moments.mean_now @ self.found).astype(np.float32)
+            now = required(moments.mean)[0]
+            before = now if moments.float_mean is None else moments.float_mean[0]
+            shift = (before @ weight - now @ self.found).astype(np.float32)
         if moments is not None:
-            error = moments.error(weight, self.found)
+            W, V = weight.T.astype(np.float64), self.found.T.astype(np.float64)
+            error = _ratio(moments.cost(V, W), moments.energy(W))
         else:
             change, energy = (np.square(each, dtype=np.float64).sum() for each in (self.found - weight, weight))
             error = _ratio(change, energy)
@@ -233,13 +205,13 @@ class Layer:
             blocks, self.block, scales, shift, self._activation(), name, self.decision.weight.transposed, weight.shape
         )
 
-    def _kept(self, weight: Floats, moments: Moments | None) -> Floats:
+    def _kept(self, weight: Floats, moments: InputMoments | None) -> Floats:
         assert self.mask is not None
         if self.scores is None:
             return weight
         if self.moves and moments is not None:
-            cross = None if moments.cross is moments.now else moments.cross
-            return reconstruct(weight, moments.now, self.mask, self.block, cross)
+            cross = None if moments.cross is None else moments.cross[0]
+            return reconstruct(weight, moments.second[0], self.mask, self.block, cross)
         return np.where(expand(self.mask, self.block, weight.shape), weight, np.float32(0))
 
     def _activation(self) -> AffineParameters | None:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ...calibration.observe import Observer
-from ...graph.rewriting import add_array, insert_before
+from ...graph.rewriting import add_array, insert_before, required
 from ...model_io.names import copy_of
 from ...passes.sparsify_matmul import SparseLayer
 from ...planning.result import Progress
+from ...quantization.input_moments import InputMoments
 from ...runtime.feeds import Feeds
-from .layer import Layer, Moments
+from .layer import Layer
 
 Doubles = npt.NDArray[np.float64]
 
@@ -43,12 +44,10 @@ def finish_in_order(
     for group in _by_input(layers):
         progress("prune", len(made), len(layers))
         first = group[0]
-        known = first.moments()
-        assert known is not None
-        moments = known
+        moments = known = required(first.moments())
         if made:  # before the first nothing has changed
             sums = _observe(model, copy.model, _input(first.node), copy.input_of(first), data)
-            moments = sums.moments(known.before)
+            moments = sums.moments(known)
         for layer in group:
             made[layer.node] = layer.finish(moments)
             copy.change(layer, made[layer.node])
@@ -151,13 +150,16 @@ class _Sums:
         # float32 loses less of them than damping adds, in half the time.
         self._products = _plus(self._products, [y.T @ y, y.T @ x])
 
-    def moments(self, before: Doubles) -> Moments:
-        """Those of all rows; the covariance of x is known."""
+    def moments(self, known: InputMoments) -> InputMoments:
+        """Those of all rows, where the covariance of x is known."""
         if self._waiting:
             self._multiply()
         mean_x, mean_y = (total / self._count for total in self._totals)
         yy, yx = (product / self._count for product in self._products)
-        return Moments(before, yy - np.outer(mean_y, mean_y), yx - np.outer(mean_y, mean_x), mean_x, mean_y)
+        second, cross = yy - np.outer(mean_y, mean_y), yx - np.outer(mean_y, mean_x)
+        return InputMoments(
+            second[None], self._count, cross[None], known.second, mean=mean_y[None], float_mean=mean_x[None]
+        )
 
 
 def _plus(sums: list[Doubles], new: list[npt.NDArray[Any]]) -> list[Doubles]:

@@ -32,7 +32,8 @@ from ...planning.lazy_weight import LazyWeight
 from ...planning.report import Attempt, size_text
 from ...planning.result import Progress
 from ...settings.budget import seconds_of
-from ...settings.recipe import Override, Recipe
+from ...settings.override import Override
+from ...settings.recipe import Recipe
 from .mixed import Mixture
 from .results import Results, take_results
 from .rewrite import decide, rewrite

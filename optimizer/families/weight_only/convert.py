@@ -7,7 +7,6 @@ once; else when they are written.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 
 import onnx_ir as ir
@@ -16,10 +15,8 @@ from ...calibration import Data, Statistics
 from ...graph.rewriting import required
 from ...model_io.names import copy_of
 from ...passes.fold_scales import FoldScales
-from ...planning.lazy_weight import LazyWeight
-from ...planning.report import WeightReport
+from ...planning.lazy_weight import LazyWeight, gain, reports
 from ...planning.result import ConversionResult, Progress
-from ...quantization.quantized_weight import decibels
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
 from ..family import Family, OpenData
@@ -71,8 +68,8 @@ def _convert(
     take_results(lazy, results)
     return ConversionResult(
         decisions,
-        weights=lambda: tuple(_weight_report(weight) for weight in lazy if weight.error is not None),
-        gain=lambda: _gain(lazy),
+        weights=lambda: reports(lazy),
+        gain=lambda: gain(lazy),
         warnings=rewritten.warnings,
         details=_details(lazy, results) | ({} if folds is None else folds.details),
         rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results)],
@@ -128,19 +125,6 @@ def _rows(weights: list[LazyWeight], results: Results) -> list[tuple[str, str]]:
         return []
     methods = ", ".join(f"{number} by {method}" for method, number in count.most_common())
     return [("rounded", f"{methods}, each the one that costs its product least on data that it has not seen")]
-
-
-def _weight_report(weight: LazyWeight) -> WeightReport:
-    assert weight.error is not None
-    return WeightReport(
-        weight.name, weight.nodes, weight.scheme.name, weight.weight.tensor.size,
-        weight.error.sqnr, weight.error.gain, weight.method, weight.stored,
-    )  # fmt: skip
-
-
-def _gain(weights: list[LazyWeight]) -> float:
-    errors = [weight.error for weight in weights if weight.error is not None]
-    return decibels(math.fsum(e.baseline for e in errors), math.fsum(e.cost for e in errors)) if errors else 0.0
 
 
 FAMILY = Family("weight-only", decide, convert)

@@ -34,7 +34,8 @@ from ...quantization.input_moments import InputMoments
 from ...quantization.methods import METHODS
 from ...quantization.schemes import SCHEMES
 from ...settings.budget import Budget
-from ...settings.recipe import Override, Recipe
+from ...settings.override import Override
+from ...settings.recipe import Recipe
 from .product_time import product_time
 from .products import Products, as_read, cost_of, numbers_of, problem_of
 from .rewrite import decide, rewrite
@@ -149,7 +150,7 @@ class Mixture:
         for way in ways:
             problem = dataclasses.replace(first, scheme=way.weight.scheme)
             found = _METHOD.round(problem)
-            lost = cost_of(apart, found, way.weight.scheme, problem.rows)
+            lost = cost_of(apart, found, problem.rows)
             measured.append(dataclasses.replace(way, lost=max(lost, _LEAST)))
             if way is ways[0]:
                 numbers = numbers_of(way.weight, found)

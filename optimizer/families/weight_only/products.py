@@ -18,7 +18,6 @@ from ...planning.lazy_weight import LazyWeight
 from ...quantization.input_moments import InputMoments
 from ...quantization.methods import Method, Problem
 from ...quantization.quantized_weight import QuantizedWeight
-from ...quantization.schemes import WeightScheme
 
 Floats = npt.NDArray[np.float32]
 
@@ -113,17 +112,17 @@ def problem_of(weight: LazyWeight, moments: InputMoments, apart: InputMoments) -
 
 def numbers_of(weight: LazyWeight, found: QuantizedWeight) -> Floats:
     """What the nodes that read a weight have to multiply by in its place, [N, K]."""
-    rows = found.decoded(weight.scheme, weight.weight.K)
-    if weight.factor and not weight.scheme.has_kernel:
+    rows = found.rows()
+    if weight.factor and not weight.scheme.takes_factors:
         rows /= np.float32(weight.factor)  # which the node has still to apply
     return rows
 
 
-def cost_of(apart: InputMoments, found: QuantizedWeight, scheme: WeightScheme, rows: Floats) -> float:
+def cost_of(apart: InputMoments, found: QuantizedWeight, rows: Floats) -> float:
     """What rounded weights cost, a part of the channels at a time, where these have their inputs in common."""
     step = len(rows) if len(apart.second) > 1 else _ROWS
     parts = [slice(begin, begin + step) for begin in range(0, len(rows), step)]
-    return sum(apart.cost(found.part(part).decoded(scheme, rows.shape[1]), rows[part]) for part in parts)
+    return sum(apart.cost(found.part(part).rows(), rows[part]) for part in parts)
 
 
 def _reads(node: ir.Node) -> tuple[object, ...]:

@@ -23,6 +23,7 @@ from ...errors import OnnxpressError, UsageError
 from ...graph.constants import release
 from ...planning.lazy_weight import LazyWeight
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
+from ...quantization.schemes import WeightScheme
 from ...runtime.feeds import Feeds, arrays_of
 
 _RUN = "run.json"
@@ -142,7 +143,10 @@ class Store:
         Raises:
             OnnxpressError: As `Files.keep`.
         """
-        facts = {"rounded": dataclasses.asdict(rounded), "error": dataclasses.asdict(weight.error)}
+        facts = {
+            "rounded": dataclasses.asdict(rounded), "error": dataclasses.asdict(weight.error),
+            "scheme": dataclasses.asdict(weight.scheme), "shape": weight.shape, "axis": weight.axis,
+        }  # fmt: skip
         self._files.keep(f"weight{index}", facts, {name: getattr(weight, name) for name in _ARRAYS})
         return self._result(f"weight{index}")
 
@@ -151,7 +155,9 @@ class Store:
 
         def read() -> QuantizedWeight:  # which keeps a folder of its own for as long as what reads it
             facts, arrays = files.read(name, _ARRAYS)
-            return QuantizedWeight(**arrays, error=WeightError(**facts["error"]))
+            scheme, error = WeightScheme(**facts["scheme"]), WeightError(**facts["error"])
+            packed, scales, zeros = (arrays[name] for name in _ARRAYS)
+            return QuantizedWeight(scheme, tuple(facts["shape"]), facts["axis"], packed, scales, zeros, error)
 
         return Result(Rounded(**files.read(name, ())[0]["rounded"]), read)
 

@@ -101,7 +101,7 @@ class _Run:
         best: QuantizedWeight | None = None
         for method in self._methods:
             found = method.round(problem)
-            cost = cost_of(apart, found, weight.scheme, problem.rows)
+            cost = cost_of(apart, found, problem.rows)
             if best is None or cost < min(costs.values()):
                 best = found
             costs[method.name] = cost

@@ -41,5 +41,27 @@ class Integer(Format):
 
     def encode(self, x: Floats) -> Codes:
         """See `Format`."""
-        codes: Codes = (self.round(x) - np.float32(self.min)).astype(np.uint8)
+        codes: Codes = (self.round(x) + np.float32(2 ** (self.bits - 1))).astype(np.uint8)
         return codes
+
+
+@dataclasses.dataclass(frozen=True)
+class Symmetric(Integer):
+    """-most to most, as codes of `Integer`: kernels for int8 activations take no code without its opposite.
+
+    Attributes:
+        bits: Of a code.
+        most: The largest number.
+    """
+
+    most: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Such as "within127"."""
+        return f"within{self.most}"
+
+    def _values(self) -> Floats:
+        values = super()._values()
+        values[np.abs(values) > self.most] = np.nan
+        return values

@@ -55,7 +55,7 @@ def _hqq(problem: Problem) -> QuantizedWeight:
         numbers = np.where(spread, found.reshape(*scales.shape[:2], -1)[..., :K], numbers)
         return numbers, scales, np.where(better, whole, before)[..., 0]
 
-    return changed(start, scheme, rows, 1, move)
+    return changed(start, rows, 1, move)
 
 
 def real_zeros(scaled: Floats, zeros: Floats, counted: npt.NDArray[np.bool_], form: Format) -> Floats:

@@ -1,9 +1,9 @@
 """GPTQ for codes in blocks.
 
-Inputs are rounded one after the other, see `quantization.gptq`. Scales are searched before, so that the order is free
-of blocks. In the search, errors count by the root mean square of their input: less than what they cost by themselves,
-for what rounding loses on one input, others make up for. On products of a language model that was better than both the
-mean square (by 0.1 to 0.3 dB at 2 to 4 bits) and the weights alone.
+Inputs are rounded one after the other, see `quantization.gptq`, on scales that are known before, so that the order is
+free of blocks. Where they are searched, errors count by the root mean square of their input: less than what they cost
+by themselves, for what rounding loses on one input, others make up for. On products of a language model that was better
+than both the mean square (by 0.1 to 0.3 dB at 2 to 4 bits) and the weights alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 from ..gptq import InOrder
 from ..quantized_weight import Floats, QuantizedWeight, pack_codes
 from ..rtn import quantize_rtn
-from ..schemes import WeightScheme
 from .method import Method, Problem
 
 _ROWS = 1 << 14
@@ -32,22 +31,25 @@ def round_towards(problem: Problem, target: Floats) -> QuantizedWeight:
     The error is that against the weight itself.
     """
     scheme, rows, convolution = problem.scheme, problem.rows, problem.convolution
-    importance = None if convolution else problem.importance(0.5)
-    start = quantize_rtn(target, scheme, True, convolution=convolution, importance=importance)
+    start = problem.start
+    if start is None:
+        importance = None if convolution else problem.importance(0.5)
+        start = quantize_rtn(target, scheme, True, convolution=convolution, importance=importance)
     in_order = InOrder(problem.moments.second)
     # Of groups, all channels at once; else many, so that few numbers are in memory.
     step = len(rows) if len(problem.moments.second) > 1 else _ROWS
     packed = start.packed.copy()
     error = 0.0
     for part in (slice(begin, begin + step) for begin in range(0, len(rows), step)):
-        moved = _moved(in_order, target[part], start.part(part), scheme)
+        moved = _moved(in_order, target[part], start.part(part))
         packed[part] = moved.packed
-        error += float(np.square(moved.decoded(scheme, rows.shape[1]) - rows[part], dtype=np.float64).sum())
+        error += float(np.square(moved.rows() - rows[part], dtype=np.float64).sum())
     return dataclasses.replace(start, packed=packed, error=dataclasses.replace(start.error, error=error))
 
 
-def _moved(in_order: InOrder, target: Floats, start: QuantizedWeight, scheme: WeightScheme) -> QuantizedWeight:
+def _moved(in_order: InOrder, target: Floats, start: QuantizedWeight) -> QuantizedWeight:
     """Other codes for the same scales."""
+    scheme = start.scheme
     if scheme.integer:
         levels, zeros = np.float32(2**scheme.bits - 1), start.zero_points.astype(np.float32)
         codes = in_order.round(

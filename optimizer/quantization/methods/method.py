@@ -25,6 +25,7 @@ class Problem:
         moments: Of its inputs.
         apart: The same of other rows, for what a method has to judge itself.
         convolution: Whether they are those of a convolution, which have a sign in common.
+        start: The weight as it is rounded by itself, whose scales `gptq` then takes; None where it may search others.
     """
 
     rows: Floats
@@ -32,6 +33,7 @@ class Problem:
     moments: InputMoments
     apart: InputMoments
     convolution: bool = False
+    start: QuantizedWeight | None = None
 
     def importance(self, power: float) -> Floats | None:
         """What the search of scales lets the error of each input count, [K]: its mean square to some power.

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..blas import one_thread_each
-from ..quantized_weight import QuantizedWeight, WeightError, pack_codes
-from ..schemes import WeightScheme
+from ..quantized_weight import QuantizedWeight, pack_codes
 from .method import Floats
 
 _CHANNELS = 256
@@ -24,12 +23,11 @@ Change = Callable[[Floats, Floats, Floats, Floats], tuple[Floats, Floats, Floats
 """(weights [G, n, K], numbers [G, n, K], scales and zero points [G, n, blocks]) -> the last three, changed."""
 
 
-def changed(start: QuantizedWeight, scheme: WeightScheme, rows: Floats, groups: int, change: Change) -> QuantizedWeight:
+def changed(start: QuantizedWeight, rows: Floats, groups: int, change: Change) -> QuantizedWeight:
     """Change numbers, scales and zero points in parallel.
 
     Args:
         start: The weight as it is rounded.
-        scheme: Its scheme.
         rows: What it is rounded from, [N, K].
         groups: G, of N / G output channels each; a piece has some of each.
         change: What to do to the outputs of a piece. Numbers, of the scheme's format, are those before zero points are
@@ -39,29 +37,30 @@ def changed(start: QuantizedWeight, scheme: WeightScheme, rows: Floats, groups: 
         The weight, with its squared error; what a search of scales minimised is that of `start`. It does not depend on
         the number of threads.
     """
-    form, K = scheme.number_format, rows.shape[1]
+    scheme, K = start.scheme, rows.shape[1]
+    form = scheme.number_format
     given = rows.reshape(groups, -1, K)
     shape = groups, -1, scheme.blocks(K)
     packed = start.packed.reshape(*shape, start.packed.shape[2]).copy()
     scales, zero_points = start.scales.reshape(shape).copy(), start.zero_points.reshape(shape).copy()
 
-    def weight(part: Any, error: WeightError) -> QuantizedWeight:
-        return QuantizedWeight(_flat(packed[part]), _flat(scales[part]), _flat(zero_points[part]), error)
+    def weight(part: Any) -> QuantizedWeight:
+        return start.with_channels(_flat(packed[part]), _flat(scales[part]), _flat(zero_points[part]))
 
     def run(begin: int) -> float:
         part = np.s_[:, begin : begin + step]
-        numbers = form.decode(weight(part, start.error).codes(scheme, K)).reshape(given[part].shape)
+        numbers = form.decode(weight(part).code_rows()).reshape(given[part].shape)
         numbers, scales[part], zeros = change(given[part], numbers, scales[part], form.decode(zero_points[part]))
         zero_points[part] = form.encode(zeros)
         codes = pack_codes(form.encode(_flat(numbers)), _flat(zero_points[part]), scheme)
         packed[part] = codes.reshape(packed[part].shape)
-        lost = weight(part, start.error).decoded(scheme, K) - _flat(given[part])
+        lost = weight(part).rows() - _flat(given[part])
         return float(np.square(lost, dtype=np.float64).sum())
 
     step = max(1, _CHANNELS // groups)
     with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         error = math.fsum(pool.map(run, range(0, given.shape[1], step)))
-    return weight(np.s_[:], dataclasses.replace(start.error, error=error))
+    return dataclasses.replace(weight(np.s_[:]), error=dataclasses.replace(start.error, error=error))
 
 
 def _flat(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

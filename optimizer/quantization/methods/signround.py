@@ -53,7 +53,7 @@ def _signround(problem: Problem) -> QuantizedWeight:
         learned.run()
         return learned.best
 
-    return changed(start, scheme, rows, len(second), learn)
+    return changed(start, rows, len(second), learn)
 
 
 class _Learned:

@@ -107,7 +107,7 @@ def rounded(problem: Problem, scales: Floats) -> QuantizedWeight:
 
 def in_place(problem: Problem, found: QuantizedWeight, scales: Floats) -> Floats:
     """Q(W diag(s)) diag(s)^-1, what stands in the place of W, [N, K]."""
-    numbers = found.decoded(problem.scheme, problem.rows.shape[1])
+    numbers = found.rows()
     numbers /= scales
     return numbers
 

@@ -1,10 +1,9 @@
-"""Covariances of patches are those of the products' inputs: a Conv is the product of its patches and its weight."""
+"""Patches are what the outputs of a Conv read: it is the product of its patches and its weight."""
 
 import numpy as np
 import pytest
 from graphs import Builder
 from onnxpress.optimizer.calibration import patches
-from onnxpress.optimizer.calibration.patches import Covariances
 
 RNG = np.random.default_rng(8)
 FORMS = [
@@ -47,32 +46,3 @@ def test_patches_times_weight_are_the_conv(form):
     got = rows @ weight.reshape(len(rows), -1, rows.shape[-1]).transpose(0, 2, 1)  # [G, n, N / G]
     got = got.transpose(1, 0, 2).reshape(len(x), -1, 8)
     np.testing.assert_allclose(got, np.moveaxis(want, 1, -1).reshape(got.shape), rtol=1e-4, atol=1e-4)
-
-
-def test_rows_of_matrices_and_their_covariance():
-    b = Builder()
-    x = b.input("x", ["b", "s", 6])
-    y = b.op("MatMul", x, b.constant("w", RNG.standard_normal((6, 5)).astype(np.float32)), name="m")
-    b.output(y, ["b", "s", 5])
-    model = b.model()
-    feeds = [{"x": RNG.standard_normal((4, 16, 6)).astype(np.float32) + 3} for _ in range(3)]
-    nodes = list(model.graph)
-    rows = np.concatenate([batch["x"].reshape(-1, 6) for batch in feeds])  # 64 a batch: all are drawn
-    for centred in (False, True):
-        second = rows.T @ rows / len(rows) - centred * np.outer(rows.mean(axis=0), rows.mean(axis=0))
-        share = 2 * len(feeds) / (2 * len(feeds) + 6)
-        want = share * second
-        np.fill_diagonal(want, np.diag(second))
-        (got,) = Covariances(model, nodes, feeds, centred=centred).get("m")
-        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
-def test_groups_of_nodes_and_what_is_too_large(monkeypatch):
-    model, shape, _ = conv((3, 3))
-    feeds = [{"x": RNG.standard_normal(shape).astype(np.float32)}]
-    nodes = [node for node in model.graph if node.name == "c"]
-    monkeypatch.setattr(patches, "_MEMORY", 1)
-    assert Covariances(model, nodes, feeds, centred=True).get("c").shape == (1, 36, 36)
-    monkeypatch.setattr(patches, "_MOST_INPUTS", 35)
-    assert Covariances(model, nodes, feeds, centred=True).get("c") is None
-    assert Covariances(model, nodes, feeds, centred=True).get("other") is None

@@ -10,13 +10,13 @@ import onnxruntime as ort
 import pytest
 from encoders import HIDDEN, Encoder
 from graphs import Builder, matmul_model, weight
+from int8 import int8_weight
 from onnx.reference import ReferenceEvaluator
 from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.families import int8_dynamic as dynamic
 from onnxpress.optimizer.passes.clean_up import CleanUp
 from onnxpress.optimizer.passes.fuse_attention import FuseAttention
-from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.runtime import int8_kernels
 from onnxpress.optimizer.runtime.machine import EXACT, products_saturate
 from onnxpress.optimizer.settings.recipe import Override
@@ -47,11 +47,11 @@ def operators(model):
 def product(x, W, reduce_range=None):
     """x W with both rounded, the weight as `converted` does by default."""
     narrow = products_saturate() if reduce_range is None else reduce_range
-    rounded = quantize_weight(np.ascontiguousarray(W), 1, reduce_range=narrow)
+    rounded = int8_weight(np.ascontiguousarray(W), 1, reduce_range=narrow)
     q, scale, zero_point = reference.dynamic_quantize_linear(x)
     rows = reference.matmul_int8(
-        q.reshape(-1, x.shape[-1]), rounded.codes, scale=scale, zero_point=int(zero_point), weight_scales=rounded.scale,
-        weight_zero_points=np.int8(0), bias=None,
+        q.reshape(-1, x.shape[-1]), rounded.integers(), scale=scale, zero_point=int(zero_point),
+        weight_scales=rounded.scale, weight_zero_points=np.int8(0), bias=None,
     )  # fmt: skip
     return rows.reshape(*x.shape[:-1], -1)
 

@@ -11,10 +11,10 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 import pytest
 from graphs import Builder
+from int8 import int8_weight
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.restore_moments import RestoreMoments, mendable
 from onnxpress.optimizer.planning.plan_int8 import plan_int8
-from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.quantization.moments import Moments
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.recipe import Recipe
@@ -66,7 +66,11 @@ FEEDS = {"x": np.random.default_rng(9).normal(1, 1, (16, 3, 12, 12)).astype(np.f
 
 def coarse(_node, _name, weight, axis, least):
     """Four bits, so that moments move a lot."""
-    return quantize_weight(np.asarray(weight).round(1), axis, reduce_range=True, least_scale=least)
+    return int8_weight(np.asarray(weight).round(1), axis, reduce_range=True, least_scale=least)
+
+
+def of_one_scale(_node, _name, weight, axis, _least):
+    return int8_weight(np.round(weight, 1), axis, per_channel=False)
 
 
 def rounded(model, per_channel=True):
@@ -75,8 +79,7 @@ def rounded(model, per_channel=True):
     names = [value.name for value in plan.tensors()]
     inner = values(model, [name for name in names if name != "x"], FEEDS) | FEEDS
     ranges = {name: (float(inner[name].min()), float(inner[name].max())) for name in names}
-    weight = coarse if per_channel else lambda _node, _name, w, _axis, least: quantize_weight(np.round(w, 1), None)
-    assert PlaceQdq(plan, ranges, weight)(model)
+    assert PlaceQdq(plan, ranges, coarse if per_channel else of_one_scale)(model)
     common.RemoveUnusedNodesPass()(model)  # Relu and Clip, that saturation replaces
     return model
 

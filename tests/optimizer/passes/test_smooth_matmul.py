@@ -9,11 +9,11 @@ import onnx_ir.passes.common as common
 import onnxruntime as ort
 import pytest
 from graphs import Builder
+from int8 import int8_weight
 from onnxpress.optimizer.calibration.statistics import StatisticsSpec, TensorStatistics
 from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.smooth_matmul import SmoothMatMul, smoothable
 from onnxpress.optimizer.planning.plan_int8 import plan_int8
-from onnxpress.optimizer.quantization.affine import quantize_weight
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.recipe import Recipe
 
@@ -102,7 +102,7 @@ def in_int8(model):
     names = [value.name for value in plan.tensors()]
     inner = dict(zip(names, run(model, names=names)[-len(names) :], strict=True))
     ranges = {name: (float(inner[name].min()), float(inner[name].max())) for name in names}
-    round_weight = lambda _node, _name, w, axis, least: quantize_weight(w, axis, least_scale=least)  # noqa: E731
+    round_weight = lambda _node, _name, w, axis, least: int8_weight(w, axis, least_scale=least)  # noqa: E731
     assert PlaceQdq(plan, ranges, round_weight)(model)
     common.RemoveUnusedNodesPass()(model)
     return model

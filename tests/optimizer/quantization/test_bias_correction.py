@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from onnxpress.optimizer.quantization.affine import AffineParameters, quantize_weight
+from int8 import int8_weight
 from onnxpress.optimizer.quantization.bias_correction import bias_shift
 from onnxpress.optimizer.quantization.moments import Moments, restoring_map
 
 
 def rounded(weight):
-    codes = quantize_weight(weight, 0)
-    return AffineParameters(codes.scale, codes.zero_point).dequantize(codes.codes, 0)
+    return int8_weight(weight, 0).values()
 
 
 def test_a_matrix():

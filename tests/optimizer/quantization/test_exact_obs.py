@@ -40,8 +40,8 @@ def moments(rows=400, seed=0):
 
 def assert_same(found, wanted, scheme):
     """But for weights that lie, in one or the other arithmetic, a hair from the middle of two codes."""
-    codes = found.codes(scheme, K).astype(np.float64)
-    numbers = codes if scheme.integer else scheme.number_format.decode(found.codes(scheme, K))
+    codes = found.code_rows().astype(np.float64)
+    numbers = codes if scheme.integer else scheme.number_format.decode(found.code_rows())
     assert np.mean(numbers != wanted) < 0.01
 
 

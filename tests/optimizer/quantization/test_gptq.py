@@ -4,11 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from int8 import int8_weight
 from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization import gptq as module
-from onnxpress.optimizer.quantization.affine import quantize_weight
-from onnxpress.optimizer.quantization.gptq import gptq
 from onnxpress.optimizer.quantization.input_moments import InputMoments
 from onnxpress.optimizer.quantization.methods import METHODS, Problem
 
@@ -21,7 +20,14 @@ def covariance(groups, size):
     return rows.transpose(0, 2, 1) @ rows / rows.shape[1]
 
 
-def cost(codes, rounded, weight, inputs):
+def gptq(weight, axis, rounded, inputs):
+    """A weight of int8 rounded anew on its scales."""
+    rows, moments = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1), InputMoments(inputs, 1)
+    return METHODS["gptq"].round(Problem(rows, rounded.scheme, moments, moments, start=rounded))
+
+
+def cost(rounded, weight, inputs, codes=None):
+    codes = rounded.integers() if codes is None else codes
     lost = (codes * rounded.scale.reshape(-1, 1) - weight).reshape(len(inputs), -1, inputs.shape[-1])
     return float(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
 
@@ -32,21 +38,21 @@ def cost(codes, rounded, weight, inputs):
 def test_the_product_gains(groups, size, reduce_range):
     weight = RNG.standard_normal((12, size)).astype(np.float32)
     inputs = covariance(groups, size)
-    rounded = quantize_weight(weight, 0, reduce_range=reduce_range)
-    better = gptq(weight, 0, rounded, inputs, reduce_range=reduce_range)
+    rounded = int8_weight(weight, 0, reduce_range=reduce_range)
+    better = gptq(weight, 0, rounded, inputs)
     assert np.array_equal(better.scale, rounded.scale)
-    assert np.abs(better.codes.astype(int)).max() <= (63 if reduce_range else 127)
+    assert np.abs(better.integers().astype(int)).max() <= (63 if reduce_range else 127)
     gain = 0.9 if size == 7 else 0.6  # few inputs have little to make up with
-    assert cost(better.codes, rounded, weight, inputs) < gain * cost(rounded.codes, rounded, weight, inputs)
-    lost = better.codes * better.scale[:, None].astype(np.float64) - weight
-    np.testing.assert_allclose(better.error, np.square(lost).sum(), rtol=1e-6)
+    assert cost(better, weight, inputs) < gain * cost(rounded, weight, inputs)
+    lost = (better.integers() * better.scale[:, None]).astype(np.float64) - weight  # decoded in float32
+    np.testing.assert_allclose(better.error.error, np.square(lost).sum(), rtol=1e-6)
 
 
 def test_inputs_that_vary_alone_are_rounded_to_nearest():
     weight = RNG.standard_normal((5, 90)).astype(np.float32)
-    rounded = quantize_weight(weight, 0)
+    rounded = int8_weight(weight, 0)
     alone = np.diag(RNG.uniform(0.1, 9, 90))[None]
-    assert np.array_equal(gptq(weight, 0, rounded, alone).codes, rounded.codes)
+    assert np.array_equal(gptq(weight, 0, rounded, alone).packed, rounded.packed)
 
 
 def test_it_comes_near_to_the_best_codes():
@@ -54,13 +60,13 @@ def test_it_comes_near_to_the_best_codes():
     ratios = []
     for _ in range(20):
         weight, inputs = RNG.standard_normal((1, 6)).astype(np.float32), covariance(1, 6)
-        rounded = quantize_weight(weight, 0)
+        rounded = int8_weight(weight, 0)
         nearest = np.floor(weight / rounded.scale[:, None])
         tried = [nearest + np.array(step) for step in itertools.product((-1, 0, 1, 2), repeat=6)]
-        best = min(cost(np.clip(codes, -127, 127), rounded, weight, inputs) for codes in tried)
-        found = cost(gptq(weight, 0, rounded, inputs).codes, rounded, weight, inputs)
+        best = min(cost(rounded, weight, inputs, np.clip(codes, -127, 127)) for codes in tried)
+        found = cost(gptq(weight, 0, rounded, inputs), weight, inputs)
         assert found >= 0.999 * best
-        ratios.append((found / best, cost(rounded.codes, rounded, weight, inputs) / best))
+        ratios.append((found / best, cost(rounded, weight, inputs) / best))
     moved, plain = np.median(ratios, axis=0)
     assert moved - 1 < (plain - 1) / 10
 
@@ -68,16 +74,16 @@ def test_it_comes_near_to_the_best_codes():
 def test_a_matrix_and_a_conv_have_their_axes():
     weight = RNG.standard_normal((4, 3, 2, 2)).astype(np.float32)
     inputs = covariance(1, 12)
-    conv = gptq(weight, 0, quantize_weight(weight, 0), inputs).codes
+    conv = gptq(weight, 0, int8_weight(weight, 0), inputs).integers()
     matrix = np.ascontiguousarray(weight.reshape(4, 12).T)
-    assert np.array_equal(gptq(matrix, 1, quantize_weight(matrix, 1), inputs).codes, conv.reshape(4, 12).T)
+    assert np.array_equal(gptq(matrix, 1, int8_weight(matrix, 1), inputs).integers(), conv.reshape(4, 12).T)
 
 
 def test_dead_inputs_and_one_scale_in_all():
     weight = RNG.standard_normal((3, 8)).astype(np.float32)
-    for axis in (0, None):
-        rounded = quantize_weight(weight, axis)
-        assert np.array_equal(gptq(weight, 0, rounded, np.zeros((1, 8, 8))).codes, rounded.codes)
+    for per_channel in (True, False):
+        rounded = int8_weight(weight, 0, per_channel=per_channel)
+        assert np.array_equal(gptq(weight, 0, rounded, np.zeros((1, 8, 8))).packed, rounded.packed)
 
 
 def problem_of(weight, scheme, inputs):
@@ -102,7 +108,7 @@ def test_blocks_of_every_format(groups, scheme):
         found = METHODS[method].round(problem)
         numbers, padding = decoded(found, scheme, K)
         assert (padding == 0).all()
-        np.testing.assert_allclose(found.decoded(scheme, K), numbers, rtol=1e-6)
+        np.testing.assert_allclose(found.rows(), numbers, rtol=1e-6)
         lost = (numbers - weight).reshape(groups, -1, K)
         losses.append(np.einsum("gnk,gkl,gnl->", lost, inputs, lost))
         np.testing.assert_allclose(problem.moments.cost(numbers.astype(np.float32), weight), losses[-1], rtol=1e-4)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization.formats import FORMATS
 from onnxpress.optimizer.quantization.input_moments import InputMoments
@@ -83,9 +84,9 @@ def test_a_zero_point_is_taken_where_it_damages_less(scheme, monkeypatch):
         below, at = (damage(scaled, zeros[row, block] - shift, weights.bits) for shift in (1.0, 0.0))
         assert below < at if moved[row, block] else below > at - 1e-4
     np.testing.assert_array_equal(zeros[moved], found.zero_points[moved] + 1)
-    error = np.square(found.decoded(weights, 72) - rows).sum()
+    error = np.square(found.rows() - rows).sum()
     assert found.error.error == pytest.approx(error, rel=1e-5)
-    padding = found.codes(weights, 96)[:, 72:]
+    padding = reference.unpack_codes(found.packed, weights.bits, 32, 96)[:, 72:]
     np.testing.assert_array_equal(padding, np.repeat(found.zero_points[:, 2:], 24, axis=1))
 
 
@@ -107,6 +108,6 @@ def test_zeros_and_the_number_of_threads(monkeypatch):
     for threads in (1, 2):
         monkeypatch.setattr(pieces.os, "sched_getaffinity", lambda _pid, n=threads: set(range(n)))
         made.append(METHODS["hqq"].round(given))
-    assert (made[0].decoded(given.scheme, 64)[:, 32:] == 0).all()
+    assert (made[0].rows()[:, 32:] == 0).all()
     np.testing.assert_array_equal(made[0].packed, made[1].packed)
     np.testing.assert_array_equal(made[0].zero_points, made[1].zero_points)

@@ -35,7 +35,7 @@ def lost(inputs, given, scales):
     """Squares of what the products of data change by when the scaled problem is rounded, in the original units."""
     total = 0.0
     for problem in given.problems:
-        found = METHODS["search"].round(scaled(problem, scales)).decoded(problem.scheme, problem.rows.shape[1])
+        found = METHODS["search"].round(scaled(problem, scales)).rows()
         total += float(np.square((inputs / scales) @ found.T - inputs @ problem.rows.T).sum() / len(inputs))
     return total
 
@@ -110,7 +110,7 @@ def surrogate(problem, scales, logarithms):
     """
     scheme, (N, K) = problem.scheme, problem.rows.shape
     found = METHODS["search"].round(scaled(problem, scales))
-    codes = found.codes(scheme, K).astype(np.float64)
+    codes = found.code_rows().astype(np.float64)
     moved, at = np.exp(logarithms), scheme.block_size
     change = np.zeros((N, K))
     for n in range(N):

@@ -20,7 +20,7 @@ from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.passes.place_minifloat import activation_scale
 from onnxpress.optimizer.planning.plan_minifloat import plan_minifloat
-from onnxpress.optimizer.quantization.float_weight import round_weight
+from onnxpress.optimizer.quantization.round_weight import round_weight
 from onnxpress.optimizer.settings.recipe import Recipe
 from sessions import RUNS_FLOAT8_PRODUCTS, on_provider, options, taken
 
@@ -99,7 +99,7 @@ def rounded(x: np.ndarray, format: str, largest: float | None = None) -> np.ndar
 
 
 def decoded(weight: np.ndarray, axis: int, recipe: Recipe) -> np.ndarray:
-    return round_weight(weight, axis, recipe.settings("", "").weight).decoded()
+    return round_weight(weight, axis, recipe.settings("", "").weight, convolution=weight.ndim > 2).values()
 
 
 def left(model: ir.Model, recipe: Recipe) -> dict[str, str]:

@@ -161,8 +161,8 @@ def test_the_report_tells(tmp_path, monkeypatch):
 def test_weights_are_rounded_once_for_all_trials_of_a_model(tmp_path, monkeypatch):
     data = [{"x": np.random.default_rng(n).standard_normal((4, 64)).astype(np.float32)} for n in range(4)]
     rounded = []
-    whole = int8_models.quantize_weight
-    monkeypatch.setattr(int8_models, "quantize_weight", lambda *a, **k: rounded.append(a) or whole(*a, **k))
+    whole = int8_models.round_weight
+    monkeypatch.setattr(int8_models, "round_weight", lambda *a, **k: rounded.append(a) or whole(*a, **k))
     recipe = Recipe(scheme="int8-static", smooth=False, method="gptq")
     report = optimize(chain("number", 0), recipe, tmp_path / "out.onnx", calibration=Calibration(data))
     assert sum(report.rewritten[kind] for kind in ("MatMul", "Gemm") if kind in report.rewritten) == 2

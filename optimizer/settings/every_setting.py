@@ -1,0 +1,53 @@
+"""All settings that there are, of any scheme."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .groups import (
+    Blocks,
+    Calibrated,
+    Channels,
+    Floats,
+    Fusion,
+    General,
+    Int8Static,
+    Int8Weights,
+    Judging,
+    Mixing,
+    Order,
+    Ranges,
+    Rounding,
+    Search,
+    Sparse,
+    Symmetry,
+    Transforming,
+)  # fmt: skip
+from .setting import settings_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(
+    Sparse,
+    Fusion,
+    Floats,
+    Int8Static,
+    Int8Weights,
+    Judging,
+    Mixing,
+    Order,
+    Calibrated,
+    Ranges,
+    Transforming,
+    Rounding,
+    Blocks,
+    Channels,
+    Symmetry,
+    Search,
+    General,
+):
+    """Of a recipe; what they mean is in `groups`, and `onnxpress optimize --help` lists them."""
+
+
+PER_NODE = tuple(key for key, what in settings_of(Settings).items() if what.per_node)
+"""What is settled node by node."""
