@@ -106,8 +106,6 @@ def function(
 ) -> ir.Function:
     """The function of a body; its attributes are those of the op with their defaults, and those without one."""
     graph = ir.Graph(inputs, [output], nodes=body.nodes, opset_imports={"": opset})
-    defaults = [
-        ir.Attr(name, _KINDS[type(value)], value) for name, value in attributes.items()
-    ]
+    defaults = [ir.Attr(name, _KINDS[type(value)], value) for name, value in attributes.items()]
     defaults += [ir.Attr(name, kind, None) for name, kind in (required or {}).items()]
     return ir.Function(DOMAIN, op_type, overload, graph=graph, attributes=defaults)

@@ -28,11 +28,11 @@ from .rounding import LEAST_COUNT, MULTIPLES, all_finite, quantize_block, quanti
 __all__ = [
     "E8M0",
     "LAYOUTS",
-    "EncoderLayer",
     "LEAST_COUNT",
     "MINIFLOATS",
     "MULTIPLES",
     "PLANES",
+    "EncoderLayer",
     "Layout",
     "Product",
     "activate",

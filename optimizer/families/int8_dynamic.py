@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
+from ..passes.base import Left, run_all
+from ..passes.declare_functions import declare_functions
 from ..passes.fuse_attention import FuseAttention
 from ..passes.quantize_dynamic import OPSET, QuantizeDynamic
+from ..passes.quantize_encoder_layers import QuantizeEncoderLayers
 from ..passes.raise_opset import RaiseOpset
-from ..passes.remove_unused import remove_unused
+from ..passes.recognise_activations import RecogniseActivations
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..passes.squeeze_weights import SqueezeWeights
 from ..planning.kept_in_float import kept_in_float
@@ -16,6 +21,7 @@ from ..planning.plan import Decision
 from ..planning.plan_dynamic import plan_attention, plan_dynamic
 from ..planning.report import group_reasons
 from ..planning.result import ConversionResult, Progress
+from ..planning.stored_weights import StoredWeights
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.recipe import Recipe
 from .family import Family, OpenData
@@ -26,56 +32,98 @@ def convert(
 ) -> ConversionResult:
     """Convert a model, as `Convert` says.
 
-    An attention is fused where the recipe takes all three of its projections; their decisions stand for it.
+    An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
+    products; their decisions stand for it.
     """
     progress("rewrite", 0, 1)
-    decisions, attention, fuse = _plan(model, recipe)
+    plan = _plan(model, recipe)
     reduced = reduces_range(recipe)
-    quantize = QuantizeDynamic([*decisions, *attention], reduced, recipe.search)
-    if quantize(model):
+    stored = StoredWeights()
+    layers = QuantizeEncoderLayers(plan.products, plan.fused, stored, recipe.search)
+    if recipe.fuse_layers:
+        layers(model)
+    quantize = QuantizeDynamic([*plan.products, *plan.attentions], reduced, recipe.search, stored)
+    if quantize(model) or layers.made:
         SeparateLayerNorm()(model)
-        remove_unused(model)
+        declare_functions(model)
     progress("rewrite", 1, 1)
-    left = group_reasons([("attention", reason) for reason in fuse.left.values()])
+    fused = {"attention": (len(plan.fused) - len(layers.made), plan.fuse.left)}
+    if recipe.fuse_layers:
+        fused["layers"] = (len(layers.made), layers.left)
     return ConversionResult(
-        decisions=[*decisions, *(decision for decision in attention if decision.node not in fuse.fused)],
-        weights=lambda: reports(quantize.weights),
-        gain=lambda: gain(quantize.weights),
+        decisions=plan.told,
+        weights=lambda: reports(stored.weights),
+        gain=lambda: gain(stored.weights),
         warnings=[
             *warn_of_saturation(reduced),
-            *kept_in_float(model, [weight.weight.value for weight in quantize.weights]),
+            *kept_in_float(model, [weight.weight.value for weight in stored.weights]),
         ],
-        details={"attention": {"fused": len(fuse.fused), "left": left}, "made_for": made_for(reduced)},
+        details={
+            **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
+            "made_for": made_for(reduced),
+        },
         rows=[
             ("made for", made_for(reduced)),
-            ("attention", f"{len(fuse.fused)} fused"),
-            *(("", f"{n} left: {what}") for what, n in left.items()),
+            *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
         ],
-        passes={FuseAttention.__name__: fuse.left} if fuse.left else {},
+        passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
     )
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """What `convert` would decide of a cleaned-up float model, which is changed in place."""
-    decisions, attention, fuse = _plan(model, recipe)
-    return [*decisions, *(decision for decision in attention if decision.node not in fuse.fused)]
+    return _plan(model, recipe).told
 
 
-def _plan(model: ir.Model, recipe: Recipe) -> tuple[list[Decision], list[Decision], FuseAttention]:
-    """Decisions on products and on attentions, which are fused by then."""
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What becomes of a prepared model.
+
+    Attributes:
+        products: Decisions on products, but those within fused attentions.
+        attentions: Decisions on attentions, which are fused by then.
+        fuse: The pass that did it.
+        left: What passes left.
+    """
+
+    products: list[Decision]
+    attentions: list[Decision]
+    fuse: FuseAttention
+    left: Left
+
+    @property
+    def fused(self) -> list[Decision]:
+        """On attentions that were not there before."""
+        return [decision for decision in self.attentions if decision.node in self.fuse.fused]
+
+    @property
+    def told(self) -> list[Decision]:
+        """On what the model had before."""
+        return [*self.products, *(each for each in self.attentions if each.node not in self.fuse.fused)]
+
+
+def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
     rise = RaiseOpset(OPSET)
     is_new = rise.obstacle(model) is None
     if is_new:
         rise(model)
-    SqueezeWeights()(model)
-    decisions = plan_dynamic(model, recipe)
-    reasons = {decision.node: decision.reason for decision in decisions if not decision.taken}
+    left = run_all(model, (SqueezeWeights(), *((RecogniseActivations(),) if recipe.fuse_layers else ())))
+    products = plan_dynamic(model, recipe)
+    reasons = {decision.node: decision.reason for decision in products if not decision.taken}
     fuse = FuseAttention(reasons.get)
-    if recipe.fuse and is_new and any(decision.taken for decision in decisions):
-        fuse(model)
-    attention = plan_attention(model, recipe, fuse.fused)
-    # The two products within a fused attention are no longer there to be told of.
-    return [each for each in decisions if each.taken or each.node.graph is not None], attention, fuse
+    if recipe.fuse and is_new and any(decision.taken for decision in products):
+        left |= run_all(model, (fuse,))
+    attentions = plan_attention(model, recipe, fuse.fused)
+    # The products within a fused attention are no longer there to be told of.
+    return _Plan([each for each in products if each.taken or each.node.graph is not None], attentions, fuse, left)
+
+
+def _grouped(what: str, left: dict[str, str]) -> dict[str, int]:
+    return group_reasons([(what, reason) for reason in left.values()])
+
+
+def _rows(what: str, made: int, left: dict[str, str]) -> list[tuple[str, str]]:
+    return [(what, f"{made} fused"), *(("", f"{n} left: {reason}") for reason, n in _grouped(what, left).items())]
 
 
 FAMILY = Family("dynamic", decide, convert)

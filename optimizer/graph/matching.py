@@ -9,6 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from .constants import array_of, constant_of
+from .weight_form import MICROSOFT
 
 Floats = npt.NDArray[np.float32]
 
@@ -124,3 +125,14 @@ def _rank(value: ir.Value | None, depth: int) -> tuple[int, bool]:
 def is_foreign(node: ir.Node) -> bool:
     """Whether only some library knows what a node does, which may be more than make its outputs."""
     return node.domain not in ("", "ai.onnx", "ai.onnx.ml", "com.microsoft", "onnxpress")
+
+
+def activation_behind(last: ir.Node) -> tuple[ir.Node, str]:
+    """The activation that alone reads a node and its name in our operators; the node itself and "" for others."""
+    reader = sole_reader(last.outputs[0])
+    if is_standard(reader, "Relu"):
+        return reader, "relu"
+    if reader is not None and reader.op_type == "Gelu" and reader.domain in ("", "ai.onnx", MICROSOFT):
+        tanh = reader.attributes.get_string("approximate", "none") == "tanh"
+        return reader, "gelu_tanh" if tanh else "gelu"
+    return last, ""

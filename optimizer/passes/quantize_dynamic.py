@@ -46,13 +46,17 @@ class QuantizeDynamic(GraphPass):
         decisions: What becomes of nodes.
         reduce_range: Weights of 7 bits, for machines whose products saturate.
         search: Search the best scale of each column.
+        stored: Where rounded weights go.
     """
 
-    def __init__(self, decisions: Sequence[Decision], reduce_range: bool = False, search: bool = True) -> None:
+    def __init__(
+        self, decisions: Sequence[Decision], reduce_range: bool = False, search: bool = True,
+        stored: StoredWeights | None = None,
+    ) -> None:  # fmt: skip
         self._decisions = decisions
         self._reduce_range = reduce_range
         self._search = search
-        self._stored = StoredWeights()
+        self._stored = stored or StoredWeights()
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed. Taken nodes that are in no graph any more are passed over."""

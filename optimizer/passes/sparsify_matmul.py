@@ -19,10 +19,9 @@ import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
 from ..graph.constants import constant_of
-from ..graph.matching import is_standard, sole_reader
+from ..graph.matching import activation_behind
 from ..graph.product_bias import add_scaled, find_bias
 from ..graph.rewriting import add_array, insert_before, replace
-from ..graph.weight_form import MICROSOFT
 from ..model_io.names import names_of
 from ..planning.block_weights import OP, TRANSPOSED_KEY, WEIGHT_KEY
 from ..quantization.affine import AffineParameters
@@ -87,7 +86,7 @@ class SparsifyMatMul(GraphPass):
         a = node.inputs[0]
         assert a is not None
         last, bias, added = find_bias(self._graph, node, layer.shape[1])
-        end, activation = (last, "") if added is not None else _activated(last)
+        end, activation = (last, "") if added is not None else activation_behind(last)
         inputs = [a, *self._blocks(layer), self._bias(node, layer, bias)]
         if layer.activation is not None:
             inputs += self._codes_of(a, layer.activation)
@@ -173,14 +172,3 @@ class SparsifyMatMul(GraphPass):
             static=static, quantized_output=len(node.inputs) == 10, opset=model.graph.opset_imports[""],
         )  # fmt: skip
         node.overload = add_function(model, function).overload
-
-
-def _activated(last: ir.Node) -> tuple[ir.Node, str]:
-    """The node behind a product that the op can take in, and its name there; the product itself where there is none."""
-    reader = sole_reader(last.outputs[0])
-    if is_standard(reader, "Relu"):
-        return reader, "relu"
-    if reader is not None and reader.op_type == "Gelu" and reader.domain in ("", "ai.onnx", MICROSOFT):
-        tanh = reader.attributes.get_string("approximate", "none") == "tanh"
-        return reader, "gelu_tanh" if tanh else "gelu"
-    return last, ""

@@ -22,6 +22,7 @@ from .groups import (
     Sparse,
     Symmetry,
     Transforming,
+    WholeLayers,
 )  # fmt: skip
 from .setting import settings_of
 
@@ -29,6 +30,7 @@ from .setting import settings_of
 @dataclasses.dataclass(frozen=True)
 class Settings(
     Sparse,
+    WholeLayers,
     Fusion,
     Floats,
     Int8Static,

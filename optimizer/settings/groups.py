@@ -346,6 +346,18 @@ class Fusion:
 
 
 @dataclasses.dataclass(frozen=True)
+class WholeLayers:
+    """Layers of encoders as one operator."""
+
+    fuse_layers: bool = setting(
+        False,
+        "Write each layer of an encoder as one operator of ours, which leaves out padding; where our library is "
+        "missing it runs as standard operators, slower than without.",
+        option="--fuse-layers/--no-fuse-layers",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Sparse:
     """Blocks of weights that are left out."""
 
