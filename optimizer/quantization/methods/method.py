@@ -23,7 +23,7 @@ class Problem:
         rows: Its output channels, [N, K], finite.
         scheme: What it is rounded to.
         moments: Of its inputs.
-        apart: The same of other rows, for what a method has to judge itself.
+        apart: The same of other rows, for what a method has to judge itself; `moments` where none are kept apart.
         convolution: Whether they are those of a convolution, which have a sign in common.
         start: The weight as it is rounded by itself, whose scales `gptq` then takes; None where it may search others.
     """
