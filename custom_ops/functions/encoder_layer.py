@@ -43,8 +43,8 @@ class _Layer:
         low = body.op("Min", body.reduce_last("ReduceMin", x, self._opset), zero)
         high = body.op("Max", body.reduce_last("ReduceMax", x, self._opset), zero)
         range_ = body.op("Sub", body.op("Div", high, most), body.op("Div", low, most))
-        scale = body.op("Where", body.op("Equal", range_, zero), body.number(1), range_)
-        point = body.op("Round", body.op("Min", body.op("Div", body.op("Neg", low), scale), most))
+        scale = body.op("Max", range_, body.number(1e-30))
+        point = body.op("Round", body.op("Div", body.op("Neg", low), scale))
         codes = body.op("Add", body.op("Round", body.op("Div", x, scale)), point)
         return body.op("Cast", body.op("Max", body.op("Min", codes, most), zero), to=_UINT8), scale, point
 

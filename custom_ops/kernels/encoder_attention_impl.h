@@ -11,6 +11,9 @@
 namespace onnxpress {
 namespace {
 
+constexpr std::uint8_t kMiddle = 128;  // what codes of queries are moved up by
+constexpr float kLog2OfE = 1.44269504f;
+
 // Four rows of 16 codes, column by column.
 inline void interleave(const std::int8_t (&rows)[4][kTile], std::int8_t* out) {
   using Bytes = std::uint8_t __attribute__((vector_size(kTile)));
@@ -31,18 +34,26 @@ void pack_keys(const EncoderRun& run, const Sequence& sequence, std::int64_t fir
   alignas(64) std::int8_t codes[kMaxHeadWidth];
   for (std::int64_t key = 0; key < sequence.tiles * kTile; ++key) {
     const std::int64_t at = first_tile * kTile + key;
-    std::int32_t sum = 0;
     float scale = 0;
     if (key < sequence.count) {
       const float* k = run.qkv + (sequence.begin + key) * 3 * inner + inner + head * layer.width;
-      scale = round_signed<S>(k, layer.width, codes, sum);
+      scale = round_signed<S>(k, layer.width, codes);
     } else {
       memset(codes, 0, static_cast<std::size_t>(padded));
     }
     run.key_scales[at] = scale;
-    run.key_sums[at] = sum;
     std::int8_t* out = run.keys + at / kTile * padded * kTile + at % kTile * 4;
     for (std::int64_t i = 0; i < padded; i += 4) memcpy(out + i * kTile, codes + i, 4);
+  }
+  // What the codes of queries are moved up by counts in their products with these keys.
+  constexpr std::uint8_t kMoved[4] = {kMiddle, kMiddle, kMiddle, kMiddle};
+  for (std::int64_t tile = first_tile; tile < first_tile + sequence.tiles; ++tile) {
+    const std::int8_t* line = run.keys + tile * padded * kTile;
+    typename S::I32 sum = S::zero_int();
+    for (std::int64_t i = 0; i < padded; i += 4) {
+      sum = S::dot(sum, S::activations(kMoved), S::weights(line + i * kTile));
+    }
+    memcpy(run.key_offsets + tile * kTile, &sum, sizeof sum);
   }
 }
 
@@ -123,7 +134,7 @@ void dots_of(const EncoderScratch& scratch, std::int64_t first, std::int64_t cou
   });
 }
 
-// Scores of a row to codes of 255ths of e^(score - largest); the inverse of their sum.
+// Scores of a row, to the base 2, to codes of 255ths of 2^(score - largest); the inverse of their sum.
 template <class S>
 float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
   auto peak = S::set1(-__builtin_inff());
@@ -133,18 +144,17 @@ float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
   float largest = lanes[0];
   for (float lane : lanes) largest = lane > largest ? lane : largest;
 
-  constexpr CodeFormat kFormat{1.0f / 255.0f, 255.0f, 0, 0};
-  auto poison = S::zero();
+  auto sum_of_all = S::zero();
   for (std::int64_t key = 0; key < keys; key += kTile) {
-    const auto e = exp<S>(S::sub(S::load(scores + key), S::set1(largest)));
-    poison = S::add(poison, e);
-    S::store_codes(codes + key, e, kFormat, kTile);
+    const auto e = near_exp2<S>(S::sub(S::load(scores + key), S::set1(largest)));
+    sum_of_all = S::add(sum_of_all, e);
+    S::store_bytes(codes + key, S::mul(e, S::set1(kMostCode)));
   }
   const std::int64_t end = (keys + kLine - 1) / kLine * kLine;
   memset(codes + keys, 0, static_cast<std::size_t>(end - keys));
   typename S::I32 sum = S::zero_int();
   for (std::int64_t key = 0; key < end; key += kLine) sum = S::add_line(sum, codes + key);
-  S::store(lanes, poison);
+  S::store(lanes, sum_of_all);
   bool finite = true;
   for (float lane : lanes) finite = finite && is_finite(lane);
   return finite ? 1.0f / static_cast<float>(S::total(sum)) : kNotANumber;
@@ -161,18 +171,16 @@ void attend_head(const EncoderRun& run, const EncoderScratch& scratch, const Seq
   const std::int64_t first_tile = sequence.first_tile + head * sequence.tiles, keys = sequence.tiles * kTile;
   for (std::int64_t row = first; row < first + count; ++row) {
     alignas(64) std::int8_t codes[kMaxHeadWidth];
-    std::int32_t sum = 0;
     const float* q = run.qkv + (begin + row - first) * 3 * inner + head * width;
-    scratch.scales[row] = round_signed<S>(q, width, codes, sum) * layer.scale;
+    scratch.scales[row] = round_signed<S>(q, width, codes) * (layer.scale * kLog2OfE);
     std::uint8_t* line = scratch.codes + row * scratch.code_bytes;
-    for (std::int64_t i = 0; i < padded; ++i) line[i] = static_cast<std::uint8_t>(codes[i] ^ 0x80);
+    for (std::int64_t i = 0; i < padded; ++i) line[i] = static_cast<std::uint8_t>(codes[i] + kMiddle);
   }
   const float* key_scales = run.key_scales + first_tile * kTile;
-  const std::int32_t* key_sums = run.key_sums + first_tile * kTile;
-  const auto middle = S::set1(std::int32_t{128});
+  const std::int32_t* offsets = run.key_offsets + first_tile * kTile;
   dots_of<S>(scratch, first, count, run.keys + first_tile * kTile * padded, padded, sequence.tiles,
              [&](std::int64_t row, std::int64_t tile, I32 sums) __attribute__((always_inline)) {
-               const I32 exact = S::sub(sums, S::mul(S::load(key_sums + tile * kTile), middle));
+               const I32 exact = S::sub(sums, S::load(offsets + tile * kTile));
                const F32 factors = S::mul(S::set1(scratch.scales[row]), S::load(key_scales + tile * kTile));
                S::store(scratch.scores + row * scratch.score_stride + tile * kTile,
                         S::mul(S::to_float(exact), factors));

@@ -14,7 +14,7 @@ namespace onnxpress {
 namespace {
 
 // Rows of a task: several for each thread, so that a slow one holds up no other, and few enough for the caches.
-constexpr std::int64_t kTasks = 8, kLeastRows = 6, kMostRows = 48;
+constexpr std::int64_t kTasks = 8, kLeastRows = 6, kMostRows = 24;
 constexpr std::int64_t kMaxWorkers = 32;
 
 struct Tokens {
@@ -76,7 +76,7 @@ void carve_run(Carver& carver, const EncoderLayer& layer, const Tokens& tokens, 
   run.qkv = carver.take<float>(run.rows * layer.qkv.weight.N);
   run.keys = carver.take<std::int8_t>(keys * run.padded_width);
   run.key_scales = carver.take<float>(keys);
-  run.key_sums = carver.take<std::int32_t>(keys);
+  run.key_offsets = carver.take<std::int32_t>(keys);
   run.values = carver.take<std::int8_t>(keys * run.padded_width);
   run.value_scales = carver.take<float>(run.sequence_count * layer.heads * run.padded_width);
 }

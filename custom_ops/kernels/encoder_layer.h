@@ -7,10 +7,10 @@
 //   h = x + a Wo + bo,  q, k, v of norm1(x)                                 ahead of the products (norm_first)
 //   y = h + act(norm2(h) Wup + bup) Wdown + bdown
 //
-// What a product reads is rounded row by row: to uint8, x = s (c - z), over [min(0, min), max(0, max)] of the row. In
-// the attention q and k are rounded to int8 by row and head, v by channel and sequence, to 127 at their largest
-// magnitude; exp(score - largest score) is rounded to 255ths, and divided by the sum of what came of that. So no row
-// depends on another sequence.
+// What a product reads is rounded row by row: to uint8, x = s (c - z), over [min(0, min), max(0, max)] of the row. Gelu
+// by erf is `near_gelu`. In the attention q and k are rounded to int8 by row and head, v by channel and sequence, to
+// 127 at their largest magnitude; exp(score - largest score) is rounded to 255ths, and divided by the sum of what came
+// of that. So no row depends on another sequence.
 //
 // Tokens that the mask leaves out are not computed: whatever else is in a batch, a token costs and gives the same.
 // Their outputs are 0. A NaN or an infinity in a sequence makes all its outputs NaN.

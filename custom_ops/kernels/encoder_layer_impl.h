@@ -67,17 +67,22 @@ void multiply_codes(const EncoderProduct& product, const EncoderScratch& scratch
       });
 }
 
+// A few tiles at a time, which stay in the L1 cache from one group of rows to the next.
 template <class S, class F>
 void multiply_rows(const EncoderProduct& product, const EncoderScratch& scratch, std::int64_t count, const F& finish) {
   const std::int64_t tiles = product.weight.tiles;
-  for_each_group_of_rows<S>(0, count, [&](auto rows, std::int64_t row) {
-    constexpr int kRows = decltype(rows)::value;
-    constexpr int kTiles = S::template int8_tiles<kRows>();
-    std::int64_t tile = 0;
-    for (; tile + kTiles <= tiles; tile += kTiles)
-      multiply_codes<S, kRows, kTiles>(product, scratch, row, tile, finish);
-    for (; tile < tiles; ++tile) multiply_codes<S, kRows, 1>(product, scratch, row, tile, finish);
-  });
+  const auto panels = [&](auto tiles_at_once, std::int64_t tile) {
+    constexpr int kTiles = decltype(tiles_at_once)::value;
+    for (; tile + kTiles <= tiles; tile += kTiles) {
+      for_each_group_of_rows<S>(0, count, [&](auto rows, std::int64_t row) {
+        multiply_codes<S, decltype(rows)::value, kTiles>(product, scratch, row, tile, finish);
+      });
+    }
+    return tile;
+  };
+  constexpr int kPanel = S::template int8_tiles<S::kRows>();
+  const std::int64_t rest = panels(Index<kPanel>{}, 0);
+  if constexpr (kPanel > 1) panels(Index<1>{}, rest);
 }
 
 template <class S>
@@ -112,7 +117,7 @@ void widen(const EncoderLayer& layer, const EncoderScratch& scratch, std::int64_
   if (layer.activation == Activation::kRelu) {
     with([](F32 y) __attribute__((always_inline)) { return relu<S>(y); });
   } else if (layer.activation == Activation::kGelu) {
-    with([](F32 y) __attribute__((always_inline)) { return gelu<S>(y); });
+    with([](F32 y) __attribute__((always_inline)) { return near_gelu<S>(y); });
   } else {
     with([](F32 y) __attribute__((always_inline)) { return gelu_tanh<S>(y); });
   }

@@ -67,6 +67,12 @@ struct Int8Avx2 : Avx2 {
     _mm_store_si128(reinterpret_cast<__m128i*>(part), codes);
     if (count > 0) std::memcpy(p, part, static_cast<std::size_t>(count));
   }
+  static void store_bytes(std::uint8_t* p, F32 v) {
+    const __m256i low = _mm256_cvtps_epi32(v.low), high = _mm256_cvtps_epi32(v.high);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8);
+    const __m128i bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+  }
   static I32 add_line(I32 sum, const std::uint8_t* line) {
     const U8 bytes = Avx2::load(line);
     const __m256i zero = _mm256_setzero_si256();

@@ -69,6 +69,13 @@ struct Int8Scalar : Scalar {
       p[i] = static_cast<std::uint8_t>(code ^ format.flip);
     }
   }
+  // 16 values from 0 to 255 to the nearest integers; a NaN becomes any.
+  static void store_bytes(std::uint8_t* p, const F32& a) {
+    for (int i = 0; i < 16; ++i) {
+      const float v = lane(a, i);
+      p[i] = v > 0.0f ? static_cast<std::uint8_t>(std::nearbyint(v < 255.0f ? v : 255.0f)) : std::uint8_t{0};
+    }
+  }
   // Adds the bytes of a line, some to each lane.
   static I32 add_line(const I32& sum, const std::uint8_t* line) {
     return map([&](int i) {

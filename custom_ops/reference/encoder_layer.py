@@ -22,6 +22,7 @@ from .types import Float32
 Codes = npt.NDArray[np.int8]
 
 _LEAST = np.float32(1e-30)
+"""Of scales: their inverses are finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +83,11 @@ def round_rows(x: Float32) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[
     """
     low, high = x.min(axis=1, initial=0), x.max(axis=1, initial=0)
     finite = np.isfinite(x).all(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        scale = np.where(high != low, high / np.float32(255) - low / np.float32(255), np.float32(1))
+    with np.errstate(invalid="ignore"):
+        scale = np.maximum(high / np.float32(255) - low / np.float32(255), _LEAST)
         scale = np.where(finite, scale, np.float32(np.nan))
-        point = np.where(finite, np.rint(np.clip(-low / scale, 0, 255)), 0).astype(np.int32)
-        codes = np.rint(np.clip(x / scale[:, None], -point[:, None], 255 - point[:, None])) + point[:, None]
+        point = np.where(finite, np.rint(-low / scale), 0).astype(np.int32)
+        codes = np.clip(np.rint(x / scale[:, None]) + point[:, None], 0, 255)
     return np.where(finite[:, None], codes, 0).astype(np.uint8), scale, point
 
 

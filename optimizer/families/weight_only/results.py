@@ -27,6 +27,8 @@ from ...quantization.schemes import WeightScheme
 from ...runtime.feeds import Feeds, arrays_of
 
 _RUN = "run.json"
+_FORMAT = 2
+"""Of the files: a run with those of another begins anew."""
 _ARRAYS = ("packed", "scales", "zero_points")
 
 
@@ -60,6 +62,7 @@ class Result:
 
 
 Results = dict[tuple[object, ...], Result]
+"""By `LazyWeight.identity`."""
 
 
 def take_results(weights: Iterable[LazyWeight], results: Results) -> None:
@@ -67,9 +70,6 @@ def take_results(weights: Iterable[LazyWeight], results: Results) -> None:
     for weight in weights:
         if weight.identity in results:
             weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
-
-
-"""By `LazyWeight.identity`."""
 
 
 class Files:
@@ -193,5 +193,5 @@ def describe(model: Any, weights: Sequence[LazyWeight], methods: Sequence[str], 
         digest.update(np.ascontiguousarray(weight.rows()).data)
         release(weight.weight.tensor)
     settings = [(weight.name, str(weight.scheme), weight.nodes) for weight in weights]
-    values = {"model": fingerprint(model), "weights": settings, "methods": methods, "contents": digest.hexdigest()}
+    values = {"format": _FORMAT, "model": fingerprint(model), "weights": settings, "methods": methods, "contents": digest.hexdigest()}
     return json.dumps(values, indent=1)
