@@ -6,28 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
+from encoder_layers import made_layer as layer
 from onnxpress.custom_ops import _kernels, reference
 
 RNG = np.random.default_rng(3)
 ISAS = _kernels.supported_isas()
-
-
-def product(K, N):
-    codes = RNG.integers(-127, 128, (K, N)).astype(np.int8)
-    return reference.Product(
-        codes, RNG.uniform(0.5, 2, N).astype(np.float32) / (74 * K**0.5), RNG.normal(size=N).astype(np.float32) * 0.1
-    )
-
-
-def layer(H=48, heads=3, width=16, F=80, **settings):
-    def norm():
-        return np.stack([RNG.uniform(0.5, 1.5, H), RNG.normal(size=H) * 0.1]).astype(np.float32)
-
-    inner = heads * width
-    return reference.EncoderLayer(
-        heads=heads, scale=width**-0.5, qkv=product(H, 3 * inner), out=product(inner, H), up=product(H, F),
-        down=product(F, H), norm1=norm(), norm2=norm(), **settings,
-    )  # fmt: skip
 
 
 def run(x, mask, layer, isa):
