@@ -69,10 +69,7 @@ bool scale_values(const float* values, std::int64_t stride, std::int64_t count, 
   S::store(scales, S::mul(peak, S::set1(1.0f / kMost)));
   alignas(64) float bad[kTile];
   S::store(bad, poison);
-  for (float each : bad) {
-    if (each != 0) return false;
-  }
-  return true;
+  return fold(bad, sum_of) == 0;
 }
 
 template <class S>
@@ -141,12 +138,10 @@ float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
   for (std::int64_t key = 0; key < keys; key += kTile) peak = S::max(peak, S::load(scores + key));
   alignas(64) float lanes[kTile];
   S::store(lanes, peak);
-  float largest = lanes[0];
-  for (float lane : lanes) largest = lane > largest ? lane : largest;
-
+  const auto largest = S::set1(fold(lanes, most_of));
   auto sum_of_all = S::zero();
   for (std::int64_t key = 0; key < keys; key += kTile) {
-    const auto e = near_exp2<S>(S::sub(S::load(scores + key), S::set1(largest)));
+    const auto e = near_exp2<S>(S::sub(S::load(scores + key), largest));
     sum_of_all = S::add(sum_of_all, e);
     S::store_bytes(codes + key, S::mul(e, S::set1(kMostCode)));
   }
@@ -155,9 +150,7 @@ float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
   typename S::I32 sum = S::zero_int();
   for (std::int64_t key = 0; key < end; key += kLine) sum = S::add_line(sum, codes + key);
   S::store(lanes, sum_of_all);
-  bool finite = true;
-  for (float lane : lanes) finite = finite && is_finite(lane);
-  return finite ? 1.0f / static_cast<float>(S::total(sum)) : kNotANumber;
+  return is_finite(fold(lanes, sum_of)) ? 1.0f / static_cast<float>(S::total(sum)) : kNotANumber;
 }
 
 // Rows [first, first + count) of the scratch, which are queries of this sequence from `begin` on, to the context.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <thread>
 #include <vector>
 
 #include "kernels/encoder_layer_kernels.h"
@@ -13,32 +14,52 @@
 namespace onnxpress {
 namespace {
 
-// Rows of a task: several for each thread, so that a slow one holds up no other, and few enough for the caches.
-constexpr std::int64_t kTasks = 8, kLeastRows = 6, kMostRows = 24;
-constexpr std::int64_t kMaxWorkers = 32;
+// Of a task: so many that a weight that comes from afar pays, so few that what they become stays in the L2 cache.
+constexpr std::int64_t kLeastRows = 6, kMostRows = 24;
+// Of sequences that one thread takes from input to output, where there are several for each: their projections stay in
+// the L2 cache, and no thread waits for another.
+constexpr std::int64_t kGroupRows = 128, kGroupsOfThread = 2;
+constexpr std::int64_t kMaxThreads = 32;
 
-struct Tokens {
-  std::vector<std::int64_t> rows;
+// Sequences that are computed together, with rows and tiles counted from their first.
+struct Group {
+  const std::int64_t* tokens = nullptr;
+  std::int64_t rows = 0, head_tiles = 0, longest = 0;
   std::vector<Sequence> sequences;
-  std::int64_t head_tiles = 0;  // of all heads of all sequences
-  std::int64_t longest = 0;     // tiles of keys
+
+  void add(std::int64_t count, std::int64_t heads) {
+    const std::int64_t tiles = ceil_div(count, kTile);
+    sequences.push_back({rows, count, tiles, head_tiles});
+    rows += count;
+    head_tiles += tiles * heads;
+    longest = std::max(longest, tiles);
+  }
 };
 
-Tokens find_tokens(const EncoderProblem& p) {
-  Tokens tokens;
-  for (std::int64_t b = 0; b < p.batch; ++b) {
-    const auto begin = static_cast<std::int64_t>(tokens.rows.size());
-    for (std::int64_t i = b * p.sequence; i < (b + 1) * p.sequence; ++i) {
-      if (p.mask == nullptr || p.mask[i] != 0) tokens.rows.push_back(i);
-    }
-    const std::int64_t count = static_cast<std::int64_t>(tokens.rows.size()) - begin;
-    if (count == 0) continue;
-    const std::int64_t tiles = ceil_div(count, kTile);
-    tokens.sequences.push_back({begin, count, tiles, tokens.head_tiles});
-    tokens.head_tiles += tiles * p.layer->heads;
-    tokens.longest = std::max(tokens.longest, tiles);
+// The rows that are computed.
+std::vector<std::int64_t> find_tokens(const EncoderProblem& p) {
+  std::vector<std::int64_t> tokens;
+  for (std::int64_t i = 0; i < p.batch * p.sequence; ++i) {
+    if (p.mask == nullptr || p.mask[i] != 0) tokens.push_back(i);
   }
   return tokens;
+}
+
+// In the order of the batch, a new group from `most_rows` rows on.
+std::vector<Group> make_groups(const EncoderProblem& p, const std::vector<std::int64_t>& tokens,
+                               std::int64_t most_rows) {
+  std::vector<Group> groups;
+  const auto all = static_cast<std::int64_t>(tokens.size());
+  for (std::int64_t begin = 0, end = 0; begin < all; begin = end) {
+    const std::int64_t sequence = tokens[begin] / p.sequence;
+    while (end < all && tokens[end] / p.sequence == sequence) ++end;
+    if (groups.empty() || groups.back().rows + end - begin > most_rows) {
+      groups.emplace_back();
+      groups.back().tokens = tokens.data() + begin;
+    }
+    groups.back().add(end - begin, p.layer->heads);
+  }
+  return groups;
 }
 
 // Zeros where tokens are left out.
@@ -71,21 +92,37 @@ class Carver {
   std::size_t used_ = 0;
 };
 
-void carve_run(Carver& carver, const EncoderLayer& layer, const Tokens& tokens, EncoderRun& run) {
-  const std::int64_t keys = tokens.head_tiles * kTile;
-  run.qkv = carver.take<float>(run.rows * layer.qkv.weight.N);
+std::int64_t padded_width(const EncoderLayer& layer) { return ceil_div(layer.width, kTile) * kTile; }
+
+// For groups of at most so many rows, tiles and sequences.
+EncoderRun carve_run(Carver& carver, const EncoderProblem& p, std::int64_t rows, std::int64_t head_tiles,
+                     std::int64_t sequences) {
+  const EncoderLayer& layer = *p.layer;
+  const std::int64_t keys = head_tiles * kTile;
+  EncoderRun run{};
+  run.problem = &p;
+  run.padded_width = padded_width(layer);
+  run.qkv = carver.take<float>(rows * layer.qkv.weight.N);
   run.keys = carver.take<std::int8_t>(keys * run.padded_width);
   run.key_scales = carver.take<float>(keys);
   run.key_offsets = carver.take<std::int32_t>(keys);
   run.values = carver.take<std::int8_t>(keys * run.padded_width);
-  run.value_scales = carver.take<float>(run.sequence_count * layer.heads * run.padded_width);
+  run.value_scales = carver.take<float>(sequences * layer.heads * run.padded_width);
+  return run;
 }
 
-void carve_scratch(Carver& carver, const EncoderLayer& layer, std::int64_t rows, std::int64_t longest,
-                   std::int64_t padded_width, EncoderScratch& scratch) {
+void set_group(EncoderRun& run, const Group& group) {
+  run.rows = group.rows;
+  run.tokens = group.tokens;
+  run.sequences = group.sequences.data();
+  run.sequence_count = static_cast<std::int64_t>(group.sequences.size());
+}
+
+EncoderScratch carve_scratch(Carver& carver, const EncoderLayer& layer, std::int64_t rows, std::int64_t longest) {
   const std::int64_t keys = longest * kTile;
   const std::int64_t bytes = std::max({layer.qkv.weight.padded_k, layer.out.weight.padded_k, layer.down.weight.padded_k,
-                                       ceil_div(keys, 64) * 64, ceil_div(padded_width, 64) * 64});
+                                       ceil_div(keys, 64) * 64, ceil_div(padded_width(layer), 64) * 64});
+  EncoderScratch scratch{};
   // An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
   scratch.code_bytes = bytes / 64 % 2 != 0 ? bytes : bytes + 64;
   scratch.score_stride = keys + kTile;
@@ -96,59 +133,106 @@ void carve_scratch(Carver& carver, const EncoderLayer& layer, std::int64_t rows,
   scratch.hidden = carver.take<float>(rows * layer.H());
   scratch.wide = carver.take<float>(std::max(rows * layer.F(), layer.H()));
   scratch.scores = carver.take<float>(rows * scratch.score_stride);
+  return scratch;
 }
 
-// work(scratch, begin, end) for all rows, `rows_per_task` at a time.
+// work(begin, end) for all rows, `step` at a time.
 template <class Work>
-void for_each_rows(std::int64_t rows, std::int64_t rows_per_task, const std::vector<EncoderScratch>& scratches,
-                   const Parallel& parallel, const Work& work) {
-  const std::int64_t tasks = ceil_div(rows, rows_per_task);
+void for_rows(std::int64_t rows, std::int64_t step, const Work& work) {
+  for (std::int64_t begin = 0; begin < rows; begin += step) work(begin, std::min(rows, begin + step));
+}
+
+// work(worker, item) for all items, by `workers` tasks that each take the next one until there is none.
+template <class Work>
+void share_out(std::int64_t items, std::int64_t workers, const Parallel& parallel, const Work& work) {
   std::atomic<std::int64_t> next{0};
-  // A worker for each scratch, which takes tasks until there are none.
-  parallel.for_each(scratches.size(), [&](std::size_t worker) {
-    for (std::int64_t task = next++; task < tasks; task = next++) {
-      const std::int64_t begin = task * rows_per_task;
-      work(scratches[worker], begin, std::min(rows, begin + rows_per_task));
-    }
+  parallel.for_each(static_cast<std::size_t>(std::min(items, workers)), [&](std::size_t worker) {
+    for (std::int64_t item = next++; item < items; item = next++) work(worker, item);
   });
+}
+
+// Each group from input to output by one thread.
+void run_groups(const EncoderKernels& kernels, const EncoderProblem& p, std::vector<Group>& groups,
+                std::int64_t threads, const Parallel& pool) {
+  // The longest first, so that no thread is left alone with one.
+  std::stable_sort(groups.begin(), groups.end(), [](const Group& a, const Group& b) { return a.rows > b.rows; });
+  std::int64_t head_tiles = 0, longest = 0;
+  std::size_t sequences = 0;
+  for (const Group& group : groups) {
+    head_tiles = std::max(head_tiles, group.head_tiles);
+    longest = std::max(longest, group.longest);
+    sequences = std::max(sequences, group.sequences.size());
+  }
+  const auto count = static_cast<std::int64_t>(groups.size());
+  std::vector<EncoderRun> runs(static_cast<std::size_t>(std::min(threads, count)));
+  std::vector<EncoderScratch> scratches(runs.size());
+  const auto carve = [&](std::uint8_t* memory) {
+    Carver carver(memory);
+    for (std::size_t i = 0; i < runs.size(); ++i) {
+      runs[i] = carve_run(carver, p, groups[0].rows, head_tiles, static_cast<std::int64_t>(sequences));
+      scratches[i] = carve_scratch(carver, *p.layer, kMostRows, longest);
+    }
+    return carver.used();
+  };
+  const auto memory = make_workspace(carve(nullptr));
+  carve(memory.get());
+  share_out(count, threads, pool, [&](std::size_t worker, std::int64_t item) {
+    EncoderRun& run = runs[worker];
+    const EncoderScratch& scratch = scratches[worker];
+    set_group(run, groups[static_cast<std::size_t>(item)]);
+    for_rows(run.rows, kMostRows, [&](auto... rows) { kernels.project(run, scratch, rows...); });
+    for (std::int64_t i = 0; i < run.sequence_count; ++i) {
+      for (std::int64_t head = 0; head < p.layer->heads; ++head) kernels.pack_head(run, run.sequences[i], head);
+    }
+    for_rows(run.rows, kMostRows, [&](auto... rows) { kernels.finish(run, scratch, rows...); });
+  });
+}
+
+// All threads at a group, step by step.
+void run_steps(const EncoderKernels& kernels, const EncoderProblem& p, const Group& group, std::int64_t threads,
+               const Parallel& pool) {
+  const std::int64_t tasks = threads * ceil_div(group.rows, threads * kMostRows);
+  const std::int64_t step = clamp(ceil_div(group.rows, tasks), kLeastRows, kMostRows);
+  const std::int64_t items = ceil_div(group.rows, step);
+  EncoderRun run{};
+  std::vector<EncoderScratch> scratches(static_cast<std::size_t>(std::min(threads, items)));
+  const auto carve = [&](std::uint8_t* memory) {
+    Carver carver(memory);
+    run = carve_run(carver, p, group.rows, group.head_tiles, static_cast<std::int64_t>(group.sequences.size()));
+    for (EncoderScratch& each : scratches) each = carve_scratch(carver, *p.layer, step, group.longest);
+    return carver.used();
+  };
+  const auto memory = make_workspace(carve(nullptr));
+  carve(memory.get());
+  set_group(run, group);
+  const auto on_rows = [&](const auto& work) {
+    share_out(items, threads, pool, [&](std::size_t worker, std::int64_t item) {
+      work(run, scratches[worker], item * step, std::min(run.rows, (item + 1) * step));
+    });
+  };
+  on_rows(kernels.project);
+  const std::int64_t heads = p.layer->heads;
+  pool.for_each(static_cast<std::size_t>(run.sequence_count * heads), [&](std::size_t index) {
+    const auto at = static_cast<std::int64_t>(index);
+    kernels.pack_head(run, run.sequences[at / heads], at % heads);
+  });
+  on_rows(kernels.finish);
 }
 
 }  // namespace
 
 const char* encoder_layer(const EncoderProblem& p, Isa isa, const Parallel& pool) {
   const EncoderKernels& kernels = best_kernels<EncoderKernels>(isa);
-  const EncoderLayer& layer = *p.layer;
-  const Tokens tokens = find_tokens(p);
-  clear_others(p, tokens.rows);
-  if (tokens.rows.empty()) return kernels.isa;
-
-  EncoderRun run{};
-  run.problem = &p;
-  run.rows = static_cast<std::int64_t>(tokens.rows.size());
-  run.tokens = tokens.rows.data();
-  run.sequences = tokens.sequences.data();
-  run.sequence_count = static_cast<std::int64_t>(tokens.sequences.size());
-  run.padded_width = ceil_div(layer.width, kTile) * kTile;
-  const std::int64_t rows_per_task = clamp(ceil_div(run.rows, kTasks), kLeastRows, kMostRows);
-  std::vector<EncoderScratch> scratches(
-      static_cast<std::size_t>(std::min(kMaxWorkers, ceil_div(run.rows, rows_per_task))));
-  const auto carve = [&](std::uint8_t* memory) {
-    Carver carver(memory);
-    carve_run(carver, layer, tokens, run);
-    for (EncoderScratch& each : scratches) {
-      carve_scratch(carver, layer, rows_per_task, tokens.longest, run.padded_width, each);
-    }
-    return carver.used();
-  };
-  const auto memory = make_workspace(carve(nullptr));
-  carve(memory.get());
-
-  for_each_rows(run.rows, rows_per_task, scratches, pool, [&](const auto&... task) { kernels.project(run, task...); });
-  pool.for_each(static_cast<std::size_t>(run.sequence_count * layer.heads), [&](std::size_t index) {
-    const auto at = static_cast<std::int64_t>(index);
-    kernels.pack_head(run, run.sequences[at / layer.heads], at % layer.heads);
-  });
-  for_each_rows(run.rows, rows_per_task, scratches, pool, [&](const auto&... task) { kernels.finish(run, task...); });
+  const std::vector<std::int64_t> tokens = find_tokens(p);
+  clear_others(p, tokens);
+  if (tokens.empty()) return kernels.isa;
+  const std::int64_t threads = clamp(std::thread::hardware_concurrency(), 1, kMaxThreads);
+  std::vector<Group> groups = make_groups(p, tokens, kGroupRows);
+  if (static_cast<std::int64_t>(groups.size()) >= threads * kGroupsOfThread) {
+    run_groups(kernels, p, groups, threads, pool);
+  } else {
+    run_steps(kernels, p, make_groups(p, tokens, static_cast<std::int64_t>(tokens.size()))[0], threads, pool);
+  }
   return kernels.isa;
 }
 

@@ -12,15 +12,11 @@
 namespace onnxpress {
 namespace {
 
-// Sums of the same lanes in the same order on every instruction set.
 template <class S>
 float total_of(typename S::F32 v) {
   alignas(64) float lanes[kTile];
   S::store(lanes, v);
-  for (std::int64_t half = kTile / 2; half > 0; half /= 2) {
-    for (std::int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
+  return fold(lanes, sum_of);
 }
 
 // `out` may be x.
