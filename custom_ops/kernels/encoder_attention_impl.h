@@ -134,16 +134,23 @@ void dots_of(const EncoderScratch& scratch, std::int64_t first, std::int64_t cou
 // Scores of a row, to the base 2, to codes of 255ths of 2^(score - largest); the inverse of their sum.
 template <class S>
 float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
-  auto peak = S::set1(-__builtin_inff());
-  for (std::int64_t key = 0; key < keys; key += kTile) peak = S::max(peak, S::load(scores + key));
+  // Two at a time: one waits for another.
+  auto peak = S::load(scores), other = peak;
+  std::int64_t seen = kTile;
+  for (; seen + 2 * kTile <= keys; seen += 2 * kTile) {
+    peak = S::max(peak, S::load(scores + seen));
+    other = S::max(other, S::load(scores + seen + kTile));
+  }
+  if (seen < keys) peak = S::max(peak, S::load(scores + seen));
+  peak = S::max(peak, other);
   alignas(64) float lanes[kTile];
   S::store(lanes, peak);
   const auto largest = S::set1(fold(lanes, most_of));
   auto sum_of_all = S::zero();
   for (std::int64_t key = 0; key < keys; key += kTile) {
-    const auto e = near_exp2<S>(S::sub(S::load(scores + key), largest));
+    const auto e = near_exp2_255<S>(S::sub(S::load(scores + key), largest));
     sum_of_all = S::add(sum_of_all, e);
-    S::store_bytes(codes + key, S::mul(e, S::set1(kMostCode)));
+    S::store_bytes(codes + key, e);
   }
   const std::int64_t end = (keys + kLine - 1) / kLine * kLine;
   memset(codes + keys, 0, static_cast<std::size_t>(end - keys));

@@ -56,8 +56,7 @@ struct Int8Avx512Vnni : Avx512Vnni {
     }
   }
   static void store_bytes(std::uint8_t* p, F32 v) {
-    const __m128i bytes = _mm512_cvtusepi32_epi8(_mm512_max_epi32(_mm512_cvtps_epi32(v), _mm512_setzero_si512()));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(v)));
   }
   static I32 add_line(I32 sum, const std::uint8_t* line) {
     return _mm512_dpbusd_epi32(sum, _mm512_load_si512(line), _mm512_set1_epi8(1));

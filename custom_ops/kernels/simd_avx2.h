@@ -124,6 +124,8 @@ struct Avx2 {
     };
     return {half(n.low), half(n.high)};
   }
+  // a * 2^n for an integer n from -126 on.
+  static F32 scaled(F32 a, F32 n) { return mul(a, pow2(n)); }
   static F32 if_negative(F32 x, F32 then, F32 otherwise) {
     return {_mm256_blendv_ps(otherwise.low, then.low, x.low), _mm256_blendv_ps(otherwise.high, then.high, x.high)};
   }

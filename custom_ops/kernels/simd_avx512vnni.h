@@ -92,6 +92,8 @@ struct Avx512Vnni {
     const __m512i exponent = _mm512_castps_si512(_mm512_add_ps(n, _mm512_set1_ps(kExponent)));
     return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
   }
+  // a * 2^n for an integer n from -126 on.
+  static F32 scaled(F32 a, F32 n) { return _mm512_scalef_ps(a, n); }
   static F32 if_negative(F32 x, F32 then, F32 otherwise) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), otherwise, then);
   }

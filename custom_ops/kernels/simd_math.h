@@ -67,14 +67,15 @@ __attribute__((always_inline)) inline typename S::F32 near_gelu(typename S::F32 
   return S::mul(x, S::fma(z, polynomial<S>(kTerms, S::mul(z, z)), S::set1(0.5f)));
 }
 
-// 2^x for x from -126 to 0, within a relative error of 2.7e-6: for what is rounded to 8 bits. Of less, 2^-126.
+// 255 * 2^x for x from -126 to 0, within a relative error of 2.7e-6: for what is rounded to 8 bits. Of less, as of
+// -126.
 template <class S>
-__attribute__((always_inline)) inline typename S::F32 near_exp2(typename S::F32 x) {
-  constexpr float kTerms[] = {0.99999928f, 0.69312179f, 0.24024744f, 0.055917863f, 0.0095701021f};
+__attribute__((always_inline)) inline typename S::F32 near_exp2_255(typename S::F32 x) {
+  constexpr float kTerms[] = {254.99982f, 176.74606f, 61.263096f, 14.259054f, 2.4403760f};
   constexpr float kInteger = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to an integer
   x = S::max(S::set1(-126.0f), x);
   const auto n = S::sub(S::add(x, S::set1(kInteger)), S::set1(kInteger));
-  return S::mul(polynomial<S>(kTerms, S::sub(x, n)), S::pow2(n));
+  return S::scaled(polynomial<S>(kTerms, S::sub(x, n)), n);
 }
 
 // x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 x^3), which is x / (1 + e^(-2 u)).

@@ -126,6 +126,8 @@ struct Scalar {
   static F32 pow2(const F32& n) {
     return map([&](int i) { return bits_to_float(float_to_bits(lane(n, i) + kExponent) << 23); });
   }
+  // a * 2^n for an integer n from -126 on.
+  static F32 scaled(const F32& a, const F32& n) { return mul(a, pow2(n)); }
   static F32 if_negative(const F32& x, const F32& then, const F32& otherwise) {
     return map([&](int i) { return float_to_bits(lane(x, i)) >> 31 != 0 ? lane(then, i) : lane(otherwise, i); });
   }
