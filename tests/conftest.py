@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import graphs`
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--note-runs", type=Path, metavar="FILE", help="write to FILE which tests run models")
-    parser.addoption("--noted-runs", type=Path, metavar="FILE", help="run only the tests that FILE holds")
+    parser.addoption("--noted-runs", type=Path, metavar="FILE", help="of each test that FILE holds, run some cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,6 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from runs import keep_noted
 
         keep_noted(path, config, items)
+    # The longest first, so that none is left alone at the end; one worker gets them all, with what they share.
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
 @pytest.fixture(autouse=True)

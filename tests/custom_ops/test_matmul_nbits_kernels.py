@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from isas import ISAS, code_that_runs, level_computed
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 
 BITS = range(2, 9)
 LEVELS = (0, 3, 4)
@@ -101,10 +102,7 @@ def test_block_sizes(isa, bits, accuracy_level):
         assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, zeros, bits, block_size, K)), (block_size, K)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("accuracy_level", LEVELS)
-@pytest.mark.parametrize("scale_type", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("M", [1, 5, 8])
+@all_pairs({"isa": ISAS, "accuracy_level": LEVELS, "scale_type": [np.float16, ml_dtypes.bfloat16], "M": [1, 5, 8]})
 def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_type, M):
     """Also those that come as float32, with the same results to the last bit; one scale that does not fit widens all.
 
@@ -156,10 +154,7 @@ def test_which_scales_fit_16_bits(scale, short):
     assert _kernels.pack(packed, scales, None, bits=4, block_size=32, K=32).nbytes == 256 + 16 * (2 if short else 4)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("M", [1, 6, 17])
-@pytest.mark.parametrize("accuracy_level", [3, 4])
+@all_pairs({"isa": ISAS, "bits": BITS, "M": [1, 6, 17], "accuracy_level": [3, 4]})
 def test_integer_sums_are_exact(isa, bits, M, accuracy_level):
     """Activations on the int8 grid and scales of powers of two leave nothing to round: equal to the last bit."""
     rng = np.random.default_rng(bits)
@@ -216,10 +211,7 @@ def test_extreme_codes_do_not_saturate(isa):
                 np.testing.assert_allclose(got, value * K * (code - 2 ** (bits - 1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("M", [1, 4, 17])
-@pytest.mark.parametrize("accuracy_level", LEVELS)
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@all_pairs({"isa": ISAS, "M": [1, 4, 17], "accuracy_level": LEVELS, "poison": [np.nan, np.inf, -np.inf]})
 def test_poison_is_not_lost(isa, M, accuracy_level, poison):
     """A NaN or an infinity in a row spoils that row and no other."""
     rng = np.random.default_rng(0)

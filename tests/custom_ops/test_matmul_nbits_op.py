@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxpress.custom_ops import _kernels, functions, library_path, reference, register
+from pairs import all_pairs
 
 RNG = np.random.default_rng(3)
 
@@ -82,11 +83,15 @@ def expected(A, arrays, *, bits=4, K=100, block_size=32, level=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("level", [0, 4])
-@pytest.mark.parametrize("activation", [np.float32, np.float16])
-@pytest.mark.parametrize("scale", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
+@all_pairs(
+    {
+        "bits": range(2, 9),
+        "level": [0, 4],
+        "activation": [np.float32, np.float16],
+        "scale": [np.float32, np.float16, ml_dtypes.bfloat16],
+        "zero_points": [None, "packed", "float"],
+    }
+)
 def test_types(bits, level, activation, scale, zero_points):
     bias = bits % 2 == 0
     model, arrays = make(

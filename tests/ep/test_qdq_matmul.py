@@ -12,6 +12,7 @@ import pytest
 from onnxpress import ep
 from onnxpress.custom_ops import _kernels, reference
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from pairs import all_pairs
 from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
 
 K, N = 70, 37
@@ -129,11 +130,15 @@ GROUP = ["DequantizeLinear", "DequantizeLinear", "MatMul"]
 GEMM = ["DequantizeLinear", "DequantizeLinear", "Gemm"]
 
 
-@pytest.mark.parametrize("activation", ["uint8", "int8"])
-@pytest.mark.parametrize("weight", ["uint8", "int8"])
-@pytest.mark.parametrize("per", ["column", "tensor"])
-@pytest.mark.parametrize("zero_points", [False, True])
-@pytest.mark.parametrize("output", [None, "uint8", "int8"])
+@all_pairs(
+    {
+        "activation": ["uint8", "int8"],
+        "weight": ["uint8", "int8"],
+        "per": ["column", "tensor"],
+        "zero_points": [False, True],
+        "output": [None, "uint8", "int8"],
+    }
+)
 def test_types(activation, weight, per, zero_points, output):
     check(
         activation=activation, weight=weight, per=per, zero_points=zero_points, output=output,

@@ -337,6 +337,7 @@ def test_inputs_without_a_shape(tmp_path):
     assert run(tmp_path / "o.onnx", X)[0].shape == (2, 32)
 
 
+@pytest.mark.usefixtures("probe_within_process")
 @pytest.mark.parametrize("sizes", [["?", 3, "?", "?"], [-1, 3, -1, -1], ["N", 3, "H", "H"], [None, 3, None, None]])
 def test_every_open_size_can_be_chosen_by_its_place(tmp_path, sizes):
     convolution = node("Conv", ["x", "K"], ["y"], pads=[1] * 4)
@@ -350,6 +351,7 @@ def test_every_open_size_can_be_chosen_by_its_place(tmp_path, sizes):
     assert bench([tmp_path / "m.onnx"], dims=dims, rounds=1) is not None
 
 
+@pytest.mark.usefixtures("probe_within_process")
 def test_all_sizes_without_a_name_can_be_chosen_at_once(tmp_path):
     """Those of a model as it is exported, and of what it is converted to."""
     onnx.save(model_of([RELU, PRODUCT], inputs=[info("x", ["?", 32])]), tmp_path / "m.onnx")

@@ -194,11 +194,11 @@ RANDOM = ("Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "R
 
 @pytest.mark.parametrize("op_type", sorted(SAME - set(RANDOM)))
 def test_what_is_the_same(op_type):
-    """The published cases of an operator, as each version of it, raised to the next versions."""
+    """The published cases of an operator, as each version of it: the first raised to all later ones, others to one."""
     every = [schema for schema in versions(op_type) if schema.since_version <= TESTED]
     newest = LAST_WITH_KERNEL.get(op_type, NEWEST)
     assert len(every) > 1
-    for model, feeds in published().get(op_type, [])[:12]:
+    for index, (model, feeds) in enumerate(published().get(op_type, [])[:12]):
         for schema in every:
             older = as_of(model, schema)
             try:
@@ -208,7 +208,8 @@ def test_what_is_the_same(op_type):
             if older is None or want is None:
                 continue
             least = max(7, schema.since_version)
-            for target in [s.since_version for s in every if least < s.since_version <= newest]:
+            later = [s.since_version for s in every if least < s.since_version <= newest]
+            for target in later if index == 0 else later[index % max(1, len(later)) :][:1]:
                 try:
                     proto = raised(older, target)
                 except OnnxpressError:
