@@ -11,6 +11,7 @@ from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.calibration.statistics import Statistics
 from onnxpress.optimizer.conversion.calibrate import calibrate
+from sessions import needs
 
 NODE = helper.make_node
 SCHEMES = ("int4", "int8-static", "fp8-static", "int8-dynamic", "fp8-dynamic", "sparse")
@@ -75,7 +76,9 @@ def converted(model, feeds, scheme, folder):
 
 @pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize("past", [0, 3])
-@pytest.mark.parametrize("kind", ["23", "24", "GroupQueryAttention", "MultiHeadAttention"])
+@pytest.mark.parametrize(
+    "kind", ["23", pytest.param("24", marks=needs("opset 24")), "GroupQueryAttention", "MultiHeadAttention"]
+)
 def test_attention_keeps_its_presents(kind, past, shown, tmp_path):
     model, feeds = with_past(kind, past, shown)
     for scheme in SCHEMES:
