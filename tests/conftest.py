@@ -65,6 +65,7 @@ def probe_within_process(monkeypatch: pytest.MonkeyPatch) -> None:
     import json
     import subprocess
     import traceback
+    import types
 
     from onnxpress.optimizer.analysis import bench, load_probe
 
@@ -78,4 +79,4 @@ def probe_within_process(monkeypatch: pytest.MonkeyPatch) -> None:
             errors = traceback.format_exc()
         return subprocess.CompletedProcess(command, int(bool(errors)), out.getvalue(), errors)
 
-    monkeypatch.setattr(bench.subprocess, "run", run)
+    monkeypatch.setattr(bench, "subprocess", types.SimpleNamespace(run=run))
