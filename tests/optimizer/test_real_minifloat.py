@@ -12,6 +12,7 @@ from onnxpress.custom_ops import reference
 from onnxpress.models.tasks import reading
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.evaluate import evaluate
+from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.graph.rewriting import add_array
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.recipe import Override
@@ -110,6 +111,7 @@ def test_convolutions_still_read(tmp_path, monkeypatch):
 def test_four_bits_read_lines_without_data_and_more_with_it(data, least, tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "_LINES", 80)
     path = tmp_path / "rec.onnx"
-    report = optimize("ppocr-rec", Recipe(scheme="nf4", method="gptq" if data else None), path)
-    assert report.details.get("samples") == (128 if data else None)
+    given = Calibration(samples=32) if data else None
+    report = optimize("ppocr-rec", Recipe(scheme="nf4", method="gptq" if data else None), path, calibration=given)
+    assert report.details.get("samples") == (32 if data else None)
     assert evaluate(path).value >= least
