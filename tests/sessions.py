@@ -35,6 +35,14 @@ def needs(feature: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not runs(feature), reason=f"ONNX Runtime {ort.__version__} has not: {feature}")
 
 
+def runnable(*schemes: str) -> tuple[str, ...]:
+    """Those of these schemes whose models this ONNX Runtime runs."""
+    products = runs("float8 products")
+    return tuple(
+        each for each in schemes if products or not (each.startswith("fp8-") and each.endswith(("static", "dynamic")))
+    )
+
+
 KNOWS_WHO_RUNS_WHAT = runs("assignment")
 RUNS_FLOAT8_PRODUCTS = runs("float8 products")
 RUNS_TWO_BITS = runs("two bits")

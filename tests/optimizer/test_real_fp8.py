@@ -49,6 +49,6 @@ def test_resnet_but_for_its_ends(tmp_path):
 
 
 def test_recogniser_reads_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_LINES", 80)
+    monkeypatch.setattr(reading, "_LINES", 40)
     report = converted("ppocr-rec", tmp_path / "out.onnx", Recipe(scheme="fp8-static"))
     assert evaluate(report.output, "reading").value >= float_score("ppocr-rec").value - 0.04
