@@ -34,6 +34,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of all schemes leave out those that this ONNX Runtime does not run."""
+    from sessions import unrunnable
+
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if schemes := unrunnable(parameters):
+        pytest.skip(f"this ONNX Runtime has no products of FLOAT8: {', '.join(schemes)}")
+
+
 @pytest.fixture(autouse=True)
 def _draws_of_a_test(request: pytest.FixtureRequest, _first_draw: dict[str, object] | None) -> None:
     """Each test draws the same numbers, whichever ran before it in this process."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnxruntime as ort
 import pytest
 from onnxpress import ep
@@ -37,10 +39,19 @@ def needs(feature: str) -> pytest.MarkDecorator:
 
 def runnable(*schemes: str) -> tuple[str, ...]:
     """Those of these schemes whose models this ONNX Runtime runs."""
+    rounds_both = [each.startswith("fp8-") and each.endswith(("static", "dynamic")) for each in schemes]
     products = runs("float8 products")
-    return tuple(
-        each for each in schemes if products or not (each.startswith("fp8-") and each.endswith(("static", "dynamic")))
-    )
+    return tuple(each for each, both in zip(schemes, rounds_both, strict=True) if products or not both)
+
+
+def unrunnable(parameters: Iterable[object]) -> list[str]:
+    """The schemes among the parameters of a test, or those of recipes among them, that this ONNX Runtime does not run.
+
+    The scheme is the last word of a text.
+    """
+    named = (getattr(value, "scheme", value) for value in parameters)
+    last = [text.split()[-1] for text in named if isinstance(text, str) and text.strip()]
+    return [scheme for scheme in last if not runnable(scheme)]
 
 
 KNOWS_WHO_RUNS_WHAT = runs("assignment")
