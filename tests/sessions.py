@@ -45,11 +45,12 @@ def runnable(*schemes: str) -> tuple[str, ...]:
 
 
 def unrunnable(parameters: Iterable[object]) -> list[str]:
-    """The schemes among the parameters of a test, or those of recipes among them, that this ONNX Runtime does not run.
+    """The schemes among the parameters of a test, or in recipes there, that this ONNX Runtime does not run.
 
     The scheme is the last word of a text.
     """
-    named = (getattr(value, "scheme", value) for value in parameters)
+    settings = (value.get("scheme") if isinstance(value, dict) else value for value in parameters)
+    named = (getattr(value, "scheme", value) for value in settings)
     last = [text.split()[-1] for text in named if isinstance(text, str) and text.strip()]
     return [scheme for scheme in last if not runnable(scheme)]
 
