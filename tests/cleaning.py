@@ -54,3 +54,8 @@ def check(model, *feeds, result=None):
                 assert (a.dtype, a.shape) == (b.dtype, b.shape)
                 np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6)
     return result
+
+
+def function(name, outputs, nodes, *, inputs=("a",), opset=17, domain="my", **more):
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("my", 1)]
+    return helper.make_function(domain, name, list(inputs), list(outputs), nodes, imports, **more)

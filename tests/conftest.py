@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `import graphs`
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--note-runs", type=Path, metavar="FILE", help="write to FILE which tests run models")
-    parser.addoption("--noted-runs", type=Path, metavar="FILE", help="run only the tests that FILE holds")
+    parser.addoption("--noted-runs", type=Path, metavar="FILE", help="of each test that FILE holds, run some cases")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from sessions import spin_no_threads
+
+    spin_no_threads()
     if path := config.getoption("--note-runs"):
         from runs import NoteRuns
 
@@ -28,6 +30,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         from runs import keep_noted
 
         keep_noted(path, config, items)
+    # The longest first, so that none is left alone at the end; one worker gets them all, with what they share.
+    items.sort(key=lambda item: item.get_closest_marker("real") is None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests of all schemes leave out those that this ONNX Runtime does not run."""
+    from sessions import unrunnable
+
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    if schemes := unrunnable(parameters):
+        pytest.skip(f"this ONNX Runtime has no products of FLOAT8: {', '.join(schemes)}")
 
 
 @pytest.fixture(autouse=True)
@@ -53,24 +66,26 @@ def child():
     made.close()
 
 
-_UNKNOWN_BEFORE = (
-    "tensor(float8",
-    "Could not find an implementation for",
-    "is under development",
-    "model IR version",
-    "Only 4b and 8b",
-)
-"""What ONNX Runtime before 1.32 says of products of FLOAT8, and of opsets that it has no kernels of."""
+@pytest.fixture
+def probe_within_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `bench` asks a new process for each model it measures within this one, as starting them takes seconds."""
+    import contextlib
+    import io
+    import json
+    import subprocess
+    import traceback
+    import types
 
+    from onnxpress.optimizer.analysis import bench, load_probe
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Tests of all schemes and opsets come across what older versions of ONNX Runtime do not run."""
-    from sessions import RUNS_FLOAT8_PRODUCTS
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        *_, path, options, feeds = command
+        out, errors = io.StringIO(), ""
+        try:
+            with contextlib.redirect_stdout(out):
+                load_probe.main(path, json.loads(options), feeds)
+        except Exception:
+            errors = traceback.format_exc()
+        return subprocess.CompletedProcess(command, int(bool(errors)), out.getvalue(), errors)
 
-    try:
-        return (yield)
-    except Exception as error:
-        if RUNS_FLOAT8_PRODUCTS or not any(words in str(error) for words in _UNKNOWN_BEFORE):
-            raise
-        pytest.skip(f"this ONNX Runtime does not run it: {str(error)[-200:]}")
+    monkeypatch.setattr(bench, "subprocess", types.SimpleNamespace(run=run))

@@ -53,3 +53,12 @@ def matmul_model(K: int = 64, N: int = 48, *, opset: int = 18, bias: bool = Fals
         y = b.op("Add", y, b.constant("b", weight(1, N, 1, dtype)[0]), name="sum")
     b.output(y, ["batch", N], kind)
     return b.model()
+
+
+def chain():
+    """relu(x W) with a Dropout, which clean-up removes."""
+    b = Builder()
+    y = b.op("MatMul", b.input("x", ["batch", 64]), b.constant("W", weight(64, 48)), name="product")
+    y = b.op("Relu", b.op("Dropout", y), name="positive")
+    b.output(y, ["batch", 48])
+    return b.model()

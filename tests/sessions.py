@@ -1,18 +1,78 @@
-"""Options of sessions that tests open."""
+"""Options of sessions that tests open, and what the ONNX Runtime can that opens them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnxruntime as ort
+import pytest
 from onnxpress import ep
 
-KNOWS_WHO_RUNS_WHAT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
-"""ONNX Runtime 1.23 does not."""
+VERSION = tuple(map(int, ort.__version__.split(".")[:2]))
+_SINCE = {
+    "assignment": (1, 24),
+    "two bits": (1, 24),
+    "opset 24": (1, 24),
+    "kernels of opset 22": (1, 24),
+    "float8 products": (1, 32),
+}
+"""From which version on ONNX Runtime can what some tests need; CI runs the oldest that is supported and the newest.
 
-RUNS_FLOAT8_PRODUCTS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 32)
-"""Before, ONNX Runtime takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, and refuses it."""
+assignment: it tells who runs what.
+two bits: its MatMulNBits has 2 bits beside 4 and 8.
+opset 24: it takes models of it.
+kernels of opset 22: of all operators that changed in opsets 22 and 23, as LpNormalization and QuantizeLinear did.
+float8 products: before, it takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, which it
+refuses.
+"""
 
-RUNS_TWO_BITS = tuple(map(int, ort.__version__.split(".")[:2])) >= (1, 24)
-"""Before, its MatMulNBits has 4 and 8 bits."""
+
+def runs(feature: str) -> bool:
+    """Whether this ONNX Runtime can what `_SINCE` lists."""
+    return _SINCE[feature] <= VERSION
+
+
+def needs(feature: str) -> pytest.MarkDecorator:
+    """Skips a test where this ONNX Runtime cannot what `_SINCE` lists; what fails unlisted is a failure."""
+    return pytest.mark.skipif(not runs(feature), reason=f"ONNX Runtime {ort.__version__} has not: {feature}")
+
+
+def runnable(*schemes: str) -> tuple[str, ...]:
+    """Those of these schemes whose models this ONNX Runtime runs."""
+    rounds_both = [each.startswith("fp8-") and each.endswith(("static", "dynamic")) for each in schemes]
+    products = runs("float8 products")
+    return tuple(each for each, both in zip(schemes, rounds_both, strict=True) if products or not both)
+
+
+def unrunnable(parameters: Iterable[object]) -> list[str]:
+    """The schemes among the parameters of a test, or in recipes there, that this ONNX Runtime does not run.
+
+    The scheme is the last word of a text.
+    """
+    settings = (value.get("scheme") if isinstance(value, dict) else value for value in parameters)
+    named = (getattr(value, "scheme", value) for value in settings)
+    last = [text.split()[-1] for text in named if isinstance(text, str) and text.strip()]
+    return [scheme for scheme in last if not runnable(scheme)]
+
+
+KNOWS_WHO_RUNS_WHAT = runs("assignment")
+RUNS_FLOAT8_PRODUCTS = runs("float8 products")
+RUNS_TWO_BITS = runs("two bits")
+
+
+def spin_no_threads() -> None:
+    """Let the threads of all sessions of this process sleep while they wait, for other tests want their cores.
+
+    Spinning is a third of what small tests cost; it changes no result.
+    """
+    original = ort.InferenceSession.__init__
+
+    def opened(self, path_or_bytes, sess_options=None, *args, **kwargs):
+        chosen = ort.SessionOptions() if sess_options is None else sess_options
+        chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        original(self, path_or_bytes, chosen, *args, **kwargs)
+
+    ort.InferenceSession.__init__ = opened
 
 
 def options(**settings: object) -> ort.SessionOptions:

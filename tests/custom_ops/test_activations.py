@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from isas import ISAS, code_that_runs
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 
 ACTIVATIONS = ["relu", "silu", "gelu", "gelu_tanh"]
 K = 32
@@ -61,10 +62,14 @@ def test_special_values(isa, activation):
     np.testing.assert_array_equal(got, np.array(want, np.float32))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-@pytest.mark.parametrize("accuracy_level", [0, 4])
-@pytest.mark.parametrize(("M", "N", "size"), [(1, 37, 64), (1, 200, 300), (5, 1, 64), (7, 100, 600), (70, 130, 64)])
+@all_pairs(
+    {
+        "isa": ISAS,
+        "activation": [None, *ACTIVATIONS],
+        "accuracy_level": [0, 4],
+        "M,N,size": [(1, 37, 64), (1, 200, 300), (5, 1, 64), (7, 100, 600), (70, 130, 64)],
+    }
+)
 def test_products(isa, activation, accuracy_level, M, N, size):
     """Once a sum, after all of K, at sizes that divide into nothing."""
     rng = np.random.default_rng(N)

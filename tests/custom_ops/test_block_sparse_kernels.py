@@ -20,24 +20,29 @@ def packed(case):
     )
 
 
-def check(isa, case, A, weight=None):
-    """One product by the kernel and by the reference."""
+def check(case, A, weight=None):
+    """One product by the kernel of every instruction set and by the reference."""
+    arrays, want, weight = case.arrays, case.reference(A), weight or packed(case)
+    for isa in ISAS:
+        got, ran = _kernels.block_sparse_matmul(
+            A, weight, arrays.get("bias"), activation=case.activation, isa=isa,
+            a_format=(float(arrays["a_scale"]), int(arrays["a_zero_point"])) if case.static else None,
+            y_format=(float(arrays["y_scale"]), int(arrays["y_zero_point"])) if case.quantized_output else None,
+        )  # fmt: skip
+        assert ran == best_kernels(isa, "block_sparse")
+        compare(case, A, got, want, isa)
+
+
+def compare(case, A, got, want, isa):
     arrays = case.arrays
-    got, ran = _kernels.block_sparse_matmul(
-        A, weight or packed(case), arrays.get("bias"), activation=case.activation, isa=isa,
-        a_format=(float(arrays["a_scale"]), int(arrays["a_zero_point"])) if case.static else None,
-        y_format=(float(arrays["y_scale"]), int(arrays["y_zero_point"])) if case.quantized_output else None,
-    )  # fmt: skip
-    want = case.reference(A)
-    assert ran == best_kernels(isa, "block_sparse")
-    assert got.shape == want.shape
-    assert got.dtype == (np.uint8 if case.quantized_output else np.float32)
+    assert got.shape == want.shape, isa
+    assert got.dtype == (np.uint8 if case.quantized_output else np.float32), isa
     if case.integer and case.activation in ("", "relu"):
-        np.testing.assert_array_equal(got, want.astype(got.dtype))
+        np.testing.assert_array_equal(got, want.astype(got.dtype), isa)
         return
     if case.quantized_output:  # next to a tie of the reference's float64
-        assert np.abs(got.astype(int) - want.astype(int)).max(initial=0) <= 1
-        assert (got != want).mean() < 0.01
+        assert np.abs(got.astype(int) - want.astype(int)).max(initial=0) <= 1, isa
+        assert (got != want).mean() < 0.01, isa
         return
     # Sums have K roundings, activations a few; their slope is below 1.2.
     size = np.abs(want)
@@ -45,36 +50,33 @@ def check(isa, case, A, weight=None):
         dense = reference.decode_blocks(arrays["values"], arrays["indices"], arrays["offsets"], case.K, case.N)
         size = np.abs(A).astype(np.float64) @ np.abs(dense)
     bound = 1.2 * np.finfo(np.float32).eps * (case.K + 2) * (size + np.abs(arrays.get("bias", np.float32(0))) + 1)
-    assert (np.abs(got - want) <= bound).all()
+    assert (np.abs(got - want) <= bound).all(), isa
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_awkward_shapes(isa, block):
+def test_awkward_shapes(block):
     """Every number of rows with every size; what else can vary varies along."""
     for i, (K, N) in enumerate([(1, 1), (3, 17), (37, 29), (64, 64), (65, 16), (130, 131)]):
         for integer in (True, False):
             case = Case(K, N, *block, (0.2, 0.7, 1)[i % 3], integer, bias=i % 2 == 0, seed=i)
             weight = packed(case)
             for M in ROWS:
-                check(isa, case, case.feed(M), weight)
+                check(case, case.feed(M), weight)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", [(4, 1), (12, 1), (64, 1)], ids=str)
-def test_blocks_of_one_output_in_several_parts(isa, block):
+def test_blocks_of_one_output_in_several_parts(block):
     """Of outputs (64) and of k (1024 of int8, 256 of float32), some without a weight, blocks in two of them."""
     for i, (K, N) in enumerate([(1023, 65), (2090, 70), (300, 130)]):
         for integer in (True, False):
             case = Case(K, N, *block, (0.02, 0.1, 0.5)[i], integer, bias=True, quantized_output=i == 1, seed=i)
             weight = packed(case)
             for M in (17, 33):
-                check(isa, case, case.feed(M), weight)
+                check(case, case.feed(M), weight)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", [(4, 4), (4, 1), (1, 4), (5, 3)], ids=str)
-def test_every_epilogue(isa, block):
+def test_every_epilogue(block):
     for integer in (True, False):
         for static, uint8 in [(False, False), (True, False), (True, True)] if integer else [(False, False)]:
             for activation in ("", "relu", "gelu", "gelu_tanh"):
@@ -84,69 +86,63 @@ def test_every_epilogue(isa, block):
                         activation=activation, quantized_output=quantized,
                     )  # fmt: skip
                     for M in (1, 5, 40):
-                        check(isa, case, case.feed(M))
+                        check(case, case.feed(M))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", [(4, 4), (1, 4), (4, 1)], ids=str)
-def test_nothing_and_everything_stored(isa, block):
+def test_nothing_and_everything_stored(block):
     for density in (0, 1):
         for integer in (True, False):
             case = Case(50, 40, *block, density, integer, bias=True)
             for M in (0, 1, 20):
-                check(isa, case, case.feed(M))
+                check(case, case.feed(M))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_long_and_wide(isa):
+def test_long_and_wide():
     """Several tasks, several chunks of gathered groups, and rows of uneven length."""
     for K, N, block in [(3000, 40, (1, 4)), (2100, 200, (4, 1)), (600, 600, (4, 4)), (2080, 33, (3, 1))]:
         for integer in (True, False):
             case = Case(K, N, *block, 0.4, integer)
             weight = packed(case)
             for M in (2, 50):
-                check(isa, case, case.feed(M), weight)
+                check(case, case.feed(M), weight)
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("block", [(4, 4), (4, 1), (1, 4), (1, 1)], ids=str)
-def test_rows_in_chunks(isa, block):
+def test_rows_in_chunks(block):
     """More than are computed at once."""
     for K, M, integer in [(1000, 9000, True), (1024, 9000, True), (1000, 2500, False)]:
         case = Case(K, 18, *block, 0.1, integer, uint8=integer and K == 1024, static=integer and K == 1024)
-        check(isa, case, case.feed(M))
+        check(case, case.feed(M))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("M", [1, 4, 33])
-def test_extreme_codes_do_not_saturate(isa, M):
+def test_extreme_codes_do_not_saturate(M):
     for block in [(4, 4), (1, 4)]:
         for value, code in [(-128, 255), (127, 255), (-128, 0)]:
             case = Case(512, 32, *block, 1, uint8=True, static=True)
             case.arrays["values"][:] = value
             for zero_point in (0, 255):
                 case.arrays["a_zero_point"] = np.uint8(zero_point)
-                check(isa, case, np.full((M, 512), code, np.uint8))
+                check(case, np.full((M, 512), code, np.uint8))
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("M", [3, 20])
-def test_rows_of_zeros_and_rows_that_are_no_numbers(isa, M):
+def test_rows_of_zeros_and_rows_that_are_no_numbers(M):
     case = Case(density=1, bias=True)
     A = case.feed(M)
     A[0] = 0
     A[1, 7] = np.nan
     A[2, 36] = -np.inf
-    check(isa, case, A)
+    check(case, A)
     A = case.feed(M)
     A[0] *= np.float32(1e-45) / np.abs(A[0]).max()  # whose scale is zero
     A[1] *= np.float32(1e-37) / np.abs(A[1]).max()  # subnormal
     A[2] *= np.float32(1e38) / np.abs(A[2]).max()
-    check(isa, case, A)
+    check(case, A)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_ties_are_rounded_to_even(isa):
+def test_ties_are_rounded_to_even():
     """A row's scale is 1 where its greatest is 127."""
     values = np.arange(-126.5, 127, 1, dtype=np.float32)
     case = Case(255, 255, 1, 1)
@@ -156,7 +152,7 @@ def test_ties_are_rounded_to_even(isa):
     }  # fmt: skip
     A = np.concatenate([values, np.float32([127])])[None]
     for rows in (1, 9):
-        check(isa, case, np.repeat(A, rows, axis=0))
+        check(case, np.repeat(A, rows, axis=0))
 
 
 def test_an_empty_weight_takes_little():

@@ -9,6 +9,7 @@ import pytest
 from isas import ISAS, best_kernels
 from onnx import TensorProto, helper
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 
 ROWS = [*range(1, 8), 15, 16, 17, 33, 70]
 DEPTHS = [1, 3, 4, 5, 31, 63, 64, 65, 127, 128, 129, 300]
@@ -61,11 +62,15 @@ def test_awkward_shapes(isa, M):
             check(isa, A, W, zero_points, scales, bias, 0.37, codes_of(rng, 1, signed)[0], transposed=bool(j % 2))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("M", [1, 5, 40])
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("weight_signed", [False, True])
-@pytest.mark.parametrize("output", [None, np.uint8(131), np.int8(-7), np.uint8(0), np.int8(127)])
+@all_pairs(
+    {
+        "isa": ISAS,
+        "M": [1, 5, 40],
+        "signed": [False, True],
+        "weight_signed": [False, True],
+        "output": [None, np.uint8(131), np.int8(-7), np.uint8(0), np.int8(127)],
+    }
+)
 def test_floats_in_and_codes_out(isa, M, signed, weight_signed, output):
     rng = np.random.default_rng(0)
     for K, N, points in [(77, 37, "each"), (128, 32, "one"), (200, 50, None)]:
@@ -98,10 +103,7 @@ def test_extreme_codes_do_not_saturate(isa, M):
             check(isa, A, W, zero_points, None, None, 1.0, codes_of(rng, 1, signed, True)[0])
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("M", [1, 9])
-@pytest.mark.parametrize("K", [33025, 33026, 65793, 65794, 70001])
-@pytest.mark.parametrize("transposed", [False, True])
+@all_pairs({"isa": ISAS, "M": [1, 9], "K": [33025, 33026, 65793, 65794, 70001], "transposed": [False, True]})
 def test_sums_beyond_int32(isa, M, K, transposed):
     """The largest sums that there are, and what the true ones are."""
     rng, bias = np.random.default_rng(0), np.float32([3, -5, 7])

@@ -7,6 +7,7 @@ import pytest
 from isas import ISAS, best_kernels, level_computed
 from minifloats import FORMATS, SCALE_TYPES, finite_codes, make_scales, make_weight
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 
 # (M, K, N): odd N, K that is no multiple of a block or a span, single elements, rows that divide into no group.
 SHAPES = [(1, 1, 1), (1, 33, 17), (2, 31, 16), (3, 64, 15), (5, 257, 31), (7, 100, 37), (13, 300, 65), (49, 40, 50)]
@@ -50,10 +51,7 @@ def test_matches_reference(isa, format, accuracy_level):
     assert abs(np.concatenate([e.ravel() for e in signed]).mean()) < 0.02
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("M", [1, 20])
-@pytest.mark.parametrize("scale_type", SCALE_TYPES)
+@all_pairs({"isa": ISAS, "format": FORMATS, "M": [1, 20], "scale_type": SCALE_TYPES})
 def test_every_code_is_exact(isa, format, M, scale_type):
     """A product with one row of the identity is decode(code) * scale, to the last bit."""
     rng = np.random.default_rng(1)

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from minifloats import FORMATS, SCALE_TYPES, Case
 from onnxpress.custom_ops import reference, register
+from pairs import all_pairs
 from sessions import options
 
 
@@ -18,10 +19,7 @@ def session(model, ours=True, **settings):
     return ort.InferenceSession(model, chosen)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("scale", SCALE_TYPES)
-@pytest.mark.parametrize("activation", [np.float32, np.float16])
-@pytest.mark.parametrize("block_size", [0, 32])
+@all_pairs({"format": FORMATS, "scale": SCALE_TYPES, "activation": [np.float32, np.float16], "block_size": [0, 32]})
 def test_types(format, scale, activation, block_size):
     case = Case(format, scale=scale, activation=activation, block_size=block_size, bias=block_size == 32)
     A = case.feed(2, 3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from isas import ISAS, code_that_runs, level_computed
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 
 BITS = range(2, 9)
 LEVELS = (0, 3, 4)
@@ -48,12 +49,24 @@ def tolerance(A, packed, scales, zeros, bits, block_size, K):
     return (K + 8) * np.finfo(np.float32).eps * magnitude + 1e-30
 
 
-@pytest.mark.parametrize("isa", ISAS)
+def by_isa(A, packed, scales, zeros, bias, *, accuracy_level, **arguments):
+    """Each instruction set, the one whose code ran, its result and that of the reference, which is computed once."""
+    wanted = {}
+    for isa in ISAS:
+        got, ran = _kernels.matmul_nbits(
+            A, packed, scales, zeros, bias, **arguments, accuracy_level=accuracy_level, isa=isa
+        )
+        level = level_computed(ran, accuracy_level)
+        if level not in wanted:
+            wanted[level] = reference.matmul_nbits(A, packed, scales, zeros, bias, **arguments, accuracy_level=level)
+        yield isa, ran, got, wanted[level]
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("accuracy_level", LEVELS)
-def test_matches_reference(isa, bits, accuracy_level):
+def test_matches_reference(bits, accuracy_level):
     rng = np.random.default_rng(bits)
-    signed = []
+    signed = {isa: [] for isa in ISAS}
     for M, K, N in SHAPES:
         for block_size in (16, 32, 64):
             for zero_points in (None, "packed", "float"):
@@ -61,28 +74,21 @@ def test_matches_reference(isa, bits, accuracy_level):
                 packed, scales, zeros = make_weight(rng, bits, block_size, K, N, zero_points, scale_type)
                 A = rng.standard_normal((M, K)).astype(np.float32)
                 bias = rng.standard_normal(N).astype(np.float32) if M % 2 else None
-                got, ran = _kernels.matmul_nbits(
-                    A, packed, scales, zeros, bias,
-                    bits=bits, block_size=block_size, K=K, accuracy_level=accuracy_level, isa=isa,
-                )  # fmt: skip
-                want = reference.matmul_nbits(
-                    A, packed, scales, zeros, bias,
-                    bits=bits, block_size=block_size, K=K, accuracy_level=level_computed(ran, accuracy_level),
-                )  # fmt: skip
-                assert ran == code_that_runs(isa, accuracy_level, M, block_size, K)
                 bound = tolerance(A, packed, scales, zeros, bits, block_size, K)
-                error = got - want
-                assert np.all(np.abs(error) <= bound), (M, K, N, block_size, zero_points, np.abs(error).max())
-                signed.append(error / bound)
+                problem = {"bits": bits, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
+                for isa, ran, got, want in by_isa(A, packed, scales, zeros, bias, **problem):
+                    assert ran == code_that_runs(isa, accuracy_level, M, block_size, K)
+                    error = got - want
+                    assert np.all(np.abs(error) <= bound), (isa, M, K, N, block_size, zero_points, np.abs(error).max())
+                    signed[isa].append(error / bound)
     # Rounding errors must cancel: a mean far from zero would be a bias of the kernel.
-    everything = np.concatenate([e.ravel() for e in signed])
-    assert abs(everything.mean()) < 0.02
+    for isa, errors in signed.items():
+        assert abs(np.concatenate([e.ravel() for e in errors]).mean()) < 0.02, isa
 
 
-@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("accuracy_level", LEVELS)
-def test_block_sizes(isa, bits, accuracy_level):
+def test_block_sizes(bits, accuracy_level):
     """Any multiple of 16, and one block for all of K, which then divides into nothing."""
     rng = np.random.default_rng(bits)
     sizes = [(48, 100), (96, 300), (160, 320), (512, 600), (1024, 1030), (4096, 70), (100, 100), (1, 1), (1290, 1290)]
@@ -91,20 +97,14 @@ def test_block_sizes(isa, bits, accuracy_level):
         packed, scales, zeros = make_weight(rng, bits, block_size, K, 33, zero_points, scale_type)
         A = rng.standard_normal((1 + i % 3 * 8, K)).astype(np.float32)
         A[:, ::97] *= 30  # outliers, which a block should keep to itself
-        arguments = {"bits": bits, "block_size": block_size, "K": K}
-        got, ran = _kernels.matmul_nbits(
-            A, packed, scales, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
-        )
-        level = level_computed(ran, accuracy_level)
-        want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
-        assert ran == code_that_runs(isa, accuracy_level, len(A), block_size, K)
-        assert np.all(np.abs(got - want) <= tolerance(A, packed, scales, zeros, bits, block_size, K)), (block_size, K)
+        bound = tolerance(A, packed, scales, zeros, bits, block_size, K)
+        problem = {"bits": bits, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
+        for isa, ran, got, want in by_isa(A, packed, scales, zeros, None, **problem):
+            assert ran == code_that_runs(isa, accuracy_level, len(A), block_size, K)
+            assert np.all(np.abs(got - want) <= bound), (isa, block_size, K)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("accuracy_level", LEVELS)
-@pytest.mark.parametrize("scale_type", [np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("M", [1, 5, 8])
+@all_pairs({"isa": ISAS, "accuracy_level": LEVELS, "scale_type": [np.float16, ml_dtypes.bfloat16], "M": [1, 5, 8]})
 def test_scales_that_fit_16_bits_are_held_in_them(isa, accuracy_level, scale_type, M):
     """Also those that come as float32, with the same results to the last bit; one scale that does not fit widens all.
 
@@ -156,10 +156,7 @@ def test_which_scales_fit_16_bits(scale, short):
     assert _kernels.pack(packed, scales, None, bits=4, block_size=32, K=32).nbytes == 256 + 16 * (2 if short else 4)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("M", [1, 6, 17])
-@pytest.mark.parametrize("accuracy_level", [3, 4])
+@all_pairs({"isa": ISAS, "bits": BITS, "M": [1, 6, 17], "accuracy_level": [3, 4]})
 def test_integer_sums_are_exact(isa, bits, M, accuracy_level):
     """Activations on the int8 grid and scales of powers of two leave nothing to round: equal to the last bit."""
     rng = np.random.default_rng(bits)
@@ -216,10 +213,7 @@ def test_extreme_codes_do_not_saturate(isa):
                 np.testing.assert_allclose(got, value * K * (code - 2 ** (bits - 1)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("M", [1, 4, 17])
-@pytest.mark.parametrize("accuracy_level", LEVELS)
-@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+@all_pairs({"isa": ISAS, "M": [1, 4, 17], "accuracy_level": LEVELS, "poison": [np.nan, np.inf, -np.inf]})
 def test_poison_is_not_lost(isa, M, accuracy_level, poison):
     """A NaN or an infinity in a row spoils that row and no other."""
     rng = np.random.default_rng(0)
@@ -247,23 +241,18 @@ def test_blocks_of_zeros_and_tiny_values(isa):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_long_reductions_come_in_stretches(isa):
+def test_long_reductions_come_in_stretches():
     """K beyond one unpacked panel, for each path."""
     rng = np.random.default_rng(1)
     K, N = 9000, 33
     for block_size in (16, 256):
         packed, scales, zeros = make_weight(rng, 3, block_size, K, N, "packed")
         A = rng.standard_normal((19, K)).astype(np.float32)
+        bound = tolerance(A, packed, scales, zeros, 3, block_size, K)
         for accuracy_level in LEVELS:
-            arguments = {"bits": 3, "block_size": block_size, "K": K}
-            got, ran = _kernels.matmul_nbits(
-                A, packed, scales, zeros, None, **arguments, accuracy_level=accuracy_level, isa=isa
-            )
-            level = level_computed(ran, accuracy_level)
-            want = reference.matmul_nbits(A, packed, scales, zeros, **arguments, accuracy_level=level)
-            bound = tolerance(A, packed, scales, zeros, 3, block_size, K)
-            assert np.all(np.abs(got - want) <= bound)
+            problem = {"bits": 3, "block_size": block_size, "K": K, "accuracy_level": accuracy_level}
+            for isa, _, got, want in by_isa(A, packed, scales, zeros, None, **problem):
+                assert np.all(np.abs(got - want) <= bound), (isa, block_size, accuracy_level)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import graphs
 import ml_dtypes
@@ -16,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxpress.custom_ops import _kernels, functions, library_path, reference, register
+from pairs import all_pairs
 
 RNG = np.random.default_rng(3)
 
@@ -85,11 +83,15 @@ def expected(A, arrays, *, bits=4, K=100, block_size=32, level=0):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("level", [0, 4])
-@pytest.mark.parametrize("activation", [np.float32, np.float16])
-@pytest.mark.parametrize("scale", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
+@all_pairs(
+    {
+        "bits": range(2, 9),
+        "level": [0, 4],
+        "activation": [np.float32, np.float16],
+        "scale": [np.float32, np.float16, ml_dtypes.bfloat16],
+        "zero_points": [None, "packed", "float"],
+    }
+)
 def test_types(bits, level, activation, scale, zero_points):
     bias = bits % 2 == 0
     model, arrays = make(
@@ -297,16 +299,9 @@ def test_only_entry_points_are_visible():
     assert names == ["CreateEpFactories", "RegisterCustomOps", "ReleaseEpFactory"]
 
 
-def test_isa_of_a_session_is_forced_by_the_environment():
-    code = """
-import numpy as np, sys
-sys.path[:0] = sys.argv[1:]
-import test_matmul_nbits_op as t
-model, arrays = t.make(level=4, function=False)
-A = np.ones((1, 3, 100), np.float32)
-np.testing.assert_allclose(t.session(model).run(None, {"A": A})[0], t.expected(A, arrays, level=4), atol=1e-4)
-"""
-    here = Path(__file__).parent
-    for isa in _kernels.supported_isas():
-        command = [sys.executable, "-c", code, str(here), str(here.parent)]
-        subprocess.run(command, env={**os.environ, "ONNXPRESS_ISA": isa}, check=True)
+@pytest.mark.parametrize("isa", _kernels.supported_isas())
+def test_isa_of_a_session_is_forced_by_the_environment(isa, monkeypatch):
+    monkeypatch.setenv("ONNXPRESS_ISA", isa)
+    model, arrays = make(level=4, function=False)
+    A = np.ones((1, 3, 100), np.float32)
+    np.testing.assert_allclose(session(model).run(None, {"A": A})[0], expected(A, arrays, level=4), atol=1e-4)

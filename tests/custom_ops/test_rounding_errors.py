@@ -7,11 +7,16 @@ import pytest
 from isas import ISAS, best_kernels
 from minifloats import FORMATS
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize(("count", "size"), [(1, 1), (7, 15), (5, 16), (3, 33), (40, 32), (2, 4096), (2, 9001), (3, 0)])
+@all_pairs(
+    {
+        "isa": ISAS,
+        "format": FORMATS,
+        "count,size": [(1, 1), (7, 15), (5, 16), (3, 33), (40, 32), (2, 4096), (2, 9001), (3, 0)],
+    }
+)
 def test_sums(isa, format, count, size):
     rng = np.random.default_rng(count + size)
     x = rng.standard_t(4, (count, size)).astype(np.float32)

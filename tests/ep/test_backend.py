@@ -51,9 +51,15 @@ def passes(model: onnx.ModelProto, inputs: list, expected: list, case, *, provid
     return True
 
 
-# Of what is not constant the provider takes nothing.
-@pytest.mark.parametrize("constants", [pytest.param(False, marks=pytest.mark.unsanitized), True])
-def test_nodes_pass_as_without(cases, constants):
+LOOKED_AT = {
+    "MatMul", "Gemm", "MatMulInteger", "Gather", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+    "QLinearMatMul", "Cast", "Mul", "Add", "Relu", "Gelu", "Sigmoid", "Tanh", "HardSwish", "Erf",
+}  # fmt: skip
+"""Operators of what the provider takes, which it tells from others by more than the name."""
+
+
+def differing(cases, *, constants):
+    """How many cases pass, and those that do on one side alone."""
     passed, different = 0, []
     for case in cases:
         for inputs, expected in case.data_sets:
@@ -64,5 +70,15 @@ def test_nodes_pass_as_without(cases, constants):
             passed += stock
             if stock != passes(model, inputs, expected, case, provider=True):
                 different.append(case.name)
+    return passed, different
+
+
+def test_nodes_pass_as_without(cases):
+    """With all that can be constant; then, where it matters, with nothing constant, of which it takes nothing."""
+    passed, different = differing(cases, constants=True)
     assert passed > 700
+    assert not different
+    seen = [case for case in cases if {node.op_type for node in case.model.graph.node} & LOOKED_AT]
+    passed, different = differing(seen, constants=False)
+    assert passed > 60
     assert not different

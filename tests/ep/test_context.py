@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from contexts import compiled, feeds_of, nbits_model, run
 from onnxpress import ep
+from pairs import all_pairs
 from sessions import KNOWS_WHO_RUNS_WHAT, options
 from sparse import Case
 
@@ -69,9 +70,13 @@ def int8_model(K=70, N=33):
     return b.model(10)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
-@pytest.mark.parametrize(("bias", "activation"), [(None, np.float16), ("constant", np.float32), ("input", np.float32)])
+@all_pairs(
+    {
+        "bits": [2, 3, 4, 8],
+        "zero_points": [None, "packed", "float"],
+        "bias,activation": [(None, np.float16), ("constant", np.float32), ("input", np.float32)],
+    }
+)
 def test_round_trip(tmp_path, bits, zero_points, bias, activation):
     model = nbits_model(bits, zero_points=zero_points, bias=bias, activation=activation, level=4)
     path, context, _ = compiled(tmp_path, model)

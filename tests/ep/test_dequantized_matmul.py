@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxpress import ep
+from pairs import all_pairs
 from sessions import KNOWS_WHO_RUNS_WHAT, options, taken
 
 K, N = 96, 37
@@ -88,16 +89,18 @@ def check(model, W, *, expected, dtype=np.float32, tolerance=1e-5, rank=2, **giv
 BOTH = ["DequantizeLinear", "MatMul"]
 
 
-@pytest.mark.parametrize("dtype", list(RANGES))
-@pytest.mark.parametrize("block_size", [16, 32, 48, 80, 96, 128])
-@pytest.mark.parametrize("zero_points", [False, True])
+@all_pairs({"dtype": list(RANGES), "block_size": [16, 32, 48, 80, 96, 128], "zero_points": [False, True]})
 def test_blocks(dtype, block_size, zero_points):
     check(*make(dtype=dtype, block_size=block_size, zero_points=zero_points), expected=BOTH)
 
 
-@pytest.mark.parametrize("dtype", list(RANGES))
-@pytest.mark.parametrize("layout", ["plain", "Transpose"])
-@pytest.mark.parametrize(("size", "columns"), [(96, 48), (100, 50), (101, 33), (33, 16), (1056, 160)])
+@all_pairs(
+    {
+        "dtype": list(RANGES),
+        "layout": ["plain", "Transpose"],
+        "size,columns": [(96, 48), (100, 50), (101, 33), (33, 16), (1056, 160)],
+    }
+)
 def test_layouts(dtype, layout, size, columns):
     """Whole tiles and spans, parts of them, and columns and rows of 4 bits that begin in the middle of a byte."""
     model = make(dtype=dtype, layout=layout, size=size, columns=columns, zero_points=True)
@@ -131,10 +134,9 @@ def test_blocks_longer_than_those_of_the_kernels(size, block_size):
     check(*make(size=size, block_size=block_size, zero_points=True), expected=BOTH)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("per", ["column", "tensor"])
-@pytest.mark.parametrize("zero_points", [False, True])
-@pytest.mark.parametrize("size", [96, 100, 896])
+@all_pairs(
+    {"dtype": ["int8", "uint8"], "per": ["column", "tensor"], "zero_points": [False, True], "size": [96, 100, 896]}
+)
 def test_one_scale_a_column_or_for_all(dtype, per, zero_points, size):
     check(*make(dtype=dtype, per=per, zero_points=zero_points, size=size), expected=BOTH)
 

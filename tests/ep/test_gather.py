@@ -12,6 +12,7 @@ import pytest
 from child import Child, CrashError
 from onnxpress import ep
 from onnxpress.custom_ops import reference
+from pairs import all_pairs
 from sessions import KNOWS_WHO_RUNS_WHAT, options
 
 ROWS, COLUMNS = 40, 112
@@ -89,10 +90,14 @@ def check(table, indices, **changes):
 INDICES = np.array([3, -1, 0, 3, ROWS - 1, -ROWS, 17], np.int64)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("uint8", 4), ("uint8", 8), ("int4", 4), ("uint4", 4)])
-@pytest.mark.parametrize("zero_points", [False, True])
-@pytest.mark.parametrize("scale", [np.float32, np.float16])
-@pytest.mark.parametrize("block_size", [16, 32, 128, 512])
+@all_pairs(
+    {
+        "kind,bits": [("uint8", 4), ("uint8", 8), ("int4", 4), ("uint4", 4)],
+        "zero_points": [False, True],
+        "scale": [np.float32, np.float16],
+        "block_size": [16, 32, 128, 512],
+    }
+)
 def test_types(kind, bits, zero_points, scale, block_size):
     check(Table(kind, bits, block_size, scale, zero_points), INDICES)
 

@@ -10,13 +10,18 @@ import pytest
 from nbits_models import K, N, feeds_of, make, rows, taken
 from onnxpress import ep
 from onnxpress.custom_ops import _kernels, reference
+from pairs import all_pairs
 from sessions import KNOWS_WHO_RUNS_WHAT, options
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256])
-@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
-@pytest.mark.parametrize("bias", [None, "constant", "input"])
+@all_pairs(
+    {
+        "bits": [2, 4, 8],
+        "block_size": [16, 32, 64, 128, 256],
+        "zero_points": [None, "packed", "float"],
+        "bias": [None, "constant", "input"],
+    }
+)
 def test_float32(bits, block_size, zero_points, bias):
     model, W, values, arrays = make(bits=bits, block_size=block_size, zero_points=zero_points, bias=bias)
     session = ep.session(model, options())
@@ -49,10 +54,7 @@ def test_nodes_of_our_domain(bits):
     np.testing.assert_allclose(got, A @ W + values, atol=1e-5 * np.abs(A @ W).max())
 
 
-@pytest.mark.parametrize("domain", ["com.microsoft", "onnxpress"])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("block_size", [512, 4096])
-@pytest.mark.parametrize("level", [0, 4])
+@all_pairs({"domain": ["com.microsoft", "onnxpress"], "bits": [2, 4, 8], "block_size": [512, 4096], "level": [0, 4]})
 def test_long_blocks(domain, bits, block_size, level):
     model, *_, arrays = make(domain=domain, bits=bits, block_size=block_size, zero_points="packed", level=level)
     session = ep.session(model, options())
@@ -96,10 +98,14 @@ def test_blocks_of_our_domain(block_size):
     np.testing.assert_allclose(got, A @ W, atol=1e-5 * np.abs(A @ W).max())
 
 
-@pytest.mark.parametrize("activation", [np.float32, np.float16])
-@pytest.mark.parametrize("scale", [np.float32, np.float16, ml_dtypes.bfloat16])
-@pytest.mark.parametrize("zero_points", [None, "packed", "float"])
-@pytest.mark.parametrize(("bits", "bias"), [(3, "input"), (4, None), (5, "constant"), (6, "input"), (7, None)])
+@all_pairs(
+    {
+        "activation": [np.float32, np.float16],
+        "scale": [np.float32, np.float16, ml_dtypes.bfloat16],
+        "zero_points": [None, "packed", "float"],
+        "bits,bias": [(3, "input"), (4, None), (5, "constant"), (6, "input"), (7, None)],
+    }
+)
 def test_every_form_of_our_domain(activation, scale, zero_points, bits, bias):
     """All types, from no rows to four axes."""
     model, W, values, arrays = make(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import onnx
 import pytest
-from onnxpress.models.tasks import reading
+from onnxpress.models.tasks import reading, similarity
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.evaluate import evaluate
 from onnxpress.optimizer.calibration import Calibration
@@ -17,7 +18,18 @@ pytestmark = [
     pytest.mark.real,
     pytest.mark.skipif(not RUNS_FLOAT8_PRODUCTS, reason="ONNX Runtime before 1.32 refuses products of FLOAT8"),
 ]
-FLOAT_LEE = 0.656
+
+
+@functools.cache
+def float_lee():
+    """Of documents that are cut as the fixture has it."""
+    return evaluate("minilm", "lee").value
+
+
+@pytest.fixture
+def short_documents(monkeypatch):
+    """For products of FLOAT8 are slow, which ONNX Runtime computes in float32 after decoding both sides."""
+    monkeypatch.setattr(similarity, "Embedder", functools.partial(similarity.Embedder, most_tokens=64))
 
 
 def converted(name: str, path, recipe: Recipe):
@@ -31,13 +43,14 @@ def converted(name: str, path, recipe: Recipe):
     ("fp8-static", {}, 0.01), ("fp8-dynamic", {}, 0.01), ("fp8-e5m2-static", {}, 0.02),
     ("fp8-static", {"coverage": "extended"}, 0.015), ("fp8-dynamic", {"activation_format": "e3m4"}, 0.01),
 ])  # fmt: skip
+@pytest.mark.usefixtures("short_documents")
 def test_minilm_still_agrees_with_people(scheme, settings, bound, tmp_path):
     report = converted("minilm", tmp_path / "out.onnx", Recipe(scheme=scheme, **settings))
     wide = settings.get("coverage") == "extended"
     assert report.rewritten["MatMul"] + report.rewritten.get("Gemm", 0) == 48
     assert report.rewritten.get("Gather", 0) == wide
     assert report.size_after < (26e6 if wide else 59e6)
-    assert evaluate(report.output, "lee").value == pytest.approx(FLOAT_LEE, abs=bound)
+    assert evaluate(report.output, "lee").value == pytest.approx(float_lee(), abs=bound)
 
 
 def test_resnet_but_for_its_ends(tmp_path):
@@ -49,6 +62,6 @@ def test_resnet_but_for_its_ends(tmp_path):
 
 
 def test_recogniser_reads_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "_LINES", 80)
+    monkeypatch.setattr(reading, "_LINES", 40)
     report = converted("ppocr-rec", tmp_path / "out.onnx", Recipe(scheme="fp8-static"))
     assert evaluate(report.output, "reading").value >= float_score("ppocr-rec").value - 0.04

@@ -9,8 +9,10 @@ import onnxruntime as ort
 import pytest
 from onnxpress import models
 from onnxpress.custom_ops import reference
+from onnxpress.models.tasks import reading
 from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.analysis.evaluate import evaluate
+from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.graph.rewriting import add_array
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.recipe import Override
@@ -96,17 +98,20 @@ def test_networks_of_convolutions(name, taken, scheme, tmp_path):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
-def test_convolutions_still_read(tmp_path):
+def test_convolutions_still_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_LINES", 80)
     path = tmp_path / "out.onnx"
     report = optimize("ppocr-rec", Recipe(scheme="fp8-e3m4"), path)
     assert report.rewritten == {"Conv": 32, "MatMul": 9}
     assert report.size_before > 3.5 * report.size_after
-    assert evaluate(path).value == pytest.approx(float_score("ppocr-rec").value, abs=0.01)  # of 200 lines two
+    assert evaluate(path).value == pytest.approx(float_score("ppocr-rec").value, abs=0.013)  # a line is 0.0125
 
 
 @pytest.mark.parametrize(("data", "least"), [(False, 0.9), (True, 0.97)])
-def test_four_bits_read_lines_without_data_and_more_with_it(data, least, tmp_path):
+def test_four_bits_read_lines_without_data_and_more_with_it(data, least, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_LINES", 80)
     path = tmp_path / "rec.onnx"
-    report = optimize("ppocr-rec", Recipe(scheme="nf4", method="gptq" if data else None), path)
-    assert report.details.get("samples") == (128 if data else None)
+    given = Calibration(samples=32) if data else None
+    report = optimize("ppocr-rec", Recipe(scheme="nf4", method="gptq" if data else None), path, calibration=given)
+    assert report.details.get("samples") == (32 if data else None)
     assert evaluate(path).value >= least

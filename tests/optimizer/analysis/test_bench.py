@@ -18,6 +18,8 @@ from onnxpress.optimizer.runtime.feeds import fitted, random_feeds
 from onnxpress.optimizer.runtime.timing import take_turns
 from sessions import KNOWS_WHO_RUNS_WHAT
 
+within_process = pytest.mark.usefixtures("probe_within_process")
+
 
 def test_models_take_turns_and_the_first_changes():
     order, now = [], [0.0]
@@ -59,6 +61,7 @@ def test_benchmark_of_two_models(tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+@within_process
 def test_each_model_on_the_execution_provider_too(tmp_path):
     optimize(graphs.matmul_model(), Recipe(), tmp_path / "a.onnx")
     result = bench([str(tmp_path / "a.onnx")], dims={"batch": 3}, threads=1, rounds=1, provider=True)
@@ -66,6 +69,7 @@ def test_each_model_on_the_execution_provider_too(tmp_path):
     assert [t.ours for t in result.timings] == [False, True]
 
 
+@within_process
 def test_which_nodes_the_execution_provider_takes(tmp_path):
     model = str(tmp_path / "a.onnx")
     optimize(graphs.matmul_model(), Recipe(scheme="int8-dynamic"), model)
@@ -88,6 +92,7 @@ def test_models_that_cannot_be_timed(tmp_path):
 
 
 @pytest.mark.skipif(not KNOWS_WHO_RUNS_WHAT, reason="ONNX Runtime 1.23 refuses FLOAT4E2M1 before a provider sees it")
+@within_process
 def test_what_one_way_of_running_cannot_do_is_told(tmp_path):
     """No ONNX Runtime has a DequantizeLinear of FLOAT4E2M1; the execution provider takes it with the product."""
     model, fp4 = tmp_path / "a.onnx", str(tmp_path / "b.onnx")
@@ -101,6 +106,7 @@ def test_what_one_way_of_running_cannot_do_is_told(tmp_path):
     assert left.startswith(f"{fp4}: ONNX Runtime cannot load the model: ")
 
 
+@within_process
 def test_a_compiled_model_runs_on_the_execution_provider_alone(tmp_path):
     optimize(graphs.matmul_model(), Recipe(), tmp_path / "a.onnx")
     compile_context(tmp_path / "a.onnx", tmp_path / "c.onnx")
@@ -116,6 +122,7 @@ def test_a_compiled_model_runs_on_the_execution_provider_alone(tmp_path):
     assert inspect(models[1]).size == result.timings[-1].size
 
 
+@within_process
 def test_inputs_from_data(tmp_path):
     model = tmp_path / "a.onnx"
     ir.save(graphs.matmul_model(), model)
@@ -142,6 +149,7 @@ def test_data_of_another_models_inputs(tmp_path):
         fitted({"x": np.zeros(3)}, [Input("z", "tensor(float)", [3])], "m")
 
 
+@within_process
 def test_models_of_other_inputs_are_not_timed_beside_each_other(tmp_path):
     def saved(name, x, sizes, kind=ir.DataType.FLOAT):
         b = graphs.Builder()

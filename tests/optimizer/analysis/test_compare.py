@@ -345,6 +345,7 @@ def test_data_may_take_the_place_of_defaults(tmp_path):
         compare(*models, data=tmp_path / "s.npz")
 
 
+@pytest.mark.usefixtures("probe_within_process")
 def test_bench_takes_such_data_too(tmp_path):
     models = [str(shifted(tmp_path / f"{op_type}.onnx", op_type)) for op_type in ("Add", "Sub")]
     x = np.ones((1, 64), np.float32)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import html.parser
 import json
 import math
 import os
-import subprocess
-import sys
 
+import command_line
 import graphs
 import numpy as np
 import onnx_ir as ir
@@ -311,10 +311,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["out.onnx", "page.html"]
 
 
-def call(*arguments, cwd):
-    code = "from onnxpress.optimizer import cli; cli.optimize_main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+call = functools.partial(command_line.call, entry="optimize_main")
 
 
 def test_the_option(tmp_path):

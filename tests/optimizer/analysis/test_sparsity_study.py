@@ -35,6 +35,7 @@ def path(tmp_path, monkeypatch):
     return file, judged
 
 
+@pytest.mark.usefixtures("probe_within_process")
 def test_curve(path, tmp_path):
     model, judged = path
     given = {

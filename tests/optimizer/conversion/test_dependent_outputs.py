@@ -11,9 +11,11 @@ from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.calibration.statistics import Statistics
 from onnxpress.optimizer.conversion.calibrate import calibrate
+from sessions import needs, runnable
 
 NODE = helper.make_node
-SCHEMES = ("int4", "int8-static", "fp8-static", "int8-dynamic", "fp8-dynamic", "sparse")
+SCHEMES = runnable("int4", "int8-static", "fp8-static", "int8-dynamic", "fp8-dynamic", "sparse")
+STATIC = runnable("int8-static", "fp8-static", "sparse")
 RNG = np.random.default_rng(0)
 
 
@@ -75,7 +77,15 @@ def converted(model, feeds, scheme, folder):
 
 @pytest.mark.parametrize("shown", [True, False])
 @pytest.mark.parametrize("past", [0, 3])
-@pytest.mark.parametrize("kind", ["23", "24", "GroupQueryAttention", "MultiHeadAttention"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("23", marks=needs("kernels of opset 22")),
+        pytest.param("24", marks=needs("opset 24")),
+        "GroupQueryAttention",
+        "MultiHeadAttention",
+    ],
+)
 def test_attention_keeps_its_presents(kind, past, shown, tmp_path):
     model, feeds = with_past(kind, past, shown)
     for scheme in SCHEMES:
@@ -110,7 +120,7 @@ OTHERS = {
 @pytest.mark.parametrize("case", OTHERS)
 def test_values_that_are_no_tensors(case, tmp_path):
     model, feeds = built(OTHERS[case][0], [info("x", ["N", 64])], OTHERS[case][1]), {"x": floats(4, 64)}
-    for scheme in ("int8-static", "fp8-static", "sparse"):
+    for scheme in STATIC:
         run(converted(model, feeds, scheme, tmp_path), feeds)
     calibrate(tmp_path / "m.onnx", [feeds], tmp_path / "s.npz")
     assert "q" not in Statistics.load(tmp_path / "s.npz")
@@ -122,7 +132,7 @@ def test_values_that_are_no_tensors(case, tmp_path):
     assert "y" in names
 
 
-@pytest.mark.parametrize("scheme", ["int8-static", "fp8-static", "sparse"])
+@pytest.mark.parametrize("scheme", STATIC)
 def test_a_product_of_no_rows_stays_in_float(scheme, tmp_path):
     """Of the second product no sample has rows, so nothing is known of its input."""
     nodes = [NODE("Compress", ["a", "keep"], ["b"], axis=0)]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from graphs import Builder, matmul_model, weight
+from graphs import Builder, chain, matmul_model, weight
 from onnxpress.optimizer import Calibration, OnnxpressError, Recipe, optimize
-from onnxpress.optimizer.conversion import gate, session_process
+from onnxpress.optimizer.conversion import gate
 from onnxpress.optimizer.conversion.checker import bare, new_complaint, standing
 from onnxpress.optimizer.evaluation.outputs import beyond_rounding, output_errors
 from onnxpress.optimizer.passes import clean_up
@@ -36,15 +35,6 @@ def spoil(monkeypatch, change):
 
 def of_op(model, op_type):
     return next(node for node in model.graph if node.op_type == op_type)
-
-
-def chain():
-    """relu(x W) with a Dropout, which clean-up removes."""
-    b = Builder()
-    y = b.op("MatMul", b.input("x", ["batch", 64]), b.constant("W", weight(64, 48)), name="product")
-    y = b.op("Relu", b.op("Dropout", y), name="positive")
-    b.output(y, ["batch", 48])
-    return b.model()
 
 
 def test_a_model_whose_small_constants_are_in_files_is_checked(tmp_path):
@@ -375,58 +365,6 @@ def test_clean_up_without_all_of_its_steps_changes_nothing():
     clean_up.CleanUp(clean_up.STEPS)(model)
     assert [node.op_type for node in model.graph] == before
     run(model, {"x": np.ones((2, 64), np.float32)})
-
-
-class TestCrashes:
-    """A process that dies stands for ONNX Runtime that crashes on a model."""
-
-    @pytest.fixture(autouse=True)
-    def _none_is_spare(self):
-        session_process._SPARE.end()
-
-    def test_on_the_original(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(session_process, "_START", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
-        line = "names and nodes; not by a run: ONNX Runtime ended with signal SIGSEGV"
-        assert ("checked", line) in report.rows
-        assert report.warnings == ()
-        assert report.details["check"]["run_on"] is None
-
-    @pytest.mark.parametrize("status", [0, 7])
-    def test_a_process_that_ends_by_itself(self, tmp_path, monkeypatch, status):
-        monkeypatch.setattr(session_process, "_START", f"raise SystemExit({status})")
-        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
-        assert f"not by a run: ONNX Runtime ended with exit status {status}" in dict(report.rows)["checked"]
-
-    def test_on_what_clean_up_made(self, tmp_path, monkeypatch):
-        _crash_on(monkeypatch, lambda name: name == "the model")
-        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
-        assert report.warnings[0].startswith("clean-up was put aside: what it makes does not run: ONNX Runtime ended")
-        assert (tmp_path / "out.onnx").exists()
-
-    def test_on_the_result(self, tmp_path, monkeypatch):
-        _crash_on(monkeypatch, lambda name: name.endswith("out.onnx"))
-        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
-        assert report.warnings == ("the result does not run here: ONNX Runtime ended with signal SIGSEGV",)
-        assert (tmp_path / "out.onnx").exists()
-
-    def test_no_process_can_be_started(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(session_process.sys, "executable", str(tmp_path / "none"))
-        report = optimize(chain(), Recipe(), tmp_path / "out.onnx")
-        assert "not by a run: no process can be started to run it: No such file" in dict(report.rows)["checked"]
-
-
-def _crash_on(monkeypatch, wanted):
-    whole = session_process.SessionProcess.open
-
-    def opened(self, model, name, **more):
-        self.start()
-        if wanted(name):
-            self._process.send_signal(signal.SIGSEGV)
-            self._process.wait()
-        return whole(self, model, name, **more)
-
-    monkeypatch.setattr(session_process.SessionProcess, "open", opened)
 
 
 class TestWhatIsNoFault:

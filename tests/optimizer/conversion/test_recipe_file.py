@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import subprocess
-import sys
 
+import command_line
 import graphs
 import numpy as np
 import onnx_ir as ir
@@ -14,10 +14,7 @@ from onnxpress.optimizer import Override, Recipe
 from onnxpress.optimizer.conversion.recipe_file import check_recipe_file, write_recipe
 from onnxpress.optimizer.errors import UsageError
 
-
-def call(*arguments, cwd):
-    command = "from onnxpress.optimizer.cli import optimize_main; optimize_main()"
-    return subprocess.run([sys.executable, "-c", command, *arguments], cwd=cwd, capture_output=True, text=True)
+call = functools.partial(command_line.call, entry="optimize_main")
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from onnxpress import ep
 from onnxpress.optimizer import Recipe, optimize
+from sessions import needs
 
 ALL = ort.GraphOptimizationLevel
 LEVELS = (ALL.ORT_DISABLE_ALL, ALL.ORT_ENABLE_BASIC, ALL.ORT_ENABLE_EXTENDED, ALL.ORT_ENABLE_ALL)
@@ -33,7 +34,11 @@ def sessions(path):
             yield ort.InferenceSession(str(path), options)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(recipe, marks=[needs("two bits")] if recipe.scheme == "int2" else []) for recipe in RECIPES],
+    ids=str,
+)
 @pytest.mark.parametrize("rows", [1, 5])
 def test_scales_behind_a_cast(recipe, rows, tmp_path):
     model = graphs.matmul_model(bias=True, opset=21)

@@ -19,6 +19,7 @@ from onnxpress.optimizer.families.weight_only.rewrite import decide
 from onnxpress.optimizer.model_io.reading import load
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.budget import Budget
+from sessions import needs
 
 WIDTH = 64
 
@@ -65,6 +66,7 @@ def path(tmp_path):
     return network(tmp_path / "m.onnx")
 
 
+@needs("two bits")
 def test_bits_go_where_they_count(path):
     """In fewer bytes than uniform 5 bits, with a smaller error."""
     lost = loss(convert(path, None, "int5", block_size=64).output, path)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from command_line import call
 from graphs import Builder, weight
 from onnxpress.optimizer import OnnxpressError, Recipe, UsageError, optimize
 from onnxpress.optimizer.families.sparse.masks import export_mask
 from onnxpress.optimizer.planning.block_weights import sparsity_of
-
-MAIN = "from onnxpress.optimizer import cli; cli.main()"
-
-
-def call(*arguments):
-    command = [sys.executable, "-c", MAIN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def model():
