@@ -54,7 +54,8 @@ class LayerModel:
         turned: Whether the sums have the product first.
         shared: What else is an output: "hidden" between the halves, "up", or nothing.
         residual: What the attention is added to: "x" or "other".
-        opset: Of the standard operators.
+        opset: Of the standard operators; below 17 norms are spelled out.
+        reciprocal: Whether they are then, with Reciprocal and Mul in place of Div and Pow.
         epsilon: Of the second norm; 1e-12 of the first.
     """
 
@@ -67,6 +68,7 @@ class LayerModel:
     residual: str = "x"
     opset: int = 18
     epsilon: float = 1e-12
+    reciprocal: bool = False
 
     def model(self) -> ir.Model:
         """The graph: x [batch, sequence, HIDDEN] and perhaps attention_mask [batch, sequence] to one output y."""
@@ -104,10 +106,14 @@ class LayerModel:
         scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 3, 1]))
         scores = b.op("Div", scores, b.constant("root", np.array(math.sqrt(WIDTH), np.float32)))
         if self.m is not None:
-            wide = b.op("Cast", b.op("Unsqueeze", self.m, b.constant("axes", np.array([1, 2]))), to=1)
+            if self.opset >= 13:
+                wide = b.op("Cast", b.op("Unsqueeze", self.m, b.constant("axes", np.array([1, 2]))), to=1)
+            else:
+                wide = b.op("Cast", b.op("Unsqueeze", self.m, axes=[1, 2]), to=1)
             out = b.op("Sub", b.constant("one", np.array(1, np.float32)), wide)
             scores = b.op("Add", scores, b.op("Mul", out, b.constant("far", np.array(-1e4, np.float32))))
-        context = b.op("MatMul", b.op("Softmax", scores, axis=-1, name="softmax"), v)
+        axis = -1 if self.opset >= 13 else 3
+        context = b.op("MatMul", b.op("Softmax", scores, axis=axis, name="softmax"), v)
         context = b.op("Transpose", context, perm=[0, 2, 1, 3])
         return b.op("Reshape", context, b.constant("merge", np.array([0, 0, HIDDEN])))
 
@@ -123,7 +129,14 @@ class LayerModel:
         scale = b.constant(f"{name}.scale", rng.uniform(0.5, 1.5, HIDDEN).astype(np.float32))
         shift = b.constant(f"{name}.shift", rng.normal(size=HIDDEN).astype(np.float32) * 0.1)
         epsilon = self.epsilon if name == "norm2" else 1e-12
-        return b.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=epsilon, name=name)
+        if self.opset >= 17:
+            return b.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=epsilon, name=name)
+        d = b.op("Sub", x, b.op("ReduceMean", x, axes=[-1]))
+        two, small = (b.constant(f"{name}.{each}", np.array(each, np.float32)) for each in (2, epsilon))
+        squares = b.op("Mul", d, d) if self.reciprocal else b.op("Pow", d, two)
+        root = b.op("Sqrt", b.op("Add", b.op("ReduceMean", squares, axes=[-1]), small))
+        y = b.op("Mul", d, b.op("Reciprocal", root)) if self.reciprocal else b.op("Div", d, root)
+        return b.op("Add", b.op("Mul", y, scale), shift)
 
     def _sum(self, x: ir.Value, y: ir.Value) -> ir.Value:
         return self.b.op("Add", *((y, x) if self.turned else (x, y)))

@@ -13,6 +13,8 @@ from ..passes.quantize_dynamic import OPSET, QuantizeDynamic
 from ..passes.quantize_encoder_layers import QuantizeEncoderLayers
 from ..passes.raise_opset import RaiseOpset
 from ..passes.recognise_activations import RecogniseActivations
+from ..passes.recognise_norms import OPSET as NORMS
+from ..passes.recognise_norms import RecogniseNorms
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..passes.squeeze_weights import SqueezeWeights
 from ..planning.kept_in_float import kept_in_float
@@ -25,6 +27,8 @@ from ..planning.stored_weights import StoredWeights
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.recipe import Recipe
 from .family import Family, OpenData
+
+_PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
 
 
 def convert(
@@ -64,6 +68,7 @@ def convert(
         },
         rows=[
             ("made for", made_for(reduced)),
+            *([("padding", _PADDING)] if layers.made else []),
             *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
         ],
         passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
@@ -103,11 +108,11 @@ class _Plan:
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
-    rise = RaiseOpset(OPSET)
-    is_new = rise.obstacle(model) is None
-    if is_new:
-        rise(model)
-    left = run_all(model, (SqueezeWeights(), *((RecogniseActivations(),) if recipe.fuse_layers else ())))
+    versions = (NORMS, OPSET) if recipe.fuse_layers else (OPSET,)
+    rise = next((rise for rise in map(RaiseOpset, versions) if rise.obstacle(model) is None), None)
+    is_new = rise is not None
+    parts = (RecogniseActivations(), RecogniseNorms()) if recipe.fuse_layers else ()
+    left = run_all(model, (*([rise] if rise is not None else []), SqueezeWeights(), *parts))
     products = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in products if not decision.taken}
     fuse = FuseAttention(reasons.get)

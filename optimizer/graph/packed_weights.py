@@ -64,6 +64,7 @@ _CODES = {
     (functions.DOMAIN, "MatMulNBits"): _Codes((1,), (2, 3), _product),
     (functions.DOMAIN, "MatMulMiniFloat"): _Codes((1,), (2,), _product),
     (functions.DOMAIN, "DequantizeMiniFloat"): _Codes((0,), (1,), _shape),
+    (functions.DOMAIN, "EncoderLayer"): _Codes((1, 4, 9, 12), (2, 5, 10, 13)),
     (functions.DOMAIN, "BlockSparseMatMul"): _Codes((1,), (2, 3, 4, 6, 7, 8, 9)),
 }
 

@@ -23,7 +23,7 @@ _MICROSOFT_BITS = (2, 4, 8)
 ROUNDS_ROWS = 4
 """The accuracy level at which ONNX Runtime packs codes together with scales, when the session is made. Where a float16
 product stands between operators without float16 kernels it puts casts around it, one of them behind the scales, which
-it then takes for zeros, unless all of its optimizations are on. So the casts are ours, and the product is of float32."""
+it then takes for zeros, unless all of its optimizations are on. So the casts are ours, the product one of float32."""
 
 _STANDARD = {
     "e4m3fn": ir.DataType.FLOAT8E4M3FN,

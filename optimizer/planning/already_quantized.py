@@ -17,7 +17,7 @@ from ..graph.rewriting import result_name
 from .plan import MIN_ELEMENTS
 
 _OPERATORS = frozenset({
-    "BlockSparseMatMul", "ConvInteger", "DequantizeBFP", "DequantizeMiniFloat", "DequantizeWithOrder",
+    "BlockSparseMatMul", "ConvInteger", "DequantizeBFP", "DequantizeMiniFloat", "DequantizeWithOrder", "EncoderLayer",
     "DynamicQuantizeLinear", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "EPContext", "GatherBlockQuantized",
     "GemmFloat8", "MatMulBnb4", "MatMulFpQ4", "MatMulInteger", "MatMulInteger16", "MatMulIntegerToFloat",
     "MatMulMiniFloat", "MulInteger", "QAttention", "QEmbedLayerNormalization", "QGemm", "QMoE", "RoundMiniFloat",

@@ -3,12 +3,14 @@
 // not tell of a failure. Who allocates is found out by the linker, which puts functions of this file around (--wrap).
 #include <atomic>
 #include <cstdio>
+#include <iterator>
 #include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "kernels/block_sparse.h"
+#include "kernels/encoder_layer.h"
 #include "kernels/matmul_int8.h"
 #include "kernels/matmul_nbits.h"
 #include "ops/shared_weights.h"
@@ -180,6 +182,73 @@ struct Int8Product {
   }
 };
 
+// A layer of an encoder and a batch, of which some tokens do not count.
+struct Layer {
+  static constexpr std::int64_t kH = 48, kF = 80, kHeads = 3;
+  std::int64_t batch, sequence;
+  std::vector<std::uint8_t> codes;
+  std::vector<float> numbers, x;
+  std::vector<std::int32_t> mask;
+  PackedInt8 qkv, out, up, down;
+  EncoderLayer layer;
+
+  Layer(std::uint32_t seed, std::int64_t sequences, std::int64_t tokens) : batch(sequences), sequence(tokens) {
+    std::mt19937 random(seed);
+    codes.resize(static_cast<std::size_t>(kH * std::max(3 * kH, kF)));
+    numbers.resize(static_cast<std::size_t>(std::max(3 * kH, kF)), 0.01f);
+    x.resize(static_cast<std::size_t>(batch * sequence * kH));
+    for (auto& code : codes) code = static_cast<std::uint8_t>(random());
+    for (auto& each : x) each = std::normal_distribution<float>()(random);
+    for (std::int64_t token = 0; token < batch * sequence; ++token) mask.push_back(random() % 7 != 0 ? 1 : 0);
+    qkv = packed(kH, 3 * kH);
+    out = packed(kH, kH);
+    up = packed(kH, kF);
+    down = packed(kF, kH);
+    layer.heads = kHeads;
+    layer.width = kH / kHeads;
+    layer.scale = 0.25f;
+    layer.qkv = {qkv.view, numbers.data()};
+    layer.out = {out.view, numbers.data()};
+    layer.up = {up.view, numbers.data()};
+    layer.down = {down.view, numbers.data()};
+    layer.norm1 = layer.norm2 = {numbers.data(), numbers.data(), 1e-5f};
+  }
+  Layer(const Layer&) = delete;
+
+  PackedInt8 packed(std::int64_t K, std::int64_t N) const {
+    Int8Source source;
+    source.K = K;
+    source.N = N;
+    source.codes = codes.data();
+    source.scales = numbers.data();
+    return pack(source, Sequential());
+  }
+
+  std::vector<float> run(Isa isa, const Parallel& parallel) const {
+    std::vector<float> y(x.size());
+    encoder_layer({&layer, batch, sequence, x.data(), mask.data(), y.data()}, isa, parallel);
+    return y;
+  }
+};
+
+int wrong_layers(Isa isa) {
+  const Layer layers[] = {{11, 1, 100}, {12, 9, 130}, {13, 40, 9}};
+  std::vector<std::vector<float>> expected;
+  for (const Layer& layer : layers) expected.push_back(layer.run(isa, Sequential()));
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < kThreads; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (int round = 0; round < kRounds; ++round) {
+        const auto which = static_cast<std::size_t>(thread + round) % std::size(layers);
+        if (layers[which].run(isa, Pair()) != expected[which]) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return wrong;
+}
+
 template <class P, std::size_t Count>
 int wrong_results(const P (&products)[Count], Isa isa) {
   std::vector<std::vector<float>> expected;
@@ -212,7 +281,7 @@ int wrong_results(Isa isa) {
   };
   const SparseProduct sparse[] = {{5, 4, 4, 70}, {6, 4, 1, 70}, {7, 1, 4, 33}, {8, 4, 4, 2}};
   const Int8Product int8[] = {{9, 1000, 37}, {10, 70000, 3}};
-  return wrong_results(products, isa) + wrong_results(sparse, isa) + wrong_results(int8, isa);
+  return wrong_results(products, isa) + wrong_results(sparse, isa) + wrong_results(int8, isa) + wrong_layers(isa);
 }
 
 }  // namespace
@@ -223,7 +292,7 @@ int main() {
   for (const onnxpress::Isa isa : onnxpress::supported_isas()) {
     const int here = onnxpress::wrong_results(isa);
     std::printf("%s: %d of %d results wrong\n", onnxpress::isa_name(isa), here,
-                3 * onnxpress::kThreads * onnxpress::kRounds);
+                4 * onnxpress::kThreads * onnxpress::kRounds);
     wrong += here;
   }
   std::printf("%d allocations in tasks\n", allocations_in_tasks.load());

@@ -193,5 +193,11 @@ def describe(model: Any, weights: Sequence[LazyWeight], methods: Sequence[str], 
         digest.update(np.ascontiguousarray(weight.rows()).data)
         release(weight.weight.tensor)
     settings = [(weight.name, str(weight.scheme), weight.nodes) for weight in weights]
-    values = {"format": _FORMAT, "model": fingerprint(model), "weights": settings, "methods": methods, "contents": digest.hexdigest()}
+    values = {
+        "format": _FORMAT,
+        "model": fingerprint(model),
+        "weights": settings,
+        "methods": methods,
+        "contents": digest.hexdigest(),
+    }
     return json.dumps(values, indent=1)

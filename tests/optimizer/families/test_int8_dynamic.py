@@ -10,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnxpress import models
+from onnxpress.custom_ops import register
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.analysis.evaluate import evaluate
 from onnxpress.optimizer.families import int8_dynamic as dynamic
@@ -57,6 +58,28 @@ def test_minilm_gives_the_same_embeddings(fuse):
     assert outcome.details["attention"] == {"fused": 6 if fuse else 0, "left": {}}
     assert sum(d.taken for d in outcome.decisions) == 36
     assert len(outcome.weights()) == (24 if fuse else 36)
+
+
+def test_minilm_as_whole_layers(tmp_path):
+    """Beside the float model on real tokens, whatever else is in the batch."""
+    model, outcome = converted("minilm", fuse_layers=True)
+    assert outcome.details["layers"] == {"fused": 6, "left": {}}
+    assert [node.op_type for node in model.graph].count("EncoderLayer") == 6
+    storage.save(model, tmp_path / "out.onnx")
+    assert len(outcome.weights()) == 24
+    given = feeds()
+    (want,) = ort.InferenceSession(models.path("minilm"), options()).run(None, given)
+    want = embeddings(want, given["attention_mask"])
+    for ours in (True, False):
+        chosen = options()
+        if ours:
+            register(chosen)
+        session = ort.InferenceSession(str(tmp_path / "out.onnx"), chosen)
+        got = embeddings(session.run(None, given)[0], given["attention_mask"])
+        assert ((got * want).sum(axis=1) > 0.995).all()
+        alone = {name: array[1:2, :20] for name, array in given.items()}
+        again = embeddings(session.run(None, alone)[0], alone["attention_mask"])
+        np.testing.assert_allclose(again[0], got[1], atol=1e-6)
 
 
 def test_minilm_runs_on_codes():
