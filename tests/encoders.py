@@ -18,9 +18,10 @@ class Encoder:
 
     Args:
         mask: "added", "lowest" (added, as newer exports have it), "where", "none", "causal" or "scores" (added as is).
-        scale: Where the factor stands: "div", "mul", "query" or "both" (query and key).
-        shapes: "constant" or "computed".
-        key: "once" or "twice" transposed.
+        scale: Where the factor stands: "div", "mul", "query" or "both" (query and key); "sizes" is both, computed of the
+            width as torch exports it.
+        shapes: "constant", "computed", or "as is", with sizes of zero allowed.
+        key: "once" or "twice" transposed, or as "matrices" whose first axis is batch and heads.
         keep_keys: Whether the keys are an output, too.
         other: Whether keys and values are of another tensor.
     """
@@ -36,11 +37,18 @@ class Encoder:
         memory = b.input("memory", ["batch", "sequence", HIDDEN]) if other else x
         q, k, v = self.heads("query", x), self.heads("key", memory), self.heads("value", memory)
         factor = 1 / math.sqrt(WIDTH)
+        if scale == "sizes":
+            width = b.op("Slice", b.op("Shape", q), self.whole(-1), self.whole(2**63 - 1))
+            root = b.op("Sqrt", b.op("Cast", width, to=int(ir.DataType.FLOAT)))
+            root = b.op("Sqrt", b.op("Div", b.constant("unit", np.ones(1, np.float32)), root))
+            q, k = b.op("Mul", q, root, name="scale_q"), b.op("Mul", k, root, name="scale_k")
         if scale in ("query", "both"):
             root = factor if scale == "query" else math.sqrt(factor)
             q = b.op("Mul", q, self.number(root), name="scale_q")
             k = b.op("Mul", k, self.number(root), name="scale_k") if scale == "both" else k
-        if key == "once":
+        if key == "matrices":
+            k = self.turned_as_matrices(b.op("Transpose", k, perm=[0, 2, 1, 3]))
+        elif key == "once":
             k = b.op("Transpose", k, perm=[0, 2, 3, 1], name="turn_k")
         else:
             k = b.op("Transpose", b.op("Transpose", k, perm=[0, 2, 1, 3]), perm=[0, 1, 3, 2], name="turn_k")
@@ -73,6 +81,15 @@ class Encoder:
         bias = self.b.constant(f"{name}.b", weight(1, HIDDEN, seed)[0])
         return self.reshape(self.b.op("Add", bias, y, name=f"{name}/Add"), [HEADS, WIDTH])
 
+    def turned_as_matrices(self, k: ir.Value) -> ir.Value:
+        b = self.b
+        sizes = b.op("Shape", k)
+        cuts = ((-(2**63), -2), (-2, -1), (-1, 2**63 - 1))
+        lead, rows, columns = (b.op("Slice", sizes, self.whole(begin), self.whole(end)) for begin, end in cuts)
+        flat = b.op("Reshape", k, b.op("Concat", self.whole(-1), rows, columns, axis=0))
+        turned = b.op("Transpose", flat, perm=[0, 2, 1])
+        return b.op("Reshape", turned, b.op("Concat", lead, columns, rows, axis=0), name="turn_k")
+
     def reshape(self, y: ir.Value, tail: list[int]) -> ir.Value:
         b = self.b
         if self.shapes == "constant":
@@ -80,7 +97,9 @@ class Encoder:
         sizes = b.op("Shape", y)
         at = [b.constant(f"axis{axis}_{len(b.graph)}", np.array(axis, np.int64)) for axis in (0, 1)]
         first = [b.op("Unsqueeze", b.op("Gather", sizes, axis), self.whole(0)) for axis in at]
-        return b.op("Reshape", y, b.op("Concat", *first, self.whole(-1), *map(self.whole, tail[1:]), axis=0))
+        last = self.whole(tail[0] if self.shapes == "as is" else -1)
+        shape = b.op("Concat", *first, last, *map(self.whole, tail[1:]), axis=0)
+        return b.op("Reshape", y, shape, **({"allowzero": 1} if self.shapes == "as is" else {}))
 
     def masked(self, scores: ir.Value) -> ir.Value:
         b = self.b

@@ -135,4 +135,10 @@ def activation_behind(last: ir.Node) -> tuple[ir.Node, str]:
     if reader is not None and reader.op_type == "Gelu" and reader.domain in ("", "ai.onnx", MICROSOFT):
         tanh = reader.attributes.get_string("approximate", "none") == "tanh"
         return reader, "gelu_tanh" if tanh else "gelu"
+    if (
+        reader is not None
+        and (reader.op_type, reader.domain) == ("FastGelu", MICROSOFT)
+        and input_of(reader, 1) is None
+    ):
+        return reader, "gelu_tanh"
     return last, ""

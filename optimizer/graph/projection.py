@@ -20,6 +20,7 @@ from .rewriting import required
 
 _STANDARD = ("", "ai.onnx")
 _DEEPEST = 16
+_LAST_TWO = (0, 1, 3, 2)
 _UNREAD = "heads are split or merged by a shape that tells too little"
 Size = int | tuple[ir.Value, int]
 """A number, or the size of a tensor along an axis."""
@@ -85,17 +86,44 @@ def read_projection(value: ir.Value, perm: tuple[int, ...]) -> Projection | str:
         node = value.producer()
         if node is None or node.domain not in _STANDARD or not is_private(value):
             return "no projection, or others read it"
-        if node.op_type != "Transpose":
+        if node.op_type == "Transpose":
+            order = tuple(node.attributes.get_ints("perm", (3, 2, 1, 0)))
+            value = required(node.inputs[0])
+        elif (inner := _turned_as_matrices(node)) is not None:
+            order, value = _LAST_TWO, inner
+        else:
             break
-        order = tuple(node.attributes.get_ints("perm", (3, 2, 1, 0)))
         if sorted(order) != [0, 1, 2, 3]:
             return "no transposed heads"
         turned = tuple(order[axis] for axis in turned)
-        value = required(node.inputs[0])
     if node.op_type != "Reshape" or turned != perm:
         return "heads are not split by Reshape and Transpose"
     step, projected = without_factors(required(node.inputs[0]))
     return _read_product(node, projected, factor * step)
+
+
+def _turned_as_matrices(last: ir.Node) -> ir.Value | None:
+    """The heads [batch, heads, sequence, width] that a Reshape gives back with the last two axes exchanged.
+
+    So torch's newer exporter turns keys: batch and heads become one axis in between, for a Transpose of three.
+    """
+    turn = _maker(last, "Transpose") if last.op_type == "Reshape" else None
+    first = _maker(turn, "Reshape") if turn is not None else None
+    if turn is None or first is None or list(turn.attributes.get_ints("perm", [])) != [0, 2, 1]:
+        return None
+    heads = required(first.inputs[0])
+    flat, whole = _sizes(required(first.inputs[1]), 0), _sizes(required(last.inputs[1]), 0)
+    if flat is None or whole is None or len(flat) != 3 or len(whole) != 4 or flat[0] != -1:
+        return None
+    ends = [*zip(flat[1:], (2, 3), strict=True), *zip(whole, (0, 1, 3, 2), strict=True)]
+    return heads if all(_known(size) == _dim(heads, axis) for size, axis in ends) else None
+
+
+def _maker(node: ir.Node, op_type: str) -> ir.Node | None:
+    """The node that makes the first input for this one alone, where it is of this type."""
+    value = node.inputs[0]
+    maker = value.producer() if value is not None and is_private(value) else None
+    return maker if maker is not None and maker.op_type == op_type and maker.domain in _STANDARD else None
 
 
 def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Projection | str:
@@ -144,7 +172,9 @@ def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:
 
 def _split_heads(split: ir.Node, x: ir.Value, columns: int, sources: Mapping[ir.Value, str]) -> Heads | None:
     for sizes in (_sizes(required(split.inputs[1]), 0), _output_sizes(split)):
-        if sizes is None or len(sizes) != 4 or split.attributes.get_int("allowzero", 0) == 1:
+        if sizes is None or len(sizes) != 4:
+            continue
+        if split.attributes.get_int("allowzero", 0) == 1 and 0 in sizes:
             continue
         free = _free(sizes[:2], x, sources)
         count, width = sizes[2:]
@@ -209,6 +239,39 @@ def _sizes(value: ir.Value, depth: int) -> list[Size] | None:
     return _picked(node, known)
 
 
+def _known(size: Size) -> Size:
+    return size if isinstance(size, int) else _dim(*size)
+
+
+def _dim(value: ir.Value, axis: int) -> Size:
+    """A size, as a number where it can be known."""
+    known = value.shape[axis] if value.shape is not None else None
+    if isinstance(known, int):
+        return known
+    node = value.producer()
+    if node is not None and node.domain in _STANDARD and node.op_type == "Transpose":
+        perm = node.attributes.get_ints("perm", [])
+        inner = _dim(required(node.inputs[0]), perm[axis]) if axis < len(perm) else None
+        return inner if isinstance(inner, int) else (value, axis)
+    if node is not None and node.domain in _STANDARD and node.op_type == "Reshape":
+        tensor = constant_of(part) if (part := _part(node.inputs[1], axis)) is not None else None
+        size = int(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else 0
+        return size if size > 0 else (value, axis)
+    return value, axis
+
+
+def _part(shape: ir.Value | None, index: int) -> ir.Value | None:
+    """What a Concat of single sizes has at a place."""
+    node = shape.producer() if shape is not None else None
+    if (
+        node is None
+        or node.op_type != "Concat"
+        or any(value is None or value.shape is None or list(value.shape) != [1] for value in node.inputs)
+    ):
+        return None
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
 def _picked(node: ir.Node, parts: list[list[Size]]) -> list[Size] | None:
     """Gather and Slice with constant positions."""
     where = [[at for at in part if isinstance(at, int)] for part in parts[1:]]
@@ -252,7 +315,7 @@ def without_factors(value: ir.Value) -> tuple[float, ir.Value]:
 
 def _factor(node: ir.Node) -> tuple[float, ir.Value] | None:
     for index in (0, 1):
-        number = scalar(node.inputs[1 - index])
+        number = _number(node.inputs[1 - index], 0)
         if number is None or not math.isfinite(number):
             continue
         if node.op_type == "Mul":
@@ -260,6 +323,34 @@ def _factor(node: ir.Node) -> tuple[float, ir.Value] | None:
         if index == 0 and number != 0:
             return 1 / number, required(node.inputs[0])
     return None
+
+
+def _number(value: ir.Value | None, depth: int) -> float | None:
+    """A number that is constant, or computed of constants and known sizes, as torch has the root of the width."""
+    constant = scalar(value)
+    node = value.producer() if value is not None else None
+    if constant is not None or node is None or node.domain not in _STANDARD or depth > _DEEPEST:
+        return constant
+    if node.op_type in ("Slice", "Gather"):
+        sizes = _sizes(required(value), 0)
+        size = _known(sizes[0]) if sizes is not None and len(sizes) == 1 else None
+        return float(size) if isinstance(size, int) else None
+    parts = [_number(part, depth + 1) for part in node.inputs]
+    if not parts or any(part is None for part in parts):
+        return None
+    return _computed(node.op_type, [part for part in parts if part is not None])
+
+
+def _computed(op_type: str, parts: list[float]) -> float | None:
+    if len(parts) == 1 and op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze"):
+        return parts[0]
+    if op_type == "Sqrt" and parts[0] >= 0:
+        return math.sqrt(parts[0])
+    if op_type == "Reciprocal" and parts[0] != 0:
+        return 1 / parts[0]
+    if op_type == "Mul":
+        return parts[0] * parts[1]
+    return parts[0] / parts[1] if op_type == "Div" and parts[1] != 0 else None
 
 
 def reader(value: ir.Value) -> ir.Node | None:

@@ -6,6 +6,7 @@
     k clip(s x + t, 0, h),  k h = 1                           HardSigmoid(x; s/h, t/h)
     k x clip(s x + t, 0, h),  k h = 1                         x HardSigmoid(x; s/h, t/h), or HardSwish
     k x (1 + erf(x / sqrt 2)),  k = 1/2                       Gelu
+    k x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))           Gelu by tanh, FastGelu
 
 Factors may be anywhere: on the gate, on x, or behind the product. Gelu would else be cut apart by codes of 8 bits
 within it, and ONNX Runtime no longer see it.
@@ -37,15 +38,15 @@ Sources = dict[ir.Value, tuple[float, float]]
 class RecogniseActivations(GraphPass):
     """Write each activation of float32 as one operator, or two where the opset has no HardSwish.
 
-    Cases: see the module. Gelu is the standard one from opset 20 on, and else that of ONNX Runtime. Only the main
-    graph is changed.
+    Cases: see the module. Gelu is the standard one from opset 20 on, and else that of ONNX Runtime, which by tanh is
+    its FastGelu. Only the main graph is changed.
     """
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
         self._model, self._opset = model, opset_of(model)
         changed = False
-        for recognise in (self._clamp, self._leaky, self._sigmoid, self._hard, self._gelu):
+        for recognise in (self._clamp, self._leaky, self._sigmoid, self._hard, self._gelu, self._gelu_tanh):
             for node in list(model.graph):
                 if node.graph is not None and node.outputs and is_float32(node.outputs[0]):
                     changed |= recognise(node)
@@ -152,15 +153,60 @@ class RecogniseActivations(GraphPass):
         link = read_link(sum_) if sum_ is not None else None
         if link is None or not _is_scalar(link.map, 1, 1, link.x):
             return False
-        found = _gated(link.output, dict.fromkeys(roots, (1.0, 0.0)), 0.5)
+        return self._write_gelu(_gated(link.output, dict.fromkeys(roots, (1.0, 0.0)), 0.5), "Gelu")
+
+    def _gelu_tanh(self, node: ir.Node) -> bool:
+        if not is_standard(node, "Tanh") or node.inputs[0] is None:
+            return False
+        roots = [
+            x for value, (s, t) in _sources(node.inputs[0]).items()
+            if abs(s - (2 / math.pi) ** 0.5) < _CLOSE and t == 0 and (x := _with_cube(value)) is not None
+        ]  # fmt: skip
+        sum_ = sole_reader(node.outputs[0])
+        link = read_link(sum_) if sum_ is not None and roots else None
+        if link is None or not _is_scalar(link.map, 1, 1, link.x):
+            return False
+        return self._write_gelu(_gated(link.output, dict.fromkeys(roots, (1.0, 0.0)), 0.5), "FastGelu")
+
+    def _write_gelu(self, found: tuple[ir.Value, ir.Node] | None, name: str) -> bool:
+        """Of x in place of the node that ends it, under the name that ONNX Runtime has for it."""
         if found is None:
             return False
         x, end = found
-        domain = "" if self._opset >= 20 else MICROSOFT
-        if domain:
+        standard = self._opset >= 20
+        if not standard:
             self._model.opset_imports.setdefault(MICROSOFT, 1)
-        replace(end, insert_before(end, "Gelu", [x], end.outputs[0], domain=domain, suffix="_gelu"))
+        y = insert_before(
+            end, "Gelu" if standard else name, [x], end.outputs[0], domain="" if standard else MICROSOFT,
+            suffix="_gelu", attributes={"approximate": "tanh"} if standard and name == "FastGelu" else None,
+        )  # fmt: skip
+        replace(end, y)
         return True
+
+
+def _with_cube(value: ir.Value) -> ir.Value | None:
+    """The x of x + 0.044715 x^3."""
+    node = value.producer()
+    if not is_standard(node, "Add") or None in node.inputs:
+        return None
+    for index in (0, 1):
+        x = required(node.inputs[1 - index])
+        for cube, (s, t) in _sources(required(node.inputs[index])).items():
+            if abs(s - 0.044715) < _CLOSE and t == 0 and _is_cube(cube, x):
+                return x
+    return None
+
+
+def _is_cube(value: ir.Value, x: ir.Value) -> bool:
+    node = value.producer()
+    if is_standard(node, "Pow"):
+        return node.inputs[0] is x and number(node.inputs[1]) == 3
+    if not is_standard(node, "Mul") or x not in node.inputs:
+        return False
+    square = required(node.inputs[1] if node.inputs[0] is x else node.inputs[0]).producer()
+    if is_standard(square, "Pow"):
+        return square.inputs[0] is x and number(square.inputs[1]) == 2
+    return is_standard(square, "Mul") and list(square.inputs) == [x, x]
 
 
 def _insert(node: ir.Node, op_type: str, inputs: list[ir.Value], suffix: str, **attributes: float) -> ir.Value:

@@ -71,6 +71,26 @@ def test_means_the_same(mask, scale, make, products_left):
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        {"scale": "sizes", "shapes": "computed"},
+        {"key": "matrices", "scale": "query", "shapes": "as is"},
+        {"key": "matrices", "scale": "sizes", "shapes": "as is", "mask": "lowest"},
+    ],
+    ids=str,
+)
+def test_as_torch_writes_it(settings):
+    """Factors computed of sizes; keys turned as matrices of three axes."""
+    encoder = Encoder(**settings)
+    feeds = encoders.feeds([value.name for value in encoder.model.graph.inputs])
+    want = run(encoder.model, feeds)
+    assert not fused(encoder).left
+    assert operators(encoder.model).count("Attention") == 1
+    for level in LEVELS:
+        np.testing.assert_allclose(run(encoder.model, feeds, level)[:2], want[:2], atol=3e-5)
+
+
+@pytest.mark.parametrize(
     ("settings", "reason"),
     [
         ({"mask": "scores"}, "the mask is not one of padding"),

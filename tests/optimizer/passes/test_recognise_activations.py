@@ -166,6 +166,39 @@ def test_gelu(form, opset):
     assert model.graph[-1].domain == ("" if opset == 20 else "com.microsoft")
 
 
+def gelu_by_tanh(b, x, form, factor=0.044715):
+    """In the forms of torch, of transformers' gelu_new, and of what divides the work otherwise."""
+    half, one, root = number(b, "half", 0.5), number(b, "one", 1), number(b, "root", (2 / np.pi) ** 0.5)
+    small = number(b, "small", factor)
+    if form == 0:
+        cube = b.op("Pow", x, number(b, "three", 3))
+    elif form == 1:
+        cube = b.op("Mul", b.op("Mul", x, x), x)
+    else:
+        cube = b.op("Mul", x, b.op("Pow", x, number(b, "two", 2)))
+    inner = b.op("Add", x, b.op("Mul", small, cube)) if form else b.op("Add", b.op("Mul", cube, small), x)
+    gate = b.op("Add", b.op("Tanh", b.op("Mul", root, inner)), one)
+    return b.op("Mul", b.op("Mul", half, x), gate) if form else b.op("Mul", b.op("Mul", x, gate), half)
+
+
+@pytest.mark.parametrize("form", range(3))
+@pytest.mark.parametrize("opset", [13, 20])
+def test_gelu_by_tanh(form, opset):
+    b = graphs.Builder(opset)
+    b.output(gelu_by_tanh(b, b.input("x", SHAPE), form), SHAPE)
+    model = b.model()
+    assert rewritten(model, RecogniseActivations(), X, depth=12) == ["Gelu" if opset == 20 else "FastGelu"]
+    node = model.graph[-1]
+    assert node.domain == ("" if opset == 20 else "com.microsoft")
+    assert node.attributes.get_string("approximate", "") == ("tanh" if opset == 20 else "")
+
+
+def test_a_cube_of_another_factor_is_no_gelu():
+    b = graphs.Builder(13)
+    b.output(gelu_by_tanh(b, b.input("x", SHAPE), 1, factor=0.05), SHAPE)
+    rewritten(b.model(), RecogniseActivations(), X, depth=12, changes=False)
+
+
 def test_a_gate_of_another_factor_is_no_gelu():
     b = graphs.Builder(13)
     x = b.input("x", SHAPE)
