@@ -18,8 +18,8 @@ class Encoder:
 
     Args:
         mask: "added", "lowest" (added, as newer exports have it), "where", "none", "causal" or "scores" (added as is).
-        scale: Where the factor stands: "div", "mul", "query" or "both" (query and key); "sizes" is both, computed of the
-            width as torch exports it.
+        scale: Where the factor stands: "div", "mul", "query" or "both" (query and key); "sizes" is both, computed of
+            the width as torch exports it.
         shapes: "constant", "computed", or "as is", with sizes of zero allowed.
         key: "once" or "twice" transposed, or as "matrices" whose first axis is batch and heads.
         keep_keys: Whether the keys are an output, too.

@@ -18,6 +18,7 @@ constexpr float kMultiples[] = {1.06f, 0.97f, 0.94f, 0.91f, 0.88f};  // MULTIPLE
 // Beyond them where data tells what errors count; IMPORTANT_MULTIPLES.
 constexpr float kFurtherMultiples[] = {0.85f, 0.82f, 0.79f, 0.76f, 0.73f, 0.7f};
 constexpr float kMinCount = 1.0f;  // LEAST_COUNT
+constexpr float kWorth = 0.9f;     // WORTH
 
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 static_assert(sizeof(Lanes) == sizeof(LaneBlock::scale));
@@ -144,6 +145,14 @@ inline void keep_better(const Candidate& candidate, Candidate& best) {
   best.cost = better ? candidate.cost : best.cost;
 }
 
+// The plain candidate where the best one costs hardly less: without data the cost is but a guess.
+inline void keep_worthy(const Candidate& plain, Candidate& best) {
+  const auto worth = best.cost < kWorth * plain.cost;
+  best.scale = worth ? best.scale : plain.scale;
+  best.zero_point = worth ? best.zero_point : plain.zero_point;
+  best.cost = worth ? best.cost : plain.cost;
+}
+
 // The codes, and their squared error.
 inline void round_block(const LaneBlock& b, std::int64_t size, float levels, const Candidate& best, Lanes& error) {
   const Nearest nearest(best, levels);
@@ -191,6 +200,7 @@ void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
   Candidate best, trial;
   propose(1.0f, best);
   store(best.cost, b.baseline);
+  const Candidate plain = best;
   if (scheme.search) {
     const auto propose_all = [&](const auto& multiples) {
       for (const float multiple : multiples) {
@@ -204,6 +214,7 @@ void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
     refine_scale(scheme, b, levels, trial);
     judge(b, scheme.block_size, levels, trial);
     keep_better(trial, best);
+    if (b.importance == nullptr) keep_worthy(plain, best);
   }
   Lanes error;
   round_block(b, scheme.block_size, levels, best, error);

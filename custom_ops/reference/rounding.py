@@ -14,6 +14,9 @@ FURTHER_MULTIPLES = (0.85, 0.82, 0.79, 0.76, 0.73, 0.7)
 """Which it tries, too, where data tells what errors count."""
 LEAST_COUNT = 1.0
 """What the error of a weight of zero counts, where those of a block count 1 more on average."""
+WORTH = 0.9
+"""Of the cost of plain min/max rounding: what another scale costs less than, to be taken without data. With 1 a language
+model of 0.5B, whose weights lie on a grid of 4 bits, lost 1.5 % of perplexity by the search in int4, blocks of 128."""
 
 
 def _round_scale(scale: Float32, scale_type: str) -> Float32:
@@ -65,8 +68,9 @@ def quantize_block(
 
     Plain squares, h = 1, would cut off the largest weights for the good of the many small ones; but a model needs
     the large ones most, which meet its large activations. That the error of a weight counts by its own square is
-    what the k-quants of llama.cpp do where no data says better. Where it does, h is the importance of each input, and
-    smaller scales are tried as well.
+    what the k-quants of llama.cpp do where no data says better; as it is but a guess, a scale is taken only where it
+    costs less than `WORTH` times what plain min/max does. Where data says better, h is the importance of each input,
+    smaller scales are tried as well, and any gain is worth it.
 
     Args:
         x: float32 [block_size, columns].
@@ -101,7 +105,7 @@ def quantize_block(
         difference = (_codes(x, scale, zero, levels) - zero) * scale - x
         return _sum(difference * difference * counts)
 
-    scale, zero = candidate(1.0)
+    plain = scale, zero = candidate(1.0)
     cost = baseline = judge(scale, zero)
     for multiple in multiples if search else ():
         tried, offset = candidate(multiple)
@@ -121,6 +125,10 @@ def quantize_block(
         wrong = judge(tried, zero)
         better = wrong < cost
         scale, cost = np.where(better, tried, scale), np.where(better, wrong, cost)
+    if search and importance is None:
+        worth = cost < np.float32(WORTH) * baseline
+        scale, zero = np.where(worth, scale, plain[0]), np.where(worth, zero, plain[1])
+        cost = np.where(worth, cost, baseline)
     codes = _codes(x, scale, zero, levels)
     difference = (codes - zero) * scale - x
     return codes.astype(np.uint8), scale, zero.astype(np.uint8), _sum(difference * difference), cost, baseline
