@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxpress
 import pytest
+from onnxpress.custom_ops import _kernels
 from onnxpress.optimizer.commands import app
 from onnxpress.optimizer.quantization.schemes import SCHEMES
 from typer.main import get_command
@@ -101,6 +102,11 @@ def test_commands_that_are_named_are_commands(document):
 def test_every_scheme_is_explained():
     explained = {span for document in DOCUMENTS for span in code_of(document)} | {"int5", "int3", "int2"}
     assert not SCHEMES.keys() - explained - {"fp6-e2m3"}
+
+
+@pytest.mark.parametrize("file", ["custom_ops/README.md", "ep/README.md", "ep/__init__.py"])
+def test_every_instruction_set_is_listed(file):
+    assert not [isa for isa in _kernels.all_isas() if not re.search(rf"\b{isa}\b", text_of(file))]
 
 
 def test_the_recipe_of_the_documents_is_one(tmp_path):

@@ -10,5 +10,6 @@ extern constexpr MiniFloatKernels minifloat_avx2{{make_float_product<Avx2, Avx2M
                                                   make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE2M3>>(),
                                                   make_float_product<Avx2, Avx2MiniFloats<CodeKind::kE2M1>>(),
                                                   make_float_product<Avx2, Avx2MiniFloats<CodeKind::kNF4>>()}};
+static_assert(has_all_formats(minifloat_avx2));
 
 }  // namespace onnxpress

@@ -12,5 +12,6 @@ extern constexpr MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16{
      make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE2M3>>(),
      make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kE2M1>>(),
      make_bfloat16_product<Avx512Bf16, VbmiPairs<CodeKind::kNF4>>()}};
+static_assert(has_all_formats(minifloat_bfloat16_avx512bf16));
 
 }  // namespace onnxpress

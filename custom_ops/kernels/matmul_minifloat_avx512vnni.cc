@@ -11,5 +11,6 @@ extern constexpr MiniFloatKernels minifloat_avx512vnni{
      make_float_product<Avx512Vnni, Avx512MiniFloats<CodeKind::kE2M3>>(),
      make_float_product<Avx512Vnni, Avx512MiniFloats<CodeKind::kE2M1>>(),
      make_float_product<Avx512Vnni, Avx512MiniFloats<CodeKind::kNF4>>()}};
+static_assert(has_all_formats(minifloat_avx512vnni));
 
 }  // namespace onnxpress

@@ -10,5 +10,6 @@ extern constexpr MiniFloatKernels minifloat_scalar{{make_float_product<Scalar, S
                                                     make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE2M3>>(),
                                                     make_float_product<Scalar, ScalarMiniFloats<CodeKind::kE2M1>>(),
                                                     make_float_product<Scalar, ScalarMiniFloats<CodeKind::kNF4>>()}};
+static_assert(has_all_formats(minifloat_scalar));
 
 }  // namespace onnxpress

@@ -88,5 +88,6 @@ extern constexpr MiniFloatBFloat16Kernels minifloat_bfloat16_amx{
      make_product<VbmiPairs<CodeKind::kE3M4>>(), make_product<VbmiPairs<CodeKind::kE3M2>>(),
      make_product<VbmiPairs<CodeKind::kE2M3>>(), make_product<VbmiPairs<CodeKind::kE2M1>>(),
      make_product<VbmiPairs<CodeKind::kNF4>>()}};
+static_assert(has_all_formats(minifloat_bfloat16_amx));
 
 }  // namespace onnxpress

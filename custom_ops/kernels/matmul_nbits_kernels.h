@@ -98,4 +98,13 @@ struct MiniFloatBFloat16Kernels {
   const NBitsBFloat16Product& product(const NBitsWeight& weight) const { return products[index_of(weight.kind)]; }
 };
 
+// Asserted of tables that are to have every format: one that is left out of the list of products has none.
+template <class Kernels>
+static constexpr bool has_all_formats(const Kernels& kernels) {
+  for (const auto& product : kernels.products) {
+    if (product.isa == nullptr) return false;
+  }
+  return true;
+}
+
 }  // namespace onnxpress

@@ -26,9 +26,10 @@ inline constexpr MiniFloat kMiniFloats[] = {
     {"e4m3fn", 4, 3, 7, 0x7e}, {"e5m2", 5, 2, 15, 0x7b}, {"e3m4", 3, 4, 3, 0x6f}, {"e3m2", 3, 2, 3, 0x1f},
     {"e2m3", 2, 3, 1, 0x1f},   {"e2m1", 2, 1, 1, 0x07},  {"nf4", 0, 3, 0, 0x07},
 };
-inline constexpr int kMiniFloatFormats = 7;
+inline constexpr int kMiniFloatFormats = static_cast<int>(sizeof kMiniFloats / sizeof *kMiniFloats);
 
 static constexpr int index_of(CodeKind kind) { return static_cast<int>(kind) - 1; }
+static_assert(index_of(CodeKind::kNF4) + 1 == kMiniFloatFormats, "a row for each kind of codes, the last named here");
 static constexpr const MiniFloat& minifloat(CodeKind kind) { return kMiniFloats[index_of(kind)]; }
 
 // The value of a code as the bits of a float32, exact.

@@ -29,6 +29,7 @@ template <CodeKind Kind>
 struct MiniFloatPairs {
   static constexpr int kBits = minifloat(Kind).bits();
   static constexpr bool kHasZeroPoints = false;
+  static_assert(kBits == 4 || kBits == 6 || kBits == 8, "look_up knows tables of these sizes");
 
   template <int G>
   __attribute__((always_inline)) static FourPairs pairs(const std::uint8_t* span) {

@@ -10,12 +10,6 @@ from onnxpress.models.tasks import TASKS
 from onnxpress.optimizer.errors import UsageError
 
 
-def test_names_are_those_that_the_documentation_uses():
-    trained = ["minilm", "ppocr-rec", "ppocr-det", "resnet-nsfw", "silero-vad", "efficientnet-lite0"]
-    light = ["light-resnet50", "light-inception-v1", "light-vgg19", "light-densenet121"]
-    assert models.names() == trained + light
-
-
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UsageError, match=r'no model "minilmm".*did you mean "minilm"'):
         models.path("minilmm")

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from onnxpress.models.tasks import TASKS, choose, similarity
+from onnxpress.models.tasks import choose, similarity
 from onnxpress.optimizer.analysis.evaluate import evaluate
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 
@@ -133,8 +133,3 @@ def test_missing_extra_says_what_to_install(tmp_path, monkeypatch):
 
 def test_ranks_share_the_mean_of_ties():
     assert similarity.ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1, 3.5, 2]
-
-
-def test_all_tasks_have_their_own_name():
-    names = ["lee", "wordsim353", "simlex999", "sentiment", "probe", "reading", "detection", "agreement", "speech"]
-    assert list(TASKS) == names

@@ -14,6 +14,7 @@ from onnxpress.optimizer.analysis.inspect import inspect
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.planning.report import group_reasons
+from schemes import ONE_A_FAMILY
 from sessions import RUNS_FLOAT8_PRODUCTS
 
 
@@ -75,7 +76,7 @@ def mixed():
     return b.model()
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
+@pytest.mark.parametrize("scheme", ONE_A_FAMILY)
 def test_it_lists_what_the_conversion_takes_and_leaves(tmp_path, scheme):
     if scheme == "fp8-static" and not RUNS_FLOAT8_PRODUCTS:
         pytest.skip("ONNX Runtime before 1.32 refuses products of FLOAT8")

@@ -19,6 +19,7 @@ from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.settings.families import FAMILY_SETTINGS
 from onnxpress.optimizer.settings.recipe import Override, Recipe
 from onnxpress.optimizer.settings.setting import settings_of
+from schemes import ONE_A_FAMILY
 
 VALUES = {
     "search": False, "clean_up": False, "check": False, "include": ["a"], "exclude": ["a"], "block_size": 64,
@@ -68,7 +69,7 @@ def test_help_tells_defaults(monkeypatch, capsys):
     assert len(shown) == len(told)
 
 
-@pytest.mark.parametrize("scheme", ["int4", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse"])
+@pytest.mark.parametrize("scheme", ONE_A_FAMILY)
 @pytest.mark.parametrize("key", VALUES)
 def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
     (title,) = (each.title for each in FAMILY_SETTINGS if each.name == SCHEMES[scheme].family)

@@ -8,8 +8,9 @@ import pytest
 from graphs import weight
 from onnx import TensorProto, helper, numpy_helper
 from onnxpress.optimizer import Calibration, Recipe, optimize
+from schemes import ONE_A_FAMILY
 
-SCHEMES = ["int4", "int3", "fp8", "int8-dynamic", "int8-static", "fp8-static", "fp8-dynamic", "sparse"]
+SCHEMES = [*ONE_A_FAMILY, "int3", "fp8"]
 
 
 def info(name, shape, kind=TensorProto.FLOAT):

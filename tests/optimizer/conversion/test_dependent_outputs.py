@@ -11,11 +11,12 @@ from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.compare import compare
 from onnxpress.optimizer.calibration.statistics import Statistics
 from onnxpress.optimizer.conversion.calibrate import calibrate
+from schemes import CALIBRATED, ONE_A_FAMILY
 from sessions import needs, runnable
 
 NODE = helper.make_node
-SCHEMES = runnable("int4", "int8-static", "fp8-static", "int8-dynamic", "fp8-dynamic", "sparse")
-STATIC = runnable("int8-static", "fp8-static", "sparse")
+SCHEMES = runnable(*ONE_A_FAMILY)
+STATIC = runnable(*CALIBRATED)
 RNG = np.random.default_rng(0)
 
 
@@ -69,7 +70,7 @@ def run(path, feeds, level=ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
 
 def converted(model, feeds, scheme, folder):
     onnx.save(model, folder / "m.onnx")
-    data = Calibration([feeds]) if scheme in ("int8-static", "fp8-static", "sparse") else None
+    data = Calibration([feeds]) if scheme in CALIBRATED else None
     keys = {"first_and_last": True} if scheme == "fp8-static" else {}
     optimize(folder / "m.onnx", Recipe(scheme=scheme, **keys), folder / "out.onnx", calibration=data)
     return folder / "out.onnx"

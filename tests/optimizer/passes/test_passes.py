@@ -15,11 +15,13 @@ from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.planning.plan import plan
+from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.recipe import Override
 from sessions import RUNS_TWO_BITS
 
 RNG = np.random.default_rng(7)
+INTEGERS = [name for name, preset in SCHEMES.items() if preset.integer and name == preset.format]
 LEVELS = list(ort.GraphOptimizationLevel.__members__.values())
 
 
@@ -59,7 +61,7 @@ def node_types(path):
 
 
 @pytest.mark.parametrize("form", ["qoperator", "qdq", "onnxpress"])
-@pytest.mark.parametrize("scheme", ["int2", "int3", "int4", "int5", "int6", "int8"])
+@pytest.mark.parametrize("scheme", INTEGERS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_form_computes_the_rounded_weight(form, scheme, symmetric, tmp_path):
     """Through full optimization, with and without our library, at sizes that divide into nothing."""

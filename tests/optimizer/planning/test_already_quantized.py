@@ -15,8 +15,9 @@ from onnxpress.optimizer.conversion.calibrate import calibrate
 from onnxpress.optimizer.errors import OnnxpressError
 from onnxpress.optimizer.planning.already_quantized import quantized_nodes
 from onnxpress.optimizer.settings.recipe import Recipe
+from schemes import ONE_A_FAMILY
 
-SCHEMES = ("int4", "int8", "fp8", "int8-static", "int8-dynamic", "fp8-static", "fp8-dynamic", "sparse")
+SCHEMES = (*ONE_A_FAMILY, "int8", "fp8")
 BOTH_ENDS = Recipe(scheme="fp8-dynamic", first_and_last=True)
 DATA = [{"x": np.random.default_rng(i).standard_normal((1, 8, 8, 8)).astype(np.float32)} for i in range(2)]
 

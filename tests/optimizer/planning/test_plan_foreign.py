@@ -12,9 +12,10 @@ import onnxruntime as ort
 import pytest
 from command_line import runner
 from onnxpress.optimizer import Calibration, OnnxpressError, Recipe, optimize
+from schemes import ONE_A_FAMILY
 from sessions import options
 
-SCHEMES = ["int4", "fp8", "int8-dynamic", "int8-static", "fp8-static", "fp8-dynamic", "sparse"]
+SCHEMES = [*ONE_A_FAMILY, "fp8"]
 
 
 def image_model():

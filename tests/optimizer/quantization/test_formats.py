@@ -27,6 +27,10 @@ def around(values):
     return np.concatenate(parts).astype(np.float32)
 
 
+def test_each_minifloat_has_a_type_to_be_held_against():
+    assert KINDS.keys() == {name for name, each in FORMATS.items() if isinstance(each, MiniFloat)}
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_codes_are_those_of_ml_dtypes(name):
     each = FORMATS[name]
