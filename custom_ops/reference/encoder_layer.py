@@ -82,7 +82,7 @@ def round_rows(x: Float32) -> tuple[npt.NDArray[np.uint8], Float32, npt.NDArray[
         row that is not finite is NaN.
     """
     low, high = x.min(axis=1, initial=0), x.max(axis=1, initial=0)
-    finite = np.isfinite(x).all(axis=1)
+    finite = np.asarray(np.isfinite(x).all(axis=1))
     with np.errstate(invalid="ignore"):
         scale = np.maximum(high / np.float32(255) - low / np.float32(255), _LEAST)
         scale = np.where(finite, scale, np.float32(np.nan))
@@ -125,7 +125,8 @@ def attention(q: Float32, k: Float32, v: Float32, scale: float) -> Float32:
     poison = np.where(np.isfinite(e).all(axis=1, keepdims=True), np.float32(1), np.float32(np.nan))
     with np.errstate(divide="ignore"):
         inverse = poison / codes.sum(axis=1, keepdims=True).astype(np.float32)
-    return (codes @ v_codes.astype(np.int32)).astype(np.float32) * (inverse * v_scales)
+    context: Float32 = (codes @ v_codes.astype(np.int32)).astype(np.float32) * (inverse * v_scales)
+    return context
 
 
 def encoder_layer(x: Float32, mask: npt.NDArray[np.integer] | None, layer: EncoderLayer) -> Float32:
@@ -161,17 +162,20 @@ def _mlp(x: Float32, layer: EncoderLayer) -> Float32:
 
 def _attend(x: Float32, layer: EncoderLayer) -> Float32:
     parts = _product(x, layer.qkv).reshape(len(x), 3, layer.heads, -1)
-    heads = [attention(*parts[:, :, head].transpose(1, 0, 2), layer.scale) for head in range(layer.heads)]
+    q, k, v = parts.transpose(1, 2, 0, 3)
+    heads = [attention(q[head], k[head], v[head], layer.scale) for head in range(layer.heads)]
     return np.concatenate(heads, axis=1)
 
 
 def _product(x: Float32, product: Product) -> Float32:
     codes, scales, points = round_rows(x)
     sums = (codes.astype(np.int32) - points[:, None]) @ product.codes.astype(np.int32)
-    return sums.astype(np.float32) * (scales[:, None] * product.scales) + product.bias
+    y: Float32 = sums.astype(np.float32) * (scales[:, None] * product.scales) + product.bias
+    return y
 
 
 def _norm(x: Float32, norm: Float32, layer: EncoderLayer) -> Float32:
     difference = x - x.mean(axis=1, keepdims=True, dtype=np.float32)
     variance = np.square(difference).mean(axis=1, keepdims=True, dtype=np.float32)
-    return difference * (np.float32(1) / np.sqrt(variance + np.float32(layer.epsilon))) * norm[0] + norm[1]
+    y: Float32 = difference * (np.float32(1) / np.sqrt(variance + np.float32(layer.epsilon))) * norm[0] + norm[1]
+    return y

@@ -15,8 +15,8 @@ FURTHER_MULTIPLES = (0.85, 0.82, 0.79, 0.76, 0.73, 0.7)
 LEAST_COUNT = 1.0
 """What the error of a weight of zero counts, where those of a block count 1 more on average."""
 WORTH = 0.9
-"""Of the cost of plain min/max rounding: what another scale costs less than, to be taken without data. With 1 a language
-model of 0.5B, whose weights lie on a grid of 4 bits, lost 1.5 % of perplexity by the search in int4, blocks of 128."""
+"""Of the cost of plain min/max rounding: what another scale costs less than, to be taken without data. With 1 a
+language model of 0.5B, whose weights lie on a grid of 4 bits, lost 1.5 % of perplexity in int4, blocks of 128."""
 
 
 def _round_scale(scale: Float32, scale_type: str) -> Float32:
