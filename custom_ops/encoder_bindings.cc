@@ -40,6 +40,7 @@ std::pair<Floats, std::string> py_encoder_layer(const Floats& x, const std::opti
   const std::int64_t batch = x.shape(0), sequence = x.shape(1), H = x.shape(2);
   const std::int64_t inner = std::get<0>(out).shape(0), F = std::get<0>(up).shape(1);
   require(heads >= 1 && inner >= heads && inner % heads == 0 && inner / heads <= kMaxHeadWidth, "heads do not fit");
+  require(sequence <= kMaxTokens, "x has too many tokens");
   if (mask) check_shape(*mask, "mask", {batch, sequence});
   const PackedInt8 packed[] = {pack_product(qkv, H, 3 * inner, "qkv"), pack_product(out, inner, H, "out"),
                                pack_product(up, H, F, "up"), pack_product(down, F, H, "down")};

@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "kernels/encoder_layer_kernels.h"
+#include "kernels/encoder_product.h"
 #include "kernels/encoder_rows.h"
-#include "kernels/int8_dots.h"
 #include "kernels/simd_math.h"
 
 namespace onnxpress {
@@ -45,15 +45,14 @@ void pack_keys(const EncoderRun& run, const Sequence& sequence, std::int64_t fir
     std::int8_t* out = run.keys + at / kTile * padded * kTile + at % kTile * 4;
     for (std::int64_t i = 0; i < padded; i += 4) memcpy(out + i * kTile, codes + i, 4);
   }
-  // What the codes of queries are moved up by counts in their products with these keys.
-  constexpr std::uint8_t kMoved[4] = {kMiddle, kMiddle, kMiddle, kMiddle};
+  constexpr std::uint8_t kOnes[4] = {1, 1, 1, 1};
   for (std::int64_t tile = first_tile; tile < first_tile + sequence.tiles; ++tile) {
     const std::int8_t* line = run.keys + tile * padded * kTile;
     typename S::I32 sum = S::zero_int();
     for (std::int64_t i = 0; i < padded; i += 4) {
-      sum = S::dot(sum, S::activations(kMoved), S::weights(line + i * kTile));
+      sum = S::dot(sum, S::activations(kOnes), S::weights(line + i * kTile));
     }
-    memcpy(run.key_offsets + tile * kTile, &sum, sizeof sum);
+    memcpy(run.key_sums + tile * kTile, &sum, sizeof sum);
   }
 }
 
@@ -104,33 +103,6 @@ void pack_head(const EncoderRun& run, const Sequence& sequence, std::int64_t hea
   pack_values<S>(run, sequence, first_tile, head);
 }
 
-// dot_block of all rows and tiles: finish(row, tile, sums).
-template <class S, class F>
-void dots_of(const EncoderScratch& scratch, std::int64_t first, std::int64_t count, const std::int8_t* codes,
-             std::int64_t padded_k, std::int64_t tiles, const F& finish) {
-  for_each_group_of_rows<S>(first, first + count, [&](auto rows, std::int64_t row) {
-    constexpr int kRows = decltype(rows)::value;
-    constexpr int kTiles = S::template int8_tiles<kRows>() < 4 ? S::template int8_tiles<kRows>() : 4;
-    const std::uint8_t* x = scratch.codes + row * scratch.code_bytes;
-    const auto block = [&](auto tiles_at_once, std::int64_t tile) __attribute__((always_inline)) {
-      constexpr int kAtOnce = decltype(tiles_at_once)::value;
-      dot_block<S, kRows, kAtOnce>(
-          x, scratch.code_bytes, codes + tile * padded_k * kTile, padded_k,
-          [&](const auto& sums) __attribute__((always_inline)) {
-            unroll<kAtOnce>(ONNXPRESS_EACH(t) {
-              unroll<kRows>(ONNXPRESS_EACH(r) { finish(row + r.value, tile + t.value, sums[r.value][t.value]); });
-            });
-          });
-    };
-    std::int64_t tile = 0;
-    for (; tile + kTiles <= tiles; tile += kTiles) block(Index<kTiles>{}, tile);
-    if constexpr (kTiles > 2) {
-      for (; tile + 2 <= tiles; tile += 2) block(Index<2>{}, tile);
-    }
-    for (; tile < tiles; ++tile) block(Index<1>{}, tile);
-  });
-}
-
 // Scores of a row, to the base 2, to codes of 255ths of 2^(score - largest); the inverse of their sum.
 template <class S>
 float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
@@ -164,8 +136,6 @@ float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
 template <class S>
 void attend_head(const EncoderRun& run, const EncoderScratch& scratch, const Sequence& sequence, std::int64_t head,
                  std::int64_t first, std::int64_t count, std::int64_t begin) {
-  using F32 = typename S::F32;
-  using I32 = typename S::I32;
   const EncoderLayer& layer = *run.problem->layer;
   const std::int64_t inner = layer.heads * layer.width, width = layer.width, padded = run.padded_width;
   const std::int64_t first_tile = sequence.first_tile + head * sequence.tiles, keys = sequence.tiles * kTile;
@@ -173,30 +143,21 @@ void attend_head(const EncoderRun& run, const EncoderScratch& scratch, const Seq
     alignas(64) std::int8_t codes[kMaxHeadWidth];
     const float* q = run.qkv + (begin + row - first) * 3 * inner + head * width;
     scratch.scales[row] = round_signed<S>(q, width, codes) * (layer.scale * kLog2OfE);
+    scratch.zero_points[row] = kMiddle;
     std::uint8_t* line = scratch.codes + row * scratch.code_bytes;
     for (std::int64_t i = 0; i < padded; ++i) line[i] = static_cast<std::uint8_t>(codes[i] + kMiddle);
   }
-  const float* key_scales = run.key_scales + first_tile * kTile;
-  const std::int32_t* offsets = run.key_offsets + first_tile * kTile;
-  dots_of<S>(scratch, first, count, run.keys + first_tile * kTile * padded, padded, sequence.tiles,
-             [&](std::int64_t row, std::int64_t tile, I32 sums) __attribute__((always_inline)) {
-               const I32 exact = S::sub(sums, S::load(offsets + tile * kTile));
-               const F32 factors = S::mul(S::set1(scratch.scales[row]), S::load(key_scales + tile * kTile));
-               S::store(scratch.scores + row * scratch.score_stride + tile * kTile,
-                        S::mul(S::to_float(exact), factors));
-             });
+  const Columns scores{run.keys + first_tile * kTile * padded, padded,  run.key_sums + first_tile * kTile,
+                       run.key_scales + first_tile * kTile,    nullptr, keys};
+  multiply_rows<S>(scores, scratch, first, count, scratch.scores, scratch.score_stride);
   for (std::int64_t row = first; row < first + count; ++row) {
-    float* scores = scratch.scores + row * scratch.score_stride;
-    for (std::int64_t key = sequence.count; key < keys; ++key) scores[key] = -__builtin_inff();
-    scratch.scales[row] = soften<S>(scores, keys, scratch.codes + row * scratch.code_bytes);
+    float* of_row = scratch.scores + row * scratch.score_stride;
+    for (std::int64_t key = sequence.count; key < keys; ++key) of_row[key] = -__builtin_inff();
+    scratch.scales[row] = soften<S>(of_row, keys, scratch.codes + row * scratch.code_bytes);
   }
   const float* scales = run.value_scales + ((&sequence - run.sequences) * layer.heads + head) * padded;
-  float* context = scratch.context + head * width;
-  dots_of<S>(scratch, first, count, run.values + first_tile * kTile * padded, keys, padded / kTile,
-             [&](std::int64_t row, std::int64_t tile, I32 sums) __attribute__((always_inline)) {
-               const F32 factors = S::mul(S::set1(scratch.scales[row]), S::load(scales + tile * kTile));
-               S::store(context + row * inner + tile * kTile, S::mul(S::to_float(sums), factors), width - tile * kTile);
-             });
+  const Columns values{run.values + first_tile * kTile * padded, keys, nullptr, scales, nullptr, width};
+  multiply_rows<S>(values, scratch, first, count, scratch.context + head * width, inner);
 }
 
 // The context of rows [begin, end), which may be of several sequences.

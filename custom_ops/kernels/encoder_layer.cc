@@ -105,7 +105,7 @@ EncoderRun carve_run(Carver& carver, const EncoderProblem& p, std::int64_t rows,
   run.qkv = carver.take<float>(rows * layer.qkv.weight.N);
   run.keys = carver.take<std::int8_t>(keys * run.padded_width);
   run.key_scales = carver.take<float>(keys);
-  run.key_offsets = carver.take<std::int32_t>(keys);
+  run.key_sums = carver.take<std::int32_t>(keys);
   run.values = carver.take<std::int8_t>(keys * run.padded_width);
   run.value_scales = carver.take<float>(sequences * layer.heads * run.padded_width);
   return run;
@@ -131,7 +131,7 @@ EncoderScratch carve_scratch(Carver& carver, const EncoderLayer& layer, std::int
   scratch.zero_points = carver.take<std::int32_t>(rows);
   scratch.context = carver.take<float>(rows * layer.heads * layer.width);
   scratch.hidden = carver.take<float>(rows * layer.H());
-  scratch.wide = carver.take<float>(std::max(rows * layer.F(), layer.H()));
+  scratch.wide = carver.take<float>(rows * std::max(layer.F(), layer.H()));
   scratch.scores = carver.take<float>(rows * scratch.score_stride);
   return scratch;
 }

@@ -40,6 +40,7 @@ struct EncoderProduct {
 };
 
 inline constexpr std::int64_t kMaxHeadWidth = 1024;
+inline constexpr std::int64_t kMaxTokens = 1 << 16;  // of a sequence: sums of more codes could overflow
 
 struct EncoderLayer {
   std::int64_t heads = 0, width = 0;  // of each head

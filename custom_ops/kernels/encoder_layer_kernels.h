@@ -25,11 +25,11 @@ struct EncoderRun {
   float* qkv;                 // [rows, 3 heads * width]
 
   // By tile of 16 keys:
-  std::int8_t* keys;          // [tiles, padded_width / 4, 16, 4]
-  float* key_scales;          // [tiles, 16]; NaN where a key is no number
-  std::int32_t* key_offsets;  // [tiles, 16], what products have too much where codes of queries are moved up by 128
-  std::int8_t* values;        // of a head [padded_width / 16, its keys / 4, 16, 4]
-  float* value_scales;        // [sequences, heads, padded_width]
+  std::int8_t* keys;       // [tiles, padded_width / 4, 16, 4]
+  float* key_scales;       // [tiles, 16]; NaN where a key is no number
+  std::int32_t* key_sums;  // [tiles, 16], of the codes
+  std::int8_t* values;     // of a head [padded_width / 16, its keys / 4, 16, 4]
+  float* value_scales;     // [sequences, heads, padded_width]
 };
 
 // Memory of one thread for the rows of a task.

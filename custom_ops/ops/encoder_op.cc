@@ -159,6 +159,10 @@ class Kernel {
     if (shape.size() != 3 || shape[2] != H) {
       reject("input x has shape " + ort::to_string(shape) + ", must be [batch, sequence, " + std::to_string(H) + "]");
     }
+    if (shape[1] > kMaxTokens) {
+      reject("input x has sequences of " + std::to_string(shape[1]) + " tokens; it takes at most " +
+             std::to_string(kMaxTokens));
+    }
     EncoderProblem problem;
     problem.layer = &layer_;
     problem.batch = shape[0];

@@ -136,6 +136,8 @@ def test_wrong_inputs_are_errors():
     given = feeds()
     with pytest.raises(Exception, match=r"'the layer'.*input mask has shape \[3, 4\], must be \[3, 9\]"):
         opened.run(None, {**given, "mask": given["mask"][:, :4].copy()})
+    with pytest.raises(Exception, match=r"'the layer'.*sequences of 65537 tokens; it takes at most 65536"):
+        opened.run(None, {"x": np.zeros((1, 65537, 48), np.float32), "mask": np.zeros((1, 65537), np.int32)})
     for shape in [(0, 4), (3, 0)]:
         empty = {"x": np.zeros((*shape, 48), np.float32), "mask": np.zeros(shape, np.int32)}
         assert opened.run(None, empty)[0].shape == (*shape, 48)
