@@ -184,28 +184,29 @@ struct Int8Product {
 
 // A layer of an encoder and a batch, of which some tokens do not count.
 struct Layer {
-  static constexpr std::int64_t kH = 48, kF = 80, kHeads = 3;
-  std::int64_t batch, sequence;
+  std::int64_t batch, sequence, H, F;
   std::vector<std::uint8_t> codes;
   std::vector<float> numbers, x;
   std::vector<std::int32_t> mask;
   PackedInt8 qkv, out, up, down;
   EncoderLayer layer;
 
-  Layer(std::uint32_t seed, std::int64_t sequences, std::int64_t tokens) : batch(sequences), sequence(tokens) {
+  Layer(std::uint32_t seed, std::int64_t sequences, std::int64_t tokens, std::int64_t size, std::int64_t wide,
+        std::int64_t heads)
+      : batch(sequences), sequence(tokens), H(size), F(wide) {
     std::mt19937 random(seed);
-    codes.resize(static_cast<std::size_t>(kH * std::max(3 * kH, kF)));
-    numbers.resize(static_cast<std::size_t>(std::max(3 * kH, kF)), 0.01f);
-    x.resize(static_cast<std::size_t>(batch * sequence * kH));
+    codes.resize(static_cast<std::size_t>(H * std::max(3 * H, F)));
+    numbers.resize(static_cast<std::size_t>(std::max(3 * H, F)), 0.01f);
+    x.resize(static_cast<std::size_t>(batch * sequence * H));
     for (auto& code : codes) code = static_cast<std::uint8_t>(random());
     for (auto& each : x) each = std::normal_distribution<float>()(random);
     for (std::int64_t token = 0; token < batch * sequence; ++token) mask.push_back(random() % 7 != 0 ? 1 : 0);
-    qkv = packed(kH, 3 * kH);
-    out = packed(kH, kH);
-    up = packed(kH, kF);
-    down = packed(kF, kH);
-    layer.heads = kHeads;
-    layer.width = kH / kHeads;
+    qkv = packed(H, 3 * H);
+    out = packed(H, H);
+    up = packed(H, F);
+    down = packed(F, H);
+    layer.heads = heads;
+    layer.width = H / heads;
     layer.scale = 0.25f;
     layer.qkv = {qkv.view, numbers.data()};
     layer.out = {out.view, numbers.data()};
@@ -232,7 +233,7 @@ struct Layer {
 };
 
 int wrong_layers(Isa isa) {
-  const Layer layers[] = {{11, 1, 100}, {12, 9, 130}, {13, 40, 9}};
+  const Layer layers[] = {{11, 1, 100, 48, 80, 3}, {12, 9, 130, 40, 33, 2}, {13, 40, 9, 21, 7, 1}};
   std::vector<std::vector<float>> expected;
   for (const Layer& layer : layers) expected.push_back(layer.run(isa, Sequential()));
   std::atomic<int> wrong{0};
