@@ -57,10 +57,10 @@ class _Layer:
         scaled = body.op("Mul", body.op("Div", difference, deviation), self._inputs[f"{name}_scale"])
         return body.op("Add", scaled, self._inputs[f"{name}_shift"])
 
-    def attention(self, qkv: ir.Value, heads: int, scale: float, counted: ir.Value | None) -> ir.Value:
+    def attention(self, qkv: ir.Value, heads: int, width: int, scale: float, counted: ir.Value | None) -> ir.Value:
         """Of projections [batch, sequence, 3 heads * width]; `counted` [batch, sequence] are the keys that count."""
         body = self._body
-        split = body.op("Reshape", qkv, body.shape(0, 0, 3, heads, -1))
+        split = body.op("Reshape", qkv, body.shape(0, 0, 3, heads, width))  # without -1: a batch may be empty
         q, k, v = (
             body.op("Gather", body.op("Transpose", split, perm=[2, 0, 3, 1, 4]), body.constant(np.array(i)), axis=0)
             for i in range(3)
@@ -71,7 +71,7 @@ class _Layer:
             keys = body.op("Unsqueeze", counted, body.shape(1, 2))
             scores = body.op("Where", keys, scores, body.number(-math.inf))
         context = body.op("MatMul", body.op("Softmax", scores, axis=-1), v)
-        return body.op("Reshape", body.op("Transpose", context, perm=[0, 2, 1, 3]), body.shape(0, 0, -1))
+        return body.op("Reshape", body.op("Transpose", context, perm=[0, 2, 1, 3]), body.shape(0, 0, heads * width))
 
 
 def encoder_layer(
@@ -112,7 +112,7 @@ def encoder_layer(
     counted = body.op("Cast", by_name["mask"], to=int(ir.DataType.BOOL)) if mask else None
 
     qkv = layer.product(layer.norm(x, "norm1") if norm_first else x, "qkv")
-    h = body.op("Add", x, layer.product(layer.attention(qkv, heads, scale, counted), "out"))
+    h = body.op("Add", x, layer.product(layer.attention(qkv, heads, inner // heads, scale, counted), "out"))
     h = h if norm_first else layer.norm(h, "norm1")
     wide = body.activate(layer.product(layer.norm(h, "norm2") if norm_first else h, "up"), activation)
     y = body.op("Add", h, layer.product(wide, "down"))

@@ -29,6 +29,8 @@ from ..settings.recipe import Recipe
 from .family import Family, OpenData
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
+_SOME = "is passed over within whole layers alone: elsewhere what a token gives depends on its batch"
+_EXACT = "any CPU: sums of whole layers are exact"
 
 
 def convert(
@@ -47,28 +49,32 @@ def convert(
     if recipe.fuse_layers:
         layers(model)
     quantize = QuantizeDynamic([*plan.products, *plan.attentions], reduced, recipe.search, stored)
-    if quantize(model) or layers.made:
+    others = quantize(model)  # than those of whole layers
+    if others or layers.made:
         SeparateLayerNorm()(model)
         declare_functions(model)
     progress("rewrite", 1, 1)
-    fused = {"attention": (len(plan.fused) - len(layers.made), plan.fuse.left)}
+    fused = {"attention": (len(plan.fused), plan.fuse.left)}
+    rows = [("made for", _EXACT if layers.made and not others else made_for(reduced))]
     if recipe.fuse_layers:
-        fused["layers"] = (len(layers.made), layers.left)
+        fused["layers"] = (len(layers.made), layers.left or _no_attention(plan))
+    if layers.made:
+        whole = len(layers.made) == len(plan.fused) + len(plan.fuse.left)
+        rows.append(("padding", _PADDING if whole else _SOME))
     return ConversionResult(
         decisions=plan.told,
         weights=lambda: reports(stored.weights),
         gain=lambda: gain(stored.weights),
         warnings=[
-            *warn_of_saturation(reduced),
+            *(warn_of_saturation(reduced) if others else []),
             *kept_in_float(model, [weight.weight.value for weight in stored.weights]),
         ],
         details={
             **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
-            "made_for": made_for(reduced),
+            "made_for": rows[0][1],
         },
         rows=[
-            ("made for", made_for(reduced)),
-            *([("padding", _PADDING)] if layers.made else []),
+            *rows,
             *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
         ],
         passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
@@ -121,6 +127,11 @@ def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
     attentions = plan_attention(model, recipe, fuse.fused)
     # The products within a fused attention are no longer there to be told of.
     return _Plan([each for each in products if each.taken or each.node.graph is not None], attentions, fuse, left)
+
+
+def _no_attention(plan: _Plan) -> dict[str, str]:
+    """Why there is no layer, where nothing says it otherwise."""
+    return {} if plan.fused or plan.fuse.left else {"": "the model has no self-attention to find them by"}
 
 
 def _grouped(what: str, left: dict[str, str]) -> dict[str, int]:

@@ -24,6 +24,7 @@ from ..quantization.schemes import int8_weights
 from .base import GraphPass
 from .declare_functions import add_function
 from .fuse_attention import scope
+from .remove_unused import remove_unused
 
 _MOST_INPUTS = 1 << 15
 """Of a product: sums of more are not exact."""
@@ -65,6 +66,8 @@ class QuantizeEncoderLayers(GraphPass):
                 self.left[attention.name or ""] = found
             else:
                 self.made.append(self._replace(found))
+        if self.made:
+            remove_unused(model)  # or what is left of layers would be taken for products
         return bool(self.made)
 
     def _find(self, attention: ir.Node) -> FoundLayer | str:

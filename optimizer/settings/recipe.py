@@ -179,6 +179,8 @@ class Recipe(Settings):
             idle["budget"] = "with a bound on a metric, which finds the smallest model that meets it"
         if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"
+        if not self.fuse:
+            idle["fuse_layers"] = "without fuse: layers are found by their attention"
         if self.criterion not in (None, "obs"):
             idle["sequential"] = f"with criterion {self.criterion}, which moves no weights"
         return idle

@@ -143,6 +143,12 @@ def test_wrong_inputs_are_errors():
         assert opened.run(None, empty)[0].shape == (*shape, 48)
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_an_empty_batch_as_standard_operators(shape):
+    empty = {"x": np.zeros((*shape, 48), np.float32), "mask": np.zeros(shape, np.int32)}
+    assert session(model(made_layer()), ours=False).run(None, empty)[0].shape == (*shape, 48)
+
+
 @pytest.mark.skipif(ort.__version__.startswith("1.23."), reason="ONNX Runtime 1.23 gets no shape inference")
 def test_shape_inference():
     proto = onnx.load_from_string(model(made_layer(), function=False))

@@ -64,9 +64,11 @@ def test_minilm_as_whole_layers(tmp_path):
     """Beside the float model on real tokens, whatever else is in the batch."""
     model, outcome = converted("minilm", fuse_layers=True)
     assert outcome.details["layers"] == {"fused": 6, "left": {}}
+    assert outcome.details["made_for"].startswith("any CPU")
     assert [node.op_type for node in model.graph].count("EncoderLayer") == 6
     storage.save(model, tmp_path / "out.onnx")
     assert len(outcome.weights()) == 24
+    assert all(len(weight.nodes) == len(set(weight.nodes)) for weight in outcome.weights())
     given = feeds()
     (want,) = ort.InferenceSession(models.path("minilm"), options()).run(None, given)
     want = embeddings(want, given["attention_mask"])
