@@ -8,8 +8,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from encoder_layers import LayerModel
+from graphs import matmul_model
 from onnxpress.custom_ops import register
 from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.errors import UsageError
 from sessions import options
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -118,3 +120,18 @@ def test_is_not_converted_again(tmp_path):
     fused(LayerModel(), tmp_path)
     with pytest.raises(Exception, match="already quantized"):
         optimize(tmp_path / "out.onnx", Recipe(scheme="int4"), tmp_path / "again.onnx")
+
+
+def test_what_the_report_says(tmp_path):
+    """Of padding, of the machine, and of models without an attention."""
+    rows = dict(fused(LayerModel(), tmp_path)[0].rows)
+    assert rows["made for"] == "any CPU: sums of whole layers are exact"
+    assert rows["padding"].startswith("is not computed")
+    assert (rows["attention"], rows["layers"]) == ("1 fused", "1 fused")
+    report = optimize(matmul_model(), Recipe(**RECIPE), tmp_path / "out.onnx")
+    assert report.details["layers"] == {
+        "fused": 0,
+        "left": {"layers: the model has no self-attention to find them by": 1},
+    }
+    with pytest.raises(UsageError, match="fuse_layers: not read without fuse"):
+        Recipe(**RECIPE, fuse=False)
