@@ -12,7 +12,6 @@ from graphs import Builder, weight
 from onnxpress.custom_ops import reference
 
 WIDE = 48
-_RNG = np.random.default_rng(3)
 
 
 def made_layer(H=48, heads=3, width=16, F=80, seed=0, **settings) -> reference.EncoderLayer:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/encoder_layer_kernels.h"
 #include "kernels/encoder_product.h"

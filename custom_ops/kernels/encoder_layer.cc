@@ -36,30 +36,43 @@ struct Group {
   }
 };
 
-// The rows that are computed.
-std::vector<std::int64_t> find_tokens(const EncoderProblem& p) {
-  std::vector<std::int64_t> tokens;
-  for (std::int64_t i = 0; i < p.batch * p.sequence; ++i) {
-    if (p.mask == nullptr || p.mask[i] != 0) tokens.push_back(i);
+// The rows that are computed, and how many of each sequence that has some.
+struct Tokens {
+  std::vector<std::int64_t> rows, counts;
+};
+
+Tokens find_tokens(const EncoderProblem& p) {
+  Tokens tokens;
+  for (std::int64_t begin = 0; begin < p.batch * p.sequence; begin += p.sequence) {
+    const std::size_t before = tokens.rows.size();
+    for (std::int64_t i = begin; i < begin + p.sequence; ++i) {
+      if (p.mask == nullptr || p.mask[i] != 0) tokens.rows.push_back(i);
+    }
+    const std::size_t count = tokens.rows.size() - before;
+    if (count != 0) tokens.counts.push_back(static_cast<std::int64_t>(count));
   }
   return tokens;
 }
 
 // In the order of the batch, a new group from `most_rows` rows on.
-std::vector<Group> make_groups(const EncoderProblem& p, const std::vector<std::int64_t>& tokens,
-                               std::int64_t most_rows) {
+std::vector<Group> make_groups(const Tokens& tokens, std::int64_t heads, std::int64_t most_rows) {
   std::vector<Group> groups;
-  const auto all = static_cast<std::int64_t>(tokens.size());
-  for (std::int64_t begin = 0, end = 0; begin < all; begin = end) {
-    const std::int64_t sequence = tokens[begin] / p.sequence;
-    while (end < all && tokens[end] / p.sequence == sequence) ++end;
-    if (groups.empty() || groups.back().rows + end - begin > most_rows) {
+  const std::int64_t* next = tokens.rows.data();
+  for (const std::int64_t count : tokens.counts) {
+    if (groups.empty() || groups.back().rows + count > most_rows) {
       groups.emplace_back();
-      groups.back().tokens = tokens.data() + begin;
+      groups.back().tokens = next;
     }
-    groups.back().add(end - begin, p.layer->heads);
+    groups.back().add(count, heads);
+    next += count;
   }
   return groups;
+}
+
+// That a session may have. Asked once: the answer comes from files of the system.
+std::int64_t most_threads() {
+  static const std::int64_t found = clamp(std::thread::hardware_concurrency(), 1, kMaxThreads);
+  return found;
 }
 
 // Zeros where tokens are left out.
@@ -223,15 +236,15 @@ void run_steps(const EncoderKernels& kernels, const EncoderProblem& p, const Gro
 
 const char* encoder_layer(const EncoderProblem& p, Isa isa, const Parallel& pool) {
   const EncoderKernels& kernels = best_kernels<EncoderKernels>(isa);
-  const std::vector<std::int64_t> tokens = find_tokens(p);
-  clear_others(p, tokens);
-  if (tokens.empty()) return kernels.isa;
-  const std::int64_t threads = clamp(std::thread::hardware_concurrency(), 1, kMaxThreads);
-  std::vector<Group> groups = make_groups(p, tokens, kGroupRows);
+  const Tokens tokens = find_tokens(p);
+  clear_others(p, tokens.rows);
+  if (tokens.rows.empty()) return kernels.isa;
+  const std::int64_t heads = p.layer->heads, threads = most_threads();
+  std::vector<Group> groups = make_groups(tokens, heads, kGroupRows);
   if (static_cast<std::int64_t>(groups.size()) >= threads * kGroupsOfThread) {
     run_groups(kernels, p, groups, threads, pool);
   } else {
-    run_steps(kernels, p, make_groups(p, tokens, static_cast<std::int64_t>(tokens.size()))[0], threads, pool);
+    run_steps(kernels, p, make_groups(tokens, heads, static_cast<std::int64_t>(tokens.rows.size()))[0], threads, pool);
   }
   return kernels.isa;
 }

@@ -2,9 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/encoder_layer_kernels.h"
-#include "kernels/matmul_int8_impl.h"
+#include "kernels/tile.h"
 
 namespace onnxpress {
 namespace {

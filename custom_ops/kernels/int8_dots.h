@@ -9,12 +9,13 @@
 namespace onnxpress {
 namespace {
 
+constexpr std::int64_t kLine = 64;  // bytes: 64 k of a row, or 4 k of 16 columns
+
 // Rows of uint8 codes times tiles of 16 columns of int8 codes, which lie in lines of 4 k of the columns of a tile;
 // padded_k is a multiple of 16. Then finish(sums), of sums[Rows][Tiles].
 template <class S, int Rows, int Tiles, class F>
 __attribute__((always_inline)) inline void dot_block(const std::uint8_t* x, std::int64_t row_bytes,
                                                      const std::int8_t* codes, std::int64_t padded_k, const F& finish) {
-  constexpr std::int64_t kLine = 4 * kTile;
   typename S::I32 sums[Rows][Tiles];
   unroll<Rows>(ONNXPRESS_EACH(r) { unroll<Tiles>(ONNXPRESS_EACH(t) { sums[r.value][t.value] = S::zero_int(); }); });
   const std::int64_t tile_bytes = padded_k * kTile;

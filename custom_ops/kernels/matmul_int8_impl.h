@@ -11,8 +11,6 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kLine = 64;  // bytes: 64 k of a row, or 4 k of 16 columns
-
 inline std::uint8_t flip_of(const Int8Format& format) { return format.is_signed ? 128 : 0; }
 
 inline std::uint8_t* row_of(const Int8Rows& rows, std::int64_t row) {

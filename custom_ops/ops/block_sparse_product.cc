@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "ops/custom_op.h"
 #include "ops/shared_weights.h"
 
 namespace onnxpress {
@@ -20,13 +21,7 @@ class Reader {
 
   template <class T>
   const T* data(BlockSparseInput input, ort::ElementType element, const std::vector<std::int64_t>& shape) const {
-    const ort::TypeAndShape found = type(input);
-    if (found.type != element) reject(std::string("input ") + kBlockInputNames[input] + " has the wrong type");
-    if (found.dims != shape) {
-      reject(std::string("input ") + kBlockInputNames[input] + " has shape " + ort::to_string(found.dims) +
-             ", must be " + ort::to_string(shape));
-    }
-    return static_cast<const T*>(ort::data(api_, constants_[input]));
+    return static_cast<const T*>(checked_data(api_, label_, kBlockInputNames[input], constant(input), element, shape));
   }
 
   // Scale and zero point, both or none.
@@ -46,10 +41,11 @@ class Reader {
   [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }
 
  private:
-  ort::TypeAndShape type(BlockSparseInput input) const {
+  const ort::Value* constant(BlockSparseInput input) const {
     if (!has(input)) reject(std::string("input ") + kBlockInputNames[input] + " is missing, or no constant");
-    return ort::type_and_shape(api_, constants_[input]);
+    return constants_[input];
   }
+  ort::TypeAndShape type(BlockSparseInput input) const { return ort::type_and_shape(api_, constant(input)); }
 
   const ort::Api& api_;
   const std::string& label_;
@@ -103,12 +99,8 @@ BlockSparseNode read_block_sparse(const ort::Api& api, const std::string& label,
   if (input) epilogue.input = *input;
   epilogue.output = read.format(kBlockYScale, kBlockYZeroPoint);
   const std::string& name = attributes.activation;
-  if (name == "relu") {
-    epilogue.activation = Activation::kRelu;
-  } else if (name == "gelu") {
-    epilogue.activation = Activation::kGelu;
-  } else if (name == "gelu_tanh") {
-    epilogue.activation = Activation::kGeluTanh;
+  if (const std::optional<Activation> activation = activation_named(name)) {
+    epilogue.activation = *activation;
   } else if (!name.empty()) {
     read.reject("activation is '" + name + "', must be relu, gelu, gelu_tanh or nothing");
   }

@@ -63,6 +63,24 @@ const ort::Value* constant_input(const ort::Api& api, const ort::KernelInfo* inf
   return is_constant != 0 ? value : nullptr;
 }
 
+const void* checked_data(const ort::Api& api, const std::string& label, const char* name, const ort::Value* value,
+                         ort::ElementType element, const std::vector<std::int64_t>& shape) {
+  const ort::TypeAndShape found = ort::type_and_shape(api, value);
+  if (found.type != element) throw ort::InvalidArgument(label + ": input " + name + " has the wrong type");
+  if (found.dims != shape) {
+    throw ort::InvalidArgument(label + ": input " + name + " has shape " + ort::to_string(found.dims) + ", must be " +
+                               ort::to_string(shape));
+  }
+  return ort::data(api, value);
+}
+
+std::optional<Activation> activation_named(const std::string& name) {
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  return std::nullopt;
+}
+
 void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::optional<ort::ElementType> type,
                  bool keeps) {
   ort::TensorInfo* a = nullptr;  // belongs to the context

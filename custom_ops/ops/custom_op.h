@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/matmul_nbits.h"
 #include "ort/abi.h"
 #include "ort/ort.h"
 
@@ -24,6 +25,14 @@ std::int64_t required_attribute(const ort::Api& api, const ort::KernelInfo* info
 
 // An input where it is a constant, else null.
 const ort::Value* constant_input(const ort::Api& api, const ort::KernelInfo* info, std::size_t index);
+
+// The data of a tensor of this type and shape; `name` is the input's. Throws InvalidArgument, with the label, where it
+// is another.
+const void* checked_data(const ort::Api& api, const std::string& label, const char* name, const ort::Value* value,
+                         ort::ElementType element, const std::vector<std::int64_t>& shape);
+
+// "relu", "gelu" or "gelu_tanh"; none of other names.
+std::optional<Activation> activation_named(const std::string& name);
 
 // Shape of the output: that of A, with the last size replaced by the attribute N unless it `keeps` it. Names of
 // symbolic sizes survive. Its type is that of A where none is given.

@@ -48,9 +48,7 @@ class Reader {
   }
   Activation activation() const {
     const std::string name = text_attribute(api_, info_, "activation");
-    if (name == "relu") return Activation::kRelu;
-    if (name == "gelu") return Activation::kGelu;
-    if (name == "gelu_tanh") return Activation::kGeluTanh;
+    if (const std::optional<Activation> activation = activation_named(name)) return *activation;
     reject("activation is '" + name + "', must be relu, gelu or gelu_tanh");
   }
 
@@ -67,14 +65,7 @@ class Reader {
 
   template <class T>
   const T* data(std::size_t input, ort::ElementType element, const std::vector<std::int64_t>& shape) const {
-    const ort::Value* value = constant(input);
-    const ort::TypeAndShape found = ort::type_and_shape(api_, value);
-    if (found.type != element) reject(std::string("input ") + kNames[input] + " has the wrong type");
-    if (found.dims != shape) {
-      reject(std::string("input ") + kNames[input] + " has shape " + ort::to_string(found.dims) + ", must be " +
-             ort::to_string(shape));
-    }
-    return static_cast<const T*>(ort::data(api_, value));
+    return static_cast<const T*>(checked_data(api_, label_, kNames[input], constant(input), element, shape));
   }
 
  private:

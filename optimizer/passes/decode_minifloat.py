@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
-from ..graph.rewriting import insert_before, required
+from ..graph.rewriting import insert_before, insert_cast, required
 from .declare_functions import add_function
 
 
@@ -53,8 +53,4 @@ def decode_minifloat(
     if transposed:
         weight = insert_before(reader, "Transpose", [weight], None, suffix="_weight_kn", attributes={"perm": [1, 0]})
         weight.type, weight.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(shape[::-1])
-    if dtype != ir.DataType.FLOAT:
-        shaped = weight.shape
-        weight = insert_before(reader, "Cast", [weight], None, suffix="_weight_cast", attributes={"to": int(dtype)})
-        weight.type, weight.shape = ir.TensorType(dtype), shaped
-    return weight
+    return weight if dtype == ir.DataType.FLOAT else insert_cast(reader, weight, dtype, "_weight_cast")

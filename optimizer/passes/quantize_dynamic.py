@@ -27,7 +27,6 @@ from ..planning.lazy_weight import LazyWeight
 from ..planning.plan import Decision
 from ..planning.plan_dynamic import MICROSOFT
 from ..planning.stored_weights import StoredWeights
-from ..quantization.schemes import int8_weights
 from .base import GraphPass
 
 OPSET = 11
@@ -143,9 +142,6 @@ class QuantizeDynamic(GraphPass):
         return self._codes[key]
 
     def _weight(self, decision: Decision, factor: float = 1.0) -> tuple[ir.Value, ir.Value]:
-        """Codes and scales, in the outermost graph, which those inside see."""
-        search = self._search and required(decision.settings).weight.search
-        scheme = int8_weights(search=search, reduce_range=self._reduce_range)
-        weight, graph = self._stored.weight(decision, scheme, factor), self._model.graph
-        codes = self._stored.part(graph, weight, "codes", ir.DataType.INT8, "codes")
-        return codes, self._stored.part(graph, weight, "scales_n", ir.DataType.FLOAT, "scales")
+        return self._stored.int8(
+            self._model.graph, decision, factor, search=self._search, reduce_range=self._reduce_range
+        )

@@ -20,7 +20,6 @@ from ..graph.rewriting import add_array, insert_before, replace, required
 from ..model_io.names import names_of
 from ..planning.plan import Decision, Weight
 from ..planning.stored_weights import StoredWeights
-from ..quantization.schemes import int8_weights
 from .base import GraphPass
 from .declare_functions import add_function
 from .fuse_attention import scope
@@ -138,13 +137,10 @@ class QuantizeEncoderLayers(GraphPass):
         name = f"{product.node.name}_bias"
         return [*self._weight(product.node), add_array(self._model.graph, name, np.ascontiguousarray(array))]
 
-    def _weight(self, node: ir.Node) -> list[ir.Value]:
+    def _weight(self, node: ir.Node) -> tuple[ir.Value, ir.Value]:
         """Codes and scales, of 8 bits whatever the machine: sums are exact."""
-        decision, graph = self._decisions[node], self._model.graph
-        search = self._search and required(decision.settings).weight.search
-        weight = self._stored.weight(decision, int8_weights(search=search, reduce_range=False))
-        codes = self._stored.part(graph, weight, "codes", ir.DataType.INT8, "codes")
-        return [codes, self._stored.part(graph, weight, "scales_n", ir.DataType.FLOAT, "scales")]
+        decision = self._decisions[node]
+        return self._stored.int8(self._model.graph, decision, search=self._search, reduce_range=False)
 
 
 def _nodes(found: FoundLayer) -> tuple[ir.Node, ...]:

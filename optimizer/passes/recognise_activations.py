@@ -46,7 +46,7 @@ class RecogniseActivations(GraphPass):
         """Rewrite; whether anything changed."""
         self._model, self._opset = model, opset_of(model)
         changed = False
-        for recognise in (self._clamp, self._leaky, self._sigmoid, self._hard, self._gelu, self._gelu_tanh):
+        for recognise in (self._clamp, self._leaky, self._sigmoid, self._hard, self._gelu):
             for node in list(model.graph):
                 if node.graph is not None and node.outputs and is_float32(node.outputs[0]):
                     changed |= recognise(node)
@@ -146,42 +146,35 @@ class RecogniseActivations(GraphPass):
         return True
 
     def _gelu(self, node: ir.Node) -> bool:
-        if not is_standard(node, "Erf") or node.inputs[0] is None:
-            return False
-        roots = [x for x, (s, t) in _sources(node.inputs[0]).items() if abs(s - 0.5**0.5) < _CLOSE and t == 0]
-        sum_ = sole_reader(node.outputs[0])
+        """By erf or by tanh."""
+        roots = _roots_of_gelu(node)
+        sum_ = sole_reader(node.outputs[0]) if roots else None
         link = read_link(sum_) if sum_ is not None else None
         if link is None or not _is_scalar(link.map, 1, 1, link.x):
             return False
-        return self._write_gelu(_gated(link.output, dict.fromkeys(roots, (1.0, 0.0)), 0.5), "Gelu")
-
-    def _gelu_tanh(self, node: ir.Node) -> bool:
-        if not is_standard(node, "Tanh") or node.inputs[0] is None:
-            return False
-        roots = [
-            x for value, (s, t) in _sources(node.inputs[0]).items()
-            if abs(s - (2 / math.pi) ** 0.5) < _CLOSE and t == 0 and (x := _with_cube(value)) is not None
-        ]  # fmt: skip
-        sum_ = sole_reader(node.outputs[0])
-        link = read_link(sum_) if sum_ is not None and roots else None
-        if link is None or not _is_scalar(link.map, 1, 1, link.x):
-            return False
-        return self._write_gelu(_gated(link.output, dict.fromkeys(roots, (1.0, 0.0)), 0.5), "FastGelu")
-
-    def _write_gelu(self, found: tuple[ir.Value, ir.Node] | None, name: str) -> bool:
-        """Of x in place of the node that ends it, under the name that ONNX Runtime has for it."""
+        found = _gated(link.output, dict.fromkeys(roots, (1.0, 0.0)), 0.5)
         if found is None:
             return False
         x, end = found
-        standard = self._opset >= 20
+        tanh, standard = node.op_type == "Tanh", self._opset >= 20
         if not standard:
             self._model.opset_imports.setdefault(MICROSOFT, 1)
         y = insert_before(
-            end, "Gelu" if standard else name, [x], end.outputs[0], domain="" if standard else MICROSOFT,
-            suffix="_gelu", attributes={"approximate": "tanh"} if standard and name == "FastGelu" else None,
+            end, "FastGelu" if tanh and not standard else "Gelu", [x], end.outputs[0],
+            domain="" if standard else MICROSOFT, suffix="_gelu",
+            attributes={"approximate": "tanh"} if tanh and standard else None,
         )  # fmt: skip
         replace(end, y)
         return True
+
+
+def _roots_of_gelu(node: ir.Node) -> list[ir.Value]:
+    """Values x, one of which the Erf or Tanh may be the gate of; none of other nodes."""
+    if not is_standard(node, "Erf", "Tanh") or node.inputs[0] is None:
+        return []
+    factor = 0.5**0.5 if node.op_type == "Erf" else (2 / math.pi) ** 0.5
+    scaled = [value for value, (s, t) in _sources(node.inputs[0]).items() if abs(s - factor) < _CLOSE and t == 0]
+    return scaled if node.op_type == "Erf" else [x for value in scaled if (x := _with_cube(value)) is not None]
 
 
 def _with_cube(value: ir.Value) -> ir.Value | None:

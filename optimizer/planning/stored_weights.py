@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from ..graph.rewriting import add_initializer, insert_cast, required
 from ..graph.weight_form import WeightForm
-from ..quantization.schemes import WeightScheme
+from ..quantization.schemes import WeightScheme, int8_weights
 from .lazy_weight import LazyWeight
 from .plan import Decision
 
@@ -41,6 +41,23 @@ class StoredWeights:
             name = f"{lazy.name}_{lazy.scheme.name}_{suffix}"
             self._values[key] = add_initializer(graph, name, lazy.tensor(part, dtype))
         return self._values[key]
+
+    def int8(
+        self, graph: ir.Graph, decision: Decision, factor: float = 1.0, *, search: bool, reduce_range: bool
+    ) -> tuple[ir.Value, ir.Value]:
+        """Codes int8 [K, N] and scales float32 [N] of a weight beside activations of 8 bits.
+
+        Args:
+            graph: The outermost, which those inside see.
+            decision: On the node that reads it.
+            factor: As in `LazyWeight`.
+            search: Search the best scale of each column, where the node's settings do too.
+            reduce_range: Codes of 7 bits.
+        """
+        search = search and required(decision.settings).weight.search
+        weight = self.weight(decision, int8_weights(search=search, reduce_range=reduce_range), factor)
+        codes = self.part(graph, weight, "codes", ir.DataType.INT8, "codes")
+        return codes, self.part(graph, weight, "scales_n", ir.DataType.FLOAT, "scales")
 
     def scales(self, graph: ir.Graph, node: ir.Node, lazy: LazyWeight, form: WeightForm, part: str) -> ir.Value:
         """Scales as the form of a node takes them, else cast to the type it computes in: ONNX Runtime folds that."""

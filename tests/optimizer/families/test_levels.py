@@ -8,6 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+import rewrites
 from onnxpress import ep
 from onnxpress.optimizer import Recipe, optimize
 from sessions import needs
@@ -81,3 +82,31 @@ def test_ids_beyond_a_table_fail(opset, kind, scheme, tmp_path):
         for beyond in (300, -301, 2**31 - 1):
             with pytest.raises(Exception, match="out of data bounds"):
                 session.run(None, {"ids": np.array([beyond], kind.numpy())})
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("level", LEVELS)
+def test_float16_products_at_accuracy_level_4(level, alone, symmetric, tmp_path):
+    """Between casts of ours: with fewer than all optimizations ONNX Runtime's own would hide the scales."""
+    b = graphs.Builder()
+    x = b.input("x", [4, 96], ir.DataType.FLOAT16)
+    x = x if alone else b.op("Erf", x)  # which has no float16 kernel
+    weights = {"W": (96, 32), "bias": (1, 32), "V": (96, 32), "C": (4, 32)}
+    W, bias, V, C = (b.constant(name, graphs.weight(*shape, dtype=np.float16)) for name, shape in weights.items())
+    products = [b.op("Gemm", x, W, bias, name="biased"), b.op("Gemm", x, V, C, name="added", beta=2.0)]
+    y = b.op("Concat", *(each if alone else b.op("Erf", each) for each in products), axis=1)
+    b.output(y, [4, 64], ir.DataType.FLOAT16)
+    feeds = {"x": np.random.default_rng(7).standard_normal((4, 96)).astype(np.float16)}
+
+    def run(level, **settings):
+        written, report = rewrites.emitted(b.model(), Recipe(symmetric=symmetric, **settings), tmp_path)
+        assert not report.warnings
+        assert [(node.domain, node.op_type) for node in written.graph.node].count(("com.microsoft", "MatMulNBits")) == 2
+        options = ort.SessionOptions()
+        options.graph_optimization_level = level
+        return ort.InferenceSession(report.output, options).run(None, feeds)[0]
+
+    got, want = run(level), run(ALL.ORT_ENABLE_ALL, accuracy_level=0)
+    assert got.dtype == np.float16
+    assert np.linalg.norm(got.astype(np.float32) - want) <= 0.03 * np.linalg.norm(want.astype(np.float32))
