@@ -86,6 +86,11 @@ class QuantizeEncoderLayers(GraphPass):
         H, inner, F = qkv.K, out.K, up.N
         if (3 * inner, H, H, F, H) != (qkv.N, out.N, up.K, down.K, down.N):
             return "the sizes of its products do not go together"
+        products = zip(found.products, (out, up, down), strict=True)
+        if any(
+            (bias := constant_of(product.bias)) is not None and bias.size not in (1, w.N) for product, w in products
+        ):
+            return "a bias widens a product"
         vectors = [value for norm in (found.norm1, found.norm2) for value in (norm.scale, norm.shift)]
         if any(required(constant_of(value)).size != H for value in vectors):
             return "its norms are of another size"

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from ..graph.affine_chains import Affine, read_link
 from ..graph.clamps import Clamp, read_clamp
 from ..graph.element_type import is_float32
-from ..graph.matching import behind, fixed, is_standard, least_rank, number, opset_of, sole_reader
+from ..graph.matching import behind, fixed, input_of, is_standard, least_rank, number, opset_of, sole_reader
 from ..graph.rewriting import add_array, insert_before, replace, required, take_over_name
 from ..graph.weight_form import MICROSOFT
 from .base import GraphPass
@@ -180,7 +180,7 @@ def _roots_of_gelu(node: ir.Node) -> list[ir.Value]:
 def _with_cube(value: ir.Value) -> ir.Value | None:
     """The x of x + 0.044715 x^3."""
     node = value.producer()
-    if not is_standard(node, "Add") or None in node.inputs:
+    if not is_standard(node, "Add") or len(node.inputs) != 2 or None in node.inputs:
         return None
     for index in (0, 1):
         x = required(node.inputs[1 - index])
@@ -193,12 +193,12 @@ def _with_cube(value: ir.Value) -> ir.Value | None:
 def _is_cube(value: ir.Value, x: ir.Value) -> bool:
     node = value.producer()
     if is_standard(node, "Pow"):
-        return node.inputs[0] is x and number(node.inputs[1]) == 3
-    if not is_standard(node, "Mul") or x not in node.inputs:
+        return node.inputs[0] is x and number(input_of(node, 1)) == 3
+    if not is_standard(node, "Mul") or len(node.inputs) != 2 or x not in node.inputs:
         return False
     square = required(node.inputs[1] if node.inputs[0] is x else node.inputs[0]).producer()
     if is_standard(square, "Pow"):
-        return square.inputs[0] is x and number(square.inputs[1]) == 2
+        return square.inputs[0] is x and number(input_of(square, 1)) == 2
     return is_standard(square, "Mul") and list(square.inputs) == [x, x]
 
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of
 from ..graph.element_type import is_float32
-from ..graph.matching import is_fixed, is_standard, number, opset_of, sole_reader
+from ..graph.matching import input_of, is_fixed, is_standard, number, opset_of, sole_reader
 from ..graph.rewriting import insert_before, replace, required, take_over_name
 from .base import GraphPass
 from .remove_unused import remove_unused
@@ -77,16 +77,22 @@ def _find(root: ir.Node) -> _Norm | None:
     scale = _constant_beside(scaled, quotient, "Mul")
     shifted = sole_reader(scaled.outputs[0]) if scaled is not None and scale is not None else None
     shift = _constant_beside(shifted, scaled.outputs[0] if scaled is not None else None, "Add")
-    if scale is None or shift is None or shifted is None:
+    if scale is None or shift is None or shifted is None or not _fit(x, scale, shift):
         return None
     return _Norm(x, epsilon, scale, shift, shifted)
 
 
+def _fit(x: ir.Value, scale: ir.Value, shift: ir.Value) -> bool:
+    """Whether scale and shift are as long as the last axis: the operator has one of each for each number."""
+    sizes = {required(constant_of(value)).size for value in (scale, shift)}
+    return x.shape is not None and sizes == {x.shape[-1]}
+
+
 def _beside_number(node: ir.Node) -> tuple[ir.Value | None, float | None]:
     for index in (0, 1):
-        value = number(node.inputs[index])
+        value = number(input_of(node, index))
         if value is not None and value >= 0:
-            return node.inputs[1 - index], value
+            return input_of(node, 1 - index), value
     return None, None
 
 
@@ -105,9 +111,9 @@ def _mean_of(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
 def _root_of_squares(value: ir.Value | None) -> ir.Value | None:
     """What a value is the square of."""
     node = value.producer() if value is not None else None
-    if is_standard(node, "Pow") and number(node.inputs[1]) == 2:
+    if is_standard(node, "Pow") and number(input_of(node, 1)) == 2:
         return node.inputs[0]
-    return node.inputs[0] if is_standard(node, "Mul") and node.inputs[0] is node.inputs[1] else None
+    return node.inputs[0] if is_standard(node, "Mul") and node.inputs[0] is input_of(node, 1) else None
 
 
 def _centred(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
@@ -115,7 +121,7 @@ def _centred(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
     node = value.producer() if value is not None else None
     if not is_standard(node, "Sub"):
         return None, None
-    x, axis = _mean_of(node.inputs[1])
+    x, axis = _mean_of(input_of(node, 1))
     return (x, axis) if x is node.inputs[0] else (None, None)
 
 

@@ -85,6 +85,7 @@ def test_becomes_one_node(settings):
         {"axes": 1},
         {"exponent": 3.0},
         {"scale": (1, SIZE)},
+        {"scale": (1,)},
         {"kept": "root"},
         {"overridable": "epsilon"},
         {"overridable": "gamma"},
