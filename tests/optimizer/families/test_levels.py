@@ -86,7 +86,7 @@ def test_ids_beyond_a_table_fail(opset, kind, scheme, tmp_path):
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("alone", [True, False])
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ALL.__members__.values())
 def test_float16_products_at_accuracy_level_4(level, alone, symmetric, tmp_path):
     """Between casts of ours: with fewer than all optimizations ONNX Runtime's own would hide the scales."""
     b = graphs.Builder()
