@@ -74,6 +74,7 @@ def _as_a_process_has_it(out: int, err: int) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default")
+            warnings.simplefilter("ignore", ResourceWarning)  # as a process does: what other tests left may go now
             yield
     finally:
         sys.stdout.flush()

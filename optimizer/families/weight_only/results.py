@@ -10,7 +10,9 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,9 +87,11 @@ class Files:
     """
 
     def __init__(self, folder: Path | None, run: str) -> None:
-        self._temporary = tempfile.TemporaryDirectory(prefix="onnxpress-") if folder is None else None
-        self._folder = Path(self._temporary.name) if self._temporary is not None else Path(folder or "")
-        if folder is not None:
+        if folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="onnxpress-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        else:
+            self._folder = folder
             _claim(folder, run)
 
     def has(self, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import graphs
@@ -12,6 +13,7 @@ from onnxpress.optimizer import Recipe, optimize
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.families.weight_only import products
+from onnxpress.optimizer.families.weight_only.results import Files
 
 WIDTH = 48
 
@@ -108,3 +110,15 @@ def test_the_search_for_a_recipe_goes_on_too(tmp_path):
     went_on = convert(path, folder, max_drop=1e-6).read_bytes()
     assert {each.name for each in folder.iterdir()} >= {"tried 1", "tried 2"}
     assert convert(path, None, max_drop=1e-6).read_bytes() == went_on
+
+
+def test_a_folder_of_its_own_goes_with_its_last_reader(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    files = Files(None, "run")
+    files.keep("one", {"a": 1}, {"b": np.arange(3)})
+    assert files.read("one", ["b"])[0] == {"a": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+    del files
+    gc.collect()
+    assert not list(tmp_path.iterdir())
+    assert not recwarn.list
