@@ -60,9 +60,6 @@ class Gate:
         """
         self.warnings: list[str] = []
         self._process = SessionProcess()
-        if check is not False:
-            with suppress(OnnxpressError):  # which the run tells
-                self._process.start()
         original = bare(model)
         self._standing = standing(original)
         self._reference: Reference | None = None

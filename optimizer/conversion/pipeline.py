@@ -37,6 +37,7 @@ from .annotations import Annotations
 from .gate import Gate
 from .infer_types import infer_types
 from .request import bound_metric, check_request
+from .session_process import start_early
 
 if TYPE_CHECKING:
     import onnx
@@ -86,6 +87,8 @@ def optimize(
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
     check_request(recipe, calibration, named)
     clock = _Clock()
+    if recipe.check is not False:
+        start_early()
     if isinstance(model, ir.Model):
         path, source, loaded, size_before = None, model.graph.name or "model", model, 0
         target = storage.check_target(output) if output is not None else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import fcntl
 import os
 import pickle
 import signal
@@ -16,7 +17,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -44,15 +45,15 @@ class Loaded:
     overridable: list[str]
 
 
-_SMALL = 1 << 24
-"""Bytes of a model whose process is worth keeping: of larger ones ONNX Runtime may hold memory back."""
 _SPARE_SECONDS = 5.0
+_PIPE_BYTES = 1 << 20
+"""That a pipe may hold, so that weights go through it in few turns of both processes."""
 
 StartedBy = tuple[int, tuple[str, ...]]
 
 
 class _Spare:
-    """The process of the last conversion, for the next one: it takes half a second of CPU to start one.
+    """The process that nobody uses now, for who is next: it takes half a second of CPU to start one.
 
     There is one at most, and it ends after some seconds, and with this process.
     """
@@ -110,13 +111,28 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def start_early() -> None:
+    """Start a process for who needs one in some seconds, without waiting, where the operating system can."""
+    process = SessionProcess()
+    with contextlib.suppress(OnnxpressError):  # which the run tells
+        process.start()
+    process.release()
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a pipe hold more, where the operating system can."""
+    if pipe is not None and hasattr(fcntl, "F_SETPIPE_SZ"):
+        with contextlib.suppress(OSError):  # the user's pipes hold all that they may
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
 class SessionProcess:
     """A process that holds one session at a time; it starts when it is needed, and anew where it died."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._sent: dict[int, ir.TensorProtocol] = {}
-        self._size = 0
+        self._is_asked = False
 
     @property
     def is_alive(self) -> bool:
@@ -130,7 +146,7 @@ class SessionProcess:
             OnnxpressError: The operating system starts no process.
         """
         if self._process is None:
-            self._process, self._size = _SPARE.take(), 0
+            self._process, self._is_asked = _SPARE.take(), False
         if self._process is not None:
             return
         command = [sys.executable, "-c", _START, *filter(None, sys.path)]
@@ -139,6 +155,7 @@ class SessionProcess:
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)
         except OSError as error:
             raise OnnxpressError(f"no process can be started to run it: {error.strerror}") from error
+        _widen(self._process.stdin)
 
     def open(
         self,
@@ -164,8 +181,6 @@ class SessionProcess:
         self.start()
         told, bodies = [], []
         known, self._sent = self._sent, {}
-        size = len(model) if isinstance(model, bytes) else model.stat().st_size if model.is_file() else 0
-        self._size = max(self._size, size + sum(tensor.nbytes for tensor in (weights or {}).values()))
         for key, tensor in (weights or {}).items():
             dtype, place = tensor.dtype.numpy(), None
             if isinstance(tensor, ir.ExternalTensor):
@@ -187,16 +202,15 @@ class SessionProcess:
         return outputs
 
     def release(self) -> None:
-        """Free what the process holds; that of a small model waits some seconds for the next one, others end."""
-        if self._process is None or self._size > _SMALL:
-            self.stop()
+        """Free what the process holds; it waits some seconds for the next one who needs it."""
+        if self._process is None:
             return
         try:
-            if self._size:
+            if self._is_asked:
                 self._ask("close")
         except OnnxpressError:  # it is dead
             return
-        process, self._process, self._sent, self._size = self._process, None, {}, 0
+        process, self._process, self._sent = self._process, None, {}
         _SPARE.put(process)
 
     def stop(self) -> None:
@@ -206,7 +220,7 @@ class SessionProcess:
             _end(process)
 
     def _ask(self, *request: Any, bodies: Sequence[ir.TensorProtocol] = ()) -> Any:
-        process = self._process
+        process, self._is_asked = self._process, True
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None

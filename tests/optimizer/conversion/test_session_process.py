@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -32,9 +33,9 @@ def opened(process, model, **more):
     return process.open(made.proto.SerializeToString(), "m", ours=False, weights=made.weights, **more)
 
 
-def product():
+def product(K=64, N=48):
     """x @ W, a weight that is fed."""
-    return matmul_model()
+    return matmul_model(K, N)
 
 
 @pytest.mark.parametrize("optimized", [False, True])
@@ -135,7 +136,7 @@ def number_of(process):
     return process._process.pid
 
 
-def test_the_process_of_a_small_model_serves_the_next():
+def test_the_process_serves_the_next():
     session_process._SPARE.end()
     first, second = SessionProcess(), SessionProcess()
     number = number_of(first)
@@ -150,14 +151,36 @@ def test_the_process_of_a_small_model_serves_the_next():
     first.stop()
 
 
-def test_of_other_models_it_does_not(monkeypatch):
+def resident(number):
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{number}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_it_gives_memory_back():
     session_process._SPARE.end()
     process = SessionProcess()
     number = number_of(process)
-    monkeypatch.setattr(session_process, "_SMALL", 16)
+    before = resident(number)
+    loaded = opened(process, product(2048, 2048))
+    process.run(loaded.outputs, {"x": np.ones((1, 2048), np.float32)})
+    assert resident(number) > before + (12 << 20)
     process.release()
-    assert number_of(process) != number
-    monkeypatch.undo()
+    assert resident(number) < before + (4 << 20)
+    process.stop()
+
+
+def test_one_that_was_started_early_serves():
+    session_process._SPARE.end()
+    session_process.start_early()
+    number = session_process._SPARE._kept[1].pid
+    process = SessionProcess()
+    assert number_of(process) == number
+    process.stop()
+
+
+def test_one_that_died_does_not():
+    session_process._SPARE.end()
+    process = SessionProcess()
     number = number_of(process)
     os.kill(number, signal.SIGKILL)
     process.release()
