@@ -371,8 +371,8 @@ class Sparse:
     )
     block: str | None = setting(
         None,
-        "Inputs x outputs of a block, such as 4x4, 4x1 or 1x16; by default 4x4, or as found in weights that are sparse "
-        "already.",
+        "Inputs x outputs of a block, such as 4x4, 4x1 or 1x16; by default 4x4, 4x1 below a sparsity of 0.1, or as "
+        "found in weights that are sparse already.",
         parse=_block,
         expected='a string of inputs x outputs, such as "4x4"',
     )

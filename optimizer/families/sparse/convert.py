@@ -43,7 +43,9 @@ from .layer import Layer, LayerReport, read_weight, share_out
 from .masks import apply_masks
 from .sequential import finish_in_order
 
-DEFAULT_BLOCK = Block(4, 4)
+_USUAL, _FINE = Block(4, 4), Block(4, 1)
+_LITTLE = 0.1
+"""Sparsity below which the blocks that go save little time, so that those count which lose least."""
 _BLOCKS = (Block(4, 4), Block(1, 16), Block(4, 1), Block(1, 4))  # that the kernels are fast for, large ones first
 _LARGER = 1.05  # times the weights of the best block that a larger one may keep
 _SHOWN = 40  # layers
@@ -125,7 +127,7 @@ def _plan(model: ir.Model, recipe: Recipe) -> tuple[Block, list[Decision], Left]
     left = prepare(model, recipe, gemm=False)
     if recipe.fuse:
         FuseHeads()(model)
-    block = Block.parse(recipe.block) if recipe.block else DEFAULT_BLOCK if recipe.prune else find_block(model, recipe)
+    block = _block(model, recipe)
     return block, plan_sparse(model, recipe, block), left
 
 
@@ -150,6 +152,14 @@ def _leave_slow(
         del layers[decision.node]
     progress("time", len(decisions), len(decisions))
     return rounded
+
+
+def _block(model: ir.Model, recipe: Recipe) -> Block:
+    if recipe.block:
+        return Block.parse(recipe.block)
+    if not recipe.prune:
+        return find_block(model, recipe)
+    return _FINE if recipe.sparsity is not None and recipe.sparsity < _LITTLE and not recipe.mask else _USUAL
 
 
 def find_block(model: ir.Model, recipe: Recipe) -> Block:

@@ -122,3 +122,23 @@ def test_a_mask_that_leaves_next_to_nothing_is_told(tmp_path):
     np.savez(tmp_path / "m.npz", W=mask)
     (warning,) = converted(one_product(weight(K, N)), mask=str(tmp_path / "m.npz")).warnings
     assert warning == "product loses 99.9 % of its weights: judge the model by a task, or remove less"
+
+
+@pytest.mark.parametrize(("settings", "block"), [
+    ({"sparsity": 0.05}, "4x1"), ({"sparsity": 0.1}, "4x4"), ({}, "4x4"), ({"sparsity": 0.05, "block": "1x4"}, "1x4"),
+])  # fmt: skip
+def test_where_little_goes_blocks_are_fine(settings, block):
+    report = converted(three_layers(), criterion="magnitude", **settings)
+    assert list(report.schemes) == [f"sparse int8 in blocks of {block}"]
+
+
+def test_few_blocks_change_little():
+    """Of random weights the smallest blocks of 4x4 are far from zero."""
+    errors = {}
+    for block in (None, "4x4"):
+        model = three_layers()
+        (wanted,) = run(model, {"x": batch(columns=64)})
+        converted(model, sparsity=0.01, criterion="magnitude", block=block, dtype="float32")
+        (found,) = run(model, {"x": batch(columns=64)})
+        errors[block] = np.linalg.norm(found - wanted)
+    assert errors[None] < errors["4x4"], errors
