@@ -21,11 +21,13 @@ from ..calibration.archive import write_npz
 from ..errors import OnnxpressError, UsageError, option
 from ..model_io import storage
 from ..runtime.feeds import Feeds, default_inputs, fitted, random_feeds, symbolic_sizes
+from ..runtime.probe import Probe
 from ..runtime.session import is_compiled, provider_options, uses_our_ops
 from ..runtime.timing import take_turns
 from ..runtime.token_limits import token_limits
 from ..sources import resolve
 from . import openvino as peers
+from .steps import Profiled, Steps, print_steps, step_times
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +76,7 @@ class Benchmark:
         setup: ONNX Runtime's version and configuration.
         inputs: Shape of each input.
         left: What was not timed, and why.
+        steps: Where the time of each model goes, if it was profiled; OpenVINO's is not.
     """
 
     timings: list[Timing]
@@ -81,6 +84,7 @@ class Benchmark:
     setup: str
     inputs: dict[str, list[int]]
     left: list[str] = dataclasses.field(default_factory=list)
+    steps: list[Steps] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> str:
         """Everything as JSON."""
@@ -101,6 +105,8 @@ class Benchmark:
         console.print(table)
         if any(t.ours for t in self.timings):
             console.print("* on the kernels of onnxpress")
+        if self.steps:
+            print_steps(self.steps, console)
         for line in self.left:
             console.print(f"cannot run: {line}", soft_wrap=True)
 
@@ -128,6 +134,7 @@ def bench(
     nncf: Calibration | None = None,
     data: Calibration | None = None,
     openvino_config: Mapping[str, str] | None = None,
+    profile: bool = False,
     progress: Callable[[str, int, int], None] = lambda _stage, _done, _total: None,
 ) -> Benchmark:
     """Time models on the same inputs.
@@ -144,6 +151,7 @@ def bench(
         nncf: Time in OpenVINO what NNCF makes of the first model with this data.
         data: Inputs in place of random ones: the first batch of this data.
         openvino_config: Properties of OpenVINO's CPU plugin.
+        profile: Also run the models under ONNX Runtime's profiler, for `Benchmark.steps`.
         progress: Told how the work goes on.
 
     Raises:
@@ -166,7 +174,7 @@ def bench(
                 raise
             except OnnxpressError as error:
                 left.append(f"{models[0]} by NNCF: {error}")
-        result = _bench(entries, common, rounds, progress)
+        result = _bench(entries, common, rounds, progress, profile=profile)
         return dataclasses.replace(result, left=result.left + left)
 
 
@@ -258,7 +266,7 @@ def _rounded_by_nncf(model: str, calibration: Calibration, folder: Path) -> _Ent
 
 
 def _bench(
-    entries: Sequence[_Entry], common: _Common, rounds: int, progress: Callable[[str, int, int], None]
+    entries: Sequence[_Entry], common: _Common, rounds: int, progress: Callable[[str, int, int], None], *, profile: bool
 ) -> Benchmark:  # fmt: skip
     runs: list[_Run] = []
     loads: list[dict[str, float]] = []
@@ -291,8 +299,18 @@ def _bench(
     runtimes = setup(common.threads, common.config)
     if any(entry.onnx is not None for entry in entries):
         runtimes += f"\n{peers.setup(common.openvino_config)}"
+    steps = _steps(runs, common, rounds) if profile else []
     left = [f"{entry.name}: {str(reason).removeprefix(f'{entry.path}: ')}" for entry, reason in failed]
-    return Benchmark(timings, machine(), runtimes, {k: list(v.shape) for k, v in runs[0].feeds.items()}, left)
+    return Benchmark(timings, machine(), runtimes, {k: list(v.shape) for k, v in runs[0].feeds.items()}, left, steps)
+
+
+def _steps(runs: Sequence[_Run], common: _Common, rounds: int) -> list[Steps]:
+    profiled = [
+        Profiled(run.entry.name, run.entry.path, run.entry.options(common), run.feeds)
+        for run in runs
+        if run.entry.onnx is None
+    ]
+    return step_times(profiled, common.folder, peak=Probe(common.threads).dot_rate(), rounds=rounds)
 
 
 def _refuse_other_inputs(first: _Run, run: _Run) -> None:

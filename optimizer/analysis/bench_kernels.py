@@ -7,16 +7,15 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnxpress.custom_ops import _kernels
 
 from ..errors import OnnxpressError
 from ..runtime.kernel_case import INT8_OPS, Case
 from ..runtime.kernel_models import sides, weight_bytes
 from ..runtime.machine import saturation_note
+from ..runtime.probe import Probe
 from ..runtime.session import open_session, session_options
 from ..runtime.timing import take_turns
 from .bench import machine, setup
@@ -24,8 +23,6 @@ from .bench import machine, setup
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PROBE_SECONDS = 0.5
-_PROBE_BYTES = 256 << 20  # beyond any cache
 _CLOSE = 0.05  # relative error between two ways of rounding activations; a wrong product is far beyond
 
 
@@ -138,7 +135,7 @@ def bench_kernels(
         OnnxpressError: The results differ, or ONNX Runtime refuses the model.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    probe = _Probe(threads)
+    probe = Probe(threads)
     peak = probe.dot_rate()
     timings: list[KernelTiming] = []
     for group in _models_of(cases):
@@ -169,23 +166,6 @@ def bench_kernels(
             progress("bench", len(timings), len(cases))
     note = saturation_note() if any(case.op in INT8_OPS for case in cases) else []
     return KernelBenchmark(timings, peak, machine(), "\n".join([setup(threads, {}), *note]))
-
-
-class _Probe:
-    """What the machine does at best, all threads at once."""
-
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-        self._memories = [np.ones(_PROBE_BYTES // threads, np.uint8) for _ in range(threads)]
-        self.bytes = sum(memory.nbytes for memory in self._memories)
-
-    def dot_rate(self) -> float:
-        """int8 operations a second."""
-        return 2 * sum(self._pool.map(lambda _: _kernels.dot_rate(_PROBE_SECONDS), self._memories))
-
-    def read(self) -> None:
-        """Read `bytes` from memory."""
-        list(self._pool.map(_kernels.read, self._memories))
 
 
 def _models_of(cases: Sequence[Case]) -> Iterator[list[Case]]:

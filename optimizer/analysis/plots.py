@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..errors import OnnxpressError
+from .steps import Steps, kinds
 
 if TYPE_CHECKING:
     from .bench import Benchmark
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _INK, _ACCENT = "#4a6fa5", "#c8553d"
 _MOST_LABEL = 44
+_MOST_KINDS = 7  # of steps that have a colour of their own
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -29,9 +32,13 @@ def shorten(name: str, most: int = _MOST_LABEL) -> str:
 
 
 def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
-    """Bars of the median latency, with marks from the tenth to the ninetieth percentile."""
+    """Bars of the median latency, with marks from the tenth to the ninetieth percentile, and of steps, if there are."""
     timings = benchmark.timings
-    figure, axes = _figure(1.4 + 0.55 * len(timings))
+    if benchmark.steps:
+        figure, (axes, below) = _figure(2.8 + 0.55 * (len(timings) + len(benchmark.steps)), rows=2)
+        _plot_steps(benchmark.steps, below)
+    else:
+        figure, axes = _figure(1.4 + 0.55 * len(timings))
     medians = [1e3 * t.median for t in timings]
     spread = [[1e3 * (t.median - t.low) for t in timings], [1e3 * (t.high - t.median) for t in timings]]
     labels = [shorten(Path(t.model).name) for t in timings]
@@ -47,6 +54,22 @@ def plot_benchmark(benchmark: Benchmark, path: str | Path) -> None:
     axes.set_xlabel("median latency in ms; whiskers from 10 % to 90 % of the runs")
     axes.set_title(f"{benchmark.machine}\n{benchmark.setup}", fontsize=9, loc="left")
     _save(figure, path)
+
+
+def _plot_steps(found: Sequence[Steps], axes: Any) -> None:
+    """Bars made of the time of each kind of step; kinds that take little everywhere are one."""
+    places, ends = list(range(len(found))), [0.0] * len(found)
+    shown = kinds(found)
+    named, little = shown[:_MOST_KINDS], shown[_MOST_KINDS:]
+    rows = [(kind, [kind]) for kind in named] + ([("less", little)] if little else [])
+    for index, (label, together) in enumerate(rows):
+        widths = [1e3 * sum(step.seconds for step in each.steps if step.kind in together) for each in found]
+        axes.barh(places, widths, left=ends, height=0.6, label=label, color=f"C{index}")
+        ends = [end + width for end, width in zip(ends, widths, strict=True)]
+    axes.set_yticks(places, [shorten(Path(each.model).name) for each in found])
+    axes.invert_yaxis()
+    axes.set_xlabel("ms by kind of step, under the profiler")
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(found) > 2 else -0.6))
 
 
 def plot_kernels(benchmark: KernelBenchmark, path: str | Path) -> None:
@@ -168,12 +191,13 @@ def _finite(loss: float | None) -> TypeGuard[float]:
     return loss is not None and math.isfinite(loss)
 
 
-def _figure(height: float) -> tuple[Any, Any]:
+def _figure(height: float, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots(rows)
+    for each in figure.axes:
+        each.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 

@@ -135,6 +135,9 @@ def bench(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 9,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also show where the time goes, by kind of step, in the plot as well.")
+    ] = False,
     ort_option: Annotated[
         list[str] | None, typer.Option(help="KEY=VALUE of ONNX Runtime's session configuration; repeatable.")
     ] = None,
@@ -174,7 +177,7 @@ def bench(
             model, dims=dims, threads=threads, rounds=rounds, config=config,
             provider=ep, claim=claim, openvino=openvino, data=given,
             nncf=asked,
-            openvino_config=openvino_config, progress=progress,
+            openvino_config=openvino_config, profile=profile, progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_benchmark

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from ..errors import OnnxpressError
 from ..model_io import reading
 from .attribution import Attribution
 from .feeds import Feeds
+from .node_events import node_events
 from .session import open_session, session_options, uses_our_ops
 from .temporary import written
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.06  # seconds; threads of the other session go on spinning for some 20 ms
 _RUNS = 3  # counted ones in a turn
-_EVENT = "_kernel_time"  # behind the name of a node in the profile
 _DATA_KEY = "session.optimized_model_external_initializers_file_name"
 
 # A product in float between two in int8 needs conversions that it does not need in int8.
@@ -194,9 +193,8 @@ class _Run:
         path = self.stop()
         assert path is not None
         times: dict[str, list[float]] = defaultdict(list)
-        for event in json.loads(path.read_text(encoding="utf-8")):
-            if event.get("cat") == "Node" and event["name"].endswith(_EVENT):
-                times[event["name"].removesuffix(_EVENT)].append(1e-6 * event["dur"])
+        for event in node_events(path):
+            times[event.name].append(event.seconds)
         seconds = {
             node.name: float(
                 np.median([t for t, counts in zip(times[node.name], self._counted, strict=False) if counts])

@@ -42,7 +42,7 @@ def quick(monkeypatch):
         return [[2.0], [1.0], [4.0]]
 
     monkeypatch.setattr(kernels, "take_turns", take_turns)
-    monkeypatch.setattr(kernels, "_Probe", Probe)
+    monkeypatch.setattr(kernels, "Probe", Probe)
     return counted
 
 
