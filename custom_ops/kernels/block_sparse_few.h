@@ -58,7 +58,7 @@ void multiply_few_rows(const BlockSparseProblem& p, const SparseRows& rows, std:
 template <class S>
 void sparse_multiply_few(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t tile, std::int64_t end) {
   for (; tile < end; ++tile) {
-    for_each_group_of_rows<S>(0, p.M, [&](auto rows_at_once, std::int64_t row) {
+    for_each_group_of_rows<S::kRows>(0, p.M, [&](auto rows_at_once, std::int64_t row) {
       constexpr int kRows = decltype(rows_at_once)::value;
       if (p.weight->is_float) {
         multiply_few_rows<S, FloatWords<S>, kRows>(p, rows, tile, row);

@@ -56,13 +56,13 @@ void multiply_rows(const Columns& columns, const EncoderScratch& scratch, std::i
   const auto panels = [&](auto tiles_at_once, std::int64_t tile) {
     constexpr int kTiles = decltype(tiles_at_once)::value;
     for (; tile + kTiles <= tiles; tile += kTiles) {
-      for_each_group_of_rows<S>(first, first + count, [&](auto rows, std::int64_t row) {
+      for_each_group_of_rows<S::kInt8Rows>(first, first + count, [&](auto rows, std::int64_t row) {
         multiply_block<S, decltype(rows)::value, kTiles>(columns, scratch, row, tile, out, stride);
       });
     }
     return tile;
   };
-  constexpr int kPanel = S::template int8_tiles<S::kRows>();
+  constexpr int kPanel = S::template int8_tiles<S::kInt8Rows>();
   std::int64_t tile = panels(Index<kPanel>{}, 0);
   if constexpr (kPanel > 2) tile = panels(Index<2>{}, tile);
   if constexpr (kPanel > 1) panels(Index<1>{}, tile);

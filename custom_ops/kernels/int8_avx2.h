@@ -12,6 +12,8 @@ namespace {
 // vpmaddubsw would saturate: bytes are widened to 16 bits, the even and the odd ones apart, and vpmaddwd is exact.
 struct Int8Avx2 : Avx2 {
   static constexpr Int8Dots kInt8Dots = Int8Dots::kWidened;
+  // 16 registers: 4 rows x 2 halves of sums, 4 of weights, 2 of activations and a product make 15.
+  static constexpr int kInt8Rows = 4;
 
   template <int Rows>
   static constexpr int int8_tiles() {
@@ -50,10 +52,8 @@ struct Int8Avx2 : Avx2 {
     return {_mm256_and_si256(v, _mm256_set1_epi16(255)), _mm256_srli_epi16(v, 8)};
   }
   static I32 dot(I32 sum, Activations x, Weights w) {
-    return {_mm256_add_epi32(
-                sum.low, _mm256_add_epi32(_mm256_madd_epi16(x.even, w.low_even), _mm256_madd_epi16(x.odd, w.low_odd))),
-            _mm256_add_epi32(sum.high, _mm256_add_epi32(_mm256_madd_epi16(x.even, w.high_even),
-                                                        _mm256_madd_epi16(x.odd, w.high_odd)))};
+    return {plus_products(sum.low, x.even, w.low_even, x.odd, w.low_odd),
+            plus_products(sum.high, x.even, w.high_even, x.odd, w.high_odd)};
   }
 
   static void store_codes(std::uint8_t* p, F32 v, const CodeFormat& format, std::int64_t count) {
@@ -103,6 +103,15 @@ struct Int8Avx2 : Avx2 {
       low = lows[i] < low ? lows[i] : low;
       high = highs[i] > high ? highs[i] : high;
     }
+  }
+
+ protected:
+  static __m256i plus_products(__m256i sum, __m256i a, __m256i b, __m256i c, __m256i d) {
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+    add_now(sum);
+    sum = _mm256_add_epi32(sum, _mm256_madd_epi16(c, d));
+    add_now(sum);
+    return sum;
   }
 
  private:

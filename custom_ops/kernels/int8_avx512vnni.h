@@ -11,6 +11,7 @@ namespace {
 
 struct Int8Avx512Vnni : Avx512Vnni {
   static constexpr Int8Dots kInt8Dots = Int8Dots::kNative;
+  static constexpr int kInt8Rows = kRows;
 
   // 32 registers: 6 rows x 4 tiles of sums, 4 weights and a broadcast make 29. One row streams more tiles.
   template <int Rows>

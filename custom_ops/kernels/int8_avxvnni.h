@@ -11,6 +11,7 @@ namespace {
 struct Int8AvxVnni : Int8Avx2 {
   static constexpr const char* kName = "avxvnni";
   static constexpr Int8Dots kInt8Dots = Int8Dots::kNative;
+  static constexpr int kInt8Rows = 6;  // 12 registers of sums, 2 of weights and a broadcast make 15
 
   using Weights = U8;
   using Activations = __m256i;

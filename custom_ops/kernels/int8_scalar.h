@@ -12,6 +12,7 @@ namespace {
 
 struct Int8Scalar : Scalar {
   static constexpr Int8Dots kInt8Dots = Int8Dots::kPortable;
+  static constexpr int kInt8Rows = kRows;
 
   template <int Rows>
   static constexpr int int8_tiles() {

@@ -107,7 +107,7 @@ template <class S>
 void multiply(const Int8Problem& p, const Int8Rows& rows, std::int64_t first_tile, std::int64_t tiles,
               std::int64_t begin, std::int64_t rows_end) {
   const std::int64_t end = first_tile + tiles;
-  for_each_group_of_rows<S>(begin, rows_end, [&](auto rows_at_once, std::int64_t row) {
+  for_each_group_of_rows<S::kInt8Rows>(begin, rows_end, [&](auto rows_at_once, std::int64_t row) {
     constexpr int kRows = decltype(rows_at_once)::value;
     constexpr int kTiles = S::template int8_tiles<kRows>();
     std::int64_t tile = first_tile;

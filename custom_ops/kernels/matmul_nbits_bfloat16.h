@@ -106,7 +106,7 @@ void panel_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t f
                     std::int64_t end) {
   for_each_panel<S, Codes>(
       *p.weight, first_tile, [&](const std::uint16_t* panel, std::int64_t block, std::int64_t end_block) {
-        for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
+        for_each_group_of_rows<S::kRows>(begin, end, [&](auto rows_at_once, std::int64_t row) {
           multiply_pairs<S, decltype(rows_at_once)::value>(p, a, panel, first_tile, row, block, end_block);
         });
       });

@@ -70,7 +70,7 @@ void panel_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t be
   for (std::int64_t k = 0; k < w.K; k += kFloatK) {
     const std::int64_t count = w.K - k < kFloatK ? w.K - k : kFloatK;
     dequantize<S, Codes>(w, first_tile, k, count, panel);
-    for_each_group_of_rows<S>(begin, end, [&](auto rows_at_once, std::int64_t row) {
+    for_each_group_of_rows<S::kFloatRows>(begin, end, [&](auto rows_at_once, std::int64_t row) {
       multiply_floats<S, decltype(rows_at_once)::value>(p, panel, first_tile, row, k, count);
     });
   }

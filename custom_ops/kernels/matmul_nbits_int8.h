@@ -124,14 +124,15 @@ template <class S, int Bits>
 void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles,
                  std::int64_t begin, std::int64_t rows_end) {
   const std::int64_t end = first_tile + tiles;
-  for_each_group_of_rows<S>(begin, rows_end, [&](auto rows_at_once, std::int64_t row) __attribute__((always_inline)) {
-    constexpr int kRows = decltype(rows_at_once)::value;
-    constexpr int kTiles = S::template stream_tiles<kRows>();
-    std::int64_t tile = first_tile;
-    for (; tile + kTiles <= end; tile += kTiles)
-      stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile, tile + 2 * kTiles > end);
-    for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile, tile + 2 > end);
-  });
+  for_each_group_of_rows<S::kRows>(
+      begin, rows_end, [&](auto rows_at_once, std::int64_t row) __attribute__((always_inline)) {
+        constexpr int kRows = decltype(rows_at_once)::value;
+        constexpr int kTiles = S::template stream_tiles<kRows>();
+        std::int64_t tile = first_tile;
+        for (; tile + kTiles <= end; tile += kTiles)
+          stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile, tile + 2 * kTiles > end);
+        for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile, tile + 2 > end);
+      });
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ struct Avx2 {
   static constexpr const char* kName = "avx2";
   // 16 registers: 3 rows x 2 halves of 16-bit and of float sums are 12, 2 weights and a broadcast make 15.
   static constexpr int kRows = 3;
+  static constexpr int kFloatRows = 6;  // without the 16-bit sums
   static constexpr int kPanelTiles = 1;
   template <int Rows>
   static constexpr int stream_tiles() {
@@ -155,6 +156,10 @@ struct Avx2 {
                     _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
     return {_mm256_add_epi32(sum.low, low), _mm256_add_epi32(sum.high, high)};
   }
+  // Makes the compiler add what is in this sum now. GCC would rather put the products of many steps into memory, and
+  // add them behind the last.
+  static void add_now(__m256i& sum) { asm("" : "+x"(sum)); }
+
   static I32 zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static std::int32_t total(I32 v) {
     alignas(32) std::int32_t lanes[8];
@@ -192,6 +197,10 @@ struct Avx2 {
       constexpr bool kFirst = Index % kFold == 0;
       narrow.low = kFirst ? low : _mm256_add_epi16(narrow.low, low);
       narrow.high = kFirst ? high : _mm256_add_epi16(narrow.high, high);
+      if constexpr (kFold > 1) {
+        add_now(narrow.low);
+        add_now(narrow.high);
+      }
       if constexpr (Index % kFold == kFold - 1 || Index == Run - 1) fold();
     }
     F32 value() const { return {_mm256_cvtepi32_ps(sum.low), _mm256_cvtepi32_ps(sum.high)}; }

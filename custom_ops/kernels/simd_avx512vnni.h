@@ -15,6 +15,7 @@ struct Avx512Vnni {
   static constexpr const char* kName = "avx512vnni";
   // 32 registers: 6 rows x 2 tiles of int32 and of float sums are 24, 2 weights and a broadcast make 27.
   static constexpr int kRows = 6;
+  static constexpr int kFloatRows = kRows;
   static constexpr int kPanelTiles = 2;
   // Tiles of the streaming kernel: as many sums as hide the latency of vpdpbusd, within the registers.
   template <int Rows>

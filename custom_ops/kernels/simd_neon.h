@@ -15,6 +15,7 @@ struct Neon {
   static constexpr const char* kName = "neon";
   // 32 registers: 3 rows x 4 of int32 and of float sums are 24, 4 weights and a broadcast make 29.
   static constexpr int kRows = 3;
+  static constexpr int kFloatRows = 6;
   static constexpr int kPanelTiles = 1;
   template <int Rows>
   static constexpr int stream_tiles() {

@@ -18,6 +18,7 @@ typedef std::int32_t FourInts __attribute__((vector_size(16)));
 struct Scalar {
   static constexpr const char* kName = "scalar";
   static constexpr int kRows = 2;
+  static constexpr int kFloatRows = kRows;
   static constexpr int kPanelTiles = 1;
   template <int Rows>
   static constexpr int stream_tiles() {

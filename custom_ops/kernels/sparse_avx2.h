@@ -60,10 +60,8 @@ struct SparseAvx2 : Int8Avx2 {
     return set1(reinterpret_cast<const float*>(words)[Index]);
   }
   static I32 dot_rows(I32 sum, Codes x, Word w) {
-    return {_mm256_add_epi32(
-                sum.low, _mm256_add_epi32(_mm256_madd_epi16(x.low_even, w.even), _mm256_madd_epi16(x.low_odd, w.odd))),
-            _mm256_add_epi32(sum.high, _mm256_add_epi32(_mm256_madd_epi16(x.high_even, w.even),
-                                                        _mm256_madd_epi16(x.high_odd, w.odd)))};
+    return {plus_products(sum.low, x.low_even, w.even, x.low_odd, w.odd),
+            plus_products(sum.high, x.high_even, w.even, x.high_odd, w.odd)};
   }
   static I32 add(I32 a, I32 b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
   using Int8Avx2::add;

@@ -24,7 +24,7 @@ __attribute__((always_inline)) inline void unroll(const F& body) {
 }
 #define ONNXPRESS_EACH(i) [&](auto i) __attribute__((always_inline))
 
-// body(Index<Rows>, row) with Rows as near S::kRows as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
+// body(Index<Rows>, row) with Rows as near Most as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
 template <int Rows, class F>
 __attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std::int64_t row, const F& body) {
   if constexpr (Rows > 1) {
@@ -33,12 +33,12 @@ __attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std
   body(Index<Rows>{}, row);
 }
 
-template <class S, class F>
+template <int Most, class F>
 void for_each_group_of_rows(std::int64_t begin, std::int64_t end, const F& body) {
-  std::int64_t groups = (end - begin + S::kRows - 1) / S::kRows;
+  std::int64_t groups = (end - begin + Most - 1) / Most;
   for (std::int64_t row = begin; row < end; --groups) {
     const std::int64_t rows = (end - row + groups - 1) / groups;
-    call_with_rows<S::kRows>(rows, row, body);
+    call_with_rows<Most>(rows, row, body);
     row += rows;
   }
 }
