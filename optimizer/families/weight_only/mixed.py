@@ -83,6 +83,7 @@ class Choice:
         size: Bytes of the weights of the whole model.
         bits: Per weight, scales and zero points counted.
         widths: Of each scheme, how many weights have it.
+        is_free: Whether the budget has room for the dearest candidates, so that it held nothing back.
     """
 
     recipe: Recipe
@@ -90,6 +91,7 @@ class Choice:
     size: int
     bits: float
     widths: dict[str, int]
+    is_free: bool = False
 
     def details(self) -> dict[str, object]:
         """For a report."""
@@ -98,7 +100,8 @@ class Choice:
     def line(self) -> str:
         """For a person."""
         parts = ", ".join(f"{count} in {name}" for name, count in sorted(self.widths.items()))
-        return f"{self.bits:.2f} bits per weight: {parts}"
+        free = "; the budget has room for more bits than any of them has" if self.is_free else ""
+        return f"{self.bits:.2f} bits per weight: {parts}{free}"
 
 
 class Mixture:
@@ -186,6 +189,7 @@ class Mixture:
             self._fixed + stored,
             8 * stored / self._elements,
             dict(Counter(way.weight.scheme.name for way in ways)),
+            most > sum(map(max, costs)),
         )
 
     def choose_for(self, damage: float) -> Choice:

@@ -139,3 +139,9 @@ def test_the_fewest_bytes_for_a_damage(path):
     found = mixture.choose_for(middle.damage)
     assert found.damage <= middle.damage
     assert found.size <= middle.size
+
+
+@pytest.mark.parametrize(("budget", "free"), [("12bits", True), ("5bits", False)])
+def test_a_budget_that_holds_nothing_back_is_told(path, budget, free):
+    (line,) = [text for label, text in convert(path, budget).rows if label == "mixed"]
+    assert ("has room for more bits" in line) == free
