@@ -83,7 +83,7 @@ class Choice:
         size: Bytes of the weights of the whole model.
         bits: Per weight, scales and zero points counted.
         widths: Of each scheme, how many weights have it.
-        is_free: Whether the budget has room for the dearest candidates, so that it held nothing back.
+        is_free: Whether each weight has its best candidate, so that the budget held nothing back.
     """
 
     recipe: Recipe
@@ -100,7 +100,7 @@ class Choice:
     def line(self) -> str:
         """For a person."""
         parts = ", ".join(f"{count} in {name}" for name, count in sorted(self.widths.items()))
-        free = "; the budget has room for more bits than any of them has" if self.is_free else ""
+        free = "; each as good as there is, the budget holds nothing back" if self.is_free else ""
         return f"{self.bits:.2f} bits per weight: {parts}{free}"
 
 
@@ -189,7 +189,7 @@ class Mixture:
             self._fixed + stored,
             8 * stored / self._elements,
             dict(Counter(way.weight.scheme.name for way in ways)),
-            most > sum(map(max, costs)),
+            all(each[index] == min(each) for each, index in zip(damages, chosen, strict=True)),
         )
 
     def choose_for(self, damage: float) -> Choice:

@@ -144,4 +144,4 @@ def test_the_fewest_bytes_for_a_damage(path):
 @pytest.mark.parametrize(("budget", "free"), [("12bits", True), ("5bits", False)])
 def test_a_budget_that_holds_nothing_back_is_told(path, budget, free):
     (line,) = [text for label, text in convert(path, budget).rows if label == "mixed"]
-    assert ("has room for more bits" in line) == free
+    assert ("holds nothing back" in line) == free
