@@ -26,6 +26,7 @@ from ..planning.result import ConversionResult, Progress
 from ..planning.stored_weights import StoredWeights
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.recipe import Recipe
+from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
@@ -45,22 +46,25 @@ def convert(
     plan = _plan(model, recipe)
     reduced = reduces_range(recipe)
     stored = StoredWeights()
-    layers = QuantizeEncoderLayers(plan.products, plan.fused, stored, recipe.search)
+    dropping = Dropping(recipe, list(plan.fuse.fused), plan.fuse.left)
+    layers = QuantizeEncoderLayers(plan.products, plan.fused, stored, recipe.search, dropping.layers)
     if recipe.fuse_layers:
         layers(model)
-    quantize = QuantizeDynamic([*plan.products, *plan.attentions], reduced, recipe.search, stored)
+    decisions = dropping.drop(model, layers.made, [*plan.products, *plan.attentions])
+    quantize = QuantizeDynamic(decisions, reduced, recipe.search, stored)
     others = quantize(model)  # than those of whole layers
     if others or layers.made:
         SeparateLayerNorm()(model)
         declare_functions(model)
     progress("rewrite", 1, 1)
-    fused = {"attention": (len(plan.fused), plan.fuse.left)}
+    fused = {"attention": (len(plan.fused) - len(dropping.written_out), plan.fuse.left)}
     rows = [("made for", _EXACT if layers.made and not others else made_for(reduced))]
     if recipe.fuse_layers:
         fused["layers"] = (len(layers.made), layers.left or _no_attention(plan))
     if layers.made:
         whole = len(layers.made) == len(plan.fused) + len(plan.fuse.left)
         rows.append(("padding", _PADDING if whole else _SOME))
+    rows += dropping.rows
     return ConversionResult(
         decisions=plan.told,
         weights=lambda: reports(stored.weights),
@@ -72,6 +76,7 @@ def convert(
         details={
             **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
             "made_for": rows[0][1],
+            **dropping.details,
         },
         rows=[
             *rows,
@@ -114,10 +119,11 @@ class _Plan:
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
-    versions = (NORMS, OPSET) if recipe.fuse_layers else (OPSET,)
+    finds_layers = recipe.fuse_layers or drops_tokens(recipe)
+    versions = (NORMS, OPSET) if finds_layers else (OPSET,)
     rise = next((rise for rise in map(RaiseOpset, versions) if rise.obstacle(model) is None), None)
     is_new = rise is not None
-    parts = (RecogniseActivations(), RecogniseNorms()) if recipe.fuse_layers else ()
+    parts = (RecogniseActivations(), RecogniseNorms()) if finds_layers else ()
     left = run_all(model, (*([rise] if rise is not None else []), SqueezeWeights(), *parts))
     products = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in products if not decision.taken}

@@ -16,6 +16,7 @@ from ..user_functions import written_as
 from .every_setting import PER_NODE, Settings
 from .families import keys_read_by
 from .former import renamed, takes_former_names
+from .lengths import INPUT
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
 from .override import Override, matches
@@ -180,7 +181,10 @@ class Recipe(Settings):
         if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"
         if not self.fuse:
-            idle["fuse_layers"] = "without fuse: layers are found by their attention"
+            found = "without fuse: layers are found by their attention"
+            idle |= dict.fromkeys(("fuse_layers", "lengths", "length_budget"), found)
+        if self.lengths not in (None, INPUT):
+            idle["length_budget"] = "with lengths, which say it layer by layer"
         if self.criterion not in (None, "obs"):
             idle["sequential"] = f"with criterion {self.criterion}, which moves no weights"
         return idle
