@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,9 +26,13 @@ from ..planning.report import group_reasons
 from ..planning.result import ConversionResult, Progress
 from ..planning.stored_weights import StoredWeights
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
+from ..settings.groups import Judging
+from ..settings.lengths import SEARCH
 from ..settings.recipe import Recipe
+from ..settings.setting import settings_of
 from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
+from .length_search import Searched, search_lengths
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
 _SOME = "is passed over within whole layers alone: elsewhere what a token gives depends on its batch"
@@ -35,13 +40,17 @@ _EXACT = "any CPU: sums of whole layers are exact"
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str
 ) -> ConversionResult:
     """Convert a model, as `Convert` says.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
     products; their decisions stand for it.
     """
+    searched = None
+    if recipe.lengths == SEARCH:
+        searched = _searched(model, recipe, progress, source)
+        recipe = _at(recipe, searched.text)
     progress("rewrite", 0, 1)
     plan = _plan(model, recipe)
     reduced = reduces_range(recipe)
@@ -64,7 +73,7 @@ def convert(
     if layers.made:
         whole = len(layers.made) == len(plan.fused) + len(plan.fuse.left)
         rows.append(("padding", _PADDING if whole else _SOME))
-    rows += dropping.rows
+    rows += dropping.rows + (searched.rows if searched is not None else [])
     return ConversionResult(
         decisions=plan.told,
         weights=lambda: reports(stored.weights),
@@ -77,13 +86,36 @@ def convert(
             **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
             "made_for": rows[0][1],
             **dropping.details,
+            **(searched.details if searched is not None else {}),
         },
         rows=[
             *rows,
             *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
         ],
         passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
+        settled={} if searched is None else _settled(searched.text),
+        accuracy=None if searched is None else searched.accuracy,
+        trail=[] if searched is None else searched.trail,
     )
+
+
+def _searched(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -> Searched:
+    """Lengths within the bound of the recipe; the model is not changed."""
+
+    def convert_at(copy: ir.Model, lengths: str) -> None:
+        convert(copy, _at(recipe, lengths), None, lambda *_: None, source)
+
+    return search_lengths(model, recipe, convert_at, progress, source)
+
+
+def _at(recipe: Recipe, lengths: str) -> Recipe:
+    """The recipe with these lengths, by which nothing is judged any more."""
+    return recipe.decided(**_settled(lengths))
+
+
+def _settled(lengths: str) -> dict[str, Any]:
+    """What becomes of a recipe when the lengths are found."""
+    return {"lengths": lengths} | {key: getattr(Recipe, key) for key in settings_of(Judging)}
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

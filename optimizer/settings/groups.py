@@ -178,7 +178,7 @@ class Judging:
     max_drop: float | None = setting(
         None,
         "Let the metric get worse by no more than this share, such as 1%: of schemes that round activations, with the "
-        "fewest layers in float; of weights alone, by the cheapest recipe.",
+        "fewest layers in float; of weights alone, by the cheapest recipe; of lengths, by the cheapest that are found.",
         parse=between(0, 0.99),
         is_share=True,
     )
@@ -365,8 +365,9 @@ class TokenLengths:
     lengths: str | None = setting(
         None,
         "How many tokens each layer of an encoder but the last hands on: those that most attention is paid to, as a "
-        "share of a text's tokens or as a number, such as 0.9,0.75,64; or input, which makes the lengths an input of "
-        "the model, by default those of the budget or all. Outputs of tokens are those of the layer that they left at.",
+        "share of a text's tokens or as a number, such as 0.9,0.75,64; or search, for the cheapest that lose no more "
+        "of a metric than max_drop or max_kl; or input, which makes the lengths an input of the model, by default "
+        "those of the budget or all. In outputs of tokens what left is put back.",
         parse=written_lengths,
         expected=LENGTHS,
     )

@@ -9,9 +9,11 @@ from ..errors import SettingError
 
 INPUT = "input"
 """In place of lengths: they are an input of the model."""
+SEARCH = "search"
+"""In place of lengths: the cheapest within a bound on a metric."""
 LENGTHS = (
     'a length for each layer but the last, such as "0.9,0.75,64": a share of the tokens of a text up to 1, or a whole '
-    f'number of tokens from 2, none more than the one before; or "{INPUT}"'
+    f'number of tokens from 2, none more than the one before; or "{INPUT}", or "{SEARCH}"'
 )
 _NUMBER = re.compile(r"([0-9]{1,9}(?:\.[0-9]{0,9})?)(%?)")
 PARTS = 10_000
@@ -36,12 +38,12 @@ def lengths_of(text: str, key: str = "lengths") -> tuple[float, ...]:
 
 
 def written_lengths(key: str, text: str) -> str:
-    """The text, where it says lengths or "input".
+    """The text, where it says lengths, "input" or "search".
 
     Raises:
         SettingError: It does not.
     """
-    if text != INPUT:
+    if text not in (INPUT, SEARCH):
         lengths_of(text, key)
     return text
 
