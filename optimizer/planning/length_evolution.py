@@ -1,7 +1,8 @@
 """Lengths that cost little and lose little, found by evolution (Kim and Cho, 2021, arXiv:2010.07003, section 3.2).
 
-It begins with even steps and with single ones. Then the best so far, of which no other is both cheaper and better, have
-children: one of a parent with some lengths drawn anew between their neighbours, or the mean of two.
+It begins with single steps behind each layer, and with like steps behind all. Then the best so far, of which no other
+is both cheaper and better, have children: one of a parent with some lengths drawn anew between their neighbours, or the
+mean of two.
 """
 
 from __future__ import annotations
@@ -10,13 +11,10 @@ import dataclasses
 import random
 from collections.abc import Callable, Iterable, Sequence
 
-from ..errors import OnnxpressError
-from .token_lengths import even_lengths
-
 GRID = 20
 """Lengths are these parts of all tokens."""
-_BUDGETS = (0.85, 0.7, 0.55, 0.4)
-_STEPS = (0.5, 0.25)
+_STEPS = (0.75, 0.5, 0.25)
+_RATIOS = (0.9, 0.8, 0.7)
 _REDRAWN = 0.4
 """How likely a length is drawn anew."""
 _BEYOND = 2.0
@@ -98,13 +96,10 @@ def within(found: Iterable[Found], most: float) -> list[Found]:
 
 
 def _first(layers: int) -> Iterable[Lengths]:
-    """Everything, even steps and single ones."""
+    """Everything, single steps, and equal ones."""
     made: dict[Lengths, None] = {(1.0,) * (layers - 1): None}
-    for budget in _BUDGETS:
-        try:
-            made[_on_grid(even_lengths(budget, layers))] = None
-        except OnnxpressError:  # of few layers the first alone takes more
-            continue
+    for ratio in _RATIOS:
+        made[_on_grid([ratio**power for power in range(1, layers)])] = None
     for after in range(layers - 1):
         for step in _STEPS:
             made[(1.0,) * after + (step,) * (layers - 1 - after)] = None

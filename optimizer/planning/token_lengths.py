@@ -25,7 +25,10 @@ def lengths_for(recipe: Recipe, layers: int) -> tuple[float, ...] | None:
 
 
 def even_lengths(budget: float, layers: int) -> tuple[float, ...]:
-    """Shares of which each is the same part of the one before.
+    """The same share for all layers, so that tokens leave behind the first.
+
+    Of MiniLM that loses far less than a like step behind each layer, at equal work: what goes early leaves the others
+    undisturbed.
 
     Args:
         budget: The mean of what the layers read; the first reads all.
@@ -39,17 +42,13 @@ def even_lengths(budget: float, layers: int) -> tuple[float, ...]:
     """
     if layers < 2:
         return ()
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        ratio = (low + high) / 2
-        low, high = (ratio, high) if work_of(_powers(ratio, layers), layers) <= budget else (low, ratio)
-    lengths = tuple(round(length, _DIGITS) for length in _powers(low, layers))
-    if not all(lengths):
+    length = round((budget * layers - 1) / (layers - 1), _DIGITS)
+    if length <= 0:
         raise OnnxpressError(
             f"{option('length-budget')}: {budget:g} is too little: the first of {layers} layers reads all tokens, "
             f"which is {1 / layers:.2g} of the work"
         )
-    return lengths
+    return (length,) * (layers - 1)
 
 
 def work_of(lengths: Sequence[float], layers: int, tokens: int = 1) -> float:
@@ -63,7 +62,3 @@ def work_of(lengths: Sequence[float], layers: int, tokens: int = 1) -> float:
 def lengths_text(lengths: Sequence[float]) -> str:
     """For a person: "90%, 75%, 64 tokens"."""
     return ", ".join(f"{length:.4g} tokens" if length > 1 else f"{100 * length:.4g}%" for length in lengths)
-
-
-def _powers(ratio: float, layers: int) -> tuple[float, ...]:
-    return tuple(ratio**power for power in range(1, layers))

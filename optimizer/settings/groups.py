@@ -373,8 +373,8 @@ class TokenLengths:
     )
     length_budget: float | None = setting(
         None,
-        "Share of the tokens that all layers together are to read, such as 0.5, in place of lengths: each layer hands "
-        "on the same share of what it read.",
+        "Share of the tokens that all layers together are to read, such as 0.5, in place of lengths: all hand on the "
+        "same share.",
         parse=between(0, 1),
         is_share=True,
     )

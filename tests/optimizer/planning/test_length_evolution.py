@@ -28,13 +28,13 @@ def all_lengths(parts):
 
 
 def test_comes_close_to_the_best():
-    """Within what a thousand schedules offer, of which it judges a few."""
+    """Of thousands of schedules it judges a few, and finds one that two parts of one length more make the best."""
     judged = []
     found = evolve(lambda each: judged.append(each) or loss(each), cost, 5, 0.02, generations=12, children=10)
     assert len(judged) == len(set(judged)) == len(found) <= 140
     best = within(found, 0.02)[0]
     optimum = min(cost(each) for each in all_lengths(10) if loss(each) <= 0.02)
-    assert best.cost <= 1.03 * optimum
+    assert best.cost <= optimum + 2 / (5 * GRID) + 1e-9
     assert found[0].lengths == (1.0,) * 4
     for each in found:
         assert (each.cost, each.loss) == (cost(each.lengths), loss(each.lengths))
