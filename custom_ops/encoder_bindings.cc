@@ -30,12 +30,11 @@ LayerNorm norm_of(const Floats& norm, std::int64_t H, float epsilon) {
   return {norm.data(), norm.data() + H, epsilon};
 }
 
-std::pair<Floats, std::string> py_encoder_layer(const Floats& x, const std::optional<Ints>& mask,
-                                                const ProductTuple& qkv, const ProductTuple& out,
-                                                const ProductTuple& up, const ProductTuple& down, const Floats& norm1,
-                                                const Floats& norm2, std::int64_t heads, float scale, float epsilon,
-                                                const std::string& activation, bool norm_first,
-                                                const std::optional<std::string>& isa) {
+std::tuple<Floats, std::optional<Floats>, std::string> py_encoder_layer(
+    const Floats& x, const std::optional<Ints>& mask, const ProductTuple& qkv, const ProductTuple& out,
+    const ProductTuple& up, const ProductTuple& down, const Floats& norm1, const Floats& norm2, std::int64_t heads,
+    float scale, float epsilon, const std::string& activation, bool norm_first, bool significance,
+    const std::optional<std::string>& isa) {
   require(x.ndim() == 3, "x must have three axes");
   const std::int64_t batch = x.shape(0), sequence = x.shape(1), H = x.shape(2);
   const std::int64_t inner = std::get<0>(out).shape(0), F = std::get<0>(up).shape(1);
@@ -58,11 +57,19 @@ std::pair<Floats, std::string> py_encoder_layer(const Floats& x, const std::opti
   require(layer.activation != Activation::kSilu, "activation must be relu, gelu or gelu_tanh");
   layer.norm_first = norm_first;
   Floats y({batch, sequence, H});
-  const EncoderProblem problem{&layer, batch, sequence, x.data(), mask ? mask->data() : nullptr, y.mutable_data()};
+  std::optional<Floats> received;
+  if (significance) received = Floats({batch, sequence});
+  const EncoderProblem problem{&layer,
+                               batch,
+                               sequence,
+                               x.data(),
+                               mask ? mask->data() : nullptr,
+                               y.mutable_data(),
+                               received ? received->mutable_data() : nullptr};
   const Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   const char* ran = encoder_layer(problem, chosen, Sequential());
-  return {y, ran};
+  return {y, received, ran};
 }
 
 }  // namespace
@@ -71,9 +78,9 @@ void bind_encoder(py::module_& m) {
   m.def("encoder_layer", py_encoder_layer, py::arg("x"), py::arg("mask"), py::arg("qkv"), py::arg("out"), py::arg("up"),
         py::arg("down"), py::arg("norm1"), py::arg("norm2"), py::kw_only(), py::arg("heads"), py::arg("scale"),
         py::arg("epsilon") = 1e-12f, py::arg("activation") = "gelu", py::arg("norm_first") = false,
-        py::arg("isa") = py::none(),
-        "Products are (codes int8 [K, N], scales [N], bias [N]), norms [2, H]. Returns y and the name of the "
-        "instruction set whose code ran.");
+        py::arg("significance") = false, py::arg("isa") = py::none(),
+        "Products are (codes int8 [K, N], scales [N], bias [N]), norms [2, H]. Returns y, the significance where "
+        "it is asked for, and the name of the instruction set whose code ran.");
 }
 
 }  // namespace onnxpress

@@ -56,6 +56,7 @@ class LayerModel:
         opset: Of the standard operators; below 17 norms are spelled out.
         reciprocal: Whether they are then, with Reciprocal and Mul in place of Div and Pow.
         epsilon: Of the second norm; 1e-12 of the first.
+        layers: How many, one behind the other; only the first has the variants `residual` and `shared`.
     """
 
     norm_first: bool = False
@@ -68,6 +69,7 @@ class LayerModel:
     opset: int = 18
     epsilon: float = 1e-12
     reciprocal: bool = False
+    layers: int = 1
 
     def model(self) -> ir.Model:
         """The graph: x [batch, sequence, HIDDEN] and perhaps attention_mask [batch, sequence] to one output y."""
@@ -75,16 +77,25 @@ class LayerModel:
         x = b.input("x", ["batch", "sequence", HIDDEN])
         self.m = b.input("attention_mask", ["batch", "sequence"], ir.DataType.INT64) if self.mask else None
         other = b.input("other", ["batch", "sequence", HIDDEN]) if self.residual == "other" else x
-        context = self._attention(self._norm("norm1", x) if self.norm_first else x)
-        h = self._sum(other, self._product("out", context, HIDDEN, HIDDEN))
-        h = h if self.norm_first else self._norm("norm1", h)
-        up = self._product("up", self._norm("norm2", h) if self.norm_first else h, HIDDEN, WIDE)
-        y = self._sum(h, self._product("down", self._activate(up), WIDE, HIDDEN))
-        b.output(y if self.norm_first else self._norm("norm2", y), ["batch", "sequence", HIDDEN])
+        self.scope = ""
+        h, up, y = self._layer(x, other)
+        for layer in range(1, self.layers):
+            self.scope = f"layer.{layer}/"
+            y = self._layer(y, y)[2]
+        b.output(y, ["batch", "sequence", HIDDEN])
         if self.shared:
             value = h if self.shared == "hidden" else up
             b.output(value, ["batch", "sequence", HIDDEN if self.shared == "hidden" else WIDE])
         return b.model()
+
+    def _layer(self, x: ir.Value, residual: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """What is between the halves, what the first product of the perceptron makes, and the output."""
+        context = self._attention(self._norm("norm1", x) if self.norm_first else x)
+        h = self._sum(residual, self._product("out", context, HIDDEN, HIDDEN))
+        h = h if self.norm_first else self._norm("norm1", h)
+        up = self._product("up", self._norm("norm2", h) if self.norm_first else h, HIDDEN, WIDE)
+        y = self._sum(h, self._product("down", self._activate(up), WIDE, HIDDEN))
+        return h, up, y if self.norm_first else self._norm("norm2", y)
 
     def feeds(self, lengths=(9, 4, 1), seed: int = 0) -> dict[str, np.ndarray]:
         """Sequences of these lengths, padded."""
@@ -99,39 +110,39 @@ class LayerModel:
 
     def _attention(self, x: ir.Value) -> ir.Value:
         b = self.b
-        shape = b.constant("split", np.array([0, 0, HEADS, WIDTH]))
+        shape = self._constant("split", np.array([0, 0, HEADS, WIDTH]))
         q, k, v = (b.op("Reshape", self._product(name, x, HIDDEN, HIDDEN, True), shape) for name in ("q", "key", "v2"))
         q, v = (b.op("Transpose", part, perm=[0, 2, 1, 3]) for part in (q, v))
         scores = b.op("MatMul", q, b.op("Transpose", k, perm=[0, 2, 3, 1]))
-        scores = b.op("Div", scores, b.constant("root", np.array(math.sqrt(WIDTH), np.float32)))
+        scores = b.op("Div", scores, self._constant("root", np.array(math.sqrt(WIDTH), np.float32)))
         if self.m is not None:
             if self.opset >= 13:
-                wide = b.op("Cast", b.op("Unsqueeze", self.m, b.constant("axes", np.array([1, 2]))), to=1)
+                wide = b.op("Cast", b.op("Unsqueeze", self.m, self._constant("axes", np.array([1, 2]))), to=1)
             else:
                 wide = b.op("Cast", b.op("Unsqueeze", self.m, axes=[1, 2]), to=1)
-            out = b.op("Sub", b.constant("one", np.array(1, np.float32)), wide)
-            scores = b.op("Add", scores, b.op("Mul", out, b.constant("far", np.array(-1e4, np.float32))))
+            out = b.op("Sub", self._constant("one", np.array(1, np.float32)), wide)
+            scores = b.op("Add", scores, b.op("Mul", out, self._constant("far", np.array(-1e4, np.float32))))
         axis = -1 if self.opset >= 13 else 3
-        context = b.op("MatMul", b.op("Softmax", scores, axis=axis, name="softmax"), v)
+        context = b.op("MatMul", b.op("Softmax", scores, axis=axis, name=f"{self.scope}softmax"), v)
         context = b.op("Transpose", context, perm=[0, 2, 1, 3])
-        return b.op("Reshape", context, b.constant("merge", np.array([0, 0, HIDDEN])))
+        return b.op("Reshape", context, self._constant("merge", np.array([0, 0, HIDDEN])))
 
     def _product(self, name: str, x: ir.Value, K: int, N: int, biased: bool = False) -> ir.Value:
-        seed = len(name)
-        y = self.b.op("MatMul", x, self.b.constant(f"{name}.W", weight(K, N, seed)), name=f"{name}/MatMul")
+        seed = len(name) + sum(map(ord, self.scope))
+        y = self.b.op("MatMul", x, self._constant(f"{name}.W", weight(K, N, seed)), name=f"{self.scope}{name}/MatMul")
         if not (self.bias or biased):
             return y
-        return self.b.op("Add", y, self.b.constant(f"{name}.b", weight(1, N, seed)[0]), name=f"{name}/Add")
+        return self.b.op("Add", y, self._constant(f"{name}.b", weight(1, N, seed)[0]), name=f"{self.scope}{name}/Add")
 
     def _norm(self, name: str, x: ir.Value) -> ir.Value:
-        b, rng = self.b, np.random.default_rng(len(name))
-        scale = b.constant(f"{name}.scale", rng.uniform(0.5, 1.5, HIDDEN).astype(np.float32))
-        shift = b.constant(f"{name}.shift", rng.normal(size=HIDDEN).astype(np.float32) * 0.1)
+        b, rng = self.b, np.random.default_rng(len(name) + sum(map(ord, self.scope)))
+        scale = self._constant(f"{name}.scale", rng.uniform(0.5, 1.5, HIDDEN).astype(np.float32))
+        shift = self._constant(f"{name}.shift", rng.normal(size=HIDDEN).astype(np.float32) * 0.1)
         epsilon = self.epsilon if name == "norm2" else 1e-12
         if self.opset >= 17:
-            return b.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=epsilon, name=name)
+            return b.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=epsilon, name=f"{self.scope}{name}")
         d = b.op("Sub", x, b.op("ReduceMean", x, axes=[-1]))
-        two, small = (b.constant(f"{name}.{each}", np.array(each, np.float32)) for each in (2, epsilon))
+        two, small = (self._constant(f"{name}.{each}", np.array(each, np.float32)) for each in (2, epsilon))
         squares = b.op("Mul", d, d) if self.reciprocal else b.op("Pow", d, two)
         root = b.op("Sqrt", b.op("Add", b.op("ReduceMean", squares, axes=[-1]), small))
         y = b.op("Mul", d, b.op("Reciprocal", root)) if self.reciprocal else b.op("Div", d, root)
@@ -149,6 +160,9 @@ class LayerModel:
         if self.activation == "gelu_tanh":
             return b.op("Gelu", x, approximate="tanh")
         root, one, half = (
-            b.constant(f"number{value}", np.array(value, np.float32)) for value in (math.sqrt(2), 1.0, 0.5)
+            self._constant(f"number{value}", np.array(value, np.float32)) for value in (math.sqrt(2), 1.0, 0.5)
         )
         return b.op("Mul", b.op("Mul", x, b.op("Add", b.op("Erf", b.op("Div", x, root)), one)), half)
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return self.b.constant(f"{self.scope}{name}", array)

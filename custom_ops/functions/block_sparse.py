@@ -142,4 +142,4 @@ def block_sparse_matmul(
         "block_n": block_n,
         "activation": activation,
     }
-    return function("BlockSparseMatMul", "_".join(parts), body, inputs, y, attributes, opset)
+    return function("BlockSparseMatMul", "_".join(parts), body, inputs, [y], attributes, opset)

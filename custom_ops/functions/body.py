@@ -99,13 +99,13 @@ def function(
     overload: str,
     body: Body,
     inputs: Sequence[ir.Value],
-    output: ir.Value,
+    outputs: Sequence[ir.Value],
     attributes: Mapping[str, int | float | str],
     opset: int,
     required: Mapping[str, ir.AttributeType] | None = None,
 ) -> ir.Function:
     """The function of a body; its attributes are those of the op with their defaults, and those without one."""
-    graph = ir.Graph(inputs, [output], nodes=body.nodes, opset_imports={"": opset})
+    graph = ir.Graph(inputs, outputs, nodes=body.nodes, opset_imports={"": opset})
     defaults = [ir.Attr(name, _KINDS[type(value)], value) for name, value in attributes.items()]
     defaults += [ir.Attr(name, kind, None) for name, kind in (required or {}).items()]
     return ir.Function(DOMAIN, op_type, overload, graph=graph, attributes=defaults)

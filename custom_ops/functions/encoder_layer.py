@@ -57,8 +57,14 @@ class _Layer:
         scaled = body.op("Mul", body.op("Div", difference, deviation), self._inputs[f"{name}_scale"])
         return body.op("Add", scaled, self._inputs[f"{name}_shift"])
 
-    def attention(self, qkv: ir.Value, heads: int, width: int, scale: float, counted: ir.Value | None) -> ir.Value:
-        """Of projections [batch, sequence, 3 heads * width]; `counted` [batch, sequence] are the keys that count."""
+    def attention(
+        self, qkv: ir.Value, heads: int, width: int, scale: float, counted: ir.Value | None
+    ) -> tuple[ir.Value, ir.Value]:
+        """Of projections [batch, sequence, 3 heads * width]; `counted` [batch, sequence] are the keys that count.
+
+        Returns:
+            The context, and how much of each key each query of each head takes, [batch, heads, sequence, sequence].
+        """
         body = self._body
         split = body.op("Reshape", qkv, body.shape(0, 0, 3, heads, width))  # without -1: a batch may be empty
         q, k, v = (
@@ -70,8 +76,18 @@ class _Layer:
         if counted is not None:
             keys = body.op("Unsqueeze", counted, body.shape(1, 2))
             scores = body.op("Where", keys, scores, body.number(-math.inf))
-        context = body.op("MatMul", body.op("Softmax", scores, axis=-1), v)
-        return body.op("Reshape", body.op("Transpose", context, perm=[0, 2, 1, 3]), body.shape(0, 0, heads * width))
+        shares = body.op("Softmax", scores, axis=-1)
+        context = body.op("Transpose", body.op("MatMul", shares, v), perm=[0, 2, 1, 3])
+        return body.op("Reshape", context, body.shape(0, 0, heads * width)), shares
+
+    def significance(self, shares: ir.Value, counted: ir.Value | None) -> ir.Value:
+        """Sums over heads and the queries that count, [batch, sequence]; 0 of others."""
+        body = self._body
+        if counted is None:
+            return body.op("ReduceSum", shares, body.shape(1, 2), keepdims=0)
+        queries = body.op("Unsqueeze", counted, body.shape(1, 3))
+        sums = body.op("ReduceSum", body.op("Where", queries, shares, body.number(0)), body.shape(1, 2), keepdims=0)
+        return body.op("Where", counted, sums, body.number(0))
 
 
 def encoder_layer(
@@ -85,6 +101,7 @@ def encoder_layer(
     activation: str = "gelu",
     norm_first: bool = False,
     mask: bool = True,
+    significance: bool = False,
     opset: int = 18,
 ) -> ir.Function:
     """Body of `onnxpress::EncoderLayer`, whose attention stays in float32, where the kernel rounds it to 8 bits.
@@ -99,6 +116,7 @@ def encoder_layer(
         activation: "relu", "gelu" or "gelu_tanh".
         norm_first: Whether norms are ahead of the products.
         mask: Whether the node has one.
+        significance: Whether it has that output.
         opset: That of the model, from MIN_OPSET on; the checker wants functions to have the same.
 
     Returns:
@@ -112,7 +130,8 @@ def encoder_layer(
     counted = body.op("Cast", by_name["mask"], to=int(ir.DataType.BOOL)) if mask else None
 
     qkv = layer.product(layer.norm(x, "norm1") if norm_first else x, "qkv")
-    h = body.op("Add", x, layer.product(layer.attention(qkv, heads, inner // heads, scale, counted), "out"))
+    context, shares = layer.attention(qkv, heads, inner // heads, scale, counted)
+    h = body.op("Add", x, layer.product(context, "out"))
     h = h if norm_first else layer.norm(h, "norm1")
     wide = body.activate(layer.product(layer.norm(h, "norm2") if norm_first else h, "up"), activation)
     y = body.op("Add", h, layer.product(wide, "down"))
@@ -126,5 +145,6 @@ def encoder_layer(
     }  # fmt: skip
     parts = [f"h{H}", f"inner{inner}", f"f{F}", f"heads{heads}", activation]
     parts += [np.float32(scale).tobytes().hex(), np.float32(epsilon).tobytes().hex()]
-    parts += ["norm_first"] * norm_first + ["mask"] * mask
-    return function("EncoderLayer", "_".join(parts), body, inputs, y, attributes, opset)
+    parts += ["norm_first"] * norm_first + ["mask"] * mask + ["significance"] * significance
+    outputs = [y, layer.significance(shares, counted)] if significance else [y]
+    return function("EncoderLayer", "_".join(parts), body, inputs, outputs, attributes, opset)

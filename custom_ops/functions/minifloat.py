@@ -80,7 +80,7 @@ def matmul_minifloat(
     attributes: dict[str, int | str] = {
         "K": K, "N": N, "format": format, "block_size": block_size, "accuracy_level": 0,
     }  # fmt: skip
-    return function("MatMulMiniFloat", "_".join(parts), body, inputs, y, attributes, opset)
+    return function("MatMulMiniFloat", "_".join(parts), body, inputs, [y], attributes, opset)
 
 
 def _bytes(body: Body, size: Size, format: str) -> Size:
@@ -121,7 +121,7 @@ def dequantize_minifloat(*, format: str, scale: ir.DataType = ir.DataType.FLOAT,
     weight = body.op("Reshape", body.slice(rows, 0, K), shape)
     overload = f"{format}_scale_{scale.name.lower()}"
     return function(
-        "DequantizeMiniFloat", overload, body, [packed, scales], weight, {"format": format, "block_size": 0}, opset,
+        "DequantizeMiniFloat", overload, body, [packed, scales], [weight], {"format": format, "block_size": 0}, opset,
         {"shape": ir.AttributeType.INTS},
     )  # fmt: skip
 
@@ -154,4 +154,4 @@ def round_minifloat(*, format: str, opset: int = 18) -> ir.Function:
         step = body.op("Where", reached, constant(2.0 ** (exponent - layout.mantissa)), step)
     rounded = body.op("Mul", body.op("Round", body.op("Div", x, step)), step)
     y = body.op("Mul", rounded, inputs[1])
-    return function("RoundMiniFloat", format, body, inputs, y, {"format": format}, opset)
+    return function("RoundMiniFloat", format, body, inputs, [y], {"format": format}, opset)

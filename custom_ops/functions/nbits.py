@@ -107,4 +107,4 @@ def matmul_nbits(
     ]
     parts += ["zero_points"] * zero_points + ["bias"] * bias
     attributes = {"K": K, "N": N, "bits": bits, "block_size": block_size, "accuracy_level": 0}
-    return function("MatMulNBits", "_".join(parts), body, inputs, y, attributes, opset)
+    return function("MatMulNBits", "_".join(parts), body, inputs, [y], attributes, opset)

@@ -104,9 +104,10 @@ void pack_head(const EncoderRun& run, const Sequence& sequence, std::int64_t hea
   pack_values<S>(run, sequence, first_tile, head);
 }
 
-// Scores of a row, to the base 2, to codes of 255ths of 2^(score - largest); the inverse of their sum.
+// Scores of a row, to the base 2, to codes of 255ths of 2^(score - largest); the inverse of their sum. Where `total` is
+// asked for, scores become what was rounded to codes, and it their sum.
 template <class S>
-float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
+float soften(float* scores, std::int64_t keys, std::uint8_t* codes, float* total) {
   // Two at a time: one waits for another.
   auto peak = S::load(scores), other = peak;
   std::int64_t seen = kTile;
@@ -124,13 +125,35 @@ float soften(const float* scores, std::int64_t keys, std::uint8_t* codes) {
     const auto e = near_exp2_255<S>(S::sub(S::load(scores + key), largest));
     sum_of_all = S::add(sum_of_all, e);
     S::store_bytes(codes + key, e);
+    if (total != nullptr) S::store(scores + key, e);
   }
   const std::int64_t end = (keys + kLine - 1) / kLine * kLine;
   memset(codes + keys, 0, static_cast<std::size_t>(end - keys));
   typename S::I32 sum = S::zero_int();
   for (std::int64_t key = 0; key < end; key += kLine) sum = S::add_line(sum, codes + key);
   S::store(lanes, sum_of_all);
-  return is_finite(fold(lanes, sum_of)) ? 1.0f / static_cast<float>(S::total(sum)) : kNotANumber;
+  const float all = fold(lanes, sum_of);
+  if (total != nullptr) *total = all;
+  return is_finite(all) ? 1.0f / static_cast<float>(S::total(sum)) : kNotANumber;
+}
+
+// Adds what a query takes of each key, which is its part of the total. The row is overwritten.
+template <class S>
+void add_received(float* row, std::int64_t count, float total, std::uint64_t* received) {
+  if (!is_finite(total)) {
+    for (std::int64_t key = 0; key < count; ++key) received[key] |= kPoisoned;
+    return;
+  }
+  // From 2^23 on numbers of float32 are one apart: their lowest bits are the sum as an integer.
+  constexpr float kBase = 8388608.0f;
+  constexpr std::uint32_t kBitsOfBase = 0x4b000000;
+  const auto factor = S::set1(static_cast<float>(kWhole) / total), base = S::set1(kBase);
+  for (std::int64_t key = 0; key < count; key += kTile) S::store(row + key, S::fma(S::load(row + key), factor, base));
+  for (std::int64_t key = 0; key < count; ++key) {
+    std::uint32_t bits;
+    memcpy(&bits, row + key, sizeof bits);
+    received[key] += bits - kBitsOfBase;
+  }
 }
 
 // Rows [first, first + count) of the scratch, which are queries of this sequence from `begin` on, to the context.
@@ -154,7 +177,10 @@ void attend_head(const EncoderRun& run, const EncoderScratch& scratch, const Seq
   for (std::int64_t row = first; row < first + count; ++row) {
     float* of_row = scratch.scores + row * scratch.score_stride;
     for (std::int64_t key = sequence.count; key < keys; ++key) of_row[key] = -__builtin_inff();
-    scratch.scales[row] = soften<S>(of_row, keys, scratch.codes + row * scratch.code_bytes);
+    const bool asked = scratch.received != nullptr;
+    float total = 0;
+    scratch.scales[row] = soften<S>(of_row, keys, scratch.codes + row * scratch.code_bytes, asked ? &total : nullptr);
+    if (asked) add_received<S>(of_row, sequence.count, total, scratch.received + sequence.begin);
   }
   const float* scales = run.value_scales + ((&sequence - run.sequences) * layer.heads + head) * padded;
   const Columns values{run.values + first_tile * kTile * padded, keys, nullptr, scales, nullptr, width};

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <thread>
 #include <vector>
 
@@ -85,6 +86,21 @@ void clear_others(const EncoderProblem& p, const std::vector<std::int64_t>& rows
   };
   for (std::int64_t row : rows) clear_up_to(row);
   clear_up_to(all);
+  if (p.significance != nullptr) std::fill_n(p.significance, all, 0.0f);
+}
+
+// What each token of a run received, from what the threads counted of it.
+void write_significance(const EncoderRun& run, const EncoderScratch* scratches, std::size_t count) {
+  for (std::int64_t row = 0; row < run.rows; ++row) {
+    std::uint64_t sum = 0;
+    bool poisoned = false;
+    for (std::size_t i = 0; i < count; ++i) {
+      sum += scratches[i].received[row];
+      poisoned = poisoned || scratches[i].received[row] >= kPoisoned;
+    }
+    const double parts = poisoned ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(sum);
+    run.problem->significance[run.tokens[row]] = static_cast<float>(parts / kWhole);
+  }
 }
 
 // Hands out parts of one allocation, each on a cache line; without memory it only counts.
@@ -131,7 +147,10 @@ void set_group(EncoderRun& run, const Group& group) {
   run.sequence_count = static_cast<std::int64_t>(group.sequences.size());
 }
 
-EncoderScratch carve_scratch(Carver& carver, const EncoderLayer& layer, std::int64_t rows, std::int64_t longest) {
+// For tasks of so many rows, of runs of at most so many.
+EncoderScratch carve_scratch(Carver& carver, const EncoderProblem& p, std::int64_t rows, std::int64_t longest,
+                             std::int64_t rows_of_run) {
+  const EncoderLayer& layer = *p.layer;
   const std::int64_t keys = longest * kTile;
   const std::int64_t bytes = std::max({layer.qkv.weight.padded_k, layer.out.weight.padded_k, layer.down.weight.padded_k,
                                        ceil_div(keys, 64) * 64, ceil_div(padded_width(layer), 64) * 64});
@@ -146,6 +165,7 @@ EncoderScratch carve_scratch(Carver& carver, const EncoderLayer& layer, std::int
   scratch.hidden = carver.take<float>(rows * layer.H());
   scratch.wide = carver.take<float>(rows * std::max(layer.F(), layer.H()));
   scratch.scores = carver.take<float>(rows * scratch.score_stride);
+  if (p.significance != nullptr) scratch.received = carver.take<std::uint64_t>(rows_of_run);
   return scratch;
 }
 
@@ -183,7 +203,7 @@ void run_groups(const EncoderKernels& kernels, const EncoderProblem& p, std::vec
     Carver carver(memory);
     for (std::size_t i = 0; i < runs.size(); ++i) {
       runs[i] = carve_run(carver, p, groups[0].rows, head_tiles, static_cast<std::int64_t>(sequences));
-      scratches[i] = carve_scratch(carver, *p.layer, kMostRows, longest);
+      scratches[i] = carve_scratch(carver, p, kMostRows, longest, groups[0].rows);
     }
     return carver.used();
   };
@@ -193,11 +213,13 @@ void run_groups(const EncoderKernels& kernels, const EncoderProblem& p, std::vec
     EncoderRun& run = runs[worker];
     const EncoderScratch& scratch = scratches[worker];
     set_group(run, groups[static_cast<std::size_t>(item)]);
+    if (scratch.received != nullptr) std::fill_n(scratch.received, run.rows, 0);
     for_rows(run.rows, kMostRows, [&](auto... rows) { kernels.project(run, scratch, rows...); });
     for (std::int64_t i = 0; i < run.sequence_count; ++i) {
       for (std::int64_t head = 0; head < p.layer->heads; ++head) kernels.pack_head(run, run.sequences[i], head);
     }
     for_rows(run.rows, kMostRows, [&](auto... rows) { kernels.finish(run, scratch, rows...); });
+    if (scratch.received != nullptr) write_significance(run, &scratch, 1);
   });
 }
 
@@ -212,12 +234,15 @@ void run_steps(const EncoderKernels& kernels, const EncoderProblem& p, const Gro
   const auto carve = [&](std::uint8_t* memory) {
     Carver carver(memory);
     run = carve_run(carver, p, group.rows, group.head_tiles, static_cast<std::int64_t>(group.sequences.size()));
-    for (EncoderScratch& each : scratches) each = carve_scratch(carver, *p.layer, step, group.longest);
+    for (EncoderScratch& each : scratches) each = carve_scratch(carver, p, step, group.longest, group.rows);
     return carver.used();
   };
   const auto memory = make_workspace(carve(nullptr));
   carve(memory.get());
   set_group(run, group);
+  if (p.significance != nullptr) {
+    for (const EncoderScratch& each : scratches) std::fill_n(each.received, run.rows, 0);
+  }
   const auto on_rows = [&](const auto& work) {
     share_out(items, threads, pool, [&](std::size_t worker, std::int64_t item) {
       work(run, scratches[worker], item * step, std::min(run.rows, (item + 1) * step));
@@ -230,6 +255,7 @@ void run_steps(const EncoderKernels& kernels, const EncoderProblem& p, const Gro
     kernels.pack_head(run, run.sequences[at / heads], at % heads);
   });
   on_rows(kernels.finish);
+  if (p.significance != nullptr) write_significance(run, scratches.data(), scratches.size());
 }
 
 }  // namespace

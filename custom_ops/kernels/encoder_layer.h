@@ -14,6 +14,9 @@
 //
 // Tokens that the mask leaves out are not computed: whatever else is in a batch, a token costs and gives the same.
 // Their outputs are 0. A NaN or an infinity in a sequence makes all its outputs NaN.
+//
+// The significance is of softmax before it is rounded to codes. It is summed as integers, so that it is the same
+// however rows are shared out.
 #pragma once
 
 #include <cstddef>
@@ -62,6 +65,9 @@ struct EncoderProblem {
   const float* x = nullptr;            // [batch, sequence, H]
   const std::int32_t* mask = nullptr;  // [batch, sequence], 0 where a token does not count; null: all do
   float* y = nullptr;                  // [batch, sequence, H]
+  // [batch, sequence], how much of each token the queries of all heads take together, 0 of those that the mask leaves
+  // out; null where nobody asks.
+  float* significance = nullptr;
 };
 
 // Throws std::bad_alloc. Returns the name of the instruction set whose code ran.

@@ -43,7 +43,12 @@ struct EncoderScratch {
   float* wide;                // [max_rows, F], or [max_rows, H] if that is more
   float* scores;              // [max_rows, score_stride]
   std::int64_t score_stride;  // the keys of the longest sequence, in whole tiles
+  // [rows of the run], of each key what queries of this thread took, in parts of kWhole; null where nobody asks.
+  std::uint64_t* received;
 };
+
+constexpr std::uint32_t kWhole = 1 << 22;                    // parts of one query: what is less is passed over
+constexpr std::uint64_t kPoisoned = std::uint64_t{1} << 62;  // more than all queries of a sequence have
 
 struct EncoderKernels {
   const char* isa;

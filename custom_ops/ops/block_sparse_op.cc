@@ -47,6 +47,7 @@ struct Definition {
   using Kernel = onnxpress::Kernel;
   static constexpr const char* kName = "BlockSparseMatMul";
   static constexpr std::size_t kInputs = kBlockInputs, kRequired = kBlockScales;
+  static constexpr std::size_t kOutputs = 1;
   static constexpr bool kKeepsShape = false;
 
   // An op with a float32 output has a y_scale of a type that no valid node has: ONNX Runtime takes the type of an

@@ -121,8 +121,6 @@ void infer_shape(const ort::Api& api, ort::ShapeInferContext* context, std::opti
 void set_common(ort::CustomOp& op) {
   op.version = ort::kApiVersion;
   op.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return nullptr; };
-  op.GetOutputTypeCount = [](const ort::CustomOp*) -> std::size_t { return 1; };
-  op.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t) { return ort::kRequired; };
   op.GetInputMemoryType = [](const ort::CustomOp*, std::size_t) { return 0; };
   const auto zero = [](const ort::CustomOp*) { return 0; };
   op.GetVariadicInputMinArity = zero;

@@ -1,4 +1,4 @@
-// What custom ops with the product of A as their only output have in common.
+// What custom ops whose first output is the product of A have in common.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +48,7 @@ void set_common(ort::CustomOp& op);
 //   kName, kInputs, kRequired: its name, how many inputs it has, and how many of them a node must have;
 //   input_type(types, index), output_type(types);
 //   inferred_type(api, context): the type of the output where it is not that of A;
+//   kOutputs: how many outputs it has; those behind the first are optional, of the same type, and have no known shape;
 //   kKeepsShape: whether the output has the shape of A.
 template <class Definition>
 struct Op : ort::CustomOp {
@@ -81,6 +82,10 @@ Op<Definition> make_op(const ort::Api& api, const typename Definition::Types& ty
   };
   op.GetInputCharacteristic = [](const ort::CustomOp*, std::size_t index) {
     return index >= Definition::kRequired ? ort::kOptional : ort::kRequired;
+  };
+  op.GetOutputTypeCount = [](const ort::CustomOp*) -> std::size_t { return Definition::kOutputs; };
+  op.GetOutputCharacteristic = [](const ort::CustomOp*, std::size_t index) {
+    return index == 0 ? ort::kRequired : ort::kOptional;
   };
   op.CreateKernelV2 = [](const ort::CustomOp* self, const ort::Api* given, const ort::KernelInfo* info, void** kernel) {
     return ort::guarded(*given, [&] { *kernel = new Kernel{*given, {*given, info, Made::of(self).types}}; });

@@ -168,7 +168,13 @@ class Kernel {
     }
     ort::Value* y = nullptr;
     ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
+    ort::Value* significance = nullptr;  // stays so where the node has no such output
+    ort::check(api_,
+               api_.KernelContext_GetOutput(context, std::size_t{1}, shape.data(), std::size_t{2}, &significance));
     if (y == nullptr || shape[0] == 0 || shape[1] == 0) return;
+    if (significance != nullptr) {
+      problem.significance = static_cast<float*>(const_cast<void*>(ort::data(api_, significance)));
+    }
     problem.x = static_cast<const float*>(ort::data(api_, x));
     problem.y = static_cast<float*>(const_cast<void*>(ort::data(api_, y)));
     encoder_layer(problem, isa_, ort::IntraOpPool(api_, context));
@@ -201,6 +207,7 @@ struct Definition {
   using Kernel = onnxpress::Kernel;
   static constexpr const char* kName = "EncoderLayer";
   static constexpr std::size_t kInputs = onnxpress::kInputs, kRequired = kMask;
+  static constexpr std::size_t kOutputs = 2;
   static constexpr bool kKeepsShape = true;
 
   static ort::ElementType input_type(const Types&, std::size_t index) {

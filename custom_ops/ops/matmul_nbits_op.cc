@@ -26,6 +26,7 @@ struct Definition {
   };
   static constexpr const char* kName = "MatMulNBits";
   static constexpr std::size_t kInputs = kCount, kRequired = kZeroPoints;
+  static constexpr std::size_t kOutputs = 1;
   static constexpr bool kKeepsShape = false;
 
   static ort::ElementType input_type(const Types& types, std::size_t index) {

@@ -31,6 +31,7 @@ struct Definition {
   };
   static constexpr const char* kName = "MatMulMiniFloat";
   static constexpr std::size_t kInputs = kCount, kRequired = kBias;
+  static constexpr std::size_t kOutputs = 1;
   static constexpr bool kKeepsShape = false;
 
   static ort::ElementType input_type(const Types& types, std::size_t index) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .activations import activate
 from .block_sparse import block_sparse_matmul, decode_blocks, quantize_rows
 from .codes import PLANES, pack_codes, pack_zero_points, packed_bytes, unpack_codes, unpack_zero_points
-from .encoder_layer import EncoderLayer, Product, encoder_layer
+from .encoder_layer import EncoderLayer, Product, encoder_layer, encoder_significance
 from .gather import gather_rows
 from .int8 import dynamic_quantize_linear, matmul_int8, quantize_linear
 from .minifloat import (
@@ -46,6 +46,7 @@ __all__ = [
     "dequantize_minifloat_tensor",
     "dynamic_quantize_linear",
     "encoder_layer",
+    "encoder_significance",
     "gather_rows",
     "matmul_int8",
     "matmul_minifloat",

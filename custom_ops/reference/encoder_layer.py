@@ -6,7 +6,7 @@ Norms behind the residual sums (Vaswani et al., 2017, arXiv:1706.03762), or ahea
     y = norm2(h + act(h Wup + bup) Wdown + bdown)    y = h + act(norm2(h) Wup + bup) Wdown + bdown
 
 What a product reads is rounded row by row, and what the attention multiplies too, see `attention`. Tokens that the mask
-leaves out are as if they were not there; their outputs are 0.
+leaves out are as if they were not there; their outputs are 0. The second output, `significance`, is optional.
 """
 
 from __future__ import annotations
@@ -115,18 +115,23 @@ def attention(q: Float32, k: Float32, v: Float32, scale: float) -> Float32:
     Returns:
         [queries, width].
     """
-    (q_codes, q_scales), (k_codes, k_scales), (v_codes, v_scales) = (
-        round_signed(q, 1), round_signed(k, 1), round_signed(v, 0)
-    )  # fmt: skip
-    sums = q_codes.astype(np.int32) @ k_codes.astype(np.int32).T
-    scores = sums.astype(np.float32) * (q_scales * np.float32(scale)) * k_scales.T
-    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    v_codes, v_scales = round_signed(v, 0)
+    e = _powers(q, k, scale)
     codes = np.rint(np.nan_to_num(e) * np.float32(255)).astype(np.int32)
     poison = np.where(np.isfinite(e).all(axis=1, keepdims=True), np.float32(1), np.float32(np.nan))
     with np.errstate(divide="ignore"):
         inverse = poison / codes.sum(axis=1, keepdims=True).astype(np.float32)
     context: Float32 = (codes @ v_codes.astype(np.int32)).astype(np.float32) * (inverse * v_scales)
     return context
+
+
+def _powers(q: Float32, k: Float32, scale: float) -> Float32:
+    """e^(score - largest score), [queries, keys]."""
+    (q_codes, q_scales), (k_codes, k_scales) = round_signed(q, 1), round_signed(k, 1)
+    sums = q_codes.astype(np.int32) @ k_codes.astype(np.int32).T
+    scores = sums.astype(np.float32) * (q_scales * np.float32(scale)) * k_scales.T
+    e: Float32 = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return e
 
 
 def encoder_layer(x: Float32, mask: npt.NDArray[np.integer] | None, layer: EncoderLayer) -> Float32:
@@ -148,8 +153,29 @@ def encoder_layer(x: Float32, mask: npt.NDArray[np.integer] | None, layer: Encod
     return y
 
 
+def encoder_significance(x: Float32, mask: npt.NDArray[np.integer] | None, layer: EncoderLayer) -> Float32:
+    """How much attention each token receives: its part of the softmax, summed over heads and the queries that count.
+
+    Args:
+        x: [batch, sequence, H].
+        mask: [batch, sequence], 0 where a token does not count; None where all do.
+        layer: What the layer is made of.
+
+    Returns:
+        [batch, sequence], zeros where a token does not count.
+    """
+    received = np.zeros(x.shape[:2], np.float32)
+    for index, tokens in enumerate(x):
+        counted = slice(None) if mask is None else mask[index] != 0
+        if len(tokens[counted]):
+            q, k, _ = _heads(tokens[counted], layer)
+            powers = [_powers(q[head], k[head], layer.scale) for head in range(layer.heads)]
+            received[index, counted] = sum((e / e.sum(axis=1, keepdims=True)).sum(axis=0) for e in powers)
+    return received
+
+
 def _layer(x: Float32, layer: EncoderLayer) -> Float32:
-    h = x + _product(_attend(_norm(x, layer.norm1, layer) if layer.norm_first else x, layer), layer.out)
+    h = x + _product(_attend(x, layer), layer.out)
     if layer.norm_first:
         return h + _mlp(_norm(h, layer.norm2, layer), layer)
     h = _norm(h, layer.norm1, layer)
@@ -161,10 +187,16 @@ def _mlp(x: Float32, layer: EncoderLayer) -> Float32:
 
 
 def _attend(x: Float32, layer: EncoderLayer) -> Float32:
-    parts = _product(x, layer.qkv).reshape(len(x), 3, layer.heads, -1)
-    q, k, v = parts.transpose(1, 2, 0, 3)
+    q, k, v = _heads(x, layer)
     heads = [attention(q[head], k[head], v[head], layer.scale) for head in range(layer.heads)]
     return np.concatenate(heads, axis=1)
+
+
+def _heads(x: Float32, layer: EncoderLayer) -> Float32:
+    """Queries, keys and values, [3, heads, tokens, width]."""
+    read = _norm(x, layer.norm1, layer) if layer.norm_first else x
+    parts: Float32 = _product(read, layer.qkv).reshape(len(x), 3, layer.heads, -1).transpose(1, 2, 0, 3)
+    return parts
 
 
 def _product(x: Float32, product: Product) -> Float32:

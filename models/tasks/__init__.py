@@ -21,6 +21,7 @@ _KNOWN = {
         *similarity.TASKS,
         sentiment.TASK,
         sentiment.PROBE,
+        sentiment.REVIEWS,
         reading.TASK,
         detection.TASK,
         agreement.TASK,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .bench_kernels import KernelBenchmark
     from .compare import Comparison
     from .format_study import FormatStudy
+    from .length_study import LengthStudy
     from .sparsity_study import Point, Study
 
 _INK, _ACCENT = "#4a6fa5", "#c8553d"
@@ -142,6 +143,28 @@ def plot_study(study: Study, path: str | Path) -> None:
     figure.axes[0].legend(fontsize=8)
     title = f"{study.machine}\n{study.setup}; the black line is float32" if timed else "the black line is float32"
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    _save(figure, path)
+
+
+def plot_lengths(study: LengthStudy, path: str | Path) -> None:
+    """What is lost by what the layers cost; the points that meet a bound are marked with it."""
+    figure, axes = _figure(4.2)
+    unit = 1.0 if study.in_nats else 100.0
+    points = [point for point in study.front if math.isfinite(point.loss)]
+    axes.plot(
+        [100 * point.cost for point in points], [unit * point.loss for point in points], color=_INK, marker="o",
+        markersize=4,
+    )  # fmt: skip
+    for each in study.chosen:
+        if each.found is not None:
+            place = 100 * each.found.cost, unit * each.found.loss
+            axes.plot(*place, color=_ACCENT, marker="o", markersize=7)
+            bound = f"{each.most:g} nats" if study.in_nats else f"{100 * each.most:g} %"
+            axes.annotate(f"within {bound}", place, xytext=(6, 6), textcoords="offset points", fontsize=9)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("time of the layers, % of that with all tokens")
+    axes.set_ylabel(f"{study.metric}: lost, {'nats per token' if study.in_nats else '%'}")
+    axes.set_title(Path(study.model).name, fontsize=10, loc="left")
     _save(figure, path)
 
 

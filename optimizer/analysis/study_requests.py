@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..calibration import Calibration
 from ..calibration.files import check_source
+from ..conversion.request import check_request
 from ..errors import OnnxpressError, UsageError, option
 from ..evaluation.names import check_metric_name, lacks_text
 from ..evaluation.texts import PERPLEXITY, TEXT_TASKS, Text
+from ..settings.lengths import SEARCH
 from ..settings.origin import Origin
 from ..settings.recipe import Recipe
 from ..sources import check_there
@@ -18,6 +21,9 @@ SCHEMES = ("int8-static", "fp8-e5m2-static", "fp8-static", "fp8-e3m4-static", "f
 
 BLOCKS, SPARSITIES, CRITERIA = ("4x4",), (0.5, 0.6, 0.7, 0.8, 0.9), ("obs", "magnitude")
 """What is tried where nobody says."""
+
+DROPS = ("0.5%", "1%", "3%")
+"""What may be lost where nobody says, a recipe each."""
 
 MAX_KL = 0.02
 """Nats per token that a model may lose where nobody says."""
@@ -85,6 +91,31 @@ def sparse_recipes(blocks: Sequence[str], sparsities: Sequence[float], criteria:
         Recipe.from_mapping({"scheme": "sparse", "block": block, "criterion": criterion, "sparsity": sparsity}, origin)
         for criterion in criteria for block in blocks for sparsity in sparsities
     ]  # fmt: skip
+
+
+def length_recipe(
+    metric: str, bounds: Sequence[float], text: str | None, window: int | None, *, fuse_layers: bool
+) -> Recipe:  # fmt: skip
+    """The recipe of `study_lengths`, whose bound is the loosest.
+
+    Args:
+        metric: A task, "embeddings", or "module:function".
+        bounds: Shares of the metric that may be lost, one at least.
+        text: What embeddings are of.
+        window: Most tokens of a line of it.
+        fuse_layers: Whether layers become one operator each.
+
+    Raises:
+        UsageError: There is no such metric, or the settings do not go with it.
+    """
+    given = {"metric": metric, "text": text, "window": window, "max_drop": max(bounds)}
+    values = {"scheme": "int8-dynamic", "lengths": SEARCH, "fuse_layers": fuse_layers, **given}
+    options = {key: f"--{key.replace('_', '-')}" for key in (*given, "fuse_layers")}
+    chosen = Recipe.from_mapping(
+        {key: value for key, value in values.items() if value is not None}, Origin("study-lengths", options)
+    )
+    check_request(chosen, Calibration(), None)
+    return chosen
 
 
 def make_folder(folder: str | Path) -> Path:

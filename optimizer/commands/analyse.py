@@ -28,7 +28,7 @@ from .terminal import (
 )
 from .text_options import Stride, TextFile, Tokenizer, Tokens, Window, text_of
 
-_Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
+Plot = Annotated[str | None, typer.Option(help="PNG file to write.")]
 
 
 def _by_model(texts: list[str] | None, models: list[str], option: str) -> dict[str, str]:
@@ -48,7 +48,7 @@ def _by_model(texts: list[str] | None, models: list[str], option: str) -> dict[s
     return {**dict.fromkeys(models if general else (), *general), **own}
 
 
-def _check_plot(path: str | None) -> None:
+def check_plot(path: str | None) -> None:
     """Before anything is measured."""
     if path is not None:
         from ..model_io.target import check_target
@@ -98,11 +98,11 @@ def compare(
     stride: Stride = None,
     tokens: Tokens = None,
     top: Annotated[int, typer.Option(min=1, help="Inner tensors to list.")] = 20,
-    plot: _Plot = None,
+    plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Compare two models tensor by tensor, to find the layer that hurts."""
-    _check_plot(plot)
+    check_plot(plot)
     dims, read = sizes(dim), text_of(text, tokenizer, window, stride, tokens)
     check_task(task, read)
     check_there(first, second)
@@ -152,11 +152,11 @@ def bench(
     samples: NncfSamples = None,
     images: NncfImages = None,
     tokenizer: NncfTokenizer = None,
-    plot: _Plot = None,
+    plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Time models side by side in ONNX Runtime, and in OpenVINO where that is asked for."""
-    _check_plot(plot)
+    check_plot(plot)
     dims = {"batch": batch, "sequence": seq, "past": past, **sizes(dim)}
     config, openvino_config = pairs_of(ort_option, "--ort-option"), pairs_of(openvino_option, "--openvino-option")
     if data is not None and dim:
@@ -205,11 +205,11 @@ def bench_kernels(
     cold: Annotated[int, typer.Option(min=0, help="MB of weights at least, so that they come from memory.")] = 0,
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads; all cores by default.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 5,
-    plot: _Plot = None,
+    plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Time products of ONNX Runtime and ours, against what the machine could do."""
-    _check_plot(plot)
+    check_plot(plot)
     if op not in OPS:
         raise UsageError(f'--op "{op}": there are {", ".join(OPS)}')
     shapes = [_shape(text) for text in shape] if shape else SHAPES
@@ -265,11 +265,11 @@ def study(
     max_kl: Annotated[float, typer.Option(help="The same of kl, in nats per token.")] = 0.02,
     threads: Annotated[int | None, typer.Option(min=1, help="That run the models; all cores by default.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where converted models are kept, and found again.")] = None,
-    plot: _Plot = None,
+    plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Show which number formats models bear: the loss of a metric by scheme, and the share of models that pass."""
-    _check_plot(plot)
+    check_plot(plot)
     metrics, data = _by_model(task, models, "--task"), _by_model(calibration, models, "--calibration")
     most, read = share(max_drop, "--max-drop"), text_of(text, tokenizer, window, stride, tokens)
     chosen = study_requests.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")]
@@ -304,11 +304,11 @@ def study_sparsity(
     seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
     time: Annotated[bool, typer.Option("--time/--no-time", help="Time the models, too.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 5,
-    plot: _Plot = None,
+    plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Show what a model loses and gains the more of it is pruned."""
-    _check_plot(plot)
+    check_plot(plot)
     check_there(model)
     tried: dict[str, Any] = {
         "blocks": block or study_requests.BLOCKS,

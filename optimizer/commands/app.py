@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from . import analyse, calibrate, catalogue, convert
+from . import analyse, calibrate, catalogue, convert, study_lengths
 
 app = typer.Typer(
     name="onnxpress",
@@ -19,7 +19,7 @@ app = typer.Typer(
 for _command in (
     convert.optimize, convert.compile, convert.export_mask, catalogue.models, catalogue.evaluate, convert.export,
     calibrate.calibrate, analyse.inspect, analyse.compare, analyse.bench, analyse.bench_kernels, analyse.bench_sparse,
-    analyse.study, analyse.study_sparsity,
+    analyse.study, analyse.study_sparsity, study_lengths.study_lengths,
 ):  # fmt: skip
     app.command(_command.__name__.replace("_", "-"))(_command)
 

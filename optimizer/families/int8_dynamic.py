@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,8 +26,13 @@ from ..planning.report import group_reasons
 from ..planning.result import ConversionResult, Progress
 from ..planning.stored_weights import StoredWeights
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
+from ..settings.groups import Judging
+from ..settings.lengths import SEARCH
 from ..settings.recipe import Recipe
+from ..settings.setting import settings_of
+from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
+from .length_search import Searched, search_lengths
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
 _SOME = "is passed over within whole layers alone: elsewhere what a token gives depends on its batch"
@@ -34,33 +40,40 @@ _EXACT = "any CPU: sums of whole layers are exact"
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str
 ) -> ConversionResult:
     """Convert a model, as `Convert` says.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
     products; their decisions stand for it.
     """
+    searched = None
+    if recipe.lengths == SEARCH:
+        searched = _searched(model, recipe, progress, source)
+        recipe = _at(recipe, searched.text)
     progress("rewrite", 0, 1)
     plan = _plan(model, recipe)
     reduced = reduces_range(recipe)
     stored = StoredWeights()
-    layers = QuantizeEncoderLayers(plan.products, plan.fused, stored, recipe.search)
+    dropping = Dropping(recipe, list(plan.fuse.fused), plan.fuse.left)
+    layers = QuantizeEncoderLayers(plan.products, plan.fused, stored, recipe.search, dropping.layers)
     if recipe.fuse_layers:
         layers(model)
-    quantize = QuantizeDynamic([*plan.products, *plan.attentions], reduced, recipe.search, stored)
+    decisions = dropping.drop(model, layers.made, [*plan.products, *plan.attentions])
+    quantize = QuantizeDynamic(decisions, reduced, recipe.search, stored)
     others = quantize(model)  # than those of whole layers
     if others or layers.made:
         SeparateLayerNorm()(model)
         declare_functions(model)
     progress("rewrite", 1, 1)
-    fused = {"attention": (len(plan.fused), plan.fuse.left)}
+    fused = {"attention": (len(plan.fused) - len(dropping.written_out), plan.fuse.left)}
     rows = [("made for", _EXACT if layers.made and not others else made_for(reduced))]
     if recipe.fuse_layers:
         fused["layers"] = (len(layers.made), layers.left or _no_attention(plan))
     if layers.made:
         whole = len(layers.made) == len(plan.fused) + len(plan.fuse.left)
         rows.append(("padding", _PADDING if whole else _SOME))
+    rows += dropping.rows + (searched.rows if searched is not None else [])
     return ConversionResult(
         decisions=plan.told,
         weights=lambda: reports(stored.weights),
@@ -72,13 +85,37 @@ def convert(
         details={
             **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
             "made_for": rows[0][1],
+            **dropping.details,
+            **(searched.details if searched is not None else {}),
         },
         rows=[
             *rows,
             *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
         ],
         passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
+        settled={} if searched is None else _settled(searched.text),
+        accuracy=None if searched is None else searched.accuracy,
+        trail=[] if searched is None else searched.trail,
     )
+
+
+def _searched(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -> Searched:
+    """Lengths within the bound of the recipe; the model is not changed."""
+
+    def convert_at(copy: ir.Model, lengths: str) -> None:
+        convert(copy, _at(recipe, lengths), None, lambda *_: None, source)
+
+    return search_lengths(model, recipe, convert_at, progress, source)
+
+
+def _at(recipe: Recipe, lengths: str) -> Recipe:
+    """The recipe with these lengths, by which nothing is judged any more."""
+    return recipe.decided(**_settled(lengths))
+
+
+def _settled(lengths: str) -> dict[str, Any]:
+    """What becomes of a recipe when the lengths are found."""
+    return {"lengths": lengths} | {key: getattr(Recipe, key) for key in settings_of(Judging)}
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
@@ -114,10 +151,11 @@ class _Plan:
 
 
 def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
-    versions = (NORMS, OPSET) if recipe.fuse_layers else (OPSET,)
+    finds_layers = recipe.fuse_layers or drops_tokens(recipe)
+    versions = (NORMS, OPSET) if finds_layers else (OPSET,)
     rise = next((rise for rise in map(RaiseOpset, versions) if rise.obstacle(model) is None), None)
     is_new = rise is not None
-    parts = (RecogniseActivations(), RecogniseNorms()) if recipe.fuse_layers else ()
+    parts = (RecogniseActivations(), RecogniseNorms()) if finds_layers else ()
     left = run_all(model, (*([rise] if rise is not None else []), SqueezeWeights(), *parts))
     products = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in products if not decision.taken}

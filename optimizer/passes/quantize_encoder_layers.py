@@ -7,7 +7,7 @@ It rounds what each product reads row by row, leaves out tokens that the mask do
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -43,16 +43,22 @@ class QuantizeEncoderLayers(GraphPass):
         fused: The Attention nodes of `FuseAttention`, and the decisions on them.
         stored: Where rounded weights go.
         search: Search the best scale of each column.
+        significant: The attentions of layers that also tell what attention each token received.
+
+    Attributes:
+        made: The new nodes, by the attention of each.
     """
 
     def __init__(
-        self, decisions: Sequence[Decision], fused: Sequence[Decision], stored: StoredWeights, search: bool = True
-    ) -> None:
+        self, decisions: Sequence[Decision], fused: Sequence[Decision], stored: StoredWeights, search: bool = True,
+        significant: Collection[ir.Node] = (),
+    ) -> None:  # fmt: skip
         self._decisions = {decision.node: decision for decision in (*decisions, *fused) if decision.taken}
         self._attentions = [decision.node for decision in fused]
         self._stored = stored
         self._search = search
-        self.made: list[ir.Node] = []
+        self._significant = significant
+        self.made: dict[ir.Node, ir.Node] = {}
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
@@ -64,7 +70,7 @@ class QuantizeEncoderLayers(GraphPass):
             if isinstance(found, str):
                 self.left[attention.name or ""] = found
             else:
-                self.made.append(self._replace(found))
+                self.made[attention] = self._replace(found)
         if self.made:
             remove_unused(model)  # or what is left of layers would be taken for products
         return bool(self.made)
@@ -107,9 +113,10 @@ class QuantizeEncoderLayers(GraphPass):
         qkv, out, up, _ = self._weights_of(found)
         heads, mask = _heads(found), input_of(found.attention, 3)
         scale, epsilon = 1 / math.sqrt(out.K // heads), found.norm1.epsilon
+        tells = found.attention in self._significant
         function = functions.encoder_layer(
             H=qkv.K, inner=out.K, F=up.N, heads=heads, scale=scale, epsilon=epsilon, activation=found.activation,
-            norm_first=found.norm_first, mask=mask is not None, opset=opset_of(self._model),
+            norm_first=found.norm_first, mask=mask is not None, significance=tells, opset=opset_of(self._model),
         )  # fmt: skip
         y = insert_before(
             found.last, "EncoderLayer", [*self._inputs(found), *([mask] if mask is not None else [])],
@@ -123,6 +130,11 @@ class QuantizeEncoderLayers(GraphPass):
         replace(found.last, y)
         node = required(y.producer())
         node.name = names_of(self._model.graph).node(f"{scope(found.out.node)}EncoderLayer")
+        if tells:
+            node.resize_outputs(2)
+            received = node.outputs[1]
+            received.name = names_of(self._model.graph).value(f"{node.name}_significance")
+            received.type = ir.TensorType(ir.DataType.FLOAT)
         return node
 
     def _inputs(self, found: FoundLayer) -> list[ir.Value]:

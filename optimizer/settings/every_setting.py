@@ -21,6 +21,7 @@ from .groups import (
     Search,
     Sparse,
     Symmetry,
+    TokenLengths,
     Transforming,
     WholeLayers,
 )  # fmt: skip
@@ -30,6 +31,7 @@ from .setting import settings_of
 @dataclasses.dataclass(frozen=True)
 class Settings(
     Sparse,
+    TokenLengths,
     WholeLayers,
     Fusion,
     Floats,

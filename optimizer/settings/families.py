@@ -38,7 +38,9 @@ FAMILY_SETTINGS = (
         (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Ranges, g.Calibrated, g.Judging, g.Int8Weights,
          g.Int8Static),
     ),
-    FamilySettings("dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion, g.WholeLayers)),
+    FamilySettings(
+        "dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion, g.WholeLayers, g.TokenLengths, g.Judging)
+    ),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),
     FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Order, g.Sparse)),

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import SettingError
 from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYPES, SCHEMES, WEIGHT_FORMATS
 from .budget import BUDGET, TIME, written_budget, written_time
+from .lengths import LENGTHS, written_lengths
 from .setting import between, least, setting
 
 _MOST_ROWS = 1 << 16
@@ -177,7 +178,7 @@ class Judging:
     max_drop: float | None = setting(
         None,
         "Let the metric get worse by no more than this share, such as 1%: of schemes that round activations, with the "
-        "fewest layers in float; of weights alone, by the cheapest recipe.",
+        "fewest layers in float; of weights alone, by the cheapest recipe; of lengths, by the cheapest that are found.",
         parse=between(0, 0.99),
         is_share=True,
     )
@@ -354,6 +355,28 @@ class WholeLayers:
         "Write each layer of an encoder as one operator of ours, which leaves out padding; where our library is "
         "missing it runs as standard operators, slower than without.",
         option="--fuse-layers/--no-fuse-layers",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLengths:
+    """Tokens that go on from layer to layer of an encoder."""
+
+    lengths: str | None = setting(
+        None,
+        "How many tokens each layer of an encoder but the last hands on: those that most attention is paid to, as a "
+        "share of a text's tokens or as a number, such as 0.9,0.75,64; or search, for the cheapest that lose no more "
+        "of a metric than max_drop or max_kl; or input, which makes the lengths an input of the model, by default "
+        "those of the budget or all. In outputs of tokens what left is put back.",
+        parse=written_lengths,
+        expected=LENGTHS,
+    )
+    length_budget: float | None = setting(
+        None,
+        "Share of the tokens that all layers together are to read, such as 0.5, in place of lengths: all hand on the "
+        "same share.",
+        parse=between(0, 1),
+        is_share=True,
     )
 
 

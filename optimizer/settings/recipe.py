@@ -16,6 +16,8 @@ from ..user_functions import written_as
 from .every_setting import PER_NODE, Settings
 from .families import keys_read_by
 from .former import renamed, takes_former_names
+from .groups import Judging
+from .lengths import INPUT, SEARCH
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
 from .override import Override, matches
@@ -148,6 +150,9 @@ class Recipe(Settings):
         if self.family == "minifloat-static" and self.range_method in ("entropy", "mse"):
             problem = f", for codes at equal distances; {self.scheme} takes minmax, moving-average or percentile"
             raise origin.error("range_method", self.range_method, problem)
+        if self.lengths == SEARCH and (self.metric is None or self.max_loss is None):
+            problem = ", which needs a metric, and max_drop or max_kl for what may be lost of it"
+            raise origin.error("lengths", SEARCH, problem)
         if self.family == "static" and self.method not in (None, "rtn", "gptq"):
             raise origin.error("method", self.method, f", for weights alone; {self.scheme} takes rtn or gptq")
         if not self.sequential and "qronos" in (self.method or ""):
@@ -173,6 +178,8 @@ class Recipe(Settings):
             idle["max_drop"] = "with metric kl, whose bound is max_kl, in nats per token"
         else:
             idle["max_kl"] = f"with metric {judged_by}, only with kl"
+        if self.family == "dynamic" and self.lengths != SEARCH:
+            idle |= dict.fromkeys(settings_of(Judging), f'but with lengths "{SEARCH}"')
         if self.max_loss is None:
             idle["search_time"] = "without a bound on a metric, max_drop or max_kl"
         else:
@@ -180,7 +187,10 @@ class Recipe(Settings):
         if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"
         if not self.fuse:
-            idle["fuse_layers"] = "without fuse: layers are found by their attention"
+            found = "without fuse: layers are found by their attention"
+            idle |= dict.fromkeys(("fuse_layers", "lengths", "length_budget"), found)
+        if self.lengths not in (None, INPUT):
+            idle["length_budget"] = "with lengths, which say it layer by layer"
         if self.criterion not in (None, "obs"):
             idle["sequential"] = f"with criterion {self.criterion}, which moves no weights"
         return idle

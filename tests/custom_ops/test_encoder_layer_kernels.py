@@ -14,13 +14,18 @@ ISAS = _kernels.supported_isas()
 
 
 def run(x, mask, layer, isa):
+    return both(x, mask, layer, isa)[0]
+
+
+def both(x, mask, layer, isa, significance=False):
+    """What the layer makes, and the significance."""
     parts = (dataclasses.astuple(each) for each in (layer.qkv, layer.out, layer.up, layer.down))
-    y, ran = _kernels.encoder_layer(
+    y, received, ran = _kernels.encoder_layer(
         x, mask, *parts, layer.norm1, layer.norm2, heads=layer.heads, scale=layer.scale, epsilon=layer.epsilon,
-        activation=layer.activation, norm_first=layer.norm_first, isa=isa,
+        activation=layer.activation, norm_first=layer.norm_first, significance=significance, isa=isa,
     )  # fmt: skip
     assert ran == _kernels.kernels(isa)["encoder"][0]
-    return y
+    return y, received
 
 
 def tokens(*shape):
@@ -109,6 +114,39 @@ def test_one_token_far_above_all_others(isa):
     x = tokens(1, 40, 48)
     x[0, 7] *= 1000
     close(run(x, None, made, isa), reference.encoder_layer(x, None, made))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("lengths", [(1,), (40, 0, 7), (150,), (33,) * 30], ids=str)
+def test_significance(lengths, norm_first, isa):
+    """In all ways in which rows are shared out; what the layer makes is the same to the bit with it and without."""
+    made = layer(norm_first=norm_first)
+    x, mask = tokens(len(lengths), max(lengths), 48), np.arange(max(lengths)) < np.array(lengths)[:, None]
+    mask = mask.astype(np.int32)
+    y, got = both(x, mask, made, isa, significance=True)
+    np.testing.assert_array_equal(y, run(x, mask, made, isa))
+    want = reference.encoder_significance(x, mask, made)
+    np.testing.assert_allclose(got, want, rtol=0.02, atol=1e-3)
+    assert np.linalg.norm(got - want) <= 1e-3 * np.linalg.norm(want)
+    assert (got[mask == 0] == 0).all()
+    np.testing.assert_allclose(got.sum(1), 3 * np.array(lengths), rtol=2e-5)  # all that the queries of 3 heads have
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_significance_is_that_of_a_text_alone(isa):
+    made, text = layer(), tokens(37, 48)
+    alone = both(text[None], None, made, isa, significance=True)[1][0]
+    mask = np.zeros((9, 60), np.int32)
+    mask[:4, :53] = mask[4, 3:40] = mask[5:] = 1
+    x = tokens(9, 60, 48)
+    x[4, 3:40] = text
+    got = both(x, mask, made, isa, significance=True)[1]
+    np.testing.assert_array_equal(got[4, 3:40], alone)
+    x[5, 2, 7] = np.nan
+    again = both(x, mask, made, isa, significance=True)[1]
+    assert np.isnan(again[5]).all()
+    np.testing.assert_array_equal(np.delete(again, 5, 0), np.delete(got, 5, 0))
 
 
 def test_empty():

@@ -19,7 +19,17 @@ LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel
 RNG = np.random.default_rng(5)
 
 
-def model(layer, *, mask=True, opset=18, lead=("batch", "sequence"), function=True, changed=None, **attributes):
+def model(
+    layer,
+    *,
+    mask=True,
+    opset=18,
+    lead=("batch", "sequence"),
+    function=True,
+    changed=None,
+    significance=False,
+    **attributes,
+):
     H, arrays = layer.qkv.codes.shape[0], dict(zip(INPUTS[1:], parts(layer), strict=False)) | (changed or {})
     kind = onnx.TensorProto
     given = {
@@ -27,13 +37,16 @@ def model(layer, *, mask=True, opset=18, lead=("batch", "sequence"), function=Tr
         "norm_first": int(layer.norm_first), **attributes,
     }  # fmt: skip
     node = helper.make_node(
-        "EncoderLayer", list(INPUTS[: None if mask else -1]), ["y"], name="the layer", domain="onnxpress",
+        "EncoderLayer", list(INPUTS[: None if mask else -1]), ["y", "received"][: 1 + significance],
+        name="the layer", domain="onnxpress",
         **{name: value for name, value in given.items() if value is not None},
     )  # fmt: skip
     inputs = [helper.make_tensor_value_info("x", kind.FLOAT, [*lead, H])]
     inputs += [helper.make_tensor_value_info("mask", kind.INT32, list(lead))] if mask else []
+    outputs = [helper.make_tensor_value_info("y", kind.FLOAT, [*lead, H])]
+    outputs += [helper.make_tensor_value_info("received", kind.FLOAT, list(lead))] if significance else []
     graph = helper.make_graph(
-        [node], "test", inputs, [helper.make_tensor_value_info("y", kind.FLOAT, [*lead, H])],
+        [node], "test", inputs, outputs,
         [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items() if name in node.input],
     )  # fmt: skip
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("onnxpress", 1)]
@@ -41,7 +54,8 @@ def model(layer, *, mask=True, opset=18, lead=("batch", "sequence"), function=Tr
     if function:
         body = functions.encoder_layer(
             H=H, inner=layer.out.codes.shape[0], F=layer.up.codes.shape[1], heads=layer.heads, scale=layer.scale,
-            epsilon=layer.epsilon, activation=layer.activation, norm_first=layer.norm_first, mask=mask, opset=opset,
+            epsilon=layer.epsilon, activation=layer.activation, norm_first=layer.norm_first, mask=mask,
+            significance=significance, opset=opset,
         )  # fmt: skip
         node.overload = body.overload
         made.graph.node[0].overload = body.overload
@@ -77,6 +91,27 @@ def test_on_our_kernels(norm_first, mask, threads):
     (got,) = opened.run(None, given if mask else {"x": x})
     assert distance(got, reference.encoder_layer(x, marks, layer)) < 2e-3
     assert not mask or (got[marks == 0] == 0).all()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("level", LEVELS)
+def test_significance(mask, norm_first, level):
+    """On our kernels, and as standard operators, whose scores are not rounded."""
+    layer = made_layer(norm_first=norm_first)
+    given = feeds(lengths=(40, 13, 0) if mask else (40, 40))
+    marks = given["mask"] if mask else None
+    serialized = model(layer, mask=mask, significance=True)
+    want = reference.encoder_significance(given["x"], marks, layer)
+    inputs = given if mask else {"x": given["x"]}
+    for ours, error in ((True, 1e-3), (False, 0.03)):
+        y, got = session(serialized, ours=ours, level=level).run(None, inputs)
+        assert distance(got, want) < error
+        assert not mask or (got[marks == 0] == 0).all()
+        (alone,) = session(model(layer, mask=mask), ours=ours, level=level).run(None, inputs)
+        np.testing.assert_allclose(y, alone, atol=1e-6)
+    empty = {name: value[:0] for name, value in inputs.items()}
+    assert [part.shape for part in session(serialized).run(None, empty)] == [(0, 40, 48), (0, 40)]
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -209,6 +209,7 @@ def test_evaluate_refuses_a_model_of_no_task(run, tmp_path):
 
 @pytest.mark.parametrize("command", [
     ("compare", "MODEL", "MODEL"), ("bench", "MODEL"), ("bench-kernels",), ("study-sparsity", "MODEL", "--folder", "f"),
+    ("study-lengths", "MODEL", "--folder", "f", "--task", "lee"),
 ])  # fmt: skip
 def test_where_a_plot_goes_is_looked_at_first(run, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

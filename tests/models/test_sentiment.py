@@ -73,6 +73,27 @@ def test_probe_fits_a_head_of_its_own(monkeypatch):
     assert score.details["sentences"] == 40
 
 
+def test_whole_reviews_are_probed_and_cut(reviews, monkeypatch):
+    """Those of the other source; a head on 60 judges 40 others."""
+    monkeypatch.setattr(sentiment, "_REVIEWS_TRAINED_ON", 60)
+    monkeypatch.setattr(sentiment, "_REVIEWS_JUDGED_BY", 40)
+    rng = np.random.default_rng(0)
+    labels = rng.random(120) < 0.5
+    vectors = rng.normal(0, 0.1, (120, 4)).astype(np.float32)
+    vectors[:, 2] += np.where(labels, -1, 1)
+    cut = []
+
+    def embedder(_session, _model, most_tokens):
+        cut.append(most_tokens)
+        return Embedding(vectors, "none")
+
+    assert sentiment.reviews()[0] == ["long"]
+    monkeypatch.setattr(sentiment, "reviews", lambda: ([str(i) for i in range(120)], labels))
+    monkeypatch.setattr(sentiment.similarity, "Embedder", embedder)
+    score = sentiment.movie_reviews(None, Path("m.onnx"))
+    assert (score.value, score.details["reviews"], cut) == (1.0, 40, [384])
+
+
 class Embedding:
     def __init__(self, vectors, name):
         self.vectors, self.tokenizer_name = vectors, name

@@ -17,6 +17,7 @@ from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.quantization.schemes import SCHEMES
 from onnxpress.optimizer.settings.families import FAMILY_SETTINGS
+from onnxpress.optimizer.settings.groups import Judging
 from onnxpress.optimizer.settings.recipe import Override, Recipe
 from onnxpress.optimizer.settings.setting import settings_of
 from schemes import ONE_A_FAMILY
@@ -31,7 +32,7 @@ VALUES = {
     "coverage": "extended", "first_and_last": True, "fuse": False, "sparsity": 0.5, "block": "4x1", "dtype": "float32",
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
     "mask": "m.npz", "expected_rows": 8, "max_kl": 0.02, "text": "t.txt", "window": 8, "stride": 4, "tokens": 64,
-    "fuse_layers": True, "budget": "3.5bits", "search_time": "30m",
+    "fuse_layers": True, "lengths": "0.9,64", "length_budget": 0.5, "budget": "3.5bits", "search_time": "30m",
     "transform": "awq",
 }  # fmt: skip
 """One of each key, which some scheme of each kind that reads the key takes."""
@@ -39,6 +40,9 @@ VALUES = {
 BESIDE = {key: {"metric": "perplexity"} for key in ("text", "window", "stride", "tokens")}
 BESIDE["search_time"] = {"max_drop": 0.1}
 """What some are read with alone."""
+
+SEARCHED = {"lengths": "search", "metric": "lee", "max_drop": 0.1}
+"""With which int8-dynamic reads what judges a model."""
 
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
@@ -74,7 +78,11 @@ def test_help_tells_defaults(monkeypatch, capsys):
 def test_options_are_listed_with_the_schemes_that_take_them(key, scheme):
     (title,) = (each.title for each in FAMILY_SETTINGS if each.name == SCHEMES[scheme].family)
     panel = panels()[key]
-    values = {"scheme": scheme, **BESIDE.get(key, {}), key: VALUES[key]}
+    judged = SEARCHED if scheme == "int8-dynamic" and key in settings_of(Judging) else {}
+    values = {"scheme": scheme, **judged, **BESIDE.get(key, {}), key: VALUES[key]}
+    if judged and key == "max_kl":
+        values = {**values, "metric": "kl", "max_drop": None}
+    values = {name: value for name, value in values.items() if value is not None}
     built = functools.partial(Recipe.from_mapping, values)
     if panel is None or title in re.split(", | and ", panel.removeprefix("Of ")):
         assert built() == Recipe(**values)

@@ -84,6 +84,28 @@ def test_minilm_as_whole_layers(tmp_path):
         np.testing.assert_allclose(again[0], got[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("settings", [{"length_budget": 0.7}, {"lengths": "1,0.8,0.8,16,8"}], ids=str)
+def test_minilm_with_fewer_tokens(settings, tmp_path):
+    """With our kernels a text gives the same alone and beside others; what is lost is little of a short text."""
+    model, outcome = converted("minilm", fuse_layers=True, **settings)
+    assert outcome.details["layers"] == {"fused": 6, "left": {}}
+    storage.save(model, tmp_path / "out.onnx")
+    given, chosen = feeds(), options()
+    register(chosen)
+    session = ort.InferenceSession(str(tmp_path / "out.onnx"), chosen)
+    (hidden,) = session.run(None, given)
+    assert hidden.shape == (3, 40, 384)
+    got = embeddings(hidden, given["attention_mask"])
+    for row, length in enumerate((40, 20, 3)):
+        alone = {name: array[row : row + 1, :length] for name, array in given.items()}
+        again = embeddings(session.run(None, alone)[0], alone["attention_mask"])
+        np.testing.assert_allclose(again[0], got[row], atol=1e-5)
+    (want,) = ort.InferenceSession(models.path("minilm"), options()).run(None, given)
+    likeness = (got * embeddings(want, given["attention_mask"])).sum(axis=1)
+    assert likeness[2] > 0.995  # all of three tokens stay
+    assert 0.6 < likeness[0] < 0.995
+
+
 def test_minilm_runs_on_codes():
     found = int8_kernels.operators(int8_kernels.optimized(converted("minilm")[0]))
     assert found["QAttention"] == 6

@@ -81,7 +81,7 @@ def test_a_mask_beside_the_zeros_that_are_there_is_refused():
         ('scheme = "mxfp4"', {"block_size": 64}, "--block-size is 64, but mxfp4 has blocks of 32"),
         ("block_size = 64", {"scheme": "mxfp4"}, "FILE: block_size is 64, but mxfp4 has blocks of 32"),
         ('scheme = "fp8"', {"symmetric": False}, "--asymmetric, but fp8 has no zero points"),
-        ('scheme = "int8-dynamic"\nmetric = "lee"', {"max_drop": 0.1}, "--max-drop, FILE: metric: not read by scheme"),
+        ('scheme = "fp8-dynamic"\nmetric = "lee"', {"max_drop": 0.1}, "--max-drop, FILE: metric: not read by scheme"),
         ('scheme = "fp4"', {"per_channel": False}, "--per-tensor, but fp4 has blocks of 32; give --block-size 0, too"),
         (
             'scheme = "fp4"\nper_channel = false', {},

@@ -1,0 +1,209 @@
+"""Lengths found for a model: judged by a metric on the model as it will be, at the cost that its layers have.
+
+The model is converted once with its lengths as an input, so that judging others takes no other session.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import OnnxpressError, option
+from ..evaluation.metrics import choose_metric, loss_text
+from ..graph.rewriting import required
+from ..model_io.names import copy_of
+from ..passes.drop_tokens import INPUT as LENGTHS
+from ..planning.length_evolution import Found, Lengths, evolve, front_of, within
+from ..planning.report import Accuracy, Attempt
+from ..planning.result import Progress
+from ..planning.token_lengths import lengths_text
+from ..runtime.temporary import temporary_session
+from ..settings.lengths import INPUT
+from ..settings.recipe import Recipe
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+_SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.05)
+"""Of which layers are timed."""
+_ROUNDS = 7
+
+
+class AtLengths:
+    """A session of a model whose lengths are an input, at some lengths; metrics take it for a session.
+
+    Attributes:
+        lengths: What each layer but the last hands on.
+        longest: The inputs of the most elements that it ran on.
+    """
+
+    def __init__(self, session: ort.InferenceSession, lengths: Lengths) -> None:
+        self._session, self.lengths = session, lengths
+        self.longest: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the session's."""
+        return getattr(self._session, name)
+
+    def run(self, outputs: Sequence[str] | None, feeds: dict[str, Any], *more: Any) -> Any:
+        """As the session does."""
+        if _elements(feeds) > _elements(self.longest):
+            self.longest = dict(feeds)
+        given = {**feeds, LENGTHS: np.array(self.lengths, np.float32)}
+        return self._session.run(outputs, given, *more)
+
+
+class LayerTimes:
+    """What a layer costs by the share of the tokens that it reads, measured."""
+
+    def __init__(self, seconds: Sequence[float], layers: int) -> None:
+        """From how long the model takes where each layer hands on the same share, by share as in `SHARES`.
+
+        The first layer reads all tokens always, and what is around the layers counts as part of each.
+        """
+        whole = seconds[0]
+        of_layer = [(each - whole) / (layers - 1) + whole / layers for each in seconds]
+        ascending = np.maximum.accumulate(np.maximum(of_layer[::-1], 0.0))  # noise aside, more tokens cost more
+        self._shares, self._seconds = _SHARES[::-1], ascending
+        self._layers = layers
+
+    def __call__(self, lengths: Lengths) -> float:
+        """The cost of all layers, as a share of what they cost with all tokens."""
+        read = np.interp((1.0, *lengths), self._shares, self._seconds)
+        return float(read.sum() / (self._layers * self._seconds[-1]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """What a search found.
+
+    Attributes:
+        lengths: The cheapest within the bound.
+        accuracy: By the metric.
+        trail: All that were judged.
+        details: The best of them, for JSON.
+        rows: For a person.
+    """
+
+    lengths: Lengths
+    accuracy: Accuracy
+    trail: list[Attempt]
+    details: dict[str, Any]
+    rows: list[tuple[str, str]]
+
+    @property
+    def text(self) -> str:
+        """The lengths, as a recipe has them."""
+        return text_of(self.lengths)
+
+
+def search_lengths(
+    model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], progress: Progress, source: str
+) -> Searched:
+    """Search lengths within the bound of a recipe.
+
+    Args:
+        model: The float model, cleaned up; it is not changed.
+        recipe: Which has a metric, and how much of it may be lost.
+        convert: Converts a copy with lengths as a recipe has them.
+        progress: Told how it goes on.
+        source: What to call the model in an error.
+
+    Raises:
+        OnnxpressError: The model loses more with all tokens than it may, or cannot be converted or judged.
+    """
+    search = _Search(model, recipe, convert, source)
+    found = search.run(lambda done, whole: progress("search lengths", done, whole))
+    for each in within(found, search.most):
+        value = search.value_as_written(each.lengths)
+        if search.metric.loss(value) <= search.most:
+            return search.told(each, found, value)
+    bound = "max-kl" if search.metric.in_nats else "max-drop"
+    loss = search.text_of(found[0].loss)
+    raise OnnxpressError(
+        f"{source}: loses {loss} of {search.metric.name} even where all tokens go on, more than {option(bound)} allows"
+    )
+
+
+class _Search:
+    """On one model."""
+
+    def __init__(
+        self, model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], source: str
+    ) -> None:  # fmt: skip
+        assert recipe.max_loss is not None
+        self._model, self._convert, self._source = model, convert, source
+        self.most = recipe.max_loss
+        self.metric = choose_metric(recipe.judged_by, model, [], source)
+        self._trail: list[Attempt] = []
+
+    def run(self, done: Callable[[int, int], None]) -> list[Found]:
+        """All lengths that were judged, those of all tokens first."""
+        candidate = copy_of(self._model)
+        self._convert(candidate, INPUT)
+        (lengths,) = (value for value in candidate.graph.inputs if value.name == LENGTHS)
+        layers = required(lengths.const_value).size + 1
+        with temporary_session(candidate, self._source) as session:
+            everything = AtLengths(session, (1.0,) * (layers - 1))
+            first = self._judge(everything)
+            times = LayerTimes(_timed(session, everything.longest, layers), layers)
+
+            def judge(lengths: Lengths) -> float:
+                return first if lengths == everything.lengths else self._judge(AtLengths(session, lengths))
+
+            return evolve(judge, times, layers, self.most, done=done)
+
+    def value_as_written(self, lengths: Lengths) -> float:
+        """Of the metric, for a model that has these lengths alone."""
+        candidate = copy_of(self._model)
+        self._convert(candidate, text_of(lengths))
+        return self.metric(candidate)
+
+    def text_of(self, loss: float) -> str:
+        """For a person."""
+        return loss_text(loss, in_nats=self.metric.in_nats)
+
+    def told(self, best: Found, found: list[Found], value: float) -> Searched:
+        """The result."""
+        text = (
+            f"{len(found)} lengths judged by {self.metric.name}; with these layers take {100 * best.cost:.3g}% of "
+            f"their time, and {self.text_of(self.metric.loss(value))} is lost"
+        )
+        details = {"length_search": [dataclasses.asdict(each) for each in front_of(found)]}
+        accuracy = Accuracy(self.metric.name, value, self.metric.reference)
+        return Searched(best.lengths, accuracy, self._trail, details, [("searched", text)])
+
+    def _judge(self, session: AtLengths) -> float:
+        """What is lost of the metric."""
+        began = time.perf_counter()
+        value = self.metric.judge(session)
+        loss, seconds = self.metric.loss(value), time.perf_counter() - began
+        told = lengths_text(session.lengths)
+        self._trail.append(Attempt(told, self.metric.name, value, loss <= self.most, seconds=seconds, loss=loss))
+        return loss
+
+
+def text_of(lengths: Lengths) -> str:
+    """Lengths, as a recipe has them."""
+    return ",".join(f"{length:g}" for length in lengths)
+
+
+def _timed(session: ort.InferenceSession, feeds: dict[str, Any], layers: int) -> list[float]:
+    """Medians of runs of the model where each layer hands on the same share, in turns, in seconds."""
+    seconds: list[list[float]] = [[] for _ in _SHARES]
+    for _ in range(_ROUNDS):
+        for share, taken in zip(_SHARES, seconds, strict=True):
+            at = AtLengths(session, (share,) * (layers - 1))
+            began = time.perf_counter()
+            at.run(None, feeds)
+            taken.append(time.perf_counter() - began)
+    return [float(np.median(taken)) for taken in seconds]
+
+
+def _elements(feeds: dict[str, Any]) -> int:
+    return sum(int(np.size(each)) for each in feeds.values())
