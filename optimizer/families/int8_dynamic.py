@@ -26,6 +26,7 @@ from ..planning.result import ConversionResult, Progress
 from ..planning.stored_weights import StoredWeights
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.recipe import Recipe
+from .decoder_fusion import finish_decoder
 from .family import Family, OpenData
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
@@ -53,6 +54,7 @@ def convert(
     if others or layers.made:
         SeparateLayerNorm()(model)
         declare_functions(model)
+    fusion = finish_decoder(model, recipe)
     progress("rewrite", 1, 1)
     fused = {"attention": (len(plan.fused), plan.fuse.left)}
     rows = [("made for", _EXACT if layers.made and not others else made_for(reduced))]
@@ -68,16 +70,19 @@ def convert(
         warnings=[
             *(warn_of_saturation(reduced) if others else []),
             *kept_in_float(model, [weight.weight.value for weight in stored.weights]),
+            *fusion.warnings,
         ],
         details={
             **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
+            **fusion.details,
             "made_for": rows[0][1],
         },
         rows=[
             *rows,
             *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
+            *fusion.rows,
         ],
-        passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
+        passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}) | fusion.passes,
     )
 
 

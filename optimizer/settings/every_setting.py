@@ -14,6 +14,7 @@ from .groups import (
     Int8Static,
     Int8Weights,
     Judging,
+    Logits,
     Mixing,
     Order,
     Ranges,
@@ -31,6 +32,7 @@ from .setting import settings_of
 class Settings(
     Sparse,
     WholeLayers,
+    Logits,
     Fusion,
     Floats,
     Int8Static,

@@ -31,16 +31,18 @@ class FamilySettings:
 FAMILY_SETTINGS = (
     FamilySettings(
         "weight-only", "weights alone",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks, g.Fusion,
+         g.Logits),
     ),
     FamilySettings(
         "static", "int8-static",
         (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Ranges, g.Calibrated, g.Judging, g.Int8Weights,
          g.Int8Static),
     ),
-    FamilySettings("dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion, g.WholeLayers)),
+    FamilySettings("dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion, g.Logits, g.WholeLayers)),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),
+    FamilySettings("float", "float", (g.Fusion, g.Logits)),
     FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Order, g.Sparse)),
 )  # fmt: skip
 
