@@ -42,7 +42,10 @@ def model(spelling="div", *, square="Pow", scale=SIZE, axis=-1, read=False):
 
 
 def run(model, x):
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options()).run(None, {"x": x})[0]
+    # As it is written: ONNX Runtime 1.23 fuses some spellings by itself, with another epsilon.
+    level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options(graph_optimization_level=level))
+    return session.run(None, {"x": x})[0]
 
 
 @pytest.mark.parametrize("square", ["Pow", "Mul"])
