@@ -29,7 +29,8 @@ class Form:
         products: "apart", "packed" (one for all) or "by head" (one, whose columns are query, key and value of each).
         bias: Whether products add one.
         mask: "where" (chosen by booleans, and what is NaN made nothing), "added" (numbers), "chosen" (scores or a
-            number), "window" (of 3 keys), "future" (keys behind a query count, too) or "none".
+            number), "window" (of 3 keys), "future" (keys behind a query count, too), "types" (so do those of tokens of
+            type 1 among each other) or "none".
         cap: Of scores.
         scale: "scores", "both" (queries and keys) or "sizes" (computed of the width).
         repeat: "expand" or "tile".
@@ -116,9 +117,18 @@ class Decoder(graphs.Builder):
         if f.mask == "window":
             near = self.op("Greater", keys, self.op("Sub", queries, self.one(3, np.int64)))
             kept = self.op("And", kept, near)
+        if f.mask == "types":
+            image = self.op("Equal", self.input("token_type_ids", ["batch", "sequence"], I64), self.one(1, np.int64))
+            ahead = self.op("Unsqueeze", before, self.whole(0))
+            pads = self.op("Concat", self.whole(0), ahead, self.whole(0, 0), axis=0)
+            wide = self.op("Pad", self.op("Cast", image, to=int(F32)), pads)
+            rows, columns = self.op("Unsqueeze", image, self.whole(2)), self.op("Unsqueeze", wide, self.whole(1))
+            both = (self.op("Cast", each, to=int(BOOL)) for each in (rows, columns))
+            kept = self.op("Or", self.op("And", *both), kept)
         kept.type = ir.TensorType(BOOL)
         there = self.op("Cast", self.op("Unsqueeze", self.seen, self.whole(1, 2)), to=int(BOOL))
-        mask = self.op("And", there, self.op("Unsqueeze", kept, self.whole(0, 1)))
+        axes = self.whole(1) if f.mask == "types" else self.whole(0, 1)
+        mask = self.op("And", there, self.op("Unsqueeze", kept, axes))
         mask.type = ir.TensorType(BOOL)
         if f.mask == "added":
             mask = self.op("Where", mask, self.one(0.0), self.one(LOWEST))

@@ -105,8 +105,8 @@ class Trials:
 
     def __init__(self, model: ir.Model, opset: int) -> None:
         self._inputs, self._opset = list(model.graph.inputs), opset
-        self._known: dict[tuple[object, ...], dict[Sizes, Case]] = {}
-        self._current: dict[Sizes, Case] = {}
+        self._known: dict[tuple[object, ...], dict[tuple[Sizes, int | None], Case]] = {}
+        self._current: dict[tuple[Sizes, int | None], Case] = {}
         self._names: tuple[str | int, str | int, str | int] = (0, 0, 0)
 
     def learn(self, concat: ir.Node, query: ir.Value | None) -> None:
@@ -122,29 +122,46 @@ class Trials:
             self._known[names] = {}
         self._current, self._names = self._known[names], names
 
-    def case(self, sizes: Sizes) -> Case:
-        """The trial of these sizes; a batch or a sequence that the model fixes stays as it is."""
+    def case(self, sizes: Sizes, fill: int | None = None) -> Case:
+        """The trial of these sizes; a batch or a sequence that the model fixes stays as it is.
+
+        Args:
+            sizes: Batch, queries and past.
+            fill: What integers of each token are; None for positions.
+        """
         batch, queries = (
             name if isinstance(name, int) else size for name, size in zip(self._names[:2], sizes[:2], strict=True)
         )
-        made = batch, queries, sizes[2]
+        made = (batch, queries, sizes[2]), fill
         if made not in self._current:
-            self._current[made] = Case(self._trial(made), *made)
+            self._current[made] = Case(self._trial(*made), *made[0])
         return self._current[made]
 
     def cases(self) -> Sequence[Case]:
-        """All of them."""
-        return [self.case(sizes) for sizes in (_FIRST, *_OTHERS)]
+        """All of them, those among them in which tokens are all of one type, by which they may see each other."""
+        return [*map(self.case, (_FIRST, *_OTHERS)), *(self.case(_FIRST, fill) for fill in (0, 1))]
 
-    def _trial(self, sizes: Sizes) -> Trial:
+    def _trial(self, sizes: Sizes, fill: int | None) -> Trial:
         names = {name: size for name, size in zip(self._names, sizes, strict=True) if isinstance(name, str)}
-        for name in {name for value in self._inputs for name in _open(value)} - names.keys():
-            names[name] = _sum(name, names) or sizes[1] + sizes[2]
-        return Trial(self._opset, names, lambda value: _input(value, names, sizes, self._names[1]))
+        for name, place in self._places().items():
+            if name not in names:
+                names[name] = sizes[place] if place is not None else _sum(name, names) or sizes[1] + sizes[2]
+        return Trial(self._opset, names, lambda value: _input(value, names, sizes, self._names[1], fill))
+
+    def _places(self) -> dict[str, int | None]:
+        """Names of open dimensions, and which of the sizes each is by where it stands: exporters may name each anew."""
+        found: dict[str, int | None] = {}
+        for value in self._inputs:
+            places = {2: (0,), 4: (0, None, 2)}.get(_rank(value) or 0, ())
+            for axis, dim in enumerate(value.shape or ()):
+                if not isinstance(dim, int) and dim.value:
+                    place = places[axis] if axis < len(places) else None
+                    found[dim.value] = place if found.get(dim.value) is None else found[dim.value]
+        return found
 
     def _sequence(self, batch: str | int, past: str, query: ir.Value | None) -> str | int:
         """What the size of the sequence is called: that of the tokens of the queries."""
-        others = sorted({name for value in self._inputs for name in _open(value)} - {batch, past})
+        others = sorted(name for name, place in self._places().items() if place is None and name not in (batch, past))
         plain = [name for name in others if _sum(name, dict.fromkeys(others, 1) | {past: 1}) is None]
         names = {name: 11 + 2 * at for at, name in enumerate(plain)} | {past: 5}
         if isinstance(batch, str):
@@ -171,10 +188,6 @@ def _rank(value: ir.Value) -> int | None:
     return None if value.shape is None else len(value.shape)
 
 
-def _open(value: ir.Value) -> list[str]:
-    return [] if value.shape is None else [dim.value for dim in value.shape if not isinstance(dim, int) and dim.value]
-
-
 def _sum(name: str, known: Mapping[str, int]) -> int | None:
     """The size of a name such as "past + sequence"."""
     parts = [part.strip() for part in name.split("+")]
@@ -183,7 +196,9 @@ def _sum(name: str, known: Mapping[str, int]) -> int | None:
     return sum(int(part) if part.isdigit() else known[part] for part in parts)
 
 
-def _input(value: ir.Value, names: Mapping[str, int], sizes: Sizes, sequence: str | int) -> Array | None:
+def _input(
+    value: ir.Value, names: Mapping[str, int], sizes: Sizes, sequence: str | int, fill: int | None
+) -> Array | None:  # fmt: skip
     """A plausible input: every second row of a mask is padded on the left, positions count up."""
     kinds = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL, ir.DataType.FLOAT)
     if not value.is_graph_input() or value.shape is None or value.dtype not in kinds:
@@ -195,7 +210,7 @@ def _input(value: ir.Value, names: Mapping[str, int], sizes: Sizes, sequence: st
     if not isinstance(last, int) and last is not None and last.value != sequence:
         padding = np.arange(shape[0])[:, None] % 2
         return np.broadcast_to(np.arange(shape[1]) >= padding, shape).astype(kind)
-    return np.broadcast_to(sizes[2] + np.arange(shape[1]), shape).astype(kind)
+    return np.broadcast_to(sizes[2] + np.arange(shape[1]) if fill is None else fill, shape).astype(kind)
 
 
 def _scores_of(softmax: ir.Node) -> ir.Node | None:

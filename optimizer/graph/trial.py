@@ -16,14 +16,12 @@ import onnx_ir as ir
 
 from ..errors import OnnxpressError
 from .constants import constant_of, copy_of, is_computation, stored_constant
-from .matching import is_standard, opset_of
+from .matching import is_standard
 
 Array = npt.NDArray[Any]
 _MOST = 1 << 24
 """Elements of a constant that a part may hold, such as a table of angles; weights are larger, and no part of any."""
 _MOST_NODES = 300
-_PRIME = 10007
-"""Sizes that no model has, so that none is taken for another."""
 _KEEP_SIZES = (
     "BiasGelu", "Cast", "DynamicQuantizeLinear", "Erf", "FastGelu", "Gelu", "Identity", "IsNaN", "LayerNormalization",
     "Neg", "QuickGelu", "RMSNormalization", "Reciprocal", "Relu", "RotaryEmbedding", "Sigmoid",
@@ -58,13 +56,6 @@ class Trial:
         self._opset, self._names, self._given = opset, names, given
         self._sizes: dict[ir.Value, list[int] | None] = {}
         self._arrays: dict[ir.Value, Array] = {}
-
-    @classmethod
-    def of(cls, model: ir.Model) -> Trial:
-        """Of sizes alone: each that the inputs of a model leave open has one of its own."""
-        values = (dim.value for value in model.graph.inputs for dim in value.shape or () if not isinstance(dim, int))
-        names = {name: _PRIME + 2 * index for index, name in enumerate(dict.fromkeys(values)) if name}
-        return cls(opset_of(model), names)
 
     def array(self, value: ir.Value, fed: Mapping[ir.Value, Array] | None = None) -> Array:
         """What a value is where some values are as they are `fed`.

@@ -84,6 +84,7 @@ class FuseCachedAttention(GraphPass):
 
     def _fuse(self, found: CachedAttention) -> None:
         last, past = found.last, found.past[0]
+        self._mask = found.mask.root  # layers of the same mask have the same sizes, or it would fit none of them
         tokens = found.value.source
         query, key, value = self._parts(found)
         query, key = (
@@ -197,7 +198,7 @@ class FuseCachedAttention(GraphPass):
 
     def _rows(self, last: ir.Node, past: ir.Value, table: ir.Value) -> ir.Value:
         """[batch, sequence]: the row of the table that is a token's."""
-        key = ("rows", table, _sizes_name(past))
+        key = ("rows", table, self._mask)
         if key not in self._made:
             count = self._op(last, "Squeeze", self._slice(last, self._shape(last, table), 0, 1), self._whole(0))
             every = self._op(last, "Range", self._number(0), count, self._number(1))
@@ -208,7 +209,7 @@ class FuseCachedAttention(GraphPass):
 
     def _length(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int64 []: how many keys there are."""
-        key = ("length", _sizes_name(past))
+        key = ("length", self._mask)
         if key not in self._made:
             parts = [
                 self._op(last, "Gather", self._shape(last, value), self._number(axis), axis=0)
@@ -219,14 +220,14 @@ class FuseCachedAttention(GraphPass):
 
     def _total(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int32 []: the same."""
-        key = ("total", _sizes_name(past))
+        key = ("total", self._mask)
         if key not in self._made:
             self._made[key] = self._integer(last, self._length(last, past, tokens))
         return self._made[key]
 
     def _lengths(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int32 [batch]: the number of the last key."""
-        key = ("lengths", _sizes_name(past))
+        key = ("lengths", self._mask)
         if key not in self._made:
             length = self._op(last, "Sub", self._length(last, past, tokens), self._number(1))
             batch = self._slice(last, self._shape(last, past), 0, 1)
@@ -278,11 +279,6 @@ class FuseCachedAttention(GraphPass):
 
     def _float(self, number: float) -> ir.Value:
         return self._arrays.add("number", np.array(number, np.float32))
-
-
-def _sizes_name(past: ir.Value) -> tuple[object, ...]:
-    """What attentions have in common whose past is of as many rows and tokens: the names of these sizes."""
-    return () if past.shape is None else tuple(getattr(past.shape[axis], "value", past.shape[axis]) for axis in (0, 2))
 
 
 def _refuse(found: CachedAttention) -> str | None:

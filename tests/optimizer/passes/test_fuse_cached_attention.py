@@ -87,10 +87,30 @@ def test_names_do_not_matter(form):
         np.testing.assert_array_equal(got, want)
 
 
+def test_sizes_may_have_a_name_for_each_input():
+    decoder = Decoder(layers=2)
+    session = ort.InferenceSession(ir.to_proto(decoder.made).SerializeToString(), options())
+    for at, value in enumerate(decoder.graph.inputs):
+        new = [f"s{at}_{axis}" if not isinstance(dim, int) else dim for axis, dim in enumerate(value.shape)]
+        if value.name != "attention_mask":
+            new[0] = "b"
+        value.shape = ir.Shape(["b", "s", *new[2:]] if value.name in ("input_ids", "position_ids") else new)
+    for value in (*decoder.graph.outputs, *(value for node in decoder.graph for value in node.outputs)):
+        if value.shape is not None:
+            value.shape = ir.Shape([
+                {"batch": "b", "sequence": "s"}.get(dim.value) if isinstance(dim, ir.SymbolicDim) else dim
+                for dim in value.shape
+            ])  # fmt: skip
+    assert len(fused(decoder.made).fused) == 2
+    for case in CASES:
+        same(decoder.made, lambda fed: session.run(None, fed), case)
+
+
 @pytest.mark.parametrize(
     ("form", "reason"),
     [
         ({"mask": "future"}, "queries see keys behind them"),
+        ({"mask": "types"}, "queries see keys behind them"),
         ({"mask": "none"}, "no mask: queries see keys behind them"),
         ({"reads": True}, "others read the keys or values that are kept for later"),
         ({"width": 12}, "heads of 12 numbers, which is no multiple of 8"),
