@@ -8,10 +8,10 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 from onnxpress.optimizer import Calibration, Recipe, optimize
 from onnxpress.optimizer.analysis.inspect import inspect
-from schemes import ONE_A_FAMILY
+from schemes import ROUNDING
 from sessions import runnable
 
-SCHEMES = ("int8", "fp8", *(scheme for scheme in ONE_A_FAMILY if scheme != "sparse"))  # which loses more
+SCHEMES = ("int8", "fp8", *(scheme for scheme in ROUNDING if scheme != "sparse"))  # which loses more
 node = helper.make_node
 
 

@@ -17,3 +17,6 @@ ONE_A_FAMILY = tuple(_first_of(family.name) for family in FAMILY_SETTINGS)
 
 CALIBRATED = tuple(scheme for scheme in ONE_A_FAMILY if Recipe(scheme=scheme).reads("range_method"))
 """Those that take ranges of tensors from data."""
+
+ROUNDING = tuple(scheme for scheme in ONE_A_FAMILY if scheme != "float")
+"""Those that take products with constant weights."""

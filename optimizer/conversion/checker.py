@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
+from ..graph.matching import RMS_NORM
+from ..graph.weight_form import MICROSOFT
 from ..model_io import storage
 from ..model_io.names import roots
 from ..model_io.reading import to_proto
@@ -162,10 +164,28 @@ def _complaint(proto: onnx.ModelProto, *, full: bool) -> str | None:
     import onnx
 
     try:
-        onnx.checker.check_model(proto, full_check=full)
+        onnx.checker.check_model(_with_known_operators(proto), full_check=full)
     except Exception as error:  # of the checker, of shape inference, or of protobuf
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _with_known_operators(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with what only ONNX Runtime has in the standard domain in its own, which the checker passes over."""
+    if not any(_is_runtimes(node) for node in proto.graph.node):
+        return proto
+    copy = type(proto)()
+    copy.CopyFrom(proto)
+    for node in copy.graph.node:
+        if _is_runtimes(node):
+            node.domain = MICROSOFT
+    if all(each.domain != MICROSOFT for each in copy.opset_import):
+        copy.opset_import.add(domain=MICROSOFT, version=1)
+    return copy
+
+
+def _is_runtimes(node: onnx.NodeProto) -> bool:
+    return node.op_type == RMS_NORM and node.domain in ("", "ai.onnx")
 
 
 def _clashes(model: ir.Model) -> set[str]:

@@ -289,7 +289,7 @@ class _Clock:
 
 
 def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]) -> None:
-    if any(d.taken for d in decisions):
+    if any(d.taken for d in decisions) or not family_of(recipe.family).is_about_nodes:
         return
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"

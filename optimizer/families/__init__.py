@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 def families() -> tuple[Family, ...]:
     """All of them; imported here, since a recipe is read and refused sooner than the first is needed."""
-    from . import int8_dynamic, minifloat_dynamic
+    from . import fused_float, int8_dynamic, minifloat_dynamic
     from .calibrated.convert import INT8_STATIC, MINIFLOAT_STATIC
     from .sparse import convert as sparse
     from .weight_only import convert as weight_only
 
     return (
         weight_only.FAMILY, INT8_STATIC, int8_dynamic.FAMILY, MINIFLOAT_STATIC, minifloat_dynamic.FAMILY, sparse.FAMILY,
+        fused_float.FAMILY,
     )  # fmt: skip
 
 

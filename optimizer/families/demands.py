@@ -117,5 +117,6 @@ _DEMANDS = (
     Demands("dynamic"),
     Demands("minifloat-static", lambda _recipe, _given: Need.REQUIRED, _check_calibrated),
     Demands("minifloat-dynamic"),
+    Demands("float"),
     Demands("sparse", _need_of_sparse, _check_sparse),
 )

@@ -47,9 +47,11 @@ class Family:
             model is prepared for that. Raises OnnxpressError where it cannot be.
         convert: Converts a model.
         verb: What it does to a model, for people.
+        is_about_nodes: Whether there is nothing to do where no node is taken.
     """
 
     name: str
     decide: Callable[[ir.Model, Recipe], list[Decision]]
     convert: Convert
     verb: str = "quantize"
+    is_about_nodes: bool = True

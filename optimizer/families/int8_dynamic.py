@@ -30,6 +30,7 @@ from ..settings.groups import Judging
 from ..settings.lengths import SEARCH
 from ..settings.recipe import Recipe
 from ..settings.setting import settings_of
+from .decoder_fusion import finish_decoder
 from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
 from .length_search import Searched, search_lengths
@@ -65,6 +66,7 @@ def convert(
     if others or layers.made:
         SeparateLayerNorm()(model)
         declare_functions(model)
+    fusion = finish_decoder(model, recipe)
     progress("rewrite", 1, 1)
     fused = {"attention": (len(plan.fused) - len(dropping.written_out), plan.fuse.left)}
     rows = [("made for", _EXACT if layers.made and not others else made_for(reduced))]
@@ -81,9 +83,11 @@ def convert(
         warnings=[
             *(warn_of_saturation(reduced) if others else []),
             *kept_in_float(model, [weight.weight.value for weight in stored.weights]),
+            *fusion.warnings,
         ],
         details={
             **{what: {"fused": made, "left": _grouped(what, left)} for what, (made, left) in fused.items()},
+            **fusion.details,
             "made_for": rows[0][1],
             **dropping.details,
             **(searched.details if searched is not None else {}),
@@ -91,8 +95,9 @@ def convert(
         rows=[
             *rows,
             *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
+            *fusion.rows,
         ],
-        passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}),
+        passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}) | fusion.passes,
         settled={} if searched is None else _settled(searched.text),
         accuracy=None if searched is None else searched.accuracy,
         trail=[] if searched is None else searched.trail,

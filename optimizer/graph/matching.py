@@ -13,6 +13,8 @@ from .weight_form import MICROSOFT
 
 Floats = npt.NDArray[np.float32]
 
+RMS_NORM = "SimplifiedLayerNormalization"
+"""ONNX Runtime's normalization by the root mean square, which it has in the standard domain."""
 _SAME_SHAPE = (
     "BatchNormalization", "Clip", "Erf", "Exp", "HardSigmoid", "HardSwish", "LeakyRelu", "Neg", "Relu", "Sigmoid",
     "Softmax", "Sqrt", "Tanh",

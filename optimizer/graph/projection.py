@@ -116,7 +116,7 @@ def _turned_as_matrices(last: ir.Node) -> ir.Value | None:
     if flat is None or whole is None or len(flat) != 3 or len(whole) != 4 or flat[0] != -1:
         return None
     ends = [*zip(flat[1:], (2, 3), strict=True), *zip(whole, (0, 1, 3, 2), strict=True)]
-    return heads if all(_known(size) == _dim(heads, axis) for size, axis in ends) else None
+    return heads if all(_known(size) == known_size(heads, axis) for size, axis in ends) else None
 
 
 def _maker(node: ir.Node, op_type: str) -> ir.Node | None:
@@ -240,18 +240,18 @@ def _sizes(value: ir.Value, depth: int) -> list[Size] | None:
 
 
 def _known(size: Size) -> Size:
-    return size if isinstance(size, int) else _dim(*size)
+    return size if isinstance(size, int) else known_size(*size)
 
 
-def _dim(value: ir.Value, axis: int) -> Size:
-    """A size, as a number where it can be known."""
+def known_size(value: ir.Value, axis: int) -> Size:
+    """The size of a value along an axis from 0 on, as a number where it can be known."""
     known = value.shape[axis] if value.shape is not None else None
     if isinstance(known, int):
         return known
     node = value.producer()
     if node is not None and node.domain in _STANDARD and node.op_type == "Transpose":
         perm = node.attributes.get_ints("perm", [])
-        inner = _dim(required(node.inputs[0]), perm[axis]) if axis < len(perm) else None
+        inner = known_size(required(node.inputs[0]), perm[axis]) if axis < len(perm) else None
         return inner if isinstance(inner, int) else (value, axis)
     if node is not None and node.domain in _STANDARD and node.op_type == "Reshape":
         tensor = constant_of(part) if (part := _part(node.inputs[1], axis)) is not None else None

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of
 from ..graph.element_type import is_float32
-from ..graph.matching import input_of, is_fixed, is_standard, number, opset_of, sole_reader
+from ..graph.matching import input_of, is_fixed, is_standard, opset_of, sole_reader
 from ..graph.rewriting import insert_before, replace, required, take_over_name
+from ..graph.written_norms import beside_number, mean_of, root_of_squares
 from .base import GraphPass
 from .remove_unused import remove_unused
 
@@ -64,9 +65,9 @@ def _find(root: ir.Node) -> _Norm | None:
     summed = required(root.inputs[0]).producer()
     if not is_standard(summed, "Add"):
         return None
-    variance, epsilon = _beside_number(summed)
-    squares, axis = _mean_of(variance)
-    difference = _root_of_squares(squares)
+    variance, epsilon = beside_number(summed)
+    squares, axis = mean_of(variance)
+    difference = root_of_squares(squares)
     x, first_axis = _centred(difference)
     if x is None or difference is None or epsilon is None or not is_float32(root.outputs[0]):
         return None
@@ -88,40 +89,12 @@ def _fit(x: ir.Value, scale: ir.Value, shift: ir.Value) -> bool:
     return x.shape is not None and sizes == {x.shape[-1]}
 
 
-def _beside_number(node: ir.Node) -> tuple[ir.Value | None, float | None]:
-    for index in (0, 1):
-        value = number(input_of(node, index))
-        if value is not None and value >= 0:
-            return input_of(node, 1 - index), value
-    return None, None
-
-
-def _mean_of(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
-    """What a value is the mean of over one axis, which is kept, and that axis."""
-    node = value.producer() if value is not None else None
-    if not is_standard(node, "ReduceMean") or node.attributes.get_int("keepdims", 1) != 1:
-        return None, None
-    axes = list(node.attributes.get_ints("axes", []))
-    if len(node.inputs) > 1 and node.inputs[1] is not None:
-        tensor = constant_of(node.inputs[1])
-        axes = [] if tensor is None else [int(axis) for axis in tensor.numpy().reshape(-1)]
-    return (node.inputs[0], axes[0]) if len(axes) == 1 else (None, None)
-
-
-def _root_of_squares(value: ir.Value | None) -> ir.Value | None:
-    """What a value is the square of."""
-    node = value.producer() if value is not None else None
-    if is_standard(node, "Pow") and number(input_of(node, 1)) == 2:
-        return node.inputs[0]
-    return node.inputs[0] if is_standard(node, "Mul") and node.inputs[0] is input_of(node, 1) else None
-
-
 def _centred(value: ir.Value | None) -> tuple[ir.Value | None, int | None]:
     """What a value is the difference of from its mean, and the axis of that."""
     node = value.producer() if value is not None else None
     if not is_standard(node, "Sub"):
         return None, None
-    x, axis = _mean_of(input_of(node, 1))
+    x, axis = mean_of(input_of(node, 1))
     return (x, axis) if x is node.inputs[0] else (None, None)
 
 

@@ -1,7 +1,7 @@
-"""The residual sum before a LayerNormalization is written as Sum.
+"""The residual sum before a LayerNormalization, or one by the root mean square, is written as Sum.
 
-ONNX Runtime fuses Add and LayerNormalization to SkipLayerNormalization, whose CPU kernel is slower than the two. Its
-rule looks for Add alone, and Sum of two tensors is the same number.
+ONNX Runtime fuses Add and the norm to SkipLayerNormalization or SkipSimplifiedLayerNormalization, whose CPU kernels are
+slower than the two. Its rule looks for Add alone, and Sum of two tensors is the same number.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ..graph.constants import is_constant
+from ..graph.matching import RMS_NORM
 from ..graph.rewriting import insert_before, replace
 from .base import GraphPass
 
@@ -16,10 +17,11 @@ _STANDARD = ("", "ai.onnx")
 
 
 class SeparateLayerNorm(GraphPass):
-    """Write Add as Sum where a LayerNormalization reads it.
+    """Write Add as Sum where a norm reads it.
 
-    Cases: LayerNormalization as a node; the same spelled out, as exports below opset 17 have it, which begins with the
-    mean (ReduceMean) and the difference from it (Sub) of one value. An Add of a constant is a bias and stays.
+    Cases: LayerNormalization and SimplifiedLayerNormalization as a node; the first one spelled out, as exports below
+    opset 17 have it, which begins with the mean (ReduceMean) and the difference from it (Sub) of one value. An Add of a
+    constant is a bias and stays.
     """
 
     def rewrite(self, model: ir.Model) -> bool:
@@ -45,4 +47,4 @@ def _is_residual(node: ir.Node) -> bool:
 
 def _is_normalized(value: ir.Value) -> bool:
     readers = {node.op_type for node, index in value.uses() if index == 0 and node.domain in _STANDARD}
-    return "LayerNormalization" in readers or {"ReduceMean", "Sub"} <= readers
+    return not readers.isdisjoint(("LayerNormalization", RMS_NORM)) or {"ReduceMean", "Sub"} <= readers

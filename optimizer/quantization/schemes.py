@@ -94,6 +94,7 @@ SCHEMES = {
     "fp8-mixed-static": _of_both("e3m4", "e4m3fn"),
     "fp8-dynamic": _of_both("e4m3fn", "e4m3fn", "minifloat-dynamic"),
     "sparse": Preset("int8", family="sparse"),
+    "float": Preset("float32", family="float", block_size=0, scale_types=("float32",)),
 }
 
 

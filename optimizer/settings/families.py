@@ -31,7 +31,8 @@ class FamilySettings:
 FAMILY_SETTINGS = (
     FamilySettings(
         "weight-only", "weights alone",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks, g.Fusion,
+         g.Logits),
     ),
     FamilySettings(
         "static", "int8-static",
@@ -39,10 +40,12 @@ FAMILY_SETTINGS = (
          g.Int8Static),
     ),
     FamilySettings(
-        "dynamic", "int8-dynamic", (g.Search, g.Int8Weights, g.Fusion, g.WholeLayers, g.TokenLengths, g.Judging)
+        "dynamic", "int8-dynamic",
+        (g.Search, g.Int8Weights, g.Fusion, g.Logits, g.WholeLayers, g.TokenLengths, g.Judging),
     ),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),
+    FamilySettings("float", "float", (g.Fusion, g.Logits)),
     FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Order, g.Sparse)),
 )  # fmt: skip
 

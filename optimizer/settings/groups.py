@@ -45,7 +45,7 @@ class General:
         "sign, exponent and mantissa; nf4; mxfp8, mxfp6, mxfp4: Microscaling; bfp8, bfp6, bfp4: integers with scales "
         "that are powers of two. int8-static and int8-dynamic round activations too, with scales from a calibration or "
         "from each tensor as it comes, and so do fp8-static, fp8-e3m4-static, fp8-e5m2-static, fp8-mixed-static and "
-        "fp8-dynamic. sparse leaves out blocks of weights.",
+        "fp8-dynamic. sparse leaves out blocks of weights. float rounds nothing, and fuses alone.",
         choices=tuple(SCHEMES),
         per_node=True,
     )
@@ -339,10 +339,24 @@ class Floats:
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
-    """What is fused before products are rounded."""
+    """What is fused."""
 
     fuse: bool = setting(
-        True, "Fuse the attention of encoders first, into operators of ONNX Runtime.", option="--fuse/--no-fuse"
+        True,
+        "Fuse attention, and in decoders with a past also norms and products of the same tensor, into operators of "
+        "ONNX Runtime.",
+        option="--fuse/--no-fuse",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """What a language model says."""
+
+    last_logits: bool = setting(
+        False,
+        "Compute logits of the last token alone: a prompt takes less time, and the output is one token long.",
+        option="--last-logits/--all-logits",
     )
 
 

@@ -19,6 +19,7 @@ from ...planning.lazy_weight import LazyWeight, gain, reports
 from ...planning.result import ConversionResult, Progress
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
+from ..decoder_fusion import finish_decoder
 from ..family import Family, OpenData
 from .automatic import Found, find_recipe
 from .mixed import Mixture
@@ -66,15 +67,16 @@ def _convert(
         folder = "" if folds is None else "rounded"  # beside that of the transform
         results = round_with_data(original, lazy, data, recipe, progress, folder)
     take_results(lazy, results)
+    fusion = finish_decoder(model, recipe)
     return ConversionResult(
         decisions,
         weights=lambda: reports(lazy),
         gain=lambda: gain(lazy),
-        warnings=rewritten.warnings,
-        details=_details(lazy, results) | ({} if folds is None else folds.details),
-        rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results)],
+        warnings=[*rewritten.warnings, *fusion.warnings],
+        details=_details(lazy, results) | ({} if folds is None else folds.details) | fusion.details,
+        rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results), *fusion.rows],
         settled={} if data is None else {"method": method_of(recipe)},
-        passes={} if folds is None or not folds.left else {FoldScales.__name__: folds.left},
+        passes=({} if folds is None or not folds.left else {FoldScales.__name__: folds.left}) | fusion.passes,
     )
 
 

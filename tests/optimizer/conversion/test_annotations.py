@@ -8,9 +8,9 @@ import pytest
 from graphs import weight
 from onnx import TensorProto, helper, numpy_helper
 from onnxpress.optimizer import Calibration, Recipe, optimize
-from schemes import ONE_A_FAMILY
+from schemes import ROUNDING
 
-SCHEMES = [*ONE_A_FAMILY, "int3", "fp8"]
+SCHEMES = [*ROUNDING, "int3", "fp8"]
 
 
 def info(name, shape, kind=TensorProto.FLOAT):

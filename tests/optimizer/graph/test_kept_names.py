@@ -16,7 +16,7 @@ from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.passes.clean_up import CleanUp
 from onnxpress.optimizer.passes.raise_opset import RaiseOpset
 from onnxpress.optimizer.settings.recipe import Override, Recipe
-from schemes import ONE_A_FAMILY
+from schemes import ROUNDING
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -106,7 +106,7 @@ CASES = {
     "MatMul between Reshapes": (reshaped, "MatMul"),
     "MatMul and Add": (biased, "MatMul"),
 }
-SCHEMES = [*ONE_A_FAMILY, "fp8"]
+SCHEMES = [*ROUNDING, "fp8"]
 ENDS = {"fp8-static": {"first_and_last": True}, "fp8-dynamic": {"first_and_last": True}}
 
 

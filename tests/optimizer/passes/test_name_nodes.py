@@ -15,7 +15,7 @@ from onnxpress.optimizer.conversion.calibrate import calibrate
 from onnxpress.optimizer.conversion.pipeline import optimize
 from onnxpress.optimizer.passes.name_nodes import NameNodes
 from onnxpress.optimizer.settings.recipe import Recipe
-from schemes import ONE_A_FAMILY
+from schemes import ROUNDING
 
 
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
@@ -48,7 +48,7 @@ def outputs(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("clean_up", [True, False])
-@pytest.mark.parametrize("scheme", ONE_A_FAMILY)
+@pytest.mark.parametrize("scheme", ROUNDING)
 def test_every_scheme_converts_them(path, scheme, clean_up):
     data = Calibration(samples()) if scheme.endswith("static") else None
     some = {"sparsity": 0.1} if scheme == "sparse" else {}

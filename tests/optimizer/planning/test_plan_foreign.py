@@ -12,10 +12,10 @@ import onnxruntime as ort
 import pytest
 from command_line import runner
 from onnxpress.optimizer import Calibration, OnnxpressError, Recipe, optimize
-from schemes import ONE_A_FAMILY
+from schemes import ROUNDING
 from sessions import options
 
-SCHEMES = [*ONE_A_FAMILY, "fp8"]
+SCHEMES = [*ROUNDING, "fp8"]
 
 
 def image_model():

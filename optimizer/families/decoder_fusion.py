@@ -1,0 +1,79 @@
+"""Decoders with a past, fused once their weights are what they will be: attention, norms, products of one tensor.
+
+No decision on a weight, no calibration and no transform sees another graph for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import onnx_ir as ir
+
+from ..errors import option
+from ..passes.base import Left
+from ..passes.fuse_cached_attention import FuseCachedAttention
+from ..passes.last_logits import LastLogits
+from ..passes.merge_products import MergeProducts
+from ..passes.recognise_rms_norms import RecogniseRmsNorms
+from ..passes.separate_layer_norm import SeparateLayerNorm
+from ..planning.report import group_reasons
+from ..settings.recipe import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Fusion:
+    """What became of a decoder.
+
+    Attributes:
+        rows: For a person, a label and a line each.
+        details: The same as plain values.
+        passes: What passes left.
+        warnings: What the user should know.
+    """
+
+    rows: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    passes: Left = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def finish_decoder(model: ir.Model, recipe: Recipe) -> Fusion:
+    """Fuse a model in place where it has an attention with a past and the recipe wants it, and cut its logits."""
+    fusion = fuse_decoder(model) if recipe.fuse else Fusion()
+    if not recipe.last_logits:
+        return fusion
+    last = LastLogits()
+    if not last(model):
+        return dataclasses.replace(fusion, warnings=[f"{option('last-logits')}: {why}" for why in last.left.values()])
+    return dataclasses.replace(
+        fusion,
+        rows=[*fusion.rows, ("logits", "of the last token alone")],
+        details={**fusion.details, "last_logits": last.output},
+    )
+
+
+def fuse_decoder(model: ir.Model) -> Fusion:
+    """Fuse a model in place where it has an attention with a past."""
+    norms, attention = RecogniseRmsNorms(), FuseCachedAttention()
+    if not attention.is_for(model):
+        return Fusion()
+    norms(model)  # which may stand between products and heads
+    attention(model)
+    products = MergeProducts()
+    products(model)
+    SeparateLayerNorm()(model)
+    reasons = group_reasons([("attention", reason) for reason in attention.left.values()])
+    details = {
+        "cached_attention": {"fused": len(attention.fused), "left": reasons},
+        "norms": len(norms.made),
+        "merged_products": {"made": len(products.merged), "of": sum(products.merged.values())},
+    }
+    rows = [
+        ("decoder", f"{len(attention.fused)} attentions fused with their past"),
+        *(("", f"{count} left: {reason}") for reason, count in reasons.items()),
+        ("", f"{len(norms.made)} norms by the root mean square"),
+        ("", f"{sum(products.merged.values())} products merged into {len(products.merged)}"),
+    ]
+    passes = {type(attention).__name__: attention.left} if attention.left else {}
+    return Fusion(rows, details, passes)

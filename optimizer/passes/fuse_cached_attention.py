@@ -1,0 +1,288 @@
+"""The attention of decoders with a past as one node, com.microsoft::GroupQueryAttention.
+
+    y, present = GroupQueryAttention(rotate(q), rotate(k), v, past, sizes, bias; scale = f, softcap = cap)
+
+Rotations are RotaryEmbedding nodes of their own, which read the angles of each token as the model computes them: the
+node's own rotation counts the positions of a first prompt by itself, which is wrong for rows that are padded on the
+left. For these, and for any other mask, it adds to its scores what the model does; keys behind their query, which
+`cached_attention` finds the model to leave out, it leaves out itself.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.cached_attention import CachedAttention, Trials, find_cached_attention, has_past
+from ..graph.constants import constant_of, mark_constants
+from ..graph.element_type import is_float32
+from ..graph.matching import is_standard, opset_of
+from ..graph.product_columns import read_product
+from ..graph.rewriting import SharedArrays, insert_before, replace, required, set_names
+from ..graph.rotary import Heads, Rotation
+from ..graph.score_mask import LOWEST, ScoreMask
+from ..graph.trial import UnknownError
+from ..graph.weight_form import MICROSOFT
+from ..model_io.names import names_of
+from .base import GraphPass
+from .merge_products import reordered
+from .remove_unused import remove_unused
+
+OPSET = 13
+"""From which Squeeze, Unsqueeze and Split have the form that is written here."""
+_WIDTHS = 8  # of which heads are a multiple
+
+
+class FuseCachedAttention(GraphPass):
+    """Fuse every attention with a past of the main graph that is wholly understood.
+
+    Cases: heads of products of their own, of one for all, in any order of its columns, or behind norms; rotated
+    wholly, in part, by halves or neighbours, or not; shared by groups of heads; any mask that leaves out what is
+    behind a query; a cap on the scores. Left with a reason: other types than float32, masks that show later keys,
+    keys that others read, and what does not turn out to be an attention when it is tried.
+
+    Attributes:
+        fused: The new nodes.
+        left: The softmax of each attention with a past that stays, by name, and why.
+    """
+
+    def __init__(self) -> None:
+        self.fused: list[ir.Node] = []
+
+    @staticmethod
+    def is_for(model: ir.Model) -> bool:
+        """Whether a model has an attention with a past."""
+        mark_constants(model)
+        return any(is_standard(node, "Softmax") and has_past(node) for node in model.graph)
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Fuse; whether anything changed."""
+        mark_constants(model)
+        self._graph, opset = model.graph, opset_of(model)
+        self._arrays = SharedArrays(model.graph)
+        self._made: dict[tuple[object, ...], ir.Value] = {}
+        trials = Trials(model, opset)
+        for node in [node for node in model.graph if is_standard(node, "Softmax") and has_past(node)]:
+            reason = f"opset {opset} is older than {OPSET}" if opset < OPSET else None
+            if reason is None and not is_float32(node.outputs[0]):
+                reason = "computes on other numbers than float32"
+            try:
+                if reason is None:
+                    found = find_cached_attention(node, trials)
+                    reason = _refuse(found)
+            except UnknownError as unknown:
+                reason = str(unknown)
+            if reason is None:
+                self._fuse(found)
+            else:
+                self.left[node.name or ""] = reason
+        if self.fused:
+            model.graph.opset_imports.setdefault(MICROSOFT, 1)
+            remove_unused(model)
+            model.graph.sort()
+        return bool(self.fused)
+
+    def _fuse(self, found: CachedAttention) -> None:
+        last, past = found.last, found.past[0]
+        self._mask = found.mask.root  # layers of the same mask have the same sizes, or it would fit none of them
+        tokens = found.value.source
+        query, key, value = self._parts(found)
+        query, key = (
+            self._rotated(last, past, x, heads)
+            for x, heads in ((query, found.query), (key, found.key))
+        )  # fmt: skip
+        inputs = [query, key, value, *found.past, self._lengths(last, past, tokens), self._total(last, past, tokens),
+                  None, None, None, self._bias(last, found.mask)]  # fmt: skip
+        attributes: dict[str, int | float] = {
+            "num_heads": found.query.count, "kv_num_heads": found.key.count, "scale": found.factor,
+        }  # fmt: skip
+        if found.cap:
+            attributes["softcap"] = found.cap
+        node = ir.node("GroupQueryAttention", inputs, attributes=attributes, domain=MICROSOFT, num_outputs=3)
+        name = f"{last.name}_GroupQueryAttention"
+        set_names(node, self._graph, name, *(f"{name}_{part}" for part in ("output", "key", "value")))
+        self._graph.insert_before(last, node)
+        for output, like in zip(node.outputs, (last.outputs[0], *found.present), strict=True):
+            output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), like.shape
+        lead = tokens.shape[:2] if tokens.shape is not None else (None, None)
+        node.outputs[0].shape = ir.Shape([*lead, found.query.count * found.query.width])
+        replace(last, node.outputs[0])
+        for output, present, before in zip(node.outputs[1:], found.present, found.past, strict=True):
+            self._keep_sizes(node, present, before, tokens, found.key.width)
+            replace(required(present.producer()), output)
+        self.fused.append(node)
+
+    def _keep_sizes(self, node: ir.Node, present: ir.Value, past: ir.Value, tokens: ir.Value, width: int) -> None:
+        """Let who asks for the sizes of what is kept have them without it: the mask may depend on them."""
+        for each in [each for each, _ in present.uses() if each.op_type == "Shape"]:
+            lead = self._slice(node, self._shape(node, past), 0, 2)
+            length = self._op(node, "Unsqueeze", self._length(node, past, tokens), self._whole(0))
+            sizes = self._op(node, "Concat", lead, length, self._whole(width), axis=0)
+            end = each.attributes.get_int("end", 4)
+            if each.attributes.get_int("start", 0) or end != 4:
+                sizes = self._slice(node, sizes, each.attributes.get_int("start", 0), end)
+            ir.convenience.replace_all_uses_with(each.outputs[0], sizes)
+
+    def _parts(self, found: CachedAttention) -> list[ir.Value]:
+        """Queries, keys and values [batch, sequence, heads * width]."""
+        every = (found.query, found.key, found.value)
+        made: dict[int, ir.Value] = {}
+        for source in dict.fromkeys(heads.source for heads in every):
+            readers = [heads for heads in every if heads.source is source]
+            made.update(zip(map(id, readers), self._of_source(found.last, source, readers), strict=True))
+        return [made[id(heads)] for heads in every]
+
+    def _of_source(self, last: ir.Node, source: ir.Value, readers: list[Heads]) -> list[ir.Value]:
+        first = readers[0]
+        if source.shape is not None and len(source.shape) == 4:
+            turned = self._op(last, "Transpose", source, perm=[0, 2, 1, 3]) if first.heads_first else source
+            return [self._op(last, "Reshape", turned, self._whole(0, 0, first.columns.size)) for _ in readers]
+        columns = [heads.columns.reshape(-1) for heads in readers]
+        every = source.shape[-1] if source.shape is not None else None
+        order = np.concatenate(columns)
+        in_order = np.array_equal(order, np.arange(every if isinstance(every, int) else 0))
+        if in_order or self._reorder(source, order):
+            if len(readers) == 1:
+                return [source]
+            sizes = self._whole(*(part.size for part in columns))
+            node = ir.node("Split", [source, sizes], attributes={"axis": 2}, num_outputs=len(readers))
+            name = f"{source.name}_split"
+            set_names(node, self._graph, name, *(f"{name}_{index}" for index in range(len(readers))))
+            self._graph.insert_before(last, node)
+            for output in node.outputs:
+                output.type = source.type
+            return list(node.outputs)
+        return [
+            self._op(last, "Gather", source, self._arrays.add("columns", part), axis=2) for part in columns
+        ]  # fmt: skip
+
+    def _reorder(self, source: ir.Value, order: np.ndarray) -> bool:
+        """Put the columns of a product in another order, where nobody else reads them; whether that was done."""
+        maker = source.producer()
+        node = maker.inputs[0].producer() if is_standard(maker, "Add") and maker.inputs[0] is not None else maker
+        if is_standard(maker, "Add") and maker.inputs[1] is not None and constant_of(maker.inputs[0]) is not None:
+            node = maker.inputs[1].producer()
+        product = read_product(node) if node is not None else None
+        readers = {reader for reader, _ in source.uses() if reader.op_type != "Shape"}
+        if product is None or product.result is not source or len(readers) != 1 or source.is_graph_output():
+            return False
+        if not np.array_equal(np.sort(order), np.arange(product.columns)):
+            return False
+        reordered(self._graph, product, order)
+        return True
+
+    def _rotated(self, last: ir.Node, past: ir.Value, x: ir.Value, heads: Heads) -> ir.Value:
+        rotation = heads.rotation
+        if rotation is None:
+            return x
+        tables = [self._table(last, table, rotation) for table in (rotation.cos, rotation.sin)]
+        attributes = {"num_heads": heads.count, "interleaved": int(rotation.interleaved)}
+        if rotation.width < heads.width:
+            attributes["rotary_embedding_dim"] = rotation.width
+        rows = self._arrays.add("first_row", np.zeros(1, np.int64)) if rotation.shared else None
+        inputs = [x, rows or self._rows(last, past, tables[0]), *tables]
+        return insert_before(
+            last, "RotaryEmbedding", inputs, x, domain=MICROSOFT, suffix="_rotary", attributes=attributes
+        )
+
+    def _table(self, last: ir.Node, table: ir.Value, rotation: Rotation) -> ir.Value:
+        """[tokens, rotated / 2] of the angles of each token."""
+        key = ("table", table, rotation.doubled, rotation.interleaved)
+        if key not in self._made:
+            half = table
+            if rotation.doubled:
+                begin, end, step = (0, rotation.width, 2) if rotation.interleaved else (0, rotation.width // 2, 1)
+                half = self._op(last, "Slice", table, *map(self._whole, (begin, end, -1, step)))
+            self._made[key] = self._op(last, "Reshape", half, self._whole(-1, rotation.width // 2))
+        return self._made[key]
+
+    def _rows(self, last: ir.Node, past: ir.Value, table: ir.Value) -> ir.Value:
+        """[batch, sequence]: the row of the table that is a token's."""
+        key = ("rows", table, self._mask)
+        if key not in self._made:
+            count = self._op(last, "Squeeze", self._slice(last, self._shape(last, table), 0, 1), self._whole(0))
+            every = self._op(last, "Range", self._number(0), count, self._number(1))
+            batch = self._slice(last, self._shape(last, past), 0, 1)
+            sizes = self._op(last, "Concat", batch, self._whole(-1), axis=0)
+            self._made[key] = self._op(last, "Reshape", every, sizes)
+        return self._made[key]
+
+    def _length(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
+        """int64 []: how many keys there are."""
+        key = ("length", self._mask)
+        if key not in self._made:
+            parts = [
+                self._op(last, "Gather", self._shape(last, value), self._number(axis), axis=0)
+                for value, axis in ((past, 2), (tokens, 1))
+            ]  # fmt: skip
+            self._made[key] = self._op(last, "Add", *parts)
+        return self._made[key]
+
+    def _total(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
+        """int32 []: the same."""
+        key = ("total", self._mask)
+        if key not in self._made:
+            self._made[key] = self._integer(last, self._length(last, past, tokens))
+        return self._made[key]
+
+    def _lengths(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
+        """int32 [batch]: the number of the last key."""
+        key = ("lengths", self._mask)
+        if key not in self._made:
+            length = self._op(last, "Sub", self._length(last, past, tokens), self._number(1))
+            batch = self._slice(last, self._shape(last, past), 0, 1)
+            self._made[key] = self._integer(last, self._op(last, "Expand", length, batch))
+        return self._made[key]
+
+    def _bias(self, last: ir.Node, mask: ScoreMask) -> ir.Value:
+        """float32 [batch or 1, heads or 1, queries, keys], finite: rows that see nothing must not become NaN."""
+        key = ("bias", mask.root, mask.kept, mask.fill, mask.counts)
+        if key not in self._made:
+            lowest = self._float(max(mask.fill, LOWEST))
+            if mask.is_boolean:
+                kept = self._float(mask.kept)
+                made = self._op(last, "Where", mask.root, *((kept, lowest) if mask.counts else (lowest, kept)))
+            else:
+                made = self._op(last, "Max", mask.root, self._float(LOWEST))
+            made.type = ir.TensorType(ir.DataType.FLOAT)
+            made.shape = mask.root.shape
+            self._made[key] = made
+        return self._made[key]
+
+    def _op(self, before: ir.Node, op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
+        node = ir.node(op_type, inputs, attributes=attributes)
+        name = names_of(self._graph).node(f"{inputs[0].name}_{op_type.lower()}")
+        set_names(node, self._graph, name, f"{name}_output")
+        self._graph.insert_before(before, node)
+        if op_type not in ("Range", "Where"):
+            node.outputs[0].type = inputs[0].type
+        return node.outputs[0]
+
+    def _integer(self, before: ir.Node, value: ir.Value) -> ir.Value:
+        cast = self._op(before, "Cast", value, to=int(ir.DataType.INT32))
+        cast.type = ir.TensorType(ir.DataType.INT32)
+        return cast
+
+    def _shape(self, before: ir.Node, value: ir.Value) -> ir.Value:
+        shape = self._op(before, "Shape", value)
+        shape.type = ir.TensorType(ir.DataType.INT64)
+        return shape
+
+    def _slice(self, before: ir.Node, value: ir.Value, begin: int, end: int) -> ir.Value:
+        return self._op(before, "Slice", value, self._whole(begin), self._whole(end))
+
+    def _whole(self, *numbers: int) -> ir.Value:
+        return self._arrays.add("sizes", np.array(numbers, np.int64))
+
+    def _number(self, number: int) -> ir.Value:
+        return self._arrays.add("whole", np.array(number, np.int64))
+
+    def _float(self, number: float) -> ir.Value:
+        return self._arrays.add("number", np.array(number, np.float32))
+
+
+def _refuse(found: CachedAttention) -> str | None:
+    """Why ONNX Runtime's operator cannot compute an attention; None where it can."""
+    if found.query.width % _WIDTHS:
+        return f"heads of {found.query.width} numbers, which is no multiple of {_WIDTHS}"
+    return None if found.factor > 0 else "scores are multiplied by no positive number"

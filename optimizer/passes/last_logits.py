@@ -1,0 +1,77 @@
+"""Logits of the last token alone: of a prompt, only what comes next is of use.
+
+logits = norm(h) W,  h [batch, sequence, hidden]     becomes     norm(h)[:, -1:] W,  [batch, 1, vocabulary]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.constants import constant_of, mark_constants
+from ..graph.matching import is_standard, opset_of
+from ..graph.rewriting import SharedArrays, insert_before
+from .base import GraphPass
+
+OPSET = 10
+"""From which Slice takes its places as inputs."""
+_PRODUCTS = ("DynamicQuantizeMatMul", "MatMul", "MatMulMiniFloat", "MatMulNBits")
+_MAPS = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Tanh")
+
+
+class LastLogits(GraphPass):
+    """Cut what the widest product ahead of an output [batch, sequence, vocabulary] reads to the last of the sequence.
+
+    Left with a reason: models without such an output, and products that something else reads, too.
+
+    Attributes:
+        output: The name of the output; None where nothing was changed.
+    """
+
+    def __init__(self) -> None:
+        self.output: str | None = None
+
+    def rewrite(self, model: ir.Model) -> bool:
+        """Cut; whether anything changed."""
+        mark_constants(model)
+        found = [(value, node) for value in model.graph.outputs if (node := _product_ahead(value)) is not None]
+        if opset_of(model) < OPSET or len(found) != 1:
+            self.left[""] = "the model has no logits [batch, sequence, vocabulary] that a product gives"
+            return False
+        ((output, product),) = found
+        x, arrays = product.inputs[0], SharedArrays(model.graph)
+        assert x is not None
+        places = (arrays.add("last", np.array([place], np.int64)) for place in (-1, np.iinfo(np.int64).max, 1))
+        last = insert_before(product, "Slice", [x, *places], x, suffix="_last")
+        last.shape = _cut(x)
+        product.replace_input_with(0, last)
+        value: ir.Value | None = product.outputs[0]
+        while value is not None:
+            value.shape = _cut(value)
+            reader = next((node for node, _ in value.uses()), None)
+            value = reader.outputs[0] if reader is not None else None
+        self.output = output.name
+        return True
+
+
+def _cut(value: ir.Value) -> ir.Shape | None:
+    return None if value.shape is None else ir.Shape([value.shape[0], 1, *list(value.shape)[2:]])
+
+
+def _product_ahead(output: ir.Value) -> ir.Node | None:
+    """The product that an output of three axes is a map of, number by number, where nobody else reads it."""
+    value: ir.Value | None = output
+    if output.shape is None or len(output.shape) != 3:
+        return None
+    while value is not None and len(value.uses()) == int(value is not output):
+        node = value.producer()
+        if node is None:
+            return None
+        if node.op_type in _PRODUCTS:
+            x = node.inputs[0]
+            return node if x is not None and constant_of(x) is None else None
+        if not is_standard(node, *_MAPS):
+            return None
+        varying = [each for each in node.inputs if each is not None and constant_of(each) is None]
+        value = varying[0] if len(varying) == 1 else None
+    return None

@@ -1,0 +1,46 @@
+"""Logits of the last token alone are those that the last token had."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from decoder_layers import VOCABULARY, Decoder, feeds
+from onnxpress.optimizer.passes.last_logits import LastLogits
+from sessions import options
+
+
+def run(model, fed):
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options()).run(None, fed)
+
+
+@pytest.mark.parametrize("cap", [False, True])
+def test_the_last_token_says_the_same(cap):
+    decoder = Decoder()
+    if cap:
+        logits = decoder.graph.outputs[0]
+        inner = decoder.op("Div", logits, decoder.one(3.0))
+        decoder.graph.outputs.pop(0)
+        decoder.output(
+            decoder.op("Mul", decoder.op("Tanh", inner), decoder.one(3.0)), ["batch", "sequence", VOCABULARY]
+        )
+        decoder.graph.outputs.insert(0, decoder.graph.outputs.pop())
+    fed = feeds(decoder.made, 2, 5, 0, [0, 2])
+    want = run(decoder.made, fed)
+    last = LastLogits()
+    assert last(decoder.made).modified
+    assert last.output == decoder.graph.outputs[0].name
+    assert list(decoder.graph.outputs[0].shape)[1:] == [1, VOCABULARY]
+    got = run(decoder.made, fed)
+    np.testing.assert_allclose(got[0], want[0][:, -1:], atol=1e-5)
+    for one, other in zip(got[1:], want[1:], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_model_without_logits_is_left():
+    decoder = Decoder()
+    decoder.graph.outputs.pop(0)
+    last = LastLogits()
+    assert not last(decoder.made).modified
+    assert list(last.left) == [""]
