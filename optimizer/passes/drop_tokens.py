@@ -178,7 +178,11 @@ class DropTokens(GraphPass):
         counts = write.op("Concat", write.op("Reshape", kept, write.ints(-1)), write.ints(1), axis=0)
         length = write.size(y, 1)
         most = write.op("Min", write.op("ReduceMax", counts, keepdims=1), length)
+        # And one more row: ONNX Runtime up to 1.23 divides by their number.
+        row = write.op("Expand", write.number(0), write.op("Concat", write.ints(1), length, axis=0))
+        order = write.op("Concat", order, row, axis=0)
         top = write.op("TopK", order, most, outputs=2, index=1, dtype=_INT64, axis=1)
+        top = write.op("Slice", top, write.ints(0), write.ints(-1), write.ints(0))
         place = top if tokens.place is None else write.op("GatherElements", tokens.place, top, axis=1)
         x = write.op("GatherND", y, write.op("Unsqueeze", top, write.ints(2)), batch_dims=1, shape=_rows_like(y))
         slots = write.range(most)

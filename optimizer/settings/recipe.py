@@ -179,7 +179,7 @@ class Recipe(Settings):
         else:
             idle["max_kl"] = f"with metric {judged_by}, only with kl"
         if self.family == "dynamic" and self.lengths != SEARCH:
-            idle |= dict.fromkeys(settings_of(Judging), f'but with lengths "{SEARCH}"')
+            idle |= dict.fromkeys(settings_of(Judging), f'without lengths "{SEARCH}"')
         if self.max_loss is None:
             idle["search_time"] = "without a bound on a metric, max_drop or max_kl"
         else:

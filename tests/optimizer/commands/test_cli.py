@@ -186,9 +186,9 @@ def test_options_override_the_recipe(model, tmp_path):
         (["MODEL", "--scheme", "fp8", "--asymmetric"], 2, "error: --asymmetric, but fp8 has no zero points"),
         (["MODEL", "--scheme", "sparse", "--mask", "m.npz", "--no-prune"], 2, "error: --mask, --no-prune: the masks"),
         (
-            ["MODEL", "--scheme", "int8-dynamic", "--max-drop", "1%"],
+            ["MODEL", "--scheme", "fp8-dynamic", "--max-drop", "1%"],
             2,
-            "error: --max-drop: not read by scheme int8-dyn",
+            "error: --max-drop: not read by scheme fp8-dyn",
         ),
         (["MODEL", "--nonsense"], 2, "nonsense"),
         (["MODEL", "-o", "nowhere/out.onnx"], 2, "does not exist"),

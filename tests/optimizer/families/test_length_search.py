@@ -84,8 +84,8 @@ def test_a_bound_that_the_model_breaks_anyway(tmp_path):
     [
         ({"metric": None}, r"lengths is \"search\", which needs a metric, and max_drop or max_kl"),
         ({"max_drop": None}, r"lengths is \"search\", which needs a metric, and max_drop or max_kl"),
-        ({"lengths": "0.5"}, r"max_drop: not read but with lengths \"search\""),
-        ({"lengths": None, "max_drop": None}, r"metric: not read but with lengths \"search\""),
+        ({"lengths": "0.5"}, r"max_drop: not read without lengths \"search\""),
+        ({"lengths": None, "max_drop": None}, r"metric: not read without lengths \"search\""),
         ({"length_budget": 0.5}, "length_budget: not read with lengths"),
     ],
 )
