@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 
+from .graph_groups import Fusion, Logits, Sparse, TokenLengths, WholeLayers
 from .groups import (
     Blocks,
     Calibrated,
     Channels,
     Floats,
-    Fusion,
     General,
     Int8Static,
     Int8Weights,
     Judging,
-    Logits,
     Mixing,
     Order,
     Ranges,
     Rounding,
     Search,
-    Sparse,
     Symmetry,
-    TokenLengths,
     Transforming,
-    WholeLayers,
 )  # fmt: skip
 from .setting import settings_of
 
@@ -52,7 +48,7 @@ class Settings(
     Search,
     General,
 ):
-    """Of a recipe; what they mean is in `groups`, and `onnxpress optimize --help` lists them."""
+    """Of a recipe; what they mean is in `groups` and `graph_groups`, and `onnxpress optimize --help` lists them."""
 
 
 PER_NODE = tuple(key for key, what in settings_of(Settings).items() if what.per_node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from . import graph_groups as graph
 from . import groups as g
 from .setting import settings_of
 
@@ -31,8 +32,8 @@ class FamilySettings:
 FAMILY_SETTINGS = (
     FamilySettings(
         "weight-only", "weights alone",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks, g.Fusion,
-         g.Logits),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Order, g.Transforming, g.Mixing, g.Judging, g.Blocks,
+         graph.Fusion, graph.Logits),
     ),
     FamilySettings(
         "static", "int8-static",
@@ -41,12 +42,12 @@ FAMILY_SETTINGS = (
     ),
     FamilySettings(
         "dynamic", "int8-dynamic",
-        (g.Search, g.Int8Weights, g.Fusion, g.Logits, g.WholeLayers, g.TokenLengths, g.Judging),
+        (g.Search, g.Int8Weights, graph.Fusion, graph.Logits, graph.WholeLayers, graph.TokenLengths, g.Judging),
     ),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),
-    FamilySettings("float", "float", (g.Fusion, g.Logits)),
-    FamilySettings("sparse", "sparse", (g.Search, g.Fusion, g.Ranges, g.Order, g.Sparse)),
+    FamilySettings("float", "float", (graph.Fusion, graph.Logits)),
+    FamilySettings("sparse", "sparse", (g.Search, graph.Fusion, g.Ranges, g.Order, graph.Sparse)),
 )  # fmt: skip
 
 
