@@ -35,6 +35,7 @@ _EXACT = (  # what holds the weights of a case exactly
     {"scheme": "int8", "accuracy_level": 0, "embeddings": True},
     {"scheme": "int8", "accuracy_level": 0, "form": "qdq", "scale_type": "float32"},
     {"scheme": "sparse", "prune": False, "dtype": "float32"},
+    {"scheme": "float"},
 )
 _ROUGH = (  # and least decibels of what rounds more
     ({"scheme": "int8-dynamic"}, 5.0),
