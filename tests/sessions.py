@@ -16,6 +16,7 @@ _SINCE = {
     "overloads": (1, 27),
     "kernels of opset 22": (1, 24),
     "float8 products": (1, 32),
+    "products of no rows": (1, 32),
 }
 """From which version on ONNX Runtime can what some tests need; CI runs the oldest that is supported and the newest.
 
@@ -26,6 +27,7 @@ overloads: it tells functions apart that differ in the overload alone; before, i
 kernels of opset 22: of all operators that changed in opsets 22 and 23, as LpNormalization and QuantizeLinear did.
 float8 products: before, it takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, which it
 refuses.
+products of no rows: it gives a product of an empty batch the right shape, in the standard operators of a whole layer.
 """
 
 
