@@ -187,6 +187,23 @@ def _result(value: ir.Value) -> ir.TensorProtocol | str | None:
     return known.result
 
 
+def copied(node: ir.Node, values: dict[ir.Value, ir.Value], number: int) -> ir.Node:
+    """A standard operator in another graph, whose names say its number.
+
+    Args:
+        node: The original.
+        values: What stands there for its inputs; its outputs are added.
+        number: Of the node.
+    """
+    inputs = [None if each is None else values[each] for each in node.inputs]
+    attributes = list(node.attributes.values())
+    copy = ir.Node("", node.op_type, inputs, attributes, num_outputs=len(node.outputs), name=f"n{number}")
+    for index, output in enumerate(node.outputs):
+        copy.outputs[index].name = f"n{number}_{index}"
+        values[output] = copy.outputs[index]
+    return copy
+
+
 class _Body:
     """The nodes that compute a value, as a model of their own: they may be gone from the graph when it is read."""
 
@@ -205,13 +222,7 @@ class _Body:
                 self._fed.append((f"c{index}", tensor))
         nodes: list[ir.Node] = []
         for old in computing:
-            inputs = [None if each is None else values[each] for each in old.inputs]
-            attributes = list(old.attributes.values())
-            node = ir.Node("", old.op_type, inputs, attributes, num_outputs=len(old.outputs), name=f"n{len(nodes)}")
-            for index, output in enumerate(old.outputs):
-                node.outputs[index].name = f"n{len(nodes)}_{index}"
-                values[output] = node.outputs[index]
-            nodes.append(node)
+            nodes.append(copied(old, values, len(nodes)))
         graph = ir.Graph(
             [inner for inner in values.values() if inner.producer() is None and inner.const_value is None],
             [values[value]], nodes=nodes, initializers=within, opset_imports={"": opset}, name="constant",

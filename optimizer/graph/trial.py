@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..errors import OnnxpressError
-from .constants import constant_of, copy_of, is_computation, stored_constant
+from .constants import constant_of, copied, copy_of, is_computation, stored_constant
 from .matching import is_standard
 
 Array = npt.NDArray[Any]
@@ -199,7 +199,7 @@ class Trial:
             else:
                 if not is_computation(node):
                     raise UnknownError(f"it depends on what {node.op_type} makes")
-                nodes.append(_copy(node, made, len(nodes)))
+                nodes.append(copied(node, made, len(nodes)))
             stack.pop()
         graph = ir.Graph(
             [each for each in made.values() if each.name in inputs], [made[value]], nodes=nodes, initializers=within,
@@ -248,16 +248,6 @@ def places(array: Array) -> npt.NDArray[np.int64]:
     if np.abs(array - found).max(initial=0) > 0.25:
         raise UnknownError("numbers are changed on the way")
     return found - 1
-
-
-def _copy(node: ir.Node, made: dict[ir.Value, ir.Value], index: int) -> ir.Node:
-    inputs = [None if each is None else made[each] for each in node.inputs]
-    attributes = list(node.attributes.values())
-    new = ir.Node("", node.op_type, inputs, attributes, num_outputs=len(node.outputs), name=f"n{index}")
-    for place, output in enumerate(node.outputs):
-        new.outputs[place].name = f"n{index}_{place}"
-        made[output] = new.outputs[place]
-    return new
 
 
 def _run(model: ir.Model, inputs: Mapping[str, Array]) -> Array:

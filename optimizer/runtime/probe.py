@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 from onnxpress.custom_ops import _kernels
 
 _SECONDS = 0.5
@@ -19,13 +21,16 @@ class Probe:
     """
 
     def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-        self._memories = [np.ones(_BYTES // threads, np.uint8) for _ in range(threads)]
-        self.bytes = sum(memory.nbytes for memory in self._memories)
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads)
+        self.bytes = _BYTES // threads * threads
+
+    @functools.cached_property
+    def _memories(self) -> list[npt.NDArray[np.uint8]]:
+        return [np.ones(_BYTES // self._threads, np.uint8) for _ in range(self._threads)]
 
     def dot_rate(self) -> float:
         """int8 operations a second."""
-        return 2 * sum(self._pool.map(lambda _: _kernels.dot_rate(_SECONDS), self._memories))
+        return 2 * sum(self._pool.map(lambda _: _kernels.dot_rate(_SECONDS), range(self._threads)))
 
     def read(self) -> None:
         """Read `bytes` from memory."""
