@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnxpress import ep
 
-from ..errors import OnnxpressError
 from ..runtime.feeds import Feeds
-from ..runtime.node_events import NodeEvent, node_events
-from ..runtime.session import open_session, session_options
+from ..runtime.node_events import NodeEvent
+from ..runtime.profiled_session import ProfiledSession
+from ..runtime.session import session_options
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,8 +44,6 @@ _KINDS = {
 _OF_TWO = frozenset(["MatMul", "FusedMatMul", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat"])
 """Products of a weight or of two activations."""
 _KIND = {op_type: kind for kind, listed in _KINDS.items() for op_type in listed.split()}
-_PAUSE = 0.06  # seconds; see runtime.timing
-_RUNS = 3  # counted ones in a turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,28 +113,15 @@ def step_times(runs: Sequence[Profiled], folder: Path, *, peak: float, rounds: i
         sessions = []
         for index, run in enumerate(runs):
             options = session_options(**run.options)
-            options.enable_profiling = True
-            options.profile_file_prefix = str(folder / f"profile{index}")
-            session = open_session(run.path, options, run.name)
-            stack.callback(session.end_profiling)  # or it is written when the session goes, after the folder
-            sessions.append(session)
+            sessions.append(ProfiledSession(run.path, options, run.name, folder / f"profile{index}"))
+            stack.callback(sessions[-1].stop)
         for _ in range(rounds):
             for run, session in zip(runs, sessions, strict=True):
-                _turn(run, session)
-        counted = [index % (1 + _RUNS) > 0 for index in range(rounds * (1 + _RUNS))]
+                session.turn(run.feeds)
         return [
-            _by_kind(run.name, list(node_events(Path(session.end_profiling()))), counted, peak)
+            _by_kind(run.name, session.end(), session.counted, peak)
             for run, session in zip(runs, sessions, strict=True)
         ]
-
-
-def _turn(run: Profiled, session: Any) -> None:
-    time.sleep(_PAUSE)
-    for _ in range(1 + _RUNS):
-        try:
-            session.run(None, run.feeds)
-        except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-            raise OnnxpressError(f"{run.name}: cannot run: {str(error).splitlines()[0]}") from error
 
 
 def _by_kind(name: str, events: Sequence[NodeEvent], counted: Sequence[bool], peak: float) -> Steps:

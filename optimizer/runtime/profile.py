@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,19 +23,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import OnnxpressError
 from ..model_io import reading
 from .attribution import Attribution
 from .feeds import Feeds
-from .node_events import node_events
-from .session import open_session, session_options, uses_our_ops
+from .profiled_session import ProfiledSession
+from .session import session_options, uses_our_ops
 from .temporary import written
 
 if TYPE_CHECKING:
-    import onnxruntime as ort
+    pass
 
-_PAUSE = 0.06  # seconds; threads of the other session go on spinning for some 20 ms
-_RUNS = 3  # counted ones in a turn
 _DATA_KEY = "session.optimized_model_external_initializers_file_name"
 
 # A product in float between two in int8 needs conversions that it does not need in int8.
@@ -142,7 +138,7 @@ def profiles(models: Sequence[ir.Model], feeds: Feeds, rounds: int = 5, threads:
         runs = [stack.enter_context(_profiled(model, threads)) for model in models]
         for _ in range(rounds):
             for run in runs:
-                run.turn(feeds)
+                run.session.turn(feeds)
         return [run.end() for run in runs]
 
 
@@ -154,50 +150,27 @@ def _profiled(model: ir.Model, threads: int | None) -> Iterator[_Run]:
             threads=threads, ours=uses_our_ops(model), config={_DATA_KEY: f"{target.name}.data"}
         )  # fmt: skip
         options.optimized_model_filepath = str(target)
-        options.enable_profiling = True
-        options.profile_file_prefix = str(path.with_name("profile"))
-        session = open_session(path, options, model.graph.name or "model")
-        run = _Run(model, session, target)
+        name = model.graph.name or "model"
+        run = _Run(model, ProfiledSession(path, options, name, path.with_name("profile")), target)
         try:
             yield run
         finally:
-            run.stop()
+            run.session.stop()
 
 
 class _Run:
-    """A session that is profiled."""
+    """A session that is profiled, and the graph that it runs."""
 
-    def __init__(self, model: ir.Model, session: ort.InferenceSession, target: Path) -> None:
-        self._model, self._session, self._optimized = model, session, reading.load(target)
-        self._counted: list[bool] = []
-        self._is_over = False
-
-    def turn(self, feeds: Feeds) -> None:
-        time.sleep(_PAUSE)
-        for index in range(1 + _RUNS):
-            try:
-                self._session.run(None, feeds)
-            except Exception as error:  # ONNX Runtime raises a type for each of its status codes
-                name = self._model.graph.name or "the model"
-                raise OnnxpressError(f"{name}: cannot run: {str(error).splitlines()[0]}") from error
-            self._counted.append(index > 0)
-
-    def stop(self) -> Path | None:
-        """Otherwise ONNX Runtime would write the profile when the session goes, after its folder."""
-        if self._is_over:
-            return None
-        self._is_over = True
-        return Path(self._session.end_profiling())
+    def __init__(self, model: ir.Model, session: ProfiledSession, target: Path) -> None:
+        self._model, self.session, self._optimized = model, session, reading.load(target)
 
     def end(self) -> Profile:
-        path = self.stop()
-        assert path is not None
         times: dict[str, list[float]] = defaultdict(list)
-        for event in node_events(path):
+        for event in self.session.end():
             times[event.name].append(event.seconds)
         seconds = {
             node.name: float(
-                np.median([t for t, counts in zip(times[node.name], self._counted, strict=False) if counts])
+                np.median([t for t, counts in zip(times[node.name], self.session.counted, strict=False) if counts])
             )
             for node in self._optimized.graph
             if node.name in times

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import OnnxpressError, Recipe, optimize
-from onnxpress.optimizer.analysis import steps
 from onnxpress.optimizer.analysis.bench import bench
 from onnxpress.optimizer.analysis.plots import plot_benchmark
 from onnxpress.optimizer.analysis.steps import Profiled, kind_of, operations_of, step_times
+from onnxpress.optimizer.runtime import profiled_session
 from onnxpress.optimizer.runtime.node_events import NodeEvent
 
 OURS = "OnnxpressExecutionProvider"
@@ -93,7 +93,7 @@ def test_the_median_of_counted_runs_is_summed(tmp_path, monkeypatch):
         def end_profiling(self):
             return str(written)
 
-    monkeypatch.setattr(steps, "open_session", lambda *_: Session())
+    monkeypatch.setattr(profiled_session, "open_session", lambda *_: Session())
     monkeypatch.setattr(time, "sleep", lambda _: None)
     (found,) = step_times([profiled(tmp_path / "m.onnx")], tmp_path, peak=1.0, rounds=2)
     (step,) = found.steps

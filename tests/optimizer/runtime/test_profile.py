@@ -16,6 +16,7 @@ from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.passes.clean_up import CleanUp
 from onnxpress.optimizer.passes.raise_opset import RaiseOpset
 from onnxpress.optimizer.runtime import profile as profiling
+from onnxpress.optimizer.runtime import profiled_session
 from onnxpress.optimizer.runtime.profile import profiles, seconds_by_node, seconds_of_products, slower_in_int8
 from onnxpress.optimizer.sources import resolve
 
@@ -26,7 +27,7 @@ def temporary(tmp_path, monkeypatch):
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(profiling, "_PAUSE", 0)
+    monkeypatch.setattr(profiled_session, "_PAUSE", 0)
     yield
     assert not list(folder.iterdir())
 
@@ -171,8 +172,8 @@ def test_uncounted_runs_do_not_count():
     model, feeds = residual()
     with profiling._profiled(model, 1) as run:
         for _ in range(2):
-            run.turn(feeds)
-        assert run._counted == [False, True, True, True] * 2
+            run.session.turn(feeds)
+        assert run.session.counted == [False, True, True, True] * 2
         run.end()
 
 
