@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.appending import Appender
 from ..graph.cached_attention import CachedAttention, Trials, find_cached_attention, has_past
 from ..graph.constants import constant_of, mark_constants
 from ..graph.element_type import is_float32
@@ -23,7 +24,6 @@ from ..graph.rotary import Heads, Rotation
 from ..graph.score_mask import LOWEST, ScoreMask
 from ..graph.trial import UnknownError
 from ..graph.weight_form import MICROSOFT
-from ..model_io.names import names_of
 from .base import GraphPass
 from .merge_products import reordered
 from .remove_unused import remove_unused
@@ -60,6 +60,7 @@ class FuseCachedAttention(GraphPass):
         mark_constants(model)
         self._graph, opset = model.graph, opset_of(model)
         self._arrays = SharedArrays(model.graph)
+        self._write = Appender(model.graph, "cached_attention/")
         self._made: dict[tuple[object, ...], ir.Value] = {}
         trials = Trials(model, opset)
         for node in [node for node in model.graph if is_standard(node, "Softmax") and has_past(node)]:
@@ -91,8 +92,8 @@ class FuseCachedAttention(GraphPass):
             self._rotated(last, past, x, heads)
             for x, heads in ((query, found.query), (key, found.key))
         )  # fmt: skip
-        inputs = [query, key, value, *found.past, self._lengths(last, past, tokens), self._total(last, past, tokens),
-                  None, None, None, self._bias(last, found.mask)]  # fmt: skip
+        inputs = [query, key, value, *found.past, self._lengths(past, tokens), self._total(past, tokens),
+                  None, None, None, self._bias(found.mask)]  # fmt: skip
         attributes: dict[str, int | float] = {
             "num_heads": found.query.count, "kv_num_heads": found.key.count, "scale": found.factor,
         }  # fmt: skip
@@ -108,19 +109,19 @@ class FuseCachedAttention(GraphPass):
         node.outputs[0].shape = ir.Shape([*lead, found.query.count * found.query.width])
         replace(last, node.outputs[0])
         for output, present, before in zip(node.outputs[1:], found.present, found.past, strict=True):
-            self._keep_sizes(node, present, before, tokens, found.key.width)
+            self._keep_sizes(present, before, tokens, found.key.width)
             replace(required(present.producer()), output)
         self.fused.append(node)
 
-    def _keep_sizes(self, node: ir.Node, present: ir.Value, past: ir.Value, tokens: ir.Value, width: int) -> None:
+    def _keep_sizes(self, present: ir.Value, past: ir.Value, tokens: ir.Value, width: int) -> None:
         """Let who asks for the sizes of what is kept have them without it: the mask may depend on them."""
         for each in [each for each, _ in present.uses() if each.op_type == "Shape"]:
-            lead = self._slice(node, self._shape(node, past), 0, 2)
-            length = self._op(node, "Unsqueeze", self._length(node, past, tokens), self._whole(0))
-            sizes = self._op(node, "Concat", lead, length, self._whole(width), axis=0)
+            lead = self._slice(self._shape(past), 0, 2)
+            length = self._write.op("Unsqueeze", self._length(past, tokens), self._write.ints(0))
+            sizes = self._write.op("Concat", lead, length, self._write.ints(width), axis=0)
             end = each.attributes.get_int("end", 4)
             if each.attributes.get_int("start", 0) or end != 4:
-                sizes = self._slice(node, sizes, each.attributes.get_int("start", 0), end)
+                sizes = self._slice(sizes, each.attributes.get_int("start", 0), end)
             ir.convenience.replace_all_uses_with(each.outputs[0], sizes)
 
     def _parts(self, found: CachedAttention) -> list[ir.Value]:
@@ -135,8 +136,8 @@ class FuseCachedAttention(GraphPass):
     def _of_source(self, last: ir.Node, source: ir.Value, readers: list[Heads]) -> list[ir.Value]:
         first = readers[0]
         if source.shape is not None and len(source.shape) == 4:
-            turned = self._op(last, "Transpose", source, perm=[0, 2, 1, 3]) if first.heads_first else source
-            return [self._op(last, "Reshape", turned, self._whole(0, 0, first.columns.size)) for _ in readers]
+            turned = self._write.op("Transpose", source, perm=[0, 2, 1, 3]) if first.heads_first else source
+            return [self._write.op("Reshape", turned, self._write.ints(0, 0, first.columns.size)) for _ in readers]
         columns = [heads.columns.reshape(-1) for heads in readers]
         every = source.shape[-1] if source.shape is not None else None
         order = np.concatenate(columns)
@@ -144,7 +145,7 @@ class FuseCachedAttention(GraphPass):
         if in_order or self._reorder(source, order):
             if len(readers) == 1:
                 return [source]
-            sizes = self._whole(*(part.size for part in columns))
+            sizes = self._write.ints(*(part.size for part in columns))
             node = ir.node("Split", [source, sizes], attributes={"axis": 2}, num_outputs=len(readers))
             name = f"{source.name}_split"
             set_names(node, self._graph, name, *(f"{name}_{index}" for index in range(len(readers))))
@@ -153,7 +154,7 @@ class FuseCachedAttention(GraphPass):
                 output.type = source.type
             return list(node.outputs)
         return [
-            self._op(last, "Gather", source, self._arrays.add("columns", part), axis=2) for part in columns
+            self._write.op("Gather", source, self._arrays.add("columns", part), axis=2) for part in columns
         ]  # fmt: skip
 
     def _reorder(self, source: ir.Value, order: np.ndarray) -> bool:
@@ -175,110 +176,84 @@ class FuseCachedAttention(GraphPass):
         rotation = heads.rotation
         if rotation is None:
             return x
-        tables = [self._table(last, table, rotation) for table in (rotation.cos, rotation.sin)]
+        tables = [self._table(table, rotation) for table in (rotation.cos, rotation.sin)]
         attributes = {"num_heads": heads.count, "interleaved": int(rotation.interleaved)}
         if rotation.width < heads.width:
             attributes["rotary_embedding_dim"] = rotation.width
         rows = self._arrays.add("first_row", np.zeros(1, np.int64)) if rotation.shared else None
-        inputs = [x, rows or self._rows(last, past, tables[0]), *tables]
+        inputs = [x, rows or self._rows(past, tables[0]), *tables]
         return insert_before(
             last, "RotaryEmbedding", inputs, x, domain=MICROSOFT, suffix="_rotary", attributes=attributes
         )
 
-    def _table(self, last: ir.Node, table: ir.Value, rotation: Rotation) -> ir.Value:
+    def _table(self, table: ir.Value, rotation: Rotation) -> ir.Value:
         """[tokens, rotated / 2] of the angles of each token."""
         key = ("table", table, rotation.doubled, rotation.interleaved)
         if key not in self._made:
             half = table
             if rotation.doubled:
                 begin, end, step = (0, rotation.width, 2) if rotation.interleaved else (0, rotation.width // 2, 1)
-                half = self._op(last, "Slice", table, *map(self._whole, (begin, end, -1, step)))
-            self._made[key] = self._op(last, "Reshape", half, self._whole(-1, rotation.width // 2))
+                half = self._write.op("Slice", table, *map(self._write.ints, (begin, end, -1, step)))
+            self._made[key] = self._write.op("Reshape", half, self._write.ints(-1, rotation.width // 2))
         return self._made[key]
 
-    def _rows(self, last: ir.Node, past: ir.Value, table: ir.Value) -> ir.Value:
+    def _rows(self, past: ir.Value, table: ir.Value) -> ir.Value:
         """[batch, sequence]: the row of the table that is a token's."""
         key = ("rows", table, self._mask)
         if key not in self._made:
-            count = self._op(last, "Squeeze", self._slice(last, self._shape(last, table), 0, 1), self._whole(0))
-            every = self._op(last, "Range", self._number(0), count, self._number(1))
-            batch = self._slice(last, self._shape(last, past), 0, 1)
-            sizes = self._op(last, "Concat", batch, self._whole(-1), axis=0)
-            self._made[key] = self._op(last, "Reshape", every, sizes)
+            every = self._write.range(self._slice(self._shape(table), 0, 1))
+            batch = self._slice(self._shape(past), 0, 1)
+            sizes = self._write.op("Concat", batch, self._write.ints(-1), axis=0)
+            self._made[key] = self._write.op("Reshape", every, sizes)
         return self._made[key]
 
-    def _length(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
+    def _length(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int64 []: how many keys there are."""
         key = ("length", self._mask)
         if key not in self._made:
             parts = [
-                self._op(last, "Gather", self._shape(last, value), self._number(axis), axis=0)
+                self._write.op("Gather", self._shape(value), self._write.number(axis, np.int64), axis=0)
                 for value, axis in ((past, 2), (tokens, 1))
             ]  # fmt: skip
-            self._made[key] = self._op(last, "Add", *parts)
+            self._made[key] = self._write.op("Add", *parts)
         return self._made[key]
 
-    def _total(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
+    def _total(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int32 []: the same."""
         key = ("total", self._mask)
         if key not in self._made:
-            self._made[key] = self._integer(last, self._length(last, past, tokens))
+            self._made[key] = self._write.cast(self._length(past, tokens), ir.DataType.INT32)
         return self._made[key]
 
-    def _lengths(self, last: ir.Node, past: ir.Value, tokens: ir.Value) -> ir.Value:
+    def _lengths(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int32 [batch]: the number of the last key."""
         key = ("lengths", self._mask)
         if key not in self._made:
-            length = self._op(last, "Sub", self._length(last, past, tokens), self._number(1))
-            batch = self._slice(last, self._shape(last, past), 0, 1)
-            self._made[key] = self._integer(last, self._op(last, "Expand", length, batch))
+            length = self._write.op("Sub", self._length(past, tokens), self._write.number(1, np.int64))
+            batch = self._slice(self._shape(past), 0, 1)
+            self._made[key] = self._write.cast(self._write.op("Expand", length, batch), ir.DataType.INT32)
         return self._made[key]
 
-    def _bias(self, last: ir.Node, mask: ScoreMask) -> ir.Value:
+    def _bias(self, mask: ScoreMask) -> ir.Value:
         """float32 [batch or 1, heads or 1, queries, keys], finite: rows that see nothing must not become NaN."""
         key = ("bias", mask.root, mask.kept, mask.fill, mask.counts)
         if key not in self._made:
-            lowest = self._float(max(mask.fill, LOWEST))
+            lowest = self._write.number(max(mask.fill, LOWEST))
             if mask.is_boolean:
-                kept = self._float(mask.kept)
-                made = self._op(last, "Where", mask.root, *((kept, lowest) if mask.counts else (lowest, kept)))
+                kept = self._write.number(mask.kept)
+                pair = (kept, lowest) if mask.counts else (lowest, kept)
+                made = self._write.op("Where", mask.root, *pair, dtype=ir.DataType.FLOAT)
             else:
-                made = self._op(last, "Max", mask.root, self._float(LOWEST))
-            made.type = ir.TensorType(ir.DataType.FLOAT)
+                made = self._write.op("Max", mask.root, self._write.number(LOWEST))
             made.shape = mask.root.shape
             self._made[key] = made
         return self._made[key]
 
-    def _op(self, before: ir.Node, op_type: str, *inputs: ir.Value, **attributes: int | list[int]) -> ir.Value:
-        node = ir.node(op_type, inputs, attributes=attributes)
-        name = names_of(self._graph).node(f"{inputs[0].name}_{op_type.lower()}")
-        set_names(node, self._graph, name, f"{name}_output")
-        self._graph.insert_before(before, node)
-        if op_type not in ("Range", "Where"):
-            node.outputs[0].type = inputs[0].type
-        return node.outputs[0]
+    def _slice(self, value: ir.Value, begin: int, end: int) -> ir.Value:
+        return self._write.op("Slice", value, self._write.ints(begin), self._write.ints(end))
 
-    def _integer(self, before: ir.Node, value: ir.Value) -> ir.Value:
-        cast = self._op(before, "Cast", value, to=int(ir.DataType.INT32))
-        cast.type = ir.TensorType(ir.DataType.INT32)
-        return cast
-
-    def _shape(self, before: ir.Node, value: ir.Value) -> ir.Value:
-        shape = self._op(before, "Shape", value)
-        shape.type = ir.TensorType(ir.DataType.INT64)
-        return shape
-
-    def _slice(self, before: ir.Node, value: ir.Value, begin: int, end: int) -> ir.Value:
-        return self._op(before, "Slice", value, self._whole(begin), self._whole(end))
-
-    def _whole(self, *numbers: int) -> ir.Value:
-        return self._arrays.add("sizes", np.array(numbers, np.int64))
-
-    def _number(self, number: int) -> ir.Value:
-        return self._arrays.add("whole", np.array(number, np.int64))
-
-    def _float(self, number: float) -> ir.Value:
-        return self._arrays.add("number", np.array(number, np.float32))
+    def _shape(self, value: ir.Value) -> ir.Value:
+        return self._write.op("Shape", value, dtype=ir.DataType.INT64)
 
 
 def _refuse(found: CachedAttention) -> str | None:
