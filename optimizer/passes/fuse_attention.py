@@ -184,6 +184,9 @@ class FuseAttention(GraphPass):
         node = value.producer()
         assert node is not None
         node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.INT32))
+        value.type = ir.TensorType(ir.DataType.INT32)
+        if mask.root.shape is not None:
+            value.shape = ir.Shape([mask.root.shape[0], mask.root.shape[-1]])
         return value
 
     def _behind(self, op_type: str, value: ir.Value, *more: ir.Value) -> ir.Value:

@@ -226,11 +226,14 @@ class FuseCachedAttention(GraphPass):
         return self._made[key]
 
     def _lengths(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
-        """int32 [batch]: the number of the last key."""
+        """int32 [batch]: the number of the last key.
+
+        One at least: ONNX Runtime divides by a batch of 0, and refuses numbers of another batch before that.
+        """
         key = ("lengths", self._mask)
         if key not in self._made:
             length = self._write.op("Sub", self._length(past, tokens), self._write.number(1, np.int64))
-            batch = self._slice(self._shape(past), 0, 1)
+            batch = self._write.op("Max", self._slice(self._shape(past), 0, 1), self._write.ints(1))
             self._made[key] = self._write.cast(self._write.op("Expand", length, batch), ir.DataType.INT32)
         return self._made[key]
 

@@ -6,7 +6,8 @@
 
 spelled as MatMulInteger, Cast, Mul by the product of the scales: ONNX Runtime makes one node of it, with the bias that
 is added behind, and packs W8. Products of the same x share its codes. An Attention becomes a QAttention, which does the
-same with its three projections.
+same with its three projections; it ends the process on a batch of none (ONNX Runtime 1.23 to 1.32 at least), and so is
+kept from it.
 
 DynamicQuantizeLinear is of opset 11. A model that cannot be raised so far gets ONNX Runtime's own
 DynamicQuantizeMatMul, of any opset, which is what it makes of these nodes.
@@ -20,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.constants import constant_of
+from ..graph.empty_batch import EmptyBatch, is_never_empty
 from ..graph.matching import opset_of
 from ..graph.rewriting import add_array, insert_before, replace, required, set_names
 from ..graph.sharing import insert_behind
@@ -31,6 +33,8 @@ from .base import GraphPass
 
 OPSET = 11
 """The first with DynamicQuantizeLinear."""
+_AXES = 3
+"""Of what an attention reads: [batch, sequence, hidden]."""
 Codes = tuple[ir.Value, ir.Value, ir.Value]
 """Codes, scale and zero point of an activation."""
 
@@ -61,6 +65,7 @@ class QuantizeDynamic(GraphPass):
         """Rewrite; whether anything changed. Taken nodes that are in no graph any more are passed over."""
         self._model = model
         self._codes: dict[tuple[int, ir.Value], Codes] = {}
+        self._empty = EmptyBatch(model.graph)
         taken = [d for d in self._decisions if d.taken and d.node.graph is not None]
         for decision in taken:
             if decision.op_type == "Attention":
@@ -115,9 +120,15 @@ class QuantizeDynamic(GraphPass):
 
     def _rewrite_attention(self, decision: Decision) -> None:
         node = decision.node
-        q, scale, zero_point = self._rounded(required(node.inputs[0]), node)
+        x = required(node.inputs[0])
+        q, scale, zero_point = self._rounded(x, node)
         codes, scales = self._weight(decision)
         mask = node.inputs[3] if len(node.inputs) > 3 else None
+        axes = len(mask.shape) if mask is not None and mask.shape is not None else 0
+        batch = required(mask) if axes == 2 and not is_never_empty(x) else x
+        q = self._empty.filled(node, q, batch, _AXES)
+        if axes:
+            mask = self._empty.filled(node, required(mask), batch, axes)
         inputs = [q, codes, node.inputs[2], scale, scales, mask, zero_point]
         y = insert_before(node, "QAttention", inputs, node.outputs[0], domain=MICROSOFT, suffix="_int8")
         new = y.producer()
@@ -127,7 +138,7 @@ class QuantizeDynamic(GraphPass):
             if name in node.attributes:
                 new.attributes[name] = node.attributes[name]
         self._model.graph.opset_imports.setdefault(MICROSOFT, 1)
-        replace(node, y)
+        replace(node, self._empty.emptied(node, y, batch))
 
     def _rounded(self, x: ir.Value, reader: ir.Node) -> Codes:
         """The codes of an activation, made once for all readers in a graph."""

@@ -168,3 +168,12 @@ def test_what_is_between_heads_and_past_stays():
     assert {"Relu", "GroupQueryAttention"} <= set(operators(decoder.made))
     for case in CASES:
         same(decoder.made, lambda fed: session.run(None, fed), case)
+
+
+@pytest.mark.parametrize(("form", "where"), [("llama", "Reshape"), ("no rotation", "GroupQueryAttention")])
+def test_an_empty_batch_is_refused(form, where):
+    """ONNX Runtime's operator would end the process."""
+    model = Decoder(**FORMS[form]).made
+    fused(model)
+    with pytest.raises(Exception, match=f"running {where} node"):
+        run(model, feeds(model, 0, 3, 2, []))

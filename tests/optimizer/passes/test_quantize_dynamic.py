@@ -264,3 +264,27 @@ def test_optimized_graph_runs_on_codes():
     assert found["DynamicQuantizeMatMul"] == 1
     assert found["LayerNormalization"] == 1
     assert "MatMul" not in found
+
+
+@pytest.mark.parametrize("mask", ["none", "added"])
+def test_attention_of_an_empty_batch(mask):
+    encoder = Encoder(mask=mask)
+    fed = encoders.feeds(["x"] if mask == "none" else ["x", "attention_mask"])
+    converted(encoder.model)
+    assert operators(encoder.model).count("QAttention") == 1
+    for level in LEVELS:
+        whole = run(encoder.model, fed, level)[0]
+        assert run(encoder.model, {name: array[:0] for name, array in fed.items()}, level)[0].shape == (
+            0,
+            *whole.shape[1:],
+        )
+        np.testing.assert_array_equal(run(encoder.model, {n: a[:, :0] for n, a in fed.items()}, level)[0], whole[:, :0])
+
+
+def test_attention_of_a_fixed_batch_is_not_padded():
+    encoder = Encoder()
+    for value in encoder.model.graph.inputs:
+        value.shape = ir.Shape([2, *value.shape[1:]])
+    converted(encoder.model)
+    assert "QAttention" in operators(encoder.model)
+    assert "Pad" not in operators(encoder.model)
