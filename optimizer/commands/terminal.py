@@ -48,7 +48,7 @@ def share(text: str, option: str) -> float:
     except ValueError:
         value = math.nan
     if rest or not 0 < value < 1:
-        raise UsageError(f'{option} "{text}": write a share such as 1% or 0.01')
+        raise UsageError(f'{option} "{text}": write a share above 0 and below 1, such as 30% or 0.3')
     return value
 
 

@@ -171,17 +171,18 @@ class Gate:
             with suppress(OnnxpressError):  # which the run tells
                 self._process.start()
 
-    def compare_result(self, path: Path, *, ours: bool) -> None:
+    def compare_result(self, path: Path, *, ours: bool, last: str | None = None) -> None:
         """Run the result beside the original, and warn where little is left of an output.
 
         Args:
             path: The result.
             ours: Whether it has operators of ours.
+            last: The output of which it has the last of the second axis alone.
         """
         if self._reference is None:
             return
         try:
-            self.errors = tuple(self._reference.errors(path, ours=ours))
+            self.errors = tuple(self._reference.errors(path, ours=ours, last=last))
         except OnnxpressError as error:
             self.warnings.append(f"the result does not run here: {error}")
             return

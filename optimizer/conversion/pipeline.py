@@ -140,7 +140,7 @@ def optimize(
         storage.save(loaded, target, external=external, done=written)
     clock.lap("quantize and write")
     if target is not None:
-        gate.compare_result(target, ours=uses_our_ops(loaded))
+        gate.compare_result(target, ours=uses_our_ops(loaded), last=outcome.details.get("last_logits"))
     clock.lap("compare")
     if proto is not None:
         proto.CopyFrom(to_proto(loaded))

@@ -20,6 +20,8 @@ from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..planning.report import group_reasons
 from ..settings.recipe import Recipe
 
+_ONE_ROW = "stock ONNX Runtime refuses several rows with several new tokens on a past; --no-fuse leaves them possible"
+
 
 @dataclasses.dataclass(frozen=True)
 class Fusion:
@@ -72,8 +74,12 @@ def fuse_decoder(model: ir.Model) -> Fusion:
     rows = [
         ("decoder", f"{len(attention.fused)} attentions fused with their past"),
         *(("", f"{count} left: {reason}") for reason, count in reasons.items()),
-        ("", f"{len(norms.made)} norms by the root mean square"),
-        ("", f"{sum(products.merged.values())} products merged into {len(products.merged)}"),
     ]
+    if attention.fused:
+        rows.append(("", _ONE_ROW))
+    if norms.made:
+        rows.append(("", f"{len(norms.made)} norms by the root mean square"))
+    if products.merged:
+        rows.append(("", f"{sum(products.merged.values())} products merged into {len(products.merged)}"))
     passes = {type(attention).__name__: attention.left} if attention.left else {}
     return Fusion(rows, details, passes)

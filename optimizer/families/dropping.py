@@ -17,6 +17,8 @@ from ..planning.token_lengths import lengths_for, lengths_text, work_of
 from ..settings.lengths import INPUT
 from ..settings.recipe import Recipe
 
+_PADDING = "leaves first, whatever the lengths: outputs of tokens that the mask leaves out are others than without"
+
 
 def drops_tokens(recipe: Recipe) -> bool:
     """Whether a recipe wants it."""
@@ -50,9 +52,10 @@ class Dropping:
         self.details: dict[str, Any] = {}
         if not drops_tokens(recipe):
             return
+        key = "length-budget" if recipe.lengths is None else "lengths"
         if not attentions:
             why = next(iter(left.values()), "the model has no self-attention to find layers by")
-            raise OnnxpressError(f"{option('lengths')}: no attention of an encoder is recognised: {why}")
+            raise OnnxpressError(f"{option(key)}: no attention of an encoder is recognised: {why}")
         self._attentions, self._is_input = attentions, recipe.lengths == INPUT
         self._lengths = lengths_for(recipe, len(attentions)) or ()
         self.layers = dropping_of(attentions, self._lengths, self._is_input)
@@ -77,13 +80,14 @@ class Dropping:
         drop = DropTokens(self._lengths, [whole.get(node, node) for node in self._attentions], self._is_input)
         drop(model)
         self.written_out = list(drop.products)
-        self._tell(len(self._attentions))
+        self._tell(len(self._attentions), is_apart=len(whole) < len(self._attentions))
         return [
             dataclasses.replace(each, node=drop.products[each.node]) if each.node in drop.products else each
             for each in decisions
         ]
 
-    def _tell(self, layers: int) -> None:
+    def _tell(self, layers: int, is_apart: bool) -> None:
+        """Of so many layers; whether not all of them are one operator, which is told of padding elsewhere."""
         text = lengths_text(self._lengths)
         told = f"an input of the model, by default {text}" if self._is_input else f"layers hand on {text}"
         self.details = {"lengths": list(self._lengths)}
@@ -92,3 +96,7 @@ class Dropping:
             told += f"; {100 * work:.3g}% of the work on tokens"
             self.details["tokens_read"] = work
         self.rows = [("lengths", told)]
+        if is_apart:
+            self.rows.append(("padding", _PADDING))
+        if self.written_out:
+            self.rows.append(("", f"{len(self.written_out)} attentions are standard operators, for they drop tokens"))

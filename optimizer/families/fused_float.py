@@ -35,7 +35,7 @@ def convert(
     done = _fuse(model, recipe)
     progress("rewrite", 1, 1)
     fused = sum(decision.taken for decision in done.decisions)
-    rows = done.fusion.rows or [("attention", f"{fused} fused")]
+    rows = done.fusion.rows or ([("attention", f"{fused} fused")] if done.decisions and recipe.fuse else [])
     return ConversionResult(
         done.decisions, lambda: (), warnings=done.fusion.warnings, details=done.fusion.details, rows=rows,
         passes=done.left | done.fusion.passes,
@@ -56,13 +56,15 @@ def _fuse(model: ir.Model, recipe: Recipe) -> _Done:
         left = run_all(model, (RecogniseActivations(), RecogniseNorms(), FuseAttention()))
     fusion = finish_decoder(model, recipe)
     reasons = {name: why for each in (left, fusion.passes) for whys in each.values() for name, why in whys.items()}
-    return _Done([_decision(node, kept.get(node), reasons) for node in candidates], left, fusion)
+    otherwise = "no attention" if recipe.fuse else "without fuse"
+    decisions = [_decision(node, kept.get(node) or reasons.get(node.name or "", otherwise)) for node in candidates]
+    return _Done(decisions, left, fusion)
 
 
-def _decision(node: ir.Node, kept: Kept | None, reasons: dict[str, str]) -> Decision:
+def _decision(node: ir.Node, reason: str) -> Decision:
     if node.graph is None:
         return Decision(node, "", True, scheme="fused")
-    return Decision(node, "", False, str(kept or reasons.get(node.name or "", "no attention")))
+    return Decision(node, "", False, reason)
 
 
 FAMILY = Family("float", decide, convert, verb="fuse", is_about_nodes=False)

@@ -30,7 +30,7 @@ from ..settings.groups import Judging
 from ..settings.lengths import SEARCH
 from ..settings.recipe import Recipe
 from ..settings.setting import settings_of
-from .decoder_fusion import finish_decoder
+from .decoder_fusion import Fusion, finish_decoder
 from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
 from .length_search import Searched, search_lengths
@@ -94,7 +94,12 @@ def convert(
         },
         rows=[
             *rows,
-            *(row for what, (made, left) in fused.items() for row in _rows(what, made, left)),
+            *(
+                row
+                for what, (made, left) in fused.items()
+                if _is_told(made, left, fusion)
+                for row in _rows(what, made, left)
+            ),
             *fusion.rows,
         ],
         passes=plan.left | ({type(layers).__name__: layers.left} if layers.left else {}) | fusion.passes,
@@ -179,6 +184,11 @@ def _no_attention(plan: _Plan) -> dict[str, str]:
 
 def _grouped(what: str, left: dict[str, str]) -> dict[str, int]:
     return group_reasons([(what, reason) for reason in left.values()])
+
+
+def _is_told(made: int, left: dict[str, str], fusion: Fusion) -> bool:
+    """Of a decoder that was fused there is nothing to say of attentions without a past, where it has none."""
+    return bool(made or left or not fusion.rows)
 
 
 def _rows(what: str, made: int, left: dict[str, str]) -> list[tuple[str, str]]:

@@ -24,7 +24,7 @@ import onnx_ir as ir
 from ..errors import OnnxpressError, option
 from ..graph.appending import Appender
 from ..graph.layer_chain import Link, chain_of
-from ..graph.rewriting import add_array
+from ..graph.rewriting import add_array, required
 from ..model_io.names import names_of
 from ..settings.lengths import LEAST, PARTS, parts_of
 from .base import GraphPass
@@ -33,6 +33,9 @@ from .write_attention import Counted, counted, write_attention
 
 INPUT = "lengths"
 """Name of the input of lengths."""
+_RULE = "lengths must be shares from 0.0001 to 1 or whole numbers from 2 on, none above the one before"
+_MOST = 2**31
+"""Tokens; more are no number of them, nor is infinity."""
 _FIRST = 3e38
 """Significance of the token that stays."""
 _INT64, _BOOL = ir.DataType.INT64, ir.DataType.BOOL
@@ -140,13 +143,34 @@ class DropTokens(GraphPass):
     def _read_lengths(self, layers: int) -> tuple[ir.Value, ir.Value]:
         """`parts_of` an input of the graph."""
         write, default = self._write, (*self._lengths, *[1.0] * layers)[:layers]
-        lengths = add_array(self._graph, INPUT, np.array(default, np.float32))
-        self._graph.inputs.append(lengths)
+        given = add_array(self._graph, INPUT, np.array(default, np.float32))
+        self._graph.inputs.append(given)
+        lengths = self._checked(given, layers)
         is_share = write.op("LessOrEqual", lengths, write.number(1), dtype=_BOOL)
         parts = write.op("Round", write.op("Mul", lengths, write.number(PARTS)))
         shares = write.cast(write.op("Where", is_share, parts, write.number(0), dtype=lengths.dtype), _INT64)
         numbers = write.cast(write.op("Where", is_share, write.number(LEAST), lengths, dtype=lengths.dtype), _INT64)
         return shares, write.op("Max", numbers, write.ints(1))
+
+    def _checked(self, lengths: ir.Value, layers: int) -> ir.Value:
+        """The same lengths, by a Gather that fails where one is none, or grows: the message has the node's name."""
+        write = self._write
+
+        def both(op_type: str, a: ir.Value, b: ir.Value) -> ir.Value:
+            return write.op(op_type, a, b, dtype=_BOOL)
+
+        before = write.op("Gather", lengths, write.ints(0, *range(layers - 1)), axis=0)
+        one = write.number(1)
+        share, share_before = (both("LessOrEqual", each, one) for each in (lengths, before))
+        is_whole = both("Equal", lengths, write.op("Floor", lengths))
+        is_number = both("And", is_whole, both("LessOrEqual", lengths, write.number(_MOST)))
+        enough = both("GreaterOrEqual", lengths, write.number(1 / PARTS))
+        falls = both("Or", both("Xor", share, share_before), both("LessOrEqual", lengths, before))
+        right = both("And", both("And", enough, both("Or", share, is_number)), falls)
+        place = write.op("Where", right, write.ints(*range(layers)), write.ints(layers), dtype=_INT64)
+        checked = write.op("Gather", lengths, place, axis=0)
+        required(checked.producer()).name = names_of(self._graph).node(_RULE)
+        return checked
 
     def _significance(self, link: Link, mask: ir.Value | None) -> ir.Value:
         """float32 [batch, tokens]."""
@@ -247,10 +271,10 @@ def dropping_of(nodes: Sequence[ir.Node], lengths: Sequence[float], is_input: bo
 
 def _links(nodes: Sequence[ir.Node]) -> list[Link]:
     if len(nodes) < 2:
-        raise OnnxpressError(f"{option('lengths')}: needs two layers of an encoder, of which there are {len(nodes)}")
+        raise OnnxpressError(f"dropping tokens needs two layers of an encoder, of which there are {len(nodes)}")
     links = chain_of(nodes)
     if isinstance(links, str):
-        raise OnnxpressError(f"{option('lengths')}: no layers of an encoder one behind the other: {links}")
+        raise OnnxpressError(f"dropping tokens needs layers of an encoder one behind the other: {links}")
     return links
 
 

@@ -179,7 +179,8 @@ class Report:
         done = ", ".join(f"{count} {op}" for op, count in self.rewritten.items())
         one = len(self.schemes) == 1
         schemes = ", ".join(scheme if one else f"{count} as {scheme}" for scheme, count in self.schemes.items())
-        table.add_row("rewritten", f"{done} as {schemes}" if one else f"{done}: {schemes}")
+        told = f"{done} as {schemes}" if one else f"{done}: {schemes}"
+        table.add_row("rewritten", told if self.rewritten else "nothing; cleaned up alone")
         for what, count in self.left.items():
             table.add_row("left", f"{count} {what}")
         sizes = f"{size_text(self.size_before)} -> {size_text(self.size_after)}"

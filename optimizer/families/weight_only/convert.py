@@ -69,7 +69,7 @@ def _convert(
     take_results(lazy, results)
     fusion = finish_decoder(model, recipe)
     return ConversionResult(
-        decisions,
+        [each for each in decisions if each.taken or each.node.graph is not None],  # others went into what was fused
         weights=lambda: reports(lazy),
         gain=lambda: gain(lazy),
         warnings=[*rewritten.warnings, *fusion.warnings],

@@ -125,8 +125,10 @@ class Mixture:
         self._recipe = recipe
         ways, self._whole = _ways(model, recipe)
         self._candidates: list[list[Candidate]] = list(ways.values())
+        holds_back = True
         if budget is not None and budget.unit != "ms":
-            self._costs(budget)  # which refuses one that cannot be met
+            costs, most = self._costs(budget)  # which refuses one that cannot be met
+            holds_back = sum(map(max, costs)) > most
         survey(data, progress)
         copy = copy_of(model)
         mark_constants(copy)
@@ -135,7 +137,8 @@ class Mixture:
         with Segments(copy, data) as segments:
             products = Products(copy, segments, (_METHOD,))
             jobs = products.jobs([each[0].weight for each in ways.values()])
-            sensitivity = Sensitivity(copy, data, [node for job in jobs for node in products.readers(job.weight)])
+            nodes = [node for job in jobs for node in products.readers(job.weight)]
+            sensitivity = Sensitivity(copy, data, nodes) if holds_back else None
             for done, job in enumerate(jobs):
                 progress(_STAGE, done, len(jobs))
                 segments.advance(job.cut)
@@ -146,9 +149,9 @@ class Mixture:
 
     def _measure(
         self, ways: Sequence[Candidate], moments: InputMoments, apart: InputMoments, readers: Sequence[ir.Node],
-        sensitivity: Sensitivity,
+        sensitivity: Sensitivity | None,
     ) -> None:  # fmt: skip
-        """All candidates of a weight, and what the first one does to the model."""
+        """All candidates of a weight, and what the first one does to the model where that is to be known."""
         measured, first = [], problem_of(ways[0].weight, moments, apart)
         for way in ways:
             problem = dataclasses.replace(first, scheme=way.weight.scheme)
@@ -157,7 +160,9 @@ class Mixture:
             measured.append(dataclasses.replace(way, lost=max(lost, _LEAST)))
             if way is ways[0]:
                 numbers = numbers_of(way.weight, found)
-        harm = sensitivity.of({node.name or "": as_read(node, numbers) for node in readers})
+        harm = 1.0
+        if sensitivity is not None:
+            harm = sensitivity.of({node.name or "": as_read(node, numbers) for node in readers})
         self._candidates.append(measured)
         self._sensitivities.append(max(harm, 0.0) / measured[0].lost)
 

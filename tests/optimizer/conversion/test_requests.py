@@ -72,7 +72,7 @@ def test_a_drop_of_all_is_no_bound(tmp_path, monkeypatch, capsys):
     with pytest.raises(UsageError, match="max_drop"):
         Recipe(scheme="int8-static", max_drop=1.0)
     code, _, err = runner(monkeypatch, capsys)("optimize", str(saved(tmp_path / "m.onnx")), "--max-drop", "1")
-    assert (code, "write a share such as 1%" in err) == (2, True)
+    assert (code, "write a share above 0 and below 1" in err) == (2, True)
 
 
 def test_a_folder_holds_what_was_made_of_its_model(tmp_path):

@@ -62,7 +62,9 @@ def test_int4_rounds_what_it_rounds_without(source, tmp_path):
     assert counts(tmp_path / "fused.onnx")["GroupQueryAttention"] == 2
     assert counts(tmp_path / "fused.onnx")["MatMulNBits"] == 9
     assert [(each.name, each.sqnr) for each in fused.weights] == [(each.name, each.sqnr) for each in plain.weights]
-    assert fused.nodes == plain.nodes
+    assert [node for node in fused.nodes if node.taken] == [node for node in plain.nodes if node.taken]
+    assert plain.left["MatMul: no constant weight"] == 4  # which the attentions have
+    assert "MatMul: no constant weight" not in fused.left
     fed = feeds(ir.load(source), 1, 6, 3, [0])
     for want, got in zip(run(tmp_path / "plain.onnx", fed), run(tmp_path / "fused.onnx", fed), strict=True):
         np.testing.assert_allclose(got, want, atol=5e-5)
@@ -80,6 +82,7 @@ def test_int8_dynamic_is_fused_too(source, tmp_path):
 def test_last_logits(source, tmp_path):
     report = optimize(source, Recipe(scheme="float", last_logits=True), tmp_path / "out.onnx")
     assert ("logits", "of the last token alone") in report.rows
+    assert all(output.sqnr > 90 for output in report.outputs)
     fed = feeds(ir.load(source), 2, 5, 0, [0, 2])
     got = run(tmp_path / "out.onnx", fed)[0]
     assert got.shape == (2, 1, VOCABULARY)

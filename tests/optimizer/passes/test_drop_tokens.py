@@ -198,7 +198,8 @@ def test_lengths_as_an_input(default):
     feeds, naive = case.feeds((30,)), Naive(case)
     np.testing.assert_allclose(run(model, feeds)[0][0], naive(feeds["x"][0], default, is_input=True)[-1], atol=2e-5)
     for lengths, means in [
-        ((0.8, 0.3), (0.8, 0.3)), ((5, 2), (5, 2)), ((0.4, 0.9), (0.4, 0.4)), ((0, -2), (8, 8)), ((1e9, 0.5), (30, 0.5))
+        ((0.8, 0.3), (0.8, 0.3)), ((5, 2), (5, 2)), ((0.4, 0.4), (0.4, 0.4)), ((1e-4, 9), (8, 9)),
+        ((1e9, 0.5), (30, 0.5)),
     ]:  # fmt: skip
         (y,) = run(model, {**feeds, "lengths": np.array(lengths, np.float32)})
         want = naive(feeds["x"][0], means, is_input=True)[-1]
@@ -247,3 +248,15 @@ def test_layers_apart_are_refused():
     model, attentions = prepared(case)
     with pytest.raises(OnnxpressError, match="does not read what the one of"):
         DropTokens((0.5,), attentions[::-1])(model)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(np.nan, 1), (0.5, np.inf), (0, 1), (-1, 1), (1.5, 1), (0.5, 0.6), (3, 4), (1, 2.0**32), (1e-5, 1e-5)],
+    ids=str,
+)
+def test_lengths_at_run_time_are_checked(lengths):
+    case = LayerModel(layers=3)
+    model = dropped(case, (), is_input=True)
+    with pytest.raises(Exception, match="lengths must be shares"):
+        run(model, {**case.feeds((9,)), "lengths": np.array(lengths, np.float32)})
