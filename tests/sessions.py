@@ -17,6 +17,7 @@ _SINCE = {
     "kernels of opset 22": (1, 24),
     "float8 products": (1, 32),
     "products of no rows": (1, 32),
+    "random models": (1, 30),
 }
 """From which version on ONNX Runtime can what some tests need; CI runs the oldest that is supported and the newest.
 
@@ -28,6 +29,7 @@ kernels of opset 22: of all operators that changed in opsets 22 and 23, as LpNor
 float8 products: before, it takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, which it
 refuses.
 products of no rows: it gives a product of an empty batch the right shape, in the standard operators of a whole layer.
+random models: before, some end the process when it loads them, as they are and before anything is converted.
 """
 
 
