@@ -9,10 +9,11 @@ import typer
 
 from ..calibration import Calibration
 from ..conversion.request import check_request
+from ..errors import UsageError
 from ..model_io.target import check_other, check_target
 from ..settings.origin import Origin
 from ..settings.recipe import Recipe
-from ..sources import check_there
+from ..sources import check_there, resolve
 from .setting_options import options_of
 from .terminal import Dims, Json, Quiet, as_written, console, note_written, progress_bar, sizes
 
@@ -70,6 +71,10 @@ def optimize(
         str | None,
         typer.Option(help="TOML file to write: all settings, with what was found, which make the same model again."),
     ] = None,
+    genai: Annotated[
+        str | None,
+        typer.Option(help="Folder to write for onnxruntime-genai: the model, its tokenizer and genai_config.json."),
+    ] = None,
     quiet: Quiet = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Tell what each pass over floats left, too.")
@@ -93,6 +98,15 @@ def optimize(
     given = Calibration(**learnt)
     with origin.stated():
         check_request(chosen, given, None if Path(model).exists() else model)
+    folder = None
+    if genai is not None:
+        from ..conversion.genai_folder import genai_folder
+
+        if output is not None:
+            raise UsageError("--output beside --genai, which writes model.onnx into its folder; leave one out")
+        with origin.stated():
+            folder = genai_folder(genai, resolve(model))
+        output = str(folder.model)
     if report is not None:
         from ..analysis.page import check_page, write_page
 
@@ -104,9 +118,15 @@ def optimize(
 
     from ..conversion.pipeline import optimize as run
 
-    with progress_bar(quiet or json_) as progress, origin.stated():
-        done = run(model, chosen, output, calibration=given, dims=dims, progress=progress)
+    try:
+        with progress_bar(quiet or json_) as progress, origin.stated():
+            done = run(model, chosen, output, calibration=given, dims=dims, progress=progress)
+    finally:
+        if folder is not None:
+            folder.discard()
     note_written(done.output)
+    if folder is not None:
+        folder.write()
     if report is not None:
         write_page(done, report)
     if save_recipe is not None:
