@@ -56,7 +56,7 @@ def _fuse(model: ir.Model, recipe: Recipe) -> _Done:
         left = run_all(model, (RecogniseActivations(), RecogniseNorms(), FuseAttention()))
     fusion = finish_decoder(model, recipe)
     reasons = {name: why for each in (left, fusion.passes) for whys in each.values() for name, why in whys.items()}
-    otherwise = "no attention" if recipe.fuse else "without fuse"
+    otherwise = "no attention" if recipe.fuse else "fuse is off"
     decisions = [_decision(node, kept.get(node) or reasons.get(node.name or "", otherwise)) for node in candidates]
     return _Done(decisions, left, fusion)
 

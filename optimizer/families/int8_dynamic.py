@@ -77,7 +77,7 @@ def convert(
         rows.append(("padding", _PADDING if whole else _SOME))
     rows += dropping.rows + (searched.rows if searched is not None else [])
     return ConversionResult(
-        decisions=plan.told,
+        decisions=[each for each in plan.told if each.taken or each.node.graph is not None],  # others were fused
         weights=lambda: reports(stored.weights),
         gain=lambda: gain(stored.weights),
         warnings=[
