@@ -102,8 +102,8 @@ void soften_row(const AttentionTile& tile, std::int64_t r, std::int64_t block, s
   }
   const std::int64_t end = (count + kVector - 1) / kVector * kVector;
   for (std::int64_t i = 0; i < tile.first[r] - block && i < count; ++i) scores[i] = -__builtin_inff();
-  const std::int64_t last = tile.last[r] - block;
-  for (std::int64_t i = last > 0 ? last : 0; i < end; ++i) scores[i] = -__builtin_inff();
+  const std::int64_t seen = tile.last[r] - block < count ? tile.last[r] - block : count;
+  for (std::int64_t i = seen > 0 ? seen : 0; i < end; ++i) scores[i] = -__builtin_inff();
 
   auto most = S::load(scores);
   most = S::max(most, S::set1(kLowest));
