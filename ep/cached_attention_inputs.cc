@@ -79,7 +79,7 @@ void AttentionInputs::read_lengths() {
                                                     " rows");
   const std::int32_t* lengths = data<std::int32_t>(kLengths);
   // As ONNX Runtime has it: of a first prompt nothing is kept, whatever the size of the buffer.
-  const bool is_first = a.tokens == *data<std::int32_t>(kTotalLength);
+  const bool is_first = is_first_prompt_ = a.tokens == *data<std::int32_t>(kTotalLength);
   for (std::int64_t row = 0; row < a.batch; ++row) {
     const std::int64_t total = std::int64_t{lengths[row]} + 1, kept = is_first ? 0 : total - a.tokens;
     const std::int64_t least = is_first ? std::min<std::int64_t>(a.tokens, 1) : a.tokens;
@@ -112,8 +112,13 @@ void AttentionInputs::read_rotation() {
   };
   if (values_[kPositions] != nullptr) {
     require_shape(kPositions, "position_ids", {a.batch, a.tokens});
-    a.rotation.positions = data<std::int64_t>(kPositions);
-    for (std::int64_t i = 0; i < a.batch * a.tokens; ++i) check_position(a.rotation.positions[i]);
+    const std::int64_t *given = data<std::int64_t>(kPositions), count = a.batch * a.tokens;
+    positions_.assign(given, given + count);
+    // As the operator has it: of a first prompt only the very first counts.
+    if (is_first_prompt_ && count > 0) check_position(given[0]);
+    for (std::int64_t i = 0; is_first_prompt_ && i < count; ++i) positions_[i] = given[0] + i % a.tokens;
+    for (std::int64_t position : positions_) check_position(position);
+    a.rotation.positions = positions_.data();
   } else if (a.tokens > 0) {
     for (std::int64_t kept : kept_) check_position(kept + a.tokens - 1);
   }

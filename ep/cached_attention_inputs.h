@@ -59,7 +59,8 @@ class AttentionInputs {
   const ort::Api& api_;
   const AttentionNode& node_;
   const ort::Value* const (&values_)[kAttentionInputs];
-  std::vector<std::int64_t> kept_, total_;
+  bool is_first_prompt_ = false;
+  std::vector<std::int64_t> kept_, total_, positions_;
 };
 
 }  // namespace onnxpress
