@@ -61,6 +61,14 @@ void keep_tokens(const CachedAttention& a, std::int64_t row, std::int64_t head, 
   if (past != present && rest < end) std::memset(out + rest * width, 0, bytes_of((end - rest) * width));
 }
 
+void keep_tokens(const CachedAttention& a, std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t end) {
+  keep_tokens(a, row, head, begin, end, a.past_key, a.present_key,
+              [&](std::int64_t token, std::int64_t at, float* out) { rotate(a, a.key + at, row, token, 1, out); });
+  keep_tokens(a, row, head, begin, end, a.past_value, a.present_value, [&](std::int64_t, std::int64_t at, float* out) {
+    std::memcpy(out, a.value + at, bytes_of(a.head_size));
+  });
+}
+
 void update_cache(const CachedAttention& a, const Parallel& parallel) {
   std::int64_t first = 0, end = a.present_size;
   if (a.past_key == a.present_key && a.past_value == a.present_value) {
@@ -70,13 +78,8 @@ void update_cache(const CachedAttention& a, const Parallel& parallel) {
   const std::int64_t part = clamp(kCopiedAtOnce / a.head_size, 1, std::max<std::int64_t>(end - first, 1));
   const std::int64_t parts = ceil_div(end - first, part), heads = a.batch * a.kv_heads;
   run(parallel, heads * parts, heads * (end - first) * a.head_size * 4, [&](std::int64_t task) {
-    const std::int64_t head = task / parts % a.kv_heads, row = task / parts / a.kv_heads;
-    const std::int64_t from = first + task % parts * part, to = std::min(from + part, end);
-    keep_tokens(a, row, head, from, to, a.past_key, a.present_key,
-                [&](std::int64_t token, std::int64_t at, float* out) { rotate(a, a.key + at, row, token, 1, out); });
-    keep_tokens(a, row, head, from, to, a.past_value, a.present_value, [&](std::int64_t, std::int64_t at, float* out) {
-      std::memcpy(out, a.value + at, bytes_of(a.head_size));
-    });
+    const std::int64_t head = task / parts, from = first + task % parts * part;
+    keep_tokens(a, head / a.kv_heads, head % a.kv_heads, from, std::min(from + part, end));
   });
 }
 
@@ -86,6 +89,7 @@ struct Division {
   std::int64_t tokens, token_parts;   // tokens of a task
   std::int64_t stretch, stretches;    // keys
   std::int64_t tasks_of_keys, tasks;  // those of one stretch, and all
+  bool keeps_tokens;  // each stretch of a head has one task, which also puts it into the cache, and reads it there
 
   std::int64_t rows() const { return heads * tokens; }
 };
@@ -99,7 +103,8 @@ Division divide(const CachedAttention& a) {
   d.token_parts = ceil_div(a.tokens, d.tokens);
   d.tasks_of_keys = a.batch * a.kv_heads * d.head_parts * d.token_parts;
   const std::int64_t keys = std::max<std::int64_t>(*std::max_element(a.total, a.total + a.batch), 1);
-  d.stretch = d.tasks_of_keys < kFewTasks ? kStretch : keys;
+  d.keeps_tokens = d.head_parts * d.token_parts == 1;
+  d.stretch = d.keeps_tokens || d.tasks_of_keys < kFewTasks ? kStretch : keys;
   d.stretches = ceil_div(keys, d.stretch);
   d.tasks = d.tasks_of_keys * d.stretches;
   return d;
@@ -198,30 +203,37 @@ bool is_attention_vectorized(Isa isa) {
 const char* cached_attention(const CachedAttention& a, Isa isa, const Parallel& parallel) {
   const AttentionKernels& kernels = best_kernels<AttentionKernels>(isa);
   if (a.batch == 0) return kernels.isa;
-  update_cache(a, parallel);
-  if (a.tokens == 0) return kernels.isa;
+  if (a.tokens == 0) {
+    update_cache(a, parallel);
+    return kernels.isa;
+  }
   const Division d = divide(a);
-  const std::int64_t size = d.rows() * (a.head_size + 2), keys = d.stretch * d.stretches;
-  const std::int64_t work = a.batch * a.heads * a.tokens * keys * a.head_size * 2;
+  if (!d.keeps_tokens) update_cache(a, parallel);
+  const std::int64_t size = d.rows() * (a.head_size + 2), keys = std::min(d.stretch * d.stretches, a.present_size);
+  const std::int64_t copied = a.past_key == a.present_key ? 0 : a.batch * a.kv_heads * a.present_size * 2;
+  const std::int64_t work = (a.batch * a.heads * a.tokens * keys + copied) * a.head_size * 2;
+  const auto sum_up = [&](std::int64_t task, float* memory) {
+    const Part part(a, d, task / d.stretches);
+    const std::int64_t stretch = task % d.stretches, begin = stretch * d.stretch, end = begin + d.stretch;
+    if (d.keeps_tokens) {
+      const bool is_last = stretch == d.stretches - 1;
+      keep_tokens(a, part.row, part.kv_head, begin, is_last ? a.present_size : std::min(end, a.present_size));
+    }
+    attend(a, kernels, part, begin, end, sums_of(memory, d.rows()));
+  };
   if (d.stretches == 1) {
     run(parallel, d.tasks, work, [&](std::int64_t task) {
       alignas(64) float memory[kAttentionRows * (kMaxHeadSize + 2)];
-      const Part part(a, d, task);
-      attend(a, kernels, part, 0, d.stretch, sums_of(memory, d.rows()));
-      finish(a, part, memory, size, d.rows(), 1);
+      sum_up(task, memory);
+      finish(a, Part(a, d, task), memory, size, d.rows(), 1);
     });
     return kernels.isa;
   }
   const auto workspace = make_workspace(bytes_of(d.tasks * size));
   float* memory = reinterpret_cast<float*>(workspace.get());
-  run(parallel, d.tasks, work, [&](std::int64_t task) {
-    const std::int64_t begin = task % d.stretches * d.stretch;
-    attend(a, kernels, Part(a, d, task / d.stretches), begin, begin + d.stretch,
-           sums_of(memory + task * size, d.rows()));
-  });
-  for (std::int64_t i = 0; i < d.tasks_of_keys; ++i) {
-    finish(a, Part(a, d, i), memory + i * d.stretches * size, size, d.rows(), d.stretches);
-  }
+  run(parallel, d.tasks, work, [&](std::int64_t task) { sum_up(task, memory + task * size); });
+  run(parallel, d.tasks_of_keys, d.tasks * size,
+      [&](std::int64_t i) { finish(a, Part(a, d, i), memory + i * d.stretches * size, size, d.rows(), d.stretches); });
   return kernels.isa;
 }
 

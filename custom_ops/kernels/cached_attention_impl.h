@@ -63,16 +63,15 @@ void multiply_rows(const float* a, std::int64_t a_stride, std::int64_t rows, con
   });
 }
 
-// Keys side by side: [head_size up to a multiple of 16, kBlock]. Those beyond `count` are 0.
+// Keys side by side: [head_size up to a multiple of 16, kBlock]. Up to 15 beyond `count` are 0.
 template <class S>
 void turn_keys(const float* keys, std::int64_t count, std::int64_t head_size, float* out) {
   alignas(64) float rest[kVector * kMaxHeadSize];
-  for (std::int64_t key = 0; key < kBlock; key += kVector) {
+  for (std::int64_t key = 0; key < count; key += kVector) {
     const float* from = keys + key * head_size;
     if (count - key < kVector) {
-      const std::int64_t there = count > key ? (count - key) * head_size : 0;
       memset(rest, 0, static_cast<std::size_t>(kVector * head_size) * sizeof(float));
-      if (there > 0) memcpy(rest, from, static_cast<std::size_t>(there) * sizeof(float));
+      memcpy(rest, from, static_cast<std::size_t>((count - key) * head_size) * sizeof(float));
       from = rest;
     }
     for (std::int64_t i = 0; i < head_size; i += kVector) {
@@ -147,7 +146,8 @@ void attend(const AttentionTile& tile) {
   for (std::int64_t block = tile.begin; block < tile.end; block += kBlock) {
     const std::int64_t count = tile.end - block < kBlock ? tile.end - block : kBlock;
     turn_keys<S>(tile.keys + block * width, count, width, keys);
-    multiply_rows<S>(tile.queries, width, tile.rows, keys, kBlock, width, scores, kBlock, kBlock, false);
+    const std::int64_t columns = (count + kVector - 1) / kVector * kVector;
+    multiply_rows<S>(tile.queries, width, tile.rows, keys, kBlock, width, scores, kBlock, columns, false);
     for (std::int64_t r = 0; r < tile.rows; ++r) soften_row<S>(tile, r, block, count, scores + r * kBlock);
     multiply_rows<S>(scores, kBlock, tile.rows, tile.values + block * width, width, count, tile.sums, width, width,
                      true);
