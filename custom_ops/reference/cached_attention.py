@@ -1,4 +1,4 @@
-"""Attention of new tokens on keys and values that are kept of those before, as `com.microsoft::GroupQueryAttention` has it.
+"""Attention of new tokens on what is kept of those before, as `com.microsoft::GroupQueryAttention` has it.
 
     y = softmax(cap(scale q k') + bias) v,  cap(x) = softcap tanh(x / softcap)
 
@@ -26,7 +26,8 @@ def rotate(x: Float32, cosines: Float32, sines: Float32, interleaved: bool) -> F
         sines: The same.
         interleaved: Whether pairs are neighbours, or halves of the first `size` numbers.
     """
-    half, y = cosines.shape[-1], x.copy()
+    half: int = cosines.shape[-1]
+    y: Float32 = x.copy()
     one = np.s_[..., 0 : 2 * half : 2] if interleaved else np.s_[..., :half]
     two = np.s_[..., 1 : 2 * half : 2] if interleaved else np.s_[..., half : 2 * half]
     y[one] = x[one] * cosines - x[two] * sines

@@ -99,7 +99,9 @@ def test_nan_and_infinity_reach_their_own_rows_alone():
     arrays[0][0, 2, 1] = np.inf
     y, *_ = check(arrays, settings)
     bad = np.isnan(y).any(-1)[0]
-    assert bad[1, 2] and bad[2, 1] and bad.sum() == 2
+    assert bad[1, 2]
+    assert bad[2, 1]
+    assert bad.sum() == 2
 
 
 def test_nan_in_a_bias():
@@ -107,7 +109,8 @@ def test_nan_in_a_bias():
     bias = np.zeros((1, 2, 2, 82), np.float32)
     bias[0, 1, 0, 70] = np.nan
     y, *_ = check(arrays, settings | {"bias": bias})
-    assert np.isnan(y[0, 0, 1]).all() and not np.isnan(y[0, 1]).any()
+    assert np.isnan(y[0, 0, 1]).all()
+    assert not np.isnan(y[0, 1]).any()
 
 
 @pytest.mark.parametrize("sizes", [(0, 3), (2, 0)])

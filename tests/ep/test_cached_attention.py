@@ -141,7 +141,8 @@ def test_nan_in_a_bias_stays_in_its_row():
     bias = np.zeros((2, 1, 1, 31), np.float32)
     bias[1, 0, 0, 5] = np.nan
     y, *_ = check(feeds | {"attention_bias": bias})
-    assert np.isnan(y[1]).all() and not np.isnan(y[0]).any()
+    assert np.isnan(y[1]).all()
+    assert not np.isnan(y[0]).any()
 
 
 def test_rows_with_pasts_of_their_own():
@@ -178,7 +179,8 @@ def test_nothing(sizes):
     rows, tokens, past = sizes
     feeds = feeds_of(rows, tokens, past)
     y, keys, values = ours(model(feeds), feeds)
-    assert y.shape == (rows, tokens, 32) and keys.shape == (rows, 1, past + tokens, 16)
+    assert y.shape == (rows, tokens, 32)
+    assert keys.shape == (rows, 1, past + tokens, 16)
     np.testing.assert_array_equal(keys[:, :, :past], feeds["past_key"])
     np.testing.assert_array_equal(values[:, :, :past], feeds["past_value"])
 
@@ -201,7 +203,9 @@ def test_growing_past_in_one_session():
         got, want = session.run(None, feeds), beside.run(None, feeds)
         for g, w in zip(got, want, strict=True):
             np.testing.assert_allclose(g, w, rtol=2e-5, atol=2e-5)
-        feeds = {name: rng.standard_normal((2, 1, n), np.float32) for name, n in (("query", 64), ("key", 32), ("value", 32))}
+        feeds = {
+            name: rng.standard_normal((2, 1, n), np.float32) for name, n in (("query", 64), ("key", 32), ("value", 32))
+        }
         feeds |= {"past_key": want[1], "past_value": want[2], "seqlens_k": np.full(2, 6 + step, np.int32)}
         feeds["total_sequence_length"] = np.array(7 + step, np.int32)
 
