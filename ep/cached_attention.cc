@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "attention_sources.h"
 #include "cached_attention_inputs.h"
 #include "kernels/workspace.h"
 
@@ -64,20 +65,19 @@ class CompiledAttention final : public CompiledNode {
 
 class AttentionPlan final : public Plan {
  public:
-  AttentionPlan(const Claims& claims, const GraphNode& node, AttentionNode read)
-      : api_(claims.api), isa_(claims.options.isa), node_(std::move(read)) {
-    nodes = {node.get()};
+  AttentionPlan(const Claims& claims, const GraphNode& node, AttentionNode read, AttentionSources sources)
+      : api_(claims.api), isa_(claims.options.isa), node_(std::move(read)), sources_(std::move(sources)) {
+    nodes = sources_.nodes;
+    nodes.push_back(node.get());
     drops_constants = false;  // tables of angles are read where they lie
-    for (std::size_t i = 0; i < kAttentionInputs; ++i) {
-      if (const std::optional<GraphValue> value = node.input(i)) inputs_[i] = value->name();
-    }
     for (std::size_t i = 0; i < kOutputs; ++i) outputs_[i] = node.output(i).name();
   }
 
   std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const override {
     Indices indices{};
     for (std::size_t i = 0; i < kAttentionInputs; ++i) {
-      indices.inputs[i] = inputs_[i].empty() ? kNoInput : input_index(api_, compiled, inputs_[i]);
+      const std::string& name = sources_.inputs[i];
+      indices.inputs[i] = name.empty() ? kNoInput : input_index(api_, compiled, name);
     }
     for (std::size_t i = 0; i < kOutputs; ++i) indices.outputs[i] = output_index(api_, compiled, outputs_[i]);
     return std::make_unique<CompiledAttention>(api_, node_, indices, isa_);
@@ -87,7 +87,8 @@ class AttentionPlan final : public Plan {
   const ort::Api& api_;
   const Isa isa_;
   const AttentionNode node_;
-  std::string inputs_[kAttentionInputs], outputs_[kOutputs];
+  const AttentionSources sources_;
+  std::string outputs_[kOutputs];
 };
 
 std::int64_t required(const GraphNode& node, const char* name) {
@@ -159,7 +160,9 @@ AttentionNode read_node(const GraphNode& node) {
 std::unique_ptr<Plan> plan_cached_attention(const Claims& claims, const ort::Node* graph_node) {
   const GraphNode node(claims.api, graph_node);
   if (!node.is("com.microsoft", "GroupQueryAttention")) return nullptr;
-  return std::make_unique<AttentionPlan>(claims, node, read_node(node));
+  AttentionNode read = read_node(node);
+  AttentionSources sources = find_sources(claims, node, read);
+  return std::make_unique<AttentionPlan>(claims, node, std::move(read), std::move(sources));
 }
 
 bool is_cached_attention_faster(const Plan&, Isa isa) { return is_attention_vectorized(isa); }

@@ -102,6 +102,10 @@ void AttentionInputs::read_rotation() {
   require(table.size() == 2 && 2 * table[1] <= a.head_size,
           "cos_cache has shape " + ort::to_string(table) + ", must be positions by up to half of a head");
   require_shape(kSines, "sin_cache", table);
+  const bool rotates_itself = node_.rotation_size == 0;
+  require(rotates_itself || 2 * table[1] == node_.rotation_size,
+          "cos_cache has shape " + ort::to_string(table) + ", must have " + std::to_string(node_.rotation_size / 2) +
+              " columns");
   a.rotation.size = 2 * table[1];
   a.rotation.interleaved = node_.interleaved;
   a.rotation.cosines = data<float>(kCosines);
@@ -111,12 +115,14 @@ void AttentionInputs::read_rotation() {
             "a token has position " + std::to_string(position) + ", cos_cache has " + std::to_string(table[0]));
   };
   if (values_[kPositions] != nullptr) {
-    require_shape(kPositions, "position_ids", {a.batch, a.tokens});
+    // As the operators have it: of a first prompt only the very first position counts, and before RotaryEmbedding one
+    // may stand for all.
+    const bool is_one = !rotates_itself && shape(kPositions).size() == 1;
+    const bool counts_on = is_one || (rotates_itself && is_first_prompt_);
+    require_shape(kPositions, "position_ids", is_one ? std::vector<std::int64_t>{1} : std::vector{a.batch, a.tokens});
     const std::int64_t *given = data<std::int64_t>(kPositions), count = a.batch * a.tokens;
-    positions_.assign(given, given + count);
-    // As the operator has it: of a first prompt only the very first counts.
-    if (is_first_prompt_ && count > 0) check_position(given[0]);
-    for (std::int64_t i = 0; is_first_prompt_ && i < count; ++i) positions_[i] = given[0] + i % a.tokens;
+    if (counts_on && count > 0) check_position(given[0]);
+    for (std::int64_t i = 0; i < count; ++i) positions_.push_back(counts_on ? given[0] + i % a.tokens : given[i]);
     for (std::int64_t position : positions_) check_position(position);
     a.rotation.positions = positions_.data();
   } else if (a.tokens > 0) {

@@ -33,6 +33,7 @@ struct AttentionNode {
   float scale = 0, softcap = 0;
   std::int64_t window = 0;
   bool rotates = false, interleaved = false, has_sink = false;
+  std::int64_t rotation_size = 0;  // of RotaryEmbedding nodes before it; 0 where it rotates itself
 };
 
 // All of a problem but its outputs.
