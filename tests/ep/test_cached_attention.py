@@ -10,7 +10,7 @@ import pytest
 from onnxpress import ep
 from onnxpress.custom_ops import reference
 from pairs import all_pairs
-from sessions import KNOWS_WHO_RUNS_WHAT, options
+from sessions import KNOWS_WHO_RUNS_WHAT, needs, options
 
 INPUTS = (
     "query", "key", "value", "past_key", "past_value", "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache",
@@ -105,13 +105,17 @@ def test_numbers_of_onnx_runtime(rows, tokens, past, heads, kv_heads, size, room
 
 
 @pytest.mark.parametrize(("tokens", "past"), [(1, 20), (12, 0), (5, 9)])
-@pytest.mark.parametrize(
-    "attributes",
-    [{"local_window_size": 4}, {"local_window_size": 100}, {"scale": 0.7}, {"softcap": 1.5}, {"smooth_softmax": 1},
-     {"local_window_size": 3, "softcap": 2.0, "scale": 1.5}],
-)  # fmt: skip
+@pytest.mark.parametrize("attributes", [{"scale": 0.7}, {"softcap": 1.5}, {"smooth_softmax": 1}])
 def test_attributes(tokens, past, attributes):
     check(feeds_of(1, tokens, past), **attributes)
+
+
+@needs("windows")
+@pytest.mark.parametrize(("tokens", "past"), [(1, 20), (12, 0), (5, 9)])
+@pytest.mark.parametrize("window", [1, 4, 100])
+@pytest.mark.parametrize("attributes", [{}, {"softcap": 2.0, "scale": 1.5}])
+def test_windows(tokens, past, window, attributes):
+    check(feeds_of(1, tokens, past), local_window_size=window, **attributes)
 
 
 @pytest.mark.parametrize(("rows", "tokens", "past"), [(2, 1, 20), (3, 12, 0), (1, 5, 9)])
