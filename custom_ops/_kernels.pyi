@@ -110,3 +110,22 @@ def all_isas() -> list[str]: ...
 def supported_isas() -> list[str]: ...
 def kernels(isa: str) -> dict[str, list[str]]: ...
 def chosen_isa() -> str: ...
+def cached_attention(
+    query: npt.NDArray[np.float32],
+    key: npt.NDArray[np.float32],
+    value: npt.NDArray[np.float32],
+    past_key: npt.NDArray[np.float32],
+    past_value: npt.NDArray[np.float32],
+    kept: npt.NDArray[np.int64],
+    total: npt.NDArray[np.int64],
+    *,
+    present_size: int,
+    scale: float = 1.0,
+    softcap: float = 0.0,
+    window: int = 0,
+    bias: npt.NDArray[np.float32] | None = None,
+    sinks: npt.NDArray[np.float32] | None = None,
+    rotation: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64] | None] | None = None,
+    interleaved: bool = False,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], str]: ...

@@ -276,7 +276,8 @@ std::map<std::string, std::vector<std::string>> py_kernels(const std::string& na
   const std::vector<Isa> isas = all_isas();
   const auto isa = std::find_if(isas.begin(), isas.end(), [&](Isa each) { return name == isa_name(each); });
   require(isa != isas.end(), name + " is no instruction set");
-  return {{"block_sparse", names_of_kernels<BlockSparseKernels>(*isa)},
+  return {{"attention", names_of_kernels<AttentionKernels>(*isa)},
+          {"block_sparse", names_of_kernels<BlockSparseKernels>(*isa)},
           {"encoder", names_of_kernels<EncoderKernels>(*isa)},
           {"int8", names_of_kernels<Int8Kernels>(*isa)},
           {"minifloat_bfloat16", names_of_kernels<MiniFloatBFloat16Kernels>(*isa)},
@@ -316,6 +317,7 @@ PYBIND11_MODULE(_kernels, m) {
         "int8 multiply-adds a second of one thread, out of registers.");
   m.def("read", py_read, py::arg("memory").noconvert(), py::kw_only(), py::arg("isa") = py::none(),
         "Reads an array of bytes as fast as one thread can, to be timed.");
+  bind_attention(m);
   bind_block_sparse(m);
   bind_encoder(m);
   bind_minifloat(m);

@@ -71,6 +71,7 @@ inline ScaleType scale_type_of(const py::array& array, const char* name) {
   return is_half(array, name) ? ScaleType::kFloat16 : ScaleType::kFloat32;
 }
 
+void bind_attention(py::module_& m);
 void bind_block_sparse(py::module_& m);
 void bind_encoder(py::module_& m);
 void bind_minifloat(py::module_& m);

@@ -55,9 +55,9 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             `claim`: which nodes to take, names separated by commas: "matmul_nbits", "dequantized_matmul"
             (DequantizeLinear of a constant weight, then MatMul or Gemm), "qdq_matmul" (the same with
             DequantizeLinear of 8-bit activations), "dynamic_matmul" (MatMulInteger, scaled to float32), "gather"
-            (GatherBlockQuantized), "block_sparse" (BlockSparseMatMul) and "minifloat" (MatMulMiniFloat). By default
-            those of all families on which the kernels are faster than ONNX Runtime's; of a family that is named, all.
-            Those that `onnxpress compile` saved are taken in any case.
+            (GatherBlockQuantized), "block_sparse" (BlockSparseMatMul), "cached_attention" (GroupQueryAttention) and
+            "minifloat" (MatMulMiniFloat). By default those of all families on which the kernels are faster than ONNX
+            Runtime's; of a family that is named, all. Those that `onnxpress compile` saved are taken in any case.
             `isa`: "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "avx512bf16" or "amx", instead
             of what the CPU or ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error

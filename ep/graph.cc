@@ -230,4 +230,12 @@ std::size_t input_index(const ort::Api& api, const ort::Node* compiled, const st
   throw std::runtime_error("onnxpress: the compiled node has no input " + value);
 }
 
+std::size_t output_index(const ort::Api& api, const ort::Node* compiled, const std::string& value) {
+  const GraphNode node(api, compiled);
+  for (std::size_t i = 0; i < node.outputs(); ++i) {
+    if (node.output(i).name() == value) return i;
+  }
+  return kNoInput;
+}
+
 }  // namespace onnxpress

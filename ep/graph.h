@@ -112,4 +112,7 @@ inline constexpr std::size_t kNoInput = static_cast<std::size_t>(-1);
 // Which input of a compiled node the value is.
 std::size_t input_index(const ort::Api& api, const ort::Node* compiled, const std::string& value);
 
+// Which output of a compiled node the value is; `kNoInput` where it is none, because nothing reads it.
+std::size_t output_index(const ort::Api& api, const ort::Node* compiled, const std::string& value);
+
 }  // namespace onnxpress

@@ -13,6 +13,7 @@ _SINCE = {
     "assignment": (1, 24),
     "two bits": (1, 24),
     "opset 24": (1, 24),
+    "windows": (1, 24),
     "overloads": (1, 27),
     "kernels of opset 22": (1, 24),
     "float8 products": (1, 32),
@@ -24,6 +25,7 @@ _SINCE = {
 assignment: it tells who runs what.
 two bits: its MatMulNBits has 2 bits beside 4 and 8.
 opset 24: it takes models of it.
+windows: a window of an attention is of as many keys as it says; before, of one more.
 overloads: it tells functions apart that differ in the overload alone; before, it takes the first for all.
 kernels of opset 22: of all operators that changed in opsets 22 and 23, as LpNormalization and QuantizeLinear did.
 float8 products: before, it takes a MatMul of rounded FLOAT8 tensors, up to 1.27 a Gemm, for one of int8, which it

@@ -92,6 +92,7 @@ constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 }  // namespace
 
 // They are defined in the files compiled for the instruction set that ends their names.
+extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512vnni;
 extern const BlockSparseKernels block_sparse_scalar, block_sparse_avx2, block_sparse_avx512vnni;
 extern const EncoderKernels encoder_scalar, encoder_avx2, encoder_avxvnni, encoder_avx512vnni;
 extern const Int8Kernels int8_scalar, int8_avx2, int8_avxvnni, int8_avx512vnni, int8_amx;
@@ -106,16 +107,16 @@ extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512vnni
 // Name, needs and kernels, in order of preference, the best last; each behind those whose kernels it can run.
 constexpr InstructionSet kInstructionSets[] = {
     {"scalar", 0,
-     own(&block_sparse_scalar, &encoder_scalar, &int8_scalar, &minifloat_scalar, &nbits_float_scalar,
+     own(&attention_scalar, &block_sparse_scalar, &encoder_scalar, &int8_scalar, &minifloat_scalar, &nbits_float_scalar,
          &nbits_int8_scalar, &quantize_scalar)},
     {"neon", kNeonDotProducts, ONNXPRESS_ON_ARM(&nbits_float_neon, &nbits_int8_neon)},
     {"avx2", kAvx2,
-     ONNXPRESS_ON_X86(&block_sparse_avx2, &encoder_avx2, &int8_avx2, &minifloat_avx2, &nbits_float_avx2,
-                      &nbits_int8_avx2, &quantize_avx2)},
+     ONNXPRESS_ON_X86(&attention_avx2, &block_sparse_avx2, &encoder_avx2, &int8_avx2, &minifloat_avx2,
+                      &nbits_float_avx2, &nbits_int8_avx2, &quantize_avx2)},
     {"avxvnni", kAvx2 | kAvxVnni, ONNXPRESS_ON_X86(&encoder_avxvnni, &int8_avxvnni, &nbits_int8_avxvnni)},
     {"avx512vnni", kAvx512VnniNeeds,
-     ONNXPRESS_ON_X86(&block_sparse_avx512vnni, &encoder_avx512vnni, &int8_avx512vnni, &minifloat_avx512vnni,
-                      &nbits_float_avx512vnni, &nbits_int8_avx512vnni, &quantize_avx512vnni)},
+     ONNXPRESS_ON_X86(&attention_avx512vnni, &block_sparse_avx512vnni, &encoder_avx512vnni, &int8_avx512vnni,
+                      &minifloat_avx512vnni, &nbits_float_avx512vnni, &nbits_int8_avx512vnni, &quantize_avx512vnni)},
     {"avx512vbmi", kAvx512VbmiNeeds, ONNXPRESS_ON_X86(&minifloat_avx512vbmi)},
     {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
      ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},

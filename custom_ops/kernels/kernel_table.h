@@ -7,6 +7,7 @@
 
 namespace onnxpress {
 
+struct AttentionKernels;
 struct BlockSparseKernels;
 struct EncoderKernels;
 struct Int8Kernels;
@@ -18,9 +19,10 @@ struct NBitsInt8Kernels;
 struct QuantizeKernels;
 
 // The kernels that are compiled for an instruction set; null where it gains nothing over those of another.
-using KernelTable = std::tuple<const BlockSparseKernels*, const EncoderKernels*, const Int8Kernels*,
-                               const MiniFloatBFloat16Kernels*, const MiniFloatKernels*, const NBitsBFloat16Kernels*,
-                               const NBitsFloatKernels*, const NBitsInt8Kernels*, const QuantizeKernels*>;
+using KernelTable =
+    std::tuple<const AttentionKernels*, const BlockSparseKernels*, const EncoderKernels*, const Int8Kernels*,
+               const MiniFloatBFloat16Kernels*, const MiniFloatKernels*, const NBitsBFloat16Kernels*,
+               const NBitsFloatKernels*, const NBitsInt8Kernels*, const QuantizeKernels*>;
 
 struct InstructionSet {
   const char* name;

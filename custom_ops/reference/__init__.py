@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .activations import activate
 from .block_sparse import block_sparse_matmul, decode_blocks, quantize_rows
+from .cached_attention import cached_attention
 from .codes import PLANES, pack_codes, pack_zero_points, packed_bytes, unpack_codes, unpack_zero_points
 from .encoder_layer import EncoderLayer, Product, encoder_layer, encoder_significance
 from .gather import gather_rows
@@ -40,6 +41,7 @@ __all__ = [
     "all_finite",
     "block_codes",
     "block_sparse_matmul",
+    "cached_attention",
     "decode_blocks",
     "dequantize",
     "dequantize_minifloat",
