@@ -96,7 +96,7 @@ class Descent:
     def go_on(self, state: State) -> None:
         """Take up a descent where it was kept."""
         facts, arrays = state
-        self._done, self._losses = facts["done"], facts["losses"]
+        self._done, self._losses = facts["done"], list(facts["losses"])
         with torch.no_grad():
             for name, tensors in self._named():
                 for index, tensor in enumerate(tensors):
@@ -115,7 +115,7 @@ class Descent:
             for name, tensors in self._named()
             for index, tensor in enumerate(tensors)
         }
-        return {"done": self._done, "losses": self._losses}, arrays
+        return {"done": self._done, "losses": list(self._losses)}, arrays
 
     def _step(self) -> None:
         rounds, index = divmod(self._done, len(self._train))
