@@ -188,7 +188,7 @@ class Recipe(Settings):
         if not self.trains:
             idle |= dict.fromkeys(settings_of(Training), f"without a method that trains: {', '.join(TRAINED)}")
         if self.max_loss is None and not self.trains:
-            idle["search_time"] = "without a bound on a metric, max_drop or max_kl"
+            idle["search_time"] = "without a bound on a metric, max_drop or max_kl, or a method that trains"
         elif self.max_loss is not None:
             idle["budget"] = "with a bound on a metric, which finds the smallest model that meets it"
         if self.family == "sparse" and self.dtype == "float32":
