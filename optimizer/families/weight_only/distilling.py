@@ -21,7 +21,7 @@ from ...calibration import Data
 from ...calibration.kept import Kept
 from ...calibration.segments import MEMORY
 from ...calibration.windows import MASK, predicts_tokens
-from ...errors import UsageError
+from ...errors import OnnxpressError, UsageError
 from ...evaluation.language import logits_of
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
@@ -55,7 +55,7 @@ class Distillation:
 
     Raises:
         UsageError: There is one batch alone.
-        OnnxpressError: The model has operators that no gradient goes through.
+        OnnxpressError: The model has operators that no gradient goes through, or no output of floats.
     """
 
     def __init__(self, model: ir.Model, readers: dict[tuple[object, ...], list[ir.Node]], data: Data) -> None:
@@ -64,6 +64,8 @@ class Distillation:
         self._is_language = predicts_tokens(model)
         floats = [value for value in model.graph.outputs if value.dtype is None or is_float(value.dtype.numpy())]
         names = [logits_of(model)] if self._is_language else [value.name or "" for value in floats]
+        if not names:
+            raise OnnxpressError(f"no output of the model is of floats, which {NAME} needs to compare")
         self._readers, self._names = readers, names
         nodes = [node.name or "" for each in readers.values() for node in each]
         self._graph: TorchGraph = TorchGraph(model, names, nodes)
@@ -118,8 +120,7 @@ class Distillation:
         for job in rounded:
             result = results[job.weight.identity]
             facts = dataclasses.replace(result.rounded, method=f"{result.rounded.method}+{NAME}")
-            found = weights.pop(job.index).result()
-            made[job.weight.identity] = store.keep(f"trained{job.index}", found, facts)
+            made[job.weight.identity] = store.keep(f"trained{job.index}", weights[job.index].result(), facts)
         unit = "nats per token" if self._is_language else "of the outputs' squares"
         made.trained = Trained(NAME, ended.start, ended.best, unit, ended.steps)
         return made

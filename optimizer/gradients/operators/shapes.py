@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .operator import Inputs, Operator, Place, Tensor, input_of, listed_of
+from .operator import Inputs, Operator, Place, Tensor, input_of, listed_of, width_of
 
 
 def _shape(place: Place, inputs: Inputs) -> Tensor:
@@ -85,8 +85,9 @@ def _tile(_place: Place, inputs: Inputs) -> Tensor:
 
 def _constant_of_shape(place: Place, inputs: Inputs) -> Tensor:
     value = place.node.attributes.get_tensor("value")
-    fill = torch.zeros(1) if value is None else torch.from_numpy(value.numpy().copy())
-    return torch.full(listed_of(inputs[0]), fill.item(), dtype=fill.dtype)
+    if value is None:
+        return torch.zeros(listed_of(inputs[0]))
+    return torch.full(listed_of(inputs[0]), value.numpy().item(), dtype=width_of(value.dtype))
 
 
 def _range(_place: Place, inputs: Inputs) -> Tensor:

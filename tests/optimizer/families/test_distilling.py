@@ -105,6 +105,25 @@ def test_what_it_says_of_data_kept_apart_is_so(tmp_path):
     assert trained["lost"] < trained["start"]
 
 
+@pytest.mark.parametrize("scheme", ["int3", "fp4"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_gemm_with_factors(tmp_path, scheme, dtype):
+    """Scales take the factor of integers in, other weights are rounded with it; float16 is trained in float32."""
+    needs_torch()
+    b = graphs.Builder(18)
+    x = b.input("x", [None, WIDTH], ir.DataType.from_numpy(np.dtype(dtype)))
+    weight, bias = b.constant("W", graphs.weight(32, WIDTH, dtype=dtype)), b.constant("b", np.ones(32, dtype))
+    b.output(b.op("Gemm", x, weight, bias, alpha=3.0, transB=1), [None, 32], x.dtype)
+    path = tmp_path / "m.onnx"
+    ir.save(b.model(), path)
+    data = [{"x": each["x"].astype(dtype)} for each in rows()]
+    trained = convert(path, data, scheme=scheme).details["trained"]
+    wanted, found = (outputs(file, data[:1])[0].astype(np.float64) for file in (path, tmp_path / "out.onnx"))
+    lost = np.square(found - wanted).sum() / np.square(wanted).sum()
+    assert trained["lost"] == pytest.approx(lost, rel=1e-3 if dtype == np.float32 else 0.05)
+    assert trained["lost"] < trained["start"]
+
+
 @pytest.mark.parametrize("settings", [
     {"scheme": "fp4"}, {"scheme": "int4", "symmetric": True, "scale_type": "float16"}, {"method": "rtn,dwq"},
     {"form": "qdq", "scheme": "int4"}, {"sequential": False},
@@ -151,6 +170,16 @@ def test_search_time_ends_it(tmp_path):
     needs_torch()
     report = convert(network(tmp_path / "m.onnx"), rows(), search_time="1s", steps=100_000)
     assert 0 < report.details["trained"]["steps"] < 100_000
+
+
+def test_no_floats_to_compare(tmp_path):
+    needs_torch()
+    b = graphs.Builder(18)
+    product = b.op("MatMul", b.input("x", [None, WIDTH]), b.constant("W", graphs.weight(WIDTH, WIDTH)))
+    b.output(b.op("ArgMax", product, axis=1), [None, 1], ir.DataType.INT64)
+    ir.save(b.model(), tmp_path / "m.onnx")
+    with pytest.raises(OnnxpressError, match="no output of the model is of floats"):
+        convert(tmp_path / "m.onnx", rows())
 
 
 def test_one_batch_is_too_few(tmp_path):

@@ -136,6 +136,21 @@ def test_of_older_opsets(op_type):
     compare(model_of("ReduceMean", [X], {"axes": [1]}, opset=13), [X])
 
 
+def test_narrow_floats_are_computed_in_float32():
+    b = graphs.Builder()
+    x = b.input("x0", [2, 3, 4], ir.DataType.FLOAT16)
+    zeros = b.op("ConstantOfShape", b.op("Shape", x), value=ir.tensor(np.array([0.5], np.float16)))
+    y = b.op(
+        "Cast", b.op("Add", b.op("Mul", x, b.constant("c", np.array(3, np.float16))), zeros), to=ir.DataType.FLOAT16
+    )
+    b.graph.outputs.append(y)
+    model = b.model()
+    mark_constants(model)
+    half = X.astype(np.float16)
+    (found,) = TorchGraph(model, [y.name]).run({"x0": half})
+    np.testing.assert_allclose(found, half.astype(np.float32) * 3 + 0.5, rtol=1e-6)
+
+
 def test_each_operator_is_tried():
     assert {name for name, _, _ in CASES} | {"Split", "RMSNormalization"} == OPERATORS.keys()
 
