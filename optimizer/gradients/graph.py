@@ -119,6 +119,7 @@ class TorchGraph:
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, KeyError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OnnxpressError(f"node '{node.name}' ({node.op_type}) has no gradient here: {reason}") from error
+        del inputs
         if step.is_trained and own is None:
             release(required(constant_of(node.inputs[1])))
         outputs = found if isinstance(found, tuple | list) else (found,)

@@ -214,7 +214,7 @@ class Training:
                                 parse=least(1))  # fmt: skip
     learning_rate: float | None = setting(
         None,
-        "By which share dwq moves scales in its first step, such as 0.001, the default; the last one is close to 0.",
+        "By which share dwq moves scales in its first step, such as 0.001; by default 0.004. It falls to 0.",
         parse=between(0, 1),
     )
 

@@ -21,10 +21,12 @@ from ...calibration import Data
 from ...calibration.kept import Kept
 from ...calibration.segments import MEMORY
 from ...calibration.windows import MASK, predicts_tokens
-from ...errors import OnnxpressError, UsageError
+from ...errors import OnnxpressError, UsageError, first_line
 from ...evaluation.language import logits_of
+from ...graph.constants import release
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
+from ...quantization.quantized_weight import QuantizedWeight
 from ...runtime.feeds import Feeds, is_float
 from ...settings.budget import seconds_of
 from ...settings.recipe import Recipe
@@ -40,9 +42,11 @@ if TYPE_CHECKING:
 
 NAME = "dwq"
 _STEPS = 200
-_RATE = 1e-3
+_RATE = 4e-3
 _APART = 8
 _FILE = "training"
+_ROWS = 1 << 13
+"""Output channels that are measured at a time."""
 
 
 class Distillation:
@@ -114,13 +118,16 @@ class Distillation:
                 descent.go_on(store.files.read(_FILE, descent.arrays()))
             deadline = float("inf") if recipe.search_time is None else begin + seconds_of(recipe.search_time)
             ended = descent.run(functools.partial(progress, NAME), deadline, functools.partial(_keep, store))
+        except RuntimeError as error:  # as PyTorch has it for too little memory, too
+            raise OnnxpressError(f"{NAME}: PyTorch cannot go on: {first_line(error)}") from error
         finally:
             wanted.close()
         made = Results(results)
         for job in rounded:
             result = results[job.weight.identity]
             facts = dataclasses.replace(result.rounded, method=f"{result.rounded.method}+{NAME}")
-            made[job.weight.identity] = store.keep(f"trained{job.index}", weights[job.index].result(), facts)
+            found = _measured(job.weight, weights[job.index].result())
+            made[job.weight.identity] = store.keep(f"trained{job.index}", found, facts)
         unit = "nats per token" if self._is_language else "of the outputs' squares"
         made.trained = Trained(NAME, ended.start, ended.best, unit, ended.steps)
         return made
@@ -174,6 +181,17 @@ def _weight(weight: LazyWeight, results: Results) -> RoundedWeight:
 
     has_factor = weight.factor and not weight.scheme.takes_factors
     return RoundedWeight(results[weight.identity].read(), weight.factor if has_factor else 1.0)
+
+
+def _measured(weight: LazyWeight, found: QuantizedWeight) -> QuantizedWeight:
+    """The rounded weight with its squared error as it is now."""
+    given = weight.rows()
+    rows = given if weight.weight.transposed else given.T
+    parts = [slice(begin, begin + _ROWS) for begin in range(0, len(rows), _ROWS)]
+    error = sum(float(np.square(found.part(part).rows() - rows[part], dtype=np.float64).sum()) for part in parts)
+    del given, rows
+    release(weight.weight.tensor)
+    return dataclasses.replace(found, error=dataclasses.replace(found.error, error=error))
 
 
 def _as_read(node: ir.Node, weight: RoundedWeight) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Rounded:
 
     Attributes:
         method: That it was rounded by.
-        cost: What it adds to its product's squares, on rows that the method has not seen.
+        cost: What it adds to its product's squares, on rows that the method has not seen; before scales were trained.
         plain: The same of rounding to nearest, as without data.
         energy: The squares of the product on these rows.
     """

@@ -84,9 +84,10 @@ def _tile(_place: Place, inputs: Inputs) -> Tensor:
 
 
 def _constant_of_shape(place: Place, inputs: Inputs) -> Tensor:
-    value = place.node.attributes.get_tensor("value")
-    if value is None:
+    attribute = place.node.attributes.get("value")
+    if attribute is None:
         return torch.zeros(listed_of(inputs[0]))
+    value = attribute.as_tensor()
     return torch.full(listed_of(inputs[0]), value.numpy().item(), dtype=width_of(value.dtype))
 
 

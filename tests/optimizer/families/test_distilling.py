@@ -106,6 +106,21 @@ def test_what_it_says_of_data_kept_apart_is_so(tmp_path):
 
 
 @pytest.mark.parametrize("scheme", ["int3", "fp4"])
+def test_errors_of_weights_are_those_of_the_trained_scales(tmp_path, scheme):
+    needs_torch()
+    b = graphs.Builder(18)
+    matrix = graphs.weight(WIDTH, WIDTH)
+    b.output(b.op("MatMul", b.input("x", [None, WIDTH]), b.constant("W", matrix)), [None, WIDTH])
+    path = tmp_path / "m.onnx"
+    ir.save(b.model(), path)
+    (told,) = convert(path, rows(), scheme=scheme, learning_rate=0.01).weights
+    assert told.method in ("gptq+dwq", "rtn+dwq")
+    found = outputs(tmp_path / "out.onnx", [{"x": np.eye(WIDTH, dtype=np.float32)}])[0]
+    sqnr = 10 * np.log10(np.square(matrix).sum() / np.square(found - matrix).sum())
+    assert told.sqnr == pytest.approx(sqnr, abs=1e-3)
+
+
+@pytest.mark.parametrize("scheme", ["int3", "fp4"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_gemm_with_factors(tmp_path, scheme, dtype):
     """Scales take the factor of integers in, other weights are rounded with it; float16 is trained in float32."""
