@@ -123,14 +123,19 @@ class Descent:
         self._loss(self._train[order[index]]).backward()
         rate = self._rate * (1 - self._done / self._steps)
         self._done += 1
-        fall, slow = (1 - beta**self._done for beta in _BETAS)
         with torch.no_grad():
-            for parameter, mean, square in zip(self._parameters, self._means, self._squares, strict=True):
+            for index, parameter in enumerate(self._parameters):
                 slope = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                mean.lerp_(slope, 1 - _BETAS[0])
-                square.lerp_(slope.square(), 1 - _BETAS[1])
-                parameter -= rate / fall * mean / ((square / slow).sqrt() + _EPSILON)
+                parameter -= rate * self._direction(index, slope)
                 parameter.grad = None
+
+    def _direction(self, index: int, slope: torch.Tensor) -> torch.Tensor:
+        """That of Adam for a parameter."""
+        mean, square = self._means[index], self._squares[index]
+        mean.lerp_(slope, 1 - _BETAS[0])
+        square.lerp_(slope.square(), 1 - _BETAS[1])
+        fall, slow = (1 - beta**self._done for beta in _BETAS)
+        return mean / fall / ((square / slow).sqrt() + _EPSILON)
 
     def _judge(self) -> None:
         """See what the loss is now, and keep what is best."""
@@ -140,3 +145,21 @@ class Descent:
                 for best, parameter in zip(self._best, self._parameters, strict=True):
                     best.copy_(parameter)
         self._losses.append(loss)
+
+
+class SignDescent(Descent):
+    """A descent by the signs of slopes alone (SignSGD), which holds nothing but the best.
+
+    Args:
+        lengths: How far each parameter goes, as a multiple of the others.
+    """
+
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], loss: Callable[[int], torch.Tensor], train: Sequence[int],
+        apart: Sequence[int], steps: int, lengths: Sequence[float],
+    ) -> None:  # fmt: skip
+        super().__init__(parameters, loss, train, apart, steps, 1 / steps)
+        self._means, self._squares, self._lengths = [], [], list(lengths)
+
+    def _direction(self, index: int, slope: torch.Tensor) -> torch.Tensor:
+        return slope.sign() * self._lengths[index]

@@ -53,7 +53,6 @@ class TorchGraph:
     def __init__(self, model: ir.Model, outputs: Sequence[str], trained: Collection[str] = ()) -> None:
         by_name = {value.name: value for value in model.graph.outputs}
         self._outputs = [by_name[name] for name in outputs]
-        self._inputs = {value.name or "": value for value in model.graph.inputs}
         self._constants: dict[ir.Value, torch.Tensor] = {}
         nodes = _needed(model, self._outputs)
         _check(nodes)
@@ -76,18 +75,36 @@ class TorchGraph:
         Raises:
             OnnxpressError: A node cannot be computed.
         """
-        values: dict[ir.Value, torch.Tensor] = {}
-        for name, value in self._inputs.items():
-            array = feeds.get(name)
+        values = self.begin(feeds)
+        for segment in range(self.segments):
+            values = self.advance(segment, values, weights or {})
+        by_value = dict(zip(self._segments[-1].makes, values, strict=True))
+        return [by_value[value] if value in by_value else self._constant(value) for value in self._outputs]
+
+    @property
+    def segments(self) -> int:
+        """How many there are."""
+        return len(self._segments)
+
+    def trained_in(self, segment: int) -> list[str]:
+        """Names of the nodes of a segment whose second input may be given."""
+        return [step.place.node.name or "" for step in self._segments[segment].steps if step.is_trained]
+
+    def begin(self, feeds: Feeds) -> tuple[torch.Tensor, ...]:
+        """What is alive before the first segment."""
+        values = []
+        for value in self._segments[0].reads:
+            array = feeds.get(value.name or "")
             if array is None and value.const_value is not None:
                 array = value.const_value.numpy()
-            if array is not None:
-                values[value] = tensor_of(array)
-        given = weights or {}
-        for segment in self._segments:
-            reads = [values[value] for value in segment.reads]
-            values = dict(zip(segment.makes, self._compute(segment, reads, given), strict=True))
-        return [values[value] if value in values else self._constant(value) for value in self._outputs]
+            if array is None:
+                raise OnnxpressError(f"'{value.name}' is neither given nor a constant")
+            values.append(tensor_of(array))
+        return tuple(values)
+
+    def advance(self, segment: int, values: Sequence[torch.Tensor], weights: Weights) -> tuple[torch.Tensor, ...]:
+        """What is alive behind a segment, by what is before it."""
+        return self._compute(self._segments[segment], list(values), weights)
 
     def _compute(self, segment: _Segment, reads: list[torch.Tensor], weights: Weights) -> tuple[torch.Tensor, ...]:
         def compute(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -13,7 +13,7 @@ from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYP
 from .budget import BUDGET, TIME, written_budget, written_time
 from .setting import between, least, setting
 
-TRAINED = ("dwq",)
+TRAINED = ("signround-blocks", "dwq")
 """Methods that train by gradients, from what the others make."""
 
 
@@ -198,9 +198,10 @@ class Rounding:
         "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
         "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
         "rounded; signround learns by descent which way each weight goes; hqq fits zero points to the weights alone. "
-        "dwq trains the scales of what the others rounded (gptq, if none is named) on the outputs of the whole model, "
-        "and needs torch. Of several, with commas, each weight gets the best. By default gptq where data is given, for "
-        "weights alone, or there, for int8-static, which has rtn or gptq.",
+        "Two train what the others rounded (gptq, if none is named), and need torch: signround-blocks the rounding of "
+        "all weights of a layer on what the layer makes, dwq scales on the outputs of the whole model. Of several, "
+        "with commas, each weight gets the best. By default gptq where data is given, for weights alone, "
+        "or there, for int8-static, which has rtn or gptq.",
         choices=("rtn", "search", "hqq", "gptq", "qronos", "signround", *TRAINED),
         several=True,
     )
@@ -210,8 +211,11 @@ class Rounding:
 class Training:
     """How methods train that do it by gradients."""
 
-    steps: int | None = setting(None, "Steps that dwq trains for, of one batch of data each; by default 200.",
-                                parse=least(1))  # fmt: skip
+    steps: int | None = setting(
+        None,
+        "Steps that dwq, and signround-blocks with each block, train for, of one batch of data each; by default 200.",
+        parse=least(1),
+    )
     learning_rate: float | None = setting(
         None,
         "By which share dwq moves scales in its first step, such as 0.001; by default 0.004. It falls to 0.",

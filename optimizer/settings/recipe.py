@@ -187,6 +187,8 @@ class Recipe(Settings):
             idle |= dict.fromkeys(settings_of(Judging), f'without lengths "{SEARCH}"')
         if not self.trains:
             idle |= dict.fromkeys(settings_of(Training), f"without a method that trains: {', '.join(TRAINED)}")
+        elif "dwq" not in (self.method or "").split(","):
+            idle["learning_rate"] = "without method dwq: signround-blocks moves by as much as it has steps"
         if self.max_loss is None and not self.trains:
             idle["search_time"] = "without a bound on a metric, max_drop or max_kl, or a method that trains"
         elif self.max_loss is not None:

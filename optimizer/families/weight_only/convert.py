@@ -117,7 +117,7 @@ def _with_trail(model: ir.Model, result: ConversionResult, found: Found) -> Conv
 
 def _details(weights: list[LazyWeight], results: Results) -> dict[str, object]:
     known = {weight.name: results[weight.identity].rounded for weight in weights if weight.identity in results}
-    trained = {} if results.trained is None else {"trained": dataclasses.asdict(results.trained)}
+    trained = {"trained": [dataclasses.asdict(each) for each in results.trained]} if results.trained else {}
     return {"rounded": {name: dataclasses.asdict(each) for name, each in known.items()}, **trained} if known else {}
 
 
@@ -128,9 +128,9 @@ def _rows(weights: list[LazyWeight], results: Results) -> list[tuple[str, str]]:
         return []
     methods = ", ".join(f"{number} by {method}" for method, number in count.most_common())
     rows = [("rounded", f"{methods}, each the one that costs its product least on data that it has not seen")]
-    if (trained := results.trained) is not None:
+    for trained in results.trained:
         lost = f"lost {trained.lost:.4g} {trained.unit} on data kept apart, {trained.start:.4g} before"
-        rows.append(("trained", f"scales by {trained.method}, {trained.steps} steps: {lost}"))
+        rows.append(("trained", f"by {trained.method}, {trained.steps} steps: {lost}"))
     return rows
 
 

@@ -86,10 +86,10 @@ class Results(dict[tuple[object, ...], Result]):
     """By `LazyWeight.identity`.
 
     Attributes:
-        trained: What training brought, where there was some.
+        trained: What training brought, in its order.
     """
 
-    trained: Trained | None = None
+    trained: Sequence[Trained] = ()
 
 
 def take_results(weights: Iterable[LazyWeight], results: Results) -> None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ...calibration import Data
 from ...calibration.collect import survey
 from ...calibration.segments import Segments
+from ...errors import OnnxpressError, first_line
 from ...graph.constants import mark_constants
 from ...graph.rewriting import required
 from ...planning.lazy_weight import LazyWeight
@@ -25,9 +26,13 @@ from ...quantization.methods import METHODS, Method
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
 from ...settings.groups import TRAINED
 from ...settings.recipe import Recipe
-from .distilling import NAME, Distillation
+from .block_training import NAME as BLOCKS
+from .block_training import BlockTraining
+from .distilling import NAME as WHOLE
+from .distilling import distill
 from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
 from .results import Result, Results, Rounded, Store, describe
+from .training import Setup
 
 _METHOD = "gptq"
 
@@ -71,10 +76,10 @@ def round_with_data(
         products = Products(model, segments, tried)
         run = _Run(products, segments, tried, sequential=recipe.sequential)
         jobs = products.jobs(weights)
-        distillation = None
+        setup = None
         if recipe.trains:
             readers = {job.weight.identity: products.readers(job.weight) for job in jobs}
-            distillation = Distillation(model, readers, data)  # which refuses models before hours of work
+            setup = Setup(model, readers, data, recipe.method or "")  # which refuses models before hours of work
         how = (*methods, *_training(recipe), *(() if recipe.sequential else ("at once",)))
         described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], how, data)
         store = Store(None if data.checkpoint is None else data.checkpoint / stage, described)
@@ -85,12 +90,27 @@ def round_with_data(
             if result is not None:
                 made[job.weight.identity] = result
         progress("round", len(jobs), len(jobs))
-    return made if distillation is None else distillation.train(jobs, made, recipe, progress, store)
+    return made if setup is None else _train(setup, jobs, made, recipe, progress, store)
+
+
+def _train(
+    setup: Setup, jobs: Sequence[Job], made: Results, recipe: Recipe, progress: Progress, store: Store
+) -> Results:
+    """Train what was rounded, block by block and then as a whole, as the recipe has it."""
+    named = (recipe.method or "").split(",")
+    try:
+        if BLOCKS in named:
+            made = BlockTraining(setup, jobs, recipe, progress, store).train(made)
+        if WHOLE in named:
+            made = distill(setup, jobs, made, recipe, progress, store)
+    except RuntimeError as error:  # as PyTorch has it for too little memory, too
+        raise OnnxpressError(f"method {recipe.method}: PyTorch cannot go on: {first_line(error)}") from error
+    return made
 
 
 def _training(recipe: Recipe) -> tuple[str, ...]:
     """What tells a run that trains from others."""
-    return (NAME, str(recipe.steps), str(recipe.learning_rate)) if recipe.trains else ()
+    return (recipe.method or "", str(recipe.steps), str(recipe.learning_rate)) if recipe.trains else ()
 
 
 class _Run:
