@@ -250,7 +250,7 @@ class Mixing:
     search_time: str | None = setting(
         None,
         "After how long, such as 30m, the search within a bound tries nothing more and takes the best it has; what it "
-        "has begun it ends. Without a bound, after how long dwq trains no more.",
+        "has begun it ends. Without a bound, after how long signround-blocks, and dwq, train no more.",
         parse=written_time,
         expected=TIME,
     )

@@ -8,6 +8,7 @@ it make, and offsets of rounding and ranges of its weights are trained so that i
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ...calibration.kept import Kept
 from ...calibration.segments import MEMORY
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
+from ...settings.budget import seconds_of
 from ...settings.recipe import Recipe
 from .products import Job
 from .results import Results, Store, Trained
@@ -42,7 +44,7 @@ class BlockTraining:
     Args:
         setup: The model and its data.
         jobs: The weights.
-        recipe: With the steps.
+        recipe: With the steps, and how long they may take.
         progress: Told how the work goes on.
         store: Where results are kept.
     """
@@ -51,6 +53,9 @@ class BlockTraining:
         self._setup, self._graph = setup, setup.graph
         self._jobs, self._progress, self._store = jobs, progress, store
         self._steps = recipe.steps or STEPS
+        self._deadline = float("inf")
+        if recipe.search_time is not None:
+            self._deadline = time.perf_counter() + seconds_of(recipe.search_time)
 
     def train(self, results: Results) -> Results:
         """Train all blocks.
@@ -145,7 +150,7 @@ class BlockTraining:
                 self._loss_of(block, rounded, given, wanted), self._setup.learned, self._setup.apart, self._steps,
                 [each for weight in weights for each in weight.lengths],
             )  # fmt: skip
-            ended = descent.run(lambda *_: None)
+            ended = descent.run(lambda *_: None, self._deadline)
             start, best = ended.start, ended.best
             for job, weight, file in zip(moving, weights, names, strict=True):
                 result = made[job.weight.identity]

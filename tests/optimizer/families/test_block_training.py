@@ -99,6 +99,14 @@ def test_what_is_no_integer_stays_and_is_passed_through(tmp_path):
     convert(path, rows(), "start.onnx", scheme="nf4", method="gptq", steps=None)
 
 
+def test_search_time_ends_it(tmp_path):
+    path, told = network(tmp_path / "m.onnx"), []
+    report = convert(path, rows(), search_time="1s", steps=100_000, progress=lambda stage, *_: told.append(stage))
+    (trained,) = report.details["trained"]
+    assert trained["lost"] <= trained["start"]
+    assert "signround-blocks" in told
+
+
 def test_scales_can_be_trained_behind_it(tmp_path):
     path = network(tmp_path / "m.onnx")
     blocks, whole = convert(path, rows(), method="signround-blocks,dwq").details["trained"]
