@@ -119,15 +119,18 @@ class BlockTraining:
         """Weights that are as they are."""
         import torch
 
-        def read(job: Job, node: ir.Node) -> torch.Tensor:
-            rows = made[job.weight.identity].read().rows() / factor_of(job.weight)
-            return as_read(node, torch.from_numpy(rows))
+        from ...gradients.rounded import RoundedWeight
 
-        return {
-            node.name or "": functools.partial(read, job, node)
-            for job in inside
-            for node in self._setup.readers[job.weight.identity]
-        }
+        def read(node: ir.Node, weight: RoundedWeight) -> torch.Tensor:
+            with torch.no_grad():
+                return as_read(node, weight.rows())
+
+        given: dict[str, Callable[[], torch.Tensor]] = {}
+        for job in inside:
+            weight = RoundedWeight(made[job.weight.identity].read(), factor_of(job.weight))
+            for node in self._setup.readers[job.weight.identity]:
+                given[node.name or ""] = functools.partial(read, node, weight)
+        return given
 
     def _train(
         self, block: int, moving: Sequence[Job], inside: Sequence[Job], rounded: Values, wanted: Kept, made: Results
@@ -141,7 +144,7 @@ class BlockTraining:
             start, best = self._store.files.read(name, ())[0]
         else:
             weights = [_offsets(job.weight, made) for job in moving]
-            given: dict[str, Callable[[], torch.Tensor]] = self._fixed(inside, made)
+            given = self._fixed([job for job in inside if job not in moving], made)
             for job, weight in zip(moving, weights, strict=True):
                 for node in self._setup.readers[job.weight.identity]:
                     given[node.name or ""] = functools.partial(_as_read, node, weight)

@@ -99,6 +99,21 @@ def test_what_is_no_integer_stays_and_is_passed_through(tmp_path):
     convert(path, rows(), "start.onnx", scheme="nf4", method="gptq", steps=None)
 
 
+def test_large_weights_stay_beside_those_that_are_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxpress.optimizer.families.weight_only.block_training._MOST", WIDTH * WIDTH)
+    b = graphs.Builder(18)
+    h = b.op("Tanh", b.op("MatMul", b.input("x", [None, WIDTH]), b.constant("A", graphs.weight(WIDTH, WIDTH))))
+    b.output(b.op("MatMul", h, b.constant("B", graphs.weight(WIDTH, 2 * WIDTH, 1))), [None, 2 * WIDTH])
+    path = tmp_path / "m.onnx"
+    ir.save(b.model(), path)
+    report = convert(path, rows())
+    methods = {name: each["method"] for name, each in report.details["rounded"].items()}
+    assert "+signround-blocks" in methods["A"]
+    assert "+" not in methods["B"]
+    (trained,) = report.details["trained"]
+    assert trained["lost"] == pytest.approx(lost(path, tmp_path / "out.onnx", rows()[:1]), rel=1e-3)
+
+
 def test_search_time_ends_it(tmp_path):
     path, told = network(tmp_path / "m.onnx"), []
     report = convert(path, rows(), search_time="1s", steps=100_000, progress=lambda stage, *_: told.append(stage))
