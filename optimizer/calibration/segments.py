@@ -7,10 +7,7 @@ many cuts there are. Tensors that no changed weight reaches are kept once for bo
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,7 @@ from ..model_io.reading import to_proto
 from ..runtime.feeds import Feeds
 from ..runtime.pages import drop_pages
 from ..runtime.session import uses_our_ops
+from .kept import Kept
 from .observe import ArraySession, take_weights
 from .windows import MASK
 
@@ -59,7 +57,7 @@ class Segments:
         self._position = 0
         self._changed: dict[str, Array] = {}
         self._moved: set[str] = set()
-        self._float, self._rounded = _Kept(memory // 2), _Kept(memory // 2)
+        self._float, self._rounded = Kept(memory // 2), Kept(memory // 2)
         self._masks: list[Array | None] = []
         for batch, feeds in enumerate(data):
             mask = feeds.get(MASK)
@@ -127,7 +125,7 @@ class Segments:
         """Give the node another second input on the path of rounded weights, before it has run."""
         self._changed[node] = weight
 
-    def _run(self, segment: _Segment, kept: _Kept, changed: Mapping[str, Array], wanted: set[str]) -> None:
+    def _run(self, segment: _Segment, kept: Kept, changed: Mapping[str, Array], wanted: set[str]) -> None:
         outputs = [name for name in segment.outputs if name in wanted]
         if not outputs:
             return
@@ -142,63 +140,8 @@ class Segments:
                     raise OnnxpressError(f"'{name}' is no tensor; a run cannot be cut there")
                 kept.put(batch, name, value)
 
-    def _value(self, kept: _Kept, batch: int, name: str) -> Array:
+    def _value(self, kept: Kept, batch: int, name: str) -> Array:
         return kept.get(batch, name) if name in self._moved or kept is self._float else self._float.get(batch, name)
-
-
-class _Kept:
-    """Tensors by batch and name, in memory up to a bound, then in files.
-
-    Attributes:
-        types: Of all that were ever kept, as NumPy has them.
-    """
-
-    def __init__(self, memory: int) -> None:
-        self._memory, self._used = memory, 0
-        self._held: list[dict[str, Array | Path]] = []
-        self.types: dict[str, np.dtype[Any]] = {}
-        self._folder: Path | None = None
-        self._files = 0
-
-    @property
-    def batches(self) -> int:
-        return len(self._held)
-
-    def put(self, batch: int, name: str, value: Array) -> None:
-        while len(self._held) <= batch:
-            self._held.append({})
-        self.types[name] = value.dtype
-        if self._used + value.nbytes > self._memory and value.dtype != object:
-            self._held[batch][name] = self._write(value)
-            return
-        self._used += value.nbytes
-        self._held[batch][name] = value
-
-    def get(self, batch: int, name: str) -> Array:
-        value = self._held[batch][name]
-        return np.load(value) if isinstance(value, Path) else value
-
-    def keep(self, names: set[str]) -> None:
-        """Forget all others."""
-        for values in self._held:
-            for name in values.keys() - names:
-                value = values.pop(name)
-                if isinstance(value, Path):
-                    value.unlink()
-                else:
-                    self._used -= value.nbytes
-
-    def close(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _write(self, value: Array) -> Path:
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="onnxpress-"))
-        self._files += 1
-        path = self._folder / f"{self._files}.npy"
-        np.save(path, value)
-        return path
 
 
 class _Parts:

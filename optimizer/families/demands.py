@@ -10,6 +10,7 @@ import enum
 from collections.abc import Callable
 
 from ..errors import SettingError, SettingsError, option
+from ..gradients.torch_package import require_torch
 from ..settings.recipe import Recipe
 
 
@@ -64,6 +65,8 @@ def _check_weights(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
     if recipe.judged_by is not None and recipe.max_loss is None:
         bounds = f"{option('max-drop')} or {option('max-kl')}"
         raise SettingsError(["metric"], f": weights alone are not judged without a bound; give {bounds}, too")
+    if recipe.trains:
+        require_torch(f"method {recipe.method}")
     if not recipe.sequential and (recipe.method == "rtn" or not is_there):
         why = f", but no weight is rounded by data: give {option('calibration')}, and a method other than rtn"
         raise SettingError("sequential", False, why)

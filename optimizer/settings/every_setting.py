@@ -20,6 +20,7 @@ from .groups import (
     Rounding,
     Search,
     Symmetry,
+    Training,
     Transforming,
 )  # fmt: skip
 from .setting import settings_of
@@ -41,6 +42,7 @@ class Settings(
     Calibrated,
     Ranges,
     Transforming,
+    Training,
     Rounding,
     Blocks,
     Channels,

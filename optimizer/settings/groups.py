@@ -13,6 +13,9 @@ from ..quantization.schemes import ACTIVATION_FORMATS, FORMAT_ALIASES, SCALE_TYP
 from .budget import BUDGET, TIME, written_budget, written_time
 from .setting import between, least, setting
 
+TRAINED = ("signround-blocks", "dwq")
+"""Methods that train by gradients, from what the others make."""
+
 
 @dataclasses.dataclass(frozen=True)
 class General:
@@ -195,10 +198,28 @@ class Rounding:
         "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
         "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
         "rounded; signround learns by descent which way each weight goes; hqq fits zero points to the weights alone. "
-        "Of several, with commas, each weight gets the best. By default gptq where data is given, for weights alone, "
+        "Two train what the others rounded (gptq, if none is named), and need torch: signround-blocks the rounding of "
+        "all weights of a layer on what the layer makes, dwq scales on the outputs of the whole model. Of several, "
+        "with commas, each weight gets the best. By default gptq where data is given, for weights alone, "
         "or there, for int8-static, which has rtn or gptq.",
-        choices=("rtn", "search", "hqq", "gptq", "qronos", "signround"),
+        choices=("rtn", "search", "hqq", "gptq", "qronos", "signround", *TRAINED),
         several=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How methods train that do it by gradients."""
+
+    steps: int | None = setting(
+        None,
+        "Steps that dwq, and signround-blocks with each block, train for, of one batch of data each; by default 200.",
+        parse=least(1),
+    )
+    learning_rate: float | None = setting(
+        None,
+        "By which share dwq moves scales in its first step, such as 0.001; by default 0.004. It falls to 0.",
+        parse=between(0, 1),
     )
 
 
@@ -229,7 +250,7 @@ class Mixing:
     search_time: str | None = setting(
         None,
         "After how long, such as 30m, the search within a bound tries nothing more and takes the best it has; what it "
-        "has begun it ends.",
+        "has begun it ends. Without a bound, after how long signround-blocks, and dwq, train no more.",
         parse=written_time,
         expected=TIME,
     )

@@ -16,7 +16,7 @@ from ..user_functions import written_as
 from .every_setting import PER_NODE, Settings
 from .families import keys_read_by
 from .former import renamed, takes_former_names
-from .groups import Judging
+from .groups import TRAINED, Judging, Training
 from .lengths import INPUT, SEARCH
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
@@ -93,6 +93,11 @@ class Recipe(Settings):
     def max_loss(self) -> float | None:
         """The most that the metric may lose, in its own unit; None where it only tells."""
         return self.max_kl if self.judged_by == "kl" else self.max_drop
+
+    @property
+    def trains(self) -> bool:
+        """Whether a method trains by gradients."""
+        return not set(TRAINED).isdisjoint((self.method or "").split(","))
 
     def reads(self, key: str) -> bool:
         """Whether the scheme reads a key."""
@@ -180,9 +185,13 @@ class Recipe(Settings):
             idle["max_kl"] = f"with metric {judged_by}, only with kl"
         if self.family == "dynamic" and self.lengths != SEARCH:
             idle |= dict.fromkeys(settings_of(Judging), f'without lengths "{SEARCH}"')
-        if self.max_loss is None:
-            idle["search_time"] = "without a bound on a metric, max_drop or max_kl"
-        else:
+        if not self.trains:
+            idle |= dict.fromkeys(settings_of(Training), f"without a method that trains: {', '.join(TRAINED)}")
+        elif "dwq" not in (self.method or "").split(","):
+            idle["learning_rate"] = "without method dwq: signround-blocks moves by as much as it has steps"
+        if self.max_loss is None and not self.trains:
+            idle["search_time"] = "without a bound on a metric, max_drop or max_kl, or a method that trains"
+        elif self.max_loss is not None:
             idle["budget"] = "with a bound on a metric, which finds the smallest model that meets it"
         if self.family == "sparse" and self.dtype == "float32":
             idle["activations"] = "with dtype float32, which leaves them as they are"

@@ -9,8 +9,8 @@ from onnxpress import models, optimizer
 
 LAYERS = (
     "errors", "user_functions", ("quantization", "sparsity"), "settings", "model_io", "runtime", "graph", "planning",
-    "passes", "models", "sources", "calibration", "evaluation", "families", "conversion", "__init__", "analysis",
-    "commands", "cli", "package",
+    "passes", "models", "sources", "calibration", "evaluation", "gradients", "families", "conversion", "__init__",
+    "analysis", "commands", "cli", "package",
 )  # fmt: skip
 """From the bottom up; `models` is onnxpress.models, which the catalogue's names come from."""
 

@@ -199,7 +199,7 @@ class _Search:
 
     def _raise(self, *, by_data: bool) -> None:
         """The weights that cost most in 8 bits, or, where that is not enough, in float."""
-        weights, results = self._made[-1].weights, self._made[-1].results or {}
+        weights, results = self._made[-1].weights, self._made[-1].results or Results()
         ranked = sorted(
             (each for each in weights if each.scheme.bits < _MORE or by_data),
             key=lambda each: _worth(each, results), reverse=True,
@@ -270,7 +270,7 @@ class _Search:
         begin = time.perf_counter()
         copy = copy_of(model or self._model)
         weights = rewrite(copy, decide(copy, recipe)).weights
-        take_results(weights, results or {})
+        take_results(weights, results or Results())
         value = self._metric(copy)
         loss = self._metric.loss(value)
         size = weights_size(copy)

@@ -62,7 +62,7 @@ def _convert(
     reads = data is not None and known is None and method_of(recipe) != "rtn"
     original = copy_of(model) if reads else None
     rewritten = rewrite(model, decisions)
-    lazy, results = rewritten.weights, known or {}
+    lazy, results = rewritten.weights, Results() if known is None else known
     if data is not None and original is not None:
         folder = "" if folds is None else "rounded"  # beside that of the transform
         results = round_with_data(original, lazy, data, recipe, progress, folder)
@@ -117,7 +117,8 @@ def _with_trail(model: ir.Model, result: ConversionResult, found: Found) -> Conv
 
 def _details(weights: list[LazyWeight], results: Results) -> dict[str, object]:
     known = {weight.name: results[weight.identity].rounded for weight in weights if weight.identity in results}
-    return {"rounded": {name: dataclasses.asdict(each) for name, each in known.items()}} if known else {}
+    trained = {"trained": [dataclasses.asdict(each) for each in results.trained]} if results.trained else {}
+    return {"rounded": {name: dataclasses.asdict(each) for name, each in known.items()}, **trained} if known else {}
 
 
 def _rows(weights: list[LazyWeight], results: Results) -> list[tuple[str, str]]:
@@ -126,7 +127,11 @@ def _rows(weights: list[LazyWeight], results: Results) -> list[tuple[str, str]]:
     if not count:
         return []
     methods = ", ".join(f"{number} by {method}" for method, number in count.most_common())
-    return [("rounded", f"{methods}, each the one that costs its product least on data that it has not seen")]
+    rows = [("rounded", f"{methods}, each the one that costs its product least on data that it has not seen")]
+    for trained in results.trained:
+        lost = f"lost {trained.lost:.4g} {trained.unit} on data kept apart, {trained.start:.4g} before"
+        rows.append(("trained", f"by {trained.method}, {trained.steps} steps: {lost}"))
+    return rows
 
 
 FAMILY = Family("weight-only", decide, convert)

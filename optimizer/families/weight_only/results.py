@@ -40,7 +40,7 @@ class Rounded:
 
     Attributes:
         method: That it was rounded by.
-        cost: What it adds to its product's squares, on rows that the method has not seen.
+        cost: What it adds to its product's squares, on rows that the method has not seen; before scales were trained.
         plain: The same of rounding to nearest, as without data.
         energy: The squares of the product on these rows.
     """
@@ -63,8 +63,33 @@ class Result:
     read: Callable[[], QuantizedWeight]
 
 
-Results = dict[tuple[object, ...], Result]
-"""By `LazyWeight.identity`."""
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What training by gradients of the whole model brought.
+
+    Attributes:
+        method: That trained.
+        start: What was lost on batches kept apart, before.
+        lost: The same after it.
+        unit: Of what was lost.
+        steps: That were taken.
+    """
+
+    method: str
+    start: float
+    lost: float
+    unit: str
+    steps: int
+
+
+class Results(dict[tuple[object, ...], Result]):
+    """By `LazyWeight.identity`.
+
+    Attributes:
+        trained: What training brought, in its order.
+    """
+
+    trained: Sequence[Trained] = ()
 
 
 def take_results(weights: Iterable[LazyWeight], results: Results) -> None:
@@ -132,17 +157,21 @@ class Files:
 
 
 class Store:
-    """Results in files; the arguments are those of `Files`."""
+    """Results in files; the arguments are those of `Files`.
+
+    Attributes:
+        files: Them, for what else an interrupted run goes on from.
+    """
 
     def __init__(self, folder: Path | None, run: str) -> None:
-        self._files = Files(folder, run)
+        self.files = Files(folder, run)
 
-    def known(self, index: int) -> Result | None:
-        """The result that an interrupted run left for the weight of this number."""
-        return self._result(f"weight{index}") if self._files.has(f"weight{index}") else None
+    def known(self, name: str) -> Result | None:
+        """The result that an interrupted run left for a weight, by the name of its file."""
+        return self._result(name) if self.files.has(name) else None
 
-    def keep(self, index: int, weight: QuantizedWeight, rounded: Rounded) -> Result:
-        """Write the result for the weight of this number.
+    def keep(self, name: str, weight: QuantizedWeight, rounded: Rounded) -> Result:
+        """Write the result for a weight.
 
         Raises:
             OnnxpressError: As `Files.keep`.
@@ -151,11 +180,11 @@ class Store:
             "rounded": dataclasses.asdict(rounded), "error": dataclasses.asdict(weight.error),
             "scheme": dataclasses.asdict(weight.scheme), "shape": weight.shape, "axis": weight.axis,
         }  # fmt: skip
-        self._files.keep(f"weight{index}", facts, {name: getattr(weight, name) for name in _ARRAYS})
-        return self._result(f"weight{index}")
+        self.files.keep(name, facts, {each: getattr(weight, each) for each in _ARRAYS})
+        return self._result(name)
 
     def _result(self, name: str) -> Result:
-        files = self._files
+        files = self.files
 
         def read() -> QuantizedWeight:  # which keeps a folder of its own for as long as what reads it
             facts, arrays = files.read(name, _ARRAYS)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ...calibration import Data
 from ...calibration.collect import survey
 from ...calibration.segments import Segments
+from ...errors import OnnxpressError, first_line
 from ...graph.constants import mark_constants
 from ...graph.rewriting import required
 from ...planning.lazy_weight import LazyWeight
@@ -23,14 +24,28 @@ from ...planning.result import Progress
 from ...quantization.input_moments import InputMoments
 from ...quantization.methods import METHODS, Method
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
+from ...settings.groups import TRAINED
 from ...settings.recipe import Recipe
+from .block_training import NAME as BLOCKS
+from .block_training import BlockTraining
+from .distilling import NAME as WHOLE
+from .distilling import distill
 from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
 from .results import Result, Results, Rounded, Store, describe
+from .training import Setup
+
+_METHOD = "gptq"
 
 
 def method_of(recipe: Recipe) -> str:
     """Where there is data."""
-    return recipe.method or "gptq"
+    return recipe.method or _METHOD
+
+
+def _layer_methods(recipe: Recipe) -> tuple[str, ...]:
+    """Those that round one weight after the other, which what trains begins with."""
+    named = [name for name in method_of(recipe).split(",") if name not in TRAINED]
+    return tuple(dict.fromkeys(("rtn", *(named or [_METHOD]))))
 
 
 def round_with_data(
@@ -55,23 +70,47 @@ def round_with_data(
     """
     survey(data, progress)
     mark_constants(model)
-    methods = tuple(dict.fromkeys(("rtn", *method_of(recipe).split(","))))
+    methods = _layer_methods(recipe)
     with Segments(model, data) as segments:
         tried = [METHODS[name] for name in methods]
         products = Products(model, segments, tried)
         run = _Run(products, segments, tried, sequential=recipe.sequential)
         jobs = products.jobs(weights)
-        how = methods if recipe.sequential else (*methods, "at once")
+        setup = None
+        if recipe.trains:
+            readers = {job.weight.identity: products.readers(job.weight) for job in jobs}
+            setup = Setup(model, readers, data, recipe.method or "")  # which refuses models before hours of work
+        how = (*methods, *_training(recipe), *(() if recipe.sequential else ("at once",)))
         described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], how, data)
         store = Store(None if data.checkpoint is None else data.checkpoint / stage, described)
-        made: Results = {}
+        made = Results()
         for job in jobs:
             progress("round", len(made), len(jobs))
             result = run.round(job, store)
             if result is not None:
                 made[job.weight.identity] = result
         progress("round", len(jobs), len(jobs))
+    return made if setup is None else _train(setup, jobs, made, recipe, progress, store)
+
+
+def _train(
+    setup: Setup, jobs: Sequence[Job], made: Results, recipe: Recipe, progress: Progress, store: Store
+) -> Results:
+    """Train what was rounded, block by block and then as a whole, as the recipe has it."""
+    named = (recipe.method or "").split(",")
+    try:
+        if BLOCKS in named:
+            made = BlockTraining(setup, jobs, recipe, progress, store).train(made)
+        if WHOLE in named:
+            made = distill(setup, jobs, made, recipe, progress, store)
+    except RuntimeError as error:  # as PyTorch has it for too little memory, too
+        raise OnnxpressError(f"method {recipe.method}: PyTorch cannot go on: {first_line(error)}") from error
     return made
+
+
+def _training(recipe: Recipe) -> tuple[str, ...]:
+    """What tells a run that trains from others."""
+    return (recipe.method or "", str(recipe.steps), str(recipe.learning_rate)) if recipe.trains else ()
 
 
 class _Run:
@@ -84,12 +123,12 @@ class _Run:
     def round(self, job: Job, store: Store) -> Result | None:
         """The result for a weight; None where what it reads is nothing, or NaN or infinite."""
         self._segments.advance(job.cut)
-        known = store.known(job.index)
+        known = store.known(name := f"weight{job.index}")
         if known is None:
             moments = self._products.moments_of(job)
             if moments is None:
                 return None
-            known = store.keep(job.index, *self._best(job.weight, *moments))
+            known = store.keep(name, *self._best(job.weight, *moments))
         if self._sequential and not job.is_last:  # after which nothing runs
             self._change(job.weight, known.read())
         return known
