@@ -31,6 +31,7 @@ enum Feature : unsigned {
   kAvx512Bf16 = 1 << 5,
   kAmx = 1 << 6,  // tiles, of int8 and bfloat16
   kNeonDotProducts = 1 << 7,
+  kNeonMatrices = 1 << 8,  // of int8: smmla and its kin
 };
 
 #if defined(__x86_64__)
@@ -61,6 +62,7 @@ unsigned find_features() {
   add(kAmx, has_amx());
 #endif
   add(kNeonDotProducts, has_neon_dot_products());
+  add(kNeonMatrices, has_neon_matrices());
   return found;
 }
 
@@ -92,14 +94,14 @@ constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 }  // namespace
 
 // They are defined in the files compiled for the instruction set that ends their names.
-extern const BlockSparseKernels block_sparse_scalar, block_sparse_avx2, block_sparse_avx512vnni;
-extern const EncoderKernels encoder_scalar, encoder_avx2, encoder_avxvnni, encoder_avx512vnni;
-extern const Int8Kernels int8_scalar, int8_avx2, int8_avxvnni, int8_avx512vnni, int8_amx;
+extern const BlockSparseKernels block_sparse_scalar, block_sparse_neon, block_sparse_avx2, block_sparse_avx512vnni;
+extern const EncoderKernels encoder_scalar, encoder_neon, encoder_i8mm, encoder_avx2, encoder_avxvnni, encoder_avx512vnni;
+extern const Int8Kernels int8_scalar, int8_neon, int8_i8mm, int8_avx2, int8_avxvnni, int8_avx512vnni, int8_amx;
 extern const MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16, minifloat_bfloat16_amx;
-extern const MiniFloatKernels minifloat_scalar, minifloat_avx2, minifloat_avx512vnni, minifloat_avx512vbmi;
+extern const MiniFloatKernels minifloat_scalar, minifloat_neon, minifloat_avx2, minifloat_avx512vnni, minifloat_avx512vbmi;
 extern const NBitsBFloat16Kernels nbits_bfloat16_avx512bf16, nbits_bfloat16_amx;
 extern const NBitsFloatKernels nbits_float_scalar, nbits_float_neon, nbits_float_avx2, nbits_float_avx512vnni;
-extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_avx2, nbits_int8_avxvnni,
+extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_i8mm, nbits_int8_avx2, nbits_int8_avxvnni,
     nbits_int8_avx512vnni, nbits_int8_amx;
 extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512vnni;
 
@@ -108,7 +110,10 @@ constexpr InstructionSet kInstructionSets[] = {
     {"scalar", 0,
      own(&block_sparse_scalar, &encoder_scalar, &int8_scalar, &minifloat_scalar, &nbits_float_scalar,
          &nbits_int8_scalar, &quantize_scalar)},
-    {"neon", kNeonDotProducts, ONNXPRESS_ON_ARM(&nbits_float_neon, &nbits_int8_neon)},
+    {"neon", kNeonDotProducts,
+     ONNXPRESS_ON_ARM(&block_sparse_neon, &encoder_neon, &int8_neon, &minifloat_neon, &nbits_float_neon,
+                      &nbits_int8_neon)},
+    {"i8mm", kNeonDotProducts | kNeonMatrices, ONNXPRESS_ON_ARM(&encoder_i8mm, &int8_i8mm, &nbits_int8_i8mm)},
     {"avx2", kAvx2,
      ONNXPRESS_ON_X86(&block_sparse_avx2, &encoder_avx2, &int8_avx2, &minifloat_avx2, &nbits_float_avx2,
                       &nbits_int8_avx2, &quantize_avx2)},

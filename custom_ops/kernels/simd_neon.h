@@ -136,6 +136,8 @@ struct Neon {
     return map<F32>(
         [&](int i) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), bias), 23)); });
   }
+  // a * 2^n for an integer n from -126 on.
+  static F32 scaled(const F32& a, const F32& n) { return mul(a, pow2(n)); }
   static F32 if_negative(const F32& x, const F32& then, const F32& otherwise) {
     return map<F32>([&](int i) {
       const uint32x4_t negative = vcltzq_s32(vreinterpretq_s32_f32(x.v[i]));
@@ -192,7 +194,7 @@ struct Neon {
     }
   };
 
- private:
+ protected:
   template <class Vector, class F>
   static Vector map(F f) {
     return {{f(0), f(1), f(2), f(3)}};
