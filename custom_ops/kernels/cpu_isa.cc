@@ -87,7 +87,8 @@ constexpr KernelTable own(const Kernels*... kernels) {
   return table;
 }
 
-constexpr unsigned kAvx512VnniNeeds = kAvx2 | kAvx512 | kAvx512Vnni;
+constexpr unsigned kAvx512Needs = kAvx2 | kAvx512;
+constexpr unsigned kAvx512VnniNeeds = kAvx512Needs | kAvx512Vnni;
 // What follows may use the tables of bytes, which all CPUs with tiles have, and all with bfloat16 but Cooper Lake.
 constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 
@@ -95,15 +96,17 @@ constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 
 // They are defined in the files compiled for the instruction set that ends their names.
 extern const BlockSparseKernels block_sparse_scalar, block_sparse_neon, block_sparse_avx2, block_sparse_avx512vnni;
-extern const EncoderKernels encoder_scalar, encoder_neon, encoder_i8mm, encoder_avx2, encoder_avxvnni, encoder_avx512vnni;
-extern const Int8Kernels int8_scalar, int8_neon, int8_i8mm, int8_avx2, int8_avxvnni, int8_avx512vnni, int8_amx;
+extern const EncoderKernels encoder_scalar, encoder_neon, encoder_i8mm, encoder_avx2, encoder_avxvnni, encoder_avx512,
+    encoder_avx512vnni;
+extern const Int8Kernels int8_scalar, int8_neon, int8_i8mm, int8_avx2, int8_avxvnni, int8_avx512, int8_avx512vnni,
+    int8_amx;
 extern const MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16, minifloat_bfloat16_amx;
-extern const MiniFloatKernels minifloat_scalar, minifloat_neon, minifloat_avx2, minifloat_avx512vnni, minifloat_avx512vbmi;
+extern const MiniFloatKernels minifloat_scalar, minifloat_neon, minifloat_avx2, minifloat_avx512, minifloat_avx512vbmi;
 extern const NBitsBFloat16Kernels nbits_bfloat16_avx512bf16, nbits_bfloat16_amx;
-extern const NBitsFloatKernels nbits_float_scalar, nbits_float_neon, nbits_float_avx2, nbits_float_avx512vnni;
+extern const NBitsFloatKernels nbits_float_scalar, nbits_float_neon, nbits_float_avx2, nbits_float_avx512;
 extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_i8mm, nbits_int8_avx2, nbits_int8_avxvnni,
-    nbits_int8_avx512vnni, nbits_int8_amx;
-extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512vnni;
+    nbits_int8_avx512, nbits_int8_avx512vnni, nbits_int8_amx;
+extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512;
 
 // Name, needs and kernels, in order of preference, the best last; each behind those whose kernels it can run.
 constexpr InstructionSet kInstructionSets[] = {
@@ -118,9 +121,11 @@ constexpr InstructionSet kInstructionSets[] = {
      ONNXPRESS_ON_X86(&block_sparse_avx2, &encoder_avx2, &int8_avx2, &minifloat_avx2, &nbits_float_avx2,
                       &nbits_int8_avx2, &quantize_avx2)},
     {"avxvnni", kAvx2 | kAvxVnni, ONNXPRESS_ON_X86(&encoder_avxvnni, &int8_avxvnni, &nbits_int8_avxvnni)},
+    {"avx512", kAvx512Needs,  // without dot products of bytes: Skylake-SP
+     ONNXPRESS_ON_X86(&encoder_avx512, &int8_avx512, &minifloat_avx512, &nbits_float_avx512, &nbits_int8_avx512,
+                      &quantize_avx512)},
     {"avx512vnni", kAvx512VnniNeeds,
-     ONNXPRESS_ON_X86(&block_sparse_avx512vnni, &encoder_avx512vnni, &int8_avx512vnni, &minifloat_avx512vnni,
-                      &nbits_float_avx512vnni, &nbits_int8_avx512vnni, &quantize_avx512vnni)},
+     ONNXPRESS_ON_X86(&block_sparse_avx512vnni, &encoder_avx512vnni, &int8_avx512vnni, &nbits_int8_avx512vnni)},
     {"avx512vbmi", kAvx512VbmiNeeds, ONNXPRESS_ON_X86(&minifloat_avx512vbmi)},
     {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
      ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},

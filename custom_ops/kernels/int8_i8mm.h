@@ -64,9 +64,8 @@ struct DotBlock<Int8I8mm> {
     const std::int64_t tile_bytes = padded_k * kTile;
     int32x4_t pairs[kPairs][Tiles][8];  // of two rows x two columns
     unroll<kPairs>(ONNXPRESS_EACH(p) {
-      unroll<Tiles>(ONNXPRESS_EACH(t) {
-        unroll<8>(ONNXPRESS_EACH(c) { pairs[p.value][t.value][c.value] = vdupq_n_s32(0); });
-      });
+      unroll<Tiles>(
+          ONNXPRESS_EACH(t) { unroll<8>(ONNXPRESS_EACH(c) { pairs[p.value][t.value][c.value] = vdupq_n_s32(0); }); });
     });
     for (std::int64_t k = 0; k < padded_k; k += 8, codes += 2 * kLine) {
       uint8x16_t rows[kPairs];

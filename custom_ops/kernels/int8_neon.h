@@ -60,9 +60,8 @@ struct Int8Neon : Neon {
   // Both sides are signed: the activations less 128, and the weights times 128. DotBlock does that once for many.
   static I32 dot(const I32& sum, Activations x, const Weights& w) {
     const int8x16_t less = less_128(x), half = vdupq_n_s8(64);
-    return map<I32>([&](int i) {
-      return vdotq_s32(vdotq_s32(vdotq_s32(sum.v[i], w.v[i], less), w.v[i], half), w.v[i], half);
-    });
+    return map<I32>(
+        [&](int i) { return vdotq_s32(vdotq_s32(vdotq_s32(sum.v[i], w.v[i], less), w.v[i], half), w.v[i], half); });
   }
   static int8x16_t less_128(uint8x16_t x) { return vreinterpretq_s8_u8(veorq_u8(x, vdupq_n_u8(128))); }
 

@@ -132,8 +132,10 @@ struct SparseNeon : Int8Neon {
     const auto line = [=](int i) { return vreinterpretq_u32_u8(vld1q_u8(from + i * from_step)); };
     const auto put = [=](int j, uint64x2_t v) { vst1q_u8(to + j * to_step, vreinterpretq_u8_u64(v)); };
     const uint32x4_t a = line(0), b = line(1), c = line(2), d = line(3);
-    const uint64x2_t even_ab = vreinterpretq_u64_u32(vtrn1q_u32(a, b)), odd_ab = vreinterpretq_u64_u32(vtrn2q_u32(a, b));
-    const uint64x2_t even_cd = vreinterpretq_u64_u32(vtrn1q_u32(c, d)), odd_cd = vreinterpretq_u64_u32(vtrn2q_u32(c, d));
+    const uint64x2_t even_ab = vreinterpretq_u64_u32(vtrn1q_u32(a, b)),
+                     odd_ab = vreinterpretq_u64_u32(vtrn2q_u32(a, b));
+    const uint64x2_t even_cd = vreinterpretq_u64_u32(vtrn1q_u32(c, d)),
+                     odd_cd = vreinterpretq_u64_u32(vtrn2q_u32(c, d));
     put(0, vtrn1q_u64(even_ab, even_cd));
     put(1, vtrn1q_u64(odd_ab, odd_cd));
     put(2, vtrn2q_u64(even_ab, even_cd));
