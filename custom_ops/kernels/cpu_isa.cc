@@ -35,35 +35,51 @@ enum Feature : unsigned {
 };
 
 #if defined(__x86_64__)
-// The CPU has tiles, and the operating system saves them.
-bool has_amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bits of leaf 7: bfloat16, tiles, int8
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kNeeded) != kNeeded) return false;
-  constexpr unsigned kSaved = 3u << 17;  // the state of tiles in XCR0
-  asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-  return (a & kSaved) == kSaved && allow_amx_tiles();
+struct CpuId {
+  unsigned a = 0, b = 0, c = 0, d = 0;  // zeros where the CPU does not know the leaf
+  explicit CpuId(unsigned leaf, unsigned part = 0) { __get_cpuid_count(leaf, part, &a, &b, &c, &d); }
+};
+
+// Bits are there in a register of CPUID or XCR0.
+constexpr bool has(unsigned bits, unsigned in) { return (in & bits) == bits; }
+
+// The states of registers that the operating system saves; 0 where it does not say.
+unsigned saved_states() {
+  if (!has(bit_OSXSAVE, CpuId(1).c)) return 0;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+// Not by __builtin_cpu_supports, of which some compilers' libraries know nothing.
+unsigned find_x86_features() {
+  constexpr unsigned kYmm = 0x6, kZmm = 0xe6, kTiles = 3u << 17;  // of XCR0
+  const unsigned saved = saved_states();
+  const CpuId first(1), seventh(7), more(7, 1);
+  unsigned found = 0;
+  const auto add = [&](Feature feature, bool is_there) { found |= is_there ? feature : 0u; };
+  if (has(kYmm, saved)) {
+    add(kAvx2, has(1u << 5, seventh.b) && has(bit_FMA | bit_F16C, first.c));
+    add(kAvxVnni, has(1u << 4, more.a));
+  }
+  if (has(kZmm, saved)) {
+    add(kAvx512, has(1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, seventh.b));
+    add(kAvx512Vnni, has(1u << 11, seventh.c));
+    add(kAvx512Vbmi, has(1u << 1, seventh.c));
+    add(kAvx512Bf16, has(1u << 5, more.a));
+  }
+  // bfloat16, tiles, int8
+  if (has(kTiles, saved)) add(kAmx, has(1u << 22 | 1u << 24 | 1u << 25, seventh.d) && allow_amx_tiles());
+  return found;
 }
 #endif
 
 unsigned find_features() {
-  unsigned found = 0;
-  const auto add = [&](Feature feature, bool is_there) { found |= is_there ? feature : 0u; };
 #if defined(__x86_64__)
-  // The builtin also asks XGETBV whether the operating system saves the wide registers.
-  __builtin_cpu_init();
-  add(kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"));
-  add(kAvxVnni, __builtin_cpu_supports("avxvnni"));
-  add(kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
-  add(kAvx512Vnni, __builtin_cpu_supports("avx512vnni"));
-  add(kAvx512Vbmi, __builtin_cpu_supports("avx512vbmi"));
-  add(kAvx512Bf16, __builtin_cpu_supports("avx512bf16"));
-  add(kAmx, has_amx());
+  return find_x86_features();
+#else
+  return (has_neon_dot_products() ? kNeonDotProducts : 0u) | (has_neon_matrices() ? kNeonMatrices : 0u);
 #endif
-  add(kNeonDotProducts, has_neon_dot_products());
-  add(kNeonMatrices, has_neon_matrices());
-  return found;
 }
 
 unsigned cpu_features() {
@@ -75,7 +91,7 @@ unsigned cpu_features() {
 // every cycle, which makes the latter the faster: what multiplies bfloat16 runs there only when it is asked for.
 unsigned slow_features() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_is("intel")) return kAvx512Bf16;
+  if (CpuId(0).b == signature_INTEL_ebx) return kAvx512Bf16;
 #endif
   return 0;
 }

@@ -35,6 +35,8 @@ struct DotBlock<Int8I8mm> {
   }
 
  private:
+  static const std::int8_t* codes_of(const std::uint8_t* x) { return reinterpret_cast<const std::int8_t*>(x); }
+
   template <int Tiles>
   __attribute__((always_inline)) static void add_row(const std::uint8_t* x, const std::int8_t* codes,
                                                      std::int64_t padded_k, S::I32 (&sums)[Tiles]) {
@@ -71,7 +73,8 @@ struct DotBlock<Int8I8mm> {
       uint8x16_t rows[kPairs];
       unroll<kPairs>(ONNXPRESS_EACH(p) {
         constexpr int kSecond = 2 * p.value + 1 < Rows ? 2 * p.value + 1 : 2 * p.value;
-        rows[p.value] = vcombine_u8(vld1_u8(x + 2 * p.value * row_bytes + k), vld1_u8(x + kSecond * row_bytes + k));
+        rows[p.value] = vreinterpretq_u8_s8(
+            S::pair(codes_of(x + 2 * p.value * row_bytes + k), codes_of(x + kSecond * row_bytes + k)));
       });
       unroll<Tiles>(ONNXPRESS_EACH(t) {
         const std::int8_t* line = codes + t.value * tile_bytes;

@@ -59,7 +59,7 @@ void multiply_panel(const NBitsProblem& p, const QuantizedRows& a, const std::ui
       int8x16_t rows[kPairs];
       unroll<kPairs>(ONNXPRESS_EACH(r) {
         constexpr int kSecond = 2 * r.value + 1 < Rows ? 2 * r.value + 1 : 2 * r.value;
-        rows[r.value] = vcombine_s8(vld1_s8(codes + 2 * r.value * a.row_bytes), vld1_s8(codes + kSecond * a.row_bytes));
+        rows[r.value] = S::pair(codes + 2 * r.value * a.row_bytes, codes + kSecond * a.row_bytes);
       });
       unroll<8>(ONNXPRESS_EACH(c) {
         const uint8x16_t columns = vld1q_u8(panel + 16 * c.value);

@@ -123,8 +123,7 @@ struct Avx512 {
 
   // The sum over k of code * activation for 16 columns, minus zero_point * sum of activations.
   //
-  // vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits and saturates: see simd_avx2.h. Codes
-  // of 8 bits are widened instead, the even and the odd ones apart, for there is no vpsignb.
+  // vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits and saturates: see simd_avx2.h.
   template <int Bits>
   struct Dot {
     static constexpr int kFold = Bits <= 4 ? 8 : Bits == 5 ? 4 : Bits == 6 ? 2 : 1;
@@ -133,29 +132,33 @@ struct Avx512 {
     I32 sum;
     I32 narrow;
     void start(std::int32_t zero_point, std::int32_t activations) {
-      sum = _mm512_set1_epi32(-zero_point * activations);
+      const std::int32_t offset = Bits == 8 ? zero_point - 128 : zero_point;
+      sum = _mm512_set1_epi32(-offset * activations);
       narrow = zero_int();
     }
     template <int Index, int Run>
     void add(U8 codes, const std::int8_t* four) {
       std::int32_t x;
       std::memcpy(&x, four, sizeof x);
-      const __m512i activation = _mm512_set1_epi32(x);
-      if constexpr (Bits == 8) {
-        // Even and odd bytes: products of 16 bits add up exactly.
-        const __m512i even = _mm512_madd_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)), even_of(activation));
-        const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), _mm512_srai_epi16(activation, 8));
-        sum = _mm512_add_epi32(sum, _mm512_add_epi32(even, odd));
-      } else {
-        const __m512i products = _mm512_maddubs_epi16(codes, activation);
-        narrow = Index % kFold == 0 ? products : _mm512_add_epi16(narrow, products);
-        if constexpr (kFold > 1) add_now(narrow);
-        if constexpr (Index % kFold == kFold - 1 || Index == Run - 1) {
-          sum = _mm512_add_epi32(sum, _mm512_madd_epi16(narrow, _mm512_set1_epi16(1)));
-        }
+      const __m512i added = products(codes, _mm512_set1_epi32(x));
+      narrow = Index % kFold == 0 ? added : _mm512_add_epi16(narrow, added);
+      if constexpr (kFold > 1) add_now(narrow);
+      if constexpr (Index % kFold == kFold - 1 || Index == Run - 1) {
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(narrow, _mm512_set1_epi16(1)));
       }
     }
     F32 value() const { return _mm512_cvtepi32_ps(sum); }
+
+   private:
+    static __m512i products(U8 codes, __m512i activation) {
+      if constexpr (Bits == 8) {  // with the sign of the code at the activation
+        const __m512i centred = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
+        const __mmask64 negative = _mm512_movepi8_mask(centred);
+        activation = _mm512_mask_sub_epi8(activation, negative, _mm512_setzero_si512(), activation);
+        return _mm512_maddubs_epi16(_mm512_abs_epi8(centred), activation);
+      }
+      return _mm512_maddubs_epi16(codes, activation);
+    }
   };
 
  private:
