@@ -67,8 +67,11 @@ std::tuple<Floats, std::optional<Floats>, std::string> py_encoder_layer(
                                y.mutable_data(),
                                received ? received->mutable_data() : nullptr};
   const Isa chosen = isa_of(isa);
-  py::gil_scoped_release release;
-  const char* ran = encoder_layer(problem, chosen, Sequential());
+  const char* ran = nullptr;
+  {
+    py::gil_scoped_release release;  // arrays are counted while it is held
+    ran = encoder_layer(problem, chosen, Sequential());
+  }
   return {y, received, ran};
 }
 

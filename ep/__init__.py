@@ -58,8 +58,8 @@ def append(session_options: ort.SessionOptions, **options: object) -> None:
             (GatherBlockQuantized), "block_sparse" (BlockSparseMatMul), "cached_attention" (GroupQueryAttention) and
             "minifloat" (MatMulMiniFloat). By default those of all families on which the kernels are faster than ONNX
             Runtime's; of a family that is named, all. Those that `onnxpress compile` saved are taken in any case.
-            `isa`: "scalar", "neon", "avx2", "avxvnni", "avx512vnni", "avx512vbmi", "avx512bf16" or "amx", instead
-            of what the CPU or ONNXPRESS_ISA says.
+            `isa`: "scalar", "neon", "i8mm", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512vbmi", "avx512bf16"
+            or "amx", instead of what the CPU or ONNXPRESS_ISA says.
             `verify`: 1 computes each product a second time, slowly and in double precision, and logs the error
             whenever it is the largest so far. Of weights that `onnxpress compile` saved it checks the hashes too.
 

@@ -14,9 +14,10 @@ def best_kernels(isa: str, *kinds: str, but: tuple[str, ...] = ()) -> str:
 
 def code_that_runs(isa: str, accuracy_level: int, M: int, block_size: int, K: int) -> str:
     """The instruction set whose code computes MatMulNBits."""
-    fills_tiles = M >= 12 and reference.activation_block(block_size, K) % 32 == 0
+    spans = reference.activation_block(block_size, K) % 32 == 0
+    unsuited = {"amx": M < 12 or not spans, "i8mm": M < 6 or not spans}
     kinds = {3: ["nbits_bfloat16", "nbits_float"], 4: ["nbits_int8"]}.get(accuracy_level, ["nbits_float"])
-    return best_kernels(isa, *kinds, but=() if fills_tiles else ("amx",))
+    return best_kernels(isa, *kinds, but=tuple(name for name, is_unsuited in unsuited.items() if is_unsuited))
 
 
 def level_computed(ran: str, accuracy_level: int) -> int:

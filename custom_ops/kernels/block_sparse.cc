@@ -37,6 +37,7 @@ SparseRows plan_rows(const BlockSparseProblem& p, const BlockSparseKernels& kern
   rows.tiles_at_once = p.M <= (w.is_float ? kernels.max_few_rows_float : kernels.max_few_rows_int8)
                            ? 0
                            : choose_tiles_at_once(p, kernels);
+  rows.flip = kernels.flip;
   rows.zero_point = p.is_static ? p.input.zero_point : 128;
   rows.row_bytes = w.padded_k * (w.is_float ? 4 : 1);
   return rows;
@@ -75,7 +76,7 @@ struct RowOffsets {
     rows.words = workspace.at(words);
     rows.scales = reinterpret_cast<float*>(workspace.at(scales));
     auto* to = reinterpret_cast<std::uint32_t*>(workspace.at(starts));  // modulo 2^32
-    const auto zero_point = static_cast<std::uint32_t>(rows.zero_point);
+    const auto zero_point = static_cast<std::uint32_t>(rows.zero_point - rows.flip);
     for (std::int64_t n = 0; n < w.N; ++n) to[n] = 0u - zero_point * static_cast<std::uint32_t>(w.sums[n]);
     rows.starts = reinterpret_cast<const std::int32_t*>(to);
   }

@@ -11,9 +11,16 @@ namespace {
 
 template <class S>
 constexpr BlockSparseKernels make_block_sparse_kernels() {
-  return {S::kName,           S::kMaxTilesAtOnce,  S::kHas8RowTiles,
-          S::kMaxFewRowsInt8, S::kMaxFewRowsFloat, sparse_load_tile<S>,
-          sparse_load_row<S>, sparse_multiply<S>,  sparse_multiply_few<S>};
+  return {S::kName,
+          S::kFlip,
+          S::kMaxTilesAtOnce,
+          S::kHas8RowTiles,
+          S::kMaxFewRowsInt8,
+          S::kMaxFewRowsFloat,
+          sparse_load_tile<S>,
+          sparse_load_row<S>,
+          sparse_multiply<S>,
+          sparse_multiply_few<S>};
 }
 
 }  // namespace

@@ -7,7 +7,7 @@
 
 namespace onnxpress {
 
-// Rows of A as words: four uint8 codes, or a float32.
+// Rows of A as words: four uint8 codes, with the bits of `flip` changed, or a float32.
 //
 // For many rows, in tiles of 16 rows, `tiles_at_once` of which lie side by side, or in one tile of 8: [groups,
 // tiles_at_once, tile] words, or where the weight gathers [K, tiles_at_once, tile] codes. For few rows, one after the
@@ -17,7 +17,8 @@ struct SparseRows {
   std::int64_t row_bytes;      // of all words of one row
   std::int64_t tile;           // rows, 16 or 8
   std::int64_t tiles_at_once;  // 1, 2 or 4; 0 for few rows
-  std::int32_t zero_point;
+  std::int32_t zero_point;     // of codes before their bits are changed
+  std::uint8_t flip;           // 128 where signed bytes are multiplied, else 0
   float* scales;               // [M], of codes
   const std::int32_t* starts;  // [outputs of all block rows]: minus the zero point times the sum of a column's codes
 };
@@ -35,6 +36,7 @@ struct SparseTask {
 
 struct BlockSparseKernels {
   const char* isa;
+  std::uint8_t flip;  // as in SparseRows
   std::int64_t max_tiles_at_once;
   bool has_8_row_tiles;                                // tiles of 8 rows, of codes
   std::int64_t max_few_rows_int8, max_few_rows_float;  // of a problem for multiply_few

@@ -17,14 +17,14 @@ template <class S>
 CodeFormat format_of_row(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t row) {
   if (p.is_static) {
     rows.scales[row] = p.input.scale;
-    return {p.input.scale, 1.0f / p.input.scale, rows.zero_point, 0};
+    return {p.input.scale, 1.0f / p.input.scale, rows.zero_point, S::kFlip};
   }
   const float peak = S::max_abs(p.floats + row * p.weight->K, p.weight->K);
   const bool is_finite = peak - peak == 0;
   const float scale = is_finite ? peak / 127.0f : peak - peak;  // NaN
   rows.scales[row] = scale;
-  if (!(scale >= kMinScale)) return {1.0f, 0.0f, rows.zero_point, 0};
-  return {scale, 1.0f / scale, rows.zero_point, 0};
+  if (!(scale >= kMinScale)) return {1.0f, 0.0f, rows.zero_point, S::kFlip};
+  return {scale, 1.0f / scale, rows.zero_point, S::kFlip};
 }
 
 // Sixteen words of a row from one on; zeros behind the end.
@@ -39,7 +39,7 @@ void load_words(const BlockSparseProblem& p, const CodeFormat& format, std::int6
   } else if (p.floats != nullptr) {
     load_line<S>(p.floats + row * K + 4 * word, K - 4 * word, format, line);
   } else {
-    S::copy_line(p.codes + row * K + 4 * word, K - 4 * word, 0, line);
+    S::copy_line(p.codes + row * K + 4 * word, K - 4 * word, S::kFlip, line);
   }
 }
 
@@ -75,7 +75,7 @@ template <class S>
 void sparse_load_tile(const BlockSparseProblem& p, const SparseRows& rows, std::int64_t first_row) {
   const std::int64_t count = p.M - first_row < 16 ? p.M - first_row : 16;
   const std::int64_t tile = first_row / 16, K = p.weight->K;
-  if (p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
+  if (S::kFlip == 0 && p.codes != nullptr && count == 16 && K % kLine == 0) {  // as they are
     for (std::int64_t r = 0; r < 16; ++r) rows.scales[first_row + r] = p.input.scale;
     for (std::int64_t word = 0; 4 * word < K; word += 16) {
       transpose_words<S>(p, rows, p.codes + first_row * K + 4 * word, K, tile, word);

@@ -31,37 +31,55 @@ enum Feature : unsigned {
   kAvx512Bf16 = 1 << 5,
   kAmx = 1 << 6,  // tiles, of int8 and bfloat16
   kNeonDotProducts = 1 << 7,
+  kNeonMatrices = 1 << 8,  // of int8: smmla and its kin
 };
 
 #if defined(__x86_64__)
-// The CPU has tiles, and the operating system saves them.
-bool has_amx() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // bits of leaf 7: bfloat16, tiles, int8
-  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kNeeded) != kNeeded) return false;
-  constexpr unsigned kSaved = 3u << 17;  // the state of tiles in XCR0
-  asm volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
-  return (a & kSaved) == kSaved && allow_amx_tiles();
+struct CpuId {
+  unsigned a = 0, b = 0, c = 0, d = 0;  // zeros where the CPU does not know the leaf
+  explicit CpuId(unsigned leaf, unsigned part = 0) { __get_cpuid_count(leaf, part, &a, &b, &c, &d); }
+};
+
+// Bits are there in a register of CPUID or XCR0.
+constexpr bool has(unsigned bits, unsigned in) { return (in & bits) == bits; }
+
+// The states of registers that the operating system saves; 0 where it does not say.
+unsigned saved_states() {
+  if (!has(bit_OSXSAVE, CpuId(1).c)) return 0;
+  unsigned low = 0, high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return low;
+}
+
+// Not by __builtin_cpu_supports, of which some compilers' libraries know nothing.
+unsigned find_x86_features() {
+  constexpr unsigned kYmm = 0x6, kZmm = 0xe6, kTiles = 3u << 17;  // of XCR0
+  const unsigned saved = saved_states();
+  const CpuId first(1), seventh(7), more(7, 1);
+  unsigned found = 0;
+  const auto add = [&](Feature feature, bool is_there) { found |= is_there ? feature : 0u; };
+  if (has(kYmm, saved)) {
+    add(kAvx2, has(1u << 5, seventh.b) && has(bit_FMA | bit_F16C, first.c));
+    add(kAvxVnni, has(1u << 4, more.a));
+  }
+  if (has(kZmm, saved)) {
+    add(kAvx512, has(1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, seventh.b));
+    add(kAvx512Vnni, has(1u << 11, seventh.c));
+    add(kAvx512Vbmi, has(1u << 1, seventh.c));
+    add(kAvx512Bf16, has(1u << 5, more.a));
+  }
+  // bfloat16, tiles, int8
+  if (has(kTiles, saved)) add(kAmx, has(1u << 22 | 1u << 24 | 1u << 25, seventh.d) && allow_amx_tiles());
+  return found;
 }
 #endif
 
 unsigned find_features() {
-  unsigned found = 0;
-  const auto add = [&](Feature feature, bool is_there) { found |= is_there ? feature : 0u; };
 #if defined(__x86_64__)
-  // The builtin also asks XGETBV whether the operating system saves the wide registers.
-  __builtin_cpu_init();
-  add(kAvx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"));
-  add(kAvxVnni, __builtin_cpu_supports("avxvnni"));
-  add(kAvx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"));
-  add(kAvx512Vnni, __builtin_cpu_supports("avx512vnni"));
-  add(kAvx512Vbmi, __builtin_cpu_supports("avx512vbmi"));
-  add(kAvx512Bf16, __builtin_cpu_supports("avx512bf16"));
-  add(kAmx, has_amx());
+  return find_x86_features();
+#else
+  return (has_neon_dot_products() ? kNeonDotProducts : 0u) | (has_neon_matrices() ? kNeonMatrices : 0u);
 #endif
-  add(kNeonDotProducts, has_neon_dot_products());
-  return found;
 }
 
 unsigned cpu_features() {
@@ -73,7 +91,7 @@ unsigned cpu_features() {
 // every cycle, which makes the latter the faster: what multiplies bfloat16 runs there only when it is asked for.
 unsigned slow_features() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_is("intel")) return kAvx512Bf16;
+  if (CpuId(0).b == signature_INTEL_ebx) return kAvx512Bf16;
 #endif
   return 0;
 }
@@ -85,38 +103,46 @@ constexpr KernelTable own(const Kernels*... kernels) {
   return table;
 }
 
-constexpr unsigned kAvx512VnniNeeds = kAvx2 | kAvx512 | kAvx512Vnni;
+constexpr unsigned kAvx512Needs = kAvx2 | kAvx512;
+constexpr unsigned kAvx512VnniNeeds = kAvx512Needs | kAvx512Vnni;
 // What follows may use the tables of bytes, which all CPUs with tiles have, and all with bfloat16 but Cooper Lake.
 constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 
 }  // namespace
 
 // They are defined in the files compiled for the instruction set that ends their names.
-extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512vnni;
-extern const BlockSparseKernels block_sparse_scalar, block_sparse_avx2, block_sparse_avx512vnni;
-extern const EncoderKernels encoder_scalar, encoder_avx2, encoder_avxvnni, encoder_avx512vnni;
-extern const Int8Kernels int8_scalar, int8_avx2, int8_avxvnni, int8_avx512vnni, int8_amx;
+extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512;
+extern const BlockSparseKernels block_sparse_scalar, block_sparse_neon, block_sparse_avx2, block_sparse_avx512vnni;
+extern const EncoderKernels encoder_scalar, encoder_neon, encoder_i8mm, encoder_avx2, encoder_avxvnni, encoder_avx512,
+    encoder_avx512vnni;
+extern const Int8Kernels int8_scalar, int8_neon, int8_i8mm, int8_avx2, int8_avxvnni, int8_avx512, int8_avx512vnni,
+    int8_amx;
 extern const MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16, minifloat_bfloat16_amx;
-extern const MiniFloatKernels minifloat_scalar, minifloat_avx2, minifloat_avx512vnni, minifloat_avx512vbmi;
+extern const MiniFloatKernels minifloat_scalar, minifloat_neon, minifloat_avx2, minifloat_avx512, minifloat_avx512vbmi;
 extern const NBitsBFloat16Kernels nbits_bfloat16_avx512bf16, nbits_bfloat16_amx;
-extern const NBitsFloatKernels nbits_float_scalar, nbits_float_neon, nbits_float_avx2, nbits_float_avx512vnni;
-extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_avx2, nbits_int8_avxvnni,
-    nbits_int8_avx512vnni, nbits_int8_amx;
-extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512vnni;
+extern const NBitsFloatKernels nbits_float_scalar, nbits_float_neon, nbits_float_avx2, nbits_float_avx512;
+extern const NBitsInt8Kernels nbits_int8_scalar, nbits_int8_neon, nbits_int8_i8mm, nbits_int8_avx2, nbits_int8_avxvnni,
+    nbits_int8_avx512, nbits_int8_avx512vnni, nbits_int8_amx;
+extern const QuantizeKernels quantize_scalar, quantize_avx2, quantize_avx512;
 
 // Name, needs and kernels, in order of preference, the best last; each behind those whose kernels it can run.
 constexpr InstructionSet kInstructionSets[] = {
     {"scalar", 0,
      own(&attention_scalar, &block_sparse_scalar, &encoder_scalar, &int8_scalar, &minifloat_scalar, &nbits_float_scalar,
          &nbits_int8_scalar, &quantize_scalar)},
-    {"neon", kNeonDotProducts, ONNXPRESS_ON_ARM(&nbits_float_neon, &nbits_int8_neon)},
+    {"neon", kNeonDotProducts,
+     ONNXPRESS_ON_ARM(&block_sparse_neon, &encoder_neon, &int8_neon, &minifloat_neon, &nbits_float_neon,
+                      &nbits_int8_neon)},
+    {"i8mm", kNeonDotProducts | kNeonMatrices, ONNXPRESS_ON_ARM(&encoder_i8mm, &int8_i8mm, &nbits_int8_i8mm)},
     {"avx2", kAvx2,
      ONNXPRESS_ON_X86(&attention_avx2, &block_sparse_avx2, &encoder_avx2, &int8_avx2, &minifloat_avx2,
                       &nbits_float_avx2, &nbits_int8_avx2, &quantize_avx2)},
     {"avxvnni", kAvx2 | kAvxVnni, ONNXPRESS_ON_X86(&encoder_avxvnni, &int8_avxvnni, &nbits_int8_avxvnni)},
+    {"avx512", kAvx512Needs,  // without dot products of bytes: Skylake-SP
+     ONNXPRESS_ON_X86(&attention_avx512, &encoder_avx512, &int8_avx512, &minifloat_avx512, &nbits_float_avx512,
+                      &nbits_int8_avx512, &quantize_avx512)},
     {"avx512vnni", kAvx512VnniNeeds,
-     ONNXPRESS_ON_X86(&attention_avx512vnni, &block_sparse_avx512vnni, &encoder_avx512vnni, &int8_avx512vnni,
-                      &minifloat_avx512vnni, &nbits_float_avx512vnni, &nbits_int8_avx512vnni, &quantize_avx512vnni)},
+     ONNXPRESS_ON_X86(&block_sparse_avx512vnni, &encoder_avx512vnni, &int8_avx512vnni, &nbits_int8_avx512vnni)},
     {"avx512vbmi", kAvx512VbmiNeeds, ONNXPRESS_ON_X86(&minifloat_avx512vbmi)},
     {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
      ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},

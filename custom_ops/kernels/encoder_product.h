@@ -30,8 +30,9 @@ void multiply_block(const Columns& columns, const EncoderScratch& scratch, std::
                     float* out, std::int64_t stride) {
   const std::uint8_t* x = scratch.codes + row * scratch.code_bytes;
   const std::int8_t* codes = columns.codes + tile * columns.padded_k * kTile;
+  const std::int32_t* of_columns = columns.sums != nullptr ? columns.sums + tile * kTile : nullptr;
   dot_block<S, Rows, Tiles>(
-      x, scratch.code_bytes, codes, columns.padded_k, [&](const auto& sums) __attribute__((always_inline)) {
+      x, scratch.code_bytes, codes, columns.padded_k, of_columns, [&](const auto& sums) __attribute__((always_inline)) {
         unroll<Tiles>(ONNXPRESS_EACH(t) {
           const std::int64_t column = (tile + t.value) * kTile, left = columns.count - column;
           const auto of_codes = columns.sums != nullptr ? S::load(columns.sums + column) : S::zero_int();

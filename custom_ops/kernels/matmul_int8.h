@@ -87,8 +87,8 @@ struct Int8Problem {
 const char* matmul_int8(const Int8Problem& problem, Isa isa, const Parallel& parallel);
 
 // How exact sums of products of bytes come about: in portable loops, in vectors of wider numbers, or by one
-// instruction.
-enum class Int8Dots { kPortable, kWidened, kNative };
+// instruction, with which products are not known to be faster than ONNX Runtime's, or are.
+enum class Int8Dots { kPortable, kWidened, kUnproven, kNative };
 Int8Dots int8_dots(Isa isa);
 
 // What DynamicQuantizeLinear chooses for these values: uint8 over [min(0, min), max(0, max)].

@@ -93,7 +93,7 @@ template <class S, int Rows, int Tiles>
 void multiply_block(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile) {
   const Int8Weight& w = *p.weight;
   const std::int8_t* codes = w.codes + tile * w.padded_k * kTile;
-  dot_block<S, Rows, Tiles>(row_of(rows, row), rows.row_bytes, codes, w.padded_k,
+  dot_block<S, Rows, Tiles>(row_of(rows, row), rows.row_bytes, codes, w.padded_k, w.sums + tile * kTile,
                             [&](const auto& sums) __attribute__((always_inline)) {
                               unroll<Tiles>(ONNXPRESS_EACH(t) {
                                 const Finish<S> finish(p, rows, tile + t.value);

@@ -4,7 +4,7 @@
 namespace onnxpress {
 namespace {
 
-struct Avx512Vbmi : Avx512Vnni {
+struct Avx512Vbmi : Avx512 {
   static constexpr const char* kName = "avx512vbmi";
 };
 

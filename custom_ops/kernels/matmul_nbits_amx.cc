@@ -8,12 +8,12 @@
 
 #include "kernels/amx_tiles.h"
 #include "kernels/matmul_nbits_int8.h"
-#include "kernels/simd_avx512vnni.h"
+#include "kernels/simd_avx512.h"
 
 namespace onnxpress {
 namespace {
 
-using S = Avx512Vnni;
+using S = Avx512;
 
 constexpr std::int64_t kPanelK = 1024;  // 16 KiB of L1 for the panel, and for the rows that meet it
 

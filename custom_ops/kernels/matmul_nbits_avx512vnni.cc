@@ -5,6 +5,4 @@ namespace onnxpress {
 
 extern constexpr NBitsInt8Kernels nbits_int8_avx512vnni = make_int8_kernels<Avx512Vnni>();
 
-extern constexpr NBitsFloatKernels nbits_float_avx512vnni = make_float_kernels<Avx512Vnni>();
-
 }  // namespace onnxpress

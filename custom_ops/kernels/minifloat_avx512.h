@@ -4,7 +4,7 @@
 
 #include "kernels/matmul_nbits_codes.h"
 #include "kernels/minifloat.h"
-#include "kernels/simd_avx512vnni.h"
+#include "kernels/simd_avx512.h"
 
 namespace onnxpress {
 namespace {
@@ -39,7 +39,7 @@ struct MiniFloatPairs {
       constexpr int kShift = G / 4 * 4;
       return {look_up(_mm512_srli_epi16(line, kShift)), look_up(_mm512_srli_epi16(line, kShift + 8))};
     } else {
-      const __m512i codes = load_group<Avx512Vnni, kBits, G>(span);
+      const __m512i codes = load_group<Avx512, kBits, G>(span);
       return {look_up(codes), look_up(_mm512_srli_epi16(codes, 8))};
     }
   }

@@ -27,7 +27,7 @@ struct VbmiPairs : MiniFloatPairs<Kind> {
       return MiniFloatPairs<Kind>::template pairs<G>(span);
     } else {
       static constexpr BFloat16Bytes<Kind> kBytes;
-      const __m512i codes = load_group<Avx512Vnni, 8, G>(span);
+      const __m512i codes = load_group<Avx512, 8, G>(span);
       constexpr int kOrAnd = 0xf8, kAndOr = 0xea;  // a | (b & c), (a & b) | c
       const __m512i low = look_up(kBytes.low, codes);
       const __m512i sign = _mm512_set1_epi8(-128), upper = _mm512_set1_epi16(-256);

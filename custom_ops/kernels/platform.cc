@@ -7,6 +7,9 @@
 
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
+#ifndef HWCAP2_I8MM  // headers older than Linux 5.10
+#define HWCAP2_I8MM (1 << 13)
+#endif
 #endif
 
 namespace onnxpress {
@@ -32,6 +35,14 @@ bool allow_amx_tiles() {
 bool has_neon_dot_products() {
 #if defined(__aarch64__)
   return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+
+bool has_neon_matrices() {
+#if defined(__aarch64__)
+  return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0;
 #else
   return false;
 #endif

@@ -15,4 +15,7 @@ bool allow_amx_tiles();
 // Whether the CPU has dot products of bytes (Arm).
 bool has_neon_dot_products();
 
+// Whether the CPU has Arm's products of matrices of bytes.
+bool has_neon_matrices();
+
 }  // namespace onnxpress

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kernels/simd_avx512vnni.h"
+#include "kernels/simd_avx512.h"
 
 namespace onnxpress {
 namespace {
@@ -29,7 +29,7 @@ struct CenteredCodes {
   }
 };
 
-struct Avx512Bf16 : Avx512Vnni {
+struct Avx512Bf16 : Avx512 {
   static constexpr const char* kName = "avx512bf16";
 
   using Pairs = __m512i;  // two bfloat16 of each column

@@ -136,6 +136,8 @@ struct Neon {
     return map<F32>(
         [&](int i) { return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), bias), 23)); });
   }
+  // a * 2^n for an integer n from -126 on.
+  static F32 scaled(const F32& a, const F32& n) { return mul(a, pow2(n)); }
   static F32 if_negative(const F32& x, const F32& then, const F32& otherwise) {
     return map<F32>([&](int i) {
       const uint32x4_t negative = vcltzq_s32(vreinterpretq_s32_f32(x.v[i]));
@@ -160,6 +162,11 @@ struct Neon {
     vst1q_s8(out, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
     return map<I32>([&](int i) { return vaddq_s32(sum.v[i], v.v[i]); });
   }
+  // 8 bytes of one row and 8 of another.
+  static int8x16_t pair(const std::int8_t* a, const std::int8_t* b) {
+    const int64x2_t first = vcombine_s64(vreinterpret_s64_s8(vld1_s8(a)), vdup_n_s64(0));
+    return vreinterpretq_s8_s64(vld1q_lane_s64(reinterpret_cast<const std::int64_t*>(b), first, 1));
+  }
   static I32 zero_int() {
     return map<I32>([](int) { return vdupq_n_s32(0); });
   }
@@ -177,14 +184,14 @@ struct Neon {
       const std::int32_t offset = Bits == 8 ? zero_point - 128 : zero_point;
       sum = map<I32>([=](int) { return vdupq_n_s32(-offset * activations); });
     }
+    // Of 16 activations, which several groups share, an instruction takes four by their place.
     template <int Index, int Run>
     void add(const U8& codes, const std::int8_t* four) {
-      std::int32_t x;
-      std::memcpy(&x, four, sizeof x);
-      const int8x16_t activation = vreinterpretq_s8_s32(vdupq_n_s32(x));
+      constexpr int kPlace = Index % 4;
+      const int8x16_t activations = vld1q_s8(four - 4 * kPlace);
       for (int i = 0; i < 4; ++i) {
         const uint8x16_t code = Bits == 8 ? veorq_u8(codes.v[i], vdupq_n_u8(128)) : codes.v[i];
-        sum.v[i] = vdotq_s32(sum.v[i], vreinterpretq_s8_u8(code), activation);
+        sum.v[i] = vdotq_laneq_s32(sum.v[i], vreinterpretq_s8_u8(code), activations, kPlace);
       }
     }
     F32 value() const {
@@ -192,7 +199,7 @@ struct Neon {
     }
   };
 
- private:
+ protected:
   template <class Vector, class F>
   static Vector map(F f) {
     return {{f(0), f(1), f(2), f(3)}};

@@ -28,6 +28,7 @@ constexpr Places make_places() {
 constexpr Places kPlaces = make_places();
 
 struct SparseAvx2 : Int8Avx2 {
+  static constexpr std::uint8_t kFlip = 0;
   static constexpr std::int64_t kMaxTilesAtOnce = 1;
   static constexpr bool kHas8RowTiles = false;
   static constexpr std::int64_t kMaxFewRowsInt8 = 3, kMaxFewRowsFloat = 3;

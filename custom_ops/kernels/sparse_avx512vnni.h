@@ -10,6 +10,7 @@ namespace onnxpress {
 namespace {
 
 struct SparseAvx512Vnni : Int8Avx512Vnni {
+  static constexpr std::uint8_t kFlip = 0;
   static constexpr std::int64_t kMaxTilesAtOnce = 4;
   static constexpr bool kHas8RowTiles = true;
   static constexpr std::int64_t kMaxFewRowsInt8 = 2, kMaxFewRowsFloat = 6;

@@ -12,6 +12,7 @@ namespace onnxpress {
 namespace {
 
 struct SparseScalar : Int8Scalar {
+  static constexpr std::uint8_t kFlip = 0;            // of codes of rows, as in SparseRows
   static constexpr std::int64_t kMaxTilesAtOnce = 1;  // lines of rows that a strip of 4 outputs multiplies at once
   static constexpr bool kHas8RowTiles = false;        // as in sparse_avx512vnni.h
   static constexpr std::int64_t kMaxFewRowsInt8 = 3, kMaxFewRowsFloat = 3;  // rows up to which lanes are outputs

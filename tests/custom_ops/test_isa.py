@@ -56,7 +56,9 @@ def test_kernels_of_an_instruction_set(isa):
 @pytest.mark.parametrize(
     ("isa", "lacks"),
     [
+        ("neon", {"i8mm"}),  # Neoverse N1
         ("avx2", {"avxvnni"}),
+        ("avx512", {"avxvnni", "avx512vnni"}),  # Skylake-SP
         ("avx512vnni", {"avxvnni", "avx512vbmi"}),  # Cascade Lake
         ("avx512bf16", {"avxvnni", "amx"}),  # Zen 4
         ("amx", {"avxvnni", "avx512bf16"}),

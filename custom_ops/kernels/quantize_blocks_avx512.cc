@@ -2,6 +2,6 @@
 
 namespace onnxpress {
 
-extern constexpr QuantizeKernels quantize_avx512vnni = make_quantize_kernels("avx512vnni");
+extern constexpr QuantizeKernels quantize_avx512 = make_quantize_kernels("avx512");
 
 }  // namespace onnxpress

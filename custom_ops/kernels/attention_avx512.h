@@ -1,12 +1,12 @@
-// What attention needs beside simd_avx512vnni.h.
+// What attention needs beside simd_avx512.h.
 #pragma once
 
-#include "kernels/simd_avx512vnni.h"
+#include "kernels/simd_avx512.h"
 
 namespace onnxpress {
 namespace {
 
-struct Avx512VnniAttention : Avx512Vnni {
+struct Avx512Attention : Avx512 {
   // As ScalarAttention has it.
   static void transpose(const float* p, std::int64_t stride, std::int64_t left, float* out, std::int64_t out_stride) {
     __m512 r[16], t[16];
