@@ -41,14 +41,18 @@ class EmptyBatch:
             filled = self._behind(node, pads, "Pad", [x, pads], "filled")
             filled.type = x.type
             return filled
-        return insert_before(node, "Pad", [x, pads], x, suffix="_filled")
+        filled = insert_before(node, "Pad", [x, pads], x, suffix="_filled")
+        _forget_batch(filled)
+        return filled
 
     def emptied(self, node: ir.Node, y: ir.Value, batch: ir.Value) -> ir.Value:
         """What a node made, without that row; nodes are put before the given one."""
         if is_never_empty(batch):
             return y
         first, size = self._ints(0), self._size(node, batch)
-        return insert_before(node, "Slice", [y, first, size, first], y, suffix="_of_batch")
+        emptied = insert_before(node, "Slice", [y, first, size, first], y, suffix="_of_batch")
+        _forget_batch(y)
+        return emptied
 
     def _size(self, node: ir.Node, batch: ir.Value) -> ir.Value:
         """int64 [1]."""
@@ -70,6 +74,12 @@ class EmptyBatch:
             set_names(new, graph, f"batch_{what}", f"batch_{what}_output")
             self._made[key] = insert_behind(x, graph, new).outputs[0]
         return self._made[key]
+
+
+def _forget_batch(value: ir.Value) -> None:
+    """Its first axis is called like no other: ONNX Runtime puts tensors of equal names into the same memory."""
+    if value.shape is not None:
+        value.shape = ir.Shape([None, *value.shape[1:]])
 
 
 def is_never_empty(batch: ir.Value) -> bool:

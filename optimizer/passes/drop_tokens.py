@@ -216,7 +216,9 @@ class DropTokens(GraphPass):
         first = write.op("Equal", slots, write.ints(0), dtype=_BOOL)
         if tokens.mask is None:
             return _Tokens(None, None, first, kept, place), x
-        return _Tokens(write.cast(inside, ir.DataType.INT32), inside, first, kept, place), x
+        mask = write.cast(inside, ir.DataType.INT32)
+        mask.shape = ir.Shape([None, None])
+        return _Tokens(mask, inside, first, kept, place), x
 
     def _restore(self, y: ir.Value, others: Sequence[Any]) -> None:
         """Let readers of what a layer makes, and outputs of the graph, find all tokens."""

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from encoder_layers import LayerModel
+from encoder_layers import HIDDEN, LayerModel
 from graphs import matmul_model
 from onnxpress.custom_ops import register
 from onnxpress.optimizer import Recipe, optimize
@@ -129,3 +129,13 @@ def test_refused(model, message, tmp_path):
     with pytest.raises(OnnxpressError, match=message):
         optimize(model, Recipe(scheme="int8-dynamic", lengths="0.9,0.8"), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("lengths", ["1,1", "0.7,0.4", "input"])
+@pytest.mark.parametrize("fuse_layers", [False, True])
+def test_batches_without_rows_and_rows_without_tokens(lengths, fuse_layers, tmp_path):
+    case = LayerModel(layers=3)
+    _, path = converted(tmp_path, case, lengths=lengths, fuse_layers=fuse_layers)
+    for shape in ((0, 9), (2, 0), (0, 0)):
+        fed = {"x": np.zeros((*shape, HIDDEN), np.float32), "attention_mask": np.ones(shape, np.int64)}
+        assert run(path, fed, ours=True).shape == (*shape, HIDDEN)
