@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "kernels/bit_planes.h"
 #include "kernels/block_sparse.h"
 #include "kernels/encoder_layer.h"
 #include "kernels/matmul_int8.h"
@@ -33,8 +34,8 @@ struct Product {
     source.bits = bits;
     source.block_size = size.block;
     const std::int64_t blocks = source.blocks();
-    codes.resize(static_cast<std::size_t>(source.N * blocks * size.block * bits / 8));
-    zero_points.resize(static_cast<std::size_t>(source.N * ((blocks * bits + 7) / 8)));
+    codes.resize(static_cast<std::size_t>(source.N * blocks * packed_bytes(size.block, bits)));
+    zero_points.resize(static_cast<std::size_t>(source.N * packed_bytes(blocks, bits)));
     scales.resize(static_cast<std::size_t>(source.N * blocks));
     A.resize(static_cast<std::size_t>(M * source.K));
     for (auto& code : codes) code = static_cast<std::uint8_t>(random());
