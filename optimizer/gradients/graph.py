@@ -24,8 +24,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import OnnxpressError
 from ..graph.constants import constant_of, release
-from ..graph.matching import opset_of
+from ..graph.matching import is_standard, opset_of
 from ..graph.rewriting import required
+from ..model_io.traverse import inner_graphs
 from ..runtime.feeds import Feeds
 from .operators import OPERATORS, Operator, Place
 
@@ -214,7 +215,7 @@ def _needed(model: ir.Model, outputs: Sequence[ir.Value]) -> list[ir.Node]:
 
 def _check(nodes: Sequence[ir.Node]) -> None:
     """Refuse what cannot be computed."""
-    inner = sorted({node.op_type for node in nodes if _has_graph(node)})
+    inner = sorted({node.op_type for node in nodes if next(inner_graphs(node), None) is not None})
     if inner:
         raise OnnxpressError(f"the graph branches or loops ({', '.join(inner)}), through which no gradient goes here")
     unknown = sorted({_name(node) for node in nodes if not _is_known(node)})
@@ -225,16 +226,11 @@ def _check(nodes: Sequence[ir.Node]) -> None:
 def _is_known(node: ir.Node) -> bool:
     if node.domain == "com.microsoft":
         return node.op_type in _MICROSOFT
-    return node.domain in ("", "ai.onnx") and node.op_type in OPERATORS
+    return is_standard(node, *OPERATORS)
 
 
 def _name(node: ir.Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-
-
-def _has_graph(node: ir.Node) -> bool:
-    return any(attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for attribute in
-               node.attributes.values())  # fmt: skip
 
 
 def _live_values(steps: Sequence[_Step], outputs: Sequence[ir.Value]) -> list[list[ir.Value]]:

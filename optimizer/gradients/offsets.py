@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..quantization.formats import SCALE_TYPES
 from ..quantization.quantized_weight import QuantizedWeight, pack_codes
+from .held_scales import as_held
 
 _WITHIN = 0.49
 """Of half a code: as far from a code as a number may be at the start."""
@@ -42,7 +42,7 @@ class OffsetWeight:
     def __init__(self, weight: QuantizedWeight, rows: npt.NDArray[np.float32], factor: float = 1.0) -> None:
         scheme = weight.scheme
         self._weight, self._inverse = weight, 1 / factor
-        self._form, self._type = scheme.number_format, SCALE_TYPES[scheme.scale_type]
+        self._form = scheme.number_format
         self._block = scheme.codes_per_block(weight.K)
         self._scales = torch.from_numpy(weight.scales.copy())
         self._zeros = self._spread(torch.from_numpy(self._form.decode(weight.zero_points)))
@@ -74,13 +74,7 @@ class OffsetWeight:
         return rounded.clamp(float(self._form.min), float(self._form.max))
 
     def _held(self) -> torch.Tensor:
-        """Scales that there are, taken as they are in derivatives."""
-        scales = self._scales * self._above
-        with torch.no_grad():
-            found = self._type.round(np.abs(scales.numpy()), self._form)
-            held = torch.copysign(torch.from_numpy(found), scales)
-            lost = torch.where(scales == 0, 0.0, held - scales)
-        return scales + lost
+        return as_held(self._scales * self._above, self._weight.scheme)
 
     def _spread(self, of_blocks: torch.Tensor) -> torch.Tensor:
         return of_blocks.repeat_interleave(self._block, 1)[:, : self._weight.K]

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..quantization.formats import SCALE_TYPES
 from ..quantization.quantized_weight import QuantizedWeight
+from .held_scales import as_held, held_scales
 
 _PIECE = 1 << 22
 """Numbers that are decoded at a time."""
@@ -37,7 +37,6 @@ class RoundedWeight:
     def __init__(self, weight: QuantizedWeight, factor: float = 1.0) -> None:
         self._weight, self._inverse = weight, 1 / factor
         scheme = weight.scheme
-        self._type = SCALE_TYPES[scheme.scale_type]
         block = scheme.codes_per_block(weight.K)
         codes = np.repeat(weight.zero_points, block, axis=1)
         codes[:, : weight.K] = weight.code_rows()
@@ -49,22 +48,20 @@ class RoundedWeight:
         self._least = float(form.values[0]) if scheme.integer else 0.0
         self._scales = torch.from_numpy(weight.scales.copy())
         has_own = bool(scheme.block_size) or scheme.per_channel
-        self.change = torch.zeros_like(self._scales, requires_grad=has_own and not self._type.power_of_two)
+        moves = has_own and not SCALE_TYPES[scheme.scale_type].power_of_two
+        self.change = torch.zeros_like(self._scales, requires_grad=moves)
 
     def rows(self) -> torch.Tensor:
         """The weight as it is now, [N, K]."""
-        scales = self._scales * (1 + self.change)
-        with torch.no_grad():
-            lost = torch.from_numpy(self._rounded(scales.numpy())) - scales
-        rows: torch.Tensor = _Dequantized.apply((scales + lost) * self._inverse, self)
+        scales = as_held(self._scales * (1 + self.change), self._weight.scheme)
+        rows: torch.Tensor = _Dequantized.apply(scales * self._inverse, self)
         return rows[:, : self._weight.K]
 
     def result(self) -> QuantizedWeight:
         """The weight with the scales as they are now; its errors are those that it had."""
         with torch.no_grad():
-            return dataclasses.replace(
-                self._weight, scales=self._rounded((self._scales * (1 + self.change)).numpy())
-            )  # fmt: skip
+            scales = held_scales((self._scales * (1 + self.change)).numpy(), self._weight.scheme)
+        return dataclasses.replace(self._weight, scales=scales)
 
     def pieces(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """Some output channels at a time, and (number - zero point) of each of their codes, [n, blocks, block]."""
@@ -81,11 +78,6 @@ class RoundedWeight:
     def shape(self) -> tuple[int, ...]:
         """Output channels, blocks and codes of one."""
         return tuple(self._codes.shape)
-
-    def _rounded(self, scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """To those that there are, of either sign; 0 stays."""
-        held = self._type.round(np.abs(scales), self._weight.scheme.number_format)
-        return np.where(scales == 0, scales, np.copysign(held, scales))
 
 
 class _Dequantized(torch.autograd.Function):  # type: ignore[misc]

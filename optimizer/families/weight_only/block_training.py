@@ -8,7 +8,6 @@ it make, and offsets of rounding and ranges of its weights are trained so that i
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,10 @@ from ...calibration.kept import Kept
 from ...calibration.segments import MEMORY
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
-from ...settings.budget import seconds_of
 from ...settings.recipe import Recipe
 from .products import Job
 from .results import Results, Store, Trained
-from .training import STEPS, Setup, as_read, factor_of, measured, with_method
+from .training import STEPS, Setup, as_read, deadline_of, factor_of, float_rows, measured, with_method
 
 if TYPE_CHECKING:
     import torch
@@ -53,9 +51,7 @@ class BlockTraining:
         self._setup, self._graph = setup, setup.graph
         self._jobs, self._progress, self._store = jobs, progress, store
         self._steps = recipe.steps or STEPS
-        self._deadline = float("inf")
-        if recipe.search_time is not None:
-            self._deadline = time.perf_counter() + seconds_of(recipe.search_time)
+        self._deadline = deadline_of(recipe)
 
     def train(self, results: Results) -> Results:
         """Train all blocks.
@@ -123,7 +119,7 @@ class BlockTraining:
 
         def read(node: ir.Node, weight: RoundedWeight) -> torch.Tensor:
             with torch.no_grad():
-                return as_read(node, weight.rows())
+                return as_read(node, weight)
 
         given: dict[str, Callable[[], torch.Tensor]] = {}
         for job in inside:
@@ -147,7 +143,7 @@ class BlockTraining:
             given = self._fixed([job for job in inside if job not in moving], made)
             for job, weight in zip(moving, weights, strict=True):
                 for node in self._setup.readers[job.weight.identity]:
-                    given[node.name or ""] = functools.partial(_as_read, node, weight)
+                    given[node.name or ""] = functools.partial(as_read, node, weight)
             descent = SignDescent(
                 [each for weight in weights for each in weight.parameters],
                 self._loss_of(block, rounded, given, wanted), self._setup.learned, self._setup.apart, self._steps,
@@ -194,10 +190,5 @@ def _offsets(weight: LazyWeight, results: Results) -> OffsetWeight:
 
     from ...gradients.offsets import OffsetWeight
 
-    given = weight.rows()
-    rows = np.array(given if weight.weight.transposed else given.T, np.float32)
+    rows = np.array(float_rows(weight), np.float32)
     return OffsetWeight(results[weight.identity].read(), rows, factor_of(weight))
-
-
-def _as_read(node: ir.Node, weight: OffsetWeight) -> torch.Tensor:
-    return as_read(node, weight.rows())

@@ -9,27 +9,22 @@ trains scales and offsets; zero points are codes here and stay.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
-
-import onnx_ir as ir
 
 from ...calibration.kept import Kept
 from ...calibration.segments import MEMORY
 from ...planning.result import Progress
-from ...settings.budget import seconds_of
 from ...settings.recipe import Recipe
 from .products import Job
 from .results import Results, Store, Trained
-from .training import STEPS, Setup, as_read, factor_of, measured, with_method
+from .training import STEPS, Setup, as_read, deadline_of, factor_of, measured, with_method
 
 if TYPE_CHECKING:
     import torch
 
     from ...gradients.descent import State
     from ...gradients.graph import Weights
-    from ...gradients.rounded import RoundedWeight
 
 NAME = "dwq"
 _RATE = 4e-3
@@ -58,11 +53,11 @@ def distill(
     from ...gradients.descent import Descent
     from ...gradients.rounded import RoundedWeight
 
-    begin = time.perf_counter()
+    deadline = deadline_of(recipe)
     rounded = [job for job in jobs if job.weight.identity in results]
     weights = {job.index: RoundedWeight(results[job.weight.identity].read(), factor_of(job.weight)) for job in rounded}
     given = {
-        node.name or "": functools.partial(_as_read, node, weights[job.index])
+        node.name or "": functools.partial(as_read, node, weights[job.index])
         for job in rounded
         for node in setup.readers[job.weight.identity]
     }
@@ -74,7 +69,6 @@ def distill(
         descent = Descent(moving, _loss_by(setup, given, wanted), setup.learned, setup.apart, steps, rate)
         if store.files.has(_FILE):
             descent.go_on(store.files.read(_FILE, descent.arrays()))
-        deadline = float("inf") if recipe.search_time is None else begin + seconds_of(recipe.search_time)
         ended = descent.run(functools.partial(progress, NAME), deadline, functools.partial(_keep, store))
     finally:
         wanted.close()
@@ -117,7 +111,3 @@ def _loss_by(setup: Setup, given: Weights, wanted: Kept) -> Callable[[int], torc
 
 def _keep(store: Store, state: State) -> None:
     store.files.keep(_FILE, *state)
-
-
-def _as_read(node: ir.Node, weight: RoundedWeight) -> torch.Tensor:
-    return as_read(node, weight.rows())

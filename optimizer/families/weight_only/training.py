@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+import math
+import time
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from ...calibration import Data
@@ -16,6 +19,8 @@ from ...graph.constants import release
 from ...planning.lazy_weight import LazyWeight
 from ...quantization.quantized_weight import QuantizedWeight
 from ...runtime.feeds import is_float
+from ...settings.budget import seconds_of
+from ...settings.recipe import Recipe
 from .results import Rounded
 
 if TYPE_CHECKING:
@@ -90,9 +95,22 @@ def factor_of(weight: LazyWeight) -> float:
     return weight.factor if weight.factor and not weight.scheme.takes_factors else 1.0
 
 
-def as_read(node: ir.Node, rows: torch.Tensor) -> torch.Tensor:
-    """A weight [N, K] in the layout of a node's second input."""
+class HasRows(Protocol):
+    """A weight that is trained, or was."""
+
+    def rows(self) -> torch.Tensor:
+        """It as it is now, [N, K]."""
+
+
+def as_read(node: ir.Node, weight: HasRows) -> torch.Tensor:
+    """A weight in the layout of a node's second input."""
+    rows = weight.rows()
     return rows if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1 else rows.T
+
+
+def deadline_of(recipe: Recipe) -> float:
+    """By `time.perf_counter`, where training that begins now has to end."""
+    return math.inf if recipe.search_time is None else time.perf_counter() + seconds_of(recipe.search_time)
 
 
 def with_method(rounded: Rounded, method: str) -> Rounded:
@@ -100,12 +118,17 @@ def with_method(rounded: Rounded, method: str) -> Rounded:
     return dataclasses.replace(rounded, method=f"{rounded.method}+{method}")
 
 
+def float_rows(weight: LazyWeight) -> npt.NDArray[Any]:
+    """What a weight is rounded from, [N, K]; a view where the model has it in memory."""
+    rows = weight.rows()
+    return rows if weight.weight.transposed else rows.T
+
+
 def measured(weight: LazyWeight, found: QuantizedWeight) -> QuantizedWeight:
     """A rounded weight with its squared error as it is now."""
-    given = weight.rows()
-    rows = given if weight.weight.transposed else given.T
+    rows = float_rows(weight)
     parts = [slice(begin, begin + _ROWS) for begin in range(0, len(rows), _ROWS)]
     error = sum(float(np.square(found.part(part).rows() - rows[part], dtype=np.float64).sum()) for part in parts)
-    del given, rows
+    del rows
     release(weight.weight.tensor)
     return dataclasses.replace(found, error=dataclasses.replace(found.error, error=error))
