@@ -49,12 +49,12 @@ class GenaiFolder:
     Attributes:
         folder: Where.
         source: The folder of the model that is converted, with its tokenizer.
-        facts: What the files there say of it.
+        config: What genai_config.json is to say.
     """
 
     folder: Path
     source: Path
-    facts: dict[str, Any]
+    config: dict[str, Any]
 
     @property
     def model(self) -> Path:
@@ -65,16 +65,15 @@ class GenaiFolder:
         """Write what belongs beside the model, which is there already.
 
         Raises:
-            OnnxpressError: The model is none that onnxruntime-genai runs, or a file cannot be written.
+            OnnxpressError: A file cannot be written.
         """
-        config = genai_config(_graph_of(self.model), self.facts, str(self.model))
         for name in _COPIED:
             if (self.source / name).is_file():
                 try:
                     shutil.copyfile(self.source / name, self.folder / name)
                 except OSError as error:
                     raise OnnxpressError(f"{self.folder / name}: cannot write: {error.strerror}") from error
-        write_whole(self.folder / "genai_config.json", (json.dumps(config, indent=2) + "\n").encode())
+        write_whole(self.folder / "genai_config.json", (json.dumps(self.config, indent=2) + "\n").encode())
 
     def discard(self) -> None:
         """Leave no empty folder behind."""
@@ -108,14 +107,14 @@ def genai_folder(folder: str | Path, model: Path) -> GenaiFolder:
         raise UsageError(f"{source / _CONFIG}: has no eos_token_id, the token that ends a text; add it")
     if not any(isinstance(facts.get(key), int) for key in _LENGTHS):
         raise UsageError(f"{source / _CONFIG}: has none of {', '.join(_LENGTHS)}; add how many tokens there may be")
-    genai_config(_graph_of(model), facts, str(model))  # which refuses others before they are converted
+    config = genai_config(_graph_of(model), facts, str(model))  # which a conversion changes nothing of
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is no folder; {option('genai')} writes one")
     if not folder.exists():
         check_target(folder)
         folder.mkdir()
     check_target(folder / MODEL, [model])
-    return GenaiFolder(folder, source, facts)
+    return GenaiFolder(folder, source, config)
 
 
 def genai_config(graph: onnx.GraphProto, facts: dict[str, Any], name: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..passes.squeeze_weights import SqueezeWeights
 from ..planning.kept_in_float import kept_in_float
 from ..planning.lazy_weight import gain, reports
-from ..planning.plan import Decision
+from ..planning.plan import Decision, without_fused
 from ..planning.plan_dynamic import plan_attention, plan_dynamic
 from ..planning.report import group_reasons
 from ..planning.result import ConversionResult, Progress
@@ -77,7 +77,7 @@ def convert(
         rows.append(("padding", _PADDING if whole else _SOME))
     rows += dropping.rows + (searched.rows if searched is not None else [])
     return ConversionResult(
-        decisions=[each for each in plan.told if each.taken or each.node.graph is not None],  # others were fused
+        decisions=without_fused(plan.told),
         weights=lambda: reports(stored.weights),
         gain=lambda: gain(stored.weights),
         warnings=[
@@ -173,8 +173,7 @@ def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
     if recipe.fuse and is_new and any(decision.taken for decision in products):
         left |= run_all(model, (fuse,))
     attentions = plan_attention(model, recipe, fuse.fused)
-    # The products within a fused attention are no longer there to be told of.
-    return _Plan([each for each in products if each.taken or each.node.graph is not None], attentions, fuse, left)
+    return _Plan(without_fused(products), attentions, fuse, left)
 
 
 def _no_attention(plan: _Plan) -> dict[str, str]:

@@ -121,6 +121,11 @@ class Decision:
         return dataclasses.replace(self, taken=False, reason=reason, weight=None, settings=None, form=None, scheme="")
 
 
+def without_fused(decisions: Iterable[Decision]) -> list[Decision]:
+    """Decisions once a graph is fused: without those to leave a node that went into what was fused."""
+    return [each for each in decisions if each.taken or each.node.graph is not None]
+
+
 def plan(model: ir.Model, recipe: Recipe, does: str | None = None) -> list[Decision]:
     """Decide on every node that has, or could have, a weight.
 

@@ -18,7 +18,6 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
@@ -29,9 +28,6 @@ from .feeds import Feeds
 from .profiled_session import ProfiledSession
 from .session import session_options, uses_our_ops
 from .temporary import written
-
-if TYPE_CHECKING:
-    pass
 
 _DATA_KEY = "session.optimized_model_external_initializers_file_name"
 

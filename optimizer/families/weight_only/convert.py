@@ -16,6 +16,7 @@ from ...graph.rewriting import required
 from ...model_io.names import copy_of
 from ...passes.fold_scales import FoldScales
 from ...planning.lazy_weight import LazyWeight, gain, reports
+from ...planning.plan import without_fused
 from ...planning.result import ConversionResult, Progress
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
@@ -69,7 +70,7 @@ def _convert(
     take_results(lazy, results)
     fusion = finish_decoder(model, recipe)
     return ConversionResult(
-        [each for each in decisions if each.taken or each.node.graph is not None],  # others went into what was fused
+        without_fused(decisions),
         weights=lambda: reports(lazy),
         gain=lambda: gain(lazy),
         warnings=[*rewritten.warnings, *fusion.warnings],
