@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from .rewriting import SharedArrays, insert_before, required, set_names
-from .sharing import insert_behind
+from .rewriting import SharedArrays, insert_before, required
+from .sharing import made_behind
 
 _INT64 = ir.DataType.INT64
 
@@ -70,9 +70,7 @@ class EmptyBatch:
         assert isinstance(graph, ir.Graph)
         key = (id(graph), x, what)
         if key not in self._made:
-            new = ir.node(op_type, inputs, attributes=attributes)
-            set_names(new, graph, f"batch_{what}", f"batch_{what}_output")
-            self._made[key] = insert_behind(x, graph, new).outputs[0]
+            self._made[key] = made_behind(x, graph, op_type, inputs, f"batch_{what}", **attributes)
         return self._made[key]
 
 

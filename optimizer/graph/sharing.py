@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
+
+from .rewriting import set_names
 
 
 def insert_behind(value: ir.Value, graph: ir.Graph, node: ir.Node) -> ir.Node:
@@ -24,3 +28,12 @@ def insert_behind(value: ir.Value, graph: ir.Graph, node: ir.Node) -> ir.Node:
     else:
         graph.append(node)
     return node
+
+
+def made_behind(
+    value: ir.Value, graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: int
+) -> ir.Value:
+    """The output of a new standard node that `insert_behind` puts; the next free names after this one are taken."""
+    node = ir.node(op_type, inputs, attributes=attributes)
+    set_names(node, graph, name, f"{name}_output")
+    return insert_behind(value, graph, node).outputs[0]

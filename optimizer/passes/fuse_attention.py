@@ -20,8 +20,8 @@ import onnx_ir as ir
 from ..graph.constants import scalar
 from ..graph.padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
 from ..graph.projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
-from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required, set_names
-from ..graph.sharing import insert_behind
+from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required
+from ..graph.sharing import made_behind
 from ..model_io.names import names_of
 from .base import GraphPass
 from .remove_unused import remove_unused
@@ -180,20 +180,15 @@ class FuseAttention(GraphPass):
         if mask.root.shape is not None and len(mask.root.shape) == 4:
             axes = add_array(self._graph, f"{mask.root.name}_axes", np.array([1, 2], np.int64))
             value = self._behind("Squeeze", value, axes)
-        value = self._behind("Cast", value)
-        node = value.producer()
-        assert node is not None
-        node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.INT32))
+        value = self._behind("Cast", value, to=int(ir.DataType.INT32))
         value.type = ir.TensorType(ir.DataType.INT32)
         if mask.root.shape is not None:
             value.shape = ir.Shape([mask.root.shape[0], mask.root.shape[-1]])
         return value
 
-    def _behind(self, op_type: str, value: ir.Value, *more: ir.Value) -> ir.Value:
-        node = ir.node(op_type, [value, *more])
+    def _behind(self, op_type: str, value: ir.Value, *more: ir.Value, **attributes: int) -> ir.Value:
         name = f"{value.name}_{op_type.lower()}"
-        set_names(node, self._graph, name, f"{name}_output")
-        return insert_behind(value, self._graph, node).outputs[0]
+        return made_behind(value, self._graph, op_type, [value, *more], name, **attributes)
 
 
 def _is_whole(node: ir.Node) -> bool:
