@@ -35,10 +35,10 @@ void dequantize(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::in
         constexpr int kHalf = decltype(g)::value / 4;
         typename S::F32 values[4];
         Codes::template floats<decltype(g)::value>(span, values);
-        unroll<4>(ONNXPRESS_EACH(j) {
-          const auto value = without_zero_point<S, Codes>(values[j.value], zero_points[kHalf]);
-          S::store(out + ((s + 4 * g.value + j.value) * kTiles + t) * kTile, S::mul(value, scales[kHalf]));
-        });
+        ONNXPRESS_UNROLLED for (int j = 0; j < 4; ++j) {
+          const auto value = without_zero_point<S, Codes>(values[j], zero_points[kHalf]);
+          S::store(out + ((s + 4 * g.value + j) * kTiles + t) * kTile, S::mul(value, scales[kHalf]));
+        }
       });
     }
   }
@@ -54,11 +54,11 @@ void multiply_floats(const NBitsProblem& p, const float* panel, std::int64_t til
   const float* a = p.A + row * w.K + k;
   for (std::int64_t i = 0; i < count; ++i, ++a, panel += kTiles * kTile) {
     typename S::F32 weights[kTiles];
-    unroll<kTiles>(ONNXPRESS_EACH(t) { weights[t.value] = S::load(panel + t.value * kTile); });
-    unroll<Rows>(ONNXPRESS_EACH(r) {
-      const auto x = S::set1(a[r.value * w.K]);
-      unroll<kTiles>(ONNXPRESS_EACH(t) { y[r.value][t.value] = S::fma(x, weights[t.value], y[r.value][t.value]); });
-    });
+    ONNXPRESS_UNROLLED for (int t = 0; t < kTiles; ++t) { weights[t] = S::load(panel + t * kTile); }
+    ONNXPRESS_UNROLLED for (int r = 0; r < Rows; ++r) {
+      const auto x = S::set1(a[r * w.K]);
+      ONNXPRESS_UNROLLED for (int t = 0; t < kTiles; ++t) { y[r][t] = S::fma(x, weights[t], y[r][t]); }
+    }
   }
   store_sums<S>(p, tile, row, y);
 }
@@ -86,7 +86,7 @@ void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tile
     // are in one block, or in two of 16.
     typename S::F32 sums[4];
     const auto clear = [&]() __attribute__((always_inline)) {
-      unroll<4>(ONNXPRESS_EACH(j) { sums[j.value] = S::zero(); });
+      ONNXPRESS_UNROLLED for (int j = 0; j < 4; ++j) { sums[j] = S::zero(); }
     };
     const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
       const auto sum = S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3]));
@@ -112,10 +112,10 @@ void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tile
         }
         typename S::F32 values[4];
         Codes::template floats<decltype(g)::value>(span, values);
-        unroll<4>(ONNXPRESS_EACH(j) {
-          const auto value = without_zero_point<S, Codes>(values[j.value], zero_point);
-          sums[j.value] = S::fma(value, S::set1(a[4 * g.value + j.value]), sums[j.value]);
-        });
+        ONNXPRESS_UNROLLED for (int j = 0; j < 4; ++j) {
+          const auto value = without_zero_point<S, Codes>(values[j], zero_point);
+          sums[j] = S::fma(value, S::set1(a[4 * g.value + j]), sums[j]);
+        }
       });
       if (w.block_size == kTile) {
         finish(block + 1);

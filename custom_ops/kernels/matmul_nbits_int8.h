@@ -50,7 +50,7 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
   load_sums<S>(p, tile, row, 0, y);
 
   const std::uint8_t* codes[Tiles];
-  unroll<Tiles>(ONNXPRESS_EACH(t) { codes[t.value] = span_of(w, tile + t.value, 0); });
+  ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) { codes[t] = span_of(w, tile + t, 0); }
   // What the same tiles of the next group will read: too many short streams for the CPU to guess. After the last group
   // another thread may go on, so nothing new is fetched.
   const std::int64_t ahead = last ? 0 : Tiles * (w.padded_k / kSpan) * kLine * Bits;
@@ -58,42 +58,44 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
   Dot dot[Rows][Tiles];
   const auto start = [&](std::int64_t block) __attribute__((always_inline)) {
     const std::int32_t* sum_a = a.sums + block * a.stride + row;
-    unroll<Rows>(ONNXPRESS_EACH(i) {
-      unroll<Tiles>(ONNXPRESS_EACH(t) { dot[i.value][t.value].start(middle, sum_a[i.value]); });
-    });
+    ONNXPRESS_UNROLLED for (int i = 0; i < Rows; ++i) {
+      ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) { dot[i][t].start(middle, sum_a[i]); }
+    }
   };
   const auto finish = [&](std::int64_t block) __attribute__((always_inline)) {
     const float* scale_a = a.scales + block * a.stride + row;
     const std::int32_t* sum_a = a.sums + block * a.stride + row;
-    unroll<Tiles>(ONNXPRESS_EACH(t) {
-      const auto scale = scale_of<S>(w, tile + t.value, block);
-      unroll<Rows>(ONNXPRESS_EACH(i) {
-        const auto factor = S::mul(scale, S::set1(scale_a[i.value]));
-        y[i.value][t.value] = S::fma(dot[i.value][t.value].value(), factor, y[i.value][t.value]);
-      });
-      if (!centred) {
-        const auto offset = S::mul(scale, zero_point_of<S>(w, tile + t.value, block));
-        unroll<Rows>(ONNXPRESS_EACH(i) {
-          const auto sum = S::set1(scale_a[i.value] * static_cast<float>(sum_a[i.value]));
-          y[i.value][t.value] = S::fnma(offset, sum, y[i.value][t.value]);
-        });
+    ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) {
+      const auto scale = scale_of<S>(w, tile + t, block);
+      ONNXPRESS_UNROLLED for (int i = 0; i < Rows; ++i) {
+        const auto factor = S::mul(scale, S::set1(scale_a[i]));
+        y[i][t] = S::fma(dot[i][t].value(), factor, y[i][t]);
       }
-    });
+      if (!centred) {
+        const auto offset = S::mul(scale, zero_point_of<S>(w, tile + t, block));
+        ONNXPRESS_UNROLLED for (int i = 0; i < Rows; ++i) {
+          const auto sum = S::set1(scale_a[i] * static_cast<float>(sum_a[i]));
+          y[i][t] = S::fnma(offset, sum, y[i][t]);
+        }
+      }
+    }
   };
   const auto add = [&](auto g, auto run) __attribute__((always_inline)) {
     constexpr int G = decltype(g)::value, Run = decltype(run)::value;
-    unroll<Tiles>(ONNXPRESS_EACH(t) {
-      const auto group = load_group<S, Bits, G>(codes[t.value]);
-      unroll<Rows>(ONNXPRESS_EACH(i) {
-        dot[i.value][t.value].template add<G % Run, Run>(group, x + i.value * a.row_bytes + 4 * G);
-      });
-    });
+    ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) {
+      const auto group = load_group<S, Bits, G>(codes[t]);
+      ONNXPRESS_UNROLLED for (int i = 0; i < Rows; ++i) {
+        dot[i][t].template add<G % Run, Run>(group, x + i * a.row_bytes + 4 * G);
+      }
+    }
   };
   const auto next = [&]() __attribute__((always_inline)) {
-    unroll<Tiles>(ONNXPRESS_EACH(t) {
-      unroll<Bits>(ONNXPRESS_EACH(line) { __builtin_prefetch(codes[t.value] + ahead + kLine * line.value); });
-      codes[t.value] += kLine * Bits;
-    });
+    ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) {
+      ONNXPRESS_UNROLLED for (int line = 0; line < Bits; ++line) {
+        __builtin_prefetch(codes[t] + ahead + kLine * line);
+      }
+      codes[t] += kLine * Bits;
+    }
     x += kSpan;
   };
   if (w.block_size == kTile) {
@@ -119,7 +121,9 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
   store_sums<S>(p, tile, row, y);
 }
 
-// Rows [begin, end) in groups; the tiles stay in L2 from one group to the next.
+// Rows [begin, end) in groups; the tiles stay in L2 from one group to the next. Where the tiles are no whole groups,
+// the last group begins within the one before and makes the same sums again: kernels for fewer tiles take long to
+// compile.
 template <class S, int Bits>
 void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t first_tile, std::int64_t tiles,
                  std::int64_t begin, std::int64_t rows_end) {
@@ -128,10 +132,17 @@ void stream_int8(const NBitsProblem& p, const QuantizedRows& rows, std::int64_t 
       begin, rows_end, [&](auto rows_at_once, std::int64_t row) __attribute__((always_inline)) {
         constexpr int kRows = decltype(rows_at_once)::value;
         constexpr int kTiles = S::template stream_tiles<kRows>();
-        std::int64_t tile = first_tile;
-        for (; tile + kTiles <= end; tile += kTiles)
+        if (tiles < kTiles) {
+          for (int i = 0; i < kRows; ++i) {
+            for (std::int64_t tile = first_tile; tile < end; ++tile)
+              stream_tiles<S, Bits, 1, 1>(p, rows, row + i, tile, true);
+          }
+          return;
+        }
+        for (std::int64_t at = first_tile; at < end; at += kTiles) {
+          const std::int64_t tile = at + kTiles <= end ? at : end - kTiles;
           stream_tiles<S, Bits, kRows, kTiles>(p, rows, row, tile, tile + 2 * kTiles > end);
-        for (; tile < end; ++tile) stream_tiles<S, Bits, kRows, 1>(p, rows, row, tile, tile + 2 > end);
+        }
       });
 }
 

@@ -78,24 +78,24 @@ template <class S, int Rows, int Tiles>
 __attribute__((always_inline)) inline void load_sums(const NBitsProblem& p, std::int64_t tile, std::int64_t row,
                                                      std::int64_t k, typename S::F32 (&y)[Rows][Tiles]) {
   const std::int64_t N = p.weight->N;
-  unroll<Rows>(ONNXPRESS_EACH(i) {
-    unroll<Tiles>(ONNXPRESS_EACH(t) {
-      const std::int64_t column = (tile + t.value) * kTile;
-      y[i.value][t.value] = k == 0 ? bias_of<S>(p, column) : S::load(p.Y + (row + i.value) * N + column, N - column);
-    });
-  });
+  ONNXPRESS_UNROLLED for (int i = 0; i < Rows; ++i) {
+    ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) {
+      const std::int64_t column = (tile + t) * kTile;
+      y[i][t] = k == 0 ? bias_of<S>(p, column) : S::load(p.Y + (row + i) * N + column, N - column);
+    }
+  }
 }
 
 template <class S, int Rows, int Tiles>
 __attribute__((always_inline)) inline void store_sums(const NBitsProblem& p, std::int64_t tile, std::int64_t row,
                                                       const typename S::F32 (&y)[Rows][Tiles]) {
   const std::int64_t N = p.weight->N;
-  unroll<Rows>(ONNXPRESS_EACH(i) {
-    unroll<Tiles>(ONNXPRESS_EACH(t) {
-      const std::int64_t column = (tile + t.value) * kTile;
-      S::store(p.Y + (row + i.value) * N + column, y[i.value][t.value], N - column);
-    });
-  });
+  ONNXPRESS_UNROLLED for (int i = 0; i < Rows; ++i) {
+    ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) {
+      const std::int64_t column = (tile + t) * kTile;
+      S::store(p.Y + (row + i) * N + column, y[i][t], N - column);
+    }
+  }
 }
 
 }  // namespace

@@ -24,6 +24,9 @@ __attribute__((always_inline)) inline void unroll(const F& body) {
 }
 #define ONNXPRESS_EACH(i) [&](auto i) __attribute__((always_inline))
 
+// Before a loop of at most 8 turns whose index need not be known to types: compiled in a third of the time of `unroll`.
+#define ONNXPRESS_UNROLLED _Pragma("GCC unroll 8")
+
 // body(Index<Rows>, row) with Rows as near Most as equal groups allow: 8 rows are 4 and 4, not 6, 1 and 1.
 template <int Rows, class F>
 __attribute__((always_inline)) inline void call_with_rows(std::int64_t rows, std::int64_t row, const F& body) {

@@ -60,9 +60,7 @@ def quantize_block(
 
     Symmetric: the value of largest magnitude keeps its sign and is put on the code that has the room for it,
     so scale = extreme / -2**(bits-1), which uses all 2**bits codes. Asymmetric: the range [min, max] with zero
-    included maps to [0, 2**bits - 1]. The search tries `MULTIPLES` of that scale, and moves the best to the
-    least-squares optimum for the codes found, s = sum(h x q) / sum(h q q) with q = code - zero_point (a step of
-    Lloyd's method). It minimises
+    included maps to [0, 2**bits - 1]. The search tries `MULTIPLES` of that scale and minimises
 
         sum over the block of h (x - s q)^2,   h = LEAST_COUNT + x^2 / mean(x^2).
 
@@ -70,7 +68,10 @@ def quantize_block(
     the large ones most, which meet its large activations. That the error of a weight counts by its own square is
     what the k-quants of llama.cpp do where no data says better; as it is but a guess, a scale is taken only where it
     costs less than `WORTH` times what plain min/max does. Where data says better, h is the importance of each input,
-    smaller scales are tried as well, and any gain is worth it.
+    smaller scales are tried as well, any gain is worth it, and the best is moved to the least-squares optimum for the
+    codes found, s = sum(h x q) / sum(h q q) with q = code - zero_point (a step of Lloyd's method). Without data that
+    step makes blocks smaller than they were as a whole, and small blocks worse: a sentence encoder in symmetric int4
+    of blocks of 32 lost 2 % more by it.
 
     Args:
         x: float32 [block_size, columns].
@@ -116,7 +117,7 @@ def quantize_block(
             np.where(better, offset, zero),
             np.where(better, wrong, cost),
         )
-    if search:
+    if search and importance is not None:
         q = _codes(x, scale, zero, levels) - zero
         weighted = q * counts
         above, below = _sum(x * weighted), _sum(q * weighted)
