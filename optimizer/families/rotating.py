@@ -1,0 +1,121 @@
+"""The transform `hadamard`: a float model rotated before anything else is done to it, without data.
+
+It is run beside the original on random inputs, and what computes otherwise is put back as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Any
+
+import onnx_ir as ir
+
+from ..calibration.inputs import inputs_of
+from ..calibration.segments import Segments
+from ..errors import OnnxpressError
+from ..evaluation.outputs import beyond_rounding
+from ..graph.constants import mark_constants
+from ..model_io.names import copy_of
+from ..passes.base import Left
+from ..passes.clean_up import put_in_place
+from ..passes.rotate_streams import RotateStreams
+from ..planning.report import size_text
+from ..planning.result import ConversionResult
+from ..runtime.feeds import Feeds, random_feeds, type_name
+from ..settings.groups import ROTATION
+from ..settings.recipe import Recipe
+
+_SIZES = {"batch": 2, "sequence": 16, "past": 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """What a rotation did.
+
+    Attributes:
+        rows: For a person, a label and a line each.
+        details: The same as plain values.
+        passes: What was left, and why.
+        warnings: What the user should know.
+    """
+
+    rows: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    passes: Left = dataclasses.field(default_factory=dict)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def tell(self, result: ConversionResult) -> ConversionResult:
+        """A result with this."""
+        return dataclasses.replace(
+            result,
+            rows=[*self.rows, *result.rows],
+            details=result.details | self.details,
+            passes=self.passes | result.passes,
+            warnings=[*self.warnings, *result.warnings],
+        )
+
+
+def rotate(model: ir.Model, recipe: Recipe) -> Rotated:
+    """Rotate a float model in place, where the recipe says so.
+
+    Args:
+        model: Which clean-up went over.
+        recipe: Of any scheme.
+    """
+    if recipe.transform != ROTATION:
+        return Rotated()
+    step, original = RotateStreams(), copy_of(model)
+    why = ""
+    if step(model) and (why := _difference(original, model, step)):
+        put_in_place(model, original)
+    passes = {RotateStreams.__name__: dict(step.left)} if step.left else {}
+    if not step.rotated or why:
+        reasons = [f"{where}: {reason}" if where else reason for where, reason in step.left.items()]
+        said = why or "; ".join(reasons) or "there is no residual stream between norms and products"
+        return Rotated(passes=passes, warnings=[f"transform {ROTATION} rotates nothing: {said}"])
+    streams = [
+        {"channels": stream.size, "hadamard": matrix.is_hadamard, "norms": len(stream.norms),
+         "reads": len(stream.reads), "writes": len(stream.writes)}
+        for stream, matrix in step.rotated
+    ]  # fmt: skip
+    lines = [f"residual stream of {each['channels']} channels, {_kind(each)}" for each in streams]
+    copied = f"; {size_text(step.copied)} of float constants more" if step.copied else ""
+    return Rotated(
+        [("rotated", "; ".join(lines) + copied)],
+        {"rotated": {"streams": streams, "copied": step.copied}},
+        passes,
+    )
+
+
+def _kind(stream: dict[str, Any]) -> str:
+    kind = "a Hadamard matrix" if stream["hadamard"] else "an orthogonal matrix of chance"
+    return f"{stream['reads']} products that read it, by {kind}"
+
+
+def _difference(original: ir.Model, rotated: ir.Model, step: RotateStreams) -> str:
+    """What a rotated model computes otherwise, or why that cannot be known; "" where it computes the same."""
+    try:
+        sample = [_random(original)]
+        found = [_outputs(model, sample, step) for model in (original, rotated)]
+    except OnnxpressError as error:
+        return f"what it computes cannot be compared: {error}"
+    (names, wanted), (_, outputs) = found
+    return beyond_rounding(names, wanted, outputs) or ""
+
+
+def _random(model: ir.Model) -> Feeds:
+    inputs = inputs_of(model)
+    described = [types.SimpleNamespace(name=x.name, type=type_name(x.dtype), shape=x.shape) for x in inputs]
+    return random_feeds(described, _SIZES, limits={x.name: x.limit for x in inputs if x.limit is not None})
+
+
+def _outputs(model: ir.Model, sample: list[Feeds], step: RotateStreams) -> tuple[list[str], list[Any]]:
+    """Names of outputs and what they hold, by pieces of the model, whose weights are in memory one after the other."""
+    mark_constants(model)
+    with Segments(model, sample, outputs=True) as segments:
+        nodes = {norm.node.name or "" for stream, _ in step.rotated for norm in stream.norms}
+        for name in sorted(nodes, key=segments.position):
+            segments.advance(name)
+        names = segments.finish()
+        return names, [segments.pair(name, 0)[0] for name in names]
