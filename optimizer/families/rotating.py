@@ -19,7 +19,7 @@ from ..graph.constants import mark_constants
 from ..model_io.names import copy_of
 from ..passes.base import Left
 from ..passes.clean_up import put_in_place
-from ..passes.rotate_streams import RotateStreams
+from ..passes.rotate_channels import RotateChannels
 from ..planning.report import size_text
 from ..planning.result import ConversionResult
 from ..runtime.feeds import Feeds, random_feeds, type_name
@@ -65,35 +65,41 @@ def rotate(model: ir.Model, recipe: Recipe) -> Rotated:
     """
     if recipe.transform != ROTATION:
         return Rotated()
-    step, original = RotateStreams(), copy_of(model)
+    step, original = RotateChannels(), copy_of(model)
     why = ""
     if step(model) and (why := _difference(original, model, step)):
         put_in_place(model, original)
-    passes = {RotateStreams.__name__: dict(step.left)} if step.left else {}
-    if not step.rotated or why:
-        reasons = [f"{where}: {reason}" if where else reason for where, reason in step.left.items()]
-        said = why or "; ".join(reasons) or "there is no residual stream between norms and products"
+    passes = {RotateChannels.__name__: dict(step.left)} if step.left else {}
+    if why or not (step.rotated or step.attentions):
+        first = {reason: where for where, reason in reversed(step.left.items())}
+        told = "; ".join(f"{reason} (at {where})" for reason, where in first.items())
+        said = why or told or "there are no residual streams, nor attentions"
         return Rotated(passes=passes, warnings=[f"transform {ROTATION} rotates nothing: {said}"])
     streams = [
         {"channels": stream.size, "hadamard": matrix.is_hadamard, "norms": len(stream.norms),
          "reads": len(stream.reads), "writes": len(stream.writes)}
         for stream, matrix in step.rotated
     ]  # fmt: skip
-    lines = [f"residual stream of {each['channels']} channels, {_kind(each)}" for each in streams]
-    copied = f"; {size_text(step.copied)} of float constants more" if step.copied else ""
     return Rotated(
-        [("rotated", "; ".join(lines) + copied)],
-        {"rotated": {"streams": streams, "copied": step.copied}},
+        [("rotated", "; ".join(_lines(step)))],
+        {"rotated": {"streams": streams, "attentions": step.attentions, "copied": step.copied}},
         passes,
     )
 
 
-def _kind(stream: dict[str, Any]) -> str:
-    kind = "a Hadamard matrix" if stream["hadamard"] else "an orthogonal matrix of chance"
-    return f"{stream['reads']} products that read it, by {kind}"
+def _lines(step: RotateChannels) -> list[str]:
+    lines = []
+    for stream, matrix in step.rotated:
+        kind = "a Hadamard matrix" if matrix.is_hadamard else "an orthogonal matrix of chance"
+        lines.append(f"residual stream of {stream.size} channels, {len(stream.reads)} products read it, by {kind}")
+    if step.attentions:
+        lines.append(f"values of {step.attentions} attentions")
+    if step.copied:
+        lines.append(f"{size_text(step.copied)} of float constants more, for weights that were one are two")
+    return lines
 
 
-def _difference(original: ir.Model, rotated: ir.Model, step: RotateStreams) -> str:
+def _difference(original: ir.Model, rotated: ir.Model, step: RotateChannels) -> str:
     """What a rotated model computes otherwise, or why that cannot be known; "" where it computes the same."""
     try:
         sample = [_random(original)]
@@ -110,7 +116,7 @@ def _random(model: ir.Model) -> Feeds:
     return random_feeds(described, _SIZES, limits={x.name: x.limit for x in inputs if x.limit is not None})
 
 
-def _outputs(model: ir.Model, sample: list[Feeds], step: RotateStreams) -> tuple[list[str], list[Any]]:
+def _outputs(model: ir.Model, sample: list[Feeds], step: RotateChannels) -> tuple[list[str], list[Any]]:
     """Names of outputs and what they hold, by pieces of the model, whose weights are in memory one after the other."""
     mark_constants(model)
     with Segments(model, sample, outputs=True) as segments:

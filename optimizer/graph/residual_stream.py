@@ -80,8 +80,8 @@ class Stream:
         reads: Weights of products that read it, mostly through a norm.
         writes: Tables, weights of products and vectors, whose sums it is.
         sums: How many tensors are sums of two others.
-        where: The name of a node that others would have to know of, were the channels others; "" for none.
-        why: What that node does.
+        where: The name of the node, or the tensor, for which the channels have to stay what they are.
+        why: What it does; "" where there is none.
     """
 
     size: int
@@ -158,15 +158,15 @@ class _Walk:
                 self._read(each, None)
         return self._stream
 
-    def _refuse(self, node: ir.Node | None, why: str) -> None:
+    def _refuse(self, where: ir.Node | ir.Value, why: str) -> None:
         if not self._stream.why:
-            self._stream.where, self._stream.why = "" if node is None else node.name or "", why
+            self._stream.where, self._stream.why = where.name or "", why
 
     def _made(self, value: ir.Value) -> None:
         """What makes a tensor of the stream."""
         node = value.producer()
         if node is None:
-            self._refuse(None, f"the residual stream is an input of the graph: {value.name}")
+            self._refuse(value, "the residual stream is an input or a constant of the graph")
         elif value in self._results:
             self._refuse(node, "what a norm makes is added to the residual stream, so that its scale cannot move on")
         elif self._hands_on(node, value):
@@ -205,7 +205,7 @@ class _Walk:
         """What reads a tensor of the stream, or what a norm makes of one."""
         whose = "the residual stream" if norm is None else "what a norm makes of the residual stream"
         if value.is_graph_output():
-            self._refuse(value.producer(), f"{whose} is an output of the graph")
+            self._refuse(value, f"{whose} is an output of the graph")
         for node, index in value.uses():
             if node.graph is not self._graph:
                 self._refuse(node, f"an inner graph reads {whose}")

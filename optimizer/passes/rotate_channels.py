@@ -1,12 +1,18 @@
-"""Residual streams get other axes, in constants that are there: the model computes the same on turned channels.
+"""Channels get other axes, in constants that are there: the model computes the same on turned channels.
 
-    norm(x) g W + b   =   norm(x Q) Q' g W + b,      x + y V + c   ->   x Q + y (V Q) + c Q,      Q Q' = I
+Of residual streams, by a matrix Q with Q Q' = I:
+
+    norm(x) g W + b   =   norm(x Q) Q' g W + b,      x + y V + c   ->   x Q + y (V Q) + c Q
 
 A norm by the root mean square sees the length of x alone, which Q keeps, once its scale g is in the products that read
 it (Ashkboos et al. 2024, SliceGPT, arXiv 2401.15024, section 3). One that takes the mean off first does so with a Q
-that leaves a vector of ones as it is: (x - mean(x) 1) Q = x Q - mean(x Q) 1. Its shift h becomes (h / g) Q. With a Q
-that spreads each channel over all, none holds outliers any more (QuaRot, arXiv 2404.00456), which activations that are
-rounded gain by most.
+that leaves a vector of ones as it is: (x - mean(x) 1) Q = x Q - mean(x Q) 1. Its shift h becomes (h / g) Q. Of the
+values of attentions, P v with a row of probabilities P and values v a head:
+
+    (P v) V   =   (P v R) R' V
+
+With matrices that spread each channel over all, none holds outliers any more (QuaRot, arXiv 2404.00456), which
+activations that are rounded gain by most.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graph.constants import constant_of, copy_of, mark_constants
+from ..graph.head_values import find_head_values
 from ..graph.matching import Floats, fixed
 from ..graph.residual_stream import Side, Stream, StreamNorm, find_streams
 from ..graph.rewriting import SharedArrays, add_initializer, required
@@ -28,40 +35,50 @@ from .remove_unused import remove_unused
 Doubles = npt.NDArray[np.float64]
 
 
-class RotateStreams(GraphPass):
-    """Turn the channels of residual streams by orthogonal matrices, the float model staying what it is.
+class RotateChannels(GraphPass):
+    """Turn channels by orthogonal matrices, the float model staying what it is.
 
     Cases: streams that tables, products and constants write, and that products read, through norms or as they are; of
-    any sizes, with biases, positions that are added, and weights that others read too, which get copies. Left, as a
-    whole: streams of which other nodes, or the user, would see the turned channels, and norms behind the sums.
+    any sizes, with biases, positions that are added, and weights that others read too, which get copies. Values of
+    heads, which groups of queries may share. Left, as a whole: streams of which other nodes, or the user, would see the
+    turned channels, and norms behind the sums; values that are kept for later.
 
     Attributes:
         rotated: The streams, each with its matrix.
+        attentions: How many have turned values.
         copied: Bytes of constants that there are more of: a table that is the last weight, too, is two from the moment
             that the latter takes the scale of a norm.
     """
 
     def __init__(self) -> None:
         self.rotated: list[tuple[Stream, Orthogonal]] = []
-        self.copied = 0
+        self.attentions = self.copied = 0
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rotate; whether anything changed."""
         mark_constants(model)
-        before = _bytes(model)
+        before, edits = _bytes(model), _Edits(model.graph)
+        values, reasons = find_head_values(model)
         for stream in find_streams(model):
             where, why = (stream.where, stream.why) if stream.why else _unscaled(stream)
             if why:
                 self.left[where] = why
                 continue
             matrix = orthogonal(stream.size, keeps_mean=stream.centred)
-            _rotate(model.graph, stream, matrix)
+            _rotate(stream, matrix, edits)
             self.rotated.append((stream, matrix))
-        if self.rotated:
+        matrices = {width: orthogonal(width) for width in {each.width for each in values}}
+        for each in values:
+            for side in (*each.writes, each.reads):
+                edits.turn(side, matrices[each.width])
+        self.attentions = len(values)
+        self.left.update(reasons)
+        changed = bool(self.rotated or values)
+        if changed:
             remove_unused(model)
             mark_constants(model)
             self.copied = max(0, _bytes(model) - before)
-        return bool(self.rotated)
+        return changed
 
 
 def _unscaled(stream: Stream) -> tuple[str, str]:
@@ -73,8 +90,7 @@ def _unscaled(stream: Stream) -> tuple[str, str]:
     return "", ""
 
 
-def _rotate(graph: ir.Graph, stream: Stream, matrix: Orthogonal) -> None:
-    edits = _Edits(graph)
+def _rotate(stream: Stream, matrix: Orthogonal, edits: _Edits) -> None:
     for side in (*stream.reads, *stream.writes):
         edits.turn(side, matrix)
     for norm in stream.norms:
@@ -101,7 +117,8 @@ class _Edits:
         """Turn a constant along an axis, which takes the scale of a norm before."""
         scale = None if side.norm is None else _scale(side.norm)
         scale = None if scale is None or (scale == 1).all() else scale
-        key, value = (side.axis, None if scale is None else scale.tobytes()), required(side.node.inputs[side.index])
+        key = matrix, side.axis, None if scale is None else scale.tobytes()
+        value = required(side.node.inputs[side.index])
         if (value, key) not in self._made:
             tensor = _changed(required(constant_of(value)), lambda array: matrix.turned(array, side.axis, scale))
             self._made[value, key] = add_initializer(self._graph, f"{value.name}_rotated", tensor)
