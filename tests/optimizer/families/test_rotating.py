@@ -89,10 +89,11 @@ def test_methods_round_the_rotated_model(path, tmp_path, method):
 
 def test_the_search_for_a_recipe_keeps_it(path, tmp_path):
     def metric(session):
-        wanted = open_session(path, session_options()).run(None, inputs(path))[0]
-        return 1 - np.sqrt(np.square(session.run(None, inputs(path))[0] - wanted).sum() / np.square(wanted).sum())
+        return 1 - np.sqrt(np.square(session.run(None, feeds)[0] - wanted).sum() / np.square(wanted).sum())
 
-    settings = {"scheme": "int3", "transform": "hadamard", "accuracy_level": 0, "check": False}
+    feeds = inputs(path)
+    wanted = open_session(path, session_options()).run(None, feeds)[0]
+    settings = {"scheme": "int6", "transform": "hadamard", "accuracy_level": 0, "check": False}
     data = Calibration([inputs(path, seed) for seed in range(1, 5)])
     recipe = Recipe(**settings, max_drop=1e-3, metric=metric)
     report = optimize(path, recipe, tmp_path / "out.onnx", calibration=data)
