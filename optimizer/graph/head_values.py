@@ -32,11 +32,13 @@ class HeadValues:
         width: Of a head.
         writes: Weight and bias that make them.
         reads: The weight that meets what heads make of them.
+        tensors: All between the two.
     """
 
     width: int
     writes: list[Side]
     reads: Side
+    tensors: list[ir.Value]
 
 
 def find_head_values(model: ir.Model) -> tuple[list[HeadValues], dict[str, str]]:
@@ -83,7 +85,8 @@ def _is_matrix(value: ir.Value | None) -> bool:
 def _values(out: ir.Node, context: ir.Node, trial: Trial) -> HeadValues:
     """What is between two products; raises UnknownError, whose text is the reason."""
     heads, merged = required(context.inputs[1]), required(out.inputs[0])
-    source = _source(heads)
+    moved = _moved(heads)
+    source = moved[-1]
     writes = _writes(source)
     sizes = trial.sizes(source)
     found = places(trial.array(heads, {source: numbered(sizes)}))
@@ -99,31 +102,33 @@ def _values(out: ir.Node, context: ir.Node, trial: Trial) -> HeadValues:
     wanted = np.arange(np.prod(given)).reshape(given).transpose(0, 2, 1, 3)
     if not np.array_equal(joined.reshape(-1), wanted.reshape(-1)) or joined.shape[-1] != count * width:
         raise UnknownError("heads are not merged by Transpose and Reshape")
-    _check_private(merged, context.outputs[0])
     reads = Side(out, 1, 1 if out.attributes.get_int("transB", 0) else 0)
-    return HeadValues(width, writes, reads)
+    made = [side.node.outputs[0] for side in writes]
+    return HeadValues(width, writes, reads, [*dict.fromkeys([*made, *moved, *_merged(merged, context.outputs[0])])])
 
 
-def _source(heads: ir.Value) -> ir.Value:
-    """The projection that heads are moved from, all of which is private."""
-    value = heads
+def _moved(value: ir.Value) -> list[ir.Value]:
+    """Heads, and what they are moved from, back to what a projection makes, all of which is private."""
+    found = [value]
     while True:
-        node = value.producer()
+        node = found[-1].producer()
         if is_standard(node, "Concat"):
             raise UnknownError("values are kept for later, where others would read them turned")
-        if not is_private(value):
+        if not is_private(found[-1]):
             raise UnknownError("others read the values too")
         if not is_standard(node, *_MOVES):
-            return value
-        value = required(node.inputs[0])
+            return found
+        found.append(required(node.inputs[0]))
 
 
-def _check_private(value: ir.Value, end: ir.Value) -> None:
-    while is_private(value):
-        if value is end:
-            return
-        value = required(required(value.producer()).inputs[0])
-    raise UnknownError("others read what heads make of the values")
+def _merged(value: ir.Value, context: ir.Value) -> list[ir.Value]:
+    """Merged heads and all back to what heads make, which is private."""
+    found = [value]
+    while found[-1] is not context:
+        found.append(required(required(found[-1].producer()).inputs[0]))
+    if not all(map(is_private, found)):
+        raise UnknownError("others read what heads make of the values")
+    return found
 
 
 def _writes(value: ir.Value) -> list[Side]:

@@ -79,7 +79,8 @@ class Stream:
         norms: That read it.
         reads: Weights of products that read it, mostly through a norm.
         writes: Tables, weights of products and vectors, whose sums it is.
-        sums: How many tensors are sums of two others.
+        tensors: All that have its channels, what norms make of them, too.
+        sums: How many are sums of two others.
         where: The name of the node, or the tensor, for which the channels have to stay what they are.
         why: What it does; "" where there is none.
     """
@@ -88,6 +89,7 @@ class Stream:
     norms: list[StreamNorm] = dataclasses.field(default_factory=list)
     reads: list[Side] = dataclasses.field(default_factory=list)
     writes: list[Side] = dataclasses.field(default_factory=list)
+    tensors: list[ir.Value] = dataclasses.field(default_factory=list)
     sums: int = 0
     where: str = ""
     why: str = ""
@@ -154,6 +156,7 @@ class _Walk:
             each = self._waiting.pop()
             if each not in self.seen:
                 self.seen.add(each)
+                self._stream.tensors.append(each)
                 self._made(each)
                 self._read(each, None)
         return self._stream
@@ -228,6 +231,7 @@ class _Walk:
         if norm is None:
             self._waiting.append(value)
         else:
+            self._stream.tensors.append(value)
             self._read(value, norm)
 
     def _norm(self, norm: StreamNorm) -> None:
@@ -236,6 +240,7 @@ class _Walk:
         if norm.size != self._stream.size:
             self._refuse(norm.node, f"a norm has {norm.size} channels, others {self._stream.size}")
         self._stream.norms.append(norm)
+        self._stream.tensors += dict.fromkeys(node.outputs[0] for node in (*norm.readers, norm.node))
         self._read(norm.y, norm)
 
     def _hands_on(self, node: ir.Node, value: ir.Value) -> bool:

@@ -17,7 +17,7 @@ activations that are rounded gain by most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from ..graph.head_values import find_head_values
 from ..graph.matching import Floats, fixed
 from ..graph.residual_stream import Side, Stream, StreamNorm, find_streams
 from ..graph.rewriting import SharedArrays, add_initializer, required
+from ..model_io.names import names_of
 from ..quantization.transforms.hadamard import Orthogonal, orthogonal
 from .base import GraphPass
 from .remove_unused import remove_unused
@@ -42,6 +43,8 @@ class RotateChannels(GraphPass):
     any sizes, with biases, positions that are added, and weights that others read too, which get copies. Values of
     heads, which groups of queries may share. Left, as a whole: streams of which other nodes, or the user, would see the
     turned channels, and norms behind the sums; values that are kept for later.
+
+    Tensors that hold turned channels are called otherwise from then on.
 
     Attributes:
         rotated: The streams, each with its matrix.
@@ -71,6 +74,8 @@ class RotateChannels(GraphPass):
         for each in values:
             for side in (*each.writes, each.reads):
                 edits.turn(side, matrices[each.width])
+        turned = [value for each in (*(stream for stream, _ in self.rotated), *values) for value in each.tensors]
+        _rename(model.graph, turned)
         self.attentions = len(values)
         self.left.update(reasons)
         changed = bool(self.rotated or values)
@@ -79,6 +84,14 @@ class RotateChannels(GraphPass):
             mark_constants(model)
             self.copied = max(0, _bytes(model) - before)
         return changed
+
+
+def _rename(graph: ir.Graph, tensors: Iterable[ir.Value]) -> None:
+    """Give tensors that are turned other names, so that nobody compares them with those of the original."""
+    names = names_of(graph)
+    for value in dict.fromkeys(tensors):
+        old, value.name = value.name, names.value(f"{value.name}_rotated")
+        names.release(old)
 
 
 def _unscaled(stream: Stream) -> tuple[str, str]:
@@ -120,7 +133,7 @@ class _Edits:
         key = matrix, side.axis, None if scale is None else scale.tobytes()
         value = required(side.node.inputs[side.index])
         if (value, key) not in self._made:
-            tensor = _changed(required(constant_of(value)), lambda array: matrix.turned(array, side.axis, scale))
+            tensor = _changed(required(constant_of(value)), lambda array: matrix.turn_along(array, side.axis, scale))
             self._made[value, key] = add_initializer(self._graph, f"{value.name}_rotated", tensor)
         side.node.replace_input_with(side.index, self._made[value, key])
 

@@ -63,26 +63,26 @@ class Orthogonal:
             flat = flat - np.outer(flat @ self.mirror, 2 / (self.mirror @ self.mirror) * self.mirror)
         return flat.reshape(rows.shape)
 
-    def turned(self, array: Floats, axis: int, scale: Doubles | None = None) -> Floats:
-        """Each n numbers along an axis times Q, rounded once.
+    def turn_along(self, array: Floats, axis: int, scale: Doubles | None = None) -> Floats:
+        """Each n numbers along an axis times Q, rounded once, in place.
 
         Args:
-            array: float32.
+            array: float32; contiguous, of two axes unless the axis is the last.
             axis: Of a size that is a multiple of n: so many vectors lie behind each other.
             scale: [n], by which the numbers are multiplied before.
+
+        Returns:
+            The array.
         """
-        moved = np.ascontiguousarray(np.moveaxis(array, axis, -1))
-        flat = moved.reshape(-1, moved.shape[-1])
+        is_last = axis == array.ndim - 1
+        flat = array.reshape(-1, array.shape[-1]) if is_last else array.T
         step = max(1, _PIECE // max(1, flat.shape[1]))
-        made = np.empty_like(flat)
         with one_thread_each():
             for begin in range(0, len(flat), step):
                 rows = flat[begin : begin + step].astype(np.float64)
-                vectors = rows.reshape(-1, self.size)
-                made[begin : begin + step] = self.turn(vectors if scale is None else vectors * scale).reshape(
-                    rows.shape
-                )
-        return np.ascontiguousarray(np.moveaxis(made.reshape(moved.shape), -1, axis))
+                vectors = rows.reshape(-1, self.size) * (1.0 if scale is None else scale)
+                flat[begin : begin + step] = self.turn(vectors).reshape(rows.shape)
+        return array
 
 
 def orthogonal(size: int, *, keeps_mean: bool = False) -> Orthogonal:

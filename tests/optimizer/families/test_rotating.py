@@ -107,8 +107,8 @@ def test_the_search_for_a_recipe_keeps_it(path, tmp_path):
 
 def test_what_computes_otherwise_is_taken_back(path, tmp_path, monkeypatch):
     plain = optimize(path, Recipe(accuracy_level=0), tmp_path / "plain.onnx")
-    turned = Orthogonal.turned
-    monkeypatch.setattr(Orthogonal, "turned", lambda self, array, axis, scale=None: turned(self, array, axis) * 1.01)
+    turn = Orthogonal.turn_along
+    monkeypatch.setattr(Orthogonal, "turn_along", lambda self, array, axis, scale=None: turn(self, array, axis) * 1.01)
     report = optimize(path, Recipe(accuracy_level=0, transform="hadamard"), tmp_path / "out.onnx")
     (warning,) = (each for each in report.warnings if "hadamard" in each)
     assert warning.startswith("transform hadamard rotates nothing: output ")

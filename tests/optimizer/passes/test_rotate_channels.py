@@ -11,6 +11,7 @@ from decoder_layers import Decoder
 from onnxpress import models
 from onnxpress.optimizer.conversion.infer_types import infer_types
 from onnxpress.optimizer.model_io import storage
+from onnxpress.optimizer.model_io.names import copy_of, values_of
 from onnxpress.optimizer.passes.clean_up import CleanUp
 from onnxpress.optimizer.passes.rotate_channels import RotateChannels
 from rewrites import LEVELS, op_types, real_feeds, rewritten, run
@@ -59,6 +60,23 @@ def test_the_model_computes_the_same(form):
     assert (matrix.mirror is not None) == (given.norms == "layer")
     assert rotate.attentions == (0 if given.cached else layers)
     assert set(rotate.left.values()) == ({KEPT} if given.cached else set())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_called_as_before_holds_the_same(form):
+    model = decoder(**FORMS[form])
+    feeds = decoder_layers.feeds(model, 2, 5, 3 if decoder_layers.Form(**FORMS[form]).cached else 0, [0, 2])
+    rotated, found = copy_of(model), []
+    RotateChannels()(rotated)
+    kept = {value.name for value in values_of(rotated.graph)}
+    for each in (model, rotated):
+        inner = [value for node in each.graph for value in node.outputs if value.dtype == ir.DataType.FLOAT]
+        each.graph.outputs[:] = [value for value in inner if value.name in kept]
+        found.append(dict(zip((value.name for value in each.graph.outputs), run(each, feeds), strict=True)))
+    assert {"0/query/MatMul_out", "0/gate/MatMul_out"} <= found[0].keys() or "packed" in form or "by head" in form
+    assert not any(name.endswith("_rotated") for name in found[0])
+    for name, array in found[0].items():
+        np.testing.assert_allclose(found[1][name], array, rtol=0, atol=1e-4 * np.abs(array[np.isfinite(array)]).max())
 
 
 def outliers(array):
