@@ -74,8 +74,8 @@ class RotateChannels(GraphPass):
         for each in values:
             for side in (*each.writes, each.reads):
                 edits.turn(side, matrices[each.width])
-        turned = [value for each in (*(stream for stream, _ in self.rotated), *values) for value in each.tensors]
-        _rename(model.graph, turned)
+        turned = [value for stream, _ in self.rotated for value in stream.tensors]
+        _rename(model.graph, [*turned, *(value for each in values for value in each.tensors)])
         self.attentions = len(values)
         self.left.update(reasons)
         changed = bool(self.rotated or values)
