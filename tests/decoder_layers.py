@@ -36,6 +36,8 @@ class Form:
         repeat: "expand" or "tile".
         reads: Whether keys are read by something else, too.
         hidden: Of the residual stream.
+        cached: Whether there is a past; without one there is no mask either.
+        tied: Whether the last weight is the table of tokens.
     """
 
     heads: int = 4
@@ -53,6 +55,8 @@ class Form:
     repeat: str = "expand"
     reads: bool = False
     hidden: int = 32
+    cached: bool = True
+    tied: bool = False
 
 
 class Decoder(graphs.Builder):
@@ -63,20 +67,24 @@ class Decoder(graphs.Builder):
         self.form = f = dataclasses.replace(form or Form(), **changes)
         self.random = np.random.default_rng(0)
         self.ids = self.input("input_ids", ["batch", "sequence"], I64)
-        self.seen = self.input("attention_mask", ["batch", "past + sequence"], I64)
+        if f.cached:
+            self.seen = self.input("attention_mask", ["batch", "past + sequence"], I64)
         if f.rotary != "range":
             self.positions = self.input("position_ids", ["batch", "sequence"], I64)
         self.past = [
             [self.input(f"past.{layer}.{part}", ["batch", f.shared, "past", f.width]) for part in ("key", "value")]
-            for layer in range(f.layers)
+            for layer in range(f.layers if f.cached else 0)
         ]
-        x = self.op("Gather", self.matrix(VOCABULARY, f.hidden, 1.0), self.ids)
+        table = self.matrix(VOCABULARY, f.hidden, 1.0)
+        x = self.op("Gather", table, self.ids)
         x.type, x.shape = ir.TensorType(F32), ir.Shape(["batch", "sequence", f.hidden])
         self.mask, self.angles = self.make_mask(), self.make_angles(x)
         presents = []
         for layer in range(f.layers):
             x = self.layer(x, layer, presents)
-        logits = self.op("MatMul", self.norm(x), self.matrix(f.hidden, VOCABULARY), name="lm_head/MatMul")
+        x = self.norm(x)
+        head = self.op("Transpose", table, perm=[1, 0]) if f.tied else self.matrix(f.hidden, VOCABULARY)
+        logits = self.op("MatMul", x, head, name="lm_head/MatMul")
         self.output(logits, ["batch", "sequence", VOCABULARY])
         for name, value in presents:
             self.output(value, ["batch", f.shared, "past + sequence", f.width])
@@ -105,7 +113,7 @@ class Decoder(graphs.Builder):
 
     def make_mask(self) -> ir.Value | None:
         f = self.form
-        if f.mask == "none":
+        if f.mask == "none" or not f.cached:
             return None
         before, new = self.size(self.past[0][0], 2), self.size(self.ids, 1)
         total, zero, step = self.op("Add", before, new), self.one(0, np.int64), self.one(1, np.int64)
@@ -280,10 +288,11 @@ class Decoder(graphs.Builder):
         f = self.form
         query, key, value = self.heads(x, layer)
         query, key = self.rotate(query), self.rotate(key)
-        kept = [
-            self.op("Concat", before, new, axis=-2) for before, new in zip(self.past[layer], (key, value), strict=True)
-        ]
-        presents += [(f"present.{layer}.{part}", each) for part, each in zip(("key", "value"), kept, strict=True)]
+        kept = [key, value]
+        if f.cached:
+            pairs = zip(self.past[layer], kept, strict=True)
+            kept = [self.op("Concat", before, new, axis=-2) for before, new in pairs]
+            presents += [(f"present.{layer}.{part}", each) for part, each in zip(("key", "value"), kept, strict=True)]
         key, value = (self.repeated(each) for each in kept)
         scores = self.scaled(query, self.op("Transpose", key, perm=[0, 1, 3, 2]))
         if f.cap:

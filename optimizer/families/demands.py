@@ -50,7 +50,7 @@ def demands_of(name: str) -> Demands:
 
 def _need_of_weights(recipe: Recipe, given: bool) -> Need:
     """A model of the catalogue has data without being asked, which is not read for weights alone then."""
-    if recipe.transform is not None:
+    if recipe.input_scales is not None:
         return Need.REQUIRED
     if recipe.max_loss is not None:
         return Need.REQUIRED if recipe.judged_by is None else Need.WELCOME

@@ -34,6 +34,7 @@ from .decoder_fusion import Fusion, finish_decoder
 from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
 from .length_search import Searched, search_lengths
+from .rotating import rotate
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
 _SOME = "is passed over within whole layers alone: elsewhere what a token gives depends on its batch"
@@ -43,7 +44,13 @@ _EXACT = "any CPU: sums of whole layers are exact"
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str
 ) -> ConversionResult:
-    """Convert a model, as `Convert` says.
+    """Convert a model, as `Convert` says."""
+    rotated = rotate(model, recipe)
+    return rotated.tell(_convert(model, recipe, progress, source))
+
+
+def _convert(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -> ConversionResult:
+    """Convert a model, which is rotated where the recipe says so.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
     products; their decisions stand for it.
@@ -113,7 +120,7 @@ def _searched(model: ir.Model, recipe: Recipe, progress: Progress, source: str) 
     """Lengths within the bound of the recipe; the model is not changed."""
 
     def convert_at(copy: ir.Model, lengths: str) -> None:
-        convert(copy, _at(recipe, lengths), None, lambda *_: None, source)
+        _convert(copy, _at(recipe, lengths), lambda *_: None, source)
 
     return search_lengths(model, recipe, convert_at, progress, source)
 

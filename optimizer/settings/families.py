@@ -42,7 +42,8 @@ FAMILY_SETTINGS = (
     ),
     FamilySettings(
         "dynamic", "int8-dynamic",
-        (g.Search, g.Int8Weights, graph.Fusion, graph.Logits, graph.WholeLayers, graph.TokenLengths, g.Judging),
+        (g.Search, g.Int8Weights, g.Transforming, graph.Fusion, graph.Logits, graph.WholeLayers, graph.TokenLengths,
+         g.Judging),
     ),
     FamilySettings("minifloat-static", "fp8-static", (g.Search, g.Ranges, g.Calibrated, g.Judging, g.Floats)),
     FamilySettings("minifloat-dynamic", "fp8-dynamic", (g.Search, g.Floats)),

@@ -15,6 +15,8 @@ from .setting import between, least, setting
 
 TRAINED = ("signround-blocks", "dwq")
 """Methods that train by gradients, from what the others make."""
+ROTATION = "hadamard"
+"""The transform that needs no data, and leaves no scales."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,10 +264,12 @@ class Transforming:
 
     transform: str | None = setting(
         None,
-        "Give each input of products a scale that makes rounding lose less on calibration data, where what makes the "
-        "input can divide by it: awq by one exponent of the sizes of inputs, smoothquant by the largest magnitudes of "
-        "inputs and weights, teq by descent, scale by scale.",
-        choices=("awq", "smoothquant", "teq"),
+        "Change the float model into an equal one that rounds better. Three give each input of products a scale that "
+        "makes rounding lose less on calibration data, where what makes the input can divide by it: awq by one "
+        "exponent of the sizes of inputs, smoothquant by the largest magnitudes of inputs and weights, teq by descent, "
+        "scale by scale. hadamard, without data, turns the channels between the layers of a transformer, so that "
+        "outliers of one are spread over all; it is the one that int8-dynamic takes.",
+        choices=("awq", "smoothquant", "teq", ROTATION),
     )
 
 

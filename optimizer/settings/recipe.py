@@ -16,7 +16,7 @@ from ..user_functions import written_as
 from .every_setting import PER_NODE, Settings
 from .families import keys_read_by
 from .former import renamed, takes_former_names
-from .groups import TRAINED, Judging, Training
+from .groups import ROTATION, TRAINED, Judging, Training
 from .lengths import INPUT, SEARCH
 from .node_settings import Kept, NodeSettings, node_settings
 from .origin import Origin
@@ -99,6 +99,11 @@ class Recipe(Settings):
         """Whether a method trains by gradients."""
         return not set(TRAINED).isdisjoint((self.method or "").split(","))
 
+    @property
+    def input_scales(self) -> str | None:
+        """The transform that finds scales of inputs by data; None where there is none, or another."""
+        return None if self.transform == ROTATION else self.transform
+
     def reads(self, key: str) -> bool:
         """Whether the scheme reads a key."""
         return key in keys_read_by(self.family)
@@ -160,6 +165,9 @@ class Recipe(Settings):
             raise origin.error("lengths", SEARCH, problem)
         if self.family == "static" and self.method not in (None, "rtn", "gptq"):
             raise origin.error("method", self.method, f", for weights alone; {self.scheme} takes rtn or gptq")
+        if self.family == "dynamic" and self.input_scales is not None:
+            problem = f", which needs data, for weights alone; {self.scheme} takes {ROTATION}"
+            raise origin.error("transform", self.transform, problem)
         if not self.sequential and "qronos" in (self.method or ""):
             problem = ", but qronos rounds towards the float path, which at once is the only one; take gptq"
             raise origin.error("sequential", False, problem)

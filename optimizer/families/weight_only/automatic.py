@@ -146,9 +146,9 @@ class _Search:
     def run(self) -> Found:
         """All steps until one is enough; else the attempt of least loss."""
         recipe = self._recipe
-        if recipe.method in (None, "rtn") and recipe.transform is None:
+        if recipe.method in (None, "rtn") and recipe.input_scales is None:
             self._try(f"{recipe.scheme} by rtn", recipe)
-        by_data = self._data is not None and (recipe.method != "rtn" or recipe.transform is not None)
+        by_data = self._data is not None and (recipe.method != "rtn" or recipe.input_scales is not None)
         for name in dict.fromkeys((recipe.transform, recipe.transform or ESCALATION)):
             if by_data and self._goes_on():
                 self._try_with_data(f"{recipe.scheme} by {method_of(recipe)}", recipe.decided(transform=name))
@@ -241,7 +241,7 @@ class _Search:
         begin = time.perf_counter()
         data, stage = required(self._data), f"tried {len(self._trail)}"
         copy, folds, results = copy_of(self._model), None, Results()
-        if recipe.transform is not None:
+        if recipe.input_scales is not None:
             folds = transform(copy, recipe, data, self._progress, stage)
             label = f"{label} with {recipe.transform}"
             if not folds.scales and self._recipe.transform is None and recipe.overrides == self._recipe.overrides:
@@ -279,7 +279,8 @@ class _Search:
         self._made.append(_Made(recipe, weights, results, folds))
 
     def _with(self, overrides: Sequence[Override]) -> Recipe:
-        return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides), transform=None)
+        kept = self._recipe.transform if self._recipe.input_scales is None else None
+        return self._recipe.decided(overrides=(*self._recipe.overrides, *overrides), transform=kept)
 
     def _in_8_bits(self, name: str) -> Override:
         """Of integers, in blocks as those of the scheme where there are any."""

@@ -22,6 +22,7 @@ from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
 from ..decoder_fusion import finish_decoder
 from ..family import Family, OpenData
+from ..rotating import rotate
 from .automatic import Found, find_recipe
 from .mixed import Mixture
 from .results import Results, take_results
@@ -41,14 +42,15 @@ def convert(
     """
     opened = None if data is None else data()
     assert not isinstance(opened, Statistics), "the family's check refuses that"
+    rotated = rotate(model, recipe)
     if recipe.budget is not None:
-        return _within_budget(model, recipe, required(opened), budget_of(recipe.budget), progress)
+        return rotated.tell(_within_budget(model, recipe, required(opened), budget_of(recipe.budget), progress))
     if recipe.max_loss is None:
-        return _convert(model, recipe, opened, progress)
+        return rotated.tell(_convert(model, recipe, opened, progress))
     found = find_recipe(model, recipe, opened, progress, source)
     data_read = opened if found.results is not None else None
     result = _convert(model, found.recipe, data_read, progress, found.results, found.folds)
-    return _with_trail(model, result, found)
+    return rotated.tell(_with_trail(model, result, found))
 
 
 def _convert(
@@ -57,7 +59,7 @@ def _convert(
 ) -> ConversionResult:  # fmt: skip
     if folds is not None:
         folds.apply(model, recipe)
-    elif data is not None and recipe.transform is not None and known is None:
+    elif data is not None and recipe.input_scales is not None and known is None:
         folds = transform(model, recipe, data, progress)
     decisions = decide(model, recipe)
     reads = data is not None and known is None and method_of(recipe) != "rtn"

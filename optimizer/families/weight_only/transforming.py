@@ -122,7 +122,7 @@ def transform(model: ir.Model, recipe: Recipe, data: Data, progress: Progress, s
         UsageError: The folder is that of another run.
         OnnxpressError: ONNX Runtime cannot run the model, or results cannot be kept.
     """
-    name, decisions = required(recipe.transform), decide(model, recipe)
+    name, decisions = required(recipe.input_scales), decide(model, recipe)
     groups, left = foldable(model, decisions)
     if not groups:
         return Folds(name, {}, {}, left)
