@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -41,8 +42,9 @@ _EXACT = "any CPU: sums of whole layers are exact"
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str,
+    checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
@@ -50,7 +52,7 @@ def convert(
     """
     searched = None
     if recipe.lengths == SEARCH:
-        searched = _searched(model, recipe, progress, source)
+        searched = _searched(model, recipe, progress, source, checkpoint)
         recipe = _at(recipe, searched.text)
     progress("rewrite", 0, 1)
     plan = _plan(model, recipe)
@@ -109,13 +111,15 @@ def convert(
     )
 
 
-def _searched(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -> Searched:
+def _searched(
+    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None
+) -> Searched:  # fmt: skip
     """Lengths within the bound of the recipe; the model is not changed."""
 
     def convert_at(copy: ir.Model, lengths: str) -> None:
         convert(copy, _at(recipe, lengths), None, lambda *_: None, source)
 
-    return search_lengths(model, recipe, convert_at, progress, source)
+    return search_lengths(model, recipe, convert_at, progress, source, checkpoint)
 
 
 def _at(recipe: Recipe, lengths: str) -> Recipe:
