@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..calibration import Calibration
 from ..conversion.pipeline import optimize
 from ..conversion.recipe_file import write_recipe
 from ..evaluation.metrics import loss_text
@@ -98,6 +99,7 @@ def study_lengths(
     recipe: Recipe,
     bounds: Sequence[float],
     *,
+    checkpoint: str | Path | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> LengthStudy:
     """Search the lengths of a model, and write a recipe for each bound.
@@ -107,14 +109,16 @@ def study_lengths(
         folder: Where the recipes go, and the model of the loosest bound.
         recipe: With lengths "search", a metric, and the loosest bound.
         bounds: What may be lost of the metric, in its unit.
+        checkpoint: A folder from which an interrupted study goes on.
         progress: Told how the work goes on.
 
     Raises:
-        UsageError: The folder cannot be made.
+        UsageError: The folder cannot be made, or that to go on from is of another run.
         OnnxpressError: The model cannot be converted or judged, or loses more than the loosest bound with all tokens.
     """
     place, stem = make_folder(folder), Path(model).stem
-    report = optimize(model, recipe, place / f"{stem}.lengths.onnx", progress=progress)
+    kept = Calibration(checkpoint=checkpoint)
+    report = optimize(model, recipe, place / f"{stem}.lengths.onnx", calibration=kept, progress=progress)
     front = [Found(tuple(each["lengths"]), each["cost"], each["loss"]) for each in report.details["length_search"]]
     in_nats = recipe.judged_by == KL
     chosen = []

@@ -94,7 +94,8 @@ def sparse_recipes(blocks: Sequence[str], sparsities: Sequence[float], criteria:
 
 
 def length_recipe(
-    metric: str, bounds: Sequence[float], text: str | None, window: int | None, *, fuse_layers: bool
+    metric: str, bounds: Sequence[float], text: str | None, window: int | None, checkpoint: str | None = None, *,
+    fuse_layers: bool,
 ) -> Recipe:  # fmt: skip
     """The recipe of `study_lengths`, whose bound is the loosest.
 
@@ -103,6 +104,7 @@ def length_recipe(
         bounds: Shares of the metric that may be lost, one at least.
         text: What embeddings are of.
         window: Most tokens of a line of it.
+        checkpoint: A folder from which an interrupted study goes on.
         fuse_layers: Whether layers become one operator each.
 
     Raises:
@@ -114,7 +116,7 @@ def length_recipe(
     chosen = Recipe.from_mapping(
         {key: value for key, value in values.items() if value is not None}, Origin("study-lengths", options)
     )
-    check_request(chosen, Calibration(), None)
+    check_request(chosen, Calibration(checkpoint=checkpoint), None)
     return chosen
 
 

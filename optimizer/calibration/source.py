@@ -38,7 +38,7 @@ class Calibration:
         tokenizer: tokenizer.json for text, or its folder.
         length: Tokens of each sample of text; 128 of lines and 512 of windows by default.
         checkpoint: A folder for what has been learned so far, from which the same conversion goes on after an
-            interruption; of weights alone.
+            interruption: of weights alone, and where lengths are searched.
     """
 
     data: str | Path | Iterable[Any] | Callable[[], Iterable[Any]] | None = None

@@ -52,7 +52,8 @@ def optimize(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="Folder from which the same conversion goes on after an interruption; of weights alone.",
+            help="Folder from which the same conversion goes on after an interruption: of weights alone, and where "
+            "lengths are searched.",
             rich_help_panel=_DATA,
         ),
     ] = None,

@@ -27,6 +27,9 @@ def study_lengths(
     fuse_layers: Annotated[
         bool, typer.Option("--fuse-layers/--no-fuse-layers", help="Layers as one operator each, as optimize has it.")
     ] = False,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Folder from which the same study goes on after an interruption.")
+    ] = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
@@ -34,11 +37,11 @@ def study_lengths(
     check_plot(plot)
     check_there(model)
     bounds = [share(each, "--max-drop") for each in max_drop or study_requests.DROPS]
-    recipe = study_requests.length_recipe(task, bounds, text, window, fuse_layers=fuse_layers)
+    recipe = study_requests.length_recipe(task, bounds, text, window, checkpoint, fuse_layers=fuse_layers)
     from ..analysis.length_study import study_lengths as run
 
     with progress_bar(json_) as progress:
-        result = run(model, folder, recipe, bounds, progress=progress)
+        result = run(model, folder, recipe, bounds, checkpoint=checkpoint, progress=progress)
     if plot:
         from ..analysis.plots import plot_lengths
 

@@ -235,7 +235,8 @@ def _convert(
     model: ir.Model, recipe: Recipe, given: _CalibrationInput, source: str, progress: Progress
 ) -> ConversionResult:
     data = given.open if given.is_read else None
-    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source))
+    checkpoint = None if given.asked.checkpoint is None else Path(given.asked.checkpoint)
+    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source, checkpoint))
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..calibration import Calibration
@@ -10,7 +10,7 @@ from ..calibration.files import TOKENIZER
 from ..errors import OnnxpressError, SettingsError, UsageError, option
 from ..evaluation.names import UserMetric, check_metric_name
 from ..evaluation.texts import TEXT_TASKS, Text, TextMetric
-from ..families.demands import Demands, Need, demands_of
+from ..families.demands import Need, demands_of
 from ..settings.recipe import Recipe
 from ..settings.setting import settings_of
 
@@ -35,28 +35,29 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
         raise UsageError(f"{metric} needs a text: give {option('text')}, or a text as {option('calibration')}")
     demands = demands_of(recipe.family)
     need, is_there = demands.need(recipe, calibration != Calibration()), calibration.is_there(name)
-    if need is Need.NONE and calibration != Calibration():
-        unread = [key for key, value in vars(calibration).items() if value is not None]
+    if calibration.checkpoint is not None and not demands.goes_on(recipe):
+        problem = f": scheme {recipe.scheme} does not go on after an interruption with these settings"
+        raise SettingsError(["checkpoint"], problem, _guilty(recipe, demands.goes_on))
+    unread = [key for key, value in vars(calibration).items() if value is not None and key != "checkpoint"]
+    if need is Need.NONE and unread:
         problem = f": scheme {recipe.scheme} reads no calibration data with these settings"
-        raise SettingsError(unread, problem, _guilty(recipe, demands))
+        raise SettingsError(unread, problem, _guilty(recipe, demands.reads_data))
     if need is Need.REQUIRED or (need is Need.WELCOME and is_there):
         calibration.check(name, or_statistics=demands.takes_statistics)
         if calibration.statistics is not None and not demands.takes_statistics:
             problem = f": scheme {recipe.scheme} learns from data: give {option('calibration')}"
             raise SettingsError(["statistics"], problem)
-    if calibration.checkpoint is not None and not demands.goes_on:
-        raise SettingsError(["checkpoint"], f": scheme {recipe.scheme} does not go on after an interruption")
     demands.check(recipe, is_there, calibration.statistics is not None)
     calibration.check_files()
     if recipe.text is not None:
         Text(recipe.text).check_files()
 
 
-def _guilty(recipe: Recipe, demands: Demands) -> list[str]:
-    """The settings with whose default data would be read."""
+def _guilty(recipe: Recipe, is_met: Callable[[Recipe], bool]) -> list[str]:
+    """The settings with whose default a request would be met."""
     defaults = {key: getattr(Recipe, key) for key in settings_of(Recipe)}
     others = {key: recipe.decided(**{key: default}) for key, default in defaults.items() if key != "scheme"}
-    return [key for key, other in others.items() if demands.need(other, True) is not Need.NONE]
+    return [key for key, other in others.items() if is_met(other)]
 
 
 def check_observation(model: str | Path, data: Calibration) -> None:

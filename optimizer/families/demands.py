@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from ..errors import SettingError, SettingsError, option
 from ..gradients.torch_package import require_torch
+from ..settings.lengths import SEARCH
 from ..settings.recipe import Recipe
 
 
@@ -32,14 +33,18 @@ class Demands:
         check: Refuses, by SettingError or SettingsError, a recipe that cannot be met with the data there is: whether
             there is any, and whether that is statistics in place of data.
         takes_statistics: Whether statistics do in place of data.
-        goes_on: Whether an interrupted conversion can go on, from `Calibration.checkpoint`.
+        goes_on: Whether an interrupted conversion by a recipe can go on, from `Calibration.checkpoint`.
     """
 
     name: str
     need: Callable[[Recipe, bool], Need] = lambda _recipe, _given: Need.NONE
     check: Callable[[Recipe, bool, bool], None] = lambda _recipe, _is_there, _statistics: None
     takes_statistics: bool = True
-    goes_on: bool = False
+    goes_on: Callable[[Recipe], bool] = lambda _recipe: False
+
+    def reads_data(self, recipe: Recipe) -> bool:
+        """Whether a recipe reads data that somebody gave."""
+        return self.need(recipe, True) is not Need.NONE
 
 
 def demands_of(name: str) -> Demands:
@@ -58,6 +63,10 @@ def _need_of_weights(recipe: Recipe, given: bool) -> Need:
         return Need.REQUIRED
     reads = given if recipe.method is None else recipe.method != "rtn"
     return Need.REQUIRED if reads else Need.NONE
+
+
+def _reads_for_weights(recipe: Recipe) -> bool:
+    return _need_of_weights(recipe, True) is not Need.NONE
 
 
 def _check_weights(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
@@ -115,9 +124,9 @@ def _check_sparse(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
 
 
 _DEMANDS = (
-    Demands("weight-only", _need_of_weights, _check_weights, takes_statistics=False, goes_on=True),
+    Demands("weight-only", _need_of_weights, _check_weights, takes_statistics=False, goes_on=_reads_for_weights),
     Demands("static", lambda _recipe, _given: Need.REQUIRED, _check_calibrated),
-    Demands("dynamic"),
+    Demands("dynamic", goes_on=lambda recipe: recipe.lengths == SEARCH),
     Demands("minifloat-static", lambda _recipe, _given: Need.REQUIRED, _check_calibrated),
     Demands("minifloat-dynamic"),
     Demands("float"),

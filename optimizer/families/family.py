@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
@@ -21,7 +22,14 @@ class Convert(Protocol):
     """How a family converts a model."""
 
     def __call__(
-        self, model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str, /
+        self,
+        model: ir.Model,
+        recipe: Recipe,
+        data: OpenData | None,
+        progress: Progress,
+        source: str,
+        checkpoint: Path | None = None,
+        /,
     ) -> ConversionResult:
         """Convert a float model, which clean-up went over, in place; the weights are rounded when it is written.
 
@@ -31,6 +39,7 @@ class Convert(Protocol):
             data: Opens what to calibrate with; None where there is nothing.
             progress: Told the stage, what is done of it, and the whole.
             source: What to call the model in an error.
+            checkpoint: Where an interrupted conversion goes on, of what needs no data; `Data` says it otherwise.
 
         Raises:
             OnnxpressError: The model cannot be converted as the recipe says.

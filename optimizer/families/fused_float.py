@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -28,8 +29,9 @@ class _Done:
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str,
+    _checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)
     done = _fuse(model, recipe)

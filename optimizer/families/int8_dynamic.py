@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -42,14 +43,17 @@ _EXACT = "any CPU: sums of whole layers are exact"
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str,
+    checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     rotated = rotate(model, recipe)
-    return rotated.tell(_convert(model, recipe, progress, source))
+    return rotated.tell(_convert(model, recipe, progress, source, checkpoint))
 
 
-def _convert(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -> ConversionResult:
+def _convert(
+    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None = None
+) -> ConversionResult:
     """Convert a model, which is rotated where the recipe says so.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
@@ -57,7 +61,7 @@ def _convert(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -
     """
     searched = None
     if recipe.lengths == SEARCH:
-        searched = _searched(model, recipe, progress, source)
+        searched = _searched(model, recipe, progress, source, checkpoint)
         recipe = _at(recipe, searched.text)
     progress("rewrite", 0, 1)
     plan = _plan(model, recipe)
@@ -116,13 +120,15 @@ def _convert(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -
     )
 
 
-def _searched(model: ir.Model, recipe: Recipe, progress: Progress, source: str) -> Searched:
+def _searched(
+    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None
+) -> Searched:  # fmt: skip
     """Lengths within the bound of the recipe; the model is not changed."""
 
     def convert_at(copy: ir.Model, lengths: str) -> None:
         _convert(copy, _at(recipe, lengths), lambda *_: None, source)
 
-    return search_lengths(model, recipe, convert_at, progress, source)
+    return search_lengths(model, recipe, convert_at, progress, source, checkpoint)
 
 
 def _at(recipe: Recipe, lengths: str) -> Recipe:

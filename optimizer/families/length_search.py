@@ -1,13 +1,15 @@
 """Lengths found for a model: judged by a metric on the model as it will be, at the cost that its layers have.
 
-The model is converted once with its lengths as an input, so that judging others takes no other session.
+The model is converted once with its lengths as an input, so that judging others takes no other session. What was
+measured may be kept in files, from which an interrupted search goes on: with the same figures it takes the same way.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from ..planning.token_lengths import lengths_text
 from ..runtime.temporary import temporary_session
 from ..settings.lengths import INPUT
 from ..settings.recipe import Recipe
+from .length_measures import Measures
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -103,8 +106,9 @@ class Searched:
 
 
 def search_lengths(
-    model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], progress: Progress, source: str
-) -> Searched:
+    model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], progress: Progress, source: str,
+    checkpoint: Path | None,
+) -> Searched:  # fmt: skip
     """Search lengths within the bound of a recipe.
 
     Args:
@@ -113,14 +117,17 @@ def search_lengths(
         convert: Converts a copy with lengths as a recipe has them.
         progress: Told how it goes on.
         source: What to call the model in an error.
+        checkpoint: A folder from which an interrupted search goes on, if there is one.
 
     Raises:
-        OnnxpressError: The model loses more with all tokens than it may, or cannot be converted or judged.
+        UsageError: The folder is that of another run.
+        OnnxpressError: The model loses more with all tokens than it may, or cannot be converted or judged; or what was
+            measured cannot be kept or read.
     """
-    search = _Search(model, recipe, convert, source)
+    search = _Search(model, recipe, convert, source, Measures(checkpoint, model, recipe))
     found = search.run(lambda done, whole: progress("search lengths", done, whole))
-    for each in within(found, search.most):
-        value = search.value_as_written(each.lengths)
+    for rank, each in enumerate(within(found, search.most)):
+        value = search.value_as_written(each.lengths, rank)
         if search.metric.loss(value) <= search.most:
             return search.told(each, found, value)
     bound = "max-kl" if search.metric.in_nats else "max-drop"
@@ -134,10 +141,10 @@ class _Search:
     """On one model."""
 
     def __init__(
-        self, model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], source: str
-    ) -> None:  # fmt: skip
+        self, model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], source: str, measures: Measures
+    ) -> None:
         assert recipe.max_loss is not None
-        self._model, self._convert, self._source = model, convert, source
+        self._model, self._convert, self._source, self._measures = model, convert, source, measures
         self.most = recipe.max_loss
         self.metric = choose_metric(recipe.judged_by, model, [], source)
         self._trail: list[Attempt] = []
@@ -150,19 +157,33 @@ class _Search:
         layers = required(lengths.const_value).size + 1
         with temporary_session(candidate, self._source) as session:
             everything = AtLengths(session, (1.0,) * (layers - 1))
-            first = self._judge(everything)
-            times = LayerTimes(_timed(session, everything.longest, layers), layers)
+
+            def begin() -> dict[str, Any]:
+                judged = self._judge(everything)
+                return {**judged, "times": _timed(session, everything.longest, layers)}
+
+            begun = self._measures.once("all tokens", everything.lengths, begin)
+            first = self._note(everything.lengths, begun)
 
             def judge(lengths: Lengths) -> float:
-                return first if lengths == everything.lengths else self._judge(AtLengths(session, lengths))
+                if lengths == everything.lengths:
+                    return first
+                name = f"lengths {len(self._trail)}"
+                judged = self._measures.once(name, lengths, lambda: self._judge(AtLengths(session, lengths)))
+                return self._note(lengths, judged)
 
-            return evolve(judge, times, layers, self.most, done=done)
+            return evolve(judge, LayerTimes(begun["times"], layers), layers, self.most, done=done)
 
-    def value_as_written(self, lengths: Lengths) -> float:
-        """Of the metric, for a model that has these lengths alone."""
-        candidate = copy_of(self._model)
-        self._convert(candidate, text_of(lengths))
-        return self.metric(candidate)
+    def value_as_written(self, lengths: Lengths, rank: int) -> float:
+        """Of the metric, for a model that has these lengths alone, which are so far from the cheapest."""
+
+        def judge() -> dict[str, Any]:
+            candidate = copy_of(self._model)
+            self._convert(candidate, text_of(lengths))
+            return {"value": float(self.metric(candidate))}
+
+        value: float = self._measures.once(f"written {rank}", lengths, judge)["value"]
+        return value
 
     def text_of(self, loss: float) -> str:
         """For a person."""
@@ -178,12 +199,16 @@ class _Search:
         accuracy = Accuracy(self.metric.name, value, self.metric.reference)
         return Searched(best.lengths, accuracy, self._trail, details, [("searched", text)])
 
-    def _judge(self, session: AtLengths) -> float:
-        """What is lost of the metric."""
+    def _judge(self, session: AtLengths) -> dict[str, Any]:
+        """The metric, and how long it took."""
         began = time.perf_counter()
-        value = self.metric.judge(session)
-        loss, seconds = self.metric.loss(value), time.perf_counter() - began
-        told = lengths_text(session.lengths)
+        value = float(self.metric.judge(session))
+        return {"value": value, "seconds": time.perf_counter() - began}
+
+    def _note(self, lengths: Lengths, judged: Mapping[str, Any]) -> float:
+        """What is lost of the metric, which goes into the trail."""
+        value, seconds = judged["value"], judged["seconds"]
+        loss, told = self.metric.loss(value), lengths_text(lengths)
         self._trail.append(Attempt(told, self.metric.name, value, loss <= self.most, seconds=seconds, loss=loss))
         return loss
 

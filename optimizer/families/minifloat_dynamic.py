@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 
 from ..passes.declare_functions import declare_functions
@@ -23,8 +25,9 @@ from .family import Family, OpenData
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str,
+    _checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)
     left = prepare(model, recipe, opset=OPSET)

@@ -12,6 +12,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -123,8 +124,9 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
+    _checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
     Raises:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ _NEARLY_ALL = 0.98  # of the weights of a layer
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, _source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, _source: str,
+    _checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
     Raises:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from pathlib import Path
 
 import onnx_ir as ir
 
@@ -32,8 +33,9 @@ from .with_data import method_of, round_with_data
 
 
 def convert(
-    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
+    _checkpoint: Path | None = None,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
     Raises:

@@ -1,34 +1,24 @@
-"""What was found, in files: for as long as it is needed, or in a folder of the user's, where a run goes on later.
-
-A run that is interrupted has a file for each weight that it had rounded. The folder also says what run that was; what
-was rounded is only taken up by a run of the same model, settings and data, which then gives the same bytes.
-"""
+"""Rounded weights, in files: a run that is interrupted has one for each weight that it had rounded."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...calibration.statistics import fingerprint
-from ...errors import OnnxpressError, UsageError
 from ...graph.constants import release
 from ...planning.lazy_weight import LazyWeight
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
 from ...quantization.schemes import WeightScheme
 from ...runtime.feeds import Feeds, arrays_of
+from ..kept_files import Files
 
-_RUN = "run.json"
 _FORMAT = 2
 """Of the files: a run with those of another begins anew."""
 _ARRAYS = ("packed", "scales", "zero_points")
@@ -99,63 +89,6 @@ def take_results(weights: Iterable[LazyWeight], results: Results) -> None:
             weight.take(results[weight.identity].read, results[weight.identity].rounded.method)
 
 
-class Files:
-    """Arrays in files, by number, with some facts beside each.
-
-    Args:
-        folder: Of the user's; None for one that goes when nobody needs the files any more.
-        run: What tells the run from others, see `describe`.
-
-    Raises:
-        UsageError: The folder holds another run's files, or something else.
-        OnnxpressError: It cannot be written to.
-    """
-
-    def __init__(self, folder: Path | None, run: str) -> None:
-        if folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="onnxpress-"))
-            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        else:
-            self._folder = folder
-            _claim(folder, run)
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file of this name."""
-        return self._path(name).is_file()
-
-    def keep(self, name: str, facts: object, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write a file.
-
-        Raises:
-            OnnxpressError: The disk is full, or another error of the operating system.
-        """
-        path = self._path(name)
-        part = path.with_suffix(".part")
-        everything: dict[str, Any] = {"facts": json.dumps(facts), **arrays}
-        try:
-            with open(part, "wb") as file:
-                np.savez(file, **everything)
-            os.replace(part, path)
-        except OSError as error:
-            raise OnnxpressError(f"{self._folder}: cannot keep what was found: {error.strerror}") from error
-
-    def read(self, name: str, arrays: Iterable[str]) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
-        """The facts and some arrays of a file.
-
-        Raises:
-            OnnxpressError: It is damaged.
-        """
-        path = self._path(name)
-        try:
-            with np.load(path, allow_pickle=False) as parts:
-                return json.loads(str(parts["facts"])), {each: parts[each] for each in arrays}
-        except (OSError, ValueError, KeyError, EOFError) as error:
-            raise OnnxpressError(f"{path}: holds nothing that a run left; delete the folder and begin anew") from error
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.npz"
-
-
 class Store:
     """Results in files; the arguments are those of `Files`.
 
@@ -193,25 +126,6 @@ class Store:
             return QuantizedWeight(scheme, tuple(facts["shape"]), facts["axis"], packed, scales, zeros, error)
 
         return Result(Rounded(**files.read(name, ())[0]["rounded"]), read)
-
-
-def _claim(folder: Path, run: str) -> None:
-    """Say which run a folder belongs to."""
-    path = folder / _RUN
-    try:
-        if path.is_file():
-            if path.read_text(encoding="utf-8") != run:
-                raise UsageError(
-                    f"{folder}: holds what a run with another model, other settings or other data left; give another "
-                    "folder, or delete it"
-                )
-            return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder}: is no folder of an interrupted run, and not empty; give another")
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(run, encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OnnxpressError(f"{folder}: cannot be written to: {error}") from error
 
 
 def describe(model: Any, weights: Sequence[LazyWeight], methods: Sequence[str], data: Iterable[Feeds]) -> str:

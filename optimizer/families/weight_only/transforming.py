@@ -36,8 +36,9 @@ from ...quantization.quantized_weight import decibels
 from ...quantization.transforms import TRANSFORMS, Group, Transform
 from ...runtime.feeds import Feeds
 from ...settings.recipe import Recipe
+from ..kept_files import Files
 from .products import problem_of
-from .results import Files, describe
+from .results import describe
 from .rewrite import decide
 
 Floats = npt.NDArray[np.float32]

@@ -10,7 +10,7 @@ from encoder_layers import HIDDEN, LayerModel
 from graphs import matmul_model
 from onnxpress.custom_ops import register
 from onnxpress.optimizer import Recipe, optimize
-from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from sessions import options, runs
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -129,6 +129,14 @@ def test_refused(model, message, tmp_path):
     with pytest.raises(OnnxpressError, match=message):
         optimize(model, Recipe(scheme="int8-dynamic", lengths="0.9,0.8"), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("key", ["lengths", "length_budget"])
+def test_schemes_that_drop_nothing(key, tmp_path):
+    """Sparse and the others fuse no layers, by which tokens are found."""
+    for scheme in ("sparse", "int8-static", "float", "int4"):
+        with pytest.raises(UsageError, match=f"{key}: not read by scheme {scheme}"):
+            optimize(LayerModel(layers=3).model(), Recipe(scheme=scheme, **{key: "0.5" if key == "lengths" else 0.5}))
 
 
 @pytest.mark.parametrize("lengths", ["1,1", "0.7,0.4", "input"])

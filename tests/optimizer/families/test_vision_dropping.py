@@ -1,0 +1,113 @@
+"""Patches that leave a vision transformer on the way: norms are ahead, there is no mask, and the class token stays."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from dropped_tokens import Naive
+from encoders import HIDDEN
+from onnxpress.custom_ops import register
+from onnxpress.optimizer import Recipe, optimize
+from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.passes.base import run_all
+from onnxpress.optimizer.passes.clean_up import CleanUp
+from onnxpress.optimizer.passes.drop_tokens import DropTokens
+from onnxpress.optimizer.passes.fuse_attention import FuseAttention
+from onnxpress.optimizer.passes.recognise_activations import RecogniseActivations
+from onnxpress.optimizer.passes.recognise_norms import RecogniseNorms
+from sessions import options
+from vision_encoders import PATCHES, TOKENS, VisionModel
+
+LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+POOLED, SIZES = ("class", "mean", "tokens"), ("known", "open")
+
+
+def run(model, feeds, ours=False, level=LEVELS[1]):
+    chosen = options(graph_optimization_level=level)
+    if ours:
+        register(chosen)
+    return ort.InferenceSession(str(model) if not isinstance(model, bytes) else model, chosen).run(None, feeds)[0]
+
+
+def output_of(case: VisionModel, tokens: np.ndarray) -> np.ndarray:
+    """What the model makes of one image's tokens behind the last layer, in NumPy."""
+    get = {name: value.const_value.numpy() for name, value in case.model().graph.initializers.items()}
+    d = tokens - tokens.mean(1, keepdims=True)
+    y = d / np.sqrt((d * d).mean(1, keepdims=True) + 1e-12) * get["last/norm.scale"] + get["last/norm.shift"]
+    if case.pooled == "tokens":
+        return y
+    return (y[0] if case.pooled == "class" else y[1:].mean(0)) @ get["last/head.W"].T + get["last/head.b"]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("pooled", POOLED)
+def test_as_images_alone(pooled, sizes):
+    """In float32, so that only what dropping does is told apart; for any number of images."""
+    case, lengths = VisionModel(layers=4, pooled=pooled, sizes=sizes), (0.6, 12, 9)
+    model, fuse = case.model(), FuseAttention()
+    run_all(model, (CleanUp(), RecogniseActivations(), RecogniseNorms(), fuse))
+    assert len(fuse.fused) == 4
+    DropTokens(lengths, list(fuse.fused))(model)
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    dropped, naive = ir.to_proto(model).SerializeToString(), Naive(case)
+    everything = ir.to_proto(case.model()).SerializeToString()
+    for count in (1, 3):
+        feeds = case.images(count)
+        want = [output_of(case, naive(x, lengths)[-1]) for x in case.embedded(feeds["pixel_values"])]
+        for level in LEVELS:
+            np.testing.assert_allclose(run(dropped, feeds, level=level), want, atol=5e-5)
+    assert np.abs(run(everything, feeds) - want).max() > 1e-2
+
+
+def test_the_model_of_these_tests_is_the_one_in_numpy():
+    case = VisionModel(layers=2)
+    feeds = case.images(2)
+    got = run(ir.to_proto(case.model()).SerializeToString(), feeds)
+    want = [output_of(case, Naive(case)(x, ())[-1]) for x in case.embedded(feeds["pixel_values"])]
+    np.testing.assert_allclose(got, want, atol=5e-5)
+
+
+@pytest.mark.parametrize("fuse_layers", [False, True])
+@pytest.mark.parametrize("pooled", POOLED)
+def test_in_int8(pooled, fuse_layers, tmp_path):
+    case, path = VisionModel(layers=4, pooled=pooled), tmp_path / "out.onnx"
+    recipe = Recipe(scheme="int8-dynamic", lengths="0.6,12", fuse_layers=fuse_layers)
+    report = optimize(case.model(), recipe, path)
+    assert report.details["attention"]["left"] == {}
+    assert len([node for node in onnx.load(path).graph.node if node.op_type == "EncoderLayer"]) == 4 * fuse_layers
+    feeds, naive = case.images(3), Naive(case)
+    want = np.stack([output_of(case, naive(x, (0.6, 12))[-1]) for x in case.embedded(feeds["pixel_values"])])
+    got = run(path, feeds, ours=True)
+    assert got.shape == want.shape
+    assert np.linalg.norm(got - want) < 0.1 * np.linalg.norm(want)
+
+
+def test_lengths_with_each_image(tmp_path):
+    case, path = VisionModel(layers=3, pooled="tokens"), tmp_path / "out.onnx"
+    optimize(case.model(), Recipe(scheme="int8-dynamic", lengths="input", fuse_layers=True), path)
+    feeds = case.images(2)
+    everything = run(path, feeds, ours=True)
+    few = run(path, {**feeds, "lengths": np.array([10, 8], np.float32)}, ours=True)
+    assert few.shape == everything.shape == (2, TOKENS, HIDDEN)
+    assert np.abs(few - everything).max() > 0.01
+    all_by_number = run(path, {**feeds, "lengths": np.array([PATCHES + 1] * 2, np.float32)}, ours=True)
+    np.testing.assert_allclose(all_by_number, everything, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"layer_scale": True}, "one behind the other: .* is not added to the input of the layer"),
+        ({"packed": True}, "no attention of an encoder is recognised: .*heads are not split by Reshape and Transpose"),
+    ],
+    ids=["as CaiT and DINOv2", "as timm"],
+)
+def test_left_with_the_reason(settings, reason, tmp_path):
+    case = VisionModel(layers=2, **settings)
+    with pytest.raises(OnnxpressError, match=reason):
+        optimize(case.model(), Recipe(scheme="int8-dynamic", lengths="0.5"), tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+    assert np.isfinite(run(ir.to_proto(case.model()).SerializeToString(), case.images())).all()
