@@ -181,7 +181,7 @@ class Recipe(Settings):
             raise origin.error("rank", rank, problem)
         for key in ("budget", "max_drop", "max_kl"):
             if getattr(self, key) is not None:
-                problem = f", but {origin.name([key])} chooses among roundings alone; leave out the one or the other"
+                problem = f", but {key} chooses among roundings alone; leave out the one or the other"
                 raise origin.error("rank", rank, problem)
 
     def _per_node(self) -> dict[str, Any]:
