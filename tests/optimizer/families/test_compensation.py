@@ -222,3 +222,19 @@ def test_rounding_to_nearest_reads_data_for_what_is_added(tmp_path):
 def test_what_it_does_not_go_with(settings, message):
     with pytest.raises(UsageError, match=message):
         Recipe(**settings)
+
+
+def test_logits_of_the_last_token_alone(tmp_path):
+    """The products beside that of the logits are cut as well."""
+    b = graphs.Builder(21)
+    y = b.op("MatMul", b.op("Relu", b.input("x", [2, 9, K])), b.constant("W", graphs.weight(K, N)), name="head")
+    b.output(y, ["batch", "sequence", N])
+    x = np.random.default_rng(3).standard_normal((2, 9, K)).astype(np.float32)
+    ir.save(b.model(10), tmp_path / "m.onnx")
+    found = []
+    for last in (False, True):
+        recipe = Recipe(rank=16, accuracy_level=0, last_logits=last)
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx")
+        assert not report.warnings
+        found.append(open_session(report.output, session_options()).run(None, {"x": x})[0])
+    np.testing.assert_allclose(found[1], found[0][:, -1:], atol=1e-5)
