@@ -61,7 +61,9 @@ def _need_of_weights(recipe: Recipe, given: bool) -> Need:
         return Need.REQUIRED if recipe.judged_by is None else Need.WELCOME
     if recipe.budget is not None:
         return Need.REQUIRED
-    reads = given if recipe.method is None else recipe.method != "rtn"
+    reads = recipe.method != "rtn"
+    if recipe.method is None or (not reads and recipe.compensates):
+        reads = given
     return Need.REQUIRED if reads else Need.NONE
 
 
@@ -76,7 +78,7 @@ def _check_weights(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
         raise SettingsError(["metric"], f": weights alone are not judged without a bound; give {bounds}, too")
     if recipe.trains:
         require_torch(f"method {recipe.method}")
-    if not recipe.sequential and (recipe.method == "rtn" or not is_there):
+    if not recipe.sequential and ((recipe.method == "rtn" and not recipe.compensates) or not is_there):
         why = f", but no weight is rounded by data: give {option('calibration')}, and a method other than rtn"
         raise SettingError("sequential", False, why)
 

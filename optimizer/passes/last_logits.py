@@ -1,6 +1,8 @@
 """Logits of the last token alone: of a prompt, only what comes next is of use.
 
 logits = norm(h) W,  h [batch, sequence, hidden]     becomes     norm(h)[:, -1:] W,  [batch, 1, vocabulary]
+
+A product of low rank beside it reads the same.
 """
 
 from __future__ import annotations
@@ -34,22 +36,26 @@ class LastLogits(GraphPass):
     def rewrite(self, model: ir.Model) -> bool:
         """Cut; whether anything changed."""
         mark_constants(model)
-        found = [(value, node) for value in model.graph.outputs if (node := _product_ahead(value)) is not None]
+        found = [(value, nodes) for value in model.graph.outputs if (nodes := _products_ahead(value))]
         if opset_of(model) < OPSET or len(found) != 1:
             self.left[""] = "the model has no logits [batch, sequence, vocabulary] that a product gives"
             return False
-        ((output, product),) = found
+        ((output, (product, *beside)),) = found
         x, arrays = product.inputs[0], SharedArrays(model.graph)
         assert x is not None
         places = (arrays.add("last", np.array([place], np.int64)) for place in (-1, np.iinfo(np.int64).max, 1))
-        last = insert_before(product, "Slice", [x, *places], x, suffix="_last")
+        first = beside[0] if beside else product
+        last = insert_before(first, "Slice", [x, *places], x, suffix="_last")
         last.shape = _cut(x)
-        product.replace_input_with(0, last)
+        for reader in dict.fromkeys((first, product)):
+            reader.replace_input_with(0, last)
+        for node in beside:
+            node.outputs[0].shape = _cut(node.outputs[0])
         value: ir.Value | None = product.outputs[0]
         while value is not None:
             value.shape = _cut(value)
-            reader = next((node for node, _ in value.uses()), None)
-            value = reader.outputs[0] if reader is not None else None
+            use = next((node for node, _ in value.uses()), None)
+            value = use.outputs[0] if use is not None else None
         self.output = output.name
         return True
 
@@ -58,20 +64,39 @@ def _cut(value: ir.Value) -> ir.Shape | None:
     return None if value.shape is None else ir.Shape([value.shape[0], 1, *list(value.shape)[2:]])
 
 
-def _product_ahead(output: ir.Value) -> ir.Node | None:
-    """The product that an output of three axes is a map of, number by number, where nobody else reads it."""
+def _products_ahead(output: ir.Value) -> list[ir.Node]:
+    """The product that an output of three axes is a map of, number by number, where nobody else reads it.
+
+    Behind it the two of a product of low rank beside it, where there is one.
+    """
     value: ir.Value | None = output
     if output.shape is None or len(output.shape) != 3:
-        return None
+        return []
     while value is not None and len(value.uses()) == int(value is not output):
         node = value.producer()
         if node is None:
-            return None
-        if node.op_type in _PRODUCTS:
-            x = node.inputs[0]
-            return node if x is not None and constant_of(x) is None else None
+            return []
+        found = [node] if node.op_type in _PRODUCTS else _compensated(node)
+        if found:
+            x = found[0].inputs[0]
+            return found if x is not None and constant_of(x) is None else []
         if not is_standard(node, *_MAPS):
-            return None
+            return []
         varying = [each for each in node.inputs if each is not None and constant_of(each) is None]
         value = varying[0] if len(varying) == 1 else None
-    return None
+    return []
+
+
+def _compensated(add: ir.Node) -> list[ir.Node]:
+    """Products x W and, of (x A) B that is added to it, x A and the whole; nothing for any other node."""
+    makers = [value.producer() if value is not None and len(value.uses()) == 1 else None for value in add.inputs]
+    if not is_standard(add, "Add") or any(maker is None or maker.op_type not in _PRODUCTS for maker in makers):
+        return []
+    for product, outer in (makers, makers[::-1]):
+        assert product is not None
+        assert outer is not None
+        narrow = outer.inputs[0]
+        inner = narrow.producer() if narrow is not None and len(narrow.uses()) == 1 else None
+        if inner is not None and inner.op_type in _PRODUCTS and inner.inputs[0] is product.inputs[0]:
+            return [product, inner, outer]
+    return []

@@ -11,6 +11,8 @@ and reads its weight [K, N] through a DequantizeLinear, in blocks along axis 0 o
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 from onnxpress.custom_ops import functions
 
@@ -25,6 +27,21 @@ from .base import GraphPass
 from .declare_functions import add_function
 
 
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A node that multiplies by a rounded weight.
+
+    Attributes:
+        node: It, as it is now.
+        weight: The weight.
+        decision: On the node that it was.
+    """
+
+    node: ir.Node
+    weight: LazyWeight
+    decision: Decision
+
+
 class QuantizeMatMul(GraphPass):
     """Rewrite the MatMul and Gemm nodes that a plan takes.
 
@@ -33,12 +50,17 @@ class QuantizeMatMul(GraphPass):
 
     Args:
         decisions: What becomes of nodes.
+
+    Attributes:
+        warnings: What the user should know.
+        products: The nodes that were rewritten.
     """
 
     def __init__(self, decisions: list[Decision]) -> None:
         self._decisions = decisions
         self._stored = StoredWeights()
         self.warnings: list[str] = []
+        self.products: list[Product] = []
 
     @property
     def weights(self) -> list[LazyWeight]:
@@ -100,6 +122,7 @@ class QuantizeMatMul(GraphPass):
         product = y.producer()
         assert product is not None
         product.name = node.name
+        self.products.append(Product(product, lazy, decision))
         model.graph.opset_imports.setdefault(product.domain, 1)
         if form.widened or added is not None:
             y.name = names_of(self._graph).value(f"{last.outputs[0].name}_product")
@@ -160,6 +183,7 @@ class QuantizeMatMul(GraphPass):
         dequantized.type = ir.TensorType(weight.dtype)
         dequantized.shape = ir.Shape([weight.K, weight.N])
         node.replace_input_with(1, dequantized)
+        self.products.append(Product(node, lazy, decision))
         if node.op_type == "Gemm":
             node.attributes["transB"] = ir.AttrInt64("transB", 0)
 

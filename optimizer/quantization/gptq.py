@@ -103,12 +103,17 @@ def _round(
 
 def inverse_factor(covariance: npt.NDArray[np.floating]) -> Doubles:
     """U of the inverse of a damped H, [G, K, K]: R^-1, where H = R R' and R is lower triangular in reversed order."""
+    factor: Doubles = _inverse(np.linalg.cholesky(damped(covariance)[:, ::-1, ::-1]))[:, ::-1, ::-1]
+    return factor
+
+
+def damped(covariance: npt.NDArray[np.floating]) -> Doubles:
+    """H [G, K, K] with so much on its diagonal that it is positive definite."""
     damping = _DAMPING * np.einsum("gkk->g", covariance, dtype=np.float64) / covariance.shape[-1]
     damping = np.where(damping > 0, damping, 1.0)
-    damped: Doubles = covariance.astype(np.float64)
-    np.einsum("gkk->gk", damped)[...] += damping[:, None]
-    factor: Doubles = _inverse(np.linalg.cholesky(damped[:, ::-1, ::-1]))[:, ::-1, ::-1]
-    return factor
+    result: Doubles = covariance.astype(np.float64)
+    np.einsum("gkk->gk", result)[...] += damping[:, None]
+    return result
 
 
 def _inverse(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:

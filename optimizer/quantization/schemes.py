@@ -117,6 +117,7 @@ class WeightScheme:
         search: Search the best scales.
         scale_type: One of `SCALE_TYPES`.
         per_channel: Without blocks, one scale an output channel, not one in all.
+        rank: Of a product that is added to a rounded weight, see `low_rank`; 0 for none.
     """
 
     name: str
@@ -126,6 +127,7 @@ class WeightScheme:
     search: bool
     scale_type: str
     per_channel: bool = True
+    rank: int = 0
 
     @property
     def number_format(self) -> Format:

@@ -32,8 +32,8 @@ class FamilySettings:
 FAMILY_SETTINGS = (
     FamilySettings(
         "weight-only", "weights alone",
-        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Training, g.Order, g.Transforming, g.Mixing, g.Judging,
-         g.Blocks, graph.Fusion, graph.Logits),
+        (g.Search, g.Symmetry, g.Channels, g.Rounding, g.Compensating, g.Training, g.Order, g.Transforming, g.Mixing,
+         g.Judging, g.Blocks, graph.Fusion, graph.Logits),
     ),
     FamilySettings(
         "static", "int8-static",

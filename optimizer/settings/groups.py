@@ -226,6 +226,20 @@ class Training:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compensating:
+    """What is added to products with rounded weights."""
+
+    rank: int = setting(
+        0,
+        "Add a product of this rank to each product with a rounded weight, such as 16, which gives back most of what "
+        "rounding took: as calibration data weighs it, else the leading part of the error. 0 adds none, and nothing is "
+        "added where that would be as large as the weight, or does not help on data kept apart.",
+        parse=least(0),
+        per_node=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Order:
     """In which order weights change."""
 

@@ -55,6 +55,7 @@ def node_settings(values: Mapping[str, Any], origin: Origin) -> NodeSettings:
     for key in ("weight_format", "activation_format"):
         if values[key] is not None and not SCHEMES[name].activations:
             raise origin.error(key, values[key], f", not read by scheme {name}")
+    weight = dataclasses.replace(weight, rank=values["rank"])
     if (given := values["weight_format"]) is not None:
         weight = dataclasses.replace(weight, format=FORMAT_ALIASES.get(given, given))
     if SCHEMES[name].activations:  # the scheme's name tells of activations, too

@@ -35,6 +35,7 @@ class Override:
     search: bool | None = None
     scale_type: str | None = None
     accuracy_level: int | None = None
+    rank: int | None = None
     sparsity: float | None = None
     weight_format: str | None = None
     activation_format: str | None = None

@@ -104,6 +104,11 @@ class Recipe(Settings):
         """The transform that finds scales of inputs by data; None where there is none, or another."""
         return None if self.transform == ROTATION else self.transform
 
+    @property
+    def compensates(self) -> bool:
+        """Whether products of low rank are added to some that are rounded."""
+        return self.rank > 0 or any(override.rank for override in self.overrides)
+
     def reads(self, key: str) -> bool:
         """Whether the scheme reads a key."""
         return key in keys_read_by(self.family)
@@ -171,8 +176,21 @@ class Recipe(Settings):
         if not self.sequential and "qronos" in (self.method or ""):
             problem = ", but qronos rounds towards the float path, which at once is the only one; take gptq"
             raise origin.error("sequential", False, problem)
+        if self.compensates:
+            self._check_compensation(origin)
         if self.target == "any" and self.reduce_range is False:
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
+
+    def _check_compensation(self, origin: Origin) -> None:
+        """Refuse what rounds or chooses by the error of codes alone."""
+        rank = self.rank or next(each.rank for each in self.overrides if each.rank)
+        if self.trains:
+            problem = f", but method {self.method} trains the codes without what is added; take gptq or qronos"
+            raise origin.error("rank", rank, problem)
+        for key in ("budget", "max_drop", "max_kl"):
+            if getattr(self, key) is not None:
+                problem = f", but {key} chooses among roundings alone; leave out the one or the other"
+                raise origin.error("rank", rank, problem)
 
     def _per_node(self) -> dict[str, Any]:
         return {key: getattr(self, key) for key in (*PER_NODE, "per_channel")}

@@ -11,10 +11,11 @@ import onnxruntime as ort
 import pytest
 from onnxpress import custom_ops, models
 from onnxpress.custom_ops import reference
+from onnxpress.models.calibration_data import calibration
 from onnxpress.models.catalogue import SIMILARITY_DATA
 from onnxpress.models.fetch import provide
 from onnxpress.models.tasks import reading, similarity
-from onnxpress.optimizer import OnnxpressError, Recipe, optimize
+from onnxpress.optimizer import Calibration, OnnxpressError, Recipe, optimize
 from onnxpress.optimizer.analysis.evaluate import evaluate
 from scores import float_score
 
@@ -123,3 +124,14 @@ def test_float32_compute_equals_the_dequantized_model(form, tmp_path):
     (want,) = direct.run(None, feeds)
     (got,) = ort.InferenceSession(path, options).run(None, feeds)
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+
+
+def test_products_of_low_rank_bring_the_vectors_of_minilm_nearer(tmp_path):
+    some = {"scheme": "int2", "block_size": 128, "include": ("/encoder/layer.0/attention/*",), "method": "rtn"}
+    plain = distance(converted("minilm", tmp_path, check=False, **some)[0])
+    recipe, data = Recipe(check=False, rank=64, **some), Calibration(list(calibration("minilm", 8)))
+    report = optimize(models.path("minilm"), recipe, tmp_path / "out.onnx", calibration=data)
+    compensated = report.details["compensated"].values()
+    assert len(compensated) == 4
+    assert all(each["after"] < 0.8 * each["before"] for each in compensated)
+    assert distance(tmp_path / "out.onnx") < 0.8 * plain

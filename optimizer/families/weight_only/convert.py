@@ -25,11 +25,12 @@ from ..decoder_fusion import finish_decoder
 from ..family import Family, OpenData
 from ..rotating import rotate
 from .automatic import Found, find_recipe
+from .compensation import compensate
 from .mixed import Mixture
 from .results import Results, take_results
 from .rewrite import decide, rewrite
 from .transforming import Folds, transform
-from .with_data import method_of, round_with_data
+from .with_data import method_of, reads_data, round_with_data
 
 
 def convert(
@@ -64,7 +65,7 @@ def _convert(
     elif data is not None and recipe.input_scales is not None and known is None:
         folds = transform(model, recipe, data, progress)
     decisions = decide(model, recipe)
-    reads = data is not None and known is None and method_of(recipe) != "rtn"
+    reads = data is not None and known is None and reads_data(recipe)
     original = copy_of(model) if reads else None
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, Results() if known is None else known
@@ -72,16 +73,17 @@ def _convert(
         folder = "" if folds is None else "rounded"  # beside that of the transform
         results = round_with_data(original, lazy, data, recipe, progress, folder)
     take_results(lazy, results)
+    added = compensate(model, rewritten, results, recipe.form)
     fusion = finish_decoder(model, recipe)
     return ConversionResult(
         without_fused(decisions),
         weights=lambda: reports(lazy),
         gain=lambda: gain(lazy),
-        warnings=[*rewritten.warnings, *fusion.warnings],
-        details=_details(lazy, results) | ({} if folds is None else folds.details) | fusion.details,
-        rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results), *fusion.rows],
+        warnings=[*rewritten.warnings, *added.warnings, *fusion.warnings],
+        details=_details(lazy, results) | added.details | ({} if folds is None else folds.details) | fusion.details,
+        rows=[*([] if folds is None else [folds.row]), *_rows(lazy, results), *added.rows, *fusion.rows],
         settled={} if data is None else {"method": method_of(recipe)},
-        passes=({} if folds is None or not folds.left else {FoldScales.__name__: folds.left}) | fusion.passes,
+        passes=_left(folds) | added.passes | fusion.passes,
     )
 
 
@@ -118,6 +120,10 @@ def _with_trail(model: ir.Model, result: ConversionResult, found: Found) -> Conv
         settled={**result.settled, **found.settled},
         trail=list(found.trail),
     )
+
+
+def _left(folds: Folds | None) -> dict[str, dict[str, str]]:
+    return {} if folds is None or not folds.left else {FoldScales.__name__: folds.left}
 
 
 def _details(weights: list[LazyWeight], results: Results) -> dict[str, object]:

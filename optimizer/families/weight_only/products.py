@@ -16,6 +16,7 @@ from ...graph.constants import constant_of, release
 from ...graph.rewriting import required
 from ...planning.lazy_weight import LazyWeight
 from ...quantization.input_moments import InputMoments
+from ...quantization.low_rank import CompensatedWeight
 from ...quantization.methods import Method, Problem
 from ...quantization.quantized_weight import QuantizedWeight
 
@@ -110,7 +111,7 @@ def problem_of(weight: LazyWeight, moments: InputMoments, apart: InputMoments) -
     return Problem(rows, weight.scheme, moments, apart, weight.convolution)
 
 
-def numbers_of(weight: LazyWeight, found: QuantizedWeight) -> Floats:
+def numbers_of(weight: LazyWeight, found: QuantizedWeight | CompensatedWeight) -> Floats:
     """What the nodes that read a weight have to multiply by in its place, [N, K]."""
     rows = found.rows()
     if weight.factor and not weight.scheme.takes_factors:
@@ -118,7 +119,7 @@ def numbers_of(weight: LazyWeight, found: QuantizedWeight) -> Floats:
     return rows
 
 
-def cost_of(apart: InputMoments, found: QuantizedWeight, rows: Floats) -> float:
+def cost_of(apart: InputMoments, found: QuantizedWeight | CompensatedWeight, rows: Floats) -> float:
     """What rounded weights cost, a part of the channels at a time, where these have their inputs in common."""
     step = len(rows) if len(apart.second) > 1 else _ROWS
     parts = [slice(begin, begin + step) for begin in range(0, len(rows), step)]

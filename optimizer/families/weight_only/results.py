@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...calibration.statistics import fingerprint
 from ...graph.constants import release
 from ...planning.lazy_weight import LazyWeight
+from ...quantization.low_rank import LowRank
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
 from ...quantization.schemes import WeightScheme
 from ...runtime.feeds import Feeds, arrays_of
@@ -22,6 +24,7 @@ from ..kept_files import Files
 _FORMAT = 2
 """Of the files: a run with those of another begins anew."""
 _ARRAYS = ("packed", "scales", "zero_points")
+_FACTORS = ("inner", "outer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +45,45 @@ class Rounded:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compensated:
+    """What a product of low rank gives back.
+
+    Attributes:
+        rank: Of it.
+        before: What the weight costs its product without it, on rows that nothing was fitted to; where there is no
+            data, the squares of the weight's error.
+        after: The same with it.
+        energy: The squares of the product on these rows, or of the weight.
+        by_data: Whether there is data.
+    """
+
+    rank: int
+    before: float
+    after: float
+    energy: float
+    by_data: bool
+
+    @property
+    def helps(self) -> bool:
+        """Whether it is added."""
+        return self.after < self.before
+
+
+@dataclasses.dataclass(frozen=True)
 class Result:
     """A rounded weight: what was done, and what reads it.
 
-    Raises:
-        OnnxpressError: `read` cannot read it.
+    Attributes:
+        rounded: What was done.
+        read: Gives it; raises OnnxpressError where it cannot be read.
+        compensated: What was tried to be added to it, if anything was.
+        read_low_rank: Gives that, if it helps, in the same way.
     """
 
     rounded: Rounded
     read: Callable[[], QuantizedWeight]
+    compensated: Compensated | None = None
+    read_low_rank: Callable[[], LowRank] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,29 +136,53 @@ class Store:
         """The result that an interrupted run left for a weight, by the name of its file."""
         return self._result(name) if self.files.has(name) else None
 
-    def keep(self, name: str, weight: QuantizedWeight, rounded: Rounded) -> Result:
+    def keep(
+        self, name: str, weight: QuantizedWeight, rounded: Rounded, compensated: Compensated | None = None,
+        low_rank: LowRank | None = None,
+    ) -> Result:  # fmt: skip
         """Write the result for a weight.
 
         Raises:
             OnnxpressError: As `Files.keep`.
         """
-        facts = {
-            "rounded": dataclasses.asdict(rounded), "error": dataclasses.asdict(weight.error),
-            "scheme": dataclasses.asdict(weight.scheme), "shape": weight.shape, "axis": weight.axis,
-        }  # fmt: skip
-        self.files.keep(name, facts, {each: getattr(weight, each) for each in _ARRAYS})
+        facts = {"rounded": dataclasses.asdict(rounded), **_facts(weight)}
+        arrays = {each: getattr(weight, each) for each in _ARRAYS}
+        if compensated is not None:
+            facts["compensated"] = dataclasses.asdict(compensated)
+        if low_rank is not None:
+            for factor in _FACTORS:
+                found = getattr(low_rank, factor)
+                facts[factor] = _facts(found)
+                arrays |= {f"{factor}_{each}": getattr(found, each) for each in _ARRAYS}
+        self.files.keep(name, facts, arrays)
         return self._result(name)
 
     def _result(self, name: str) -> Result:
         files = self.files
 
         def read() -> QuantizedWeight:  # which keeps a folder of its own for as long as what reads it
-            facts, arrays = files.read(name, _ARRAYS)
-            scheme, error = WeightScheme(**facts["scheme"]), WeightError(**facts["error"])
-            packed, scales, zeros = (arrays[name] for name in _ARRAYS)
-            return QuantizedWeight(scheme, tuple(facts["shape"]), facts["axis"], packed, scales, zeros, error)
+            return _weight(*files.read(name, _ARRAYS))
 
-        return Result(Rounded(**files.read(name, ())[0]["rounded"]), read)
+        def read_low_rank() -> LowRank:
+            facts, arrays = files.read(name, [f"{factor}_{each}" for factor in _FACTORS for each in _ARRAYS])
+            return LowRank(*(_weight(facts[factor], arrays, f"{factor}_") for factor in _FACTORS))
+
+        facts = files.read(name, ())[0]
+        compensated = Compensated(**facts["compensated"]) if "compensated" in facts else None
+        return Result(Rounded(**facts["rounded"]), read, compensated, read_low_rank if _FACTORS[0] in facts else None)
+
+
+def _facts(weight: QuantizedWeight) -> dict[str, Any]:
+    return {
+        "error": dataclasses.asdict(weight.error), "scheme": dataclasses.asdict(weight.scheme), "shape": weight.shape,
+        "axis": weight.axis,
+    }  # fmt: skip
+
+
+def _weight(facts: Any, arrays: Mapping[str, npt.NDArray[Any]], prefix: str = "") -> QuantizedWeight:
+    scheme, error = WeightScheme(**facts["scheme"]), WeightError(**facts["error"])
+    packed, scales, zeros = (arrays[f"{prefix}{name}"] for name in _ARRAYS)
+    return QuantizedWeight(scheme, tuple(facts["shape"]), facts["axis"], packed, scales, zeros, error)
 
 
 def describe(model: Any, weights: Sequence[LazyWeight], methods: Sequence[str], data: Iterable[Feeds]) -> str:

@@ -11,7 +11,7 @@ from ...passes.declare_functions import declare_functions
 from ...passes.expand_sequence_map import ExpandSequenceMap
 from ...passes.quantize_conv import QuantizeConv
 from ...passes.quantize_gather import OPSET, QuantizeGather
-from ...passes.quantize_matmul import QuantizeMatMul
+from ...passes.quantize_matmul import Product, QuantizeMatMul
 from ...passes.raise_opset import RaiseOpset
 from ...passes.squeeze_weights import SqueezeWeights
 from ...planning.kept_in_float import kept_in_float
@@ -28,11 +28,13 @@ class Rewritten:
         decisions: One for each node that could be taken.
         weights: The weights that are rounded.
         warnings: What the user should know.
+        products: The products that read such weights.
     """
 
     decisions: list[Decision]
     weights: list[LazyWeight]
     warnings: list[str]
+    products: list[Product]
 
 
 def rewrite(model: ir.Model, decisions: list[Decision]) -> Rewritten:
@@ -43,7 +45,8 @@ def rewrite(model: ir.Model, decisions: list[Decision]) -> Rewritten:
     declare_functions(model)
     values = [decision.weight.value for decision in decisions if decision.taken and decision.weight is not None]
     weights = [*product.weights, *convolution.weights, *gather.weights]
-    return Rewritten(decisions, weights, [*kept_in_float(model, values), *product.warnings])
+    warnings = [*kept_in_float(model, values), *product.warnings]
+    return Rewritten(decisions, weights, warnings, product.products)
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

@@ -9,7 +9,8 @@ apart is taken. Rounding to nearest, as without data, is always among them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import onnx_ir as ir
 
@@ -22,12 +23,14 @@ from ...graph.rewriting import required
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
 from ...quantization.input_moments import InputMoments
+from ...quantization.low_rank import CompensatedWeight
 from ...quantization.methods import METHODS, Method
 from ...quantization.quantized_weight import QuantizedWeight, WeightError
 from ...settings.groups import TRAINED
 from ...settings.recipe import Recipe
 from .block_training import NAME as BLOCKS
 from .block_training import BlockTraining
+from .compensation import compensate_by_data, squared_error, why_none
 from .distilling import NAME as WHOLE
 from .distilling import distill
 from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
@@ -40,6 +43,11 @@ _METHOD = "gptq"
 def method_of(recipe: Recipe) -> str:
     """Where there is data."""
     return recipe.method or _METHOD
+
+
+def reads_data(recipe: Recipe) -> bool:
+    """Whether data changes what becomes of weights, where there is some."""
+    return method_of(recipe) != "rtn" or recipe.compensates
 
 
 def _layer_methods(recipe: Recipe) -> tuple[str, ...]:
@@ -74,13 +82,14 @@ def round_with_data(
     with Segments(model, data) as segments:
         tried = [METHODS[name] for name in methods]
         products = Products(model, segments, tried)
-        run = _Run(products, segments, tried, sequential=recipe.sequential)
+        run = _Run(products, segments, tried, recipe)
         jobs = products.jobs(weights)
         setup = None
         if recipe.trains:
             readers = {job.weight.identity: products.readers(job.weight) for job in jobs}
             setup = Setup(model, readers, data, recipe.method or "")  # which refuses models before hours of work
         how = (*methods, *_training(recipe), *(() if recipe.sequential else ("at once",)))
+        how = (*how, recipe.form) if recipe.compensates else how
         described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], how, data)
         store = Store(None if data.checkpoint is None else data.checkpoint / stage, described)
         made = Results()
@@ -116,9 +125,9 @@ def _training(recipe: Recipe) -> tuple[str, ...]:
 class _Run:
     """Weights of a model, rounded in order, or at once by what the float model shows."""
 
-    def __init__(self, products: Products, segments: Segments, methods: Sequence[Method], *, sequential: bool) -> None:
+    def __init__(self, products: Products, segments: Segments, methods: Sequence[Method], recipe: Recipe) -> None:
         self._products, self._segments, self._methods = products, segments, methods
-        self._sequential = sequential
+        self._recipe = recipe
 
     def round(self, job: Job, store: Store) -> Result | None:
         """The result for a weight; None where what it reads is nothing, or NaN or infinite."""
@@ -128,13 +137,17 @@ class _Run:
             moments = self._products.moments_of(job)
             if moments is None:
                 return None
-            known = store.keep(name, *self._best(job.weight, *moments))
-        if self._sequential and not job.is_last:  # after which nothing runs
-            self._change(job.weight, known.read())
+            known = self._best(job.weight, *moments, functools.partial(store.keep, name))
+        if self._recipe.sequential and not job.is_last:  # after which nothing runs
+            found = known.read()
+            low_rank = known.read_low_rank
+            self._change(job.weight, found if low_rank is None else CompensatedWeight(found, low_rank()))
         return known
 
-    def _best(self, weight: LazyWeight, moments: InputMoments, apart: InputMoments) -> tuple[QuantizedWeight, Rounded]:
-        """The rounded weight of least cost on rows kept apart, with that as its error."""
+    def _best(
+        self, weight: LazyWeight, moments: InputMoments, apart: InputMoments, keep: Callable[..., Result]
+    ) -> Result:
+        """The rounded weight of least cost on rows kept apart, with that as its error, and what is added to it."""
         problem = problem_of(weight, moments, apart)
         costs: dict[str, float] = {}
         best: QuantizedWeight | None = None
@@ -142,16 +155,22 @@ class _Run:
             found = method.round(problem)
             cost = cost_of(apart, found, problem.rows)
             if best is None or cost < min(costs.values()):
-                best = found
+                best, by = found, method
             costs[method.name] = cost
-        name = min(costs, key=costs.__getitem__)
         energy = apart.energy(problem.rows)
-        rounded = Rounded(name, costs[name], costs[self._methods[0].name], energy)
+        rounded = Rounded(by.name, costs[by.name], costs[self._methods[0].name], energy)
         best = required(best)
-        error = WeightError(best.error.error, rounded.cost, rounded.plain, best.error.energy)
-        return dataclasses.replace(best, error=error), rounded
+        error, compensated, low_rank = best.error.error, None, None
+        if weight.scheme.rank and not why_none(weight):
+            target = by.target(problem)
+            compensated, low_rank = compensate_by_data(weight, best, problem, target, rounded.cost, self._recipe.form)
+            if low_rank is not None:
+                error = squared_error(CompensatedWeight(best, low_rank), problem.rows)
+                rounded = dataclasses.replace(rounded, cost=compensated.after)
+        told = WeightError(error, rounded.cost, rounded.plain, best.error.energy)
+        return keep(dataclasses.replace(best, error=told), rounded, compensated, low_rank)
 
-    def _change(self, weight: LazyWeight, found: QuantizedWeight) -> None:
+    def _change(self, weight: LazyWeight, found: QuantizedWeight | CompensatedWeight) -> None:
         """Let the nodes that read a weight read it rounded."""
         rows = numbers_of(weight, found)
         for node in self._products.readers(weight):

@@ -51,11 +51,13 @@ class Method:
         name: In recipes and on the command line.
         round: Rounds a weight; with its inputs known.
         reads_both_paths: Whether it reads `InputMoments.cross`.
+        target: The weight [N, K] that it aims at, for what makes up for its errors.
     """
 
     name: str
     round: Callable[[Problem], QuantizedWeight]
     reads_both_paths: bool = False
+    target: Callable[[Problem], Floats] = lambda problem: problem.rows
 
 
 def importance_of(squares: Floats, power: float) -> Floats:

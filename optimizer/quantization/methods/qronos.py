@@ -23,16 +23,20 @@ from .method import Method, Problem
 
 
 def _qronos(problem: Problem) -> QuantizedWeight:
+    return round_towards(problem, _target(problem))
+
+
+def _target(problem: Problem) -> Floats:
     if problem.moments.cross is None or problem.apart.cross is None:
-        return round_towards(problem, problem.rows)
-    target = problem.rows + np.concatenate([
+        return problem.rows
+    target: Floats = problem.rows + np.concatenate([
         _step(rows, InputMoments(second[None], 1, cross[None]), InputMoments(held[None], 1, held_cross[None]))
         for rows, second, cross, held, held_cross in zip(
             np.split(problem.rows, len(problem.moments.second)), problem.moments.second, problem.moments.cross,
             problem.apart.second, problem.apart.cross, strict=True,
         )
     ])  # fmt: skip
-    return round_towards(problem, target)
+    return target
 
 
 def _step(rows: Floats, learned: InputMoments, apart: InputMoments) -> Floats:
@@ -48,4 +52,4 @@ def _step(rows: Floats, learned: InputMoments, apart: InputMoments) -> Floats:
     return step
 
 
-QRONOS = Method("qronos", _qronos, reads_both_paths=True)
+QRONOS = Method("qronos", _qronos, reads_both_paths=True, target=_target)

@@ -33,7 +33,7 @@ VALUES = {
     "criterion": "obs", "allocation": "uniform", "activations": "static", "sequential": True, "prune": True,
     "mask": "m.npz", "expected_rows": 8, "max_kl": 0.02, "text": "t.txt", "window": 8, "stride": 4, "tokens": 64,
     "fuse_layers": True, "lengths": "0.9,64", "length_budget": 0.5, "budget": "3.5bits", "search_time": "30m",
-    "transform": "hadamard", "last_logits": True, "steps": 20, "learning_rate": 0.01,
+    "transform": "hadamard", "last_logits": True, "steps": 20, "learning_rate": 0.01, "rank": 16,
 }  # fmt: skip
 """One of each key, which some scheme of each kind that reads the key takes."""
 
