@@ -27,10 +27,13 @@ BFloat16Rows bfloat16_rows(const NBitsProblem& p, std::int64_t row_step, std::ui
 }
 
 // Whole groups of tiles, so that every task streams as many of them as the kernel can; the codes of a task stay in
-// L2.
-std::int64_t tiles_to_stream(const NBitsWeight& w) {
-  const std::int64_t group = 4;
-  return clamp(ceil_div(kWorkPerTask, w.padded_k * kTile * group), 1, w.tiles) * group;
+// L2. One row reads each code once: what is not in a cache comes in faster in longer streams.
+std::int64_t tiles_to_stream(const NBitsProblem& p) {
+  constexpr std::int64_t kGroup = 4, kTasks = 8, kLongest = 4 * kWorkPerTask;
+  const NBitsWeight& w = *p.weight;
+  const std::int64_t tile = w.padded_k * kTile;
+  const std::int64_t work = p.M == 1 ? clamp(w.tiles * tile / kTasks, kWorkPerTask, kLongest) : kWorkPerTask;
+  return clamp(ceil_div(work, tile * kGroup), 1, w.tiles) * kGroup;
 }
 
 // One product on its way: `floats` are the kernels of the instruction set for what is no sum.
@@ -65,7 +68,7 @@ void run_tasks(const Job& job, const Grain& grain, const Work& work) {
 void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
   const NBitsProblem& p = job.p;
   if (p.M == 1) {
-    run_tasks(job, {tiles_to_stream(*p.weight)},
+    run_tasks(job, {tiles_to_stream(p)},
               [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
     return;
   }
@@ -106,7 +109,7 @@ void multiply_bfloat16(const Job& whole, const NBitsBFloat16Product& product) {
     const BFloat16Rows rows = bfloat16_rows(p, product.row_step, workspace);
     for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { product.round_row(p, rows, row); });
     if (whole.p.M == 1) {
-      run_tasks(job, {tiles_to_stream(w)},
+      run_tasks(job, {tiles_to_stream(p)},
                 [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
       return;
     }
@@ -126,7 +129,7 @@ void multiply_int8(const Job& whole, const NBitsInt8Kernels& kernels) {
     const NBitsProblem& p = job.p;
     const QuantizedRows rows = quantized_rows(p, kernels.row_step, workspace);
     for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
-    run_tasks(job, {tiles_to_stream(w), kernels.row_step, kept},
+    run_tasks(job, {tiles_to_stream(p), kernels.row_step, kept},
               [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                 kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
               });

@@ -42,10 +42,14 @@ inline const std::uint8_t* span_of(const NBitsWeight& w, std::int64_t tile, std:
   return w.codes + (tile * (w.padded_k / kSpan) + span) * kLine * w.bits;
 }
 
+// To L2 and no further: a prefetch to L1 holds one of the few buffers for misses of L1 until memory has answered, which
+// took a fifth of the bandwidth.
+__attribute__((always_inline)) inline void prefetch_to_l2(const std::uint8_t* line) { __builtin_prefetch(line, 0, 2); }
+
 // The lines of a span so many bytes ahead: within a span they are read out of order, which the CPU does not foresee.
 constexpr std::int64_t kAhead = 4096;
 __attribute__((always_inline)) inline void prefetch(const std::uint8_t* span, int lines) {
-  for (int line = 0; line < lines; ++line) __builtin_prefetch(span + kLine * line);
+  for (int line = 0; line < lines; ++line) prefetch_to_l2(span + kLine * line);
 }
 
 template <class S>
