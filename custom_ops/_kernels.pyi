@@ -46,6 +46,10 @@ def matmul_nbits(
     accuracy_level: int = 0,
     activation: str | None = None,
     gate: npt.NDArray[np.float32] | None = None,
+    addend: npt.NDArray[np.float32] | None = None,
+    norm_scale: npt.NDArray[np.float32] | None = None,
+    norm_epsilon: float = 0.0,
+    glu: int = 0,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.float32], str]: ...
 def matmul_int8(

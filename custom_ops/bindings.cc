@@ -132,14 +132,19 @@ std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& pac
                                                const std::optional<Floats>& bias, int bits, std::int64_t block_size,
                                                std::int64_t K, int accuracy_level,
                                                const std::optional<std::string>& activation,
-                                               const std::optional<Floats>& gate,
+                                               const std::optional<Floats>& gate, const std::optional<Floats>& addend,
+                                               const std::optional<Floats>& norm_scale, float norm_epsilon, int glu,
                                                const std::optional<std::string>& isa) {
   const NBitsSource source = source_of(packed, scales, zero_points, bits, block_size, K);
   require(A.ndim() == 2, "A must have two axes");
   check_shape(A, "A", {A.shape(0), K});
   if (bias) check_shape(*bias, "bias", {source.N});
   if (gate) check_shape(*gate, "gate", {A.shape(0), source.N});
-  Floats Y({A.shape(0), source.N});
+  if (addend) check_shape(*addend, "addend", {A.shape(0), source.N});
+  if (norm_scale) check_shape(*norm_scale, "norm_scale", {K});
+  require(glu >= 0 && glu <= 2, "glu must be 0 for none, or the half that is activated");
+  require(glu == 0 || (source.N % 2 == 0 && !gate && !addend), "glu halves N, and goes without gate and addend");
+  Floats Y({A.shape(0), glu == 0 ? source.N : source.N / 2});
   const Sequential alone;
   const PackedWeight weight = pack(source, alone);
   const NBitsProblem problem{A.data(),
@@ -148,7 +153,10 @@ std::pair<Floats, std::string> py_matmul_nbits(const Floats& A, const Bytes& pac
                              bias ? bias->data() : nullptr,
                              Y.mutable_data(),
                              activation ? activation_of(*activation) : Activation::kNone,
-                             gate ? gate->data() : nullptr};
+                             gate ? gate->data() : nullptr,
+                             addend ? addend->data() : nullptr,
+                             {norm_scale ? norm_scale->data() : nullptr, norm_epsilon},
+                             static_cast<Glu>(glu)};
   const char* ran = matmul_nbits(problem, compute_of(accuracy_level), isa_of(isa), alone);
   return {Y, ran};
 }
@@ -306,7 +314,9 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("matmul_nbits", py_matmul_nbits, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("zero_points"),
         py::arg("bias"), py::kw_only(), py::arg("bits"), py::arg("block_size"), py::arg("K"),
         py::arg("accuracy_level") = 0, py::arg("activation") = py::none(), py::arg("gate") = py::none(),
-        py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
+        py::arg("addend") = py::none(), py::arg("norm_scale") = py::none(), py::arg("norm_epsilon") = 0.0f,
+        py::arg("glu") = 0, py::arg("isa") = py::none(),
+        "Returns y and the name of the instruction set whose code ran.");
   m.def("matmul_int8", py_matmul_int8, py::arg("A"), py::arg("weight"), py::arg("zero_points"), py::arg("scales"),
         py::arg("bias"), py::kw_only(), py::arg("a_format"), py::arg("y_format") = py::none(),
         py::arg("transposed") = false, py::arg("isa") = py::none(),

@@ -13,7 +13,7 @@
 namespace onnxpress {
 
 // To be raised whenever the packed form of a weight or a record changes.
-inline constexpr std::uint32_t kContextFormat = 4;
+inline constexpr std::uint32_t kContextFormat = 5;
 inline constexpr std::uint64_t kContextMagic = 0x0a1a7478746370ff;  // no text, and damaged by what mangles text
 inline constexpr std::uint32_t kByteOrder = 0x01020304;
 

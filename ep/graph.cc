@@ -15,6 +15,11 @@ std::string text(const ort::Api& api, const Get& get) {
 
 }  // namespace
 
+bool ValueType::same_shape(const ValueType& other) const {
+  return has_shape && std::equal(dims.begin(), dims.end(), other.dims.begin(), other.dims.end(),
+                                 [](const Dim& one, const Dim& two) { return one.equals(two); });
+}
+
 std::string GraphValue::name() const {
   return text(*api_, [&](const char** out) { return api_->GetValueInfoName(info_, out); });
 }

@@ -26,6 +26,8 @@ struct ValueType {
   ort::ElementType element = ort::kUndefined;
   bool has_shape = false;  // an unknown rank and a scalar look the same before ONNX Runtime 1.24: false for both
   std::vector<Dim> dims;
+
+  bool same_shape(const ValueType& other) const;  // for sure
 };
 
 class GraphValue {

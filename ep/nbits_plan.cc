@@ -1,11 +1,13 @@
 #include "nbits_plan.h"
 
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
-#include "activations.h"
 #include "addend.h"
+#include "around_product.h"
 #include "context_nodes.h"
+#include "kernels/half.h"
 #include "minifloat.h"
 #include "nbits_verifier.h"
 #include "ops/shared_weights.h"
@@ -15,29 +17,44 @@ namespace {
 
 // Indices of inputs of the compiled node, or `kNoInput`.
 struct InputIndices {
-  std::size_t a, bias, gate;
+  std::size_t a, bias, gate, addend;
+};
+
+// What is constant around the product.
+struct Around {
+  Blob bias, norm_scale;  // empty where there is none
+  float norm_epsilon = 0;
+  Activation activation = Activation::kNone;
+  Glu glu = Glu::kNone;
 };
 
 class CompiledNBits final : public CompiledNode {
  public:
-  CompiledNBits(const ort::Api& api, NBitsProduct product, PackedWeight weight, Blob constant_bias,
-                Activation activation, InputIndices inputs, std::unique_ptr<NBitsVerifier> verifier)
+  CompiledNBits(const ort::Api& api, NBitsProduct product, PackedWeight weight, Around around, InputIndices inputs,
+                std::unique_ptr<NBitsVerifier> verifier)
       : CompiledNode(api),
         product_(std::move(product)),
         weight_(std::move(weight)),
-        constant_bias_(std::move(constant_bias)),
-        activation_(activation),
+        around_(std::move(around)),
         inputs_(inputs),
         verifier_(std::move(verifier)) {}
 
   void run(ort::KernelContext* context) const override {
     const ort::IntraOpPool pool(api_, context);
-    NBitsEpilogue epilogue{constant_bias_.size == 0 ? nullptr : constant_bias_.data(), activation_};
+    RmsNorm norm;
+    if (around_.norm_scale.size != 0) {
+      norm = {reinterpret_cast<const float*>(around_.norm_scale.data()), around_.norm_epsilon};
+    }
+    NBitsEpilogue epilogue;
+    epilogue.activation = around_.activation;
+    epilogue.glu = around_.glu;
+    if (around_.bias.size != 0) epilogue.bias = around_.bias.data();
     if (inputs_.bias != kNoInput) epilogue.bias = product_.bias(input(context, inputs_.bias));
     if (inputs_.gate != kNoInput) epilogue.gate = input(context, inputs_.gate);
+    if (inputs_.addend != kNoInput) epilogue.addend = input(context, inputs_.addend);
     const ort::Value* a = input(context, inputs_.a);
-    const NBitsOutput y = product_.compute(context, a, weight_.view, epilogue, pool);
-    if (verifier_ != nullptr) verifier_->check(ort::data(api_, a), y.M, epilogue, y.values);
+    const NBitsOutput y = product_.compute(context, a, weight_.view, norm, epilogue, pool);
+    if (verifier_ != nullptr) verifier_->check(ort::data(api_, a), y.M, norm, epilogue, y.values);
   }
 
   void save(ContextWriter& context) const override {
@@ -51,16 +68,20 @@ class CompiledNBits final : public CompiledNode {
     context.text(product_.label());
     context.number(product_.activation());
     context.number(product_.accuracy_level());
-    context.number(static_cast<std::int64_t>(activation_));
-    for (std::size_t index : {inputs_.a, inputs_.bias, inputs_.gate}) context.number(static_cast<std::int64_t>(index));
-    context.blob(constant_bias_);
+    context.number(static_cast<std::int64_t>(around_.activation));
+    context.number(static_cast<std::int64_t>(around_.glu));
+    context.number(static_cast<std::int64_t>(float_to_bits(around_.norm_epsilon)));
+    for (std::size_t index : {inputs_.a, inputs_.bias, inputs_.gate, inputs_.addend}) {
+      context.number(static_cast<std::int64_t>(index));
+    }
+    context.blob(around_.bias);
+    context.blob(around_.norm_scale);
   }
 
  private:
   const NBitsProduct product_;
   const PackedWeight weight_;
-  const Blob constant_bias_;
-  const Activation activation_;
+  const Around around_;
   const InputIndices inputs_;
   const std::unique_ptr<NBitsVerifier> verifier_;
 };
@@ -99,20 +120,29 @@ std::unique_ptr<CompiledNode> load_nbits(SavedNode& saved) {
                                                                : minifloat_level(saved.options, own_level);
   NBitsProduct product(saved.api, label, {layout.K, layout.N, layout.bits, layout.block_size, level, layout.kind},
                        {type, type, ort::kUint8}, saved.options.isa);
-  const auto activation = static_cast<Activation>(record.number(0, static_cast<int>(Activation::kGeluTanh)));
-  const InputIndices inputs{saved.input(type), saved.input(type), saved.input(type)};
-  if (type != ort::kFloat && (activation != Activation::kNone || inputs.gate != kNoInput)) {
-    record.reject("is damaged: an activation of float16");
-  }
-  Blob constant_bias = record.blob();
-  if (inputs.a == kNoInput || (constant_bias.size != 0 && constant_bias.size != product.bias_bytes())) {
+  Around around;
+  around.activation = static_cast<Activation>(record.number(0, static_cast<int>(Activation::kGeluTanh)));
+  around.glu = static_cast<Glu>(record.number(0, static_cast<int>(Glu::kSecond)));
+  around.norm_epsilon = bits_to_float(static_cast<std::uint32_t>(record.number(0, UINT32_MAX)));
+  const InputIndices inputs{saved.input(type), saved.input(type), saved.input(type), saved.input(type)};
+  around.bias = record.blob();
+  around.norm_scale = record.blob();
+  const auto is_size = [](const Blob& blob, std::size_t size) { return blob.size == 0 || blob.size == size; };
+  if (inputs.a == kNoInput || !is_size(around.bias, product.bias_bytes()) ||
+      !is_size(around.norm_scale, static_cast<std::size_t>(layout.K) * sizeof(float))) {
     record.reject("is damaged: it holds an input of the wrong size");
   }
+  const bool meets = inputs.gate != kNoInput || inputs.addend != kNoInput, halves = around.glu != Glu::kNone;
+  if (type != ort::kFloat &&
+      (around.activation != Activation::kNone || meets || halves || around.norm_scale.size != 0)) {
+    record.reject("is damaged: an activation of float16");
+  }
+  if (halves && (meets || layout.N % 2 != 0)) record.reject("is damaged: halves that do not fit");
   saved.check_output(type);
   std::unique_ptr<NBitsVerifier> verifier;
   if (saved.options.verify) verifier = std::make_unique<NBitsVerifier>(saved.api, saved.logger, product, weight.view);
-  return std::make_unique<CompiledNBits>(saved.api, std::move(product), std::move(weight), std::move(constant_bias),
-                                         activation, inputs, std::move(verifier));
+  return std::make_unique<CompiledNBits>(saved.api, std::move(product), std::move(weight), std::move(around), inputs,
+                                         std::move(verifier));
 }
 
 NBitsPlan::NBitsPlan(const Claims& claims, NBitsProduct product, const NBitsSource& weight, std::string a)
@@ -136,7 +166,34 @@ void NBitsPlan::set_bias(const GraphNode& node, std::size_t index) {
 }
 
 void NBitsPlan::extend(const Claims& claims, const GraphNode& node) {
-  take_activation(claims, take_bias(claims, node.output()));
+  const GraphValue value = take_bias(claims, node.output());
+  // In float16 each node rounds what it hands on.
+  if (product_.activation() != ort::kFloat) return;
+  take_norm(claims, node);
+  if (const std::optional<FoundActivation> found = find_activation(claims, value)) {
+    take_activation(claims, *found);
+  } else if (const std::optional<FoundGlu> glu = find_glu(claims, value, weight_.N)) {
+    activation_ = glu->activation;
+    glu_ = glu->half;
+    nodes.insert(nodes.end(), glu->nodes.begin(), glu->nodes.end());
+  } else if (const std::optional<FoundAddend> sum = find_residual(claims, value)) {
+    addend_ = sum->addend.name();
+    nodes.push_back(sum->node);
+  }
+}
+
+void NBitsPlan::take_norm(const Claims& claims, const GraphNode& node) {
+  for (std::size_t i = 0; i < node.inputs(); ++i) {
+    const std::optional<GraphValue> value = node.input(i);
+    if (!value || value->name() != a_) continue;
+    const std::optional<FoundNorm> norm = find_norm(claims, *value, node, weight_.K);
+    if (!norm) return;
+    a_ = norm->input.name();
+    norm_scale_ = norm->scale;
+    norm_epsilon_ = norm->epsilon;
+    nodes.push_back(norm->node);
+    return;
+  }
 }
 
 GraphValue NBitsPlan::take_bias(const Claims& claims, const GraphValue& product) {
@@ -150,30 +207,30 @@ GraphValue NBitsPlan::take_bias(const Claims& claims, const GraphValue& product)
   return GraphNode(api_, addend->add).output();
 }
 
-void NBitsPlan::take_activation(const Claims& claims, const GraphValue& value) {
-  // In float16 the nodes round the sum before its activation, and that before the gate.
-  if (product_.activation() != ort::kFloat) return;
-  const std::optional<FoundActivation> found = find_activation(claims, value);
-  if (!found) return;
-  activation_ = found->activation;
-  nodes.insert(nodes.end(), found->nodes.begin(), found->nodes.end());
-  const std::optional<FoundGate> gate = find_gate(claims, found->last.output(), a_);
+void NBitsPlan::take_activation(const Claims& claims, const FoundActivation& found) {
+  activation_ = found.activation;
+  nodes.insert(nodes.end(), found.nodes.begin(), found.nodes.end());
+  const std::optional<FoundGate> gate = find_gate(claims, found.last.output(), a_);
   if (!gate) return;
   gate_ = gate->factor.name();
   nodes.push_back(gate->node);
 }
 
 std::unique_ptr<CompiledNode> NBitsPlan::compile(const ort::Node* compiled) const {
-  Blob constant_bias;
-  if (constant_bias_ != nullptr) constant_bias = copy(ort::data(api_, constant_bias_), product_.bias_bytes());
+  Around around{{}, {}, norm_epsilon_, activation_, glu_};
+  if (constant_bias_ != nullptr) around.bias = copy(ort::data(api_, constant_bias_), product_.bias_bytes());
+  if (norm_scale_ != nullptr) {
+    around.norm_scale = copy(ort::data(api_, norm_scale_), static_cast<std::size_t>(weight_.K) * sizeof(float));
+  }
   PackedWeight weight = share(pack(weight_, Sequential()));
   std::unique_ptr<NBitsVerifier> verifier;
   if (options_.verify) verifier = std::make_unique<NBitsVerifier>(api_, logger_, product_, weight_);
   const auto index = [&](const std::string& name) {
     return name.empty() ? kNoInput : input_index(api_, compiled, name);
   };
-  return std::make_unique<CompiledNBits>(api_, product_, std::move(weight), std::move(constant_bias), activation_,
-                                         InputIndices{index(a_), index(bias_), index(gate_)}, std::move(verifier));
+  const InputIndices inputs{index(a_), index(bias_), index(gate_), index(addend_)};
+  return std::make_unique<CompiledNBits>(api_, product_, std::move(weight), std::move(around), inputs,
+                                         std::move(verifier));
 }
 
 }  // namespace onnxpress

@@ -34,6 +34,13 @@ double activate(Activation activation, double x) {
   return x;
 }
 
+void normalize(const RmsNorm& norm, std::vector<double>& x) {
+  double squares = 0;
+  for (double each : x) squares += each * each;
+  const double factor = 1 / std::sqrt(squares / static_cast<double>(x.size()) + norm.epsilon);
+  for (std::size_t k = 0; k < x.size(); ++k) x[k] *= factor * norm.scale[k];
+}
+
 std::vector<float> dequantize(const NBitsWeight& packed) {
   std::vector<float> weight;
   weight.reserve(static_cast<std::size_t>(packed.N * packed.K));
@@ -62,21 +69,34 @@ NBitsVerifier::NBitsVerifier(const ort::Api& api, const ort::Logger* logger, con
       weight_(std::move(weight)),
       largest_(api, logger, product.label()) {}
 
-void NBitsVerifier::check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y) {
+void NBitsVerifier::check(const void* a, std::int64_t M, const RmsNorm& norm, const NBitsEpilogue& epilogue,
+                          const void* y) {
   const void* gate = epilogue.gate != nullptr ? ort::data(api_, epilogue.gate) : nullptr;
+  const void* addend = epilogue.addend != nullptr ? ort::data(api_, epilogue.addend) : nullptr;
+  const bool halves = epilogue.glu != Glu::kNone;
+  const std::int64_t outputs = halves ? N_ / 2 : N_;
   const auto at = [&](const void* values, std::int64_t index) {
     return halves_ ? half_to_float(static_cast<const std::uint16_t*>(values)[index])
                    : static_cast<const float*>(values)[index];
   };
   RunError run;
+  std::vector<double> x(static_cast<std::size_t>(K_));
+  const auto sum = [&](std::int64_t n) {
+    double total = epilogue.bias != nullptr ? at(epilogue.bias, n) : 0;
+    const float* row = weight_.data() + n * K_;
+    for (std::int64_t k = 0; k < K_; ++k) total += x[static_cast<std::size_t>(k)] * row[k];
+    return total;
+  };
   for (std::int64_t m = 0; m < M; ++m) {
-    for (std::int64_t n = 0; n < N_; ++n) {
-      double sum = epilogue.bias != nullptr ? at(epilogue.bias, n) : 0;
-      const float* row = weight_.data() + n * K_;
-      for (std::int64_t k = 0; k < K_; ++k) sum += static_cast<double>(at(a, m * K_ + k)) * row[k];
-      double want = activate(epilogue.activation, sum);
+    for (std::int64_t k = 0; k < K_; ++k) x[static_cast<std::size_t>(k)] = at(a, m * K_ + k);
+    if (norm.scale != nullptr) normalize(norm, x);
+    for (std::int64_t n = 0; n < outputs; ++n) {
+      const std::int64_t activated = epilogue.glu == Glu::kSecond ? n + outputs : n;
+      double want = activate(epilogue.activation, sum(activated));
+      if (halves) want *= sum(epilogue.glu == Glu::kSecond ? n : n + outputs);
       if (gate != nullptr) want *= at(gate, m * N_ + n);
-      run.add(at(y, m * N_ + n), want);
+      if (addend != nullptr) want += at(addend, m * N_ + n);
+      run.add(at(y, m * outputs + n), want);
     }
   }
   largest_.report(run);

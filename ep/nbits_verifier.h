@@ -16,9 +16,9 @@ class NBitsVerifier {
   // Without what the model stored, from the packed weight.
   NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, const NBitsWeight& packed);
 
-  // Logs the error where it is the largest so far. `a` [M, K] and `y` [M, N] are of the type of the product's
-  // activations.
-  void check(const void* a, std::int64_t M, const NBitsEpilogue& epilogue, const void* y);
+  // Logs the error where it is the largest so far. `a` [M, K] and `y` [M, N], or [M, N / 2] with a gated linear unit,
+  // are of the type of the product's activations.
+  void check(const void* a, std::int64_t M, const RmsNorm& norm, const NBitsEpilogue& epilogue, const void* y);
 
  private:
   NBitsVerifier(const ort::Api& api, const ort::Logger* logger, const NBitsProduct& product, std::int64_t K,

@@ -12,13 +12,6 @@
 namespace onnxpress {
 namespace {
 
-template <class S>
-float total_of(typename S::F32 v) {
-  alignas(64) float lanes[kTile];
-  S::store(lanes, v);
-  return fold(lanes, sum_of);
-}
-
 // Of x + residual, or of x alone where that is null. `out` may be any of them.
 template <class S>
 void layer_norm(const LayerNorm& norm, const float* x, const float* residual, std::int64_t H, float* out) {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/encoder_layer_kernels.h"
+#include "kernels/fold.h"
 #include "kernels/tile.h"
 
 namespace onnxpress {
@@ -17,15 +18,6 @@ constexpr float kLeast = 1e-30f;
 
 inline bool is_finite(float v) { return v - v == 0; }
 
-// All 16 numbers put together two by two, in the same order on every instruction set.
-template <class Join>
-__attribute__((always_inline)) inline float fold(float (&lanes)[kTile], const Join& join) {
-  for (std::int64_t half = kTile / 2; half > 0; half /= 2) {
-    for (std::int64_t i = 0; i < half; ++i) lanes[i] = join(lanes[i], lanes[i + half]);
-  }
-  return lanes[0];
-}
-inline float sum_of(float a, float b) { return a + b; }
 inline float least_of(float a, float b) { return b < a ? b : a; }
 inline float most_of(float a, float b) { return b > a ? b : a; }
 

@@ -60,7 +60,7 @@ void run_tasks(const Job& job, const Grain& grain, const Work& work) {
   for_each_task(p.M, p.weight->tiles, grain, job.parallel,
                 [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                   work(first, tiles, begin, end);
-                  if (p.activation != Activation::kNone || p.gate != nullptr)
+                  if (p.activation != Activation::kNone || p.gate != nullptr || p.addend != nullptr)
                     job.floats.activate(p, first, tiles, begin, end);
                 });
 }
@@ -84,6 +84,17 @@ struct ChunkedRows {
   std::int64_t bytes, row_step, chunk_step;
 };
 
+NBitsProblem rows_of(const NBitsProblem& p, std::int64_t begin, std::int64_t rows) {
+  const std::int64_t N = p.weight->N, outputs = p.glu == Glu::kNone ? N : N / 2;
+  NBitsProblem part = p;
+  part.M = rows;
+  part.A += begin * p.weight->K;
+  part.Y += begin * outputs;
+  if (p.gate != nullptr) part.gate += begin * N;
+  if (p.addend != nullptr) part.addend += begin * N;
+  return part;
+}
+
 // work(job, workspace) for the rows in chunks, each a problem of its own.
 template <class Work>
 void for_each_chunk(const Job& job, const ChunkedRows& rows, const Work& work) {
@@ -91,11 +102,7 @@ void for_each_chunk(const Job& job, const ChunkedRows& rows, const Work& work) {
   const std::int64_t chunk_rows = rows_per_chunk(p.M, rows.bytes, rows.chunk_step);
   const auto workspace = make_workspace(static_cast<std::size_t>((chunk_rows + rows.row_step - 1) * rows.bytes));
   for (std::int64_t begin = 0; begin < p.M; begin += chunk_rows) {
-    NBitsProblem part = p;
-    part.M = std::min(chunk_rows, p.M - begin);
-    part.A += begin * p.weight->K;
-    part.Y += begin * p.weight->N;
-    if (p.gate != nullptr) part.gate += begin * p.weight->N;
+    const NBitsProblem part = rows_of(p, begin, std::min(chunk_rows, p.M - begin));
     work(Job{part, job.floats, job.parallel}, workspace.get());
   }
 }
@@ -152,9 +159,48 @@ auto find_product(const NBitsProblem& p, Isa isa) {
   return kernels != nullptr ? &kernels->product(*p.weight) : nullptr;
 }
 
+// What goes through memory of its own: rows that are normalized, and sums of which two make one output. Chunks are of
+// equal length, since few rows at the end could run other code than those before, and have at least as many rows as
+// meet a weight before it is read again.
+const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
+  constexpr std::int64_t kMinRows = 96;
+  const NBitsFloatKernels& floats = best_kernels<NBitsFloatKernels>(isa);
+  const std::int64_t K = p.weight->K, N = p.weight->N;
+  const std::int64_t normalized = p.norm.scale != nullptr ? K : 0, sums = p.glu != Glu::kNone ? N : 0;
+  const std::int64_t bytes = (normalized + sums) * std::int64_t{sizeof(float)};
+  const std::int64_t most = rows_per_chunk(p.M, bytes, kMinRows), chunks = ceil_div(p.M, most);
+  const auto workspace = make_workspace(static_cast<std::size_t>(most * bytes));
+  auto* const a = reinterpret_cast<float*>(workspace.get());
+  float* const y = a + most * normalized;
+  const char* ran = nullptr;
+  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const std::int64_t begin = p.M * chunk / chunks;
+    const NBitsProblem part = rows_of(p, begin, p.M * (chunk + 1) / chunks - begin);
+    NBitsProblem product = part;
+    product.norm = {};
+    product.glu = Glu::kNone;
+    if (normalized != 0) {
+      product.A = a;
+      for_each_row(part.M, K, pool,
+                   [&](std::int64_t row) { floats.normalize_row(part.A + row * K, part.norm, K, a + row * K); });
+    }
+    if (sums != 0) {
+      product.Y = y;
+      product.activation = Activation::kNone;
+    }
+    ran = matmul_nbits(product, compute, isa, pool);
+    if (sums != 0) {
+      for_each_row(part.M, N, pool,
+                   [&](std::int64_t row) { floats.join_halves(y + row * N, part, part.Y + row * (N / 2)); });
+    }
+  }
+  return ran;
+}
+
 }  // namespace
 
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
+  if (p.M != 0 && (p.norm.scale != nullptr || p.glu != Glu::kNone)) return multiply_in_chunks(p, compute, isa, pool);
   const Sequential alone;
   const bool small = p.M * p.weight->N * p.weight->K < kMinParallelWork;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;

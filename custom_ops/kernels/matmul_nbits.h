@@ -76,7 +76,17 @@ enum class Compute { kFloat32, kBFloat16, kInt8 };
 
 enum class Activation { kNone, kRelu, kSilu, kGelu, kGeluTanh };
 
-// Y = activation(A * W + bias) * gate
+// x / sqrt(mean of x^2 of the row + epsilon) * scale
+struct RmsNorm {
+  const float* scale = nullptr;  // [K], or null for none
+  float epsilon = 0;
+};
+
+// A gated linear unit: of which half of the columns the activation is. The other half multiplies it.
+enum class Glu { kNone, kFirst, kSecond };
+
+// Y = activation(norm(A) * W + bias) * gate + addend, or with a gated linear unit
+// Y = activation(one half of norm(A) * W + bias) * the other half, [M, N / 2], without gate and addend.
 struct NBitsProblem {
   const float* A = nullptr;  // [M, K]
   std::int64_t M = 0;
@@ -84,7 +94,10 @@ struct NBitsProblem {
   const float* bias = nullptr;  // [N] or null
   float* Y = nullptr;           // [M, N]
   Activation activation = Activation::kNone;
-  const float* gate = nullptr;  // [M, N] or null
+  const float* gate = nullptr;    // [M, N] or null
+  const float* addend = nullptr;  // [M, N] or null
+  RmsNorm norm{};
+  Glu glu = Glu::kNone;
 };
 
 // Of an accuracy_level: 4 is int8, 3 bfloat16, anything else float32.

@@ -1,4 +1,4 @@
-// The activation of finished outputs, and the gate that multiplies them, while they are in the cache.
+// The activation of finished outputs, the gate that multiplies them and what is added, while they are in the cache.
 #pragma once
 
 #include <cstdint>
@@ -9,26 +9,11 @@
 namespace onnxpress {
 namespace {
 
-template <class S, class F>
-void activate_with(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
-                   std::int64_t end, const F& activation) {
-  const std::int64_t N = p.weight->N;
-  for (std::int64_t row = begin; row < end; ++row) {
-    for (std::int64_t tile = first_tile; tile < first_tile + tiles; ++tile) {
-      const std::int64_t at = row * N + tile * kTile, left = N - tile * kTile;
-      auto y = activation(S::load(p.Y + at, left));
-      if (p.gate != nullptr) y = S::mul(y, S::load(p.gate + at, left));
-      S::store(p.Y + at, y, left);
-    }
-  }
-}
-
-template <class S>
-void activate(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
-              std::int64_t end) {
+// with(f), where f computes the activation of a vector.
+template <class S, class With>
+void with_activation(Activation activation, const With& with) {
   using F32 = typename S::F32;
-  const auto with = [&](const auto& activation) { activate_with<S>(p, first_tile, tiles, begin, end, activation); };
-  switch (p.activation) {
+  switch (activation) {
     case Activation::kNone:
       return with([](F32 x) __attribute__((always_inline)) { return x; });
     case Activation::kRelu:
@@ -40,6 +25,23 @@ void activate(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tiles
     case Activation::kGeluTanh:
       return with([](F32 x) __attribute__((always_inline)) { return gelu_tanh<S>(x); });
   }
+}
+
+template <class S>
+void activate(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
+              std::int64_t end) {
+  const std::int64_t N = p.weight->N;
+  with_activation<S>(p.activation, [&](const auto& activation) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t tile = first_tile; tile < first_tile + tiles; ++tile) {
+        const std::int64_t at = row * N + tile * kTile, left = N - tile * kTile;
+        auto y = activation(S::load(p.Y + at, left));
+        if (p.gate != nullptr) y = S::mul(y, S::load(p.gate + at, left));
+        if (p.addend != nullptr) y = S::add(y, S::load(p.addend + at, left));
+        S::store(p.Y + at, y, left);
+      }
+    }
+  });
 }
 
 }  // namespace

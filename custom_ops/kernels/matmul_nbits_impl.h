@@ -9,6 +9,7 @@
 #include "kernels/matmul_nbits_int8.h"
 #include "kernels/matmul_nbits_kernels.h"
 #include "kernels/matmul_nbits_roofline.h"
+#include "kernels/matmul_nbits_rows.h"
 
 namespace onnxpress {
 namespace {
@@ -51,6 +52,8 @@ constexpr NBitsFloatKernels make_float_kernels() {
            make_float_product<S, IntegerCodes<S, 7>>(),
            make_float_product<S, IntegerCodes<S, 8>>()},
           activate<S>,
+          normalize_row<S>,
+          join_halves<S>,
           read<S>,
           to_float<S>,
           to_half<S>};

@@ -91,9 +91,7 @@ void stream_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t ro
   };
   const auto next = [&]() __attribute__((always_inline)) {
     ONNXPRESS_UNROLLED for (int t = 0; t < Tiles; ++t) {
-      ONNXPRESS_UNROLLED for (int line = 0; line < Bits; ++line) {
-        prefetch_to_l2(codes[t] + ahead + kLine * line);
-      }
+      ONNXPRESS_UNROLLED for (int line = 0; line < Bits; ++line) { prefetch_to_l2(codes[t] + ahead + kLine * line); }
       codes[t] += kLine * Bits;
     }
     x += kSpan;

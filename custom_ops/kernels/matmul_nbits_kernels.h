@@ -59,6 +59,9 @@ struct NBitsFloatKernels {
   // What follows the sums of rows [begin, end) times `tiles` tiles.
   void (*activate)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
                    std::int64_t end);
+  void (*normalize_row)(const float* x, const RmsNorm& norm, std::int64_t count, float* out);
+  // A row of the sums before a gated linear unit, [N], to one of its outputs, [N / 2].
+  void (*join_halves)(const float* sums, const NBitsProblem&, float* out);
   // Reads memory, which limits all.
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);

@@ -42,7 +42,9 @@ void NBitsKernel::compute(ort::KernelContext* context) const {
     packed = pack(product_.weight(input(kB), input(kScales), input(at_.zero_points)), pool);
     weight = &packed.view;
   }
-  product_.compute(context, input(kA), *weight, {product_.bias(input(at_.bias))}, pool);
+  NBitsEpilogue epilogue;
+  epilogue.bias = product_.bias(input(at_.bias));
+  product_.compute(context, input(kA), *weight, {}, epilogue, pool);
 }
 
 }  // namespace onnxpress

@@ -125,29 +125,34 @@ std::size_t NBitsProduct::bias_bytes() const {
   return static_cast<std::size_t>(attributes_.N) * (types_.activation == ort::kFloat ? 4 : 2);
 }
 
-const float* NBitsProduct::gate(const ort::Value* value, const std::vector<std::int64_t>& shape) const {
+// The values of a tensor of the shape of the output, which `met` says what becomes of.
+const float* NBitsProduct::alike(const ort::Value* value, const std::vector<std::int64_t>& shape,
+                                 const char* met) const {
   if (value == nullptr) return nullptr;
   const std::vector<std::int64_t> dims = ort::type_and_shape(api_, value).dims;
   if (dims != shape) {
-    reject("its output of shape " + ort::to_string(shape) + " is multiplied by a tensor of shape " +
+    reject("its output of shape " + ort::to_string(shape) + " is " + met + " a tensor of shape " +
            ort::to_string(dims) + ", where the model says that the two are equal");
   }
   return static_cast<const float*>(ort::data(api_, value));
 }
 
 NBitsOutput NBitsProduct::compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
-                                  const NBitsEpilogue& epilogue, const Parallel& pool) const {
+                                  const RmsNorm& norm, const NBitsEpilogue& epilogue, const Parallel& pool) const {
   std::vector<std::int64_t> shape = ort::type_and_shape(api_, a).dims;
   if (shape.empty() || shape.back() != attributes_.K) {
     reject("input A has shape " + ort::to_string(shape) + ", its last size must be K=" + std::to_string(attributes_.K));
   }
-  shape.back() = attributes_.N;
+  shape.back() = epilogue.glu == Glu::kNone ? attributes_.N : attributes_.N / 2;
   NBitsProblem problem;
   problem.M = 1;
   for (std::size_t axis = 0; axis + 1 < shape.size(); ++axis) problem.M *= shape[axis];
   problem.weight = &weight;
   problem.activation = epilogue.activation;
-  problem.gate = gate(epilogue.gate, shape);
+  problem.gate = alike(epilogue.gate, shape, "multiplied by");
+  problem.addend = alike(epilogue.addend, shape, "added to");
+  problem.norm = norm;
+  problem.glu = epilogue.glu;
   ort::Value* y = nullptr;
   ort::check(api_, api_.KernelContext_GetOutput(context, std::size_t{0}, shape.data(), shape.size(), &y));
   if (y == nullptr) return {0, nullptr};  // nothing reads it

@@ -31,10 +31,13 @@ ScaleType scale_type_of(ort::ElementType type);
 struct NBitsEpilogue {
   const void* bias = nullptr;  // [N] of the type of A, or null
   Activation activation = Activation::kNone;
-  const ort::Value* gate = nullptr;  // of the shape of the output and float32, or null
+  // Of the shape of the output and float32, or null.
+  const ort::Value* gate = nullptr;
+  const ort::Value* addend = nullptr;
+  Glu glu = Glu::kNone;
 };
 
-// What `compute` wrote: [M, N].
+// What `compute` wrote: [M, N], or [M, N / 2] with a gated linear unit.
 struct NBitsOutput {
   std::int64_t M;
   const void* values;
@@ -64,8 +67,9 @@ class NBitsProduct {
   bool is_bias(const ort::TypeAndShape& constant) const;
   std::size_t bias_bytes() const;
 
-  // The first output of the node. Throws InvalidArgument for wrong shapes.
-  NBitsOutput compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight,
+  // The first output of the node. Throws InvalidArgument for wrong shapes. A norm, and all of the epilogue but its
+  // bias, are for activations of float32.
+  NBitsOutput compute(ort::KernelContext* context, const ort::Value* a, const NBitsWeight& weight, const RmsNorm& norm,
                       const NBitsEpilogue& epilogue, const Parallel& pool) const;
 
   [[noreturn]] void reject(const std::string& what) const { throw ort::InvalidArgument(label_ + ": " + what); }
@@ -73,7 +77,7 @@ class NBitsProduct {
  private:
   std::string attributes_text() const;
   const void* checked(const ort::Value* value, const char* name, const std::vector<std::int64_t>& shape) const;
-  const float* gate(const ort::Value* value, const std::vector<std::int64_t>& shape) const;
+  const float* alike(const ort::Value* value, const std::vector<std::int64_t>& shape, const char* met) const;
   void multiply(const NBitsProblem& problem, const Parallel& pool) const;
   void multiply_halves(const void* a, const void* bias, void* y, NBitsProblem problem, const Parallel& pool) const;
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .activations import activate
+from .activations import activate, gated_linear_unit, rms_norm
 from .block_sparse import block_sparse_matmul, decode_blocks, quantize_rows
 from .cached_attention import cached_attention
 from .codes import PLANES, pack_codes, pack_zero_points, packed_bytes, unpack_codes, unpack_zero_points
@@ -49,6 +49,7 @@ __all__ = [
     "dynamic_quantize_linear",
     "encoder_layer",
     "encoder_significance",
+    "gated_linear_unit",
     "gather_rows",
     "matmul_int8",
     "matmul_minifloat",
@@ -63,6 +64,7 @@ __all__ = [
     "quantize_blocks",
     "quantize_linear",
     "quantize_rows",
+    "rms_norm",
     "round_minifloat",
     "round_to_bfloat16",
     "rounding_errors",

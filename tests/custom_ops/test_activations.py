@@ -89,11 +89,59 @@ def test_products(isa, activation, accuracy_level, M, N, size):
         np.testing.assert_allclose(got, want, atol=2e-5 * scale * np.abs(sums).max())
 
 
+@all_pairs(
+    {
+        "isa": ISAS,
+        "glu": [0, 1, 2],
+        "normalized": [False, True],
+        "accuracy_level": [0, 4],
+        "M,N,size": [(1, 38, 64), (1, 200, 300), (5, 2, 64), (7, 100, 600), (70, 130, 64), (9000, 34, 208)],
+    }
+)
+def test_what_stands_around_a_product(isa, glu, normalized, accuracy_level, M, N, size):
+    """The norm before it, and behind it a gated linear unit or an addend; the last size comes in two chunks."""
+    rng = np.random.default_rng(N)
+    packed = rng.integers(0, 256, (N, -(-size // 32), 16), dtype=np.uint8)
+    scales = rng.uniform(0.01, 0.02, packed.shape[:2]).astype(np.float32)
+    A = rng.standard_normal((M, size)).astype(np.float32)
+    bias, scale = rng.standard_normal(N).astype(np.float32), rng.uniform(0.5, 2, size).astype(np.float32)
+    addend = None if glu else rng.standard_normal((M, N)).astype(np.float32)
+    arguments = {"bits": 4, "block_size": 32, "K": size, "accuracy_level": accuracy_level}
+    got, ran = _kernels.matmul_nbits(
+        A, packed, scales, None, bias, **arguments, activation="silu" if glu else None, glu=glu, addend=addend,
+        norm_scale=scale if normalized else None, norm_epsilon=1e-3, isa=isa,
+    )  # fmt: skip
+    assert ran == code_that_runs(isa, accuracy_level, M, K, K)
+    x = reference.rms_norm(A, scale, 1e-3) if normalized else A
+    sums = reference.matmul_nbits(x, packed, scales, None, bias, **arguments)
+    want = reference.gated_linear_unit(sums, "silu", glu - 1) if glu else sums + addend
+    # A rounding of the norm may change a code of an activation.
+    steps = 0 if not normalized or accuracy_level == 0 else 0.02 * np.abs(x).max() / 127 * np.abs(scales).max() * 8
+    factor = np.abs(sums).max() if glu else 1
+    np.testing.assert_allclose(got, want, atol=(3e-5 * np.abs(sums).max() + steps) * max(factor, 1))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_row_that_is_not_finite_is_lost_alone(isa):
+    A = np.ones((3, K), np.float32)
+    A[1, 5] = np.nan
+    packed, scales = np.full((6, 1, 16), 0x99, np.uint8), np.ones((6, 1), np.float32)
+    got, _ = _kernels.matmul_nbits(
+        A, packed, scales, None, None, bits=4, block_size=K, K=K, norm_scale=np.ones(K, np.float32), glu=1, isa=isa
+    )
+    assert np.isnan(got[1]).all()
+    np.testing.assert_allclose(got[[0, 2]], K * K, rtol=1e-5)
+
+
 def test_wrong_arguments():
     packed, scales, A = np.zeros((5, 1, 16), np.uint8), np.zeros((5, 1), np.float32), np.zeros((2, K), np.float32)
     for changes, message in (
         ({"activation": "selu"}, "activation must be relu, silu, gelu or gelu_tanh, got selu"),
         ({"gate": np.zeros((1, 5), np.float32)}, "gate has the wrong shape"),
+        ({"addend": np.zeros((1, 5), np.float32)}, "addend has the wrong shape"),
+        ({"norm_scale": np.zeros(5, np.float32)}, "norm_scale has the wrong shape"),
+        ({"glu": 3}, "glu must be 0 for none, or the half that is activated"),
+        ({"glu": 1}, "glu halves N, and goes without gate and addend"),
     ):
         with pytest.raises(ValueError, match=message):
             _kernels.matmul_nbits(A, packed, scales, None, None, bits=4, block_size=K, K=K, **changes)

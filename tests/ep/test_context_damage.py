@@ -116,7 +116,7 @@ def test_other_lengths(saved):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"format": 5}, "version 5 of the format, this library has version 4; compile the model again"),
+        ({"format": 6}, "version 6 of the format, this library has version 5; compile the model again"),
         ({"byte_order": 0x04030201}, "another byte order"),
         ({"file_size": 1 << 60}, "damaged: it has"),
         ({"index_offset": WORD}, "no index"),
