@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/cached_attention_kernels.h"
+#include "kernels/prefetch.h"
 #include "kernels/simd_math.h"
 #include "kernels/unroll.h"
 
@@ -63,11 +64,13 @@ void multiply_rows(const float* a, std::int64_t a_stride, std::int64_t rows, con
   });
 }
 
-// Keys side by side: [head_size up to a multiple of 16, kBlock]. Up to 15 beyond `count` are 0.
-template <class S>
-void turn_keys(const float* keys, std::int64_t count, std::int64_t head_size, float* out) {
+// Keys side by side: [head_size up to a multiple of 16, kBlock]. Up to 15 beyond `count` are 0. ahead(key) is called
+// ahead of each vector of keys.
+template <class S, class Ahead>
+void turn_keys(const float* keys, std::int64_t count, std::int64_t head_size, float* out, const Ahead& ahead) {
   alignas(64) float rest[kVector * kMaxHeadSize];
   for (std::int64_t key = 0; key < count; key += kVector) {
+    ahead(key);
     const float* from = keys + key * head_size;
     if (count - key < kVector) {
       memset(rest, 0, static_cast<std::size_t>(kVector * head_size) * sizeof(float));
@@ -145,7 +148,15 @@ void attend(const AttentionTile& tile) {
   memset(tile.sums, 0, static_cast<std::size_t>(tile.rows * width) * sizeof(float));
   for (std::int64_t block = tile.begin; block < tile.end; block += kBlock) {
     const std::int64_t count = tile.end - block < kBlock ? tile.end - block : kBlock;
-    turn_keys<S>(tile.keys + block * width, count, width, keys);
+    // While keys are turned and multiplied, their values come from memory, and the keys of the next block.
+    turn_keys<S>(tile.keys + block * width, count, width, keys, [&](std::int64_t key) __attribute__((always_inline)) {
+      const std::int64_t next = block + kBlock + key;
+      const auto fetch = [&](const float* rows, std::int64_t left) __attribute__((always_inline)) {
+        prefetch_to_l2(rows, (left < kVector ? left : kVector) * width * 4);
+      };
+      fetch(tile.values + (block + key) * width, count - key);
+      if (next < tile.end) fetch(tile.keys + next * width, tile.end - next);
+    });
     const std::int64_t columns = (count + kVector - 1) / kVector * kVector;
     multiply_rows<S>(tile.queries, width, tile.rows, keys, kBlock, width, scores, kBlock, columns, false);
     for (std::int64_t r = 0; r < tile.rows; ++r) soften_row<S>(tile, r, block, count, scores + r * kBlock);

@@ -132,7 +132,7 @@ void row_bfloat16(const NBitsProblem& p, const BFloat16Rows& a, std::int64_t fir
     clear();
     for (std::int64_t k = 0; k < w.padded_k; k += kSpan) {
       const std::uint8_t* span = span_of(w, tile, k / kSpan);
-      prefetch(span + kAhead, w.bits);
+      prefetch_ahead(span, w.bits);
       const std::int64_t block = k / w.block_size;
       unroll<kGroups>(ONNXPRESS_EACH(g) {
         if (g.value == 4 && w.block_size == kTile) finish(block);

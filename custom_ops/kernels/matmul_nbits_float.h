@@ -102,7 +102,7 @@ void row_float(const NBitsProblem& p, std::int64_t first_tile, std::int64_t tile
         a = tail;
       }
       const std::uint8_t* span = span_of(w, tile, k / kSpan);
-      prefetch(span + kAhead, w.bits);
+      prefetch_ahead(span, w.bits);
       const std::int64_t block = k / w.block_size;
       auto zero_point = zero_point_of<S>(w, tile, block);
       unroll<kGroups>(ONNXPRESS_EACH(g) {

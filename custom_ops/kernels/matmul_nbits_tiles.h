@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/matmul_nbits_kernels.h"
+#include "kernels/prefetch.h"
 #include "kernels/unroll.h"
 
 namespace onnxpress {
@@ -42,14 +43,10 @@ inline const std::uint8_t* span_of(const NBitsWeight& w, std::int64_t tile, std:
   return w.codes + (tile * (w.padded_k / kSpan) + span) * kLine * w.bits;
 }
 
-// To L2 and no further: a prefetch to L1 holds one of the few buffers for misses of L1 until memory has answered, which
-// took a fifth of the bandwidth.
-__attribute__((always_inline)) inline void prefetch_to_l2(const std::uint8_t* line) { __builtin_prefetch(line, 0, 2); }
-
 // The lines of a span so many bytes ahead: within a span they are read out of order, which the CPU does not foresee.
 constexpr std::int64_t kAhead = 4096;
-__attribute__((always_inline)) inline void prefetch(const std::uint8_t* span, int lines) {
-  for (int line = 0; line < lines; ++line) prefetch_to_l2(span + kLine * line);
+__attribute__((always_inline)) inline void prefetch_ahead(const std::uint8_t* span, int lines) {
+  prefetch_to_l2(span + kAhead, kLine * lines);
 }
 
 template <class S>
