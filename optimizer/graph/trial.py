@@ -29,6 +29,7 @@ _KEEP_SIZES = (
     "Tanh",
 )  # fmt: skip
 _CODES = "DynamicQuantizeLinear"
+_MOVES = ("Concat", "Expand", "Slice", "Squeeze", "Tile", "Unsqueeze")
 _BROADCAST = ("Add", "Div", "Mul", "Pow", "Sub", "Sum", "Where")
 _PRODUCTS = (
     "DynamicQuantizeMatMul", "Gemm", "GroupQueryAttention", "MatMul", "MatMulIntegerToFloat", "MatMulMiniFloat",
@@ -112,6 +113,8 @@ class Trial:
             return [*read[:axis], *places, *read[axis + 1 :]] if read and places is not None and axis >= 0 else None
         if is_standard(node, "Split"):
             return self._split(node, value)
+        if is_standard(node, *_MOVES):
+            return self._moved(node, value)
         if is_standard(node, "Reshape") and node.inputs[1] is not None:
             return self._reshaped(node, node.inputs[1])
         return None
@@ -137,6 +140,19 @@ class Trial:
             return None
         whole[node.attributes.get_int("axis", 0)] = int(tensor.numpy()[node.outputs.index(value)])
         return whole
+
+    def _moved(self, node: ir.Node, value: ir.Value) -> list[int] | None:
+        """By what a node makes of zeros."""
+        fed: dict[ir.Value, Array] = {}
+        for each in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
+            sizes = self._maybe(each) if each is not None else None
+            if each is None or each.dtype is None or sizes is None:
+                return None
+            fed[each] = np.zeros(sizes, each.dtype.numpy())
+        try:
+            return list(self.array(value, fed).shape)
+        except UnknownError:
+            return None
 
     def _reshaped(self, node: ir.Node, shape: ir.Value) -> list[int] | None:
         try:

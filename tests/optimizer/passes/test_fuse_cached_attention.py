@@ -24,6 +24,7 @@ FORMS = {
     "not doubled": {"rotary": "once", "products": "packed"},
     "by head": {"products": "by head", "shared": 4, "rotary": "part", "bias": True, "norms": "layer"},
     "table": {"rotary": "table", "scale": "sizes"},
+    "sizes of parts": {"rotary": "part", "scale": "sizes", "norms": "layer", "layers": 2},
     "counted": {"rotary": "range", "cap": 1.5, "scale": "both"},
     "no rotation": {"rotary": "none", "norms": "layer", "products": "packed"},
 }
