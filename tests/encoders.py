@@ -20,7 +20,8 @@ class Encoder:
         mask: "added", "lowest" (added, as newer exports have it), "where", "none", "causal" or "scores" (added as is).
         scale: Where the factor stands: "div", "mul", "query" or "both" (query and key); "sizes" is both, computed of
             the width as torch exports it.
-        shapes: "constant", "computed", or "as is", with sizes of zero allowed.
+        shapes: "constant", "computed", "as is", with sizes of zero allowed, or "of x", from whose sizes all but the
+            heads come, and whose width is not stated.
         key: "once" or "twice" transposed, or as "matrices" whose first axis is batch and heads.
         keep_keys: Whether the keys are an output, too.
         other: Whether keys and values are of another tensor.
@@ -29,7 +30,7 @@ class Encoder:
     def __init__(self, mask="added", scale="div", shapes="constant", key="once", keep_keys=False, other=False) -> None:
         self.b = b = Builder(18)
         self.mask, self.shapes = mask, shapes
-        x = b.input("x", ["batch", "sequence", HIDDEN])
+        self.x = x = b.input("x", ["batch", "sequence", "width" if shapes == "of x" else HIDDEN])
         if mask == "scores":
             self.m = b.input("bias", ["batch", 1, "sequence", "sequence"])
         elif mask != "none":
@@ -94,10 +95,12 @@ class Encoder:
         b = self.b
         if self.shapes == "constant":
             return b.op("Reshape", y, self.whole(0, 0, *tail))
-        sizes = b.op("Shape", y)
+        sizes = b.op("Shape", self.x if self.shapes == "of x" else y)
         at = [b.constant(f"axis{axis}_{len(b.graph)}", np.array(axis, np.int64)) for axis in (0, 1)]
         first = [b.op("Unsqueeze", b.op("Gather", sizes, axis), self.whole(0)) for axis in at]
         last = self.whole(tail[0] if self.shapes == "as is" else -1)
+        if self.shapes == "of x" and len(tail) == 1:
+            last = b.op("Slice", sizes, self.whole(2), self.whole(3))
         shape = b.op("Concat", *first, last, *map(self.whole, tail[1:]), axis=0)
         return b.op("Reshape", y, shape, **({"allowzero": 1} if self.shapes == "as is" else {}))
 

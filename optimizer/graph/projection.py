@@ -153,7 +153,7 @@ def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Project
     return Projection(x, node, weight, transposed, bias, factor, heads, projected)
 
 
-def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:
+def merged_heads(context: ir.Value, of: Projection) -> ir.Node | str:
     """The Reshape that makes [batch, sequence, heads * width] of a product [batch, heads, sequence, width]."""
     turn = reader(context)
     if turn is None or turn.op_type != "Transpose" or list(turn.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
@@ -161,13 +161,14 @@ def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:
     merge = reader(turn.outputs[0])
     if merge is None or merge.op_type != "Reshape" or merge.inputs[0] is not turn.outputs[0]:
         return "heads are not merged by Transpose and Reshape"
-    columns = heads.count * heads.width
+    columns = of.heads.count * of.heads.width
     sources = {context: "bns", turn.outputs[0]: "bs"}
     sizes = _sizes(required(merge.inputs[1]), 0) or _output_sizes(merge)
-    free = _free(sizes[:2], x, sources) if sizes is not None and len(sizes) == 3 else None
-    if sizes is None or free is None or not (sizes[2] == columns or (sizes[2] == -1 and not free)):
+    free = _free(sizes[:2], of.x, sources) if sizes is not None and len(sizes) == 3 else None
+    if sizes is None or free is None:
         return _UNREAD
-    return merge
+    last = of.K if sizes[2] == (of.x, 2) else sizes[2]
+    return merge if last == columns or (last == -1 and not free) else _UNREAD
 
 
 def _split_heads(split: ir.Node, x: ir.Value, columns: int, sources: Mapping[ir.Value, str]) -> Heads | None:

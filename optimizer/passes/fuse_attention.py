@@ -136,7 +136,7 @@ class FuseAttention(GraphPass):
             return "a factor behind the values"
         if mask is not None and _is_one_for_all(mask.root, q.x):
             return NOT_PADDING
-        last = merged_heads(product.outputs[0], heads, q.x)
+        last = merged_heads(product.outputs[0], q)
         if isinstance(last, str):
             return last
         return FoundAttention(q, k, v, factor * q.factor * k.factor, mask, last)

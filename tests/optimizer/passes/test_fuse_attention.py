@@ -74,13 +74,14 @@ def test_means_the_same(mask, scale, make, products_left):
     "settings",
     [
         {"scale": "sizes", "shapes": "computed"},
+        {"scale": "both", "shapes": "of x", "mask": "none"},
         {"key": "matrices", "scale": "query", "shapes": "as is"},
         {"key": "matrices", "scale": "sizes", "shapes": "as is", "mask": "lowest"},
     ],
     ids=str,
 )
 def test_as_torch_writes_it(settings):
-    """Factors computed of sizes; keys turned as matrices of three axes."""
+    """Factors computed of sizes; a width that only the weights tell; keys turned as matrices of three axes."""
     encoder = Encoder(**settings)
     feeds = encoders.feeds([value.name for value in encoder.model.graph.inputs])
     want = run(encoder.model, feeds)
