@@ -47,6 +47,7 @@ class Projection:
         factor: What the result is multiplied by.
         heads: How it is split.
         result: x W + b.
+        columns: Those of the product that the heads are, in their order; None where they are all.
     """
 
     x: ir.Value
@@ -57,6 +58,7 @@ class Projection:
     factor: float
     heads: Heads
     result: ir.Value
+    columns: np.ndarray | None = None
 
     @property
     def K(self) -> int:
@@ -66,14 +68,16 @@ class Projection:
     def weight_array(self) -> np.ndarray:
         """float32 [K, heads * width]."""
         array = self.weight.numpy()
-        array = np.array(array.T if self.transposed else array)
+        array = array.T if self.transposed else array
+        array = np.array(array if self.columns is None else array[:, self.columns])
         release(self.weight)
         return array
 
     def bias_array(self) -> np.ndarray:
         """float32 [heads * width]."""
-        columns = self.heads.count * self.heads.width
-        return np.zeros(columns, np.float32) if self.bias is None else np.broadcast_to(self.bias.numpy(), columns)
+        width = int(self.weight.shape.numpy()[0 if self.transposed else 1])
+        every = np.zeros(width, np.float32) if self.bias is None else np.broadcast_to(self.bias.numpy(), width)
+        return every if self.columns is None else every[self.columns]
 
 
 def read_projection(value: ir.Value, perm: tuple[int, ...]) -> Projection | str:
@@ -127,6 +131,17 @@ def _maker(node: ir.Node, op_type: str) -> ir.Node | None:
 
 
 def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Projection | str:
+    whole = read_product(projected)
+    if isinstance(whole, str):
+        return whole
+    sums = required(whole.product.outputs[0])
+    sources = dict.fromkeys((whole.x, sums, projected, required(split.inputs[0])), "bs")
+    heads = _split_heads(split, whole.x, whole.heads.width, sources)
+    return _UNREAD if heads is None else dataclasses.replace(whole, factor=factor, heads=heads)
+
+
+def read_product(projected: ir.Value) -> Projection | str:
+    """A product with what is added to it, as one head of all columns; why it is none otherwise."""
     bias, sums = None, projected
     node = sums.producer()
     if node is not None and node.op_type == "Add" and node.domain in _STANDARD:
@@ -143,14 +158,11 @@ def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Project
         return "no product with a constant matrix of float32"
     if bias is not None and bias.dtype != ir.DataType.FLOAT:
         return "a bias of another type than float32"
-    x, columns = required(node.inputs[0]), int(weight.shape.numpy()[0 if transposed else 1])
+    columns = int(weight.shape.numpy()[0 if transposed else 1])
     if bias is not None and bias.size not in (1, columns):
         return "a bias that widens the product"
-    sources = dict.fromkeys((x, sums, projected, required(split.inputs[0])), "bs")
-    heads = _split_heads(split, x, columns, sources)
-    if heads is None:
-        return _UNREAD
-    return Projection(x, node, weight, transposed, bias, factor, heads, projected)
+    x = required(node.inputs[0])
+    return Projection(x, node, weight, transposed, bias, 1.0, Heads(1, columns), projected)
 
 
 def merged_heads(context: ir.Value, of: Projection) -> ir.Node | str:

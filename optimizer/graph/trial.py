@@ -49,13 +49,15 @@ class Trial:
         opset: Of the model.
         names: What the names of dimensions stand for.
         given: Values of graph inputs, by what they are called here; None for those that are none of the trial's.
+        sizes: Of values, where the graph need not tell them.
     """
 
     def __init__(
-        self, opset: int, names: Mapping[str, int], given: Callable[[ir.Value], Array | None] = lambda _value: None
-    ) -> None:
+        self, opset: int, names: Mapping[str, int], given: Callable[[ir.Value], Array | None] = lambda _value: None,
+        sizes: Mapping[ir.Value, list[int]] | None = None,
+    ) -> None:  # fmt: skip
         self._opset, self._names, self._given = opset, names, given
-        self._sizes: dict[ir.Value, list[int] | None] = {}
+        self._sizes: dict[ir.Value, list[int] | None] = dict(sizes or {})
         self._arrays: dict[ir.Value, Array] = {}
 
     def array(self, value: ir.Value, fed: Mapping[ir.Value, Array] | None = None) -> Array:
