@@ -90,3 +90,14 @@ def test_channels_of_an_image_by_their_name(tmp_path):
     assert random_feeds(session.get_inputs(), {"num_channels": 4}, side=9)["x"].shape == (1, 4, 9, 9)
     report = optimize(tmp_path / "m.onnx", Recipe(scheme="int8"), tmp_path / "o.onnx")
     assert report.details["check"]["run_on"] == "random inputs"
+
+
+@pytest.mark.parametrize("side", [336, 384])
+def test_a_side_that_only_weights_know_is_found(tmp_path, side):
+    nodes = [node("Conv", ["x", "K"], ["h"], strides=[48, 48]), node("Flatten", ["h"], ["f"]),
+             node("MatMul", ["f", "V"], ["y"])]  # fmt: skip
+    constants = {"K": noise(4, 3, 48, 48), "V": noise(4 * (side // 48) ** 2, 48)}
+    made = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    onnx.save(model_of(nodes, inputs=[info("x", ["n", 3, "h", "w"])], constants=made), tmp_path / "m.onnx")
+    report = optimize(tmp_path / "m.onnx", Recipe(scheme="int8"), tmp_path / "o.onnx")
+    assert report.details["check"]["run_on"] == "random inputs"
