@@ -24,8 +24,8 @@ class Encoder:
             heads come, and whose width is not stated.
         key: "once" or "twice" transposed, or as "matrices" whose first axis is batch and heads.
         packed: How heads are taken from one product: "axes" (an axis of three, split), "picked" (the same, by Gather),
-            "by head" (its columns are query, key and value of each) or "columns" (cut before they are split); "" where
-            there are three products.
+            "by head" (its columns are query, key and value of each), "columns" (cut before they are split) or "slices"
+            (the same by three nodes, without a bias); "" where there are three products.
         keep_keys: Whether the keys are an output, too.
         other: Whether keys and values are of another tensor.
     """
@@ -93,11 +93,15 @@ class Encoder:
         """Queries, keys and values [batch, sequence, heads, width] of one product."""
         b = self.b
         y = b.op("MatMul", x, b.constant("qkv.W", weight(HIDDEN, 3 * HIDDEN, 5) * 4), name="qkv/MatMul")
-        y = b.op("Add", b.constant("qkv.b", weight(1, 3 * HIDDEN, 6)[0]), y)
+        if way != "slices":
+            y = b.op("Add", b.constant("qkv.b", weight(1, 3 * HIDDEN, 6)[0]), y)
         y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", "sequence", 3 * HIDDEN])
         thirds = self.whole(HIDDEN, HIDDEN, HIDDEN)
         if way == "columns":
             return [self.reshape(part, [HEADS, WIDTH]) for part in b.op("Split", y, thirds, axis=-1, outputs=3)]
+        if way == "slices":
+            ends = [(self.whole(at * HIDDEN), self.whole((at + 1) * HIDDEN)) for at in range(3)]
+            return [self.reshape(b.op("Slice", y, *each, self.whole(-1)), [HEADS, WIDTH]) for each in ends]
         if way == "by head":
             y = self.reshape(y, [HEADS, 3 * WIDTH])
             ends = [(self.whole(at * WIDTH), self.whole((at + 1) * WIDTH)) for at in range(3)]

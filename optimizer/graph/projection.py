@@ -135,6 +135,8 @@ def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Project
     if isinstance(whole, str):
         return whole
     sums = required(whole.product.outputs[0])
+    if not is_private(sums):
+        return "others read the product"
     sources = dict.fromkeys((whole.x, sums, projected, required(split.inputs[0])), "bs")
     heads = _split_heads(split, whole.x, whole.heads.width, sources)
     return _UNREAD if heads is None else dataclasses.replace(whole, factor=factor, heads=heads)
@@ -151,8 +153,10 @@ def read_product(projected: ir.Value) -> Projection | str:
                 bias, sums = constant, required(node.inputs[1 - index])
                 break
         node = sums.producer()
-    if node is None or node.op_type != "MatMul" or node.domain not in _STANDARD or not is_private(sums):
+    if node is None or node.op_type != "MatMul" or node.domain not in _STANDARD:
         return "no product with a constant"
+    if sums is not projected and not is_private(sums):
+        return "others read the product"
     weight, transposed = _weight(node.inputs[1])
     if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
         return "no product with a constant matrix of float32"

@@ -91,7 +91,7 @@ def test_as_torch_writes_it(settings):
         np.testing.assert_allclose(run(encoder.model, feeds, level)[:2], want[:2], atol=3e-5)
 
 
-@pytest.mark.parametrize("packed", ["axes", "picked", "by head", "columns"])
+@pytest.mark.parametrize("packed", ["axes", "picked", "by head", "columns", "slices"])
 @pytest.mark.parametrize("settings", [{}, {"scale": "query", "shapes": "computed", "key": "twice"}], ids=str)
 def test_heads_of_one_product(packed, settings):
     encoder = Encoder(packed=packed, **settings)
