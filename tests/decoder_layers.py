@@ -22,8 +22,10 @@ class Form:
         shared: Of keys and values.
         width: Of a head.
         layers: How many.
-        rotary: "half" (angles twice over, side by side), "pairs" (of neighbours), "once" (angles not doubled), "part"
-            (half of each head), "table" (rows of a constant), "range" (positions counted from the past) or "none".
+        rotary: "half" (angles twice over, side by side), "pairs" (of neighbours), "picked" (their angles doubled by
+            GatherND), "elements" (theirs of a table that is repeated for each row of the batch), "once" (angles not
+            doubled), "part" (half of each head), "table" (rows of a constant), "range" (positions counted from the
+            past) or "none".
         norms: "rms", "reciprocal" (spelled otherwise) or "layer".
         head_norms: Norms of queries and keys "before" or "after" heads are the second axis; "" for none.
         products: "apart", "packed" (one for all) or "by head" (one, whose columns are query, key and value of each).
@@ -155,19 +157,40 @@ class Decoder(graphs.Builder):
             tables = [self.constant(name, make(doubled)) for name, make in (("cos", np.cos), ("sin", np.sin))]
             rows = [self.op("Gather", table, self.positions) for table in tables]
             return tuple(self.op("Unsqueeze", row, self.whole(1)) for row in rows)
+        if f.rotary == "elements":
+            return self.elements(np.arange(TABLE, dtype=np.float32)[:, None] * frequencies)
         if f.rotary == "range":
             before = self.size(self.past[0][0], 2)
             end = self.op("Add", before, self.size(x, 1))
             self.positions = self.op("Unsqueeze", self.op("Range", before, end, self.one(1, np.int64)), self.whole(0))
         places = self.op("Cast", self.op("Unsqueeze", self.positions, self.whole(1, 3)), to=int(F32))
         angle = self.op("Mul", places, self.constant("frequencies", frequencies))
+        if f.rotary == "picked":
+            twice = self.constant("twice", np.repeat(np.arange(rotated // 2), 2)[:, None])
+            turned = (self.op("Transpose", self.op(each, angle), perm=[3, 0, 1, 2]) for each in ("Cos", "Sin"))
+            picked = [self.op("GatherND", each, twice) for each in turned]
+            return tuple(self.op("Transpose", each, perm=[1, 2, 3, 0]) for each in picked)
         if f.rotary == "pairs":
-            angle = self.op("Unsqueeze", angle, self.whole(4))
-            angle = self.op("Concat", angle, angle, axis=-1)
-            angle = self.op("Reshape", angle, self.whole(0, 0, -1, rotated))
+            angle = self.paired(angle, rotated)
         elif f.rotary != "once":
             angle = self.op("Concat", angle, angle, axis=-1)
         return self.op("Cos", angle), self.op("Sin", angle)
+
+    def paired(self, angle: ir.Value, rotated: int) -> ir.Value:
+        """Each of the last axis of [batch, 1, sequence, rotated / 2] twice."""
+        angle = self.op("Unsqueeze", angle, self.whole(4))
+        return self.op("Reshape", self.op("Concat", angle, angle, axis=-1), self.whole(0, 0, -1, rotated))
+
+    def elements(self, angle: np.ndarray) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of one table [1, positions, rotated], whose elements are gathered by position."""
+        rotated = 2 * angle.shape[1]
+        table = self.constant("table", np.concatenate([np.cos(angle), np.sin(angle)], -1)[None])
+        batch = self.op("Unsqueeze", self.size(self.positions, 0), self.whole(0))
+        table = self.op("Expand", table, self.op("Concat", batch, self.whole(1, 1), axis=0))
+        places = self.op("Expand", self.op("Unsqueeze", self.positions, self.whole(2)), self.whole(1, 1, rotated))
+        rows = self.op("Unsqueeze", self.op("GatherElements", table, places, axis=1), self.whole(1))
+        halves = self.op("Split", rows, self.whole(rotated // 2, rotated // 2), axis=3, outputs=2)
+        return tuple(self.paired(half, rotated) for half in halves)
 
     def rotate(self, x: ir.Value) -> ir.Value:
         f = self.form
@@ -183,7 +206,7 @@ class Decoder(graphs.Builder):
             a, b = cut(x, 0, half), cut(x, half, f.width)
             first = self.op("Sub", self.op("Mul", a, cos), self.op("Mul", b, sin))
             return self.op("Concat", first, self.op("Add", self.op("Mul", b, cos), self.op("Mul", a, sin)), axis=-1)
-        if f.rotary == "pairs":
+        if f.rotary in ("pairs", "picked", "elements"):
             a, b = cut(x, 0, f.width, 2), self.op("Neg", cut(x, 1, f.width, 2))
             pairs = self.op("Concat", *(self.op("Unsqueeze", each, self.whole(4)) for each in (b, a)), axis=-1)
             turned = self.op("Reshape", pairs, self.op("Shape", x))

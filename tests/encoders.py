@@ -20,22 +20,30 @@ class Encoder:
         mask: "added", "lowest" (added, as newer exports have it), "where", "none", "causal" or "scores" (added as is).
         scale: Where the factor stands: "div", "mul", "query" or "both" (query and key); "sizes" is both, computed of
             the width as torch exports it.
-        shapes: "constant", "computed", or "as is", with sizes of zero allowed.
+        shapes: "constant", "computed", "as is", with sizes of zero allowed, or "of x", from whose sizes all but the
+            heads come, and whose width is not stated.
         key: "once" or "twice" transposed, or as "matrices" whose first axis is batch and heads.
+        packed: How heads are taken from one product: "axes" (an axis of three, split), "picked" (the same, by Gather),
+            "by head" (its columns are query, key and value of each), "columns" (cut before they are split) or "slices"
+            (the same by three nodes, without a bias); "" where there are three products.
         keep_keys: Whether the keys are an output, too.
         other: Whether keys and values are of another tensor.
     """
 
-    def __init__(self, mask="added", scale="div", shapes="constant", key="once", keep_keys=False, other=False) -> None:
+    def __init__(self, mask="added", scale="div", shapes="constant", key="once", keep_keys=False, other=False,
+                 packed="") -> None:  # fmt: skip
         self.b = b = Builder(18)
         self.mask, self.shapes = mask, shapes
-        x = b.input("x", ["batch", "sequence", HIDDEN])
+        self.x = x = b.input("x", ["batch", "sequence", "width" if shapes == "of x" else HIDDEN])
         if mask == "scores":
             self.m = b.input("bias", ["batch", 1, "sequence", "sequence"])
         elif mask != "none":
             self.m = b.input("attention_mask", ["batch", "sequence"], ir.DataType.INT64)
         memory = b.input("memory", ["batch", "sequence", HIDDEN]) if other else x
-        q, k, v = self.heads("query", x), self.heads("key", memory), self.heads("value", memory)
+        if packed:
+            q, k, v = self.packed(x, packed)
+        else:
+            q, k, v = self.heads("query", x), self.heads("key", memory), self.heads("value", memory)
         factor = 1 / math.sqrt(WIDTH)
         if scale == "sizes":
             width = b.op("Slice", b.op("Shape", q), self.whole(-1), self.whole(2**63 - 1))
@@ -81,6 +89,29 @@ class Encoder:
         bias = self.b.constant(f"{name}.b", weight(1, HIDDEN, seed)[0])
         return self.reshape(self.b.op("Add", bias, y, name=f"{name}/Add"), [HEADS, WIDTH])
 
+    def packed(self, x: ir.Value, way: str) -> list[ir.Value]:
+        """Queries, keys and values [batch, sequence, heads, width] of one product."""
+        b = self.b
+        y = b.op("MatMul", x, b.constant("qkv.W", weight(HIDDEN, 3 * HIDDEN, 5) * 4), name="qkv/MatMul")
+        if way != "slices":
+            y = b.op("Add", b.constant("qkv.b", weight(1, 3 * HIDDEN, 6)[0]), y)
+        y.type, y.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", "sequence", 3 * HIDDEN])
+        thirds = self.whole(HIDDEN, HIDDEN, HIDDEN)
+        if way == "columns":
+            return [self.reshape(part, [HEADS, WIDTH]) for part in b.op("Split", y, thirds, axis=-1, outputs=3)]
+        if way == "slices":
+            ends = [(self.whole(at * HIDDEN), self.whole((at + 1) * HIDDEN)) for at in range(3)]
+            return [self.reshape(b.op("Slice", y, *each, self.whole(-1)), [HEADS, WIDTH]) for each in ends]
+        if way == "by head":
+            y = self.reshape(y, [HEADS, 3 * WIDTH])
+            ends = [(self.whole(at * WIDTH), self.whole((at + 1) * WIDTH)) for at in range(3)]
+            return [b.op("Slice", y, *each, self.whole(-1)) for each in ends]
+        y = b.op("Transpose", self.reshape(y, [3, HEADS, WIDTH]), perm=[2, 0, 1, 3, 4])
+        if way == "picked":
+            return [b.op("Gather", y, b.constant(f"at{at}", np.array(at, np.int64)), axis=0) for at in range(3)]
+        parts = b.op("Split", y, self.whole(1, 1, 1), axis=0, outputs=3)
+        return [b.op("Squeeze", part, self.whole(0)) for part in parts]
+
     def turned_as_matrices(self, k: ir.Value) -> ir.Value:
         b = self.b
         sizes = b.op("Shape", k)
@@ -94,10 +125,12 @@ class Encoder:
         b = self.b
         if self.shapes == "constant":
             return b.op("Reshape", y, self.whole(0, 0, *tail))
-        sizes = b.op("Shape", y)
+        sizes = b.op("Shape", self.x if self.shapes == "of x" else y)
         at = [b.constant(f"axis{axis}_{len(b.graph)}", np.array(axis, np.int64)) for axis in (0, 1)]
         first = [b.op("Unsqueeze", b.op("Gather", sizes, axis), self.whole(0)) for axis in at]
         last = self.whole(tail[0] if self.shapes == "as is" else -1)
+        if self.shapes == "of x" and len(tail) == 1:
+            last = b.op("Slice", sizes, self.whole(2), self.whole(3))
         shape = b.op("Concat", *first, last, *map(self.whole, tail[1:]), axis=0)
         return b.op("Reshape", y, shape, **({"allowzero": 1} if self.shapes == "as is" else {}))
 

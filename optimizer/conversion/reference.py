@@ -28,6 +28,7 @@ _SIZES: tuple[tuple[Mapping[str, int], int], ...] = (
     ({"batch": 1, "sequence": 16, "past": 0}, 48),
     ({"batch": 1, "sequence": 16}, 224),
     ({}, 224),
+    *(({"batch": 1}, side) for side in (256, 336, 384)),  # which position embeddings of vision transformers fix
 )
 """Sizes of open dimensions, and sides of images without a size, tried in turn until the model runs."""
 _MOST_ELEMENTS = 1 << 16

@@ -47,6 +47,7 @@ class Projection:
         factor: What the result is multiplied by.
         heads: How it is split.
         result: x W + b.
+        columns: Those of the product that the heads are, in their order; None where they are all.
     """
 
     x: ir.Value
@@ -57,6 +58,7 @@ class Projection:
     factor: float
     heads: Heads
     result: ir.Value
+    columns: np.ndarray | None = None
 
     @property
     def K(self) -> int:
@@ -66,14 +68,16 @@ class Projection:
     def weight_array(self) -> np.ndarray:
         """float32 [K, heads * width]."""
         array = self.weight.numpy()
-        array = np.array(array.T if self.transposed else array)
+        array = array.T if self.transposed else array
+        array = np.array(array if self.columns is None else array[:, self.columns])
         release(self.weight)
         return array
 
     def bias_array(self) -> np.ndarray:
         """float32 [heads * width]."""
-        columns = self.heads.count * self.heads.width
-        return np.zeros(columns, np.float32) if self.bias is None else np.broadcast_to(self.bias.numpy(), columns)
+        width = int(self.weight.shape.numpy()[0 if self.transposed else 1])
+        every = np.zeros(width, np.float32) if self.bias is None else np.broadcast_to(self.bias.numpy(), width)
+        return every if self.columns is None else every[self.columns]
 
 
 def read_projection(value: ir.Value, perm: tuple[int, ...]) -> Projection | str:
@@ -127,6 +131,19 @@ def _maker(node: ir.Node, op_type: str) -> ir.Node | None:
 
 
 def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Projection | str:
+    whole = read_product(projected)
+    if isinstance(whole, str):
+        return whole
+    sums = required(whole.product.outputs[0])
+    if not is_private(sums):
+        return "others read the product"
+    sources = dict.fromkeys((whole.x, sums, projected, required(split.inputs[0])), "bs")
+    heads = _split_heads(split, whole.x, whole.heads.width, sources)
+    return _UNREAD if heads is None else dataclasses.replace(whole, factor=factor, heads=heads)
+
+
+def read_product(projected: ir.Value) -> Projection | str:
+    """A product with what is added to it, as one head of all columns; why it is none otherwise."""
     bias, sums = None, projected
     node = sums.producer()
     if node is not None and node.op_type == "Add" and node.domain in _STANDARD:
@@ -136,24 +153,23 @@ def _read_product(split: ir.Node, projected: ir.Value, factor: float) -> Project
                 bias, sums = constant, required(node.inputs[1 - index])
                 break
         node = sums.producer()
-    if node is None or node.op_type != "MatMul" or node.domain not in _STANDARD or not is_private(sums):
+    if node is None or node.op_type != "MatMul" or node.domain not in _STANDARD:
         return "no product with a constant"
+    if sums is not projected and not is_private(sums):
+        return "others read the product"
     weight, transposed = _weight(node.inputs[1])
     if weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
         return "no product with a constant matrix of float32"
     if bias is not None and bias.dtype != ir.DataType.FLOAT:
         return "a bias of another type than float32"
-    x, columns = required(node.inputs[0]), int(weight.shape.numpy()[0 if transposed else 1])
+    columns = int(weight.shape.numpy()[0 if transposed else 1])
     if bias is not None and bias.size not in (1, columns):
         return "a bias that widens the product"
-    sources = dict.fromkeys((x, sums, projected, required(split.inputs[0])), "bs")
-    heads = _split_heads(split, x, columns, sources)
-    if heads is None:
-        return _UNREAD
-    return Projection(x, node, weight, transposed, bias, factor, heads, projected)
+    x = required(node.inputs[0])
+    return Projection(x, node, weight, transposed, bias, 1.0, Heads(1, columns), projected)
 
 
-def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:
+def merged_heads(context: ir.Value, of: Projection) -> ir.Node | str:
     """The Reshape that makes [batch, sequence, heads * width] of a product [batch, heads, sequence, width]."""
     turn = reader(context)
     if turn is None or turn.op_type != "Transpose" or list(turn.attributes.get_ints("perm", [])) != [0, 2, 1, 3]:
@@ -161,13 +177,14 @@ def merged_heads(context: ir.Value, heads: Heads, x: ir.Value) -> ir.Node | str:
     merge = reader(turn.outputs[0])
     if merge is None or merge.op_type != "Reshape" or merge.inputs[0] is not turn.outputs[0]:
         return "heads are not merged by Transpose and Reshape"
-    columns = heads.count * heads.width
+    columns = of.heads.count * of.heads.width
     sources = {context: "bns", turn.outputs[0]: "bs"}
     sizes = _sizes(required(merge.inputs[1]), 0) or _output_sizes(merge)
-    free = _free(sizes[:2], x, sources) if sizes is not None and len(sizes) == 3 else None
-    if sizes is None or free is None or not (sizes[2] == columns or (sizes[2] == -1 and not free)):
+    free = _free(sizes[:2], of.x, sources) if sizes is not None and len(sizes) == 3 else None
+    if sizes is None or free is None:
         return _UNREAD
-    return merge
+    last = of.K if sizes[2] == (of.x, 2) else sizes[2]
+    return merge if last == columns or (last == -1 and not free) else _UNREAD
 
 
 def _split_heads(split: ir.Node, x: ir.Value, columns: int, sources: Mapping[ir.Value, str]) -> Heads | None:

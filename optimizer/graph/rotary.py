@@ -142,7 +142,9 @@ def is_angle(value: ir.Value, depth: int = 0) -> bool:
     if is_standard(node, "Gather"):
         table = constant_of(node.inputs[0])
         return table is not None and table.dtype == ir.DataType.FLOAT and len(table.shape) == 2
-    if depth > _DEEPEST or not is_standard(node, *_MOVES, *_MIXES):
+    if is_standard(node, "GatherElements"):  # of a table that is repeated for each row of the batch
+        return is_of_sizes(node.inputs[0])
+    if depth > _DEEPEST or not is_standard(node, *_MOVES, *_MIXES, "GatherND"):
         return False
     read = node.inputs if node.op_type in _MIXES else node.inputs[:1]
     varying = [each for each in read if each is not None and constant_of(each) is None]

@@ -29,6 +29,7 @@ _KEEP_SIZES = (
     "Tanh",
 )  # fmt: skip
 _CODES = "DynamicQuantizeLinear"
+_MOVES = ("Concat", "Expand", "Slice", "Squeeze", "Tile", "Unsqueeze")
 _BROADCAST = ("Add", "Div", "Mul", "Pow", "Sub", "Sum", "Where")
 _PRODUCTS = (
     "DynamicQuantizeMatMul", "Gemm", "GroupQueryAttention", "MatMul", "MatMulIntegerToFloat", "MatMulMiniFloat",
@@ -48,13 +49,15 @@ class Trial:
         opset: Of the model.
         names: What the names of dimensions stand for.
         given: Values of graph inputs, by what they are called here; None for those that are none of the trial's.
+        sizes: Of values, where the graph need not tell them.
     """
 
     def __init__(
-        self, opset: int, names: Mapping[str, int], given: Callable[[ir.Value], Array | None] = lambda _value: None
-    ) -> None:
+        self, opset: int, names: Mapping[str, int], given: Callable[[ir.Value], Array | None] = lambda _value: None,
+        sizes: Mapping[ir.Value, list[int]] | None = None,
+    ) -> None:  # fmt: skip
         self._opset, self._names, self._given = opset, names, given
-        self._sizes: dict[ir.Value, list[int] | None] = {}
+        self._sizes: dict[ir.Value, list[int] | None] = dict(sizes or {})
         self._arrays: dict[ir.Value, Array] = {}
 
     def array(self, value: ir.Value, fed: Mapping[ir.Value, Array] | None = None) -> Array:
@@ -112,6 +115,8 @@ class Trial:
             return [*read[:axis], *places, *read[axis + 1 :]] if read and places is not None and axis >= 0 else None
         if is_standard(node, "Split"):
             return self._split(node, value)
+        if is_standard(node, *_MOVES):
+            return self._moved(node, value)
         if is_standard(node, "Reshape") and node.inputs[1] is not None:
             return self._reshaped(node, node.inputs[1])
         return None
@@ -137,6 +142,19 @@ class Trial:
             return None
         whole[node.attributes.get_int("axis", 0)] = int(tensor.numpy()[node.outputs.index(value)])
         return whole
+
+    def _moved(self, node: ir.Node, value: ir.Value) -> list[int] | None:
+        """By what a node makes of zeros."""
+        fed: dict[ir.Value, Array] = {}
+        for each in node.inputs if node.op_type == "Concat" else node.inputs[:1]:
+            sizes = self._maybe(each) if each is not None else None
+            if each is None or each.dtype is None or sizes is None:
+                return None
+            fed[each] = np.zeros(sizes, each.dtype.numpy())
+        try:
+            return list(self.array(value, fed).shape)
+        except UnknownError:
+            return None
 
     def _reshaped(self, node: ir.Node, shape: ir.Value) -> list[int] | None:
         try:

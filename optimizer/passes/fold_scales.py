@@ -176,7 +176,7 @@ def values_behind(merged: ir.Value) -> ir.Value | str | None:
         return f"the values of its attention: {projection}"
     if not is_private(projection.result):
         return "others read the values too"
-    merge = merged_heads(product, projection.heads, projection.x)
+    merge = merged_heads(product, projection)
     if isinstance(merge, str):
         return merge
     return projection.result if merge is node else None

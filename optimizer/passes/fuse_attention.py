@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.constants import scalar
+from ..graph.packed_projection import read_packed
 from ..graph.padding_mask import NOT_PADDING, PaddingMask, added_mask, chosen_mask
 from ..graph.projection import Projection, is_private, merged_heads, read_projection, reader, without_factors
 from ..graph.rewriting import add_array, add_initializer, insert_before, replace, required
@@ -57,10 +58,11 @@ class FoundAttention:
 class FuseAttention(GraphPass):
     """Fuse every self-attention of the main graph that is wholly understood.
 
-    Cases: projections with a bias or without, weights behind a Transpose; factors as Mul or Div by a number on q, k or
-    the scores; keys transposed at once or in steps; no mask, one that is added, or one that Where chooses by; heads
-    split and merged by constant or computed shapes. Left with a reason: other masks than of padding, attention over
-    another tensor, values that others read (such as keys kept for later), products that `refuse` gives a reason for.
+    Cases: projections with a bias or without, of three products or of one, weights behind a Transpose; factors as Mul
+    or Div by a number on q, k or the scores; keys transposed at once or in steps; no mask, one that is added, or one
+    that Where chooses by; heads split and merged by constant or computed shapes. Left with a reason: other masks than
+    of padding, attention over another tensor, values that others read (such as keys kept for later), products that
+    `refuse` gives a reason for.
 
     Args:
         refuse: The projection's MatMul -> why it must stay, or None.
@@ -69,6 +71,9 @@ class FuseAttention(GraphPass):
         fused: The new nodes and the three MatMuls that each replaces.
         left: The softmax of each attention that stays, by name, and why.
     """
+
+    TAKES_PACKED = True
+    """Whether queries, keys and values may be columns of one product."""
 
     def __init__(self, refuse: Callable[[ir.Node], str | None] = lambda _node: None) -> None:
         self._refuse = refuse
@@ -79,7 +84,8 @@ class FuseAttention(GraphPass):
         if any(not _is_whole(node) for node in model.graph):
             return False
         self._graph = model.graph
-        self._softmax_axis = -1 if model.graph.opset_imports.get("", 0) >= 13 else 1
+        self._opset = model.graph.opset_imports.get("", 0)
+        self._softmax_axis = -1 if self._opset >= 13 else 1
         self._masks: dict[tuple[ir.Value, int], ir.Value] = {}
         for node in [n for n in model.graph if n.op_type == "Softmax" and n.domain in _STANDARD]:
             found = self._find(node)
@@ -114,19 +120,10 @@ class FuseAttention(GraphPass):
         return self._gather(dots, product, factor, mask)
 
     def _gather(self, dots: ir.Node, product: ir.Node, factor: float, mask: PaddingMask | None) -> FoundAttention | str:
-        parts = []
-        for name, value, perm in (
-            ("query", dots.inputs[0], _SPLIT),
-            ("key", dots.inputs[1], _SPLIT_AND_TURNED),
-            ("value", product.inputs[1], _SPLIT),
-        ):
-            read = read_projection(required(value), perm)
-            reason = read if isinstance(read, str) else self._refuse(read.product)
-            if reason is not None:
-                return f"{name}: {reason}"
-            assert isinstance(read, Projection)
-            parts.append(read)
-        q, k, v = parts
+        read = self._read(*map(required, (dots.inputs[0], dots.inputs[1], product.inputs[1])))
+        if isinstance(read, str):
+            return read
+        q, k, v = read
         heads = q.heads
         if not q.x is k.x is v.x:
             return "query, key and value are of different tensors"
@@ -136,10 +133,25 @@ class FuseAttention(GraphPass):
             return "a factor behind the values"
         if mask is not None and _is_one_for_all(mask.root, q.x):
             return NOT_PADDING
-        last = merged_heads(product.outputs[0], heads, q.x)
+        last = merged_heads(product.outputs[0], q)
         if isinstance(last, str):
             return last
         return FoundAttention(q, k, v, factor * q.factor * k.factor, mask, last)
+
+    def _read(self, query: ir.Value, key: ir.Value, value: ir.Value) -> tuple[Projection, ...] | str:
+        """The three projections, or why they are none."""
+        ways = {"query": (query, _SPLIT), "key": (key, _SPLIT_AND_TURNED), "value": (value, _SPLIT)}
+        read = {name: read_projection(*way) for name, way in ways.items()}
+        if self.TAKES_PACKED and any(isinstance(each, str) for each in read.values()):
+            packed = read_packed(query, key, value, self._opset)
+            if isinstance(packed, str):
+                return f"query, key and value: {packed}"
+            read = dict(zip(ways, packed, strict=True)) if packed is not None else read
+        for name, each in read.items():
+            reason = each if isinstance(each, str) else self._refuse(each.product)
+            if reason is not None:
+                return f"{name}: {reason}"
+        return tuple(each for each in read.values() if isinstance(each, Projection))
 
     def _fuse(self, found: FoundAttention) -> None:
         last, heads = found.last, found.query.heads
@@ -160,7 +172,7 @@ class FuseAttention(GraphPass):
         if found.mask is not None:
             node.attributes["mask_filter_value"] = ir.AttrFloat32("mask_filter_value", found.mask.filter_value)
         replace(last, y)
-        self.fused[node] = tuple(p.product for p in found.projections)
+        self.fused[node] = tuple(dict.fromkeys(p.product for p in found.projections))
 
     def _mask(self, mask: PaddingMask) -> ir.Value:
         """int32 [batch, keys], 1 where a key counts; made once for all layers."""

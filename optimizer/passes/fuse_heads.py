@@ -19,6 +19,8 @@ from .fuse_attention import MICROSOFT, FoundAttention, FuseAttention, scope
 class FuseHeads(FuseAttention):
     """Fuse the inner part of every self-attention of the main graph that is wholly understood; see `FuseAttention`."""
 
+    TAKES_PACKED = False
+
     def _fuse(self, found: FoundAttention) -> None:
         inputs: list[ir.Value | None] = [projection.result for projection in found.projections]
         if found.mask is not None:

@@ -28,6 +28,7 @@ _TYPES = {
 }
 _MOST_ID = 100  # token ids from a range that every vocabulary has
 _SIDE = 224  # of an image of unknown size
+_COLOURS = 3  # of an image whose channels are open, as optimum exports them
 _MOST_ELEMENTS = 1 << 30
 
 
@@ -155,17 +156,21 @@ def _random(node: Any, dims: Mapping[str, int], side: int, generator: np.random.
 
 
 def _shape(node: Any, dims: Mapping[str, int], side: int) -> tuple[int, ...]:
-    image = len(node.shape) == 4 and node.type == "tensor(float)" and node.shape[1] in (1, 3)
+    image = len(node.shape) == 4 and node.type == "tensor(float)" and _is_colours(node.shape[1])
 
     def size_of(axis: int, size: int | str | None) -> int:
         if isinstance(size, int) and not _is_open(size):
             return size
-        default = side if image and axis >= 2 else 1
+        default = (1, _COLOURS, side, side)[axis] if image else 1
         unnamed = dims.get(_UNNAMED, default) if not isinstance(size, str) or is_nameless(size) else default
         named = _size(size, dims, unnamed) if isinstance(size, str) else unnamed
         return dims.get(_place(node, axis), named)
 
     return tuple(size_of(axis, size) for axis, size in enumerate(node.shape))
+
+
+def _is_colours(size: int | str | None) -> bool:
+    return size in (1, 3) or (isinstance(size, str) and "channel" in size.lower())
 
 
 def _size(name: str, dims: Mapping[str, int], default: int) -> int:

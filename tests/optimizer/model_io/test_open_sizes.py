@@ -74,3 +74,30 @@ def test_all_sizes_without_a_name_can_be_chosen_at_once(tmp_path):
         session = ort.InferenceSession(str(tmp_path / f"{name}.onnx"), providers=["CPUExecutionProvider"])
         assert random_feeds(session.get_inputs(), {"?": 6})["x"].shape == (6, 32)
     assert bench([tmp_path / "m.onnx", tmp_path / "o.onnx"], dims={"?": 3}, rounds=1) is not None
+
+
+def test_channels_of_an_image_by_their_name(tmp_path):
+    """As optimum exports vision models, whose first product fixes what their input leaves open."""
+    sizes = ["batch_size", "num_channels", "height", "width"]
+    nodes = [
+        node("Conv", ["x", "K"], ["h"]), node("GlobalAveragePool", ["h"], ["m"]), node("Flatten", ["m"], ["f"]),
+        node("MatMul", ["f", "V"], ["y"]),
+    ]  # fmt: skip
+    constants = [numpy_helper.from_array(noise(*of), name) for name, of in (("K", (32, 3, 3, 3)), ("V", (32, 48)))]
+    onnx.save(model_of(nodes, inputs=[info("x", sizes)], constants=constants), tmp_path / "m.onnx")
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert random_feeds(session.get_inputs(), {})["x"].shape == (1, 3, 224, 224)
+    assert random_feeds(session.get_inputs(), {"num_channels": 4}, side=9)["x"].shape == (1, 4, 9, 9)
+    report = optimize(tmp_path / "m.onnx", Recipe(scheme="int8"), tmp_path / "o.onnx")
+    assert report.details["check"]["run_on"] == "random inputs"
+
+
+@pytest.mark.parametrize("side", [336, 384])
+def test_a_side_that_only_weights_know_is_found(tmp_path, side):
+    nodes = [node("Conv", ["x", "K"], ["h"], strides=[48, 48]), node("Flatten", ["h"], ["f"]),
+             node("MatMul", ["f", "V"], ["y"])]  # fmt: skip
+    constants = {"K": noise(4, 3, 48, 48), "V": noise(4 * (side // 48) ** 2, 48)}
+    made = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    onnx.save(model_of(nodes, inputs=[info("x", ["n", 3, "h", "w"])], constants=made), tmp_path / "m.onnx")
+    report = optimize(tmp_path / "m.onnx", Recipe(scheme="int8"), tmp_path / "o.onnx")
+    assert report.details["check"]["run_on"] == "random inputs"

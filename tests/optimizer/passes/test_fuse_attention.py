@@ -74,13 +74,14 @@ def test_means_the_same(mask, scale, make, products_left):
     "settings",
     [
         {"scale": "sizes", "shapes": "computed"},
+        {"scale": "both", "shapes": "of x", "mask": "none"},
         {"key": "matrices", "scale": "query", "shapes": "as is"},
         {"key": "matrices", "scale": "sizes", "shapes": "as is", "mask": "lowest"},
     ],
     ids=str,
 )
 def test_as_torch_writes_it(settings):
-    """Factors computed of sizes; keys turned as matrices of three axes."""
+    """Factors computed of sizes; a width that only the weights tell; keys turned as matrices of three axes."""
     encoder = Encoder(**settings)
     feeds = encoders.feeds([value.name for value in encoder.model.graph.inputs])
     want = run(encoder.model, feeds)
@@ -88,6 +89,42 @@ def test_as_torch_writes_it(settings):
     assert operators(encoder.model).count("Attention") == 1
     for level in LEVELS:
         np.testing.assert_allclose(run(encoder.model, feeds, level)[:2], want[:2], atol=3e-5)
+
+
+@pytest.mark.parametrize("packed", ["axes", "picked", "by head", "columns", "slices"])
+@pytest.mark.parametrize("settings", [{}, {"scale": "query", "shapes": "computed", "key": "twice"}], ids=str)
+def test_heads_of_one_product(packed, settings):
+    encoder = Encoder(packed=packed, **settings)
+    feeds = encoders.feeds([value.name for value in encoder.model.graph.inputs])
+    want = run(encoder.model, feeds)
+    fuse = fused(encoder)
+    assert not fuse.left
+    ((product,),) = fuse.fused.values()
+    assert product.name == "qkv/MatMul"
+    assert operators(encoder.model).count("MatMul") == 1
+    for level in LEVELS:
+        np.testing.assert_allclose(run(encoder.model, feeds, level)[:2], want[:2], atol=3e-5)
+
+
+@pytest.mark.parametrize("read", ["qkv/MatMul", "turned"])
+def test_one_product_that_others_read_is_left(read):
+    encoder = Encoder(packed="axes")
+    made = next(n for n in encoder.model.graph if n.name == read or (read == "turned" and n.op_type == "Split"))
+    value = made.outputs[0]
+    relu = ir.node("Relu", [value], name="other")
+    relu.outputs[0].name = "read"
+    encoder.model.graph.insert_after(made, relu)
+    encoder.b.output(relu.outputs[0], [None] * (3 if read == "qkv/MatMul" else 5))
+    fuse = FuseAttention()
+    assert not fuse(encoder.model)
+    assert fuse.left["softmax"].startswith("query, key and value: ")
+
+
+def test_one_product_stays_where_its_result_is_needed():
+    encoder = Encoder(packed="axes")
+    fuse = fused_heads(encoder)
+    assert "query" in fuse.left["softmax"]
+    assert "Softmax" in operators(encoder.model)
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,12 @@ FORMS = {
     "norms before": {"head_norms": "before", "shared": 1, "mask": "window"},
     "norms after": {"head_norms": "after", "cap": 1.5, "repeat": "tile"},
     "neighbours": {"rotary": "pairs", "mask": "chosen"},
+    "angles picked": {"rotary": "picked"},
+    "elements": {"rotary": "elements"},
     "not doubled": {"rotary": "once", "products": "packed"},
     "by head": {"products": "by head", "shared": 4, "rotary": "part", "bias": True, "norms": "layer"},
     "table": {"rotary": "table", "scale": "sizes"},
+    "sizes of parts": {"rotary": "part", "scale": "sizes", "norms": "layer", "layers": 2},
     "counted": {"rotary": "range", "cap": 1.5, "scale": "both"},
     "no rotation": {"rotary": "none", "norms": "layer", "products": "packed"},
 }
