@@ -14,7 +14,6 @@
 namespace {
 
 using namespace onnxpress;
-constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
 
 void check_scheme(int bits, std::int64_t block_size) {
   require(bits >= 2 && bits <= 8, "bits must be 2 to 8, got " + std::to_string(bits));

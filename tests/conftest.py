@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `import graphs`
+# Before NumPy is imported. The threads of OpenBLAS spin while they wait for each other: where other tests have the
+# cores, a factorization of a matrix takes many times the processor time that it takes on one thread.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -39,7 +39,7 @@ namespace onnxpress {
 namespace {
 
 constexpr int kThreads = 4;
-constexpr int kRounds = 12;
+constexpr int kRounds = 6;  // in which each thread comes to each problem
 
 // Two threads a call, which fetch the tasks from each other.
 class Pair final : public Parallel {

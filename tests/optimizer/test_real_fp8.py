@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import onnx
@@ -57,7 +56,7 @@ def test_resnet_but_for_its_ends(tmp_path):
     report = converted("resnet-nsfw", tmp_path / "out.onnx", Recipe(scheme="fp8-static"))
     assert report.rewritten == {"Conv": 52}
     assert report.details["metric"]["minifloat"] > 0.99
-    whole = dataclasses.replace(Recipe(scheme="fp8-static"), first_and_last=True)
+    whole = Recipe(scheme="fp8-static", first_and_last=True, check=False)
     assert converted("resnet-nsfw", tmp_path / "out.onnx", whole).rewritten == {"Conv": 53, "MatMul": 1}
 
 

@@ -29,11 +29,11 @@ def converted(name, tmp_path, **values):
 
 
 def lee_vectors(path):
-    """Embeddings of the Lee documents, of length one."""
+    """Embeddings of the beginnings of the Lee documents, of length one."""
     texts = (provide(SIMILARITY_DATA) / "lee.cor").read_text(encoding="latin-1")
     options = ort.SessionOptions()
     custom_ops.register(options)
-    return similarity.Embedder(ort.InferenceSession(path, options), path)(texts.splitlines())
+    return similarity.Embedder(ort.InferenceSession(path, options), path, most_tokens=48)(texts.splitlines())
 
 
 @functools.cache
@@ -73,7 +73,7 @@ def test_the_search_brings_the_vectors_of_minilm_nearer(scheme, form, tmp_path):
     path, report = converted("minilm", tmp_path, scheme=scheme, form=form)
     assert report.rewritten == {"MatMul": 36}
     found = distance(path)
-    assert found < distance(converted("minilm", tmp_path, scheme=scheme, form=form, search=False)[0])
+    assert found < distance(converted("minilm", tmp_path, scheme=scheme, form=form, search=False, check=False)[0])
 
 
 def test_minilm_with_its_embeddings(tmp_path):
