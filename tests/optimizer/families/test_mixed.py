@@ -16,6 +16,7 @@ from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.families.weight_only import mixed
 from onnxpress.optimizer.families.weight_only.mixed import Mixture
 from onnxpress.optimizer.families.weight_only.rewrite import decide
+from onnxpress.optimizer.families.weight_only.sensitivity import Sensitivity
 from onnxpress.optimizer.model_io.reading import load
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.budget import Budget
@@ -41,8 +42,8 @@ def rows(seed=1):
     return [{"x": rng.standard_normal((64, WIDTH)).astype(np.float32)} for _ in range(8)]
 
 
-def convert(path, budget, scheme="int4", calibration=True, **settings):
-    data = Calibration(lambda: iter(rows())) if calibration else None
+def convert(path, budget, scheme="int4", calibration=True, checkpoint=None, **settings):
+    data = Calibration(lambda: iter(rows()), checkpoint=checkpoint) if calibration else None
     recipe = Recipe(scheme=scheme, budget=budget, accuracy_level=0, check=False, **settings)
     return optimize(path, recipe, Path(path).with_name("out.onnx"), calibration=data)
 
@@ -145,3 +146,31 @@ def test_the_fewest_bytes_for_a_damage(path):
 def test_a_budget_that_holds_nothing_back_is_told(path, budget, free):
     (line,) = [text for label, text in convert(path, budget).rows if label == "mixed"]
     assert ("holds nothing back" in line) == free
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_bytes(path, tmp_path, monkeypatch):
+    """Weights that were measured are not measured again; the rounding behind it goes on from its own folder."""
+    folder, measured = tmp_path / "kept", []
+    whole = Path(convert(path, "4.7bits").output).read_bytes()
+    harm = Sensitivity.of
+
+    def measure(self, changed):
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.extend(changed)
+        return harm(self, changed)
+
+    monkeypatch.setattr(Sensitivity, "of", measure)
+    with pytest.raises(KeyboardInterrupt):
+        convert(path, "4.7bits", checkpoint=folder)
+    monkeypatch.setattr(Sensitivity, "of", lambda self, changed: measured.extend(changed) or harm(self, changed))
+    assert Path(convert(path, "4.7bits", checkpoint=folder).output).read_bytes() == whole
+    assert sorted(measured) == ["little", "much"]
+    assert Path(convert(path, "4.7bits", checkpoint=folder).output).read_bytes() == whole
+    assert len(measured) == 2
+
+
+def test_a_measurement_of_other_settings_is_not_taken_up(path, tmp_path):
+    convert(path, "4.7bits", checkpoint=tmp_path / "kept")
+    with pytest.raises(UsageError, match="another model, other settings or other data"):
+        convert(path, "4.7bits", checkpoint=tmp_path / "kept", symmetric=True)
