@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -23,6 +24,15 @@ _WIDTHS = (
 )
 _BLOCKS = (32, 128)
 """Of integers, where the recipe leaves it open."""
+_INTEGERS = _WIDTHS[0]
+
+
+class Grid(NamedTuple):
+    """What a candidate says of a weight's numbers, as in a recipe; None is its default."""
+
+    scheme: str
+    block_size: int | None
+    symmetric: bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,14 +40,12 @@ class Candidate:
     """A way to round a weight.
 
     Attributes:
-        scheme: Its name.
-        block_size: Where the recipe leaves that open.
+        grid: Settings that make it.
         weight: The weight as it is then.
         lost: What its product loses of its squares, as `InputMoments.cost` has it.
     """
 
-    scheme: str
-    block_size: int | None
+    grid: Grid
     weight: LazyWeight
     lost: float = math.inf
 
@@ -46,30 +54,37 @@ def candidates_of(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, .
     """Candidates of each weight, that of the recipe first, and the bytes of all weights of the model as it is then."""
     found: dict[tuple[object, ...], list[Candidate]] = {}
     whole = 0
-    for scheme, block_size in _settings(recipe):
+    for grid in _grids(recipe):
         copy = copy_of(model)
-        asked = recipe.decided(scheme=scheme, block_size=block_size)
+        asked = recipe.decided(**grid._asdict())
         weights = rewrite(copy, decide(copy, asked)).weights
         if not found:
             whole = weights_size(copy)
-            found = {key_of(weight): [Candidate(scheme, block_size, weight)] for weight in weights}
+            found = {key_of(weight): [Candidate(grid, weight)] for weight in weights}
             continue
         for weight in weights:
             ways = found.get(key_of(weight))
             if ways is not None and all(way.weight.scheme != weight.scheme for way in ways):
-                ways.append(Candidate(scheme, block_size, weight))
+                ways.append(Candidate(grid, weight))
     return found, whole
 
 
-def _settings(recipe: Recipe) -> list[tuple[str, int | None]]:
-    """Schemes and block sizes that a weight may have, those of the recipe first."""
-    own = recipe.scheme, recipe.block_size
+def _grids(recipe: Recipe) -> list[Grid]:
+    """Those that a weight may have, that of the recipe first.
+
+    Integers of few bits may go without zero points even where more would have them: that is cheaper, and it is exact
+    where weights were decoded from a file of 5 bits about zero, such as Q5_0.
+    """
+    own = Grid(recipe.scheme, recipe.block_size, recipe.symmetric)
     widths = next((each for each in _WIDTHS if recipe.scheme in each), (recipe.scheme, "fp6", "fp8"))
     found = [own]
     for scheme in widths:
-        preset = SCHEMES[scheme]
-        blocks = _BLOCKS if preset.integer and recipe.block_size is None and not preset.fixed else (recipe.block_size,)
-        found += [(scheme, block) for block in blocks]
+        preset, blocks, zeros = SCHEMES[scheme], (recipe.block_size,), (recipe.symmetric,)
+        if preset.integer and recipe.block_size is None:
+            blocks = _BLOCKS
+        if scheme in _INTEGERS and recipe.symmetric is None and not preset.symmetric:
+            zeros = (None, True)
+        found += [Grid(scheme, block, symmetric) for block in blocks for symmetric in zeros]
     return list(dict.fromkeys(found))
 
 

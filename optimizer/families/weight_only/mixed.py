@@ -258,14 +258,14 @@ class Mixture:
 
     def _as(self, way: Candidate) -> Recipe:
         """The recipe that makes all weights so."""
-        return self._recipe.decided(scheme=way.scheme, block_size=way.block_size, overrides=(), include=(), exclude=())
+        return self._recipe.decided(**way.grid._asdict(), overrides=(), include=(), exclude=())
 
     def _overrides(self, ways: Sequence[Candidate]) -> list[Override]:
         own = self._recipe
         return [
-            Override(match=name, scheme=way.scheme, block_size=way.block_size)
+            Override(match=name, **way.grid._asdict())
             for way in ways
-            if (way.scheme, way.block_size) != (own.scheme, own.block_size)
+            if way.grid != (own.scheme, own.block_size, own.symmetric)
             for name in way.weight.nodes
         ]
 
