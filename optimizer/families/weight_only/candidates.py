@@ -79,11 +79,11 @@ def _grids(recipe: Recipe) -> list[Grid]:
     widths = next((each for each in _WIDTHS if recipe.scheme in each), (recipe.scheme, "fp6", "fp8"))
     found = [own]
     for scheme in widths:
-        preset, blocks, zeros = SCHEMES[scheme], (recipe.block_size,), (recipe.symmetric,)
-        if preset.integer and recipe.block_size is None:
-            blocks = _BLOCKS
-        if scheme in _INTEGERS and recipe.symmetric is None and not preset.symmetric:
-            zeros = (None, True)
+        preset = SCHEMES[scheme]
+        has_blocks = preset.integer and recipe.block_size is None
+        has_zeros = scheme in _INTEGERS and recipe.symmetric is None and not preset.symmetric
+        blocks: tuple[int | None, ...] = _BLOCKS if has_blocks else (recipe.block_size,)
+        zeros: tuple[bool | None, ...] = (None, True) if has_zeros else (recipe.symmetric,)
         found += [Grid(scheme, block, symmetric) for block in blocks for symmetric in zeros]
     return list(dict.fromkeys(found))
 
