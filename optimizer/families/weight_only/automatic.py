@@ -34,7 +34,7 @@ from ...planning.result import Progress
 from ...settings.budget import seconds_of
 from ...settings.override import Override
 from ...settings.recipe import Recipe
-from .mixed import Mixture
+from .mixed import MEASURED, Mixture
 from .results import Results, take_results
 from .rewrite import decide, rewrite
 from .transforming import Folds, transform
@@ -182,7 +182,9 @@ class _Search:
         made, model = self._made[best], copy_of(self._model)
         if made.folds is not None:
             made.folds.apply(model, made.recipe)
-        mixture = Mixture(model, made.recipe, required(self._data), self._progress)
+        data = required(self._data)
+        folder = None if data.checkpoint is None else data.checkpoint / MEASURED
+        mixture = Mixture(model, made.recipe, data, self._progress, folder=folder)
         seen = [(mixture.damage, self._loss(best))]
         sizes = {self._trail[-1].size}
         for _ in range(_MIXTURES):

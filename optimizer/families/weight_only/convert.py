@@ -26,11 +26,14 @@ from ..family import Family, OpenData
 from ..rotating import rotate
 from .automatic import Found, find_recipe
 from .compensation import compensate
-from .mixed import Mixture
+from .mixed import MEASURED, Mixture
 from .results import Results, take_results
 from .rewrite import decide, rewrite
 from .transforming import Folds, transform
 from .with_data import method_of, reads_data, round_with_data
+
+_ROUNDED = "rounded"
+"""Folder of rounded weights in that of a checkpoint, where there are others beside it."""
 
 
 def convert(
@@ -58,19 +61,19 @@ def convert(
 
 def _convert(
     model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None,
-    folds: Folds | None = None,
+    folds: Folds | None = None, stage: str = "",
 ) -> ConversionResult:  # fmt: skip
     if folds is not None:
         folds.apply(model, recipe)
     elif data is not None and recipe.input_scales is not None and known is None:
-        folds = transform(model, recipe, data, progress)
+        folds = transform(model, recipe, data, progress, stage)
     decisions = decide(model, recipe)
     reads = data is not None and known is None and reads_data(recipe)
     original = copy_of(model) if reads else None
     rewritten = rewrite(model, decisions)
     lazy, results = rewritten.weights, Results() if known is None else known
     if data is not None and original is not None:
-        folder = "" if folds is None else "rounded"  # beside that of the transform
+        folder = stage if folds is None or stage else _ROUNDED  # beside that of the transform
         results = round_with_data(original, lazy, data, recipe, progress, folder)
     take_results(lazy, results)
     added = compensate(model, rewritten, results, recipe.form)
@@ -90,8 +93,9 @@ def _convert(
 def _within_budget(model: ir.Model, recipe: Recipe, data: Data, budget: Budget, progress: Progress) -> ConversionResult:
     """With widths for each weight."""
     decide(model, recipe)  # which prepares it
-    choice = Mixture(model, recipe, data, progress, budget).choose(budget)
-    result = _convert(model, choice.recipe, data, progress)
+    folder = None if data.checkpoint is None else data.checkpoint / MEASURED
+    choice = Mixture(model, recipe, data, progress, budget, folder).choose(budget)
+    result = _convert(model, choice.recipe, data, progress, stage=_ROUNDED)
     return dataclasses.replace(
         result,
         details={**result.details, "mixed": choice.details()},

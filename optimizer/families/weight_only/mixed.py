@@ -16,6 +16,8 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,52 +27,26 @@ from ...calibration.segments import Segments
 from ...errors import UsageError, option
 from ...graph.constants import mark_constants
 from ...model_io.names import copy_of
-from ...model_io.storage import weights_size
-from ...planning.lazy_weight import LazyWeight
 from ...planning.report import size_text
 from ...planning.result import Progress
 from ...quantization.allocation import allocate
-from ...quantization.input_moments import InputMoments
 from ...quantization.methods import METHODS
-from ...quantization.schemes import SCHEMES
 from ...settings.budget import Budget
 from ...settings.override import Override
 from ...settings.recipe import Recipe
+from ..kept_files import Files
+from .candidates import Candidate, candidates_of, key_of
 from .product_time import product_time
-from .products import Products, as_read, cost_of, numbers_of, problem_of
-from .rewrite import decide, rewrite
+from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
+from .results import describe
 from .sensitivity import Sensitivity
 
+MEASURED = "measured"
+"""Folder of a measurement in that of a checkpoint."""
 _STAGE = "mixed"
-_WIDTHS = (
-    ("int2", "int3", "int4", "int5", "int6", "int8"),
-    ("fp4", "fp6", "fp8"),
-    ("nf4", "fp6", "fp8"),
-    ("mxfp4", "mxfp6", "mxfp8"),
-    ("bfp4", "bfp6", "bfp8"),
-)
-_BLOCKS = (32, 128)
-"""Of integers, where the recipe leaves it open."""
 _METHOD = METHODS["search"]
 _LEAST = 1e-30
 _CLOSE = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Candidate:
-    """A way to round a weight.
-
-    Attributes:
-        scheme: Its name.
-        block_size: Where the recipe leaves that open.
-        weight: The weight as it is then.
-        lost: What its product loses of its squares, as `InputMoments.cost` has it.
-    """
-
-    scheme: str
-    block_size: int | None
-    weight: LazyWeight
-    lost: float = math.inf
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +89,19 @@ class Mixture:
         data: Batches of inputs.
         progress: Told how the work goes on.
         budget: Refused before anything is measured where its bytes or bits are too few.
+        folder: Where what was measured is kept, and an interrupted run goes on; None for nowhere.
 
     Raises:
-        UsageError: The budget cannot be met.
-        OnnxpressError: ONNX Runtime cannot run the model.
+        UsageError: The budget cannot be met, or the folder is that of another run.
+        OnnxpressError: ONNX Runtime cannot run the model, or what was measured cannot be kept.
     """
 
     def __init__(
-        self, model: ir.Model, recipe: Recipe, data: Data, progress: Progress, budget: Budget | None = None
-    ) -> None:
+        self, model: ir.Model, recipe: Recipe, data: Data, progress: Progress, budget: Budget | None = None,
+        folder: Path | None = None,
+    ) -> None:  # fmt: skip
         self._recipe = recipe
-        ways, self._whole = _ways(model, recipe)
+        ways, self._whole = candidates_of(model, recipe)
         self._candidates: list[list[Candidate]] = list(ways.values())
         holds_back = True
         if budget is not None and budget.unit != "ms":
@@ -137,34 +115,46 @@ class Mixture:
         with Segments(copy, data) as segments:
             products = Products(copy, segments, (_METHOD,))
             jobs = products.jobs([each[0].weight for each in ways.values()])
+            described = "" if folder is None else _described(copy, [ways[key_of(job.weight)] for job in jobs], data)
+            files = Files(folder, f"{described}{'' if holds_back else ', errors alone'}")
+            missing = not all(files.has(_file(job)) for job in jobs)
             nodes = [node for job in jobs for node in products.readers(job.weight)]
-            sensitivity = Sensitivity(copy, data, nodes) if holds_back else None
+            sensitivity = Sensitivity(copy, data, nodes) if holds_back and missing else None
             for done, job in enumerate(jobs):
                 progress(_STAGE, done, len(jobs))
-                segments.advance(job.cut)
-                moments = products.moments_of(job)
-                if moments is not None:
-                    self._measure(ways[_key(job.weight)], *moments, products.readers(job.weight), sensitivity)
+                segments.advance(job.cut)  # piece by piece also where all is known: so the same bytes come out
+                if not files.has(_file(job)):
+                    files.keep(_file(job), self._measure(job, ways[key_of(job.weight)], products, sensitivity), {})
+                self._take(ways[key_of(job.weight)], **files.read(_file(job), ())[0])
             progress(_STAGE, len(jobs), len(jobs))
 
     def _measure(
-        self, ways: Sequence[Candidate], moments: InputMoments, apart: InputMoments, readers: Sequence[ir.Node],
-        sensitivity: Sensitivity | None,
-    ) -> None:  # fmt: skip
-        """All candidates of a weight, and what the first one does to the model where that is to be known."""
-        measured, first = [], problem_of(ways[0].weight, moments, apart)
+        self, job: Job, ways: Sequence[Candidate], products: Products, sensitivity: Sensitivity | None
+    ) -> dict[str, Any]:
+        """What products lose by each candidate of a weight, and what the first one does to the model if it is asked.
+
+        Nothing is lost where what the weight reads is nothing, or NaN or infinite.
+        """
+        moments = products.moments_of(job)
+        if moments is None:
+            return {"lost": [], "harm": 0.0}
+        first, apart = problem_of(ways[0].weight, *moments), moments[1]
+        lost, harm = [], 1.0
         for way in ways:
-            problem = dataclasses.replace(first, scheme=way.weight.scheme)
-            found = _METHOD.round(problem)
-            lost = cost_of(apart, found, problem.rows)
-            measured.append(dataclasses.replace(way, lost=max(lost, _LEAST)))
-            if way is ways[0]:
+            found = _METHOD.round(dataclasses.replace(first, scheme=way.weight.scheme))
+            lost.append(max(cost_of(apart, found, first.rows), _LEAST))
+            if way is ways[0] and sensitivity is not None:
                 numbers = numbers_of(way.weight, found)
-        harm = 1.0
-        if sensitivity is not None:
-            harm = sensitivity.of({node.name or "": as_read(node, numbers) for node in readers})
-        self._candidates.append(measured)
-        self._sensitivities.append(max(harm, 0.0) / measured[0].lost)
+                readers = products.readers(job.weight)
+                harm = sensitivity.of({node.name or "": as_read(node, numbers) for node in readers})
+        return {"lost": lost, "harm": harm}
+
+    def _take(self, ways: Sequence[Candidate], lost: Sequence[float], harm: float) -> None:
+        """What `_measure` gave; a weight of which nothing is known has no choice."""
+        if lost:
+            each = [dataclasses.replace(way, lost=value) for way, value in zip(ways, lost, strict=True)]
+            self._candidates.append(each)
+            self._sensitivities.append(max(harm, 0.0) / lost[0])
 
     @property
     def sizes(self) -> tuple[float, float]:
@@ -268,49 +258,23 @@ class Mixture:
 
     def _as(self, way: Candidate) -> Recipe:
         """The recipe that makes all weights so."""
-        return self._recipe.decided(scheme=way.scheme, block_size=way.block_size, overrides=(), include=(), exclude=())
+        return self._recipe.decided(**way.grid._asdict(), overrides=(), include=(), exclude=())
 
     def _overrides(self, ways: Sequence[Candidate]) -> list[Override]:
         own = self._recipe
         return [
-            Override(match=name, scheme=way.scheme, block_size=way.block_size)
+            Override(match=name, **way.grid._asdict())
             for way in ways
-            if (way.scheme, way.block_size) != (own.scheme, own.block_size)
+            if way.grid != (own.scheme, own.block_size, own.symmetric)
             for name in way.weight.nodes
         ]
 
 
-def _ways(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, ...], list[Candidate]], int]:
-    """Candidates of each weight, that of the recipe first, and the bytes of all weights of the model as it is then."""
-    found: dict[tuple[object, ...], list[Candidate]] = {}
-    whole = 0
-    for scheme, block_size in _settings(recipe):
-        copy = copy_of(model)
-        asked = recipe.decided(scheme=scheme, block_size=block_size)
-        weights = rewrite(copy, decide(copy, asked)).weights
-        if not found:
-            whole = weights_size(copy)
-            found = {_key(weight): [Candidate(scheme, block_size, weight)] for weight in weights}
-            continue
-        for weight in weights:
-            ways = found.get(_key(weight))
-            if ways is not None and all(way.weight.scheme != weight.scheme for way in ways):
-                ways.append(Candidate(scheme, block_size, weight))
-    return found, whole
+def _described(model: ir.Model, ways: Sequence[Sequence[Candidate]], data: Data) -> str:
+    """What tells a measurement from others."""
+    schemes = dict.fromkeys(str(way.weight.scheme) for each in ways for way in each)
+    return describe(model, [each[0].weight for each in ways], [_METHOD.name, *schemes], data)
 
 
-def _settings(recipe: Recipe) -> list[tuple[str, int | None]]:
-    """Schemes and block sizes that a weight may have, those of the recipe first."""
-    own = recipe.scheme, recipe.block_size
-    widths = next((each for each in _WIDTHS if recipe.scheme in each), (recipe.scheme, "fp6", "fp8"))
-    found = [own]
-    for scheme in widths:
-        preset = SCHEMES[scheme]
-        blocks = _BLOCKS if preset.integer and recipe.block_size is None and not preset.fixed else (recipe.block_size,)
-        found += [(scheme, block) for block in blocks]
-    return list(dict.fromkeys(found))
-
-
-def _key(weight: LazyWeight) -> tuple[object, ...]:
-    """What a weight is, however it is rounded."""
-    return weight.name, weight.factor, weight.weight.transposed, weight.convolution, weight.nodes
+def _file(job: Job) -> str:
+    return f"weight{job.index}"

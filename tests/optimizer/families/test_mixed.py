@@ -16,6 +16,7 @@ from onnxpress.optimizer.errors import UsageError
 from onnxpress.optimizer.families.weight_only import mixed
 from onnxpress.optimizer.families.weight_only.mixed import Mixture
 from onnxpress.optimizer.families.weight_only.rewrite import decide
+from onnxpress.optimizer.families.weight_only.sensitivity import Sensitivity
 from onnxpress.optimizer.model_io.reading import load
 from onnxpress.optimizer.runtime.session import open_session, session_options
 from onnxpress.optimizer.settings.budget import Budget
@@ -41,8 +42,8 @@ def rows(seed=1):
     return [{"x": rng.standard_normal((64, WIDTH)).astype(np.float32)} for _ in range(8)]
 
 
-def convert(path, budget, scheme="int4", calibration=True, **settings):
-    data = Calibration(lambda: iter(rows())) if calibration else None
+def convert(path, budget, scheme="int4", calibration=True, checkpoint=None, **settings):
+    data = Calibration(lambda: iter(rows()), checkpoint=checkpoint) if calibration else None
     recipe = Recipe(scheme=scheme, budget=budget, accuracy_level=0, check=False, **settings)
     return optimize(path, recipe, Path(path).with_name("out.onnx"), calibration=data)
 
@@ -118,9 +119,9 @@ def test_milliseconds(path, monkeypatch):
 
 
 def test_budgets_that_cannot_be_met(path):
-    with pytest.raises(UsageError, match=r"budget cannot be met: with the fewest bits the weights take 3\.12 bits"):
+    with pytest.raises(UsageError, match=r"budget cannot be met: with the fewest bits the weights take 3\.00 bits"):
         convert(path, "1bits")
-    with pytest.raises(UsageError, match=r"budget cannot be met: .* take 3\.2 KB"):
+    with pytest.raises(UsageError, match=r"budget cannot be met: .* take 3\.1 KB"):
         convert(path, "1kB")
     with pytest.raises(UsageError, match="has to see data"):
         convert(path, "4bits", calibration=False)
@@ -145,3 +146,47 @@ def test_the_fewest_bytes_for_a_damage(path):
 def test_a_budget_that_holds_nothing_back_is_told(path, budget, free):
     (line,) = [text for label, text in convert(path, budget).rows if label == "mixed"]
     assert ("holds nothing back" in line) == free
+
+
+def test_an_interrupted_measurement_goes_on_to_the_same_bytes(path, tmp_path, monkeypatch):
+    """Weights that were measured are not measured again; the rounding behind it goes on from its own folder."""
+    folder, measured = tmp_path / "kept", []
+    whole = Path(convert(path, "4.7bits").output).read_bytes()
+    harm = Sensitivity.of
+
+    def measure(self, changed):
+        if len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.extend(changed)
+        return harm(self, changed)
+
+    monkeypatch.setattr(Sensitivity, "of", measure)
+    with pytest.raises(KeyboardInterrupt):
+        convert(path, "4.7bits", checkpoint=folder)
+    monkeypatch.setattr(Sensitivity, "of", lambda self, changed: measured.extend(changed) or harm(self, changed))
+    assert Path(convert(path, "4.7bits", checkpoint=folder).output).read_bytes() == whole
+    assert sorted(measured) == ["little", "much"]
+    assert Path(convert(path, "4.7bits", checkpoint=folder).output).read_bytes() == whole
+    assert len(measured) == 2
+
+
+def test_a_measurement_of_other_settings_is_not_taken_up(path, tmp_path):
+    convert(path, "4.7bits", checkpoint=tmp_path / "kept")
+    with pytest.raises(UsageError, match="another model, other settings or other data"):
+        convert(path, "4.7bits", checkpoint=tmp_path / "kept", symmetric=True)
+
+
+def test_weights_of_a_file_of_5_bits_stay_what_they_are(tmp_path):
+    """They lie on grids about zero, whose blocks of 32 no zero point makes; a recipe that wants one keeps it."""
+    rng = np.random.default_rng(5)
+    codes = rng.integers(-16, 16, (2, WIDTH, WIDTH)).astype(np.float32)
+    codes[:, ::32] = -16
+    scales = rng.choice([-1, 1], (2, 2, 1, WIDTH)) * rng.uniform(0.5, 1, (2, 2, 1, WIDTH)) / 256
+    weights = (codes.reshape(2, 2, 32, WIDTH) * scales.astype(np.float32)).reshape(2, WIDTH, WIDTH)
+    b = graphs.Builder(18)
+    h = b.op("Tanh", b.op("MatMul", b.input("x", [None, WIDTH]), b.constant("W0", weights[0]), name="first"))
+    b.output(b.op("MatMul", h, b.constant("W1", weights[1]), name="second"), [None, WIDTH])
+    path = tmp_path / "m.onnx"
+    ir.save(b.model(), path)
+    assert loss(convert(path, "6bits").output, path) < 1e-10
+    assert loss(convert(path, "6.2bits", symmetric=False).output, path) > 1e-6
