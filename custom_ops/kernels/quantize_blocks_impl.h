@@ -15,8 +15,9 @@ namespace onnxpress {
 namespace {
 
 constexpr float kMultiples[] = {1.06f, 0.97f, 0.94f, 0.91f, 0.88f};  // MULTIPLES in reference/rounding.py
-// Beyond them where data tells what errors count; FURTHER_MULTIPLES.
+// Beyond them where data tells what errors count, and for few bits; FURTHER_MULTIPLES.
 constexpr float kFurtherMultiples[] = {0.85f, 0.82f, 0.79f, 0.76f, 0.73f, 0.7f};
+constexpr int kFewBits = 2;        // FEW_BITS
 constexpr float kMinCount = 1.0f;  // LEAST_COUNT
 constexpr float kWorth = 0.9f;     // WORTH
 
@@ -209,15 +210,14 @@ void quantize_block(const BlockScheme& scheme, LaneBlock& b) {
       }
     };
     propose_all(kMultiples);
-    if (b.importance != nullptr) {
+    if (b.importance != nullptr || scheme.bits <= kFewBits) {
       propose_all(kFurtherMultiples);
       trial = best;
       refine_scale(scheme, b, levels, trial);
       judge(b, scheme.block_size, levels, trial);
       keep_better(trial, best);
-    } else {
-      keep_worthy(plain, best);
     }
+    if (b.importance == nullptr) keep_worthy(plain, best);
   }
   Lanes error;
   round_block(b, scheme.block_size, levels, best, error);
