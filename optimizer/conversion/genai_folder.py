@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from ..errors import OnnxpressError, UsageError, option
 from ..model_io.storage import write_whole
 from ..model_io.target import check_target
+from .shared_buffers import share_buffers
 
 MODEL = "model.onnx"
 _CONFIG = "config.json"
@@ -40,6 +41,8 @@ _SEARCH = {
     "top_p": 1.0,
 }  # fmt: skip
 """How the next token is chosen where generation_config.json says nothing: the likeliest."""
+_SHARED_LENGTH = 4096
+"""Tokens of a buffer that is made for all of a text at once, where the client asks for no other number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +65,26 @@ class GenaiFolder:
         return self.folder / MODEL
 
     def write(self) -> None:
-        """Write what belongs beside the model, which is there already.
+        """Write what belongs beside the model, which is there already, and let past and present be one buffer.
 
         Raises:
             OnnxpressError: A file cannot be written.
         """
+        config = self.config
+        model = onnx.load(str(self.model), load_external_data=False)
+        opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
+        if share_buffers(model.graph, opset):
+            write_whole(self.model, model.SerializeToString())
+            length = min(config["search"]["max_length"], _SHARED_LENGTH)
+            search = {**config["search"], "max_length": length, "past_present_share_buffer": True}
+            config = {**config, "search": search}
         for name in _COPIED:
             if (self.source / name).is_file():
                 try:
                     shutil.copyfile(self.source / name, self.folder / name)
                 except OSError as error:
                     raise OnnxpressError(f"{self.folder / name}: cannot write: {error.strerror}") from error
-        write_whole(self.folder / "genai_config.json", (json.dumps(self.config, indent=2) + "\n").encode())
+        write_whole(self.folder / "genai_config.json", (json.dumps(config, indent=2) + "\n").encode())
 
     def discard(self) -> None:
         """Leave no empty folder behind."""

@@ -64,6 +64,13 @@ def test_folder(source, run, tmp_path):
         "vocab_size": VOCABULARY, "context_length": 64, "pad_token_id": VOCABULARY - 1
     }  # fmt: skip
     assert (told["search"]["temperature"], told["search"]["top_k"], told["search"]["max_length"]) == (0.5, 50, 64)
+    assert told["search"]["past_present_share_buffer"]
+
+
+def test_attentions_that_are_not_fused_share_no_buffer(source, run, tmp_path):
+    code, _, _ = run("optimize", "source", "--scheme", "int8", "--no-fuse", "--genai", "made")
+    told = json.loads((tmp_path / "made" / "genai_config.json").read_text())
+    assert (code, told["search"]["past_present_share_buffer"]) == (0, False)
 
 
 def greedy(path, count):
