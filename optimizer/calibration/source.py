@@ -73,8 +73,9 @@ class Calibration:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
         if not self.is_there(name):
             other = f", or {option('statistics')}" if or_statistics else ""
+            what = "this" if self.checkpoint is None else f"what {option('checkpoint')} would keep"
             raise UsageError(
-                f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
+                f"{what} has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
                 f"images, text with {option('tokenizer')}, or module:function){other}"
             )
 

@@ -15,7 +15,7 @@ from ..settings.origin import Origin
 from ..settings.recipe import Recipe
 from ..sources import check_there, resolve
 from .setting_options import options_of
-from .terminal import Dims, Json, Quiet, as_written, console, note_written, progress_bar, sizes
+from .terminal import Dims, Json, Quiet, as_written, console, kept_in, note_written, progress_bar, sizes
 
 _DATA = "Data of static schemes, sparse and weights alone"
 
@@ -120,7 +120,7 @@ def optimize(
     from ..conversion.pipeline import optimize as run
 
     try:
-        with progress_bar(quiet or json_) as progress, origin.stated():
+        with kept_in(checkpoint), progress_bar(quiet or json_) as progress, origin.stated():
             done = run(model, chosen, output, calibration=given, dims=dims, progress=progress)
     finally:
         if folder is not None:

@@ -9,7 +9,7 @@ import typer
 from ..analysis import study_requests
 from ..sources import check_there
 from .analyse import Plot, check_plot
-from .terminal import Json, console, progress_bar, share
+from .terminal import Json, console, kept_in, progress_bar, share
 
 
 def study_lengths(
@@ -40,7 +40,7 @@ def study_lengths(
     recipe = study_requests.length_recipe(task, bounds, text, window, checkpoint, fuse_layers=fuse_layers)
     from ..analysis.length_study import study_lengths as run
 
-    with progress_bar(json_) as progress:
+    with kept_in(checkpoint), progress_bar(json_) as progress:
         result = run(model, folder, recipe, bounds, checkpoint=checkpoint, progress=progress)
     if plot:
         from ..analysis.plots import plot_lengths

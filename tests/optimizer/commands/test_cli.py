@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnxpress.optimizer import UsageError, optimize
+from onnxpress.optimizer.commands.terminal import kept_in
 from onnxpress.optimizer.planning.report import Report
 
 call = functools.partial(command_line.call, entry="optimize_main")
@@ -112,6 +113,20 @@ cli.optimize_main()
         assert done.returncode == status
         assert done.stderr.splitlines()[-1] == "interrupted; nothing was written"
         assert os.listdir(tmp_path) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("folder", [None, "kept"])
+def test_what_a_checkpoint_keeps_is_told(folder):
+    with pytest.raises(SystemExit) as stop, kept_in(folder):
+        raise SystemExit(143)
+    kept = "kept keeps what was finished, and the same command goes on from there"
+    assert (stop.value.code, getattr(stop.value, "kept", None)) == (143, folder and kept)
+
+
+def test_a_checkpoint_without_data(model):
+    done = call(model, "--checkpoint", "kept")
+    assert done.returncode == 2
+    assert "what --checkpoint would keep has to see data: give --calibration" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
