@@ -104,8 +104,11 @@ def registered():
 def test_it_generates_what_the_model_says(source, run, with_ep, last):
     genai = pytest.importorskip("onnxruntime_genai")
     last_logits = ["--last-logits"] if last else []
-    code, _, _ = run("optimize", "source", "--scheme", "int8", "--accuracy-level", "0", "--genai", "made", *last_logits)
+    code, _, err = run(
+        "optimize", "source", "--scheme", "int8", "--accuracy-level", "0", "--genai", "made", *last_logits
+    )
     assert code == 0
+    assert ("--last-logits: for one text at a time" in err) == last
     config = genai.Config("made")
     if with_ep:
         registered()
