@@ -9,11 +9,8 @@ namespace {
 
 // The only reader of a value, if it is this standard op and nobody has it yet.
 std::optional<GraphNode> next(const Claims& claims, const GraphValue& value, const char* op_type) {
-  const ort::Node* reader = claims.graph.only_reader(value);
-  if (reader == nullptr || !claims.is_free(reader)) return std::nullopt;
-  GraphNode node(claims.api, reader);
-  if (!node.is(op_type)) return std::nullopt;
-  return node;
+  const std::optional<GraphNode> reader = claims.free_reader(value);
+  return reader && reader->is(op_type) ? reader : std::nullopt;
 }
 
 bool reads(const GraphNode& node, std::size_t index, const GraphValue& value) {
@@ -152,11 +149,11 @@ std::optional<FoundActivation> find_activation(const Claims& claims, const Graph
 std::optional<FoundGate> find_gate(const Claims& claims, const GraphValue& value, const std::string& a) {
   const std::optional<GraphNode> multiply = next(claims, value, "Mul");
   if (!multiply) return std::nullopt;
-  const std::optional<GraphValue> factor = multiply->input(reads(*multiply, 0, value) ? 1 : 0);
+  const GraphValue factor = multiply->input_beside(value);
   // A constant would not be there at run time.
-  if (!factor || factor->is_constant() || factor->type().element != ort::kFloat) return std::nullopt;
-  if (!claims.compiling && !same_shape(claims, value, *factor, a)) return std::nullopt;
-  return FoundGate{multiply->get(), *factor};
+  if (factor.is_constant() || factor.type().element != ort::kFloat) return std::nullopt;
+  if (!claims.compiling && !same_shape(claims, value, factor, a)) return std::nullopt;
+  return FoundGate{multiply->get(), factor};
 }
 
 }  // namespace onnxpress

@@ -3,12 +3,9 @@
 namespace onnxpress {
 
 std::optional<Addend> find_addend(const Claims& claims, const GraphValue& product) {
-  const ort::Node* reader = claims.graph.only_reader(product);
-  if (reader == nullptr || !claims.is_free(reader)) return std::nullopt;
-  const GraphNode add(claims.api, reader);
-  if (!add.is("Add")) return std::nullopt;
-  const GraphValue first = add.required(0, "A");
-  return Addend{reader, first.name() == product.name() ? add.required(1, "B") : first};
+  const std::optional<GraphNode> add = claims.free_reader(product);
+  if (!add || !add->is("Add")) return std::nullopt;
+  return Addend{add->get(), add->input_beside(product)};
 }
 
 }  // namespace onnxpress

@@ -5,12 +5,6 @@
 namespace onnxpress {
 namespace {
 
-std::optional<GraphNode> free_reader(const Claims& claims, const GraphValue& value) {
-  const ort::Node* reader = claims.graph.only_reader(value);
-  if (reader == nullptr || !claims.is_free(reader)) return std::nullopt;
-  return GraphNode(claims.api, reader);
-}
-
 bool is_rms_norm(const GraphNode& node) {
   return (node.is("SimplifiedLayerNormalization") || node.is("RMSNormalization")) && node.outputs() == 1 &&
          node.attribute("stash_type", 1) == 1;
@@ -45,28 +39,25 @@ bool halves_last_axis(const Claims& claims, const GraphNode& split, std::int64_t
 
 std::optional<FoundNorm> find_norm(const Claims& claims, const GraphValue& value, const GraphNode& reader,
                                    std::int64_t K) {
-  const ort::Node* producer = claims.graph.producer(value);
-  if (producer == nullptr || !claims.is_free(producer)) return std::nullopt;
-  if (claims.graph.only_reader(value) != reader.get()) return std::nullopt;
-  const GraphNode norm(claims.api, producer);
-  if (!is_rms_norm(norm)) return std::nullopt;
-  const GraphValue x = norm.required(0, "X");
+  const std::optional<GraphNode> norm = claims.free_source(value, reader);
+  if (!norm || !is_rms_norm(*norm)) return std::nullopt;
+  const GraphValue x = norm->required(0, "X");
   if (x.is_constant() || x.type().element != ort::kFloat) return std::nullopt;
-  if (!is_last(claims, norm.attribute("axis", -1), x)) return std::nullopt;
-  const ort::Value* scale = norm.required(1, "scale").constant();
+  if (!is_last(claims, norm->attribute("axis", -1), x)) return std::nullopt;
+  const ort::Value* scale = norm->required(1, "scale").constant();
   if (scale == nullptr) return std::nullopt;
   const ort::TypeAndShape type = ort::type_and_shape(claims.api, scale);
   if (type.type != ort::kFloat || type.dims != std::vector<std::int64_t>{K}) return std::nullopt;
-  return FoundNorm{producer, x, scale, norm.float_attribute("epsilon", 1e-5f)};
+  return FoundNorm{norm->get(), x, scale, norm->float_attribute("epsilon", 1e-5f)};
 }
 
 std::optional<FoundGlu> find_glu(const Claims& claims, const GraphValue& value, std::int64_t N) {
-  const std::optional<GraphNode> split = free_reader(claims, value);
+  const std::optional<GraphNode> split = claims.free_reader(value);
   if (!split || N % 2 != 0 || !halves_last_axis(claims, *split, N)) return std::nullopt;
   for (const std::size_t half : {0u, 1u}) {
     const std::optional<FoundActivation> found = find_activation(claims, split->output(half));
     if (!found) continue;
-    const std::optional<GraphNode> multiply = free_reader(claims, found->last.output());
+    const std::optional<GraphNode> multiply = claims.free_reader(found->last.output());
     if (!multiply || !multiply->is("Mul")) continue;
     if (claims.graph.only_reader(split->output(1 - half)) != multiply->get()) continue;
     FoundGlu glu{half == 0 ? Glu::kFirst : Glu::kSecond, found->activation, found->nodes};
@@ -78,10 +69,9 @@ std::optional<FoundGlu> find_glu(const Claims& claims, const GraphValue& value, 
 }
 
 std::optional<FoundAddend> find_residual(const Claims& claims, const GraphValue& value) {
-  const std::optional<GraphNode> add = free_reader(claims, value);
+  const std::optional<GraphNode> add = claims.free_reader(value);
   if (!add || (!add->is("Add") && !add->is("Sum")) || add->inputs() != 2) return std::nullopt;
-  const GraphValue first = add->required(0, "A");
-  const GraphValue addend = first.name() == value.name() ? add->required(1, "B") : first;
+  const GraphValue addend = add->input_beside(value);
   // A constant would not be there at run time.
   if (addend.is_constant() || addend.type().element != ort::kFloat) return std::nullopt;
   if (!claims.compiling && !value.type().same_shape(addend.type())) return std::nullopt;

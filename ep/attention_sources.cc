@@ -5,12 +5,8 @@
 namespace onnxpress {
 namespace {
 
-// The node that computes what `reader` alone reads, if nobody has it yet.
 std::optional<GraphNode> source(const Claims& claims, const std::optional<GraphValue>& value, const GraphNode& reader) {
-  const ort::Node* producer = value ? claims.graph.producer(*value) : nullptr;
-  if (producer == nullptr || !claims.is_free(producer)) return std::nullopt;
-  if (claims.graph.only_reader(*value) != reader.get()) return std::nullopt;
-  return GraphNode(claims.api, producer);
+  return value ? claims.free_source(*value, reader) : std::nullopt;
 }
 
 std::optional<GraphNode> find_rotation(const Claims& claims, const GraphNode& node, std::size_t input,

@@ -174,13 +174,11 @@ const ort::Node* find_quantize(const Claims& claims, const Int8Input& input) {
 
 std::unique_ptr<Plan> plan_matmul_integer(const Claims& claims, const GraphNode& node) {
   std::vector<const ort::Node*> nodes = {node.get()};
-  const ort::Node* reader = claims.graph.only_reader(node.output());
-  if (reader == nullptr || !claims.is_free(reader)) node.reject("its result is int32");
-  const GraphNode cast(claims.api, reader);
-  if (!cast.is("Cast") || cast.output().type().element != ort::kFloat) node.reject("its result is int32");
-  nodes.push_back(reader);
+  const std::optional<GraphNode> cast = claims.free_reader(node.output());
+  if (!cast || !cast->is("Cast") || cast->output().type().element != ort::kFloat) node.reject("its result is int32");
+  nodes.push_back(cast->get());
   ScaleFinder finder(claims, nodes);
-  const GraphValue product = finder.follow(cast.output());
+  const GraphValue product = finder.follow(cast->output());
   const Scales& scales = finder.scales();
 
   const Int8Source weight = read_int8_weight(

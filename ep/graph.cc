@@ -158,6 +158,11 @@ std::vector<std::int64_t> GraphNode::attributes(const char* name) const {
   return values;
 }
 
+GraphValue GraphNode::input_beside(const GraphValue& value) const {
+  const GraphValue first = required(0, "A");
+  return first.name() == value.name() ? required(1, "B") : first;
+}
+
 GraphValue GraphNode::required(std::size_t index, const char* name) const {
   const std::optional<GraphValue> value = input(index);
   if (!value) reject(std::string("input ") + name + " is missing");

@@ -58,6 +58,8 @@ class GraphNode {
   // What messages begin with.
   std::string label() const;
   std::optional<GraphValue> input(std::size_t index) const;  // none where it is absent
+  // Of a node of two inputs, the one that is not this value.
+  GraphValue input_beside(const GraphValue& value) const;
   std::size_t inputs() const { return inputs_.size(); }
   std::string name() const;
   std::size_t outputs() const;

@@ -42,6 +42,18 @@ const ort::Value* CompiledNode::input(ort::KernelContext* context, std::size_t i
 
 bool Claims::is_free(const ort::Node* node) const { return std::find(taken.begin(), taken.end(), node) == taken.end(); }
 
+std::optional<GraphNode> Claims::free_reader(const GraphValue& value) const {
+  const ort::Node* reader = graph.only_reader(value);
+  if (reader == nullptr || !is_free(reader)) return std::nullopt;
+  return GraphNode(api, reader);
+}
+
+std::optional<GraphNode> Claims::free_source(const GraphValue& value, const GraphNode& reader) const {
+  const ort::Node* producer = graph.producer(value);
+  if (producer == nullptr || !is_free(producer) || graph.only_reader(value) != reader.get()) return std::nullopt;
+  return GraphNode(api, producer);
+}
+
 const std::vector<Family>& families() {
   static const std::vector<Family>& all =
       *new std::vector<Family>{{"matmul_nbits", plan_matmul_nbits, is_nbits_faster, load_nbits},

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "context_writer.h"
@@ -51,6 +52,10 @@ struct Claims {
   bool compiling = false;  // the graph holds the nodes of one plan, and no others to tell what was certain of them
 
   bool is_free(const ort::Node* node) const;
+  // The only reader of a value, if nobody has it yet.
+  std::optional<GraphNode> free_reader(const GraphValue& value) const;
+  // The node that computes what `reader` alone reads, if nobody has it yet.
+  std::optional<GraphNode> free_source(const GraphValue& value, const GraphNode& reader) const;
 };
 
 class SavedNode;

@@ -51,14 +51,13 @@ Int8Input read_input(const Claims& claims, const GraphNode& dequantize, std::vec
 }
 
 void take_output(const Claims& claims, const GraphValue& product, Int8Plan& plan) {
-  const ort::Node* reader = claims.graph.only_reader(product);
-  if (reader == nullptr || !claims.is_free(reader)) return;
-  const GraphNode quantize(claims.api, reader);
-  if (!quantize.is("QuantizeLinear") || quantize.required(0, "x").name() != product.name()) return;
-  const std::optional<Int8Format> format = read_format(claims.api, quantize, quantize.output().type().element);
+  const std::optional<GraphNode> quantize = claims.free_reader(product);
+  if (!quantize || !quantize->is("QuantizeLinear")) return;
+  if (quantize->required(0, "x").name() != product.name()) return;
+  const std::optional<Int8Format> format = read_format(claims.api, *quantize, quantize->output().type().element);
   if (!format) return;
   plan.set_output(*format);
-  plan.nodes.push_back(reader);
+  plan.nodes.push_back(quantize->get());
 }
 
 bool is_made_by(const Claims& claims, const GraphValue& value, const char* op_type) {

@@ -159,29 +159,25 @@ auto find_product(const NBitsProblem& p, Isa isa) {
   return kernels != nullptr ? &kernels->product(*p.weight) : nullptr;
 }
 
-// What goes through memory of its own: rows that are normalized, and sums of which two make one output. Chunks are of
-// equal length, since few rows at the end could run other code than those before, and have at least as many rows as
-// meet a weight before it is read again.
+// What goes through memory of its own: rows that are normalized, and sums of which two make one output.
 const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
-  constexpr std::int64_t kMinRows = 96;
   const NBitsFloatKernels& floats = best_kernels<NBitsFloatKernels>(isa);
   const std::int64_t K = p.weight->K, N = p.weight->N;
   const std::int64_t normalized = p.norm.scale != nullptr ? K : 0, sums = p.glu != Glu::kNone ? N : 0;
   const std::int64_t bytes = (normalized + sums) * std::int64_t{sizeof(float)};
-  const std::int64_t most = rows_per_chunk(p.M, bytes, kMinRows), chunks = ceil_div(p.M, most);
-  const auto workspace = make_workspace(static_cast<std::size_t>(most * bytes));
+  const EvenChunks chunks(p.M, bytes);
+  const auto workspace = make_workspace(static_cast<std::size_t>(chunks.most() * bytes));
   auto* const a = reinterpret_cast<float*>(workspace.get());
-  float* const y = a + most * normalized;
+  float* const y = a + chunks.most() * normalized;
   const char* ran = nullptr;
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const std::int64_t begin = p.M * chunk / chunks;
-    const NBitsProblem part = rows_of(p, begin, p.M * (chunk + 1) / chunks - begin);
+  chunks.for_each([&](std::int64_t begin, std::int64_t rows) {
+    const NBitsProblem part = rows_of(p, begin, rows);
     NBitsProblem product = part;
     product.norm = {};
     product.glu = Glu::kNone;
     if (normalized != 0) {
       product.A = a;
-      for_each_row(part.M, K, pool,
+      for_each_row(rows, K, pool,
                    [&](std::int64_t row) { floats.normalize_row(part.A + row * K, part.norm, K, a + row * K); });
     }
     if (sums != 0) {
@@ -190,10 +186,10 @@ const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, 
     }
     ran = matmul_nbits(product, compute, isa, pool);
     if (sums != 0) {
-      for_each_row(part.M, N, pool,
+      for_each_row(rows, N, pool,
                    [&](std::int64_t row) { floats.join_halves(y + row * N, part, part.Y + row * (N / 2)); });
     }
-  }
+  });
   return ran;
 }
 

@@ -31,4 +31,27 @@ inline std::int64_t rows_per_chunk(std::int64_t rows, std::int64_t row_bytes, st
   return std::min(rows, std::max<std::int64_t>(kMaxWorkspace / row_bytes / step, 1) * step);
 }
 
+// Rows, one or more, that go through memory of so many bytes each, in chunks of equal length: few rows at the end could
+// run other code than those before. A chunk has at least as many rows as meet a weight before it is read again.
+class EvenChunks {
+ public:
+  EvenChunks(std::int64_t rows, std::int64_t row_bytes) : rows_(rows), most_(rows_per_chunk(rows, row_bytes, 96)) {}
+
+  // How many rows the longest has.
+  std::int64_t most() const { return most_; }
+
+  // work(begin, rows)
+  template <class Work>
+  void for_each(const Work& work) const {
+    const std::int64_t chunks = (rows_ + most_ - 1) / most_;
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const std::int64_t begin = rows_ * chunk / chunks;
+      work(begin, rows_ * (chunk + 1) / chunks - begin);
+    }
+  }
+
+ private:
+  const std::int64_t rows_, most_;
+};
+
 }  // namespace onnxpress

@@ -173,28 +173,25 @@ void NBitsProduct::multiply(const NBitsProblem& problem, const Parallel& pool) c
   matmul_nbits(problem, compute_of(attributes_.accuracy_level), isa_, pool);
 }
 
-// float16 is a format of storage here: sums are float32. Rows come in chunks of equal length: few rows at the end could
-// run other code than those before. A chunk has at least as many as meet a weight before it is read again.
+// float16 is a format of storage here: sums are float32.
 void NBitsProduct::multiply_halves(const void* a, const void* bias, void* y, NBitsProblem problem,
                                    const Parallel& pool) const {
-  constexpr std::int64_t kMinRows = 96;
-  const std::int64_t M = problem.M, K = attributes_.K, N = attributes_.N;
-  const std::int64_t bytes = (K + N) * std::int64_t{sizeof(float)};
-  const std::int64_t most = rows_per_chunk(M, bytes, kMinRows), chunks = (M + most - 1) / most;
-  const auto workspace = make_workspace(static_cast<std::size_t>(most * bytes + N * std::int64_t{sizeof(float)}));
+  const std::int64_t K = attributes_.K, N = attributes_.N, bytes = (K + N) * std::int64_t{sizeof(float)};
+  const EvenChunks chunks(problem.M, bytes);
+  const auto workspace =
+      make_workspace(static_cast<std::size_t>(chunks.most() * bytes + N * std::int64_t{sizeof(float)}));
   auto* floats = reinterpret_cast<float*>(workspace.get());
-  float *result = floats + most * K, *added = result + most * N;
+  float *result = floats + chunks.most() * K, *added = result + chunks.most() * N;
   if (bias != nullptr) convert(static_cast<const std::uint16_t*>(bias), added, N, isa_);
   problem.A = floats;
   problem.bias = bias != nullptr ? added : nullptr;
   problem.Y = result;
-  for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const std::int64_t begin = M * chunk / chunks;
-    problem.M = M * (chunk + 1) / chunks - begin;
-    convert(static_cast<const std::uint16_t*>(a) + begin * K, floats, problem.M * K, isa_);
+  chunks.for_each([&](std::int64_t begin, std::int64_t rows) {
+    problem.M = rows;
+    convert(static_cast<const std::uint16_t*>(a) + begin * K, floats, rows * K, isa_);
     multiply(problem, pool);
-    convert(result, static_cast<std::uint16_t*>(y) + begin * N, problem.M * N, isa_);
-  }
+    convert(result, static_cast<std::uint16_t*>(y) + begin * N, rows * N, isa_);
+  });
 }
 
 }  // namespace onnxpress
