@@ -71,7 +71,7 @@ class GenaiFolder:
             OnnxpressError: A file cannot be written.
         """
         config = self.config
-        model = onnx.load(str(self.model), load_external_data=False)
+        model = _read_model(self.model)
         opset = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), 0)
         if share_buffers(model.graph, opset):
             write_whole(self.model, model.SerializeToString())
@@ -118,7 +118,7 @@ def genai_folder(folder: str | Path, model: Path) -> GenaiFolder:
         raise UsageError(f"{source / _CONFIG}: has no eos_token_id, the token that ends a text; add it")
     if not any(isinstance(facts.get(key), int) for key in _LENGTHS):
         raise UsageError(f"{source / _CONFIG}: has none of {', '.join(_LENGTHS)}; add how many tokens there may be")
-    config = genai_config(_graph_of(model), facts, str(model))  # which a conversion changes nothing of
+    config = genai_config(_read_model(model).graph, facts, str(model))  # which a conversion changes nothing of
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is no folder; {option('genai')} writes one")
     if not folder.exists():
@@ -183,9 +183,10 @@ def genai_config(graph: onnx.GraphProto, facts: dict[str, Any], name: str) -> di
     return {"model": model, "search": {**search, "max_length": length, "past_present_share_buffer": False}}
 
 
-def _graph_of(path: Path) -> onnx.GraphProto:
+def _read_model(path: Path) -> onnx.ModelProto:
+    """Without its weights, where they lie in other files."""
     try:
-        return onnx.load(str(path), load_external_data=False).graph
+        return onnx.load(str(path), load_external_data=False)
     except (OSError, ValueError, DecodeError) as error:
         raise OnnxpressError(f"{path}: is no ONNX model: {error}") from error
 

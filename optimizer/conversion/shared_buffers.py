@@ -8,7 +8,7 @@ take the buffer's; the mask, which is as long as past and new tokens together, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import onnx
 from onnx import helper
@@ -37,7 +37,7 @@ def share_buffers(graph: onnx.GraphProto, opset: int) -> bool:
     past = {name for name, rank in ranks.items() if rank == _RANK}
     if opset < _OPSET or not past or any(ranks.get(name) != 2 for name in ("input_ids", "attention_mask")):
         return False
-    shapes = []
+    shapes, kept = [], {value.name for value in graph.output}
     for node in graph.node:
         if past & set(_inner_names(node)):
             return False
@@ -46,18 +46,18 @@ def share_buffers(graph: onnx.GraphProto, opset: int) -> bool:
                 continue
             if node.op_type == "Shape" and node.domain in ("", "ai.onnx"):
                 shapes.append(node)
-            elif not _keeps(graph, node, index):
+            elif not _keeps(node, index, kept):
                 return False
     if shapes:
         _tell_length(graph, shapes)
     return True
 
 
-def _keeps(graph: onnx.GraphProto, node: onnx.NodeProto, index: int) -> bool:
+def _keeps(node: onnx.NodeProto, index: int, outputs: Container[str]) -> bool:
     """Whether an attention reads a past in this place, and hands out the present as the graph does."""
     if (node.domain, node.op_type) != _ATTENTION or index not in _KEPT or len(node.output) <= _KEPT[index]:
         return False
-    return node.output[_KEPT[index]] in {value.name for value in graph.output}
+    return node.output[_KEPT[index]] in outputs
 
 
 def _inner_names(node: onnx.NodeProto) -> Iterator[str]:

@@ -24,7 +24,6 @@ _WIDTHS = (
 )
 _BLOCKS = (32, 128)
 """Of integers, where the recipe leaves it open."""
-_INTEGERS = _WIDTHS[0]
 
 
 class Grid(NamedTuple):
@@ -81,7 +80,7 @@ def _grids(recipe: Recipe) -> list[Grid]:
     for scheme in widths:
         preset = SCHEMES[scheme]
         has_blocks = preset.integer and recipe.block_size is None
-        has_zeros = scheme in _INTEGERS and recipe.symmetric is None and not preset.symmetric
+        has_zeros = recipe.symmetric is None and not preset.symmetric
         blocks: tuple[int | None, ...] = _BLOCKS if has_blocks else (recipe.block_size,)
         zeros: tuple[bool | None, ...] = (None, True) if has_zeros else (recipe.symmetric,)
         found += [Grid(scheme, block, symmetric) for block in blocks for symmetric in zeros]
