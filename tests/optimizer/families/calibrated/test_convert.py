@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-import types
 
 import numpy as np
 import onnx
@@ -15,39 +13,14 @@ import pytest
 from graphs import Builder
 from onnxpress.optimizer.calibration import Calibration
 from onnxpress.optimizer.calibration.collect import collect
-from onnxpress.optimizer.conversion.pipeline import METADATA_KEY, optimize
+from onnxpress.optimizer.conversion.pipeline import optimize
 from onnxpress.optimizer.errors import OnnxpressError, UsageError
 from onnxpress.optimizer.families.calibrated.convert import wanted
 from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.passes.clean_up import CleanUp
-from onnxpress.optimizer.passes.place_qdq import PlaceQdq
 from onnxpress.optimizer.passes.preparation import prepare
 from onnxpress.optimizer.settings.recipe import Recipe
-
-SIZE = 12
-STATIC = Recipe(scheme="int8-static", range_method="minmax")
-
-
-def noise(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def images(count: int = 6) -> list[dict[str, np.ndarray]]:
-    return [{"x": noise(1, 8, SIZE, SIZE, seed=i)} for i in range(count)]
-
-
-def cnn(layers: int = 3) -> ir.Model:
-    b = Builder(17)
-    y = b.input("x", ["batch", 8, SIZE, SIZE])
-    for i in range(layers):
-        y = b.op(
-            "Conv", y, b.constant(f"w{i}", noise(8, 8, 3, 3, seed=i) / 8), b.constant(f"b{i}", noise(8, seed=i)),
-            name=f"conv{i}", pads=[1, 1, 1, 1],
-        )  # fmt: skip
-        y = b.op("Relu", y, name=f"relu{i}")
-    y = b.op("Flatten", b.op("GlobalAveragePool", y))
-    b.output(b.op("Gemm", y, b.constant("head", noise(8, 5)), name="head"), ["batch", 5])
-    return b.model()
+from small_cnn import SIZE, STATIC, cnn, images, noise, outputs
 
 
 @pytest.fixture
@@ -55,11 +28,6 @@ def path(tmp_path):
     file = tmp_path / "cnn.onnx"
     storage.save(cnn(), file)
     return file
-
-
-def outputs(path, feeds) -> np.ndarray:
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, feed)[0] for feed in feeds])
 
 
 def test_conversion_and_report(path):
@@ -199,89 +167,6 @@ def test_statistics_of_another_model(path, tmp_path):
     with pytest.raises(OnnxpressError):
         optimize(path, STATIC, tmp_path / "out.onnx", calibration=Calibration(statistics=statistics))
     assert not (tmp_path / "out.onnx").exists()
-
-
-def mean_square(session: ort.InferenceSession) -> float:
-    """One less the share of noise in the outputs."""
-    reference = outputs_of(cnn())
-    got = np.concatenate([session.run(None, feed)[0] for feed in images()])
-    return 1 - float(np.square(got - reference).sum() / np.square(reference).sum())
-
-
-def outputs_of(model: ir.Model) -> np.ndarray:
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
-    return np.concatenate([session.run(None, feed)[0] for feed in images()])
-
-
-def test_bound_on_the_drop(path, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(mean_square=mean_square))
-    found = {}
-    for bound in (0.5, 1e-6):
-        recipe = Recipe(scheme="int8-static", range_method="minmax", max_drop=bound, metric="judge:mean_square")
-        found[bound] = optimize(path, recipe, tmp_path / "out.onnx", calibration=Calibration(images())).details
-    loose, tight = (found[bound]["mixed_precision"] for bound in found)
-    assert (loose["kept"], len(loose["trials"]), loose["met"]) == ((), 1, True)
-    assert len(tight["kept"]) > 0
-    assert len(tight["trials"]) > 1
-
-
-def test_a_given_metric_decides_whether_moments_are_restored(path, tmp_path, monkeypatch):
-    """Judged on the calibration data the restored model is nearer; with the sign turned it is the worse one."""
-    files = {}
-    for sign in (1, -1):
-        want = outputs(path, images())
-
-        def nearness(session, sign=sign, want=want):
-            got = np.concatenate([session.run(None, feed)[0] for feed in images()])
-            return sign * float(-np.square(got - want).sum())
-
-        monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(nearness=nearness))
-        recipe = dataclasses.replace(STATIC, per_channel=False, correct_bias=False, method="rtn")
-        for name, given in (("judged", {"metric": "judge:nearness"}), ("without", {"restore_moments": False})):
-            output = tmp_path / f"{name}{sign}.onnx"
-            optimize(path, dataclasses.replace(recipe, **given), output, calibration=Calibration(images()))
-            model = storage.load(output)
-            model.metadata_props.clear()
-            files[name, sign] = ir.to_proto(model).SerializeToString()
-    assert files["judged", 1] != files["without", 1]
-    assert files["judged", -1] == files["without", -1]
-
-
-def test_a_metric_may_be_a_function(path, tmp_path):
-    def number_of_outputs(session):
-        return len(session.get_outputs())
-
-    recipe = dataclasses.replace(STATIC, metric=number_of_outputs)
-    report = optimize(path, recipe, tmp_path / "o.onnx", calibration=Calibration(images()))
-    assert report.details["metric"]["int8"] == report.details["metric"]["float32"] == 1
-    name = report.recipe["metric"]
-    assert name == report.details["metric"]["name"] == f"{__name__}:{number_of_outputs.__qualname__}"
-    assert json.loads(storage.load(tmp_path / "o.onnx").metadata_props[METADATA_KEY])["metric"] == name
-
-
-@pytest.mark.parametrize("max_drop", [None, 0.5])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_each_model_is_built_and_judged_once(path, tmp_path, monkeypatch, sign, max_drop):
-    """Float32, with and without restored moments; a search has judged the last one already.
-
-    It is built without corrections of biases and weights, with the first of them, and with both.
-    """
-    judged = []
-
-    def count(session):
-        judged.append(session)
-        return 1000 - sign * len(judged)
-
-    monkeypatch.setitem(sys.modules, "judge", types.SimpleNamespace(count=count))
-    placed = []
-    place = PlaceQdq.__call__
-    monkeypatch.setattr(PlaceQdq, "__call__", lambda self, *given: placed.append(self) or place(self, *given))
-    recipe = dataclasses.replace(STATIC, metric="judge:count", max_drop=max_drop)
-    report = optimize(path, recipe, tmp_path / "o.onnx", calibration=Calibration(images()))
-    assert (len(judged), len(placed)) == (3, 3)
-    values = {1000 - sign * 2, 1000 - sign * 3}
-    assert report.details["metric"]["int8"] in values
-    assert report.details["metric"]["int8"] == max(values)
 
 
 def test_a_model_in_memory_is_changed():
