@@ -17,7 +17,10 @@ class Encoder:
     """One attention with a residual, and how its graph is spelled.
 
     Args:
-        mask: "added", "lowest" (added, as newer exports have it), "where", "none", "causal" or "scores" (added as is).
+        mask: "added", "lowest" (added, as newer exports have it), "where", "none", "scores" (added as is), "causal" (a
+            triangle and padding), "relative" (a bias by distance, repeated for the batch, and padding), "window"
+            (Where lets queries see keys near them alone), "table" (a constant for each head) or "windows" (the same,
+            and a mask for each of two windows that images of the batch consist of; the sequence is fixed).
         scale: Where the factor stands: "div", "mul", "query" or "both" (query and key); "sizes" is both, computed of
             the width as torch exports it.
         shapes: "constant", "computed", "as is", with sizes of zero allowed, or "of x", from whose sizes all but the
@@ -28,13 +31,15 @@ class Encoder:
             (the same by three nodes, without a bias); "" where there are three products.
         keep_keys: Whether the keys are an output, too.
         other: Whether keys and values are of another tensor.
+        rotated: Whether queries and keys are rotated by their positions.
     """
 
     def __init__(self, mask="added", scale="div", shapes="constant", key="once", keep_keys=False, other=False,
-                 packed="") -> None:  # fmt: skip
+                 packed="", rotated=False) -> None:  # fmt: skip
         self.b = b = Builder(18)
         self.mask, self.shapes = mask, shapes
-        self.x = x = b.input("x", ["batch", "sequence", "width" if shapes == "of x" else HIDDEN])
+        length = SEQUENCE if mask == "windows" else "sequence"
+        self.x = x = b.input("x", ["batch", length, "width" if shapes == "of x" else HIDDEN])
         if mask == "scores":
             self.m = b.input("bias", ["batch", 1, "sequence", "sequence"])
         elif mask != "none":
@@ -44,6 +49,8 @@ class Encoder:
             q, k, v = self.packed(x, packed)
         else:
             q, k, v = self.heads("query", x), self.heads("key", memory), self.heads("value", memory)
+        if rotated:
+            q, k = self.rotated(q), self.rotated(k)
         factor = 1 / math.sqrt(WIDTH)
         if scale == "sizes":
             width = b.op("Slice", b.op("Shape", q), self.whole(-1), self.whole(2**63 - 1))
@@ -145,18 +152,72 @@ class Encoder:
             padding.type, padding.shape = ir.TensorType(ir.DataType.BOOL), self.m.shape
             padding = b.op("Unsqueeze", padding, self.whole(1, 2))
             return b.op("Where", b.op("Expand", padding, b.op("Shape", scores)), self.number(-np.inf), scores)
+        if self.mask == "table":
+            return self.masked_by_table(scores)
+        if self.mask == "windows":
+            masks = np.where(np.random.default_rng(4).random((1, 2, 1, SEQUENCE, SEQUENCE)) < 0.3, -100, 0)
+            apart = b.op("Reshape", scores, self.whole(-1, 2, HEADS, SEQUENCE, SEQUENCE))
+            whole = b.op("Add", apart, b.constant("masks", masks.astype(np.float32)))
+            return self.masked_by_table(b.op("Reshape", whole, self.whole(-1, HEADS, SEQUENCE, SEQUENCE)))
+        if self.mask == "window":
+            near = b.op("LessOrEqual", b.op("Abs", self.distances()), b.constant("radius", np.array(2, np.int64)))
+            near = b.op("Unsqueeze", near, self.whole(0, 1))
+            return b.op("Where", near, scores, self.number(-np.inf))
         wide = b.op("Cast", b.op("Unsqueeze", self.m, self.whole(1, 2)), to=int(ir.DataType.FLOAT))
         if self.mask == "causal":
             full = b.op(
                 "Add", wide, b.constant("triangle", np.triu(np.full((1, 1, SEQUENCE, SEQUENCE), -1e4, np.float32), 1))
             )
             return b.op("Add", scores, full)
+        if self.mask == "relative":
+            scores = b.op("Add", scores, self.relative())
         out = b.op("Sub", self.number(1.0), wide)
-        if self.mask == "added":
+        if self.mask in ("added", "relative"):
             return b.op("Add", b.op("Mul", out, self.number(-10000.0)), scores)
         out = b.op("Expand", out, self.whole(1, 1, SEQUENCE, 1))
         lowest = b.op("Where", b.op("Cast", out, to=int(ir.DataType.BOOL)), self.number(LOWEST), out)
         return b.op("Add", scores, lowest)
+
+    def masked_by_table(self, scores: ir.Value) -> ir.Value:
+        table = np.random.default_rng(3).standard_normal((1, HEADS, SEQUENCE, SEQUENCE)).astype(np.float32) * 2
+        return self.b.op("Add", self.b.constant("table", table), scores)
+
+    def distances(self) -> ir.Value:
+        """int64 [sequence, sequence]: how far each key is behind each query."""
+        b = self.b
+        length = b.op("Squeeze", b.op("Slice", b.op("Shape", self.m), self.whole(1), self.whole(2)), self.whole(0))
+        places = b.op(
+            "Range", b.constant("zero", np.array(0, np.int64)), length, b.constant("one", np.array(1, np.int64))
+        )
+        return b.op("Sub", b.op("Unsqueeze", places, self.whole(0)), b.op("Unsqueeze", places, self.whole(1)))
+
+    def relative(self) -> ir.Value:
+        """float32 [batch, heads, sequence, sequence]: numbers of a table, by distance."""
+        b = self.b
+        table = np.random.default_rng(3).standard_normal((32, HEADS)).astype(np.float32) * 2
+        at = b.op("Add", self.distances(), b.constant("middle", np.array(16, np.int64)))
+        bias = b.op("Transpose", b.op("Gather", b.constant("table", table), at), perm=[2, 0, 1])
+        batch = b.op("Slice", b.op("Shape", self.m), self.whole(0), self.whole(1))
+        return b.op(
+            "Expand", b.op("Unsqueeze", bias, self.whole(0)), b.op("Concat", batch, self.whole(1, 1, 1), axis=0)
+        )
+
+    def rotated(self, heads: ir.Value) -> ir.Value:
+        """Heads [batch, sequence, heads, width], rotated by halves (Su et al., 2021, arXiv:2104.09864)."""
+        b, half = self.b, WIDTH // 2
+        if not hasattr(self, "angles"):
+            length = b.op("Squeeze", b.op("Slice", b.op("Shape", self.x), self.whole(1), self.whole(2)), self.whole(0))
+            start, step = (b.constant(f"step{n}", np.array(n, np.int64)) for n in (0, 1))
+            places = b.op("Cast", b.op("Range", start, length, step), to=int(ir.DataType.FLOAT))
+            speeds = b.constant("speeds", (10.0 ** -np.arange(half)).astype(np.float32))
+            angle = b.op("Mul", b.op("Unsqueeze", places, self.whole(1)), speeds)
+            angle = b.op("Unsqueeze", b.op("Concat", angle, angle, axis=-1), self.whole(0, 2))
+            self.angles = b.op("Cos", angle), b.op("Sin", angle)
+        cos, sin = self.angles
+        first = b.op("Slice", heads, self.whole(0), self.whole(half), self.whole(3))
+        second = b.op("Slice", heads, self.whole(half), self.whole(WIDTH), self.whole(3))
+        turned = b.op("Concat", b.op("Neg", second), first, axis=-1)
+        return b.op("Add", b.op("Mul", heads, cos), b.op("Mul", turned, sin))
 
 
 def feeds(names: list[str], seed: int = 0, sequence: int = SEQUENCE) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from ..passes.base import Left, run_all
 from ..passes.fuse_attention import FuseAttention
 from ..passes.recognise_activations import RecogniseActivations
 from ..passes.recognise_norms import RecogniseNorms
+from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..planning.plan import Decision
 from ..planning.result import ConversionResult, Progress
 from ..settings.node_settings import Kept
@@ -55,7 +56,10 @@ def _fuse(model: ir.Model, recipe: Recipe) -> _Done:
     kept = {node: each for node in candidates if isinstance(each := settings_of(recipe, node), Kept)}
     left: Left = {}
     if recipe.fuse and not kept:
-        left = run_all(model, (RecogniseActivations(), RecogniseNorms(), FuseAttention()))
+        fuse = FuseAttention()
+        left = run_all(model, (RecogniseActivations(), RecogniseNorms(), fuse))
+        if fuse.fused or fuse.cores:
+            SeparateLayerNorm()(model)
     fusion = finish_decoder(model, recipe)
     reasons = {name: why for each in (left, fusion.passes) for whys in each.values() for name, why in whys.items()}
     otherwise = "no attention" if recipe.fuse else "fuse is off"

@@ -67,7 +67,7 @@ def _convert(
     plan = _plan(model, recipe)
     reduced = reduces_range(recipe)
     stored = StoredWeights()
-    dropping = Dropping(recipe, list(plan.fuse.fused), plan.fuse.left)
+    dropping = Dropping(recipe, list(plan.fuse.fused), plan.no_layers)
     layers = QuantizeEncoderLayers(plan.products, plan.fused, stored, recipe.search, dropping.layers)
     if recipe.fuse_layers:
         layers(model)
@@ -79,12 +79,13 @@ def _convert(
         declare_functions(model)
     fusion = finish_decoder(model, recipe)
     progress("rewrite", 1, 1)
-    fused = {"attention": (len(plan.fused) - len(dropping.written_out), plan.fuse.left)}
+    made = len(plan.fused) + len(plan.fuse.cores) - len(dropping.written_out)
+    fused = {"attention": (made, plan.fuse.left)}
     rows = [("made for", _EXACT if layers.made and not others else made_for(reduced))]
     if recipe.fuse_layers:
-        fused["layers"] = (len(layers.made), layers.left or _no_attention(plan))
+        fused["layers"] = (len(layers.made), layers.left | _only_cores(plan) or _no_attention(plan))
     if layers.made:
-        whole = len(layers.made) == len(plan.fused) + len(plan.fuse.left)
+        whole = len(layers.made) == len(plan.fused) + len(plan.no_layers)
         rows.append(("padding", _PADDING if whole else _SOME))
     rows += dropping.rows + (searched.rows if searched is not None else [])
     return ConversionResult(
@@ -146,6 +147,9 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     return _plan(model, recipe).told
 
 
+_ONLY_CORE = "more is added to the scores than a mask of padding, or heads are rotated"
+
+
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """What becomes of a prepared model.
@@ -168,6 +172,11 @@ class _Plan:
         return [decision for decision in self.attentions if decision.node in self.fuse.fused]
 
     @property
+    def no_layers(self) -> dict[str, str]:
+        """Why attentions are none of a layer, by name."""
+        return self.fuse.left | _only_cores(self)
+
+    @property
     def told(self) -> list[Decision]:
         """On what the model had before."""
         return [*self.products, *(each for each in self.attentions if each.node not in self.fuse.fused)]
@@ -187,6 +196,11 @@ def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
         left |= run_all(model, (fuse,))
     attentions = plan_attention(model, recipe, fuse.fused)
     return _Plan(without_fused(products), attentions, fuse, left)
+
+
+def _only_cores(plan: _Plan) -> dict[str, str]:
+    """Attentions of which only the inner part is one node."""
+    return {core.name or "": _ONLY_CORE for core in plan.fuse.cores}
 
 
 def _no_attention(plan: _Plan) -> dict[str, str]:

@@ -69,7 +69,7 @@ def has_past(softmax: ir.Node) -> bool:
 
 def find_cached_attention(softmax: ir.Node, trials: Trials) -> CachedAttention:
     """The attention around the softmax of a main graph, of float32; raises UnknownError, whose text is the reason."""
-    product = _product_behind(softmax)
+    product = product_behind(softmax)
     scores, mask, condition = _mask_of(required(softmax.inputs[0]))
     cap, factor, scores = _cap(scores)
     dots = scores.producer()
@@ -93,7 +93,7 @@ def find_cached_attention(softmax: ir.Node, trials: Trials) -> CachedAttention:
         raise UnknownError("no mask: queries see keys behind them")
     cases = trials.cases()
     told = added_mask(mask, cases, query.count) if condition is None else _chosen(condition, mask, cases, query.count)
-    last = _merge_behind(product.outputs[0], [case.batch, query.count, case.queries, query.width], trial)
+    last = merge_behind(product.outputs[0], [case.batch, query.count, case.queries, query.width], trial)
     past = required(key_concat.inputs[0]), required(value_concat.inputs[0])
     for kept in present:
         _check_private(kept)
@@ -246,7 +246,7 @@ def _concat_ahead(value: ir.Value | None) -> ir.Node | None:
     return None
 
 
-def _product_behind(softmax: ir.Node) -> ir.Node:
+def product_behind(softmax: ir.Node) -> ir.Node:
     """The product of weights and values, behind the softmax and what makes nothing of NaN."""
     weights = softmax.outputs[0]
     if softmax.attributes.get_int("axis", -1) not in (-1, 3):
@@ -332,7 +332,7 @@ def _kept(value: ir.Value, present: ir.Value, sizes: list[int], heads: int, tria
     return factor
 
 
-def _merge_behind(context: ir.Value, sizes: list[int], trial: Trial) -> ir.Node:
+def merge_behind(context: ir.Value, sizes: list[int], trial: Trial) -> ir.Node:
     """The node that makes [batch, sequence, heads * width] of a product of these sizes; raises UnknownError."""
     node, wanted = reader(context), numbered(sizes).transpose(0, 2, 1, 3)
     for _ in range(4):

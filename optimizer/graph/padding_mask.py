@@ -20,11 +20,9 @@ _STANDARD = ("", "ai.onnx")
 _INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 _NUMBERS = {*map(int, (*_INTEGERS, ir.DataType.BOOL, ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16))}
 _DEEPEST = 32
-_LARGE = 1e4
+LARGE = 1e4
 """exp(-1e4) is 0 next to any score that float32 products give."""
 _LOWEST = float(np.finfo(np.float32).min)
-
-NOT_PADDING = "the mask is not one of padding, [batch, keys]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +71,7 @@ def chosen_mask(condition: ir.Value, fill: float, scores_where: bool) -> Padding
     same, also where no key counts: the scores vanish in it. (After -inf that would be NaN; now all keys count alike.)
     """
     mapped = _read(condition, 0)
-    if mapped is None or not _is_padding(mapped) or mapped.values[0] == mapped.values[1] or not fill <= -_LARGE:
+    if mapped is None or not _is_padding(mapped) or mapped.values[0] == mapped.values[1] or not fill <= -LARGE:
         return None
     counts = int(bool(mapped.values[1]) == scores_where)
     assert mapped.root is not None

@@ -322,7 +322,7 @@ def _weight(value: ir.Value | None) -> tuple[ir.TensorProtocol | None, bool]:
 def without_factors(value: ir.Value) -> tuple[float, ir.Value]:
     """The number a value is multiplied by, and the value without."""
     factor = 1.0
-    while (node := value.producer()) is not None and node.op_type in ("Mul", "Div") and is_private(value):
+    while (node := value.producer()) is not None and is_private(value):
         read = _factor(node)
         if read is None:
             break
@@ -331,6 +331,10 @@ def without_factors(value: ir.Value) -> tuple[float, ir.Value]:
 
 
 def _factor(node: ir.Node) -> tuple[float, ir.Value] | None:
+    if node.op_type == "Identity":
+        return 1.0, required(node.inputs[0])
+    if node.op_type not in ("Mul", "Div"):
+        return None
     for index in (0, 1):
         number = _number(node.inputs[1 - index], 0)
         if number is None or not math.isfinite(number):
@@ -372,8 +376,16 @@ def _computed(op_type: str, parts: list[float]) -> float | None:
 
 def reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value, those apart that only ask its shape."""
-    nodes = [node for node, _ in value.uses() if node.op_type != "Shape"]
+    nodes = [node for node, _ in value.uses() if not _asks_size(node)]
     return nodes[0] if len(nodes) == 1 and not value.is_graph_output() else None
+
+
+def _asks_size(node: ir.Node) -> bool:
+    """Whether a node is about the shape alone of what it reads, perhaps transposed."""
+    if node.op_type != "Transpose" or node.outputs[0].is_graph_output():
+        return node.op_type == "Shape"
+    readers = [each.op_type for each, _ in node.outputs[0].uses()]
+    return bool(readers) and set(readers) == {"Shape"}
 
 
 def is_private(value: ir.Value) -> bool:

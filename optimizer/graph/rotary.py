@@ -77,21 +77,27 @@ class Heads:
         return int(self.columns.shape[1])
 
 
-def read_heads(value: ir.Value, trial: Trial) -> Heads:
-    """What heads [batch, heads, sequence, width] are of; raises UnknownError."""
+def read_heads(value: ir.Value, trial: Trial, turned: bool = False) -> Heads:
+    """What heads are of; raises UnknownError.
+
+    Args:
+        value: [batch, heads, sequence, width], or `turned` [batch, heads, width, sequence].
+        trial: For some sizes.
+        turned: Whether the last two axes are exchanged.
+    """
     hidden, angles = sources_of(value)
     if len(hidden) != 1 or len(angles) not in (0, 2):
         raise UnknownError("heads are not of one tensor, rotated by one table of cosines and one of sines")
     source = hidden[0]
     if not angles:
-        return _read_straight(value, source, trial, {})
+        return _read_straight(value, source, trial, {}, turned)
     for cos, sin in (angles, angles[::-1]):
         still = {cos: np.ones_like(trial.array(cos)), sin: np.zeros_like(trial.array(sin))}
         try:
-            heads = _read_straight(value, source, trial, still)
+            heads = _read_straight(value, source, trial, still, turned)
         except UnknownError:
             continue
-        return dataclasses.replace(heads, rotation=_rotation(value, heads, cos, sin, trial))
+        return dataclasses.replace(heads, rotation=_rotation(value, heads, cos, sin, trial, turned))
     raise UnknownError("heads are rotated in no way that is known")
 
 
@@ -113,7 +119,7 @@ def _sort(value: ir.Value, hidden: dict[ir.Value, None], angles: dict[ir.Value, 
     node = value.producer()
     if depth > _DEEPEST:
         raise UnknownError("heads come from too far away")
-    if is_standard(node, "Reshape") and _axes(node.inputs[0]) == _TOKENS:
+    if is_standard(node, "Reshape") and _axes(node.inputs[0]) == _TOKENS and not _is_turned(node.inputs[0]):
         source = node.inputs[0]
         assert source is not None
         while is_standard(cut := source.producer(), "Split", "Slice", "Identity") and _axes(cut.inputs[0]) == _TOKENS:
@@ -128,6 +134,11 @@ def _sort(value: ir.Value, hidden: dict[ir.Value, None], angles: dict[ir.Value, 
                 _sort(each, hidden, angles, depth + 1)
     else:
         hidden[value] = None
+
+
+def _is_turned(value: ir.Value | None) -> bool:
+    """Whether a value is heads as matrices whose first axis is batch and heads, which torch's newer exporter turns."""
+    return value is not None and is_standard(value.producer(), "Transpose")
 
 
 def _axes(value: ir.Value | None) -> int | None:
@@ -160,13 +171,16 @@ def factor_of(value: ir.Value, source: ir.Value, sizes: list[int], trial: Trial,
     return factor
 
 
-def _read_straight(value: ir.Value, source: ir.Value, trial: Trial, more: dict[ir.Value, Array]) -> Heads:
+def _read_straight(
+    value: ir.Value, source: ir.Value, trial: Trial, more: dict[ir.Value, Array], turned: bool
+) -> Heads:  # fmt: skip
     """Heads without their rotation, `more` being what makes it none; raises UnknownError."""
     sizes = trial.sizes(source)
     factor = factor_of(value, source, sizes, trial, more)
     found = places(trial.array(value, {source: numbered(sizes), **more}) / np.float32(factor))
     if found.ndim != 4:
         raise UnknownError("heads are no [batch, heads, sequence, width]")
+    found = found.swapaxes(2, 3) if turned else found
     batch, heads, tokens, width = found.shape
     if sizes == list(found.shape) and np.array_equal(found.reshape(-1), np.arange(found.size)):
         return Heads(source, np.arange(heads * width).reshape(heads, width), True, factor, None)
@@ -182,7 +196,9 @@ def _read_straight(value: ir.Value, source: ir.Value, trial: Trial, more: dict[i
     return Heads(source, columns, False, factor, None)
 
 
-def _rotation(value: ir.Value, heads: Heads, cos: ir.Value, sin: ir.Value, trial: Trial) -> Rotation:
+def _rotation(
+    value: ir.Value, heads: Heads, cos: ir.Value, sin: ir.Value, trial: Trial, turned: bool
+) -> Rotation:  # fmt: skip
     generator = np.random.default_rng(0)
     x = generator.standard_normal(trial.sizes(heads.source)).astype(np.float32)
     selected = _selected(x, heads)
@@ -201,6 +217,7 @@ def _rotation(value: ir.Value, heads: Heads, cos: ir.Value, sin: ir.Value, trial
                sin: _spread(s, interleaved, doubled).reshape(shape)}  # fmt: skip
         try:
             made = trial.array(value, fed)
+            made = made.swapaxes(2, 3) if turned else made
         except UnknownError:
             continue
         c, s = (each.reshape(-1, 1, tokens, rotated // 2) for each in (c, s))

@@ -67,7 +67,7 @@ class Case:
 
 def added_mask(value: ir.Value, cases: Sequence[Case], heads: int) -> ScoreMask:
     """The mask that is added to scores as this value; raises UnknownError where it does not leave out later keys."""
-    return _checked(_stripped(value, cases), cases, heads)
+    return _checked(stripped(ScoreMask(value), cases), cases, heads)
 
 
 def chosen_mask(condition: ir.Value, fill: float, counts: bool, cases: Sequence[Case], heads: int) -> ScoreMask:
@@ -80,8 +80,7 @@ def chosen_mask(condition: ir.Value, fill: float, counts: bool, cases: Sequence[
         cases: Tries.
         heads: How many heads there are.
     """
-    mask = _stripped(condition, cases)
-    return _checked(dataclasses.replace(mask, fill=fill, counts=counts == mask.counts), cases, heads)
+    return _checked(stripped(ScoreMask(condition, 0.0, fill, counts), cases), cases, heads)
 
 
 def _checked(mask: ScoreMask, cases: Sequence[Case], heads: int) -> ScoreMask:
@@ -96,9 +95,9 @@ def _checked(mask: ScoreMask, cases: Sequence[Case], heads: int) -> ScoreMask:
     return mask
 
 
-def _stripped(value: ir.Value, cases: Sequence[Case]) -> ScoreMask:
+def stripped(mask: ScoreMask, cases: Sequence[Case]) -> ScoreMask:
     """The mask without what each layer does to it by itself."""
-    found = ScoreMask(value)
+    found = mask
     while (node := found.root.producer()) is not None and node.inputs and (first := node.inputs[0]) is not None:
         if is_standard(node, "Identity") or (is_standard(node, "Slice") and _are_same(found.root, first, cases)):
             found = dataclasses.replace(found, root=first)

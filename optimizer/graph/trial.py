@@ -33,7 +33,7 @@ _MOVES = ("Concat", "Expand", "Slice", "Squeeze", "Tile", "Unsqueeze")
 _BROADCAST = ("Add", "Div", "Mul", "Pow", "Sub", "Sum", "Where")
 _PRODUCTS = (
     "DynamicQuantizeMatMul", "Gemm", "GroupQueryAttention", "MatMul", "MatMulIntegerToFloat", "MatMulMiniFloat",
-    "MatMulInteger", "MatMulNBits",
+    "MatMulInteger", "MatMulNBits", "MultiHeadAttention",
 )  # fmt: skip
 """They keep all axes of what they read first but the last."""
 

@@ -15,17 +15,15 @@ import onnx_ir as ir
 
 from ..graph.appending import Appender
 from ..graph.cached_attention import CachedAttention, Trials, find_cached_attention, has_past
-from ..graph.constants import constant_of, mark_constants
+from ..graph.constants import mark_constants
 from ..graph.element_type import is_float32
 from ..graph.matching import is_standard, opset_of
-from ..graph.product_columns import read_product
-from ..graph.rewriting import SharedArrays, insert_before, replace, required, set_names
-from ..graph.rotary import Heads, Rotation
+from ..graph.rewriting import replace, required, set_names
 from ..graph.score_mask import LOWEST, ScoreMask
 from ..graph.trial import UnknownError
 from ..graph.weight_form import MICROSOFT
 from .base import GraphPass
-from .merge_products import reordered
+from .head_writer import HeadWriter
 from .remove_unused import remove_unused
 
 OPSET = 13
@@ -59,8 +57,8 @@ class FuseCachedAttention(GraphPass):
         """Fuse; whether anything changed."""
         mark_constants(model)
         self._graph, opset = model.graph, opset_of(model)
-        self._arrays = SharedArrays(model.graph)
         self._write = Appender(model.graph, "cached_attention/")
+        self._heads = HeadWriter(model.graph, self._write)
         self._made: dict[tuple[object, ...], ir.Value] = {}
         trials = Trials(model, opset)
         for node in [node for node in model.graph if is_standard(node, "Softmax") and has_past(node)]:
@@ -87,11 +85,7 @@ class FuseCachedAttention(GraphPass):
         last, past = found.last, found.past[0]
         self._mask = found.mask.root  # layers of the same mask have the same sizes, or it would fit none of them
         tokens = found.value.source
-        query, key, value = self._parts(found)
-        query, key = (
-            self._rotated(last, past, x, heads)
-            for x, heads in ((query, found.query), (key, found.key))
-        )  # fmt: skip
+        query, key, value = self._heads.written(last, (found.query, found.key, found.value), past, self._mask)
         inputs = [query, key, value, *found.past, self._lengths(past, tokens), self._total(past, tokens),
                   None, None, None, self._bias(found.mask)]  # fmt: skip
         attributes: dict[str, int | float] = {
@@ -123,89 +117,6 @@ class FuseCachedAttention(GraphPass):
             if each.attributes.get_int("start", 0) or end != 4:
                 sizes = self._slice(sizes, each.attributes.get_int("start", 0), end)
             ir.convenience.replace_all_uses_with(each.outputs[0], sizes)
-
-    def _parts(self, found: CachedAttention) -> list[ir.Value]:
-        """Queries, keys and values [batch, sequence, heads * width]."""
-        every = (found.query, found.key, found.value)
-        made: dict[int, ir.Value] = {}
-        for source in dict.fromkeys(heads.source for heads in every):
-            readers = [heads for heads in every if heads.source is source]
-            made.update(zip(map(id, readers), self._of_source(found.last, source, readers), strict=True))
-        return [made[id(heads)] for heads in every]
-
-    def _of_source(self, last: ir.Node, source: ir.Value, readers: list[Heads]) -> list[ir.Value]:
-        first = readers[0]
-        if source.shape is not None and len(source.shape) == 4:
-            turned = self._write.op("Transpose", source, perm=[0, 2, 1, 3]) if first.heads_first else source
-            return [self._write.op("Reshape", turned, self._write.ints(0, 0, first.columns.size)) for _ in readers]
-        columns = [heads.columns.reshape(-1) for heads in readers]
-        every = source.shape[-1] if source.shape is not None else None
-        order = np.concatenate(columns)
-        in_order = np.array_equal(order, np.arange(every if isinstance(every, int) else 0))
-        if in_order or self._reorder(source, order):
-            if len(readers) == 1:
-                return [source]
-            sizes = self._write.ints(*(part.size for part in columns))
-            node = ir.node("Split", [source, sizes], attributes={"axis": 2}, num_outputs=len(readers))
-            name = f"{source.name}_split"
-            set_names(node, self._graph, name, *(f"{name}_{index}" for index in range(len(readers))))
-            self._graph.insert_before(last, node)
-            for output in node.outputs:
-                output.type = source.type
-            return list(node.outputs)
-        return [
-            self._write.op("Gather", source, self._arrays.add("columns", part), axis=2) for part in columns
-        ]  # fmt: skip
-
-    def _reorder(self, source: ir.Value, order: np.ndarray) -> bool:
-        """Put the columns of a product in another order, where nobody else reads them; whether that was done."""
-        maker = source.producer()
-        node = maker.inputs[0].producer() if is_standard(maker, "Add") and maker.inputs[0] is not None else maker
-        if is_standard(maker, "Add") and maker.inputs[1] is not None and constant_of(maker.inputs[0]) is not None:
-            node = maker.inputs[1].producer()
-        product = read_product(node) if node is not None else None
-        readers = {reader for reader, _ in source.uses() if reader.op_type != "Shape"}
-        if product is None or product.result is not source or len(readers) != 1 or source.is_graph_output():
-            return False
-        if not np.array_equal(np.sort(order), np.arange(product.columns)):
-            return False
-        reordered(self._graph, product, order)
-        return True
-
-    def _rotated(self, last: ir.Node, past: ir.Value, x: ir.Value, heads: Heads) -> ir.Value:
-        rotation = heads.rotation
-        if rotation is None:
-            return x
-        tables = [self._table(table, rotation) for table in (rotation.cos, rotation.sin)]
-        attributes = {"num_heads": heads.count, "interleaved": int(rotation.interleaved)}
-        if rotation.width < heads.width:
-            attributes["rotary_embedding_dim"] = rotation.width
-        rows = self._arrays.add("first_row", np.zeros(1, np.int64)) if rotation.shared else None
-        inputs = [x, rows or self._rows(past, tables[0]), *tables]
-        return insert_before(
-            last, "RotaryEmbedding", inputs, x, domain=MICROSOFT, suffix="_rotary", attributes=attributes
-        )
-
-    def _table(self, table: ir.Value, rotation: Rotation) -> ir.Value:
-        """[tokens, rotated / 2] of the angles of each token."""
-        key = ("table", table, rotation.doubled, rotation.interleaved)
-        if key not in self._made:
-            half = table
-            if rotation.doubled:
-                begin, end, step = (0, rotation.width, 2) if rotation.interleaved else (0, rotation.width // 2, 1)
-                half = self._write.op("Slice", table, *map(self._write.ints, (begin, end, -1, step)))
-            self._made[key] = self._write.op("Reshape", half, self._write.ints(-1, rotation.width // 2))
-        return self._made[key]
-
-    def _rows(self, past: ir.Value, table: ir.Value) -> ir.Value:
-        """[batch, sequence]: the row of the table that is a token's."""
-        key = ("rows", table, self._mask)
-        if key not in self._made:
-            every = self._write.range(self._slice(self._shape(table), 0, 1))
-            batch = self._slice(self._shape(past), 0, 1)
-            sizes = self._write.op("Concat", batch, self._write.ints(-1), axis=0)
-            self._made[key] = self._write.op("Reshape", every, sizes)
-        return self._made[key]
 
     def _length(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
         """int64 []: how many keys there are."""

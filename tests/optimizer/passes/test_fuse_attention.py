@@ -54,8 +54,11 @@ def test_means_the_same(mask, scale, make, products_left):
     before = [run(encoder.model, feeds) for feeds in batches]
     fuse = make(encoder)
     assert not fuse.left
-    ((node, products),) = fuse.fused.items()
-    assert [product.name for product in products] == ["query/MatMul", "key/MatMul", "value/MatMul"]
+    if make is fused:
+        ((node, products),) = fuse.fused.items()
+        assert [product.name for product in products] == ["query/MatMul", "key/MatMul", "value/MatMul"]
+    else:
+        (node,) = fuse.cores
     assert node.domain == "com.microsoft"
     found = operators(encoder.model)
     assert found.count("MatMul") == products_left
@@ -120,18 +123,87 @@ def test_one_product_that_others_read_is_left(read):
     assert fuse.left["softmax"].startswith("query, key and value: ")
 
 
-def test_one_product_stays_where_its_result_is_needed():
+def rename_all(model):
+    """Names that say nothing, but for inputs and outputs."""
+    for index, node in enumerate(model.graph):
+        node.name = f"n{index}"
+        for at, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = f"v{index}_{at}"
+
+
+def check_core(encoder, rotations=0, more=()):
+    """Fused to MultiHeadAttention with all products left, and the same for several lengths and paddings."""
+    names = [value.name for value in encoder.model.graph.inputs]
+    batches = [encoders.feeds(names, seed, length) for seed, length in enumerate((encoders.SEQUENCE, *more))]
+    before = [run(encoder.model, feeds) for feeds in batches]
+    rename_all(encoder.model)
+    fuse = fused(encoder)
+    assert not fuse.left
+    assert not fuse.fused
+    (node,) = fuse.cores
+    assert (node.op_type, node.domain) == ("MultiHeadAttention", "com.microsoft")
+    found = operators(encoder.model)
+    assert "Softmax" not in found
+    assert found.count("RotaryEmbedding") == rotations
+    for level in LEVELS:
+        for feeds, want in zip(batches, before, strict=True):
+            np.testing.assert_allclose(run(encoder.model, feeds, level)[:2], want[:2], atol=3e-5)
+    return node
+
+
+@pytest.mark.parametrize("scale", ["div", "both"])
+@pytest.mark.parametrize(
+    ("mask", "lengths"),
+    [("scores", (3,)), ("causal", ()), ("relative", (1, 4)), ("window", (1, 5)), ("table", ())],
+)
+def test_what_else_is_added_to_scores_is_a_bias(mask, lengths, scale):
+    node = check_core(Encoder(mask, scale), more=lengths)
+    assert len(node.inputs) == 6
+    assert node.inputs[4] is None
+    assert node.attributes.get_int("num_heads", 0) == encoders.HEADS
+
+
+def test_masks_of_windows_are_repeated_for_all_images():
+    encoder = Encoder("windows")
+    rng = np.random.default_rng(0)
+    batches = [{"x": rng.standard_normal((n, encoders.SEQUENCE, HIDDEN)).astype(np.float32)} for n in (2, 6)]
+    for feeds in batches:
+        feeds["attention_mask"] = np.ones((len(feeds["x"]), encoders.SEQUENCE), np.int64)
+    before = [run(encoder.model, feeds) for feeds in batches]
+    fuse = fused(encoder)
+    assert not fuse.left
+    assert operators(encoder.model).count("MultiHeadAttention") == 1
+    for level in LEVELS:
+        for feeds, want in zip(batches, before, strict=True):
+            np.testing.assert_allclose(run(encoder.model, feeds, level), want, atol=3e-5)
+
+
+def test_a_bias_of_all_entries_is_not_repeated_for_the_batch():
+    node = check_core(Encoder("relative"), more=(4,))
+    parts = [node.inputs[5].producer()]
+    assert parts[0].op_type == "Add"
+    assert all(value.producer().op_type != "Expand" for value in parts[0].inputs)
+
+
+@pytest.mark.parametrize("mask", ["none", "added", "window"])
+@pytest.mark.parametrize("packed", ["", "axes", "by head"])
+def test_rotated_heads(mask, packed):
+    check_core(Encoder(mask, rotated=True, packed=packed), rotations=2, more=(1, 4) if mask != "none" else ())
+
+
+def test_heads_of_one_product_are_cut_where_its_result_is_needed():
     encoder = Encoder(packed="axes")
-    fuse = fused_heads(encoder)
-    assert "query" in fuse.left["softmax"]
-    assert "Softmax" in operators(encoder.model)
+    feeds = encoders.feeds([value.name for value in encoder.model.graph.inputs])
+    want = run(encoder.model, feeds)
+    assert not fused_heads(encoder).left
+    assert operators(encoder.model).count("Split") == 1
+    np.testing.assert_allclose(run(encoder.model, feeds)[:2], want[:2], atol=3e-5)
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"mask": "scores"}, "the mask is not one of padding"),
-        ({"mask": "causal"}, "the mask is not one of padding"),
         ({"other": True}, "of different tensors"),
         ({"keep_keys": True}, "key: no projection, or others read it"),
     ],
@@ -146,12 +218,44 @@ def test_left_with_the_reason(settings, reason):
     assert operators(encoder.model) == before
 
 
-def test_mask_of_one_entry_for_the_whole_batch_is_left():
+def test_mask_of_one_entry_for_the_whole_batch_is_a_bias():
     encoder = Encoder()
     encoder.m.shape = ir.Shape([1, "sequence"])
-    fuse = FuseAttention()
-    assert not fuse(encoder.model)
-    assert "not one of padding" in fuse.left["softmax"]
+    feeds = encoders.feeds(["x", "attention_mask"])
+    feeds["attention_mask"] = feeds["attention_mask"][1:2]
+    want = run(encoder.model, feeds)
+    assert fused(encoder).cores
+    for level in LEVELS:
+        np.testing.assert_allclose(run(encoder.model, feeds, level), want, atol=3e-5)
+
+
+def test_a_bias_of_another_batch_is_left():
+    encoder = Encoder("scores")
+    encoder.m.shape = ir.Shape(["entries", 1, "sequence", "sequence"])
+    fuse = fused(encoder)
+    assert "not known to be [batch, heads, queries, keys]" in fuse.left["softmax"]
+
+
+def test_scores_that_are_more_than_a_sum_are_left():
+    encoder = Encoder("table")
+    (softmax,) = [node for node in encoder.model.graph if node.op_type == "Softmax"]
+    cap = ir.node("Add", [softmax.inputs[0], softmax.inputs[0]], name="doubled")
+    cap.outputs[0].name = "twice"
+    encoder.model.graph.insert_before(softmax, cap)
+    softmax.replace_input_with(0, cap.outputs[0])
+    fuse = fused(encoder)
+    assert fuse.left == {"softmax": "what is done to the scores is no sum with a mask or a bias"}
+
+
+def test_heads_rotated_by_other_pairs_than_any_operator_are_left():
+    encoder = Encoder("added", rotated=True)
+    (neg, *_) = [node for node in encoder.model.graph if node.op_type == "Neg"]
+    relu = ir.node("Relu", [neg.inputs[0]], name="relu")
+    relu.outputs[0].name = "rectified"
+    encoder.model.graph.insert_before(neg, relu)
+    neg.replace_input_with(0, relu.outputs[0])
+    fuse = fused(encoder)
+    assert "by tries: " in fuse.left["softmax"]
 
 
 def test_refused_products_stay():
