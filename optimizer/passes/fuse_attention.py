@@ -5,10 +5,10 @@
       = Attention(x, [c Wq | Wk | Wv], [c bq | bk | bv], mask),     c = f sqrt(width)
       = MultiHeadAttention(q, k, v, mask or bias; scale = f)
 
-for the first node scales its scores by 1 / sqrt(width). It takes a mask of padding alone, and its quantized form has no
-bias. So what adds more to its scores (a causal triangle, windows, a bias by distance), or rotates its heads, becomes the
-second. A causal triangle stays a bias, too: the attribute `unidirectional` would save nothing, as ONNX Runtime's kernel
-for CPUs computes all scores then.
+for the first node scales its scores by 1 / sqrt(width). It takes a mask of padding alone, and its quantized form has
+no bias. So what adds more to its scores (a causal triangle, windows, a bias by distance), or rotates its heads, becomes
+the second. A causal triangle is a bias like any other rather than `unidirectional`: it is there as a tensor, mostly
+with padding in it, and ONNX Runtime's kernel took as long either way.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class FuseAttention(GraphPass):
         if self.fused or self.cores:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
             remove_unused(model)
+        if self.cores:
             model.graph.sort()
         return bool(self.fused or self.cores)
 

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from encoder_layers import HIDDEN, LayerModel
+from encoders import Encoder
 from graphs import matmul_model
 from onnxpress.custom_ops import register
 from onnxpress.optimizer import Recipe, optimize
@@ -119,6 +120,10 @@ def test_what_the_report_says(tmp_path):
     ("model", "message"),
     [
         (matmul_model(), "lengths: no attention of an encoder is recognised: the model has no self-attention"),
+        (
+            Encoder("relative").model,
+            "no attention of an encoder is recognised: more is added to the scores than a mask",
+        ),
         (LayerModel(layers=1).model(), "dropping tokens needs two layers of an encoder, of which there are 1"),
         (LayerModel(layers=2).model(), "lengths: 2 of them, but the model has 2 layers"),
         (LayerModel(layers=3, activation="tanh").model(), "layers of an encoder one behind the other: .*neither Relu"),

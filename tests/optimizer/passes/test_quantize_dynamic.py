@@ -226,6 +226,20 @@ def test_recipe_keeps_a_projection_in_float(values):
     assert any("key" in what for what in outcome.passes["FuseAttention"].values())
 
 
+@pytest.mark.parametrize("settings", [{"mask": "relative"}, {"rotated": True}], ids=str)
+def test_products_of_an_attention_that_is_more_than_padding_are_rounded(settings):
+    encoder = Encoder(**settings)
+    CleanUp()(encoder.model)
+    outcome = converted(encoder.model, fuse_layers=True)
+    found = operators(encoder.model)
+    assert found.count("MultiHeadAttention") == 1
+    assert found.count("MatMulInteger") == 4
+    assert outcome.details["attention"] == {"fused": 1, "left": {}}
+    ((reason, count),) = outcome.details["layers"]["left"].items()
+    assert "more is added to the scores than a mask of padding" in reason
+    assert (outcome.details["layers"]["fused"], count) == (0, 1)
+
+
 def test_fuse_can_be_turned_off():
     encoder = Encoder()
     outcome = converted(encoder.model, fuse=False)
