@@ -62,6 +62,9 @@ def widths(report):
     return {weight.nodes[0]: weight.scheme for weight in report.weights}
 
 
+_BUDGETS = ("100bits", "4.7bits", "3.5bits")
+
+
 @pytest.fixture
 def path(tmp_path):
     return network(tmp_path / "m.onnx")
@@ -168,6 +171,16 @@ def test_an_interrupted_measurement_goes_on_to_the_same_bytes(path, tmp_path, mo
     assert sorted(measured) == ["little", "much"]
     assert Path(convert(path, "4.7bits", checkpoint=folder).output).read_bytes() == whole
     assert len(measured) == 2
+
+
+def test_budgets_share_a_measurement(path, tmp_path, monkeypatch):
+    """Their roundings lie beside each other, and one that holds nothing back measures nothing that others need."""
+    folder = tmp_path / "kept"
+    made = {budget: Path(convert(path, budget, checkpoint=folder).output).read_bytes() for budget in _BUDGETS}
+    assert len(set(made.values())) == len(_BUDGETS)
+    monkeypatch.setattr(Sensitivity, "of", None)  # so that nothing can be measured again
+    for budget, whole in made.items():
+        assert Path(convert(path, budget, checkpoint=folder).output).read_bytes() == whole
 
 
 def test_a_measurement_of_other_settings_is_not_taken_up(path, tmp_path):
