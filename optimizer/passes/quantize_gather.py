@@ -56,7 +56,7 @@ class QuantizeGather(GraphPass):
         assert weight is not None
         assert settings is not None
         # The output has the type of the scales.
-        scale_type = "float16" if weight.dtype == ir.DataType.FLOAT16 else "float32"
+        scale_type = "float16" if weight.dtype == ir.DataType.FLOAT16 else "half"
         scheme = dataclasses.replace(settings.weight, scale_type=scale_type)
         key = (id(weight.tensor), scheme)
         if key not in self._weights:

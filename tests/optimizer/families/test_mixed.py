@@ -190,12 +190,15 @@ def test_a_measurement_of_other_settings_is_not_taken_up(path, tmp_path):
 
 
 def test_weights_of_a_file_of_5_bits_stay_what_they_are(tmp_path):
-    """They lie on grids about zero, whose blocks of 32 no zero point makes; a recipe that wants one keeps it."""
+    """They lie on grids about zero, whose blocks of 32 no zero point makes; a recipe that wants one keeps it.
+
+    Such files hold scales as float16.
+    """
     rng = np.random.default_rng(5)
     codes = rng.integers(-16, 16, (2, WIDTH, WIDTH)).astype(np.float32)
     codes[:, ::32] = -16
     scales = rng.choice([-1, 1], (2, 2, 1, WIDTH)) * rng.uniform(0.5, 1, (2, 2, 1, WIDTH)) / 256
-    weights = (codes.reshape(2, 2, 32, WIDTH) * scales.astype(np.float32)).reshape(2, WIDTH, WIDTH)
+    weights = (codes.reshape(2, 2, 32, WIDTH) * scales.astype(np.float16).astype(np.float32)).reshape(2, WIDTH, WIDTH)
     b = graphs.Builder(18)
     h = b.op("Tanh", b.op("MatMul", b.input("x", [None, WIDTH]), b.constant("W0", weights[0]), name="first"))
     b.output(b.op("MatMul", h, b.constant("W1", weights[1]), name="second"), [None, WIDTH])
