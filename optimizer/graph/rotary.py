@@ -77,18 +77,22 @@ class Heads:
         return int(self.columns.shape[1])
 
 
-def read_heads(value: ir.Value, trial: Trial) -> Heads:
-    """What heads [batch, heads, sequence, width] are of; raises UnknownError."""
+def read_heads(value: ir.Value, trial: Trial, *, is_flat: bool = False) -> Heads:
+    """What heads are of, [batch, heads, sequence, width], or flat: [batch * heads, sequence, width].
+
+    Raises:
+        UnknownError: It cannot be told, or no operator makes heads like these.
+    """
     hidden, angles = sources_of(value)
     if len(hidden) != 1 or len(angles) not in (0, 2):
         raise UnknownError("heads are not of one tensor, rotated by one table of cosines and one of sines")
     source = hidden[0]
     if not angles:
-        return _read_straight(value, source, trial, {})
+        return _read_straight(value, source, trial, {}, is_flat)
     for cos, sin in (angles, angles[::-1]):
         still = {cos: np.ones_like(trial.array(cos)), sin: np.zeros_like(trial.array(sin))}
         try:
-            heads = _read_straight(value, source, trial, still)
+            heads = _read_straight(value, source, trial, still, is_flat)
         except UnknownError:
             continue
         return dataclasses.replace(heads, rotation=_rotation(value, heads, cos, sin, trial))
@@ -120,14 +124,20 @@ def _sort(value: ir.Value, hidden: dict[ir.Value, None], angles: dict[ir.Value, 
             source = cut.inputs[0]
             assert source is not None
         hidden[source] = None
-    elif is_standard(node, *_MOVES) and node.inputs[0] is not None:
+    elif is_standard(node, *_MOVES, "Gather") and node.inputs[0] is not None and constant_of(node.inputs[0]) is None:
         _sort(node.inputs[0], hidden, angles, depth + 1)
-    elif is_standard(node, *_MIXES):
+    elif is_standard(node, *_MIXES) and not _is_biased(node):
         for each in node.inputs:
             if each is not None:
                 _sort(each, hidden, angles, depth + 1)
     else:
         hidden[value] = None
+
+
+def _is_biased(node: ir.Node) -> bool:
+    """Whether it adds a constant to tokens, which is then part of the hidden states."""
+    constants = [value for value in node.inputs if constant_of(value) is not None]
+    return is_standard(node, "Add") and _axes(node.outputs[0]) == _TOKENS and bool(constants)
 
 
 def _axes(value: ir.Value | None) -> int | None:
@@ -160,12 +170,16 @@ def factor_of(value: ir.Value, source: ir.Value, sizes: list[int], trial: Trial,
     return factor
 
 
-def _read_straight(value: ir.Value, source: ir.Value, trial: Trial, more: dict[ir.Value, Array]) -> Heads:
+def _read_straight(
+    value: ir.Value, source: ir.Value, trial: Trial, more: dict[ir.Value, Array], is_flat: bool
+) -> Heads:  # fmt: skip
     """Heads without their rotation, `more` being what makes it none; raises UnknownError."""
     sizes = trial.sizes(source)
     factor = factor_of(value, source, sizes, trial, more)
     found = places(trial.array(value, {source: numbered(sizes), **more}) / np.float32(factor))
-    if found.ndim != 4:
+    if is_flat and found.ndim == 3 and found.shape[0] % sizes[0] == 0:
+        found = found.reshape(sizes[0], -1, *found.shape[1:])
+    elif is_flat or found.ndim != 4:
         raise UnknownError("heads are no [batch, heads, sequence, width]")
     batch, heads, tokens, width = found.shape
     if sizes == list(found.shape) and np.array_equal(found.reshape(-1), np.arange(found.size)):
@@ -204,7 +218,8 @@ def _rotation(value: ir.Value, heads: Heads, cos: ir.Value, sin: ir.Value, trial
         except UnknownError:
             continue
         c, s = (each.reshape(-1, 1, tokens, rotated // 2) for each in (c, s))
-        if np.allclose(made, heads.factor * rotate(selected, c, s, interleaved), rtol=_CLOSE, atol=_CLOSE):
+        turned = heads.factor * rotate(selected, c, s, interleaved)
+        if np.allclose(made.reshape(turned.shape), turned, rtol=_CLOSE, atol=_CLOSE):
             _check_doubled(cos, sin, interleaved, doubled, trial)
             return Rotation(cos, sin, rotated, interleaved, doubled, shared)
     raise UnknownError("heads are rotated in no way that is known")
