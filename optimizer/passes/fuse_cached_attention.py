@@ -25,13 +25,12 @@ from ..graph.score_mask import LOWEST, Term
 from ..graph.trial import UnknownError
 from ..graph.weight_form import MICROSOFT
 from .base import GraphPass
-from .merge_equal_nodes import merge_equal_nodes
+from .merge_equal import MergeEqual
 from .merge_products import reordered
 from .remove_unused import remove_unused
 
 OPSET = 13
 """From which Squeeze, Unsqueeze and Split have the form that is written here."""
-_BIAS = 10  # of its inputs, what is added to scores
 _WIDTHS = 8  # of which heads are a multiple
 _HEADS = 4  # axes of heads, [batch, heads, sequence, width]
 _HIDDEN = 3  # axes of hidden states, [batch, sequence, columns]
@@ -88,7 +87,7 @@ class FuseCachedAttention(GraphPass):
         if self.fused:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
             model.graph.sort()
-            merge_equal_nodes(model.graph, [required(node.inputs[_BIAS]) for node in self.fused])
+            MergeEqual()(model)  # what each layer adds to its scores
             remove_unused(model)
         return bool(self.fused)
 
