@@ -21,13 +21,19 @@ void check_scheme(int bits, std::int64_t block_size) {
           "block_size must be a power of two from 16, got " + std::to_string(block_size));
 }
 
+BlockScales scales_named(const std::string& name) {
+  if (name == "float16") return BlockScales::kFloat16;
+  if (name == "half") return BlockScales::kHalf;
+  require(name == "float32", "scale_type must be float32, float16 or half");
+  return BlockScales::kFloat32;
+}
+
 std::tuple<double, double, double, double> py_quantize_blocks(
     const py::array& weight, bool transposed, int bits, std::int64_t block_size, bool symmetric, bool search,
     const std::string& scale_type, std::pair<std::int64_t, std::int64_t> columns, Bytes& packed, Floats& scales,
     Bytes& zero_points, const std::optional<Floats>& importance, const std::optional<std::string>& isa) {
   check_scheme(bits, block_size);
   require(weight.ndim() == 2, "weight must have two axes");
-  require(scale_type == "float32" || scale_type == "float16", "scale_type must be float32 or float16");
   WeightView view{weight.data(), is_half(weight, "weight"), transposed, weight.shape(transposed ? 1 : 0),
                   weight.shape(transposed ? 0 : 1)};
   const auto [begin, end] = columns;
@@ -39,7 +45,7 @@ std::tuple<double, double, double, double> py_quantize_blocks(
   check_shape(zero_points, "zero_points", {view.N, blocks});
   if (importance) check_shape(*importance, "importance", {view.K});
   const QuantizedBlocks out{packed.mutable_data(), scales.mutable_data(), zero_points.mutable_data()};
-  const BlockScheme scheme{bits, block_size, symmetric, search, scale_type == "float16"};
+  const BlockScheme scheme{bits, block_size, symmetric, search, scales_named(scale_type)};
   const Isa chosen = isa_of(isa);
   RoundingCosts errors;
   {

@@ -28,13 +28,19 @@ class Form:
             past) or "none".
         norms: "rms", "reciprocal" (spelled otherwise) or "layer".
         head_norms: Norms of queries and keys "before" or "after" heads are the second axis; "" for none.
-        products: "apart", "packed" (one for all) or "by head" (one, whose columns are query, key and value of each).
+        products: "apart", "packed" (one for all), "by head" (one, whose columns are query, key and value of each),
+            "groups" (likewise of two groups of heads, the value before the key) or "unsqueezed" (one, which has an axis
+            of heads before it is split).
         bias: Whether products add one.
         mask: "where" (chosen by booleans, and what is NaN made nothing), "added" (numbers), "chosen" (scores or a
-            number), "window" (of 3 keys), "future" (keys behind a query count, too), "types" (so do those of tokens of
-            type 1 among each other) or "none".
+            number), "window" (of 3 keys), "table" (chosen by a constant of 3 keys a query, and numbers added), "future"
+            (keys behind a query count, too), "types" (so do those of tokens of type 1 among each other) or "none".
         cap: Of scores.
-        scale: "scores", "both" (queries and keys) or "sizes" (computed of the width).
+        distance: What is added for the place of a key, by head: "table" (of a constant), "counted" (of keys that count)
+            or "" (nothing).
+        flat: Whether products are of [batch * heads, sequence, width].
+        scale: "scores", "both" (queries and keys), "sizes" (computed of the width), "masked" (scores behind their
+            mask) or "none".
         repeat: "expand" or "tile".
         reads: Whether keys are read by something else, too.
         hidden: Of the residual stream.
@@ -52,6 +58,8 @@ class Form:
     products: str = "apart"
     bias: bool = False
     mask: str = "where"
+    distance: str = ""
+    flat: bool = False
     cap: float = 0.0
     scale: str = "scores"
     repeat: str = "expand"
@@ -101,6 +109,11 @@ class Decoder(graphs.Builder):
     def one(self, number: float, dtype=np.float32) -> ir.Value:
         return self.constant(f"one_{len(self.graph.initializers)}", np.array(number, dtype))
 
+    def once(self, name: str, array: np.ndarray) -> ir.Value:
+        """A constant that layers share."""
+        known = self.graph.initializers
+        return known[name] if name in known else self.constant(name, array)
+
     def matrix(self, rows: int, columns: int, scale: float | None = None) -> ir.Value:
         size = 2 * rows**-0.5 if scale is None else scale
         array = (self.random.standard_normal((rows, columns)) * size).astype(np.float32)
@@ -140,10 +153,29 @@ class Decoder(graphs.Builder):
         axes = self.whole(1) if f.mask == "types" else self.whole(0, 1)
         mask = self.op("And", there, self.op("Unsqueeze", kept, axes))
         mask.type = ir.TensorType(BOOL)
-        if f.mask == "added":
+        if f.mask in ("added", "table"):
             mask = self.op("Where", mask, self.one(0.0), self.one(LOWEST))
             mask.type = ir.TensorType(F32)
         return mask
+
+    def make_distance(self) -> ir.Value:
+        """What scores are added by head: [heads, 1, keys], [batch, heads, 1, keys] or flat [batch * heads, 1, keys]."""
+        f = self.form
+        slopes = (0.5 ** (1 + np.arange(f.heads))).astype(np.float32)
+        if f.distance == "table":
+            places = np.arange(1 - TABLE, 1, dtype=np.float32)
+            table = self.once("distances", slopes[:, None, None] * places)
+            begin = self.op("Sub", self.one(TABLE, np.int64), self.size(self.kept[0], 2))
+            return self.op("Slice", table, self.op("Unsqueeze", begin, self.whole(0)), self.whole(2**62), self.whole(2))
+        counted = self.op("Mul", self.op("CumSum", self.seen, self.one(-1, np.int64)), self.seen)
+        places = self.op("Cast", self.op("Unsqueeze", counted, self.whole(1)), to=int(F32))
+        costs = self.op("Mul", self.once("slopes", slopes[:, None]), places)
+        if not f.flat:
+            return self.op("Unsqueeze", costs, self.whole(2))
+        both = self.op("Mul", self.size(self.seen, 0), self.one(f.heads, np.int64))
+        ends = (self.op("Unsqueeze", each, self.whole(0)) for each in (both, self.size(self.seen, 1)))
+        first, last = ends
+        return self.op("Reshape", costs, self.op("Concat", first, self.whole(1), last, axis=0))
 
     def make_angles(self, x: ir.Value) -> tuple[ir.Value, ir.Value] | None:
         f = self.form
@@ -248,6 +280,18 @@ class Decoder(graphs.Builder):
             y = self.op("Transpose", split(y, -1, 3 * f.width), perm=[0, 2, 1, 3])
             cuts = [(self.whole(at * f.width), self.whole((at + 1) * f.width)) for at in range(3)]
             return [self.op("Slice", y, *cut, self.whole(-1)) for cut in cuts]
+        if f.products == "groups":
+            half = f.heads // 2
+            y = split(self.product(x, f.hidden, 3 * f.heads * f.width, f"{layer}/qkv"), 2, -1)
+            query, value, key = self.op("Split", y, self.whole(*[half * f.width] * 3), axis=3, outputs=3)
+            parts = [split(self.op("Reshape", part, self.whole(0, 0, 2, half, f.width)), f.heads, f.width)
+                     for part in (query, key, value)]  # fmt: skip
+            return [self.op("Transpose", part, perm=[0, 2, 1, 3]) for part in parts]
+        if f.products == "unsqueezed":
+            sizes = [count * f.width for count in counts]
+            y = self.op("Unsqueeze", self.product(x, f.hidden, sum(sizes), f"{layer}/qkv"), self.whole(1))
+            query, key, value = self.op("Split", y, self.whole(*sizes), axis=3, outputs=3)
+            return [self.op("Transpose", split(query, -1, f.width), perm=[0, 2, 1, 3]), key, value]
         if f.products == "packed":
             sizes = [count * f.width for count in counts]
             y = self.product(x, f.hidden, sum(sizes), f"{layer}/qkv")
@@ -284,16 +328,24 @@ class Decoder(graphs.Builder):
         shape = self.op("Concat", sizes[0], self.whole(f.heads), sizes[1], self.whole(f.width), axis=0)
         return self.op("Reshape", wide, shape)
 
-    def masked(self, scores: ir.Value, key: ir.Value) -> ir.Value:
+    def masked(self, scores: ir.Value, query: ir.Value) -> ir.Value:
         f = self.form
         if self.mask is None:
             return scores
+        key = self.kept[0]
         end = self.op("Unsqueeze", self.size(key, 2), self.whole(0))
+        if f.mask == "table":
+            near = np.tri(TABLE, dtype=bool) & ~np.tri(TABLE, k=-3, dtype=bool)
+            table = self.once("near", near[None, None])
+            begin = self.op("Sub", end, self.op("Unsqueeze", self.size(query, 2), self.whole(0)))
+            rows = self.op("Slice", table, begin, end, self.whole(2), self.whole(1))
+            seen = self.op("Slice", rows, self.whole(0), end, self.whole(3), self.whole(1))
+            scores = self.op("Where", seen, scores, self.one(LOWEST))
         cut = self.op("Slice", self.mask, self.whole(0), end, self.whole(3), self.whole(1))
         cut.type = self.mask.type
         if f.mask == "chosen":
             return self.op("Where", cut, scores, self.one(LOWEST))
-        added = cut if f.mask == "added" else self.op("Where", cut, self.one(0.0), self.one(-np.inf))
+        added = cut if f.mask in ("added", "table") else self.op("Where", cut, self.one(0.0), self.one(-np.inf))
         return self.op("Add", scores, added)
 
     def scaled(self, query: ir.Value, key: ir.Value) -> ir.Value:
@@ -302,7 +354,7 @@ class Decoder(graphs.Builder):
         if f.scale == "sizes":
             width = self.op("Cast", self.op("Slice", self.op("Shape", query), self.whole(-1), self.whole(2**62)), to=1)
             root = self.op("Sqrt", self.op("Div", self.one(1.0), self.op("Sqrt", width)))
-        if f.scale != "scores":
+        if f.scale in ("both", "sizes"):
             query, key = self.op("Mul", query, root), self.op("Mul", key, root)
         scores = self.op("MatMul", query, key)
         return self.op("Mul", scores, self.one(f.width**-0.5)) if f.scale == "scores" else scores
@@ -315,16 +367,38 @@ class Decoder(graphs.Builder):
         if f.cached:
             pairs = zip(self.past[layer], kept, strict=True)
             kept = [self.op("Concat", before, new, axis=-2) for before, new in pairs]
+            self.kept = kept
             presents += [(f"present.{layer}.{part}", each) for part, each in zip(("key", "value"), kept, strict=True)]
         key, value = (self.repeated(each) for each in kept)
-        scores = self.scaled(query, self.op("Transpose", key, perm=[0, 1, 3, 2]))
+        whole, turn = query, [0, 1, 3, 2]
+        if f.flat:
+            sizes = [self.op("Unsqueeze", self.size(x, axis), self.whole(0)) for axis in (0, 1)]
+            both = self.op("Mul", sizes[0], self.whole(f.heads))
+            merged = self.op("Concat", both, self.whole(-1, f.width), axis=0)
+            query, key, value = (self.op("Reshape", each, merged) for each in (query, key, value))
+            turn = [0, 2, 1]
+        scores = self.scaled(query, self.op("Transpose", key, perm=turn))
         if f.cap:
             scores = self.op("Mul", self.op("Tanh", self.op("Div", scores, self.one(f.cap))), self.one(f.cap))
-        weights = self.op("Softmax", self.masked(scores, key), axis=-1, name=f"{layer}/softmax")
+        if f.distance:
+            scores = self.op("Add", scores, self.make_distance())
+        if f.flat:
+            split = self.op("Concat", sizes[0], self.whole(f.heads), sizes[1], self.whole(-1), axis=0)
+            scores = self.op("Reshape", scores, split, name=f"{layer}/split")
+        scores = self.masked(scores, whole)
+        if f.scale == "masked":
+            scores = self.op("Div", scores, self.one(f.width**0.5))
+        weights = self.op("Softmax", scores, axis=-1, name=f"{layer}/softmax")
         weights.type, weights.shape = ir.TensorType(F32), ir.Shape([None] * 4)
         if f.mask == "where":
             weights = self.op("Where", self.op("IsNaN", weights), self.one(0.0), weights)
-        y = self.op("Transpose", self.op("MatMul", weights, value), perm=[0, 2, 1, 3])
+        if f.flat:
+            weights = self.op("Reshape", weights, self.op("Concat", both, sizes[1], self.whole(-1), axis=0))
+        y = self.op("MatMul", weights, value)
+        if f.flat:
+            split = self.op("Concat", sizes[0], self.whole(f.heads), sizes[1], self.whole(f.width), axis=0)
+            y = self.op("Reshape", y, split)
+        y = self.op("Transpose", y, perm=[0, 2, 1, 3])
         y = self.op("Reshape", y, self.whole(0, 0, f.heads * f.width), name=f"{layer}/merge")
         return self.product(y, f.heads * f.width, f.hidden, f"{layer}/out")
 

@@ -9,12 +9,15 @@
 
 namespace onnxpress {
 
+// What scales are rounded to before codes are chosen: kHalf are numbers of float16 where these are normal, else any.
+enum class BlockScales { kFloat32, kFloat16, kHalf };
+
 struct BlockScheme {
   int bits = 4;
   std::int64_t block_size = 32;
   bool symmetric = true;
   bool search = true;
-  bool half_scales = false;  // round scales to float16 before choosing codes
+  BlockScales scales = BlockScales::kFloat32;
 };
 
 struct WeightView {

@@ -42,11 +42,24 @@ inline void drop_subnormals(Lanes& scale) {
   scale = (scale < FLT_MIN) & (scale > -FLT_MIN) ? zero : scale;
 }
 
+// Nearest even with the 11 bits of float16, where that has a normal number.
+inline void round_to_halves(Lanes& scale) {
+  typedef std::uint32_t Bits __attribute__((vector_size(sizeof(Lanes))));
+  Bits bits;
+  std::memcpy(&bits, &scale, sizeof(bits));
+  bits = (bits + 0xfffu + ((bits >> 13) & 1u)) & ~0x1fffu;
+  Lanes rounded;
+  std::memcpy(&rounded, &bits, sizeof(bits));
+  const Lanes size = rounded < 0.0f ? -rounded : rounded;
+  scale = (size >= 0x1p-14f) & (size <= 65504.0f) ? rounded : scale;
+}
+
 // To the stored type, within its range.
 inline void round_scales(const BlockScheme& scheme, Lanes& scale) {
-  if (scheme.half_scales) {
+  if (scheme.scales == BlockScales::kFloat16) {
     for (int c = 0; c < kLanes; ++c) scale[c] = half_to_float(float_to_half(clamp(scale[c], -65504.0f, 65504.0f)));
   } else {
+    if (scheme.scales == BlockScales::kHalf) round_to_halves(scale);
     drop_subnormals(scale);
   }
 }

@@ -25,6 +25,10 @@ def _round_scale(scale: Float32, scale_type: str) -> Float32:
     """To the stored type, within its range. Subnormal float32 scales become 0: their reciprocal would be infinite."""
     if scale_type == "float16":
         return np.clip(scale, -65504, 65504).astype(np.float16).astype(np.float32)
+    if scale_type == "half":
+        with np.errstate(over="ignore"):
+            halves = scale.astype(np.float16).astype(np.float32)
+        scale = np.where((np.abs(halves) >= 2.0**-14) & (np.abs(halves) <= 65504), halves, scale)
     return np.where(np.abs(scale) < np.finfo(np.float32).tiny, np.float32(0), scale)
 
 
@@ -82,7 +86,8 @@ def quantize_block(
         bits: 2 to 8.
         symmetric: Zero point fixed at 2**(bits - 1).
         search: Try other scales; otherwise plain min/max.
-        scale_type: "float32" or "float16": what scales are rounded to before codes are chosen.
+        scale_type: "float32", "float16" or "half" (numbers of float16 where these are normal): what scales are rounded
+            to before codes are chosen.
         importance: float32 [block_size], not negative.
 
     Returns:
@@ -163,7 +168,7 @@ def quantize_blocks(
         block_size: A multiple of 16; K is padded with zeros to whole blocks.
         symmetric: Zero point fixed at 2**(bits - 1).
         search: Whether to search scales.
-        scale_type: "float32" or "float16".
+        scale_type: "float32", "float16" or "half".
         columns: Half-open range of output channels; it begins at a multiple of 16.
         packed: uint8 [N, n_blocks, block_size * bits / 8], written in those channels.
         scales: float32 [N, n_blocks], written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from ..errors import OnnxpressError
@@ -18,6 +19,16 @@ TOKENIZER = "tokenizer.json"
 def may_be_text(path: Path) -> bool:
     """By its name, and other files that are none of arrays or pictures, such as source code."""
     return path.suffix == ".txt" or (path.is_file() and path.suffix.lower() not in IMAGES | ARRAYS)
+
+
+def require_tokenizers() -> None:
+    """Ask for the package tokenizers, without importing it.
+
+    Raises:
+        OnnxpressError: It is not installed.
+    """
+    if importlib.util.find_spec("tokenizers") is None:
+        raise OnnxpressError('text needs the package tokenizers: pip install "onnxpress[models]"')
 
 
 def check_source(source: object) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OnnxpressError, SettingsError, UsageError, named_alone, option
-from .files import TOKENIZER, check_source, may_be_text, tokenizer_file
+from .files import TOKENIZER, check_source, may_be_text, require_tokenizers, tokenizer_file
 from .image_recipe import recipe_of
 
 if TYPE_CHECKING:
@@ -51,6 +51,11 @@ class Calibration:
     checkpoint: str | Path | None = None
 
     @property
+    def is_given(self) -> bool:
+        """Whether somebody says anything of data, apart from where to keep what is learned from it."""
+        return dataclasses.replace(self, checkpoint=None) != Calibration()
+
+    @property
     def text(self) -> Path | None:
         """The file of its data, where that may be text."""
         return Path(self.data) if isinstance(self.data, str | Path) and may_be_text(Path(self.data)) else None
@@ -73,9 +78,8 @@ class Calibration:
             raise SettingsError(["data", "statistics"], ": give one of them, not both")
         if not self.is_there(name):
             other = f", or {option('statistics')}" if or_statistics else ""
-            what = "this" if self.checkpoint is None else f"what {option('checkpoint')} would keep"
             raise UsageError(
-                f"{what} has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
+                f"this has to see data: give {option('calibration')} (an .npz file, a folder of .npy files or of "
                 f"images, text with {option('tokenizer')}, or module:function){other}"
             )
 
@@ -84,11 +88,14 @@ class Calibration:
 
         Raises:
             UsageError: `images` means nothing.
-            OnnxpressError: There is no such file, or that of `images` cannot be read.
+            OnnxpressError: There is no such file, that of `images` cannot be read, or a package that reads text is
+                not installed.
         """
         if self.images is not None:
             recipe_of(self.images)
         check_source(self.data)
+        if self.text is not None:
+            require_tokenizers()
         if isinstance(self.statistics, str | Path) and not Path(self.statistics).exists():
             raise OnnxpressError(f"{self.statistics}: no such file")
         if self.tokenizer is not None:

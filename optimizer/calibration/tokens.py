@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import OnnxpressError, UsageError
-from .files import tokenizer_file, unreadable
+from .files import require_tokenizers, tokenizer_file, unreadable
 from .inputs import Input
 
 IDS = "input_ids"
@@ -22,10 +22,9 @@ def open_tokenizer(path: str | Path) -> Any:
     Raises:
         OnnxpressError: The file cannot be read, or the package is not installed.
     """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise OnnxpressError('text needs the package tokenizers: pip install "onnxpress[models]"') from error
+    require_tokenizers()
+    from tokenizers import Tokenizer
+
     file = tokenizer_file(path)
     try:
         found = Tokenizer.from_file(str(file))

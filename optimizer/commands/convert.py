@@ -107,12 +107,6 @@ def optimize(
             raise UsageError("--output beside --genai, which writes model.onnx into its folder; leave one out")
         with origin.stated():
             folder = genai_folder(genai, resolve(model))
-        if chosen.last_logits:
-            typer.echo(
-                "warning: --last-logits: for one text at a time, as onnxruntime-genai pads the shorter of several on "
-                "the right, where the last token is none of theirs",
-                err=True,
-            )
         output = str(folder.model)
     if report is not None:
         from ..analysis.page import check_page, write_page

@@ -30,6 +30,7 @@ MOST_WEIGHTS = 500_000_000
 """Bytes of weights up to which models are run without being asked to."""
 _MOST_LEFT_OUT = 3  # steps of a clean-up, beyond which there is none
 _SHOWN = 3
+_FAR = 20.0  # dB, of an output that may worry a reader
 
 
 class Gate:
@@ -203,6 +204,8 @@ class Gate:
             rows.append(("outputs" if index == 0 else "", str(error)))
         if len(worst) > _SHOWN:
             rows.append(("", f"and {len(worst) - _SHOWN} nearer to float"))
+        if self._reference is not None and not self._reference.on_data and any(_is_far(error) for error in worst):
+            rows.append(("", "real inputs are often served better: evaluate says how well a task still goes"))
         return rows
 
     @property
@@ -214,6 +217,10 @@ class Gate:
             "not_run": self._not_run or None,
             "outputs": [dataclasses.asdict(error) for error in self.errors],
         }
+
+
+def _is_far(error: OutputError) -> bool:
+    return error.sqnr is not None and error.sqnr < _FAR
 
 
 def _rank(error: OutputError) -> tuple[bool, float]:

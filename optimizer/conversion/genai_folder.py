@@ -104,6 +104,12 @@ def genai_folder(folder: str | Path, model: Path) -> GenaiFolder:
         OnnxpressError: The model is none that onnxruntime-genai runs.
     """
     folder, source = Path(folder), model.parent
+    graph = _read_model(model).graph  # which a conversion changes nothing of, apart from its nodes
+    if not _of_layers(graph.input):
+        raise OnnxpressError(
+            f"{model}: has no past of keys and values, by layer, among its inputs; {option('genai')} is for language "
+            "models that were exported with one"
+        )
     missing = [name for name in _NEEDED if not (source / name).is_file()]
     if missing:
         raise UsageError(
@@ -118,7 +124,7 @@ def genai_folder(folder: str | Path, model: Path) -> GenaiFolder:
         raise UsageError(f"{source / _CONFIG}: has no eos_token_id, the token that ends a text; add it")
     if not any(isinstance(facts.get(key), int) for key in _LENGTHS):
         raise UsageError(f"{source / _CONFIG}: has none of {', '.join(_LENGTHS)}; add how many tokens there may be")
-    config = genai_config(_read_model(model).graph, facts, str(model))  # which a conversion changes nothing of
+    config = genai_config(graph, facts, str(model))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is no folder; {option('genai')} writes one")
     if not folder.exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import resource
@@ -193,7 +192,7 @@ class _CalibrationInput:
     def __init__(
         self, calibration: Calibration, recipe: Recipe, model: ir.Model, name: str | None, path: Path | None
     ) -> None:
-        need = demands_of(recipe.family).need(recipe, calibration != Calibration())
+        need = demands_of(recipe.family).need(recipe, calibration.is_given)
         self.asked, self.is_read = calibration, calibration.is_there(name) and need is not Need.NONE
         self._model, self._name, self._path = model, name, path
         self._data: Data | Statistics | None = None
@@ -210,11 +209,9 @@ class _CalibrationInput:
         return data if isinstance(data, Data) else None
 
     def sample(self) -> Feeds | None:
-        """The first batch of the data, where it can be read: what is wrong with it is told by who needs all of it."""
-        with contextlib.suppress(OnnxpressError):
-            data = self.data()
-            return None if data is None else next(iter(data))
-        return None
+        """The first batch of the data, if any is read; raises OnnxpressError."""
+        data = self.data()
+        return None if data is None else next(iter(data))
 
     def tell(self, outcome: ConversionResult) -> ConversionResult:
         """The outcome with how many samples there were."""

@@ -47,18 +47,23 @@ class Reference:
     """What the original computes.
 
     Attributes:
-        on: What the inputs are, for a person.
+        on_data: Whether the inputs are calibration data, or random.
         names: Of the outputs.
         feeds: Sets of inputs; a second one overrides floats that inputs have by default.
         wanted: The outputs on each.
         process: Where models run.
     """
 
-    on: str
+    on_data: bool
     names: list[str]
     feeds: list[Feeds]
     wanted: list[Outputs]
     process: SessionProcess
+
+    @property
+    def on(self) -> str:
+        """What the inputs are, for a person."""
+        return "calibration data" if self.on_data else "random inputs"
 
     def difference(self, model: Bare) -> str | None:
         """What a model computes otherwise, beyond rounding, that should compute the same.
@@ -133,8 +138,7 @@ def run_original(
     feeds, wanted = _that_runs(process, loaded, model, sample, dims or {})
     if _draws(model) and beyond_rounding(names, wanted, process.run(names, feeds)) is not None:
         raise OnnxpressError("the original draws random numbers")
-    on = "random inputs" if sample is None else "calibration data"
-    found = Reference(on, names, [feeds], [wanted], process)
+    found = Reference(sample is not None, names, [feeds], [wanted], process)
     if others := _overridden(loaded, model):
         others = {**feeds, **others}
         with suppress(OnnxpressError):  # its defaults may be the only numbers that it bears

@@ -34,10 +34,13 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     if metric in TEXT_TASKS and recipe.text is None and calibration.text is None:
         raise UsageError(f"{metric} needs a text: give {option('text')}, or a text as {option('calibration')}")
     demands = demands_of(recipe.family)
-    need, is_there = demands.need(recipe, calibration != Calibration()), calibration.is_there(name)
+    need, is_there = demands.need(recipe, calibration.is_given), calibration.is_there(name)
     if calibration.checkpoint is not None and not demands.goes_on(recipe):
         problem = f": scheme {recipe.scheme} does not go on after an interruption with these settings"
         raise SettingsError(["checkpoint"], problem, _guilty(recipe, demands.goes_on))
+    if calibration.checkpoint is not None and need is Need.NONE and demands.reads_data(recipe):
+        problem = f": without data there is nothing to keep: give {option('calibration')} or {option('method')}"
+        raise SettingsError(["checkpoint"], problem)
     unread = [key for key, value in vars(calibration).items() if value is not None and key != "checkpoint"]
     if need is Need.NONE and unread:
         problem = f": scheme {recipe.scheme} reads no calibration data with these settings"

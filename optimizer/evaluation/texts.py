@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from ..calibration.files import tokenizer_file, unreadable
+from ..calibration.files import require_tokenizers, tokenizer_file, unreadable
 from ..errors import UsageError, named_alone, option
 
 PERPLEXITY, KL, EMBEDDINGS = "perplexity", "kl", "embeddings"
@@ -94,15 +94,16 @@ class Text:
             )
 
     def check_files(self) -> None:
-        """Refuse files that are not there.
+        """Refuse files that are not there, and a text that nothing here can read.
 
         Raises:
-            OnnxpressError: It names the first.
+            OnnxpressError: It names the first, or the package that is not installed.
         """
         try:
             Path(self.path).stat()
         except OSError as error:
             raise unreadable(self.path, error) from error
+        require_tokenizers()
         if self.tokenizer is not None:
             tokenizer_file(self.tokenizer)
 

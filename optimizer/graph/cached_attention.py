@@ -20,11 +20,12 @@ import onnx_ir as ir
 
 from .constants import scalar
 from .matching import is_standard
-from .projection import is_private, reader, without_factors
+from .projection import reader
 from .rewriting import required
 from .rotary import Heads, factor_of, read_heads, sources_of
-from .score_mask import Case, ScoreMask, added_mask, chosen_mask
-from .trial import Array, Trial, UnknownError, is_of_sizes, numbered, places
+from .score_mask import Case, ScoreMask, read_mask
+from .scores import concat_ahead, product_ahead, read_scores
+from .trial import Array, Trial, UnknownError, numbered, places
 
 Sizes = tuple[int, int, int]
 """Batch, queries and past."""
@@ -47,6 +48,7 @@ class CachedAttention:
         factor: That scores are multiplied by.
         cap: Of the scores; 0 where there is none.
         mask: What is added to them.
+        read: The queries as the product reads them.
         last: The node that makes [batch, sequence, heads * width].
     """
 
@@ -58,46 +60,47 @@ class CachedAttention:
     factor: float
     cap: float
     mask: ScoreMask
+    read: ir.Value
     last: ir.Node
 
 
 def has_past(softmax: ir.Node) -> bool:
     """Whether a softmax is about keys of which some are an input of the model."""
-    dots = _scores_of(softmax)
-    return dots is not None and _concat_ahead(dots.inputs[1]) is not None
+    return product_ahead(softmax) is not None
 
 
 def find_cached_attention(softmax: ir.Node, trials: Trials) -> CachedAttention:
     """The attention around the softmax of a main graph, of float32; raises UnknownError, whose text is the reason."""
     product = product_behind(softmax)
-    scores, mask, condition = _mask_of(required(softmax.inputs[0]))
-    cap, factor, scores = _cap(scores)
-    dots = scores.producer()
-    if not is_standard(dots, "MatMul") or not is_private(scores):
-        raise UnknownError("the scores are no product of two activations alone")
-    key_concat, value_concat = _concat_ahead(dots.inputs[1]), _concat_ahead(product.inputs[1])
+    scores = read_scores(required(softmax.inputs[0]))
+    dots, is_flat = scores.product, scores.split is not None
+    key_concat, value_concat = concat_ahead(dots.inputs[1]), concat_ahead(product.inputs[1])
     if key_concat is None or value_concat is None:
         raise UnknownError("keys or values have no past that is an input of the model")
     trials.learn(key_concat, dots.inputs[0])
     trial = trials.case(_FIRST).trial
-    query = read_heads(required(dots.inputs[0]), trial)
+    query = read_heads(required(dots.inputs[0]), trial, is_flat=is_flat)
     key, value = (read_heads(required(each.inputs[1]), trial) for each in (key_concat, value_concat))
     _check_heads(query, key, value)
     case = trials.case(_FIRST)
     present = key_concat.outputs[0], value_concat.outputs[0]
-    sizes = [case.batch, key.count, case.keys, key.width]
-    turned = _kept(required(dots.inputs[1]), present[0], sizes, query.count, trial, turned=True)
-    if _kept(required(product.inputs[1]), present[1], sizes, query.count, trial, turned=False) != 1:
+    tries = _Tries(trial, [case.batch, key.count, case.keys, key.width], query.count, case.queries)
+    turned = tries.kept(required(dots.inputs[1]), present[0], is_flat=is_flat, turned=True)
+    if scores.split is not None:
+        tries.check_split(scores.split, dots.outputs[0])
+    is_merged = product.inputs[0] is not softmax.outputs[0] and tries.is_merged(required(product.inputs[0]), softmax)
+    if tries.kept(required(product.inputs[1]), present[1], is_flat=is_merged, turned=False) != 1:
         raise UnknownError("a factor behind the values")
-    if mask is None:
+    if not scores.terms:
         raise UnknownError("no mask: queries see keys behind them")
-    cases = trials.cases()
-    told = added_mask(mask, cases, query.count) if condition is None else _chosen(condition, mask, cases, query.count)
-    last = merge_behind(product.outputs[0], [case.batch, query.count, case.queries, query.width], trial)
+    mask = read_mask(scores.terms, trials.cases(), query.count)
+    sizes = [case.batch, query.count, case.queries, query.width]
+    last = merge_behind(product.outputs[0], sizes, trial, is_flat=is_merged)
     past = required(key_concat.inputs[0]), required(value_concat.inputs[0])
     for kept in present:
         _check_private(kept)
-    return CachedAttention(query, key, value, past, present, factor * query.factor * turned, cap, told, last)
+    factor, read = scores.factor * query.factor * turned, required(dots.inputs[0])
+    return CachedAttention(query, key, value, past, present, factor, scores.cap, mask, read, last)
 
 
 class Trials:
@@ -213,39 +216,6 @@ def _input(
     return np.broadcast_to(sizes[2] + np.arange(shape[1]) if fill is None else fill, shape).astype(kind)
 
 
-def _scores_of(softmax: ir.Node) -> ir.Node | None:
-    """The product of queries and keys ahead of a softmax, whatever is between."""
-    waiting = [value for value in softmax.inputs[:1] if value is not None]
-    for _ in range(_FAR):
-        node = waiting.pop(0).producer() if waiting else None
-        if is_standard(node, "MatMul"):
-            return node
-        if is_standard(node, "Add", "Div", "Mul", "Tanh", "Where", "Cast", "Identity"):
-            waiting += [value for value in node.inputs if value is not None and not is_of_sizes(value)]
-        if not waiting:
-            return None
-    return None
-
-
-def _concat_ahead(value: ir.Value | None) -> ir.Node | None:
-    """The Concat of an input of the model with new keys or values that a product reads, over nodes that move."""
-    for _ in range(_FAR):
-        node = value.producer() if value is not None else None
-        if is_standard(node, "Concat"):
-            past = node.inputs[0]
-            whole = len(node.inputs) == 2 and past is not None and past.is_graph_input() and node.inputs[1] is not None
-            return node if whole and node.attributes.get_int("axis", 0) in (2, -2) else None
-        if is_standard(node, *_MOVES):
-            value = node.inputs[0]
-        elif is_standard(node, "Mul", "Div"):
-            value = next((each for each in node.inputs if each is not None and not is_of_sizes(each)), None)
-            if value is node.inputs[1] and is_standard(node, "Div"):
-                return None
-        else:
-            return None
-    return None
-
-
 def product_behind(softmax: ir.Node) -> ir.Node:
     """The product of weights and values, behind the softmax and what makes nothing of NaN."""
     weights = softmax.outputs[0]
@@ -257,49 +227,12 @@ def product_behind(softmax: ir.Node) -> ir.Node:
         if is_standard(choice, "Where") and choice.inputs[2] is weights and scalar(choice.inputs[1]) == 0:
             weights = choice.outputs[0]
     product = reader(weights)
-    while is_standard(product, "Identity", "Dropout"):
+    while is_standard(product, "Identity", "Dropout", "Reshape"):
         weights = product.outputs[0]
         product = reader(weights)
     if not is_standard(product, "MatMul") or product.inputs[0] is not weights:
         raise UnknownError("the softmax is read by more than the product with the values")
     return product
-
-
-def _mask_of(scores: ir.Value) -> tuple[ir.Value, ir.Value | None, ir.Node | None]:
-    """The scores before their mask, what is added to them, or by which Where they are chosen."""
-    node = scores.producer()
-    if is_standard(node, "Add") and is_private(scores):
-        for index in (0, 1):
-            if _is_product(required(node.inputs[index])):
-                return required(node.inputs[index]), required(node.inputs[1 - index]), None
-    if is_standard(node, "Where") and is_private(scores):
-        for index in (1, 2):
-            if scalar(node.inputs[3 - index]) is not None:
-                return required(node.inputs[index]), required(node.inputs[0]), node
-    return scores, None, None
-
-
-def _is_product(value: ir.Value) -> bool:
-    """Whether a value is a product of activations with factors and a cap."""
-    node = _cap(value)[2].producer()
-    return is_standard(node, "MatMul") and scalar(node.inputs[1]) is None
-
-
-def _chosen(where: ir.Node, condition: ir.Value, cases: Sequence[Case], heads: int) -> ScoreMask:
-    """The mask by which Where takes scores or a number."""
-    counts = scalar(where.inputs[2]) is not None
-    fill = required(scalar(where.inputs[2 if counts else 1]))
-    return chosen_mask(condition, fill, counts, cases, heads)
-
-
-def _cap(scores: ir.Value) -> tuple[float, float, ir.Value]:
-    """Cap c and factor f of scores c tanh(f x / c), or f x with a cap of 0, and what x is."""
-    factor, x = without_factors(scores)
-    node = x.producer()
-    if not is_standard(node, "Tanh") or not is_private(x) or factor <= 0:
-        return 0.0, factor, x
-    step, inner = without_factors(required(node.inputs[0]))
-    return factor, factor * step, inner
 
 
 def _check_heads(query: Heads, key: Heads, value: Heads) -> None:
@@ -312,39 +245,81 @@ def _check_heads(query: Heads, key: Heads, value: Heads) -> None:
         raise UnknownError("values are rotated")
 
 
-def _kept(value: ir.Value, present: ir.Value, sizes: list[int], heads: int, trial: Trial, *, turned: bool) -> float:
-    """The factor of keys or values as a product reads them; raises UnknownError where they are not those kept.
+class _Tries:
+    """What becomes of weights, keys and values on the way to the products.
 
     Args:
-        value: What the product reads.
-        present: What is kept, past and new ones.
-        sizes: Of that.
-        heads: Of the queries, among which those that are kept are shared.
         trial: For these sizes.
-        turned: Whether the product reads [batch, heads, width, keys].
+        sizes: Of keys or values that are kept, [batch, key heads, keys, width].
+        heads: Of the queries, among which those that are kept are shared.
+        queries: How many.
     """
-    factor = factor_of(value, present, sizes, trial, {})
-    found = places(trial.array(value, {present: numbered(sizes)}) / np.float32(factor))
-    kept = np.arange(int(np.prod(sizes))).reshape(sizes)
-    shared = kept if found.ndim == 4 and found.shape[1] == sizes[1] == 1 else kept.repeat(heads // sizes[1], 1)
-    if not np.array_equal(found, shared.transpose(0, 1, 3, 2) if turned else shared):
-        raise UnknownError("a product reads other keys or values than those that are kept for later")
-    return factor
+
+    def __init__(self, trial: Trial, sizes: list[int], heads: int, queries: int) -> None:
+        self._trial, self._sizes, self._heads = trial, sizes, heads
+        self._scores = [sizes[0], heads, queries, sizes[2]]
+
+    def kept(self, value: ir.Value, present: ir.Value, *, is_flat: bool, turned: bool) -> float:
+        """The factor of keys or values as a product reads them; raises UnknownError where they are not those kept.
+
+        Args:
+            value: What the product reads.
+            present: What is kept, past and new ones.
+            is_flat: Whether the product reads [batch * heads, keys, width].
+            turned: Whether it reads [batch, heads, width, keys].
+        """
+        sizes = self._sizes
+        factor = factor_of(value, present, sizes, self._trial, {})
+        found = places(self._trial.array(value, {present: numbered(sizes)}) / np.float32(factor))
+        if is_flat and found.ndim == 3 and found.shape[0] == sizes[0] * self._heads:
+            found = found.reshape(sizes[0], self._heads, *found.shape[1:])
+        kept = np.arange(int(np.prod(sizes))).reshape(sizes)
+        shared = (
+            kept if found.ndim == 4 and found.shape[1] == sizes[1] == 1 else kept.repeat(self._heads // sizes[1], 1)
+        )
+        if not np.array_equal(found, shared.transpose(0, 1, 3, 2) if turned else shared):
+            raise UnknownError("a product reads other keys or values than those that are kept for later")
+        return factor
+
+    def check_split(self, scores: ir.Value, product: ir.Value) -> None:
+        """Raises UnknownError where scores are not those of a product, split into batch and heads."""
+        flat = numbered(_flat(self._scores))
+        if list(self._trial.array(scores, {product: flat}).shape) != self._scores:
+            raise UnknownError("scores are split into other axes than batch and heads")
+
+    def is_merged(self, weights: ir.Value, softmax: ir.Node) -> bool:
+        """Whether the product with the values reads weights [batch * heads, queries, keys]; raises UnknownError."""
+        shape = list(self._trial.array(weights, {softmax.outputs[0]: numbered(self._scores)}).shape)
+        if shape not in (self._scores, _flat(self._scores)):
+            raise UnknownError("weights are merged into other axes than batch and heads")
+        return shape != self._scores
 
 
-def merge_behind(context: ir.Value, sizes: list[int], trial: Trial) -> ir.Node:
-    """The node that makes [batch, sequence, heads * width] of a product of these sizes; raises UnknownError."""
-    node, wanted = reader(context), numbered(sizes).transpose(0, 2, 1, 3)
+def merge_behind(context: ir.Value, sizes: list[int], trial: Trial, *, is_flat: bool = False) -> ir.Node:
+    """The node that makes [batch, sequence, heads * width] of a product with the values; raises UnknownError.
+
+    Args:
+        context: The product.
+        sizes: Of it, [batch, heads, sequence, width].
+        trial: For these sizes.
+        is_flat: Whether it is [batch * heads, sequence, width].
+    """
+    wanted, given = numbered(sizes).transpose(0, 2, 1, 3), numbered(_flat(sizes) if is_flat else sizes)
+    node = reader(context)
     for _ in range(4):
         if not is_standard(node, *_MOVES) or (axes := _rank(node.outputs[0])) is None:
             break
         if axes == 3:
-            merged = trial.array(node.outputs[0], {context: numbered(sizes)})
+            merged = trial.array(node.outputs[0], {context: given})
             if np.array_equal(merged, wanted.reshape(*wanted.shape[:2], -1)):
                 return node
             break
         node = reader(node.outputs[0])
     raise UnknownError("heads are not merged by Transpose and Reshape")
+
+
+def _flat(sizes: list[int]) -> list[int]:
+    return [sizes[0] * sizes[1], *sizes[2:]]
 
 
 def _check_private(present: ir.Value) -> None:

@@ -24,7 +24,7 @@ from .padding_mask import PaddingMask
 from .projection import Projection, is_private, merged_heads, read_projection, without_factors
 from .rewriting import required
 from .rotary import Heads, read_heads
-from .score_terms import Term, Terms, read_terms
+from .score_terms import Bias, Terms, read_terms
 from .trial import UnknownError
 
 _SPLIT = (0, 2, 1, 3)
@@ -50,7 +50,7 @@ class AttentionCore:
     value: Heads
     factor: float
     mask: PaddingMask | None
-    biases: tuple[Term, ...]
+    biases: tuple[Bias, ...]
     last: ir.Node
 
 
@@ -63,7 +63,7 @@ class ProjectedAttention:
     value: Projection
     factor: float
     mask: PaddingMask | None
-    biases: tuple[Term, ...]
+    biases: tuple[Bias, ...]
     last: ir.Node
 
     @property
@@ -131,7 +131,7 @@ class AttentionFinder:
             return self._tried(dots, product, factor, terms, str(reason))
 
     def _projected(
-        self, dots: ir.Node, product: ir.Node, factor: float, terms: Sequence[Term]
+        self, dots: ir.Node, product: ir.Node, factor: float, terms: Sequence[Bias]
     ) -> ProjectedAttention:  # fmt: skip
         """By the nodes that split and merge heads; raises UnknownError."""
         q, k, v = self._read(*map(required, (dots.inputs[0], dots.inputs[1], product.inputs[1])))
@@ -162,13 +162,13 @@ class AttentionFinder:
         return [each for each in read.values() if isinstance(each, Projection)]
 
     def _tried(
-        self, dots: ir.Node, product: ir.Node, factor: float, terms: Sequence[Term], otherwise: str
+        self, dots: ir.Node, product: ir.Node, factor: float, terms: Sequence[Bias], otherwise: str
     ) -> AttentionCore | str:  # fmt: skip
         """By tries, or why not either way."""
         case = self._cases[0]
         try:
             query, key, value = (
-                read_heads(required(heads), case.trial, turned)
+                read_heads(required(heads), case.trial, turned=turned)
                 for heads, turned in ((dots.inputs[0], False), (dots.inputs[1], True), (product.inputs[1], False))
             )
             if value.factor != 1 or value.rotation is not None:
@@ -189,7 +189,7 @@ def _heads(projection: Projection) -> Heads:
     return Heads(projection.result, columns.reshape(count, width), False, projection.factor, None)
 
 
-def _parted(terms: Sequence[Term], x: ir.Value, told: Terms) -> tuple[PaddingMask | None, tuple[Term, ...]]:
+def _parted(terms: Sequence[Bias], x: ir.Value, told: Terms) -> tuple[PaddingMask | None, tuple[Bias, ...]]:
     """The only term as a mask of padding, or else all as biases; raises UnknownError.
 
     With a bias, padding is a bias as well: it is added once for all layers, while the node would widen it in each.

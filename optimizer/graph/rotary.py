@@ -77,24 +77,28 @@ class Heads:
         return int(self.columns.shape[1])
 
 
-def read_heads(value: ir.Value, trial: Trial, turned: bool = False) -> Heads:
-    """What heads are of; raises UnknownError.
+def read_heads(value: ir.Value, trial: Trial, *, is_flat: bool = False, turned: bool = False) -> Heads:
+    """What heads are of.
 
     Args:
-        value: [batch, heads, sequence, width], or `turned` [batch, heads, width, sequence].
+        value: [batch, heads, sequence, width].
         trial: For some sizes.
+        is_flat: Whether it is [batch * heads, sequence, width].
         turned: Whether the last two axes are exchanged.
+
+    Raises:
+        UnknownError: It cannot be told, or no operator makes heads like these.
     """
     hidden, angles = sources_of(value)
     if len(hidden) != 1 or len(angles) not in (0, 2):
         raise UnknownError("heads are not of one tensor, rotated by one table of cosines and one of sines")
     source = hidden[0]
     if not angles:
-        return _read_straight(value, source, trial, {}, turned)
+        return _read_straight(value, source, trial, {}, is_flat=is_flat, turned=turned)
     for cos, sin in (angles, angles[::-1]):
         still = {cos: np.ones_like(trial.array(cos)), sin: np.zeros_like(trial.array(sin))}
         try:
-            heads = _read_straight(value, source, trial, still, turned)
+            heads = _read_straight(value, source, trial, still, is_flat=is_flat, turned=turned)
         except UnknownError:
             continue
         return dataclasses.replace(heads, rotation=_rotation(value, heads, cos, sin, trial, turned))
@@ -126,9 +130,9 @@ def _sort(value: ir.Value, hidden: dict[ir.Value, None], angles: dict[ir.Value, 
             source = cut.inputs[0]
             assert source is not None
         hidden[source] = None
-    elif is_standard(node, *_MOVES) and node.inputs[0] is not None:
+    elif is_standard(node, *_MOVES, "Gather") and node.inputs[0] is not None and constant_of(node.inputs[0]) is None:
         _sort(node.inputs[0], hidden, angles, depth + 1)
-    elif is_standard(node, *_MIXES):
+    elif is_standard(node, *_MIXES) and not _is_biased(node):
         for each in node.inputs:
             if each is not None:
                 _sort(each, hidden, angles, depth + 1)
@@ -139,6 +143,12 @@ def _sort(value: ir.Value, hidden: dict[ir.Value, None], angles: dict[ir.Value, 
 def _is_turned(value: ir.Value | None) -> bool:
     """Whether a value is heads as matrices whose first axis is batch and heads, which torch's newer exporter turns."""
     return value is not None and is_standard(value.producer(), "Transpose")
+
+
+def _is_biased(node: ir.Node) -> bool:
+    """Whether it adds a constant to tokens, which is then part of the hidden states."""
+    constants = [value for value in node.inputs if constant_of(value) is not None]
+    return is_standard(node, "Add") and _axes(node.outputs[0]) == _TOKENS and bool(constants)
 
 
 def _axes(value: ir.Value | None) -> int | None:
@@ -172,13 +182,15 @@ def factor_of(value: ir.Value, source: ir.Value, sizes: list[int], trial: Trial,
 
 
 def _read_straight(
-    value: ir.Value, source: ir.Value, trial: Trial, more: dict[ir.Value, Array], turned: bool
+    value: ir.Value, source: ir.Value, trial: Trial, more: dict[ir.Value, Array], *, is_flat: bool, turned: bool
 ) -> Heads:  # fmt: skip
     """Heads without their rotation, `more` being what makes it none; raises UnknownError."""
     sizes = trial.sizes(source)
     factor = factor_of(value, source, sizes, trial, more)
     found = places(trial.array(value, {source: numbered(sizes), **more}) / np.float32(factor))
-    if found.ndim != 4:
+    if is_flat and found.ndim == 3 and found.shape[0] % sizes[0] == 0:
+        found = found.reshape(sizes[0], -1, *found.shape[1:])
+    elif is_flat or found.ndim != 4:
         raise UnknownError("heads are no [batch, heads, sequence, width]")
     found = found.swapaxes(2, 3) if turned else found
     batch, heads, tokens, width = found.shape
@@ -221,7 +233,8 @@ def _rotation(
         except UnknownError:
             continue
         c, s = (each.reshape(-1, 1, tokens, rotated // 2) for each in (c, s))
-        if np.allclose(made, heads.factor * rotate(selected, c, s, interleaved), rtol=_CLOSE, atol=_CLOSE):
+        wanted = heads.factor * rotate(selected, c, s, interleaved)
+        if np.allclose(made.reshape(wanted.shape), wanted, rtol=_CLOSE, atol=_CLOSE):
             _check_doubled(cos, sin, interleaved, doubled, trial)
             return Rotation(cos, sin, rotated, interleaved, doubled, shared)
     raise UnknownError("heads are rotated in no way that is known")

@@ -18,7 +18,7 @@ from .matching import exact_rank, is_standard
 from .padding_mask import LARGE, PaddingMask, added_mask, chosen_mask
 from .projection import is_private, without_factors
 from .rewriting import required
-from .score_mask import Case, ScoreMask, stripped
+from .score_mask import Case, Term, stripped
 from .trial import UnknownError
 
 _AXES = 4
@@ -27,7 +27,7 @@ _STACKED = 5  # axes of the scores of windows [images, windows, heads, queries, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Term:
+class Bias:
     """What is added to scores.
 
     Attributes:
@@ -37,19 +37,19 @@ class Term:
         spares_nan: Whether a softmax of what it leaves nothing of must not become NaN.
     """
 
-    mask: ScoreMask
+    mask: Term
     padding: PaddingMask | None = None
     repeats: bool = False
     spares_nan: bool = False
 
 
-def read_terms(scores: ir.Value) -> tuple[ir.Value, list[Term]] | str:
+def read_terms(scores: ir.Value) -> tuple[ir.Value, list[Bias]] | str:
     """Scores without what is added to them, and that, the last one first; or why it cannot be told.
 
     Args:
         scores: What a softmax reads.
     """
-    terms: list[Term] = []
+    terms: list[Bias] = []
     while (node := scores.producer()) is not None:
         if is_standard(node, "Add"):
             found = _added(node)
@@ -66,26 +66,26 @@ def read_terms(scores: ir.Value) -> tuple[ir.Value, list[Term]] | str:
     return scores, terms
 
 
-def _added(node: ir.Node) -> tuple[ir.Value, Term] | None:
+def _added(node: ir.Node) -> tuple[ir.Value, Bias] | None:
     inputs = [required(value) for value in node.inputs[:2]]
     ways = [index for index in (0, 1) if _leads_to_product(inputs[index])]
     if len(ways) != 1:
         return None
     term = inputs[1 - ways[0]]
-    return inputs[ways[0]], Term(ScoreMask(term), added_mask(term))
+    return inputs[ways[0]], Bias(Term(term), added_mask(term))
 
 
-def _chosen(node: ir.Node) -> tuple[ir.Value, Term] | None:
+def _chosen(node: ir.Node) -> tuple[ir.Value, Bias] | None:
     condition = required(node.inputs[0])
     for index in (1, 2):
         fill = scalar(node.inputs[3 - index])
         if fill is not None and fill <= -LARGE:
-            mask = ScoreMask(condition, 0.0, fill, index == 1)
-            return required(node.inputs[index]), Term(mask, chosen_mask(condition, fill, index == 1))
+            mask = Term(condition, is_choice=True, fill=fill, counts=index == 1)
+            return required(node.inputs[index]), Bias(mask, chosen_mask(condition, fill, index == 1))
     return None
 
 
-def _of_windows(last: ir.Node) -> tuple[ir.Value, Term] | None:
+def _of_windows(last: ir.Node) -> tuple[ir.Value, Bias] | None:
     """A sum within two Reshapes that take the batch apart into images and windows, and put it together again."""
     node = required(last.inputs[0]).producer()
     if not is_standard(node, "Add") or not is_private(node.outputs[0]):
@@ -101,7 +101,7 @@ def _of_windows(last: ir.Node) -> tuple[ir.Value, Term] | None:
             sizes = list(term.shape or ())
             heads, *table = list(scores.shape or ())[1:]
             if len(sizes) == _STACKED and sizes[:2] == [1, windows] and sizes[2] in (1, heads) and sizes[3:] == table:
-                return scores, Term(ScoreMask(term), repeats=True)
+                return scores, Bias(Term(term), repeats=True)
     return None
 
 
@@ -135,7 +135,7 @@ class Terms:
     def __init__(self, cases: Sequence[Case]) -> None:
         self._cases = cases
 
-    def told(self, term: Term, x: ir.Value) -> Term | None:
+    def told(self, term: Bias, x: ir.Value) -> Bias | None:
         """A term without what each layer does to it by itself; None where its batch is not known to be that of x."""
         if term.repeats:
             return term
@@ -144,7 +144,7 @@ class Terms:
             mask = dataclasses.replace(mask, root=required(node.inputs[0]))
         return dataclasses.replace(term, mask=mask) if self._fits(mask.root, x) else None
 
-    def is_whole(self, term: Term, x: ir.Value) -> bool:
+    def is_whole(self, term: Bias, x: ir.Value) -> bool:
         """Whether a term has a row a query and a column a key of its own."""
         shape, length = term.mask.root.shape, _size(x, 1)
         if term.repeats or (shape is not None and len(shape) == _AXES and all(_same(n, length) for n in shape[2:])):

@@ -104,7 +104,7 @@ class Trial:
             is_number = node.op_type == _CODES and value is not node.outputs[0]
             return [] if is_number else self._maybe(first)
         if node.op_type in _PRODUCTS:
-            lead, last = self._maybe(first), _last(node, value)
+            lead, last = self._maybe(first), self._last(node, value)
             return [*lead[:-1], last] if lead is not None and last is not None else None
         if is_standard(node, *_BROADCAST):
             return self._broadcast(node)
@@ -121,6 +121,17 @@ class Trial:
             return self._reshaped(node, node.inputs[1])
         return None
 
+    def _last(self, node: ir.Node, product: ir.Value) -> int | None:
+        """The columns of a product."""
+        if product.shape is not None and isinstance(last := product.shape[-1], int):
+            return last
+        right = node.inputs[1] if is_standard(node, "MatMul", "MatMulInteger") else None
+        if right is None:
+            return None
+        weight = constant_of(right)
+        sizes = self._maybe(right) if weight is None else weight.shape.numpy()
+        return int(sizes[-1]) if sizes else None
+
     def _maybe(self, value: ir.Value) -> list[int] | None:
         try:
             return self.sizes(value)
@@ -128,12 +139,16 @@ class Trial:
             return None
 
     def _broadcast(self, node: ir.Node) -> list[int] | None:
-        """Of the operands that are known; those that are not hold the same axes, or it is none of them."""
+        """Of the operands that are known; those that are not hold the same axes, or it is none of them.
+
+        Where all that are known are of one, it is what others are of.
+        """
         rank = len(node.outputs[0].shape) if node.outputs[0].shape is not None else None
         known = [sizes for value in node.inputs if value is not None and (sizes := self._maybe(value)) is not None]
         if not known or (max(map(len, known)) != rank if rank is not None else len(known) < len(node.inputs)):
             return None
-        return list(np.broadcast_shapes(*map(tuple, known)))
+        sizes = list(np.broadcast_shapes(*map(tuple, known)))
+        return None if 1 in sizes and len(known) < len(node.inputs) else sizes
 
     def _split(self, node: ir.Node, value: ir.Value) -> list[int] | None:
         whole = self._maybe(node.inputs[0]) if node.inputs[0] is not None else None
@@ -231,14 +246,6 @@ class Trial:
             return None
         end = node.attributes.get_int("end") if "end" in node.attributes else None
         return np.array(sizes[node.attributes.get_int("start", 0) : end], np.int64)
-
-
-def _last(node: ir.Node, product: ir.Value) -> int | None:
-    """The columns of a product."""
-    if product.shape is not None and isinstance(last := product.shape[-1], int):
-        return last
-    weight = constant_of(node.inputs[1]) if is_standard(node, "MatMul", "MatMulInteger") else None
-    return int(weight.shape.numpy()[-1]) if weight is not None else None
 
 
 def is_of_sizes(value: ir.Value | None, depth: int = 16) -> bool:

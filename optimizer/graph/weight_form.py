@@ -32,6 +32,7 @@ _STANDARD = {
 }
 _SCALES = {
     "float32": ir.DataType.FLOAT,
+    "half": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
     "bfloat16": ir.DataType.BFLOAT16,
     "pow2": ir.DataType.FLOAT,

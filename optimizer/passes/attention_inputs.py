@@ -10,8 +10,8 @@ import onnx_ir as ir
 from ..graph.appending import Appender
 from ..graph.padding_mask import PaddingMask
 from ..graph.rewriting import add_array, required
-from ..graph.score_mask import LOWEST, ScoreMask
-from ..graph.score_terms import Term, Terms
+from ..graph.score_mask import LOWEST, Term
+from ..graph.score_terms import Bias, Terms
 from ..graph.sharing import made_behind
 
 
@@ -32,7 +32,7 @@ class AttentionInputs:
         """int32 [batch, keys], 1 where a key counts."""
         return self._once(("padding", mask.root, mask.counts), lambda: self._integers(mask))
 
-    def bias(self, terms: Sequence[Term], x: ir.Value, memory: ir.Value) -> ir.Value:
+    def bias(self, terms: Sequence[Bias], x: ir.Value, memory: ir.Value) -> ir.Value:
         """float32 [batch or 1, heads or 1, queries, keys], the sum of terms.
 
         Args:
@@ -71,17 +71,17 @@ class AttentionInputs:
         name = f"{value.name}_{op_type.lower()}"
         return made_behind(value, self._graph, op_type, [value, *more], name, **attributes)
 
-    def _term(self, term: Term, x: ir.Value) -> ir.Value:
+    def _term(self, term: Bias, x: ir.Value) -> ir.Value:
         mask = term.mask
         if term.repeats:
             return self._once(("repeated", mask.root, x), lambda: self._repeated(mask.root, x))
-        if not mask.is_boolean and not term.spares_nan:
+        if not mask.is_choice and not term.spares_nan:
             return mask.root
         return self._once((mask, term.spares_nan), lambda: self._finite(mask))
 
-    def _finite(self, mask: ScoreMask) -> ir.Value:
+    def _finite(self, mask: Term) -> ir.Value:
         """What is added, so that the softmax of a row that sees nothing is no NaN."""
-        if not mask.is_boolean:
+        if not mask.is_choice:
             return self._write.op("Max", mask.root, self._write.number(LOWEST), shape=mask.root.shape)
         pair = [self._write.number(number) for number in (mask.kept, max(mask.fill, LOWEST))]
         yes, no = pair if mask.counts else pair[::-1]

@@ -19,25 +19,33 @@ from ..graph.constants import mark_constants
 from ..graph.element_type import is_float32
 from ..graph.matching import is_standard, opset_of
 from ..graph.rewriting import replace, required, set_names
-from ..graph.score_mask import LOWEST, ScoreMask
+from ..graph.rotary import Heads
+from ..graph.score_mask import LOWEST, Term
 from ..graph.trial import UnknownError
 from ..graph.weight_form import MICROSOFT
 from .base import GraphPass
 from .head_writer import HeadWriter
+from .merge_equal import MergeEqual
 from .remove_unused import remove_unused
 
 OPSET = 13
 """From which Squeeze, Unsqueeze and Split have the form that is written here."""
 _WIDTHS = 8  # of which heads are a multiple
+_HEADS = 4  # axes of heads, [batch, heads, sequence, width]
+_HIDDEN = 3  # axes of hidden states, [batch, sequence, columns]
+_FAR = 8  # beyond the axes of any tensor here
+
+Tokens = tuple[ir.Value, int]
 
 
 class FuseCachedAttention(GraphPass):
     """Fuse every attention with a past of the main graph that is wholly understood.
 
     Cases: heads of products of their own, of one for all, in any order of its columns, or behind norms; rotated
-    wholly, in part, by halves or neighbours, or not; shared by groups of heads; any mask that leaves out what is
-    behind a query; a cap on the scores. Left with a reason: other types than float32, masks that show later keys,
-    keys that others read, and what does not turn out to be an attention when it is tried.
+    wholly, in part, by halves or neighbours, or not; shared by groups of heads; any masks that leave out what is
+    behind a query, and what distances cost each head; a cap on the scores; products of [batch * heads, ..]. Left with
+    a reason: other types than float32, masks that show later keys, keys that others read, and what does not turn out to
+    be an attention when it is tried.
 
     Attributes:
         fused: The new nodes.
@@ -77,17 +85,18 @@ class FuseCachedAttention(GraphPass):
                 self.left[node.name or ""] = reason
         if self.fused:
             model.graph.opset_imports.setdefault(MICROSOFT, 1)
-            remove_unused(model)
             model.graph.sort()
+            MergeEqual()(model)  # what each layer adds to its scores
+            remove_unused(model)
         return bool(self.fused)
 
     def _fuse(self, found: CachedAttention) -> None:
         last, past = found.last, found.past[0]
         self._mask = found.mask.root  # layers of the same mask have the same sizes, or it would fit none of them
-        tokens = found.value.source
+        tokens = self._tokens(found)
         query, key, value = self._heads.written(last, (found.query, found.key, found.value), past, self._mask)
         inputs = [query, key, value, *found.past, self._lengths(past, tokens), self._total(past, tokens),
-                  None, None, None, self._bias(found.mask)]  # fmt: skip
+                  None, None, None, self._bias(found)]  # fmt: skip
         attributes: dict[str, int | float] = {
             "num_heads": found.query.count, "kv_num_heads": found.key.count, "scale": found.factor,
         }  # fmt: skip
@@ -99,44 +108,64 @@ class FuseCachedAttention(GraphPass):
         self._graph.insert_before(last, node)
         for output, like in zip(node.outputs, (last.outputs[0], *found.present), strict=True):
             output.type, output.shape = ir.TensorType(ir.DataType.FLOAT), like.shape
-        lead = tokens.shape[:2] if tokens.shape is not None else (None, None)
-        node.outputs[0].shape = ir.Shape([*lead, found.query.count * found.query.width])
+        shape, columns = tokens[0].shape, found.query.count * found.query.width
+        lead = shape[:2] if shape is not None and tokens[1] == 1 else (None, None)
+        node.outputs[0].shape = ir.Shape([*lead, columns])
         replace(last, node.outputs[0])
-        for output, present, before in zip(node.outputs[1:], found.present, found.past, strict=True):
-            self._keep_sizes(present, before, tokens, found.key.width)
+        if _axes(found.read) == _HEADS and _axes(tokens[0]) == _HIDDEN:  # else they may depend on these
+            self._keep_sizes(found.read, past, self._new(tokens), found.query)
+        for output, present in zip(node.outputs[1:], found.present, strict=True):
+            self._keep_sizes(present, past, self._length(past, tokens), found.key)
             replace(required(present.producer()), output)
         self.fused.append(node)
 
-    def _keep_sizes(self, present: ir.Value, past: ir.Value, tokens: ir.Value, width: int) -> None:
-        """Let who asks for the sizes of what is kept have them without it: the mask may depend on them."""
-        for each in [each for each, _ in present.uses() if each.op_type == "Shape"]:
-            lead = self._slice(self._shape(past), 0, 2)
-            length = self._write.op("Unsqueeze", self._length(past, tokens), self._write.ints(0))
-            sizes = self._write.op("Concat", lead, length, self._write.ints(width), axis=0)
+    @staticmethod
+    def _tokens(found: CachedAttention) -> Tokens:
+        """What has an axis of new tokens, and which: hidden states, or heads where all are of something between."""
+        every = (found.value, found.key, found.query)
+        heads = next((heads for heads in every if not heads.heads_first), found.value)
+        return heads.source, 2 if heads.heads_first else 1
+
+    def _keep_sizes(self, value: ir.Value, past: ir.Value, length: ir.Value, heads: Heads) -> None:
+        """Let who asks for the sizes of heads, of so many queries or keys, have them without these."""
+        for each in [each for each, _ in value.uses() if each.op_type == "Shape"]:
+            count, width = (self._write.ints(number) for number in (heads.count, heads.width))
+            lengths = self._write.op("Unsqueeze", length, self._write.ints(0))
+            sizes = self._write.op("Concat", self._batch(past), count, lengths, width, axis=0)
             end = each.attributes.get_int("end", 4)
             if each.attributes.get_int("start", 0) or end != 4:
                 sizes = self._slice(sizes, each.attributes.get_int("start", 0), end)
             ir.convenience.replace_all_uses_with(each.outputs[0], sizes)
 
-    def _length(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
+    def _batch(self, past: ir.Value) -> ir.Value:
+        """int64 [1]: rows."""
+        key = ("batch", self._mask)
+        if key not in self._made:
+            self._made[key] = self._slice(self._shape(past), 0, 1)
+        return self._made[key]
+
+    def _new(self, tokens: Tokens) -> ir.Value:
+        """int64 []: how many queries there are."""
+        key = ("new", self._mask)
+        if key not in self._made:
+            self._made[key] = self._size(*tokens)
+        return self._made[key]
+
+    def _length(self, past: ir.Value, tokens: Tokens) -> ir.Value:
         """int64 []: how many keys there are."""
         key = ("length", self._mask)
         if key not in self._made:
-            parts = [
-                self._write.op("Gather", self._shape(value), self._write.number(axis, np.int64), axis=0)
-                for value, axis in ((past, 2), (tokens, 1))
-            ]  # fmt: skip
-            self._made[key] = self._write.op("Add", *parts)
+            self._made[key] = self._write.op("Add", self._size(past, 2), self._new(tokens))
         return self._made[key]
 
-    def _total(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
+    def _total(self, past: ir.Value, tokens: Tokens) -> ir.Value:
         """int32 []: the same."""
         key = ("total", self._mask)
         if key not in self._made:
             self._made[key] = self._write.cast(self._length(past, tokens), ir.DataType.INT32)
         return self._made[key]
 
-    def _lengths(self, past: ir.Value, tokens: ir.Value) -> ir.Value:
+    def _lengths(self, past: ir.Value, tokens: Tokens) -> ir.Value:
         """int32 [batch]: the number of the last key.
 
         One at least: ONNX Runtime divides by a batch of 0, and refuses numbers of another batch before that.
@@ -144,27 +173,47 @@ class FuseCachedAttention(GraphPass):
         key = ("lengths", self._mask)
         if key not in self._made:
             length = self._write.op("Sub", self._length(past, tokens), self._write.number(1, np.int64))
-            batch = self._write.op("Max", self._slice(self._shape(past), 0, 1), self._write.ints(1))
+            batch = self._write.op("Max", self._batch(past), self._write.ints(1))
             self._made[key] = self._write.cast(self._write.op("Expand", length, batch), ir.DataType.INT32)
         return self._made[key]
 
-    def _bias(self, mask: ScoreMask) -> ir.Value:
+    def _bias(self, found: CachedAttention) -> ir.Value:
         """float32 [batch or 1, heads or 1, queries, keys], finite: rows that see nothing must not become NaN."""
-        key = ("bias", mask.root, mask.kept, mask.fill, mask.counts)
+        terms = found.mask.terms
+        key = ("bias", terms)
         if key not in self._made:
-            lowest = self._write.number(max(mask.fill, LOWEST))
-            if mask.is_boolean:
-                kept = self._write.number(mask.kept)
-                pair = (kept, lowest) if mask.counts else (lowest, kept)
-                made = self._write.op("Where", mask.root, *pair, dtype=ir.DataType.FLOAT)
-            else:
-                made = self._write.op("Max", mask.root, self._write.number(LOWEST))
-            made.shape = mask.root.shape
-            self._made[key] = made
+            made = None
+            for term in terms:
+                made = self._added(made, term, found)
+            if not all(term.is_choice for term in terms):
+                made = self._write.op("Max", required(made), self._write.number(LOWEST))
+            self._made[key] = required(made)
         return self._made[key]
+
+    def _added(self, before: ir.Value | None, term: Term, found: CachedAttention) -> ir.Value:
+        """The sum with one term more."""
+        root = self._with_heads(term.root, found) if term.flat else term.root
+        if not term.is_choice:
+            if term.factor != 1:
+                root = self._write.op("Mul", root, self._write.number(term.factor))
+            return root if before is None else self._write.op("Add", before, root)
+        kept, fill = self._write.number(term.kept), self._write.number(max(term.fill, LOWEST))
+        if before is not None:
+            kept = before if term.kept == 0 else self._write.op("Add", before, kept)
+        pair = (kept, fill) if term.counts else (fill, kept)
+        return self._write.op("Where", root, *pair, dtype=ir.DataType.FLOAT)
+
+    def _with_heads(self, root: ir.Value, found: CachedAttention) -> ir.Value:
+        """[batch, heads, ..] of a tensor [batch * heads, ..]."""
+        rest = self._slice(self._shape(root), 1, _FAR)
+        sizes = self._write.op("Concat", self._batch(found.past[0]), self._write.ints(found.query.count), rest, axis=0)
+        return self._write.op("Reshape", root, sizes)
 
     def _slice(self, value: ir.Value, begin: int, end: int) -> ir.Value:
         return self._write.op("Slice", value, self._write.ints(begin), self._write.ints(end))
+
+    def _size(self, value: ir.Value, axis: int) -> ir.Value:
+        return self._write.op("Gather", self._shape(value), self._write.number(axis, np.int64), axis=0)
 
     def _shape(self, value: ir.Value) -> ir.Value:
         return self._write.op("Shape", value, dtype=ir.DataType.INT64)
@@ -175,3 +224,7 @@ def _refuse(found: CachedAttention) -> str | None:
     if found.query.width % _WIDTHS:
         return f"heads of {found.query.width} numbers, which is no multiple of {_WIDTHS}"
     return None if found.factor > 0 else "scores are multiplied by no positive number"
+
+
+def _axes(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)

@@ -1,23 +1,30 @@
 """Logits of the last token alone: of a prompt, only what comes next is of use.
 
-logits = norm(h) W,  h [batch, sequence, hidden]     becomes     norm(h)[:, -1:] W,  [batch, 1, vocabulary]
+logits = norm(h) W,  h [batch, sequence, hidden]     becomes     norm(h)[:, last] W,  [batch, 1, vocabulary]
 
-A product of low rank beside it reads the same.
+where the last token of a row is that which its mask counts last, if the model has a mask [batch, past + sequence]:
+texts of a batch may be padded on either side. A product of low rank beside it reads the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from ..graph.constants import constant_of, mark_constants
 from ..graph.matching import is_standard, opset_of
-from ..graph.rewriting import SharedArrays, insert_before
+from ..graph.rewriting import SharedArrays, insert_before, insert_cast, required
 from .base import GraphPass
 
 OPSET = 10
 """From which Slice takes its places as inputs."""
+_MASK_OPSET = 13
+"""From which Unsqueeze does; ArgMax tells the last of several from 12 on, when GatherND got its batch axes."""
+_COUNTED = (ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64)
 _PRODUCTS = ("DynamicQuantizeMatMul", "MatMul", "MatMulMiniFloat", "MatMulNBits")
+_END = np.iinfo(np.int64).max
 _MAPS = ("Add", "Cast", "Div", "Identity", "Mul", "Sub", "Tanh")
 
 
@@ -41,11 +48,10 @@ class LastLogits(GraphPass):
             self.left[""] = "the model has no logits [batch, sequence, vocabulary] that a product gives"
             return False
         ((output, (product, *beside)),) = found
-        x, arrays = product.inputs[0], SharedArrays(model.graph)
-        assert x is not None
-        places = (arrays.add("last", np.array([place], np.int64)) for place in (-1, np.iinfo(np.int64).max, 1))
+        x = required(product.inputs[0])
         first = beside[0] if beside else product
-        last = insert_before(first, "Slice", [x, *places], x, suffix="_last")
+        mask = _mask(model) if opset_of(model) >= _MASK_OPSET else None
+        last = _Cut(model.graph, first).to_last(x) if mask is None else _Cut(model.graph, first).to_counted(x, mask)
         last.shape = _cut(x)
         for reader in dict.fromkeys((first, product)):
             reader.replace_input_with(0, last)
@@ -58,6 +64,58 @@ class LastLogits(GraphPass):
             value = use.outputs[0] if use is not None else None
         self.output = output.name
         return True
+
+
+class _Cut:
+    """Nodes that cut the input of a node, placed before it."""
+
+    def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
+        self._arrays, self._node = SharedArrays(graph), node
+
+    def to_last(self, x: ir.Value) -> ir.Value:
+        """The last of the second axis."""
+        return self._slice(x, -1, _END, 1, "_last")
+
+    def to_counted(self, x: ir.Value, mask: ir.Value) -> ir.Value:
+        """What the mask counts last of the second axis, which it ends with; the last where it counts nothing of it."""
+        sequence = self._slice(self._op("Shape", [x], "_shape"), 1, 2, 0, "_sequence")
+        begin = self._op("Neg", [sequence], "_begin")
+        new = self._op("Slice", [mask, begin, self._number(_END), self._number(1)], "_new_mask", mask)
+        counted = insert_cast(self._node, new, ir.DataType.INT32, "_counted")  # ArgMax takes no truth values
+        place = insert_before(
+            self._node, "ArgMax", [counted], None, suffix="_place", attributes={"axis": 1, "select_last_index": 1}
+        )
+        return self._op(
+            "Unsqueeze",
+            [insert_before(self._node, "GatherND", [x, place], x, suffix="_row", attributes={"batch_dims": 1}),
+             self._number(1)],
+            "_last", x,
+        )  # fmt: skip
+
+    def _slice(self, x: ir.Value, begin: int, end: int, axis: int, suffix: str) -> ir.Value:
+        return self._op("Slice", [x, *map(self._number, (begin, end, axis))], suffix, x)
+
+    def _op(self, op_type: str, inputs: Sequence[ir.Value], suffix: str, like: ir.Value | None = None) -> ir.Value:
+        made = insert_before(self._node, op_type, inputs, like, suffix=suffix)
+        made.shape = None
+        return made
+
+    def _number(self, number: int) -> ir.Value:
+        return self._arrays.add("last", np.array([number], np.int64))
+
+
+def _mask(model: ir.Model) -> ir.Value | None:
+    """The input attention_mask, [batch, past + sequence]; not that of an encoder beside a decoder's own tokens.
+
+    All other inputs of two axes, such as tokens and their positions, are [batch, sequence] then.
+    """
+    found = {value.name: value for value in model.graph.inputs if value.dtype in _COUNTED and _rank(value) == 2}
+    mask = found.pop("attention_mask", None)
+    return mask if len({required(value.shape)[1] for value in found.values()}) == 1 else None
+
+
+def _rank(value: ir.Value) -> int | None:
+    return None if value.shape is None else len(value.shape)
 
 
 def _cut(value: ir.Value) -> ir.Shape | None:

@@ -6,14 +6,17 @@ from collections.abc import Hashable
 
 import onnx_ir as ir
 
+from ..graph.constants import stored_constant
 from ..graph.determinism import is_deterministic
 from .base import GraphPass
 
-_MOST = 10  # elements of a constant that is worth comparing
+_MOST = 16  # elements of a constant that is worth comparing
 
 
 class MergeEqual(GraphPass):
     """Let the readers of a node read the one before it that has its operator, attributes and inputs.
+
+    Inputs are the same, or constants of the same few numbers.
 
     Left: what draws numbers, operators of other domains, which might, nodes with graphs inside, constants of more
     than a few elements, and outputs of graphs. Only the main graph is changed.
@@ -43,13 +46,25 @@ def _key(node: ir.Node) -> Hashable | None:
         if attribute.is_ref():
             return None
         if attribute.type == ir.AttributeType.TENSOR:
-            if value.size > _MOST:
+            value = _numbers(value)
+            if value is None:
                 return None
-            value = value.dtype, tuple(value.shape), value.tobytes()
         elif isinstance(value, (list, tuple)):
             value = tuple(value)
         elif not isinstance(value, (int, float, str, bytes)):
             return None
         attributes.append((name, attribute.type, repr(value)))  # by its text, -0 is not 0
     present = tuple(bool(value.name) for value in node.outputs)
-    return node.op_identifier(), tuple(map(id, node.inputs)), tuple(attributes), present
+    return node.op_identifier(), tuple(map(_input, node.inputs)), tuple(attributes), present
+
+
+def _input(value: ir.Value | None) -> Hashable:
+    tensor = None if value is None else stored_constant(value)
+    return (None if tensor is None else _numbers(tensor)) or id(value)
+
+
+def _numbers(tensor: ir.TensorProtocol) -> Hashable:
+    """What constants have in common that are the same; None of many numbers, of texts and of what is still to come."""
+    if isinstance(tensor, ir.LazyTensor) or tensor.dtype == ir.DataType.STRING or tensor.size > _MOST:
+        return None
+    return tensor.dtype, tuple(tensor.shape), tensor.tobytes()

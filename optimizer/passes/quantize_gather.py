@@ -55,9 +55,11 @@ class QuantizeGather(GraphPass):
         node, weight, settings = decision.node, decision.weight, decision.settings
         assert weight is not None
         assert settings is not None
-        # The output has the type of the scales.
-        scale_type = "float16" if weight.dtype == ir.DataType.FLOAT16 else "float32"
-        scheme = dataclasses.replace(settings.weight, scale_type=scale_type)
+        scheme = settings.weight  # with the type of the output
+        if weight.dtype == ir.DataType.FLOAT16:
+            scheme = dataclasses.replace(scheme, scale_type="float16")
+        elif scheme.scale_type == "float16":
+            scheme = dataclasses.replace(scheme, scale_type="half")
         key = (id(weight.tensor), scheme)
         if key not in self._weights:
             self._weights[key] = LazyWeight(f"{weight.value.name}_table", weight, scheme)

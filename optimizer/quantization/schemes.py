@@ -10,9 +10,10 @@ from ..errors import SettingError
 if TYPE_CHECKING:
     from .formats import Format
 
-_KERNEL_SCALES = ("float32", "float16")
+KERNEL_SCALES = ("half", "float32", "float16")
+"""Of integers, the default first."""
 _POWERS_OF_TWO = ("e8m0", "pow2")
-SCALE_TYPES = (*_KERNEL_SCALES, "bfloat16", *_POWERS_OF_TWO)
+SCALE_TYPES = ("float32", "half", "float16", "bfloat16", *_POWERS_OF_TWO)
 """Keys of `formats.SCALE_TYPES`."""
 
 
@@ -36,7 +37,7 @@ class Preset:
     symmetric: bool = True
     family: str = "weight-only"
     block_size: int = 32
-    scale_types: tuple[str, ...] = _KERNEL_SCALES
+    scale_types: tuple[str, ...] = KERNEL_SCALES
     fixed: bool = False
     activations: str = ""
 
@@ -154,7 +155,7 @@ class WeightScheme:
     @property
     def has_kernel(self) -> bool:
         """Whether `_kernels.quantize_blocks` rounds to it."""
-        return self.integer and self.scale_type in _KERNEL_SCALES
+        return self.integer and self.scale_type in KERNEL_SCALES
 
     @property
     def takes_factors(self) -> bool:

@@ -99,8 +99,8 @@ class Blocks:
     )
     scale_type: str | None = setting(
         None,
-        "float32 or float16; of floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2 (powers "
-        "of two as float32).",
+        "half (numbers of float16 as float32, which our kernels hold in 16 bits), float32 or float16; of "
+        "floating-point weights also bfloat16, e8m0 (powers of two in 8 bits) or pow2 (powers of two as float32).",
         choices=SCALE_TYPES,
         per_node=True,
     )

@@ -42,6 +42,7 @@ def test_same_bits_as_reference(isa, bits, symmetric):
         (64, 16, 16, True, np.float32, "float16"),
         (300, 5, 128, False, np.float16, "float32"),
         (17, 33, 64, True, np.float16, "float16"),
+        (128, 20, 32, False, np.float32, "half"),
     ]:
         weight = rng.standard_t(4, (N, K) if transposed else (K, N)).astype(dtype)
         arguments = (weight, transposed, bits, block_size, symmetric, True, scale_type)
@@ -172,6 +173,25 @@ def test_all_finite_sees_every_place(dtype):
             array = np.ones(10000, dtype)
             array[place] = poison
             assert not _kernels.all_finite(array)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("search", [False, True])
+def test_scales_are_halves_where_these_are_normal(isa, search):
+    """Elsewhere they are as precise as float32."""
+    powers = np.exp2(np.linspace(-40, 40, 64)).astype(np.float32)
+    weight = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32) * powers[:, None]
+    arguments = (weight, True, 4, 32, False, search, "half")
+    got = quantize(_kernels.quantize_blocks, *arguments, isa=isa)
+    for one, other in zip(got[:3], quantize(reference.quantize_blocks, *arguments)[:3], strict=True):
+        np.testing.assert_array_equal(one, other)
+    scales = got[1]
+    with np.errstate(over="ignore"):
+        halves = scales.astype(np.float16).astype(np.float32)
+    is_normal = (np.abs(scales) >= 2.0**-14) & (np.abs(scales) <= 65504)
+    assert 16 < is_normal.sum() < 48
+    np.testing.assert_array_equal(scales[is_normal], halves[is_normal])
+    assert (scales[~is_normal] != halves[~is_normal]).any()
 
 
 def test_half_precision_scales_are_halves():

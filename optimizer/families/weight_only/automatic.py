@@ -31,6 +31,7 @@ from ...model_io.storage import weights_size
 from ...planning.lazy_weight import LazyWeight
 from ...planning.report import Attempt, size_text
 from ...planning.result import Progress
+from ...quantization.schemes import KERNEL_SCALES
 from ...settings.budget import seconds_of
 from ...settings.override import Override
 from ...settings.recipe import Recipe
@@ -289,7 +290,7 @@ class _Search:
         recipe = self._recipe
         return Override(
             match=name, scheme=f"int{_MORE}", block_size=_BLOCK if recipe.block_size == 0 else recipe.block_size,
-            scale_type=None if recipe.scale_type in (None, "float32", "float16") else "float32",
+            scale_type=None if recipe.scale_type in (None, *KERNEL_SCALES) else "half",
         )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from .transforming import Folds, transform
 from .with_data import method_of, reads_data, round_with_data
 
 _ROUNDED = "rounded"
-"""Folder of rounded weights in that of a checkpoint, where there are others beside it."""
+"""Folder of rounded weights in that of a checkpoint, where there are others beside it; with a budget, one for each."""
 
 
 def convert(
@@ -95,7 +95,7 @@ def _within_budget(model: ir.Model, recipe: Recipe, data: Data, budget: Budget, 
     decide(model, recipe)  # which prepares it
     folder = None if data.checkpoint is None else data.checkpoint / MEASURED
     choice = Mixture(model, recipe, data, progress, budget, folder).choose(budget)
-    result = _convert(model, choice.recipe, data, progress, stage=_ROUNDED)
+    result = _convert(model, choice.recipe, data, progress, stage=f"{_ROUNDED}-{budget.most:.15g}{budget.unit}")
     return dataclasses.replace(
         result,
         details={**result.details, "mixed": choice.details()},

@@ -43,6 +43,8 @@ from .sensitivity import Sensitivity
 
 MEASURED = "measured"
 """Folder of a measurement in that of a checkpoint."""
+_ERRORS = "errors"
+"""The same where a budget holds nothing back, so that errors alone are measured."""
 _STAGE = "mixed"
 _METHOD = METHODS["search"]
 _LEAST = 1e-30
@@ -116,7 +118,7 @@ class Mixture:
             products = Products(copy, segments, (_METHOD,))
             jobs = products.jobs([each[0].weight for each in ways.values()])
             described = "" if folder is None else _described(copy, [ways[key_of(job.weight)] for job in jobs], data)
-            files = Files(folder, f"{described}{'' if holds_back else ', errors alone'}")
+            files = Files(folder if folder is None or holds_back else folder.with_name(_ERRORS), described)
             missing = not all(files.has(_file(job)) for job in jobs)
             nodes = [node for job in jobs for node in products.readers(job.weight)]
             sensitivity = Sensitivity(copy, data, nodes) if holds_back and missing else None

@@ -126,7 +126,7 @@ def test_what_a_checkpoint_keeps_is_told(folder):
 def test_a_checkpoint_without_data(model):
     done = call(model, "--checkpoint", "kept")
     assert done.returncode == 2
-    assert "what --checkpoint would keep has to see data: give --calibration" in done.stderr
+    assert "--checkpoint: without data there is nothing to keep: give --calibration or --method" in done.stderr
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -62,6 +62,11 @@ class TestCleanUp:
         assert ("checked", "names and nodes; by a run on random inputs") in report.rows
         assert report.details["check"]["run_on"] == "random inputs"
 
+    @pytest.mark.parametrize(("scheme", "is_told"), [("int2", True), ("int8", False)])
+    def test_what_random_inputs_tell_is_put_into_its_place(self, scheme, is_told, tmp_path):
+        report = optimize(chain(), Recipe(scheme=scheme), tmp_path / "out.onnx")
+        assert any("real inputs are often served better" in line for _, line in report.rows) == is_told
+
     def test_a_step_that_changes_numbers_is_left_out_and_the_rest_is_done(self, tmp_path, monkeypatch):
         def negate(model):
             of_op(model, "Relu").op_type = "Neg"

@@ -73,10 +73,10 @@ def test_attentions_that_are_not_fused_share_no_buffer(source, run, tmp_path):
     assert (code, told["search"]["past_present_share_buffer"]) == (0, False)
 
 
-def greedy(path, count):
+def greedy(path, count, prompt=PROMPT):
     """What the model says next, token by token."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    tokens, past = list(PROMPT), {
+    tokens, past = list(prompt), {
         value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
         for value in session.get_inputs() if len(value.shape) == 4
     }  # fmt: skip
@@ -99,16 +99,17 @@ def registered():
     onnxruntime_genai.register_execution_provider_library(ep.NAME, str(custom_ops.library_path()))
 
 
+def convert(run, last):
+    last_logits = ["--last-logits"] if last else []
+    code, _, _ = run("optimize", "source", "--scheme", "int8", "--accuracy-level", "0", "--genai", "made", *last_logits)
+    assert code == 0
+
+
 @pytest.mark.parametrize("with_ep", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 def test_it_generates_what_the_model_says(source, run, with_ep, last):
     genai = pytest.importorskip("onnxruntime_genai")
-    last_logits = ["--last-logits"] if last else []
-    code, _, err = run(
-        "optimize", "source", "--scheme", "int8", "--accuracy-level", "0", "--genai", "made", *last_logits
-    )
-    assert code == 0
-    assert ("--last-logits: for one text at a time" in err) == last
+    convert(run, last)
     config = genai.Config("made")
     if with_ep:
         registered()
@@ -123,6 +124,22 @@ def test_it_generates_what_the_model_says(source, run, with_ep, last):
     made = [int(token) for token in generator.get_sequence(0)]
     assert made == greedy("made/model.onnx", len(made) - len(PROMPT))
     assert len(made) > len(PROMPT)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_texts_of_two_lengths_at_once(source, run, last):
+    """Of which it pads the shorter one on the right."""
+    genai = pytest.importorskip("onnxruntime_genai")
+    convert(run, last)
+    model = genai.Model(genai.Config("made"))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(max_length=32, batch_size=2)
+    generator = genai.Generator(model, parameters)
+    short = PROMPT[:2]
+    generator.append_tokens(np.int32([PROMPT, [*short, *[VOCABULARY - 1] * (len(PROMPT) - len(short))]]))
+    generator.generate_next_token()
+    assert generator.get_sequence(0)[-1] == greedy("made/model.onnx", 1, PROMPT)[-1]
+    assert generator.get_sequence(1)[-1] == greedy("made/model.onnx", 1, short)[-1]
 
 
 def without(name):
@@ -166,6 +183,13 @@ def test_a_model_that_it_does_not_run_is_refused_before_it_is_converted(source, 
     code, _, err = run("optimize", "source", "--scheme", "float", "--genai", "made")
     assert (code, "source/model.onnx: is no ONNX model" in " ".join(err.split())) == (1, True)
     assert not (tmp_path / "made").exists()
+
+
+def test_a_model_without_a_past_is_refused_first(source, run, tmp_path):
+    ir.save(Decoder(cached=False).made, source / "model.onnx")
+    (source / "config.json").unlink()
+    code, _, err = run("optimize", "source", "--scheme", "float", "--genai", "made")
+    assert (code, "source/model.onnx: has no past of keys and values" in " ".join(err.split())) == (1, True)
 
 
 def test_no_empty_folder_is_left(source, run, tmp_path):

@@ -62,6 +62,9 @@ def widths(report):
     return {weight.nodes[0]: weight.scheme for weight in report.weights}
 
 
+_BUDGETS = ("100bits", "4.7bits", "3.5bits")
+
+
 @pytest.fixture
 def path(tmp_path):
     return network(tmp_path / "m.onnx")
@@ -170,6 +173,16 @@ def test_an_interrupted_measurement_goes_on_to_the_same_bytes(path, tmp_path, mo
     assert len(measured) == 2
 
 
+def test_budgets_share_a_measurement(path, tmp_path, monkeypatch):
+    """Their roundings lie beside each other, and one that holds nothing back measures nothing that others need."""
+    folder = tmp_path / "kept"
+    made = {budget: Path(convert(path, budget, checkpoint=folder).output).read_bytes() for budget in _BUDGETS}
+    assert len(set(made.values())) == len(_BUDGETS)
+    monkeypatch.setattr(Sensitivity, "of", None)  # so that nothing can be measured again
+    for budget, whole in made.items():
+        assert Path(convert(path, budget, checkpoint=folder).output).read_bytes() == whole
+
+
 def test_a_measurement_of_other_settings_is_not_taken_up(path, tmp_path):
     convert(path, "4.7bits", checkpoint=tmp_path / "kept")
     with pytest.raises(UsageError, match="another model, other settings or other data"):
@@ -177,12 +190,15 @@ def test_a_measurement_of_other_settings_is_not_taken_up(path, tmp_path):
 
 
 def test_weights_of_a_file_of_5_bits_stay_what_they_are(tmp_path):
-    """They lie on grids about zero, whose blocks of 32 no zero point makes; a recipe that wants one keeps it."""
+    """They lie on grids about zero, whose blocks of 32 no zero point makes; a recipe that wants one keeps it.
+
+    Such files hold scales as float16.
+    """
     rng = np.random.default_rng(5)
     codes = rng.integers(-16, 16, (2, WIDTH, WIDTH)).astype(np.float32)
     codes[:, ::32] = -16
     scales = rng.choice([-1, 1], (2, 2, 1, WIDTH)) * rng.uniform(0.5, 1, (2, 2, 1, WIDTH)) / 256
-    weights = (codes.reshape(2, 2, 32, WIDTH) * scales.astype(np.float32)).reshape(2, WIDTH, WIDTH)
+    weights = (codes.reshape(2, 2, 32, WIDTH) * scales.astype(np.float16).astype(np.float32)).reshape(2, WIDTH, WIDTH)
     b = graphs.Builder(18)
     h = b.op("Tanh", b.op("MatMul", b.input("x", [None, WIDTH]), b.constant("W0", weights[0]), name="first"))
     b.output(b.op("MatMul", h, b.constant("W1", weights[1]), name="second"), [None, WIDTH])

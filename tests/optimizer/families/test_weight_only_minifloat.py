@@ -362,7 +362,7 @@ def test_files_and_recipes(tmp_path):
         ({"scheme": "fp8", "scale_type": "float8"}, 'scale_type is "float8"'),
         ({"scheme": "mxfp4", "block_size": 64}, "block_size is 64, but mxfp4 has blocks of 32 by definition"),
         ({"scheme": "mxfp4", "scale_type": "float32"}, 'scale_type is "float32", but mxfp4 takes e8m0'),
-        ({"scheme": "int4", "scale_type": "e8m0"}, 'scale_type is "e8m0", but int4 takes float32 or float16'),
+        ({"scheme": "int4", "scale_type": "e8m0"}, 'scale_type is "e8m0", but int4 takes half or float32 or float16'),
         ({"scheme": "bfp8", "scale_type": "float32"}, 'scale_type is "float32", but bfp8 takes e8m0 or pow2'),
         ({"scheme": "int4", "block_size": 0}, "block_size is 0, one scale a channel, which int4 has not"),
         ({"scheme": "fp8", "symmetric": False}, "symmetric is false, but fp8 has no zero points"),

@@ -175,6 +175,22 @@ def test_equal_nodes_are_merged():
 
 
 @pytest.mark.parametrize(
+    ("first", "second", "merged"),
+    [
+        (np.zeros(6, np.float32), np.zeros(6, np.float32), True),
+        (np.zeros(6, np.float32), np.ones(6, np.float32), False),
+        (np.zeros(6, np.float32), np.zeros((1, 6), np.float32), False),
+        (np.zeros((4, 6), np.float32), np.zeros((4, 6), np.float32), False),  # of too many numbers to read
+    ],
+)
+def test_nodes_that_read_the_same_few_numbers_are_merged(first, second, merged):
+    nodes = [node("Add", ["x", "p"], ["a"]), node("Add", ["x", "q"], ["b"]), node("Mul", ["a", "b"], ["y"])]
+    model = model_of(nodes, constants={"p": first, "q": second})
+    assert MergeEqual()(model.clone()).modified == merged
+    check(model)
+
+
+@pytest.mark.parametrize(
     "nodes",
     [
         [

@@ -28,12 +28,22 @@ FORMS = {
     "table": {"rotary": "table", "scale": "sizes"},
     "sizes of parts": {"rotary": "part", "scale": "sizes", "norms": "layer", "layers": 2},
     "counted": {"rotary": "range", "cap": 1.5, "scale": "both"},
+    "groups": {"products": "groups", "shared": 4, "rotary": "part", "scale": "masked", "mask": "added"},
+    "unsqueezed": {"products": "unsqueezed", "shared": 1, "bias": True, "rotary": "none", "scale": "both"},
+    "two masks": {"mask": "table", "scale": "none", "rotary": "none", "shared": 4, "layers": 3},
+    "distances": {"mask": "chosen", "distance": "table", "rotary": "none", "products": "packed", "layers": 2},
+    "counted distances": {"distance": "counted", "rotary": "none", "repeat": "tile", "scale": "masked"},
+    "flat": {"flat": True, "distance": "counted", "mask": "added", "rotary": "none", "shared": 4, "layers": 2},
+    "flat and rotated": {"flat": True, "cap": 1.5, "scale": "both"},
     "no rotation": {"rotary": "none", "norms": "layer", "products": "packed"},
 }
 
 
-def run(model, fed):
-    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options())
+LEVELS = (ort.GraphOptimizationLevel.ORT_ENABLE_ALL, ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+
+
+def run(model, fed, level=LEVELS[0]):
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options(graph_optimization_level=level))
     return session.run(None, fed)
 
 
@@ -51,12 +61,12 @@ def operators(model):
     return [node.op_type for node in model.graph]
 
 
-def same(model, others, case):
+def same(model, others, case, level=LEVELS[0]):
     """Real tokens' logits, and the keys and values kept of them, as they were."""
     _, sequence, past, padding = case
     fed = feeds(model, *case)
     real = np.arange(past + sequence) >= np.array(padding)[:, None]
-    for want, got in zip(others(fed), run(model, fed), strict=True):
+    for want, got in zip(others(fed), run(model, fed, level), strict=True):
         assert want.shape == got.shape
         assert np.isfinite(got).all()
         rows = real[:, past:] if want.ndim == 3 else real
@@ -72,14 +82,25 @@ def test_means_the_same(form):
     fuse = fused(model)
     assert not fuse.left
     assert len(fuse.fused) == FORMS[form].get("layers", 1)
-    assert operators(model).count("RotaryEmbedding") == (0 if form == "no rotation" else 2 * len(fuse.fused))
+    rotated = FORMS[form].get("rotary") != "none"
+    assert operators(model).count("RotaryEmbedding") == 2 * rotated * len(fuse.fused)
     assert not {"Softmax", "Tile", "Tanh", "IsNaN", "Neg"} & set(operators(model))
     assert [(v.name, v.dtype, v.shape) for v in (*model.graph.inputs, *model.graph.outputs)] == signature
-    for case in CASES:
-        same(model, lambda fed: session.run(None, fed), case)
+    for case, level in zip(CASES, LEVELS * 2, strict=True):
+        same(model, lambda fed: session.run(None, fed), case, level)
 
 
-@pytest.mark.parametrize("form", ["llama", "by head"])
+@pytest.mark.parametrize("form", ["two masks", "distances", "flat"])
+def test_layers_share_their_mask(form):
+    model = Decoder(**FORMS[form]).made
+    fuse = fused(model)
+    assert len({id(node.inputs[10]) for node in fuse.fused}) == 1
+    assert len({id(node.inputs[6]) for node in fuse.fused}) == 1
+    fed = {value.name for node in model.graph if node.op_type in ("Shape", "Transpose") for value in node.inputs}
+    assert not any(name.startswith("present") for name in fed)
+
+
+@pytest.mark.parametrize("form", ["llama", "by head", "groups", "unsqueezed", "two masks", "distances", "flat"])
 def test_names_do_not_matter(form):
     plain, other = Decoder(**FORMS[form]).made, renamed(Decoder(**FORMS[form]).made)
     fused(plain)
@@ -115,6 +136,8 @@ def test_sizes_may_have_a_name_for_each_input():
         ({"mask": "future"}, "queries see keys behind them"),
         ({"mask": "types"}, "queries see keys behind them"),
         ({"mask": "none"}, "no mask: queries see keys behind them"),
+        ({"mask": "future", "distance": "counted"}, "queries see keys behind them"),
+        ({"mask": "future", "distance": "counted", "flat": True}, "queries see keys behind them"),
         ({"reads": True}, "others read the keys or values that are kept for later"),
         ({"width": 12}, "heads of 12 numbers, which is no multiple of 8"),
         ({"head_norms": "before"}, "heads are not of one tensor, rotated by one table of cosines and one of sines"),
@@ -144,6 +167,46 @@ def test_old_opsets_and_other_types_are_left():
     assert fuse.left == {"0/softmax": "computes on other numbers than float32"}
 
 
+def test_a_number_that_counts_in_place_of_scores_is_left():
+    decoder = Decoder(mask="chosen")
+    (softmax,) = (node for node in decoder.graph if node.op_type == "Softmax")
+    softmax.inputs[0].producer().replace_input_with(2, decoder.one(-20.0))
+    assert set(fused(decoder.made).left.values()) == {"scores are chosen or else something that is no low number"}
+
+
+def test_distances_alone_are_left():
+    decoder = Decoder(mask="chosen", distance="table")
+    (softmax,) = (node for node in decoder.graph if node.op_type == "Softmax")
+    softmax.replace_input_with(0, softmax.inputs[0].producer().inputs[1])
+    assert set(fused(decoder.made).left.values()) == {"what is added to the scores is no [batch, heads, queries, keys]"}
+
+
+def test_scores_that_are_split_otherwise_are_left():
+    decoder = Decoder(flat=True, mask="added", rotary="none")
+    (split,) = (node for node in decoder.graph if node.name == "0/split")
+    batch, heads, sequence, rest = split.inputs[1].producer().inputs
+    other = ir.node("Concat", [heads, batch, sequence, rest], attributes={"axis": 0}, name="other")
+    other.outputs[0].name = "other"
+    decoder.graph.insert_before(split, other)
+    split.replace_input_with(1, other.outputs[0])
+    assert set(fused(decoder.made).left.values()) == {"scores are split into other axes than batch and heads"}
+
+
+def test_masks_that_are_unlike_far_from_each_other_stay_apart():
+    """All that is tried is near."""
+    decoder = Decoder(mask="table", layers=2, rotary="none", scale="none", shared=4)
+    (table,) = (value for name, value in decoder.graph.initializers.items() if name == "near")
+    every = np.tri(*table.shape.numpy()[2:], dtype=bool)
+    cuts = [node for node in decoder.graph if node.op_type == "Slice" and node.inputs[0] is table]
+    for cut, far in zip(cuts, (20, 30), strict=True):
+        near = decoder.constant(f"near_{far}", (every & ~np.tri(len(every), k=-far, dtype=bool))[None, None])
+        cut.replace_input_with(0, near)
+    session = ort.InferenceSession(ir.to_proto(decoder.made).SerializeToString(), options())
+    fuse = fused(decoder.made)
+    assert len({id(node.inputs[10]) for node in fuse.fused}) == 2
+    same(decoder.made, lambda fed: session.run(None, fed), (2, 40, 0, [0, 3]))
+
+
 def test_angles_that_differ_within_a_pair_are_left():
     decoder = Decoder(rotary="table")
     table = decoder.graph.initializers["cos"]
@@ -158,13 +221,17 @@ def test_a_past_of_a_fixed_size_is_left():
     assert set(fused(decoder.made).left.values()) == {"the past has a fixed size"}
 
 
-def test_what_is_between_heads_and_past_stays():
-    decoder = Decoder()
-    (key,) = (node for node in decoder.graph if node.op_type == "Concat" and node.inputs[0].name == "past.0.key")
-    relu = ir.node("Relu", [key.inputs[1]], name="clamp")
-    relu.outputs[0].name = "clamped"
-    decoder.graph.insert_before(key, relu)
-    key.replace_input_with(1, relu.outputs[0])
+@pytest.mark.parametrize("parts", [["key"], ["value"], ["key", "value"]])
+def test_what_is_between_heads_and_past_stays(parts):
+    decoder = Decoder(rotary="none")
+    for part in parts:
+        (kept,) = (
+            node for node in decoder.graph if node.op_type == "Concat" and node.inputs[0].name == f"past.0.{part}"
+        )
+        relu = ir.node("Relu", [kept.inputs[1]], name=f"clamp {part}")
+        relu.outputs[0].name = f"clamped {part}"
+        decoder.graph.insert_before(kept, relu)
+        kept.replace_input_with(1, relu.outputs[0])
     session = ort.InferenceSession(ir.to_proto(decoder.made).SerializeToString(), options())
     fuse = fused(decoder.made)
     assert len(fuse.fused) == 1

@@ -38,6 +38,28 @@ def test_the_last_token_says_the_same(cap):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("past", [0, 3])
+def test_padding_behind_a_row_is_no_last_token(past):
+    decoder = Decoder()
+    fed = feeds(decoder.made, 3, 5, past, [0, 0, 0])
+    fed["attention_mask"][1, past + 2 :] = 0
+    fed["attention_mask"][2, past:] = 0  # nothing new counts
+    want = run(decoder.made, fed)[0]
+    assert LastLogits()(decoder.made).modified
+    np.testing.assert_allclose(run(decoder.made, fed)[0][:, 0], want[[0, 1, 2], [4, 1, 4]], atol=1e-5)
+
+
+@pytest.mark.parametrize("change", ["two lengths", "no such name"])
+def test_a_mask_of_other_tokens_is_not_read(change):
+    decoder = Decoder()
+    if change == "two lengths":
+        decoder.input("decoder_input_ids", ["batch", "decoder sequence"], ir.DataType.INT64)
+    else:
+        decoder.seen.name = "encoder_attention_mask"
+    assert LastLogits()(decoder.made).modified
+    assert "ArgMax" not in {node.op_type for node in decoder.graph}
+
+
 def test_a_model_without_logits_is_left():
     decoder = Decoder()
     decoder.graph.outputs.pop(0)
