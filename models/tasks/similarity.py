@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.calibration.files import require_tokenizers
 from onnxpress.optimizer.errors import OnnxpressError
 
 from .. import catalogue
@@ -86,9 +85,10 @@ def load_tokenizer(file: Path, most_tokens: int) -> Any:
     Raises:
         OnnxpressError: The extra "models" is not installed, or the file cannot be read.
     """
-    require_tokenizers()
-    from tokenizers import Tokenizer
-
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise OnnxpressError('texts need tokenizers: pip install "onnxpress[models]"') from error
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exceptions
