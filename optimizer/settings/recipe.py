@@ -182,14 +182,14 @@ class Recipe(Settings):
             raise origin.error("target", "any", ", which needs weights of 7 bits; leave out the full range")
 
     def _check_compensation(self, origin: Origin) -> None:
-        """Refuse what rounds or chooses by the error of codes alone."""
+        """Refuse what trains codes, or searches for a recipe, without what is added."""
         rank = self.rank or next(each.rank for each in self.overrides if each.rank)
         if self.trains:
             problem = f", but method {self.method} trains the codes without what is added; take gptq or qronos"
             raise origin.error("rank", rank, problem)
-        for key in ("budget", "max_drop", "max_kl"):
+        for key in ("max_drop", "max_kl"):
             if getattr(self, key) is not None:
-                problem = f", but {key} chooses among roundings alone; leave out the one or the other"
+                problem = f", but {key} chooses among roundings alone; leave out the one or the other, or give a budget"
                 raise origin.error("rank", rank, problem)
 
     def _per_node(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import onnx_ir as ir
 from ...model_io.names import copy_of
 from ...model_io.storage import weights_size
 from ...planning.lazy_weight import LazyWeight
-from ...quantization.schemes import SCHEMES
+from ...quantization.schemes import SCHEMES, WeightScheme
 from ...settings.recipe import Recipe
+from .compensation import add_unread, why_none
 from .rewrite import decide, rewrite
 
 _WIDTHS = (
@@ -24,6 +25,8 @@ _WIDTHS = (
 )
 _BLOCKS = (32, 128)
 """Of integers, where the recipe leaves it open."""
+_SHARES = (1, 2, 4, 1 << 30)
+"""The recipe's rank is divided by them: whole, half, a quarter, none."""
 
 
 class Grid(NamedTuple):
@@ -32,6 +35,7 @@ class Grid(NamedTuple):
     scheme: str
     block_size: int | None
     symmetric: bool | None
+    rank: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +44,19 @@ class Candidate:
 
     Attributes:
         grid: Settings that make it.
-        weight: The weight as it is then.
+        weight: The weight as it is then, with what is added to it among its bytes.
         lost: What its product loses of its squares, as `InputMoments.cost` has it.
     """
 
     grid: Grid
     weight: LazyWeight
     lost: float = math.inf
+
+    @property
+    def scheme(self) -> WeightScheme:
+        """Of the weight, with the rank of what is added to it: 0 where nothing can be."""
+        scheme = self.weight.scheme
+        return dataclasses.replace(scheme, rank=0) if scheme.rank and why_none(self.weight) else scheme
 
 
 def candidates_of(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, ...], list[Candidate]], int]:
@@ -56,15 +66,17 @@ def candidates_of(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, .
     for grid in _grids(recipe):
         copy = copy_of(model)
         asked = recipe.decided(**grid._asdict())
-        weights = rewrite(copy, decide(copy, asked)).weights
+        rewritten = rewrite(copy, decide(copy, asked))
+        add_unread(copy, rewritten, recipe.form)
+        each = [Candidate(grid, weight) for weight in rewritten.weights]
         if not found:
             whole = weights_size(copy)
-            found = {key_of(weight): [Candidate(grid, weight)] for weight in weights}
+            found = {key_of(way.weight): [way] for way in each}
             continue
-        for weight in weights:
-            ways = found.get(key_of(weight))
-            if ways is not None and all(way.weight.scheme != weight.scheme for way in ways):
-                ways.append(Candidate(grid, weight))
+        for candidate in each:
+            ways = found.get(key_of(candidate.weight))
+            if ways is not None and all(way.scheme != candidate.scheme for way in ways):
+                ways.append(candidate)
     return found, whole
 
 
@@ -74,8 +86,9 @@ def _grids(recipe: Recipe) -> list[Grid]:
     Integers of few bits may go without zero points even where more would have them: that is cheaper, and it is exact
     where weights were decoded from a file of 5 bits about zero, such as Q5_0.
     """
-    own = Grid(recipe.scheme, recipe.block_size, recipe.symmetric)
+    own = Grid(recipe.scheme, recipe.block_size, recipe.symmetric, recipe.rank)
     widths = next((each for each in _WIDTHS if recipe.scheme in each), (recipe.scheme, "fp6", "fp8"))
+    ranks = dict.fromkeys(recipe.rank // share for share in _SHARES)
     found = [own]
     for scheme in widths:
         preset = SCHEMES[scheme]
@@ -83,7 +96,7 @@ def _grids(recipe: Recipe) -> list[Grid]:
         has_zeros = recipe.symmetric is None and not preset.symmetric
         blocks: tuple[int | None, ...] = _BLOCKS if has_blocks else (recipe.block_size,)
         zeros: tuple[bool | None, ...] = (None, True) if has_zeros else (recipe.symmetric,)
-        found += [Grid(scheme, block, symmetric) for block in blocks for symmetric in zeros]
+        found += [Grid(scheme, block, symmetric, rank) for block in blocks for symmetric in zeros for rank in ranks]
     return list(dict.fromkeys(found))
 
 

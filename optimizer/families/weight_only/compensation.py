@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,7 @@ from ...quantization.low_rank import CompensatedWeight, LowRank, fit_low_rank, r
 from ...quantization.methods import Problem
 from ...quantization.quantized_weight import Floats, QuantizedWeight
 from ...quantization.round_weight import round_weight
+from ...quantization.schemes import WeightScheme
 from .products import cost_of
 from .results import Compensated, Result, Results, Rounded, Store
 from .rewrite import Rewritten
@@ -131,14 +132,48 @@ def compensate(model: ir.Model, rewritten: Rewritten, results: Results, form: st
             whole.done[weight.name] = required(result.compensated)
         else:
             whole.left.update(dict.fromkeys(weight.nodes, reason or _NO_GAIN))
-    step = AddLowRank(rewritten.products, added, form)
+    return dataclasses.replace(whole, sizes=_add(model, rewritten, added, form))
+
+
+def add_unread(model: ir.Model, rewritten: Rewritten, form: str) -> None:
+    """Add products of low rank wherever the settings of nodes want them, whose numbers nobody may read."""
+    wanted = [weight for weight in rewritten.weights if weight.scheme.rank and not why_none(weight)]
+    if wanted:
+        _add(model, rewritten, {weight.identity: Added(weight.scheme.rank, _unread) for weight in wanted}, form)
+
+
+def _unread() -> LowRank:
+    raise AssertionError("the numbers of a product of low rank were read before there are any")
+
+
+def _add(
+    model: ir.Model, rewritten: Rewritten, added: dict[tuple[object, ...], Added], form: str
+) -> dict[str, int]:  # fmt: skip
+    """Add products of low rank, also to the bytes of their weights; their bytes by name of the weight."""
+    step, sizes = AddLowRank(rewritten.products, added, form), {}
     step(model)
     declare_functions(model)
-    for weight in wanted:
+    for weight in rewritten.weights:
         if weight.identity in step.sizes:
-            whole.sizes[weight.name] = step.sizes[weight.identity]
+            sizes[weight.name] = step.sizes[weight.identity]
             weight.stored += step.sizes[weight.identity]
-    return whole
+    return sizes
+
+
+def costs_by_rank(
+    weight: LazyWeight, found: QuantizedWeight, problem: Problem, ranks: Sequence[int], form: str
+) -> list[float]:
+    """What a weight costs on rows kept apart with products of some ranks, each at least 1, beside it.
+
+    The best product of a rank is the leading part of that of any higher one.
+    """
+    schemes = {rank: _schemes(weight, rank, form) for rank in ranks}
+    inner, outer = fit_low_rank(problem.rows - found.rows(), max(ranks), problem.moments.second[0])
+    costs = []
+    for rank in ranks:
+        low_rank = round_low_rank(np.ascontiguousarray(inner[:, :rank]), outer[:rank], schemes[rank])
+        costs.append(cost_of(problem.apart, CompensatedWeight(found, low_rank), problem.rows))
+    return costs
 
 
 def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Result:
@@ -158,12 +193,14 @@ def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Res
 
 
 def _fitted(weight: LazyWeight, error: Floats, form: str, problem: Problem | None = None) -> LowRank:
-    rank, dtype = weight.scheme.rank, weight.weight.dtype
-    if required(weight.readers[0].form).widened:
-        dtype = ir.DataType.FLOAT
-    factors = fit_low_rank(error, rank, None if problem is None else problem.moments.second[0])
-    inner, outer = (factor_form(form, length, dtype).scheme for length in (weight.weight.K, rank))
-    return round_low_rank(*factors, (inner, outer))
+    factors = fit_low_rank(error, weight.scheme.rank, None if problem is None else problem.moments.second[0])
+    return round_low_rank(*factors, _schemes(weight, weight.scheme.rank, form))
+
+
+def _schemes(weight: LazyWeight, rank: int, form: str) -> tuple[WeightScheme, WeightScheme]:
+    """Of both factors."""
+    dtype = ir.DataType.FLOAT if required(weight.readers[0].form).widened else weight.weight.dtype
+    return factor_form(form, weight.weight.K, dtype).scheme, factor_form(form, rank, dtype).scheme
 
 
 def squared_error(found: CompensatedWeight, rows: Floats) -> float:

@@ -5,9 +5,10 @@ Each weight has candidates, of more and fewer bits. What one does to the outputs
     damage = sensitivity of the weight * what its product loses by the candidate,
 
 the first measured in the whole model (`sensitivity`), the second by the moments of its inputs, both on the float path,
-with weights rounded to nearest under these moments. That damages of weights add up is what makes it cheap; it holds for
-errors that are small (Malinovskii et al. 2024, "Pushing the Limits of Large Language Model Quantization via the
-Linearity Theorem", eq. 4, with errors of weights in place of those of products). `allocate` then finds the candidates.
+with weights rounded to nearest under these moments, and the product of low rank that a candidate has
+beside it. That damages of weights add up is what makes it cheap; it holds for errors that are small (Malinovskii et al.
+2024, "Pushing the Limits of Large Language Model Quantization via the Linearity Theorem", eq. 4, with errors of weights
+in place of those of products). `allocate` then finds the candidates.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from ...planning.report import size_text
 from ...planning.result import Progress
 from ...quantization.allocation import allocate
 from ...quantization.methods import METHODS
+from ...quantization.schemes import WeightScheme
 from ...settings.budget import Budget
 from ...settings.override import Override
 from ...settings.recipe import Recipe
 from ..kept_files import Files
 from .candidates import Candidate, candidates_of, key_of
+from .compensation import costs_by_rank
 from .product_time import product_time
 from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
 from .results import describe
@@ -133,30 +136,41 @@ class Mixture:
     def _measure(
         self, job: Job, ways: Sequence[Candidate], products: Products, sensitivity: Sensitivity | None
     ) -> dict[str, Any]:
-        """What products lose by each candidate of a weight, and what the first one does to the model if it is asked.
+        """What products lose by each candidate of a weight.
 
-        Nothing is lost where what the weight reads is nothing, or NaN or infinite.
+        Of the codes of the first one alone also how much that is, and what it does to the model if it is asked. Nothing
+        is lost where what the weight reads is nothing, or NaN or infinite.
         """
         moments = products.moments_of(job)
         if moments is None:
-            return {"lost": [], "harm": 0.0}
+            return {"lost": [], "plain": 0.0, "harm": 0.0}
         first, apart = problem_of(ways[0].weight, *moments), moments[1]
-        lost, harm = [], 1.0
-        for way in ways:
-            found = _METHOD.round(dataclasses.replace(first, scheme=way.weight.scheme))
-            lost.append(max(cost_of(apart, found, first.rows), _LEAST))
-            if way is ways[0] and sensitivity is not None:
-                numbers = numbers_of(way.weight, found)
+        codes: dict[WeightScheme, list[int]] = {}  # and the candidates that have them
+        for index, way in enumerate(ways):
+            codes.setdefault(dataclasses.replace(way.scheme, rank=0), []).append(index)
+        lost, plain, harm = [0.0] * len(ways), 0.0, 1.0
+        for scheme, indices in codes.items():
+            found = _METHOD.round(dataclasses.replace(first, scheme=scheme))
+            cost = cost_of(apart, found, first.rows)
+            ranks = sorted({ways[index].scheme.rank for index in indices} - {0})
+            costs = costs_by_rank(ways[0].weight, found, first, ranks, self._recipe.form) if ranks else []
+            by_rank = {0: cost, **{rank: min(cost, each) for rank, each in zip(ranks, costs, strict=True)}}
+            for index in indices:
+                lost[index] = max(by_rank[ways[index].scheme.rank], _LEAST)
+            if 0 in indices:
+                plain = max(cost, _LEAST)
+            if 0 in indices and sensitivity is not None:
+                numbers = numbers_of(ways[0].weight, found)
                 readers = products.readers(job.weight)
                 harm = sensitivity.of({node.name or "": as_read(node, numbers) for node in readers})
-        return {"lost": lost, "harm": harm}
+        return {"lost": lost, "plain": plain, "harm": harm}
 
-    def _take(self, ways: Sequence[Candidate], lost: Sequence[float], harm: float) -> None:
+    def _take(self, ways: Sequence[Candidate], lost: Sequence[float], plain: float, harm: float) -> None:
         """What `_measure` gave; a weight of which nothing is known has no choice."""
         if lost:
             each = [dataclasses.replace(way, lost=value) for way, value in zip(ways, lost, strict=True)]
             self._candidates.append(each)
-            self._sensitivities.append(max(harm, 0.0) / lost[0])
+            self._sensitivities.append(max(harm, 0.0) / plain)
 
     @property
     def sizes(self) -> tuple[float, float]:
@@ -185,7 +199,7 @@ class Mixture:
             math.fsum(each[index] for each, index in zip(damages, chosen, strict=True)),
             self._fixed + stored,
             8 * stored / self._elements,
-            dict(Counter(way.weight.scheme.name for way in ways)),
+            dict(Counter(_told_as(way) for way in ways)),
             all(each[index] == min(each) for each, index in zip(damages, chosen, strict=True)),
         )
 
@@ -251,7 +265,7 @@ class Mixture:
             times = []
             for way in ways:
                 weight, recipe = way.weight.weight, self._as(way)
-                key = weight.K, weight.N, way.weight.scheme
+                key = weight.K, weight.N, way.scheme
                 if key not in known:
                     known[key] = 0.0 if way.weight.convolution else product_time(weight.K, weight.N, recipe)
                 times.append(known[key])
@@ -265,17 +279,23 @@ class Mixture:
     def _overrides(self, ways: Sequence[Candidate]) -> list[Override]:
         own = self._recipe
         return [
-            Override(match=name, **way.grid._asdict())
+            Override(match=name, **{**way.grid._asdict(), "rank": None if way.grid.rank == own.rank else way.grid.rank})
             for way in ways
-            if way.grid != (own.scheme, own.block_size, own.symmetric)
+            if way.grid != (own.scheme, own.block_size, own.symmetric, own.rank)
             for name in way.weight.nodes
         ]
 
 
 def _described(model: ir.Model, ways: Sequence[Sequence[Candidate]], data: Data) -> str:
     """What tells a measurement from others."""
-    schemes = dict.fromkeys(str(way.weight.scheme) for each in ways for way in each)
+    schemes = dict.fromkeys(str(way.scheme) for each in ways for way in each)
     return describe(model, [each[0].weight for each in ways], [_METHOD.name, *schemes], data)
+
+
+def _told_as(way: Candidate) -> str:
+    """A candidate for a person."""
+    scheme = way.scheme
+    return f"{scheme.name} and rank {scheme.rank}" if scheme.rank else scheme.name
 
 
 def _file(job: Job) -> str:

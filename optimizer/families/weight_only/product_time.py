@@ -12,6 +12,7 @@ from ...runtime.session import open_session, session_options
 from ...runtime.temporary import written
 from ...runtime.timing import take_turns
 from ...settings.recipe import Recipe
+from .compensation import add_unread
 from .rewrite import decide, rewrite
 
 _COLD = 1 << 26
@@ -44,7 +45,7 @@ def _products(K: int, N: int, recipe: Recipe) -> tuple[ir.Model, int]:
     (weight,) = rewrite(one := _float_products(K, N, 1), decide(one, recipe)).weights
     count = min(_MOST_NODES, -(-_COLD // weight.stored))
     model = _float_products(K, N, count)
-    rewrite(model, decide(model, recipe))
+    add_unread(model, rewrite(model, decide(model, recipe)), recipe.form)
     generator = np.random.default_rng(0)
     for value in initializers(model):
         tensor = value.const_value

@@ -21,7 +21,7 @@ from ...quantization.schemes import WeightScheme
 from ...runtime.feeds import Feeds, arrays_of
 from ..kept_files import Files
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the files: a run with those of another begins anew."""
 _ARRAYS = ("packed", "scales", "zero_points")
 _FACTORS = ("inner", "outer")

@@ -214,9 +214,8 @@ def test_rounding_to_nearest_reads_data_for_what_is_added(tmp_path):
         ({"rank": 2.5}, "rank is 2.5, must be a whole number"),
         ({"rank": 8, "scheme": "int8-static"}, "rank: not read by scheme int8-static"),
         ({"rank": 8, "method": "gptq,dwq"}, "trains the codes without what is added"),
-        ({"rank": 8, "budget": "3bits"}, "budget chooses among roundings alone"),
         ({"rank": 8, "max_drop": 0.01}, "max_drop chooses among roundings alone"),
-        ({"budget": "3bits", "overrides": (Override(match="a", rank=4),)}, "rank is 4, but budget"),
+        ({"max_kl": 0.1, "overrides": (Override(match="a", rank=4),)}, "rank is 4, but max_kl"),
     ],
 )
 def test_what_it_does_not_go_with(settings, message):

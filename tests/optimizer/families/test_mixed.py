@@ -25,10 +25,12 @@ from sessions import needs
 WIDTH = 64
 
 
-def network(path):
-    """One product that the output hangs on, and one that hardly counts."""
+def network(path, loud=1):
+    """One product that the output hangs on, and one that hardly counts; four of their inputs may be louder."""
     b = graphs.Builder(18)
     x = b.input("x", [None, WIDTH])
+    if loud != 1:
+        x = b.op("Mul", x, b.constant("loud", np.array([loud] * 4 + [1] * (WIDTH - 4), np.float32)))
     much = b.op("MatMul", x, b.constant("W0", graphs.weight(WIDTH, WIDTH, 0)), name="much")
     little = b.op("MatMul", x, b.constant("W1", graphs.weight(WIDTH, WIDTH, 1)), name="little")
     faint = b.op("Mul", little, b.constant("faint", np.array(1e-3, np.float32)))
@@ -110,6 +112,36 @@ def test_what_the_user_settled_stays(path):
     report = convert(path, "4bits", overrides=(Override(match="much", scheme="int3"),))
     assert widths(report)["much"] == "int3"
     assert set(widths(convert(path, "4bits", exclude=("little",)))) == {"much"}
+
+
+@needs("two bits")
+def test_products_of_low_rank_are_chosen_with_the_bits(tmp_path):
+    """Whole, in part, or not at all, within the budget; the recipe says so, and makes the same model again."""
+    path = network(tmp_path / "m.onnx", loud=100)
+    lost = loss(convert(path, "5.2bits", block_size=64).output, path)
+    report = convert(path, "5.2bits", block_size=64, rank=16)
+    ranks = {name: told["rank"] for name, told in report.details["compensated"].items()}
+    assert set(ranks) == {"W0"}, "little counts too little for anything beside it"
+    assert ranks["W0"] in (4, 8, 16)
+    assert 8 * stored(report) / (2 * WIDTH * WIDTH) <= 5.2
+    assert report.details["mixed"]["weights"][f"{widths(report)['much']} and rank {ranks['W0']}"] == 1
+    assert loss(report.output, path) < lost
+    first = Path(report.output).read_bytes()
+    data = Calibration(lambda: iter(rows()))
+    optimize(path, Recipe.from_mapping(report.recipe), report.output, calibration=data)
+    assert Path(report.output).read_bytes() == first
+
+
+def test_products_of_low_rank_take_time(path, monkeypatch):
+    """Here a bit for each eight of the rank."""
+    times = lambda _K, _N, recipe: float(recipe.scheme[3:]) + recipe.rank / 8  # noqa: E731
+    monkeypatch.setattr(mixed, "product_time", times)
+    report = convert(path, "8ms", block_size=64, rank=16)
+    total = 0.0
+    for name, count in report.details["mixed"]["weights"].items():
+        scheme, _, rank = name.partition(" and rank ")
+        total += count * (float(scheme[3:]) + float(rank or 0) / 8)
+    assert 4 <= total <= 8
 
 
 def test_milliseconds(path, monkeypatch):
