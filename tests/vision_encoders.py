@@ -121,7 +121,8 @@ class VisionModel(LayerModel):
 
     def _sum(self, x: ir.Value, y: ir.Value) -> ir.Value:
         if self.layer_scale:
-            y = self.b.op("Mul", y, self._constant(f"gamma{len(self.b.graph)}", np.full(HIDDEN, 0.7, np.float32)))
+            scale = np.linspace(0.3, 1, HIDDEN, dtype=np.float32)
+            y = self.b.op("Mul", y, self._constant(f"gamma{len(self.b.graph)}", scale))
         return super()._sum(x, y)
 
     def _reshape(self, y: ir.Value, x: ir.Value, *tail: int) -> ir.Value:

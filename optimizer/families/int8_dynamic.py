@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..passes.base import Left, run_all
 from ..passes.declare_functions import declare_functions
+from ..passes.fold_affine import FoldAffine
 from ..passes.fuse_attention import FuseAttention
 from ..passes.quantize_dynamic import OPSET, QuantizeDynamic
 from ..passes.quantize_encoder_layers import QuantizeEncoderLayers
@@ -187,7 +188,8 @@ def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
     versions = (NORMS, OPSET) if finds_layers else (OPSET,)
     rise = next((rise for rise in map(RaiseOpset, versions) if rise.obstacle(model) is None), None)
     is_new = rise is not None
-    parts = (RecogniseActivations(), RecogniseNorms()) if finds_layers else ()
+    # Between what a block of a vision transformer makes and its sum with what it read there may be a scale.
+    parts = (RecogniseActivations(), RecogniseNorms(), FoldAffine(all_chains=False)) if finds_layers else ()
     left = run_all(model, (*([rise] if rise is not None else []), SqueezeWeights(), *parts))
     products = plan_dynamic(model, recipe)
     reasons = {decision.node: decision.reason for decision in products if not decision.taken}

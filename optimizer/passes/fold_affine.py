@@ -29,9 +29,15 @@ class FoldAffine(GraphPass):
     longer than they need to be; BatchNormalization that no product takes, as Mul and Add. The one bias of a MatMul
     stays an Add. Only the main graph is changed.
 
+    Args:
+        all_chains: Whether to fold more than what is behind a product.
+
     Attributes:
         left: Nodes that were left, by name, and why.
     """
+
+    def __init__(self, *, all_chains: bool = True) -> None:
+        self._all_chains = all_chains
 
     def rewrite(self, model: ir.Model) -> bool:
         """Fold; whether anything changed."""
@@ -40,7 +46,7 @@ class FoldAffine(GraphPass):
             if node.graph is not None and is_product(node):
                 changed |= self._behind(Product(node))
         # From the end, so that a chain is met whole.
-        for node in reversed(list(model.graph)):
+        for node in reversed(list(model.graph) if self._all_chains else []):
             if node.graph is not None and (chain := chain_before(node.outputs[0])) and chain[-1].node is node:
                 changed |= self._ahead(chain) or self._shorten(chain)
         if changed:

@@ -91,6 +91,18 @@ def test_matmul_keeps_one_sum():
     assert not FoldAffine()(model)
 
 
+def test_only_behind_products():
+    """The rest of what could go stays: ahead of a product, and a chain of its own."""
+    b = graphs.Builder(13)
+    x = affine(b, b.op("Relu", affine(b, b.input("x", ["n", "m", 5]), (5,), ("Mul", "Mul"))), (5,), ("Mul",))
+    y = b.op("MatMul", x, b.constant("W", array(5, 6)))
+    b.output(affine(b, y, (6,), ("Add", "Mul")), ["n", "m", 6])
+    feeds = {"x": RNG.normal(size=(2, 3, 5)).astype(np.float32)}
+    only = FoldAffine(all_chains=False)
+    assert rewritten(b.model(), only, feeds, depth=64) == ["Mul", "Mul", "Relu", "Mul", "MatMul", "Add"]
+    assert not only.left
+
+
 def padded(forms=("Mul", "Add"), **attributes):
     b = graphs.Builder(13)
     x = affine(b, b.op("Relu", b.input("x", SHAPE)), forms=forms)
