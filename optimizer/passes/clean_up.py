@@ -15,6 +15,7 @@ from ..graph.signature import signature_kept
 from ..model_io.names import copy_of, names_kept_apart
 from ..model_io.quiet_libraries import quiet_libraries
 from .base import GraphPass
+from .einsum_to_matmul import EinsumToMatMul
 from .inline_functions import InlineFunctions
 from .merge_equal import MergeEqual
 from .remove_unused import outputs_kept, remove_unused, unread_kept
@@ -134,6 +135,7 @@ _STEPS: dict[str, Callable[[CleanUp, ir.Model], bool]] = {
     "constant folding": CleanUp._fold,
     # No elimination of Identity: onnx-ir's fails where a branch of an If hands an outer value through.
     _RULES: CleanUp._rewrite,
+    "products of Einsum": lambda _, model: EinsumToMatMul()(model).modified,
     "merging of equal nodes": lambda _, model: MergeEqual()(model).modified,
     "removal of unused nodes": lambda _, model: remove_unused(model),
     "removal of unused functions": CleanUp._drop_functions,
