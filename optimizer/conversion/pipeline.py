@@ -19,7 +19,7 @@ from ..families import family_of
 from ..families.demands import Need, demands_of
 from ..graph.rewriting import listed_names
 from ..model_io import storage
-from ..model_io.normalise import normalise
+from ..model_io.normalise import freeze_inputs, normalise
 from ..model_io.reading import to_proto
 from ..passes.name_nodes import NameNodes
 from ..passes.remove_unused import remove_unused
@@ -100,6 +100,8 @@ def optimize(
         storage.check_apart(target, path, loaded)
         size_before = storage.size_on_disk(path, loaded)
     check_not_quantized(loaded, source)
+    if recipe.freeze_inputs:
+        freeze_inputs(loaded)
     external = storage.has_external_data(loaded)
     clock.lap("read")
 
@@ -123,9 +125,10 @@ def optimize(
     asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
     outcome = _convert(loaded, asked.decided(metric=bound_metric(recipe, calibration, path)), given, source, progress)
     decisions = as_asked(with_foreign(outcome.decisions, foreign), asked)
-    _refuse_nothing_to_do(source, recipe, decisions)
+    open_weights = _open_weights(loaded)
+    _refuse_nothing_to_do(source, recipe, decisions, open_weights)
     gate.check_result(loaded, source)
-    warnings = _warnings(recipe, decisions) + outcome.warnings + annotations.give_back(loaded)
+    warnings = _warnings(recipe, decisions) + open_weights + outcome.warnings + annotations.give_back(loaded)
     settled = recipe.decided(**outcome.settled).to_mapping()
     loaded.metadata_props[METADATA_KEY] = json.dumps(settled, sort_keys=True)
     clock.lap("rewrite")
@@ -246,6 +249,8 @@ def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:
     """
     if before := [Decision(node, "", False, "already quantized") for node in quantized_nodes(model)]:
         return before
+    if recipe.freeze_inputs:
+        freeze_inputs(model)
     NameNodes()(model)
     if recipe.clean_up:
         Gate(model, recipe.check).clean_up(model)
@@ -286,13 +291,25 @@ class _Clock:
         self._last = now
 
 
-def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision]) -> None:
+def _open_weights(model: ir.Model) -> list[str]:
+    """What to say of inputs that could be weights."""
+    found = [value.name for value in model.graph.inputs if value.is_initializer() and len(value.shape or ()) > 1]
+    if not found:
+        return []
+    others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return [
+        f"input '{found[0]}'{others} with a value that a caller may override: left as it is; where all callers take "
+        f"what is there, {option('freeze-inputs')} makes it a constant"
+    ]
+
+
+def _refuse_nothing_to_do(source: str, recipe: Recipe, decisions: list[Decision], hints: list[str]) -> None:
     if any(d.taken for d in decisions) or not family_of(recipe.family).is_about_nodes:
         return
     reasons = group_reasons([(d.op_type, d.reason) for d in decisions])
     listed = "; ".join(f"{count} {what}" for what, count in reasons.items()) or "no node that the scheme takes"
     what = family_of(recipe.family).verb
-    unmatched = "".join(f"; {warning}" for warning in _warnings(recipe, decisions))
+    unmatched = "".join(f"; {warning}" for warning in _warnings(recipe, decisions) + hints)
     raise OnnxpressError(f"{source}: nothing to {what}, nothing written ({listed}){unmatched}")
 
 

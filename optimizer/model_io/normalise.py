@@ -100,13 +100,17 @@ def _is_open(size: int | ir.SymbolicDim) -> bool:
     return size.value is not None and is_nameless(size.value)
 
 
-def _free_inputs(model: ir.Model) -> None:
-    """Before the file format could override initializers, all of them were inputs, and constants."""
-    if model.ir_version >= _LEAST_IR:
-        return
+def freeze_inputs(model: ir.Model) -> None:
+    """Let inputs that have a value be constants."""
     for graph in (model.graph, *model.graph.subgraphs()):
         graph.inputs[:] = [value for value in graph.inputs if not value.is_initializer()]
-    model.ir_version = _LEAST_IR
+
+
+def _free_inputs(model: ir.Model) -> None:
+    """Before the file format could override initializers, all of them were inputs, and constants."""
+    if model.ir_version < _LEAST_IR:
+        freeze_inputs(model)
+        model.ir_version = _LEAST_IR
 
 
 def _sort(root: ir.Graph, source: str) -> None:

@@ -33,6 +33,12 @@ class General:
         choices=tuple(SCHEMES),
         per_node=True,
     )
+    freeze_inputs: bool = setting(
+        False,
+        "Take inputs that have a value in the file for constants, which no caller can give another value any more: old "
+        "exporters listed all weights as inputs, and such weights are not rounded otherwise.",
+        option="--freeze-inputs/--open-inputs",
+    )
     clean_up: bool = setting(
         True, "Fold constants and fuse standard patterns first.", option="--clean-up/--no-clean-up"
     )

@@ -23,7 +23,8 @@ from onnxpress.optimizer.settings.setting import settings_of
 from schemes import ONE_A_FAMILY
 
 VALUES = {
-    "search": False, "clean_up": False, "check": False, "include": ["a"], "exclude": ["a"], "block_size": 64,
+    "search": False, "clean_up": False, "freeze_inputs": True, "check": False, "include": ["a"], "exclude": ["a"],
+    "block_size": 64,
     "scale_type": "float16", "form": "qdq", "accuracy_level": 0, "embeddings": True,
     "symmetric": True, "per_channel": True,
     "range_method": "minmax", "percentile": 99.0, "activation_type": "int8", "reduce_range": True, "target": "any",
