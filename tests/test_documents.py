@@ -24,8 +24,11 @@ DOCUMENTS = tuple(
         for path in (ROOT / folder).glob(pattern)
     )
 )
-OF_OTHERS = frozenset({"--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case"})
-"""Of every command, and options of CMake, nm and tests/differential/run.py."""
+OF_OTHERS = frozenset(
+    {"--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case", "--group-size", "--ratio"}
+    | {"--all-layers", "--sym"}
+)
+"""Of every command, and options of CMake, nm, tests/differential/run.py and optimum-cli."""
 PLACEHOLDERS = re.compile(r"NAME|ISA|\*|module:|my_")
 
 

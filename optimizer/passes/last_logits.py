@@ -85,12 +85,9 @@ class _Cut:
         place = insert_before(
             self._node, "ArgMax", [counted], None, suffix="_place", attributes={"axis": 1, "select_last_index": 1}
         )
-        return self._op(
-            "Unsqueeze",
-            [insert_before(self._node, "GatherND", [x, place], x, suffix="_row", attributes={"batch_dims": 1}),
-             self._number(1)],
-            "_last", x,
-        )  # fmt: skip
+        row = insert_before(self._node, "GatherND", [x, place], x, suffix="_row", attributes={"batch_dims": 1})
+        row.shape = None  # an axis less
+        return self._op("Unsqueeze", [row, self._number(1)], "_last", x)
 
     def _slice(self, x: ir.Value, begin: int, end: int, axis: int, suffix: str) -> ir.Value:
         return self._op("Slice", [x, *map(self._number, (begin, end, axis))], suffix, x)

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -223,3 +228,47 @@ def test_models_that_it_does_not_run(change, message):
     change(graph)
     with pytest.raises(OnnxpressError, match=f"m.onnx: .*{message}"):
         genai_config(graph, FACTS, "m.onnx")
+
+
+ASKED = "Reverse a string in Python."
+
+
+@pytest.fixture
+def with_tokenizer(source):
+    """Of bytes, those of the question and some more; the template is what was said."""
+    letters = sorted({*ASKED.replace(" ", "Ġ"), *"bcdfjklmquwxz"})
+    end, others = VOCABULARY - 1, range(len(letters), VOCABULARY - 1)
+    vocabulary = {text: number for number, text in enumerate([*letters, *(f"<{other}>" for other in others)])}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    ended = {"id": end, "content": "<end>", "special": True, "single_word": False, "lstrip": False, "rstrip": False}
+    tokenizer = {
+        "version": "1.0", "added_tokens": [{**ended, "normalized": False}], "pre_tokenizer": level, "decoder": level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }  # fmt: skip
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    told = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end>", "chat_template": template}
+    (source / "tokenizer_config.json").write_text(json.dumps(told))
+    return source
+
+
+def test_the_chat_of_the_documents(with_tokenizer, run, tmp_path):
+    """As it is printed: it tells each token as soon as it is there."""
+    pytest.importorskip("onnxruntime_genai")
+    code, _, _ = run("optimize", "source", "--scheme", "int4", "--last-logits", "--genai", "chat")
+    assert code == 0
+    document = Path(__file__).parents[3] / "optimizer" / "README.md"
+    blocks = re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+", document.read_text(encoding="utf-8"), re.MULTILINE)
+    (example,) = (textwrap.dedent(block) for block in blocks if "create_stream" in block)
+    example = example.replace("max_length=500", "max_length=60")
+    assert ASKED in example
+    before = "told = []\ndef print(*text, **how): told.append([text, how])\n"
+    after = "\nimport sys\ndone = list(map(int, generator.get_sequence(0)))\n"
+    after += "json.dump([told, tokenizer.decode(done), len(done)], sys.stdout)"
+    call = [sys.executable, "-c", before + example + after]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    told, text, count = json.loads(done.stdout)
+    assert ASKED + "".join(piece for (piece,), _ in told) == text
+    assert len(told) == count - len(ASKED) > 5
+    assert all(how == {"end": "", "flush": True} for _, how in told)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -47,6 +48,14 @@ def test_padding_behind_a_row_is_no_last_token(past):
     want = run(decoder.made, fed)[0]
     assert LastLogits()(decoder.made).modified
     np.testing.assert_allclose(run(decoder.made, fed)[0][:, 0], want[[0, 1, 2], [4, 1, 4]], atol=1e-5)
+
+
+def test_sizes_that_are_noted_are_true():
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(Decoder(norms="layer").made)))
+    assert LastLogits()(model).modified
+    (cut,) = (node for node in model.graph if node.op_type == "GatherND")
+    assert cut.inputs[0].shape is not None
+    onnx.shape_inference.infer_shapes(ir.to_proto(model), strict_mode=True)
 
 
 @pytest.mark.parametrize("change", ["two lengths", "no such name"])
