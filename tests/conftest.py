@@ -27,13 +27,13 @@ def pytest_configure(config: pytest.Config) -> None:
         from runs import NoteRuns
 
         config.pluginmanager.register(NoteRuns(path))
+    if path := config.getoption("--noted-runs"):
+        from runs import KeepNoted
+
+        config.pluginmanager.register(KeepNoted(path))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if path := config.getoption("--noted-runs"):
-        from runs import keep_noted
-
-        keep_noted(path, config, items)
     # The longest first, so that none is left alone at the end; one worker gets them all, with what they share.
     items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
@@ -66,6 +66,16 @@ def child():
     from child import Child
 
     made = Child()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Runs code in processes whose imports are made."""
+    from forked import Forks
+
+    made = Forks()
     yield made
     made.close()
 

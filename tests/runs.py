@@ -2,7 +2,8 @@
 
 A run of all tests notes them in a file, by which another run chooses: nobody has to mark them. What differs on another
 version is what its operators, its optimizations and its interfaces do, not the arithmetic of every width and size: of
-the cases of a parametrized test it runs some.
+the cases of a parametrized test it runs some. Nor is it what lies above conversions and compares many: searches,
+studies, checkpoints, and the command line.
 """
 
 from __future__ import annotations
@@ -15,6 +16,18 @@ import onnxruntime as ort
 import pytest
 
 _CASES = 4  # of a parametrized test
+_ABOVE_CONVERSIONS = (
+    "ep/test_context_damage.py",  # what our own code says of the file
+    "optimizer/analysis/test_*stud*.py", "optimizer/analysis/test_openvino.py", "optimizer/analysis/test_page.py",
+    "optimizer/analysis/test_steps.py", "optimizer/commands/test_cli.py", "optimizer/commands/test_quick_refusals.py",
+    "optimizer/commands/test_streams.py", "optimizer/commands/test_text_tasks.py", "optimizer/evaluation/test_*.py",
+    "optimizer/families/calibrated/test_metrics.py", "optimizer/families/calibrated/test_trials.py",
+    "optimizer/families/sparse/test_criteria.py", "optimizer/families/test_*checkpoints.py",
+    "optimizer/families/test_automatic.py", "optimizer/families/test_compensation.py",
+    "optimizer/families/test_length_search.py", "optimizer/families/test_mixed.py",
+    "optimizer/families/test_rotating.py", "optimizer/families/test_transforming.py",
+    "optimizer/families/test_weight_data.py", "optimizer/model_io/test_names.py",
+)  # fmt: skip
 _STARTS_A_PROCESS = ("subprocess.Popen", "os.posix_spawn", "os.fork")
 
 
@@ -54,13 +67,24 @@ class NoteRuns:
         self._seen = self._seen or report.skipped
 
 
-def keep_noted(path: Path, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave in `items` the tests of the file, of one with many cases as many as `_CASES`, spread over all."""
-    noted = set(path.read_text().splitlines())
-    cases: dict[str, list[str]] = {}
-    for item in items:
-        if item.nodeid in noted:
-            cases.setdefault(item.nodeid.partition("[")[0], []).append(item.nodeid)
-    kept = {some[i * len(some) // _CASES] for some in cases.values() for i in range(_CASES)}
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
-    items[:] = [item for item in items if item.nodeid in kept]
+class KeepNoted:
+    """Runs the tests of the file, of one with many cases as many as `_CASES`, spread over all."""
+
+    def __init__(self, path: Path):
+        here = Path(__file__).parent
+        above = {file.relative_to(here.parent).as_posix() for each in _ABOVE_CONVERSIONS for file in here.glob(each)}
+        self._noted = {name for name in path.read_text().splitlines() if name.partition("::")[0] not in above}
+        self._files = {here.parent / name.partition("::")[0] for name in self._noted}
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """A file that holds none is not imported."""
+        return True if collection_path.suffix == ".py" and collection_path not in self._files else None
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        cases: dict[str, list[str]] = {}
+        for item in items:
+            if item.nodeid in self._noted:
+                cases.setdefault(item.nodeid.partition("[")[0], []).append(item.nodeid)
+        kept = {some[i * len(some) // _CASES] for some in cases.values() for i in range(_CASES)}
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in kept])
+        items[:] = [item for item in items if item.nodeid in kept]

@@ -31,7 +31,8 @@ class Body:
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """A constant."""
-        node = ir.node("Constant", [], attributes={"value": ir.tensor(array)}, name=f"Constant_{len(self.nodes)}")
+        value = ir.AttrTensor("value", ir.Tensor(array))
+        node = ir.Node("", "Constant", [], [value], name=f"Constant_{len(self.nodes)}")
         node.outputs[0].name = f"v{len(self.nodes)}"
         self.nodes.append(node)
         return node.outputs[0]

@@ -118,7 +118,7 @@ def _lighten(graph: ir.Graph, weights: dict[str, ir.TensorProtocol] | None, rest
             if attribute.is_ref() or attribute.type != ir.AttributeType.TENSOR:
                 continue
             fed = node.op_type == "Constant" and name == "value" and not node.outputs[0].is_graph_output()
-            light = _light(attribute.as_tensor(), node.outputs[0], weights if fed else None)
+            light = _light(attribute.value, node.outputs[0], weights if fed else None)
             if light is not attribute.value:
                 restored.callback(node.attributes.__setitem__, name, attribute)
                 node.attributes[name] = ir.Attr(name, ir.AttributeType.TENSOR, light)

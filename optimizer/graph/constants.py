@@ -77,8 +77,9 @@ def stored_constant(value: ir.Value) -> ir.TensorProtocol | None:
     producer = value.producer()
     if producer is not None and producer.op_type == "Constant" and producer.domain in ("", "ai.onnx"):
         attribute = producer.attributes.get("value")
-        if attribute is not None and isinstance(attribute, ir.Attr) and not attribute.is_ref():
-            return attribute.as_tensor()
+        if attribute is not None and attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+            tensor: ir.TensorProtocol = attribute.value  # `as_tensor` looks for each member of the protocol, slowly
+            return tensor
     return None
 
 

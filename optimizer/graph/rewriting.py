@@ -90,7 +90,7 @@ def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir
 
 def add_array(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """`add_initializer` for an array."""
-    return add_initializer(graph, name, ir.tensor(array))
+    return add_initializer(graph, name, ir.Tensor(np.asarray(array)))
 
 
 class SharedArrays:

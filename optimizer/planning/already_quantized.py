@@ -71,6 +71,7 @@ def quantized_nodes(model: ir.Model) -> Iterator[ir.Node]:
     bodies: list[ir.Graph | ir.Function] = [model.graph]
     called: set[ir.OperatorIdentifier] = set()
     calls: dict[ir.Value, ir.Value] = {}
+    varying: set[ir.Value] = set()
     for body in bodies:  # which grow
         for node in body.all_nodes():
             key = node.op_identifier()
@@ -80,7 +81,7 @@ def quantized_nodes(model: ir.Model) -> Iterator[ir.Node]:
                     bodies.append(model.functions[key])
                     given = zip(model.functions[key].inputs, node.inputs, strict=False)
                     calls.update((formal, actual) for formal, actual in given if actual is not None)
-            elif _is_quantized(node, model.graph) or _decodes_by_hand(node, calls):
+            elif _is_quantized(node, model.graph) or _decodes_by_hand(node, calls, varying):
                 yield node
 
 
@@ -104,13 +105,19 @@ def _decodes_input(node: ir.Node, graph: ir.Graph) -> bool:
     return False
 
 
-def _decodes_by_hand(node: ir.Node, calls: Calls) -> bool:
-    """Whether a product reads a weight that is made of codes, or rows of a table of codes are scaled."""
+def _decodes_by_hand(node: ir.Node, calls: Calls, varying: set[ir.Value]) -> bool:
+    """Whether a product reads a weight that is made of codes, or rows of a table of codes are scaled.
+
+    Args:
+        node: Of any operator.
+        calls: What inputs of functions are.
+        varying: Values that no product reads as a weight, to which those that this one reads are added.
+    """
     if node.op_type == "Cast" and node.domain in ("", "ai.onnx"):
         readers = {reader.op_type for reader, _ in node.outputs[0].uses()}
         return bool(readers & {"Mul", "Div", "Sub"}) and _reads_table(node, calls)
     weights = _WEIGHTS.get(node.op_type, ())
-    return any(_is_made_of_codes(node.inputs[index], calls) for index in weights if index < len(node.inputs))
+    return any(_is_made_of_codes(node.inputs[index], calls, varying) for index in weights if index < len(node.inputs))
 
 
 def _reads_table(node: ir.Node, calls: Calls) -> bool:
@@ -124,8 +131,11 @@ def _reads_table(node: ir.Node, calls: Calls) -> bool:
     return gathered and to_float and tensor is not None and _are_codes(tensor)
 
 
-def _is_made_of_codes(value: ir.Value | None, calls: Calls) -> bool:
-    """Whether a value is computed of constants alone, and of more codes than floats: a mask of a weight is none."""
+def _is_made_of_codes(value: ir.Value | None, calls: Calls, varying: set[ir.Value]) -> bool:
+    """Whether a value is computed of constants alone, and of more codes than floats: a mask of a weight is none.
+
+    `varying` are those known to be computed of others, too: of layers one behind the other each is looked through once.
+    """
     stack, seen = [value], set[ir.Value]()
     codes = integers = floats = 0
     unpacks = False
@@ -141,7 +151,9 @@ def _is_made_of_codes(value: ir.Value | None, calls: Calls) -> bool:
             floats = max(floats, tensor.size if tensor.dtype.is_floating_point() and not _are_codes(tensor) else 0)
         elif last in calls:
             stack.append(calls[last])
-        elif maker is None or not is_computation(maker):
+        elif last in varying or maker is None or not is_computation(maker):
+            if value is not None:
+                varying.add(value)
             return False
         else:
             unpacks = unpacks or maker.op_type in _UNPACK or _looks_up(maker)

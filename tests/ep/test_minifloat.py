@@ -103,6 +103,7 @@ def test_round_trip_of_a_context(tmp_path, format, scale):
         np.testing.assert_array_equal(opened.run(None, {"A": A})[0], by_kernel(case, A))
 
 
+@pytest.mark.unsanitized
 def test_one_copy_for_all_sessions():
     """Equal weights of several sessions are one blob, so a second session costs little."""
     case = Case(K=4096, N=4096, block_size=0)

@@ -116,12 +116,12 @@ def test_only_encoders_of_this_width_fit():
 @pytest.mark.real
 def test_the_float_and_the_int8_encoder_find_the_sides_of_the_same_sentences(monkeypatch, tmp_path):
     """Few sentences; a head of its own, as what is fitted on them must not be kept."""
-    monkeypatch.setattr(sentiment, "_TRAINED_ON", 600)
-    monkeypatch.setattr(sentiment, "_JUDGED_BY", 300)
+    monkeypatch.setattr(sentiment, "_TRAINED_ON", 400)
+    monkeypatch.setattr(sentiment, "_JUDGED_BY", 200)
     monkeypatch.setattr(sentiment, "cache_folder", lambda: tmp_path)
     report = optimize("minilm", Recipe(scheme="int8-dynamic"), tmp_path / "int8.onnx")
     values = [evaluate(model, "sentiment") for model in ("minilm", report.output)]
-    assert [value.details["sentences"] for value in values] == [300, 300]
-    # Chance is 0.5 with a deviation of 0.03, that between two judges who differ in a tenth of all below 0.02.
+    assert [value.details["sentences"] for value in values] == [200, 200]
+    # Chance is 0.5 with a deviation of 0.04, that between two judges who differ in a tenth of all 0.02.
     assert values[0].value > 0.65
     assert abs(values[0].value - values[1].value) < 0.06

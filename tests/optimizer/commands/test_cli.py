@@ -92,27 +92,26 @@ def test_worst_weights_are_told_by_the_node_that_a_pattern_matches(tmp_path):
     assert report["worst"] == worst
 
 
-def test_interrupted(model, tmp_path):
-    code = f"""
-import os, signal, sys
-from onnxpress.optimizer import cli
-from onnxpress.optimizer.conversion import pipeline
+INTERRUPTED = """
+import os, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts without it
-sys.argv[1:] = [{str(model)!r}, "-o", {str(tmp_path / "out.onnx")!r}]
 save = pipeline.storage.save
 def interrupted(*arguments, **options):
-    os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
-    save(*arguments, **options)
+    if not {folder!r} or os.listdir({folder!r}):
+        os.kill(os.getpid(), signal.{name})
+    return save(*arguments, **options)
 pipeline.storage.save = interrupted
-cli.optimize_main()
+cli.main()
 """
-    for name, status in (("SIGINT", 130), ("SIGTERM", 143)):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "SIGNAL": name}
-        )
-        assert done.returncode == status
-        assert done.stderr.splitlines()[-1] == "interrupted; nothing was written"
-        assert os.listdir(tmp_path) == ["model.onnx"]
+"""Where a file is written, or the first after one that is in the folder."""
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_interrupted(name, status, model, forks, tmp_path):
+    done = forks.run(INTERRUPTED.format(name=name, folder=""), "optimize", model, "-o", "out.onnx", folder=tmp_path)
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1] == "interrupted; nothing was written"
+    assert os.listdir(tmp_path) == ["model.onnx"]
 
 
 @pytest.mark.parametrize("folder", [None, "kept"])
@@ -130,23 +129,10 @@ def test_a_checkpoint_without_data(model):
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_an_interrupted_study_keeps_what_was_finished(name, status, model, tmp_path):
+def test_an_interrupted_study_keeps_what_was_finished(name, status, model, forks, tmp_path):
     folder = tmp_path / "kept"
-    code = f"""
-import os, signal, sys
-from onnxpress.optimizer import cli
-from onnxpress.optimizer.conversion import pipeline
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv[1:] = ["study", {str(model)!r}, "--schemes", "fp8,fp4", "--folder", {str(folder)!r}]
-save = pipeline.storage.save
-def interrupted(*arguments, **options):
-    if os.listdir({str(folder)!r}):
-        os.kill(os.getpid(), signal.{name})
-    return save(*arguments, **options)
-pipeline.storage.save = interrupted
-cli.main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    code = INTERRUPTED.format(name=name, folder=str(folder))
+    done = forks.run(code, "study", model, "--schemes", "fp8,fp4", "--folder", folder, folder=tmp_path)
     assert done.returncode == status
     last = done.stderr.splitlines()[-1]
     assert last == f"interrupted; {folder} keeps what was finished, and the same command goes on from there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -17,49 +18,51 @@ COMMANDS = [OPTIMIZE, ["inspect", "m.onnx", "--json"], ["--help"]]
 
 
 @pytest.fixture
-def shell(tmp_path):
-    """Runs `onnxpress` with these arguments and redirections in a folder with a model."""
+def run(forks, tmp_path):
+    """Runs `onnxpress` with these arguments and streams in a folder with a model."""
     ir.save(graphs.matmul_model(), tmp_path / "m.onnx")
-    code = "from onnxpress.optimizer import cli; cli.main()"
-
-    def call(arguments, redirection=""):
-        command = f'{sys.executable} -c "{code}" {" ".join(arguments)} {redirection}'
-        return subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-
-    return call
+    return functools.partial(forks.run, "cli.main()", folder=tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_output_that_is_closed_or_full(shell, command, tmp_path):
-    done = shell(command, ">&-")
+def test_output_that_is_closed_or_full(run, command, tmp_path):
+    done = run(*command, out="closed")
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
-    done = shell(command, "> /dev/full")
+    done = run(*command, out="/dev/full")
     assert done.returncode == 1
     written = "; o.onnx is written" if command is OPTIMIZE else ""
     wanted = f"error: standard output cannot be written: No space left on device{written}"
     assert done.stderr.splitlines()[-1] == wanted
     assert "Traceback" not in done.stderr
-    done = shell([*command, "--quiet"] if command is OPTIMIZE else command, "| head -c 0")
+    done = run(*command, *["--quiet"][: command is OPTIMIZE], out="unread")
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
     if command is OPTIMIZE:
         onnx.checker.check_model(tmp_path / "o.onnx")
 
 
-@pytest.mark.parametrize("redirection", ["2>&-", "2> /dev/full"])
-def test_errors_and_progress_that_nobody_can_read(shell, redirection):
-    done = shell([*OPTIMIZE, "--json"], redirection)
+def test_the_place_that_nobody_named_is_told_where_output_cannot_be(forks, run, tmp_path):
+    done = forks.run("cli.optimize_main()", tmp_path / "m.onnx", folder=tmp_path, out="/dev/full")
+    assert done.returncode == 1
+    assert f"{tmp_path / 'm.int4.onnx'} is written" in done.stderr
+    assert (tmp_path / "m.int4.onnx").exists()
+
+
+@pytest.mark.parametrize("stream", ["closed", "/dev/full"])
+def test_errors_and_progress_that_nobody_can_read(run, stream):
+    done = run(*OPTIMIZE, "--json", err=stream)
     assert done.returncode in (0, 120)
     assert json.loads(done.stdout)["rewritten"] == {"MatMul": 1}
-    done = shell(["inspect", "gone.onnx"], redirection)
+    done = run("inspect", "gone.onnx", err=stream)
     assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_files_do_not_take_the_place_of_closed_streams(shell, tmp_path):
-    done = shell(OPTIMIZE, "<&- >&- 2>&-")
-    assert done.returncode == 0
+def test_files_do_not_take_the_place_of_closed_streams(tmp_path):
+    """From the start of the interpreter on."""
+    ir.save(graphs.matmul_model(), tmp_path / "m.onnx")
+    code = "from onnxpress.optimizer import cli; cli.main()"
+    command = f'{sys.executable} -c "{code}" {" ".join(OPTIMIZE)} <&- >&- 2>&-'
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path, check=False).returncode == 0
     onnx.checker.check_model(tmp_path / "o.onnx")
     assert onnx.load(tmp_path / "o.onnx").graph.node[0].op_type == "MatMulNBits"
 

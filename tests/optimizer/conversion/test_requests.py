@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import warnings
 
 import graphs
@@ -82,16 +80,6 @@ def test_a_folder_holds_what_was_made_of_its_model(tmp_path):
     shutil.copy(tmp_path / "m.onnx", tmp_path / "other.onnx")
     with pytest.raises(OnnxpressError, match=r"holds several models, name one of m\.onnx, other\.onnx$"):
         optimize(tmp_path)
-
-
-def test_what_is_written_is_told_where_output_cannot_be(tmp_path):
-    path = saved(tmp_path / "m.onnx")
-    code = "from onnxpress.optimizer.cli import optimize_main; optimize_main()"
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 1
-    assert f"{tmp_path / 'm.int4.onnx'} is written" in done.stderr
-    assert (tmp_path / "m.int4.onnx").exists()
 
 
 def test_sizes_of_the_check(tmp_path, monkeypatch, capsys):
