@@ -51,12 +51,17 @@ def product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]
     return found
 
 
+def one_thread_each() -> contextlib.AbstractContextManager[None]:
+    """Products of NumPy on one thread each."""
+    return products_on(1)
+
+
 @contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Products of NumPy on one thread each, where it computes them by OpenBLAS; elsewhere nothing changes."""
+def products_on(count: int) -> Iterator[None]:
+    """Products of NumPy on so many threads each, where it computes them by OpenBLAS; elsewhere nothing changes."""
     get, change = _controls()
     before = get()
-    change(1)
+    change(count)
     try:
         yield
     finally:
@@ -81,5 +86,5 @@ def _controls() -> tuple[Callable[[], int], Callable[[int], object]]:
 
 
 def blas_threads() -> int:
-    """Threads that a product of NumPy takes."""
+    """Threads that a product of NumPy takes; 1 where that is not known."""
     return _controls()[0]()

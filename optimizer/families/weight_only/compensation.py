@@ -20,6 +20,7 @@ from ...quantization.low_rank import CompensatedWeight, LowRank, fit_low_rank, r
 from ...quantization.methods import Problem
 from ...quantization.quantized_weight import Floats, QuantizedWeight
 from ...quantization.round_weight import round_weight
+from ...quantization.schemes import WeightScheme
 from .products import cost_of
 from .results import Compensated, Result, Results, Rounded, Store
 from .rewrite import Rewritten
@@ -87,19 +88,18 @@ def why_none(weight: LazyWeight) -> str:
 
 
 def compensate_by_data(
-    weight: LazyWeight, found: QuantizedWeight, problem: Problem, target: Floats, before: float, form: str
+    factors: Factors, found: QuantizedWeight, problem: Problem, target: Floats, before: float
 ) -> tuple[Compensated, LowRank | None]:
     """What a product of low rank gives back on rows kept apart, and the product if that is anything.
 
     Args:
-        weight: The weight, of which `why_none` has nothing to say.
-        found: It, rounded.
+        factors: Of the product.
+        found: The weight, rounded.
         problem: With its inputs.
         target: What the method aimed at, [N, K].
         before: What the rounded weight costs.
-        form: Of weights, as in the recipe.
     """
-    low_rank = _fitted(weight, target - found.rows(), form, problem)
+    low_rank = factors.fitted(target - found.rows(), problem)
     after = cost_of(problem.apart, CompensatedWeight(found, low_rank), problem.rows)
     told = Compensated(low_rank.rank, before, after, problem.apart.energy(problem.rows), by_data=True)
     return told, low_rank if told.helps else None
@@ -148,7 +148,7 @@ def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Res
     del given
     found = round_weight(weight.rows(), 0 if weight.weight.transposed else 1, weight.scheme)
     release(weight.weight.tensor)
-    low_rank = _fitted(weight, rows - found.rows(), form)
+    low_rank = factors_of(weight, form).fitted(rows - found.rows())
     after = squared_error(CompensatedWeight(found, low_rank), rows)
     told = Compensated(low_rank.rank, found.error.error, after, found.error.energy, by_data=False)
     rounded = Rounded("rtn", found.error.error, found.error.error, found.error.energy)
@@ -157,13 +157,31 @@ def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Res
     return store.keep(name, found, rounded, told, low_rank if told.helps else None)
 
 
-def _fitted(weight: LazyWeight, error: Floats, form: str, problem: Problem | None = None) -> LowRank:
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """How a product of low rank is made.
+
+    Attributes:
+        rank: Of it.
+        schemes: Of its factors.
+    """
+
+    rank: int
+    schemes: tuple[WeightScheme, WeightScheme]
+
+    def fitted(self, error: Floats, problem: Problem | None = None) -> LowRank:
+        """That of least error beside a weight of an error [N, K], by its inputs where they are known."""
+        factors = fit_low_rank(error, self.rank, None if problem is None else problem.moments.second[0])
+        return round_low_rank(*factors, self.schemes)
+
+
+def factors_of(weight: LazyWeight, form: str) -> Factors:
+    """Those beside a weight of which `why_none` has nothing to say; the form is that of weights in the recipe."""
     rank, dtype = weight.scheme.rank, weight.weight.dtype
     if required(weight.readers[0].form).widened:
         dtype = ir.DataType.FLOAT
-    factors = fit_low_rank(error, rank, None if problem is None else problem.moments.second[0])
     inner, outer = (factor_form(form, length, dtype).scheme for length in (weight.weight.K, rank))
-    return round_low_rank(*factors, (inner, outer))
+    return Factors(rank, (inner, outer))
 
 
 def squared_error(found: CompensatedWeight, rows: Floats) -> float:
