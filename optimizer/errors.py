@@ -20,6 +20,16 @@ class OnnxpressError(Exception):
 
     exit_code = 1
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as it is, whatever its kind is made of."""
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[OnnxpressError], args: tuple[object, ...]) -> OnnxpressError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
+
 
 class UsageError(OnnxpressError):
     """The request itself is wrong: an unknown option, key, name or value. Exit code 2."""
@@ -51,6 +61,11 @@ def command_line() -> Iterator[None]:
         yield
     finally:
         _ON_COMMAND_LINE.reset(token)
+
+
+def is_command_line() -> bool:
+    """Whether a command of the terminal runs."""
+    return _ON_COMMAND_LINE.get()
 
 
 def option(name: str) -> str:

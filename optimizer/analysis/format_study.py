@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -21,7 +22,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..calibration import Calibration
 from ..calibration.files import TOKENIZER
@@ -33,6 +34,7 @@ from ..families.demands import Need, demands_of
 from ..model_io import storage
 from ..planning.report import size_text
 from ..planning.result import Progress
+from ..runtime.executor import Shared, executor_at
 from ..runtime.feeds import Feeds, random_feeds
 from ..runtime.session import open_session, session_options, uses_our_ops
 from ..runtime.token_limits import token_limits
@@ -167,6 +169,7 @@ def study_formats(
     text: Text | None = None,
     threads: int | None = None,
     folder: str | Path | None = None,
+    ray: str | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> FormatStudy:
     """Convert models by schemes, and judge them.
@@ -183,6 +186,8 @@ def study_formats(
             perplexity.
         threads: That run the models; None leaves the choice to ONNX Runtime.
         folder: Where converted models are kept, and found again if model, data and recipe are the same.
+        ray: A Ray cluster that converts and judges, a scheme of a model at a time, as `optimize` takes it. All machines
+            read models, data and the folder by the same paths.
         progress: Told how the work goes on.
 
     Returns:
@@ -197,12 +202,20 @@ def study_formats(
         storage.check_target(make_folder(folder) / "model.onnx")
     workloads = [_workload(name, judged_by[name], (data or {}).get(name), text) for name in models]
     bounds = {False: max_drop, True: max_kl}
+    asked = [(workload, recipe) for workload in workloads for recipe in (None, *recipes)]
     verdicts: list[Verdict] = []
-    for workload in workloads:
-        with _place(folder) as place:
-            for done, verdict in enumerate(_verdicts(workload, recipes, bounds, threads, place), 1):
-                progress(workload.name, done, len(recipes) + 1)
-                verdicts.append(verdict)
+    with executor_at(ray) as executor:
+
+        def calls() -> Iterator[tuple[Any, ...]]:
+            for workload in workloads:
+                judge = executor.share_made((workload, threads), _judge_of)
+                for recipe in (None, *recipes):
+                    yield judge, workload, recipe, bounds, threads, folder
+
+        found = executor.map(_verdict, calls(), len(asked))
+        for at, ((workload, _), verdict) in enumerate(zip(asked, found, strict=True)):
+            progress(workload.name, at % (len(recipes) + 1) + 1, len(recipes) + 1)
+            verdicts.append(verdict)
     return FormatStudy(verdicts, max_drop, max_kl)
 
 
@@ -266,28 +279,45 @@ def _place(folder: str | Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _verdicts(
-    workload: _Workload, recipes: Sequence[Recipe], bounds: Mapping[bool, float], threads: int | None, place: Path
-) -> Iterator[Verdict]:
-    """Of a model; `bounds` are those of losses that are shares, and of those in nats."""
-    name, size = workload.name, storage.size_on_disk(workload.path, storage.load(workload.path))
+def _judge_of(asked: tuple[_Workload, int | None]) -> Metric | str:
+    """What judges a model by each scheme; why nothing can."""
+    workload, threads = asked
     try:
         feeds = workload.feeds() if workload.metric is None else []
-        metric = choose_metric(workload.metric, workload.path, feeds, name, threads)
+        return choose_metric(workload.metric, workload.path, feeds, workload.name, threads)
     except OnnxpressError as error:
-        for scheme in (FLOAT, *(recipe.scheme for recipe in recipes)):
-            yield Verdict(name, scheme, workload.metric or COSINE, reason=f"as float32: {error}")
-        return
-    yield Verdict(name, FLOAT, metric.name, metric.reference, 0.0, True, size, in_nats=metric.in_nats)
-    for recipe in recipes:
-        try:
+        return f"as float32: {error}"
+
+
+def _verdict(
+    judge: Shared[Metric | str], workload: _Workload, recipe: Recipe | None, bounds: Mapping[bool, float],
+    threads: int | None, folder: str | Path | None,
+) -> Verdict:  # fmt: skip
+    """Of a model by the scheme of a recipe, or in float.
+
+    Args:
+        judge: Its metric.
+        workload: The model.
+        recipe: Of the scheme; None for float.
+        bounds: Of losses that are shares, and of those in nats.
+        threads: That run the model.
+        folder: Where it is kept; None for nowhere.
+    """
+    name, metric = workload.name, judge.get()
+    scheme = FLOAT if recipe is None else recipe.scheme
+    if isinstance(metric, str):
+        return Verdict(name, scheme, workload.metric or COSINE, reason=metric)
+    told = functools.partial(Verdict, name, scheme, metric.name, in_nats=metric.in_nats)
+    if recipe is None:
+        size = storage.size_on_disk(workload.path, storage.load(workload.path))
+        return told(metric.reference, 0.0, passed=True, size=size)
+    try:
+        with _place(folder) as place:
             value, size = _judge(workload, recipe, metric, threads, place)
-        except OnnxpressError as error:
-            yield Verdict(name, recipe.scheme, metric.name, reason=str(error), in_nats=metric.in_nats)
-            continue
-        loss = metric.loss(value)
-        passed = loss <= bounds[metric.in_nats]
-        yield Verdict(name, recipe.scheme, metric.name, value, loss, passed, size, in_nats=metric.in_nats)
+    except OnnxpressError as error:
+        return told(reason=str(error))
+    loss = metric.loss(value)
+    return told(value, loss, passed=loss <= bounds[metric.in_nats], size=size)
 
 
 def _judge(workload: _Workload, recipe: Recipe, metric: Metric, threads: int | None, place: Path) -> tuple[float, int]:

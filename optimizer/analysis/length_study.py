@@ -100,6 +100,7 @@ def study_lengths(
     bounds: Sequence[float],
     *,
     checkpoint: str | Path | None = None,
+    ray: str | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> LengthStudy:
     """Search the lengths of a model, and write a recipe for each bound.
@@ -110,6 +111,7 @@ def study_lengths(
         recipe: With lengths "search", a metric, and the loosest bound.
         bounds: What may be lost of the metric, in its unit.
         checkpoint: A folder from which an interrupted study goes on.
+        ray: A Ray cluster that judges lengths, as `optimize` takes it.
         progress: Told how the work goes on.
 
     Raises:
@@ -118,7 +120,7 @@ def study_lengths(
     """
     place, stem = make_folder(folder), Path(model).stem
     kept = Calibration(checkpoint=checkpoint)
-    report = optimize(model, recipe, place / f"{stem}.lengths.onnx", calibration=kept, progress=progress)
+    report = optimize(model, recipe, place / f"{stem}.lengths.onnx", calibration=kept, ray=ray, progress=progress)
     front = [Found(tuple(each["lengths"]), each["cost"], each["loss"]) for each in report.details["length_search"]]
     in_nats = recipe.judged_by == KL
     chosen = []

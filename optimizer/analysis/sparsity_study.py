@@ -17,6 +17,8 @@ from ..conversion.pipeline import optimize
 from ..errors import OnnxpressError
 from ..families.sparse.layer import share_of
 from ..planning.result import Progress
+from ..runtime.executor import executor_at
+from ..settings.recipe import Recipe
 from .bench import bench
 from .study_requests import BLOCKS, CRITERIA, SPARSITIES, make_folder, sparse_recipes
 
@@ -98,6 +100,7 @@ def study_sparsity(
     dims: Mapping[str, int] | None = None,
     rounds: int = 5,
     calibration: Calibration | None = None,
+    ray: str | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Study:
     """Prune a model in many ways, and judge and time all of them.
@@ -112,6 +115,8 @@ def study_sparsity(
         dims: Sizes of symbolic dimensions to time with; None takes no times.
         rounds: Turns of each model.
         calibration: Data for the other criteria.
+        ray: A Ray cluster that prunes and judges, as `optimize` takes it. All machines read the model, data and the
+            folder by the same paths; times are taken here.
         progress: Told how the work goes on.
 
     Raises:
@@ -121,15 +126,24 @@ def study_sparsity(
     wanted = sparse_recipes(blocks, sparsities, criteria)
     place = make_folder(folder)
     judge = _Judge(place / _SCORES, tasks)
-    points = [Point(model, "", "", 0.0, judge(model))]
-    for done, recipe in enumerate(wanted):
-        progress("models", done, len(wanted))
-        target = place / f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * share_of(recipe):g}.onnx"
-        if not target.exists():
-            given = None if recipe.criterion == "magnitude" else calibration
-            optimize(model, recipe, target, calibration=given)
-        scores = judge(str(target))
-        points.append(Point(str(target), recipe.block or "", recipe.criterion or "", share_of(recipe), scores))
+    targets = [
+        place / f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * share_of(recipe):g}.onnx"
+        for recipe in wanted
+    ]
+    points = []
+    with executor_at(ray) as executor:
+        made = [(model, None, None, None), *((model, *each, calibration) for each in zip(wanted, targets, strict=True))]
+        calls = ((*each, judge.missing(str(each[2] or model))) for each in made)
+        for done, ((_, recipe, target, _), scores) in enumerate(
+            zip(made, executor.map(_made_and_judged, calls, len(made)), strict=True)
+        ):
+            progress("models", done, len(wanted))
+            told = judge.keep(str(target or model), scores)
+            if recipe is None:
+                points.append(Point(model, "", "", 0.0, told))
+            else:
+                block, criterion = recipe.block or "", recipe.criterion or ""
+                points.append(Point(str(target), block, criterion, share_of(recipe), told))
     progress("models", len(wanted), len(wanted))
     if dims is None:
         return Study(points, judge.metrics, "", "")
@@ -139,6 +153,23 @@ def study_sparsity(
         for point, timing in zip(points, timed.timings, strict=True)
     ]
     return Study(points, judge.metrics, timed.machine, timed.setup)
+
+
+_Scores = dict[str | None, tuple[str, str, float]]
+"""By a task as it was asked for: its name, metric and value."""
+
+
+def _made_and_judged(
+    model: str, recipe: Recipe | None, target: Path | None, calibration: Calibration | None,
+    tasks: Sequence[str | None],
+) -> _Scores:  # fmt: skip
+    """Scores of the float model, or of that of a recipe, which is made unless it is there."""
+    from .evaluate import evaluate
+
+    if recipe is not None and target is not None and not target.exists():
+        optimize(model, recipe, target, calibration=None if recipe.criterion == "magnitude" else calibration)
+    results = {task: evaluate(str(target or model), task) for task in tasks}
+    return {task: (result.task, result.metric, result.value) for task, result in results.items()}
 
 
 class _Judge:
@@ -157,18 +188,19 @@ class _Judge:
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise OnnxpressError(f"{path}: not the scores of a study; remove it: {error}") from error
 
-    def __call__(self, model: str) -> dict[str, float]:
-        """Scores of a model by all tasks."""
-        return dict(self._score(model, task) for task in self._tasks or (None,))
+    def missing(self, model: str) -> list[str | None]:
+        """The tasks by which a model is still to be judged."""
+        return [task for task in self._tasks or (None,) if _key(model, task) not in self._known]
 
-    def _score(self, model: str, task: str | None) -> tuple[str, float]:
-        from .evaluate import evaluate
-
-        key = f"{Path(model).name} {task or ''}"
-        if key not in self._known:
-            result = evaluate(model, task)
-            self._known[key] = result.task, result.metric, result.value
+    def keep(self, model: str, scores: _Scores) -> dict[str, float]:
+        """Scores of a model by all tasks, with those that were missing."""
+        if scores:
+            self._known |= {_key(model, task): score for task, score in scores.items()}
             self._path.write_text(json.dumps(self._known, indent=1), "utf-8")
-        name, metric, value = self._known[key]
-        self.metrics[name] = metric
-        return name, value
+        told = [self._known[_key(model, task)] for task in self._tasks or (None,)]
+        self.metrics |= {name: metric for name, metric, _ in told}
+        return {name: value for name, _, value in told}
+
+
+def _key(model: str, task: str | None) -> str:
+    return f"{Path(model).name} {task or ''}"

@@ -5,8 +5,6 @@ Every eighth row is kept apart, to judge by. Of a Conv some patches of each batc
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ import onnx_ir as ir
 
 from ..graph.constants import constant_of, is_constant
 from ..graph.rewriting import required
-from ..quantization.blas import one_thread_each
+from ..quantization.blas import pool
 from ..quantization.input_moments import InputMoments, Matrices, draw_towards_diagonal
 from .patches import COUNTED, draw, inputs_of_output, rows_of
 
@@ -197,5 +195,5 @@ def _add_products(total: Matrices, left: Matrices, right: Matrices, *, symmetric
         with np.errstate(over="ignore", invalid="ignore"):  # told when all is summed
             total[:, :rows, begin:end] += left[:, :, :rows].transpose(0, 2, 1) @ right[:, :, begin:end]
 
-    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(add, range(0, total.shape[2], _PANEL)))
+    with pool() as workers:
+        list(workers.map(add, range(0, total.shape[2], _PANEL)))

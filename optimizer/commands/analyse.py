@@ -11,6 +11,7 @@ from ..calibration import Calibration
 from ..errors import UsageError
 from ..evaluation.names import check_task
 from ..runtime.kernel_case import OPS, ROWS, SHAPES, Case, format_bits
+from ..runtime.ray_address import check_ray
 from ..sources import check_there
 from .peers import PEERS, Nncf, NncfData, NncfImages, NncfSamples, NncfTokenizer, OpenVino, nncf_data
 from .setting_options import options_of
@@ -18,6 +19,7 @@ from .terminal import (
     Claim,
     Dims,
     Json,
+    Ray,
     as_written,
     console,
     kept_in,
@@ -265,11 +267,14 @@ def study(
     max_kl: Annotated[float, typer.Option(help="The same of kl, in nats per token.")] = 0.02,
     threads: Annotated[int | None, typer.Option(min=1, help="That run the models; all cores by default.")] = None,
     folder: Annotated[str | None, typer.Option(help="Where converted models are kept, and found again.")] = None,
+    ray: Ray = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Show which number formats models bear: the loss of a metric by scheme, and the share of models that pass."""
     check_plot(plot)
+    if ray is not None:
+        check_ray(ray)
     metrics, data = _by_model(task, models, "--task"), _by_model(calibration, models, "--calibration")
     most, read = share(max_drop, "--max-drop"), text_of(text, tokenizer, window, stride, tokens)
     chosen = study_requests.SCHEMES if schemes is None else [name.strip() for name in schemes.split(",")]
@@ -280,7 +285,7 @@ def study(
     with kept_in(folder), progress_bar(json_) as progress:
         result = run(
             models, chosen, metrics=metrics, data=data, max_drop=most, max_kl=max_kl, text=read, threads=threads,
-            folder=folder, progress=progress,
+            folder=folder, ray=ray, progress=progress,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_formats
@@ -304,11 +309,14 @@ def study_sparsity(
     seq: Annotated[int, typer.Option(min=1, help="Size of dimensions named sequence.")] = 128,
     time: Annotated[bool, typer.Option("--time/--no-time", help="Time the models, too.")] = True,
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each model.")] = 5,
+    ray: Ray = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Show what a model loses and gains the more of it is pruned."""
     check_plot(plot)
+    if ray is not None:
+        check_ray(ray)
     check_there(model)
     tried: dict[str, Any] = {
         "blocks": block or study_requests.BLOCKS,
@@ -326,7 +334,7 @@ def study_sparsity(
     with kept_in(folder), progress_bar(json_) as progress:
         result = run(
             model, folder, dims={"batch": batch, "sequence": seq} if time else None, rounds=rounds,
-            calibration=data, progress=progress, tasks=task or (), **tried,
+            calibration=data, ray=ray, progress=progress, tasks=task or (), **tried,
         )  # fmt: skip
     if plot:
         from ..analysis.plots import plot_study

@@ -15,7 +15,7 @@ from ..settings.origin import Origin
 from ..settings.recipe import Recipe
 from ..sources import check_there, resolve
 from .setting_options import options_of
-from .terminal import Dims, Json, Quiet, as_written, console, kept_in, note_written, progress_bar, sizes
+from .terminal import Dims, Json, Quiet, Ray, as_written, console, kept_in, note_written, progress_bar, sizes
 
 _DATA = "Data of static schemes, sparse and weights alone"
 
@@ -64,6 +64,7 @@ def optimize(
         ),
     ] = None,
     dim: Dims = None,
+    ray: Ray = None,
     json_: Json = False,
     report: Annotated[
         str | None, typer.Option(help="Page to write (.html): what became of each layer, and why, with plots.")
@@ -88,7 +89,7 @@ def optimize(
         "data": calibration, "statistics": statistics, "samples": samples, "batch": batch, "images": images,
         "tokenizer": tokenizer, "length": length, "checkpoint": checkpoint,
     }  # fmt: skip
-    options = as_written(context, {**settings, **learnt}) | {"data": "--calibration"}
+    options = as_written(context, {**settings, **learnt, "ray": ray}) | {"data": "--calibration"}
     origin = Origin(recipe or "recipe", options)
     chosen = Recipe.from_toml(recipe, settings, options) if recipe else Recipe.from_mapping(settings, origin)
     if output is not None:
@@ -98,7 +99,7 @@ def optimize(
     check_there(model)
     given = Calibration(**learnt)
     with origin.stated():
-        check_request(chosen, given, None if Path(model).exists() else model)
+        check_request(chosen, given, None if Path(model).exists() else model, ray)
     folder = None
     if genai is not None:
         from ..conversion.genai_folder import genai_folder
@@ -121,7 +122,7 @@ def optimize(
 
     try:
         with kept_in(checkpoint), progress_bar(quiet or json_) as progress, origin.stated():
-            done = run(model, chosen, output, calibration=given, dims=dims, progress=progress)
+            done = run(model, chosen, output, calibration=given, dims=dims, ray=ray, progress=progress)
     finally:
         if folder is not None:
             folder.discard()

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from ..analysis import study_requests
+from ..runtime.ray_address import check_ray
 from ..sources import check_there
 from .analyse import Plot, check_plot
-from .terminal import Json, console, kept_in, progress_bar, share
+from .terminal import Json, Ray, console, kept_in, progress_bar, share
 
 
 def study_lengths(
@@ -30,18 +31,21 @@ def study_lengths(
     checkpoint: Annotated[
         str | None, typer.Option(help="Folder from which the same study goes on after an interruption.")
     ] = None,
+    ray: Ray = None,
     plot: Plot = None,
     json_: Json = False,
 ) -> None:
     """Show what an encoder in int8 loses and gains the fewer tokens go from layer to layer, and write recipes."""
     check_plot(plot)
     check_there(model)
+    if ray is not None:
+        check_ray(ray)
     bounds = [share(each, "--max-drop") for each in max_drop or study_requests.DROPS]
     recipe = study_requests.length_recipe(task, bounds, text, window, checkpoint, fuse_layers=fuse_layers)
     from ..analysis.length_study import study_lengths as run
 
     with kept_in(checkpoint), progress_bar(json_) as progress:
-        result = run(model, folder, recipe, bounds, checkpoint=checkpoint, progress=progress)
+        result = run(model, folder, recipe, bounds, checkpoint=checkpoint, ray=ray, progress=progress)
     if plot:
         from ..analysis.plots import plot_lengths
 

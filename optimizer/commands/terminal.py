@@ -33,6 +33,12 @@ Dims = Annotated[
     list[str] | None,
     typer.Option("--dim", help="NAME=SIZE of a symbolic dimension, or INPUT:AXIS=SIZE of any open one; repeatable."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster that shares the work: auto, local, HOST:PORT or ray://HOST:PORT; the result is the same."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 
 

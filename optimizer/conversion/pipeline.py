@@ -28,6 +28,7 @@ from ..planning.plan import Decision, as_asked, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
 from ..planning.report import NodeReport, Report, group_reasons
 from ..planning.result import ConversionResult, Progress
+from ..runtime.executor import Executor, executor_at
 from ..runtime.feeds import Feeds
 from ..runtime.session import uses_our_ops
 from ..settings.recipe import Recipe
@@ -52,6 +53,7 @@ def optimize(
     *,
     calibration: Calibration | None = None,
     dims: Mapping[str, int] | None = None,
+    ray: str | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Report:
     """Convert a model to low-bit forms.
@@ -66,15 +68,18 @@ def optimize(
             model of the catalogue has its own.
         dims: Sizes of open dimensions of the random inputs that the model is checked on, by name, or by input and axis
             as "x:1".
+        ray: A Ray cluster that does what does not depend on each other: "auto", "local", "HOST:PORT" or
+            "ray://HOST:PORT". The bytes are the same.
         progress: Told how the work goes on.
 
     Returns:
         What was done.
 
     Raises:
-        UsageError: The output cannot be written where it is asked for, an argument is of another type, or the recipe
-            and the calibration do not go together.
-        OnnxpressError: The model cannot be read, is quantized already or holds nothing to quantize; nothing is written.
+        UsageError: The output cannot be written where it is asked for, an argument is of another type, the recipe and
+            the calibration do not go together, or Ray is not installed.
+        OnnxpressError: The model cannot be read, is quantized already or holds nothing to quantize, or no cluster takes
+            the work; nothing is written.
     """
     recipe, calibration = recipe or Recipe(), calibration or Calibration()
     for setting, kind in ((recipe, Recipe), (calibration, Calibration)):
@@ -84,7 +89,7 @@ def optimize(
     if not isinstance(model, str | Path | ir.Model):
         proto, model = model, storage.of_proto(model)
     named = None if isinstance(model, ir.Model) or Path(model).exists() else str(model)
-    check_request(recipe, calibration, named)
+    check_request(recipe, calibration, named, ray)
     clock = _Clock()
     if recipe.check is not False:
         start_early()
@@ -123,7 +128,9 @@ def optimize(
     clock.lap("clean-up")
 
     asked, foreign, alone = recipe.literally(_names(loaded)), plan_foreign(loaded), _unambiguous(loaded)
-    outcome = _convert(loaded, asked.decided(metric=bound_metric(recipe, calibration, path)), given, source, progress)
+    bound = asked.decided(metric=bound_metric(recipe, calibration, path))
+    with executor_at(ray) as executor:
+        outcome = _convert(loaded, bound, given, source, progress, executor)
     decisions = as_asked(with_foreign(outcome.decisions, foreign), asked)
     open_weights = _open_weights(loaded)
     _refuse_nothing_to_do(source, recipe, decisions, open_weights)
@@ -232,11 +239,11 @@ class _CalibrationInput:
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, given: _CalibrationInput, source: str, progress: Progress
+    model: ir.Model, recipe: Recipe, given: _CalibrationInput, source: str, progress: Progress, executor: Executor
 ) -> ConversionResult:
     data = given.open if given.is_read else None
     checkpoint = None if given.asked.checkpoint is None else Path(given.asked.checkpoint)
-    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source, checkpoint))
+    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source, checkpoint, executor))
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

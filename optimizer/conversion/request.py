@@ -11,17 +11,19 @@ from ..errors import OnnxpressError, SettingsError, UsageError, option
 from ..evaluation.names import UserMetric, check_metric_name
 from ..evaluation.texts import TEXT_TASKS, Text, TextMetric
 from ..families.demands import Need, demands_of
+from ..runtime.ray_address import check_ray
 from ..settings.recipe import Recipe
 from ..settings.setting import settings_of
 
 
-def check_request(recipe: Recipe, calibration: Calibration, name: str | None) -> None:
+def check_request(recipe: Recipe, calibration: Calibration, name: str | None, ray: str | None = None) -> None:
     """Refuse data that nobody reads, or that is lacking, and a metric that is none.
 
     Args:
         recipe: What to do.
         calibration: What was given to learn from.
         name: Of the model in the catalogue, which has data of its own; None of another.
+        ray: Address of a cluster that is to take a part of the work.
 
     Raises:
         SettingError, SettingsError: Settings, by key, with which the request cannot be met with any model.
@@ -41,6 +43,11 @@ def check_request(recipe: Recipe, calibration: Calibration, name: str | None) ->
     if calibration.checkpoint is not None and need is Need.NONE and demands.reads_data(recipe):
         problem = f": without data there is nothing to keep: give {option('calibration')} or {option('method')}"
         raise SettingsError(["checkpoint"], problem)
+    if ray is not None:
+        check_ray(ray)
+        if not demands.spreads(recipe, need):
+            problem = f": scheme {recipe.scheme} has no work for other machines with these settings"
+            raise SettingsError(["ray"], problem)
     unread = [key for key, value in vars(calibration).items() if value is not None and key != "checkpoint"]
     if need is Need.NONE and unread:
         problem = f": scheme {recipe.scheme} reads no calibration data with these settings"

@@ -34,6 +34,7 @@ class Demands:
             there is any, and whether that is statistics in place of data.
         takes_statistics: Whether statistics do in place of data.
         goes_on: Whether an interrupted conversion by a recipe can go on, from `Calibration.checkpoint`.
+        spreads: Whether a conversion, to which data is what it is, has parts that other machines can do.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Demands:
     check: Callable[[Recipe, bool, bool], None] = lambda _recipe, _is_there, _statistics: None
     takes_statistics: bool = True
     goes_on: Callable[[Recipe], bool] = lambda _recipe: False
+    spreads: Callable[[Recipe, Need], bool] = lambda _recipe, _need: False
 
     def reads_data(self, recipe: Recipe) -> bool:
         """Whether a recipe reads data that somebody gave."""
@@ -125,10 +127,27 @@ def _check_sparse(recipe: Recipe, is_there: bool, _statistics: bool) -> None:
         )
 
 
+def _spreads_weights(recipe: Recipe, need: Need) -> bool:
+    """Whether weights are rounded by data, or what they cost is measured."""
+    reads = recipe.method != "rtn" or recipe.compensates or recipe.budget is not None
+    return need is not Need.NONE and reads
+
+
+def _searches(recipe: Recipe) -> bool:
+    return recipe.lengths == SEARCH
+
+
 _DEMANDS = (
-    Demands("weight-only", _need_of_weights, _check_weights, takes_statistics=False, goes_on=_reads_for_weights),
+    Demands(
+        "weight-only",
+        _need_of_weights,
+        _check_weights,
+        takes_statistics=False,
+        goes_on=_reads_for_weights,
+        spreads=_spreads_weights,
+    ),
     Demands("static", lambda _recipe, _given: Need.REQUIRED, _check_calibrated),
-    Demands("dynamic", goes_on=lambda recipe: recipe.lengths == SEARCH),
+    Demands("dynamic", goes_on=_searches, spreads=lambda recipe, _need: _searches(recipe)),
     Demands("minifloat-static", lambda _recipe, _given: Need.REQUIRED, _check_calibrated),
     Demands("minifloat-dynamic"),
     Demands("float"),

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ..calibration import Data, Statistics
 from ..planning.plan import Decision
 from ..planning.result import ConversionResult, Progress
+from ..runtime.executor import ALONE, Executor
 from ..settings.recipe import Recipe
 
 OpenData = Callable[[], Data | Statistics]
@@ -29,6 +30,7 @@ class Convert(Protocol):
         progress: Progress,
         source: str,
         checkpoint: Path | None = None,
+        executor: Executor = ALONE,
         /,
     ) -> ConversionResult:
         """Convert a float model, which clean-up went over, in place; the weights are rounded when it is written.
@@ -40,6 +42,7 @@ class Convert(Protocol):
             progress: Told the stage, what is done of it, and the whole.
             source: What to call the model in an error.
             checkpoint: Where an interrupted conversion goes on, of what needs no data; `Data` says it otherwise.
+            executor: Does what does not depend on each other.
 
         Raises:
             OnnxpressError: The model cannot be converted as the recipe says.

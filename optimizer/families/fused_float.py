@@ -16,6 +16,7 @@ from ..passes.recognise_norms import RecogniseNorms
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..planning.plan import Decision
 from ..planning.result import ConversionResult, Progress
+from ..runtime.executor import ALONE, Executor
 from ..settings.node_settings import Kept
 from ..settings.recipe import Recipe
 from .decoder_fusion import Fusion, finish_decoder
@@ -31,7 +32,7 @@ class _Done:
 
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str,
-    _checkpoint: Path | None = None,
+    _checkpoint: Path | None = None, _executor: Executor = ALONE,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)

@@ -27,6 +27,7 @@ from ..planning.plan_dynamic import plan_attention, plan_dynamic
 from ..planning.report import group_reasons
 from ..planning.result import ConversionResult, Progress
 from ..planning.stored_weights import StoredWeights
+from ..runtime.executor import ALONE, Executor
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.groups import Judging
 from ..settings.lengths import SEARCH
@@ -45,16 +46,17 @@ _EXACT = "any CPU: sums of whole layers are exact"
 
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str,
-    checkpoint: Path | None = None,
+    checkpoint: Path | None = None, executor: Executor = ALONE,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     rotated = rotate(model, recipe)
-    return rotated.tell(_convert(model, recipe, progress, source, checkpoint))
+    return rotated.tell(_convert(model, recipe, progress, source, checkpoint, executor))
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None = None
-) -> ConversionResult:
+    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None = None,
+    executor: Executor = ALONE,
+) -> ConversionResult:  # fmt: skip
     """Convert a model, which is rotated where the recipe says so.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
@@ -62,7 +64,7 @@ def _convert(
     """
     searched = None
     if recipe.lengths == SEARCH:
-        searched = _searched(model, recipe, progress, source, checkpoint)
+        searched = _searched(model, recipe, progress, source, checkpoint, executor)
         recipe = _at(recipe, searched.text)
     progress("rewrite", 0, 1)
     plan = _plan(model, recipe)
@@ -123,14 +125,14 @@ def _convert(
 
 
 def _searched(
-    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None
+    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None, executor: Executor
 ) -> Searched:  # fmt: skip
     """Lengths within the bound of the recipe; the model is not changed."""
 
     def convert_at(copy: ir.Model, lengths: str) -> None:
         _convert(copy, _at(recipe, lengths), lambda *_: None, source)
 
-    return search_lengths(model, recipe, convert_at, progress, source, checkpoint)
+    return search_lengths(model, recipe, convert_at, progress, source, checkpoint, executor)
 
 
 def _at(recipe: Recipe, lengths: str) -> Recipe:

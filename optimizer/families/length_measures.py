@@ -45,11 +45,28 @@ class Measures:
         Raises:
             OnnxpressError: A file is damaged, or cannot be written.
         """
+        known = self.known(name, lengths)
+        return self.keep(name, lengths, measure()) if known is None else known
+
+    def known(self, name: str, lengths: Lengths) -> dict[str, Any] | None:
+        """What was measured before an interruption.
+
+        Raises:
+            OnnxpressError: A file is damaged.
+        """
         if self._files.has(name):
             facts: dict[str, Any] = self._files.read(name, ())[0]
             if facts["lengths"] == list(lengths):  # not so where a metric gives another number each time
                 return facts
-        facts = {"lengths": lengths, **measure()}
+        return None
+
+    def keep(self, name: str, lengths: Lengths, measured: dict[str, Any]) -> dict[str, Any]:
+        """What was measured, which a file has from now on.
+
+        Raises:
+            OnnxpressError: It cannot be written.
+        """
+        facts = {"lengths": lengths, **measured}
         self._files.keep(name, facts, {})
         return facts
 

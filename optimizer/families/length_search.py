@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from ..errors import OnnxpressError, option
-from ..evaluation.metrics import choose_metric, loss_text
+from ..evaluation.metrics import Metric, choose_metric, loss_text
+from ..evaluation.names import UserMetric
 from ..graph.rewriting import required
+from ..model_io import storage
 from ..model_io.names import copy_of
+from ..model_io.reading import to_proto
 from ..passes.drop_tokens import INPUT as LENGTHS
 from ..planning.length_evolution import Found, Lengths, evolve, front_of, within
 from ..planning.report import Accuracy, Attempt
 from ..planning.result import Progress
 from ..planning.token_lengths import lengths_text
+from ..runtime.executor import ALONE, Executor, Shared
 from ..runtime.temporary import temporary_session
 from ..settings.lengths import INPUT
 from ..settings.recipe import Recipe
@@ -107,7 +112,7 @@ class Searched:
 
 def search_lengths(
     model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], progress: Progress, source: str,
-    checkpoint: Path | None,
+    checkpoint: Path | None, executor: Executor = ALONE,
 ) -> Searched:  # fmt: skip
     """Search lengths within the bound of a recipe.
 
@@ -118,13 +123,14 @@ def search_lengths(
         progress: Told how it goes on.
         source: What to call the model in an error.
         checkpoint: A folder from which an interrupted search goes on, if there is one.
+        executor: Judges the lengths of a generation; their times are taken here.
 
     Raises:
         UsageError: The folder is that of another run.
         OnnxpressError: The model loses more with all tokens than it may, or cannot be converted or judged; or what was
             measured cannot be kept or read.
     """
-    search = _Search(model, recipe, convert, source, Measures(checkpoint, model, recipe))
+    search = _Search(model, recipe, convert, source, Measures(checkpoint, model, recipe), executor)
     found = search.run(lambda done, whole: progress("search lengths", done, whole))
     for rank, each in enumerate(within(found, search.most)):
         value = search.value_as_written(each.lengths, rank)
@@ -141,12 +147,14 @@ class _Search:
     """On one model."""
 
     def __init__(
-        self, model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], source: str, measures: Measures
-    ) -> None:
+        self, model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], source: str,
+        measures: Measures, executor: Executor,
+    ) -> None:  # fmt: skip
         assert recipe.max_loss is not None
         self._model, self._convert, self._source, self._measures = model, convert, source, measures
         self.most = recipe.max_loss
         self.metric = choose_metric(recipe.judged_by, model, [], source)
+        self._judged_by, self._executor = recipe.judged_by, executor
         self._trail: list[Attempt] = []
 
     def run(self, done: Callable[[int, int], None]) -> list[Found]:
@@ -159,18 +167,27 @@ class _Search:
             everything = AtLengths(session, (1.0,) * (layers - 1))
 
             def begin() -> dict[str, Any]:
-                judged = self._judge(everything)
+                judged = _judge(self.metric, everything)
                 return {**judged, "times": _timed(session, everything.longest, layers)}
 
             begun = self._measures.once("all tokens", everything.lengths, begin)
             first = self._note(everything.lengths, begun)
 
-            def judge(lengths: Lengths) -> float:
-                if lengths == everything.lengths:
-                    return first
-                name = f"lengths {len(self._trail)}"
-                judged = self._measures.once(name, lengths, lambda: self._judge(AtLengths(session, lengths)))
-                return self._note(lengths, judged)
+            opened = _Opened(session, self.metric, candidate, self._model, self._judged_by, self._source)
+            shared = self._executor.share_made(opened, _as_it_is)
+
+            def judge(some: Sequence[Lengths]) -> Iterator[float]:
+                others = [lengths for lengths in some if lengths != everything.lengths]
+                names = {lengths: f"lengths {len(self._trail) + at}" for at, lengths in enumerate(others)}
+                known = {lengths: self._measures.known(name, lengths) for lengths, name in names.items()}
+                calls = [(shared, lengths) for lengths in others if known[lengths] is None]
+                found = self._executor.map(_judge_at, calls, len(calls))
+                for lengths in some:
+                    if lengths == everything.lengths:
+                        yield first
+                        continue
+                    judged = known[lengths] or self._measures.keep(names[lengths], lengths, next(found))
+                    yield self._note(lengths, judged)
 
             return evolve(judge, LayerTimes(begun["times"], layers), layers, self.most, done=done)
 
@@ -199,18 +216,63 @@ class _Search:
         accuracy = Accuracy(self.metric.name, value, self.metric.reference)
         return Searched(best.lengths, accuracy, self._trail, details, [("searched", text)])
 
-    def _judge(self, session: AtLengths) -> dict[str, Any]:
-        """The metric, and how long it took."""
-        began = time.perf_counter()
-        value = float(self.metric.judge(session))
-        return {"value": value, "seconds": time.perf_counter() - began}
-
     def _note(self, lengths: Lengths, judged: Mapping[str, Any]) -> float:
         """What is lost of the metric, which goes into the trail."""
         value, seconds = judged["value"], judged["seconds"]
         loss, told = self.metric.loss(value), lengths_text(lengths)
         self._trail.append(Attempt(told, self.metric.name, value, loss <= self.most, seconds=seconds, loss=loss))
         return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """What judges lengths; another process, which it is sent to, opens its own session and metric.
+
+    Attributes:
+        session: Of the model whose lengths are an input.
+        metric: Of models like the float model.
+        candidate: The model of the session.
+        model: The float model.
+        judged_by: The metric, as in a recipe.
+        source: What to call the model in an error.
+    """
+
+    session: ort.InferenceSession
+    metric: Metric
+    candidate: ir.Model
+    model: ir.Model
+    judged_by: UserMetric | None
+    source: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        try:
+            protos = [to_proto(each).SerializeToString() for each in (self.candidate, self.model)]
+        except ValueError as error:
+            raise OnnxpressError(f"{self.source}: too large to be handed to other machines as a whole") from error
+        return _opened, (*protos, self.judged_by, self.source)
+
+
+def _opened(candidate: bytes, model: bytes, judged_by: UserMetric | None, source: str) -> _Opened:
+    """In a process that judges for another; the session ends with it."""
+    ours, theirs = (storage.of_proto(onnx.load_from_string(each)) for each in (candidate, model))
+    with temporary_session(ours, source) as session:
+        return _Opened(session, choose_metric(judged_by, theirs, [], source), ours, theirs, judged_by, source)
+
+
+def _as_it_is(opened: _Opened) -> _Opened:
+    return opened
+
+
+def _judge_at(shared: Shared[_Opened], lengths: Lengths) -> dict[str, Any]:
+    opened = shared.get()
+    return _judge(opened.metric, AtLengths(opened.session, lengths))
+
+
+def _judge(metric: Metric, session: AtLengths) -> dict[str, Any]:
+    """The metric, and how long it took."""
+    began = time.perf_counter()
+    value = float(metric.judge(session))
+    return {"value": value, "seconds": time.perf_counter() - began}
 
 
 def text_of(lengths: Lengths) -> str:

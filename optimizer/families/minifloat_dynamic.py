@@ -19,6 +19,7 @@ from ..planning.result import ConversionResult, Progress
 from ..quantization.quantized_weight import QuantizedWeight
 from ..quantization.round_weight import round_weight
 from ..quantization.schemes import WeightScheme
+from ..runtime.executor import ALONE, Executor
 from ..settings.recipe import Recipe
 from .calibrated.builder import constant_operands
 from .family import Family, OpenData
@@ -26,7 +27,7 @@ from .family import Family, OpenData
 
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str,
-    _checkpoint: Path | None = None,
+    _checkpoint: Path | None = None, _executor: Executor = ALONE,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)

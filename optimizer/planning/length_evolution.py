@@ -39,7 +39,7 @@ class Found:
 
 
 def evolve(
-    judge: Callable[[Lengths], float],
+    judge: Callable[[Sequence[Lengths]], Iterable[float]],
     cost: Callable[[Lengths], float],
     layers: int,
     most: float,
@@ -52,7 +52,7 @@ def evolve(
     """All lengths that were judged, each once, those that hand on everything first.
 
     Args:
-        judge: Their loss; NaN counts as a total one.
+        judge: The loss of each of some, none of which depends on another; NaN counts as a total one.
         cost: Their cost.
         layers: Of the model, two at least.
         most: What may be lost: lengths that lose far more have no children.
@@ -66,17 +66,15 @@ def evolve(
     first = list(_first(layers))
     whole = len(first) + generations * children
 
-    def add(each: Lengths) -> None:
-        loss = judge(each)
-        found[each] = Found(each, cost(each), loss if loss == loss else float("inf"))
-        done(len(found), whole)
+    def add(some: Sequence[Lengths]) -> None:
+        for each, loss in zip(some, judge(some), strict=True):
+            found[each] = Found(each, cost(each), loss if loss == loss else float("inf"))
+            done(len(found), whole)
 
-    for each in first:
-        add(each)
+    add(first)
     for _ in range(generations):
         parents = [each for each in front_of(found.values()) if each.loss <= _BEYOND * most] or [found[first[0]]]
-        for each in _children([each.lengths for each in parents], children, found, draw):
-            add(each)
+        add(list(_children([each.lengths for each in parents], children, found, draw)))
     done(whole, whole)
     return list(found.values())
 

@@ -12,15 +12,13 @@ the mean where the mean of the error goes into a bias.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .blas import one_thread_each
+from .blas import one_thread_each, pool, product
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -79,8 +77,8 @@ class InOrder:
             numbers = _round(left, units[:, :, part], zeros[:, :, part], block_of, self._factor, nearest)
             found[:, part, self._order] = numbers.transpose(0, 2, 1)
 
-        with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(run, range(0, found.shape[1], step)))
+        with pool() as workers:
+            list(workers.map(run, range(0, found.shape[1], step)))
         return found.reshape(rows.shape)
 
 
@@ -102,8 +100,13 @@ def _round(
 
 
 def inverse_factor(covariance: npt.NDArray[np.floating]) -> Doubles:
-    """U of the inverse of a damped H, [G, K, K]: R^-1, where H = R R' and R is lower triangular in reversed order."""
-    factor: Doubles = _inverse(np.linalg.cholesky(damped(covariance)[:, ::-1, ::-1]))[:, ::-1, ::-1]
+    """U of the inverse of a damped H, [G, K, K]: R^-1, where H = R R' and R is lower triangular in reversed order.
+
+    It does not depend on the number of threads.
+    """
+    with one_thread_each():
+        lower = np.linalg.cholesky(damped(covariance)[:, ::-1, ::-1])
+        factor: Doubles = _inverse(lower)[:, ::-1, ::-1]
     return factor
 
 
@@ -126,5 +129,5 @@ def _inverse(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:
     above, below = _inverse(lower[:, :half, :half]), _inverse(lower[:, half:, half:])
     inverse = np.zeros_like(lower)
     inverse[:, :half, :half], inverse[:, half:, half:] = above, below
-    inverse[:, half:, :half] = -below @ (lower[:, half:, :half] @ above)
+    np.negative(product(below, product(lower[:, half:, :half], above)), out=inverse[:, half:, :half])
     return inverse

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .blas import product
+
 Floats = npt.NDArray[np.float32]
 Matrices = npt.NDArray[Any]
 """float32 or float64."""
@@ -89,10 +91,10 @@ def draw_towards_diagonal(matrices: Matrices, trusted: int, most: float = 1.0) -
 
 
 def _products(left: Matrices, matrices: Matrices, right: Matrices) -> float:
-    """The sum of l M r' over rows, of G groups."""
+    """The sum of l M r' over rows, of G groups; whatever the number of threads."""
     parts = zip(np.split(left, len(matrices)), matrices, np.split(right, len(matrices)), strict=True)
     return sum(
-        float(np.einsum("nk,nk->", a[begin : begin + _ROWS] @ matrix, b[begin : begin + _ROWS], dtype=np.float64))
+        float(np.einsum("nk,nk->", product(a[rows], matrix), b[rows], dtype=np.float64))
         for a, matrix, b in parts
-        for begin in range(0, len(a), _ROWS)
+        for rows in (slice(begin, begin + _ROWS) for begin in range(0, len(a), _ROWS))
     )

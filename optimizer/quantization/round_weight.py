@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +23,7 @@ from .affine import sound_scale
 from .quantized_weight import Floats, QuantizedWeight, WeightError
 from .rtn import quantize_rtn
 from .schemes import WeightScheme
+from .threads import threads
 
 _MULTIPLES = (0.97, 0.94, 0.9, 0.85)
 _PIECE = 1 << 18  # elements searched at a time: some arrays of it stay in a core's cache
@@ -84,7 +84,7 @@ def _beside_int8(weight: Floats, axis: int, scheme: WeightScheme, least_scale: F
         sums = (error, cost, baseline, np.square(part.rows))
         return tuple(float(each.sum(dtype=np.float64)) for each in sums)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         sums = list(pool.map(run, _pieces(flat.shape)))
     shaped = (codes if weight.size else codes[:, :0]).reshape(rows.shape)
     by_channel = shaped if scheme.per_channel else np.moveaxis(shaped, axis, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +14,7 @@ from .cancel import cancel
 from .formats import SCALE_TYPES, find_scales
 from .quantized_weight import QuantizedWeight, WeightError
 from .schemes import WeightScheme
+from .threads import threads
 
 Floats = npt.NDArray[np.float32]
 
@@ -138,7 +138,7 @@ def _in_parallel(run: Callable[[int, int], tuple[float, ...]], count: int, step:
     ranges = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
     if len(ranges) == 1:
         return list(run(*ranges[0]))  # a thread takes longer to start than most small weights to round
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         sums = list(pool.map(lambda each: run(*each), ranges))
     return [math.fsum(column) for column in zip(*sums, strict=True)]
 

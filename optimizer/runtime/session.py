@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from onnxpress import custom_ops, ep
 
 from ..errors import OnnxpressError, UsageError
+from ..quantization.threads import limit
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,7 +56,7 @@ def session_options(
     """Options with our library registered where it is needed.
 
     Args:
-        threads: Threads of the intra-op pool; None leaves the choice to ONNX Runtime.
+        threads: Threads of the intra-op pool; None leaves the choice to ONNX Runtime, unless work is limited.
         ours: Register the custom ops.
         provider: Append our execution provider with these options.
         config: Session configuration entries.
@@ -67,7 +68,7 @@ def session_options(
 
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
-    if threads is not None:
+    if (threads := threads or limit()) is not None:
         options.intra_op_num_threads = threads
     for key, value in (config or {}).items():
         try:

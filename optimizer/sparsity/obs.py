@@ -19,13 +19,13 @@ comes closest to the output that there was (as Frantar and Alistarh, 2022, secti
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
 
-from ..quantization.blas import one_thread_each
+from ..quantization.blas import one_thread_each, pool
+from ..quantization.threads import threads
 from .blocks import Block, Floats, Mask, tiles
 from .criteria import Scores
 
@@ -67,9 +67,9 @@ def obs_scores(weight: Floats, gram: Floats, block: Block) -> Scores:
     groups = tiles(weight, block).transpose(0, 1, 3, 2).reshape(rows, columns * block.k, block.n).astype(np.float32)
     empty = _emptied if len(gram) <= _MOST_INPUTS else _costs
     # Of short rows Python's part, which threads cannot share, weighs too much.
-    threads = len(os.sched_getaffinity(0)) if len(gram) >= _SHARED else 1
-    with one_thread_each(), ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(lambda group: empty(group, G, block.k), groups)))
+    shared = threads() if len(gram) >= _SHARED else 1
+    with one_thread_each(), ThreadPoolExecutor(shared) as workers:
+        return np.stack(list(workers.map(lambda group: empty(group, G, block.k), groups)))
 
 
 def _emptied(weights: Singles, G: Singles, k: int) -> Doubles:
@@ -145,6 +145,6 @@ def reconstruct(weight: Floats, gram: Floats, mask: Mask, block: Block, cross: F
         elif len(kept):
             found[kept, outputs] = np.linalg.solve(H[np.ix_(kept, kept)], target[kept, outputs])
 
-    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        list(pool.map(solve, range(len(mask))))
+    with pool() as workers:
+        list(workers.map(solve, range(len(mask))))
     return found

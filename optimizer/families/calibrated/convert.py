@@ -39,6 +39,7 @@ from ...planning.plan_minifloat import plan_minifloat
 from ...planning.report import Accuracy, Attempt, weight_report
 from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
+from ...runtime.executor import ALONE, Executor
 from ...runtime.int8_kernels import fallbacks, operators, optimized
 from ...runtime.machine import made_for, reduces_range, warn_of_saturation
 from ...settings.recipe import Recipe
@@ -125,7 +126,7 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
 
 def convert(
     model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
-    _checkpoint: Path | None = None,
+    _checkpoint: Path | None = None, _executor: Executor = ALONE,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 

@@ -32,6 +32,7 @@ from ...planning.lazy_weight import LazyWeight
 from ...planning.report import Attempt, size_text
 from ...planning.result import Progress
 from ...quantization.schemes import KERNEL_SCALES
+from ...runtime.executor import ALONE, Executor
 from ...settings.budget import seconds_of
 from ...settings.override import Override
 from ...settings.recipe import Recipe
@@ -112,7 +113,9 @@ class _Made:
     folds: Folds | None
 
 
-def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, source: str) -> Found:
+def find_recipe(
+    model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, source: str, executor: Executor = ALONE
+) -> Found:
     """Find the cheapest recipe within the recipe's bound.
 
     Args:
@@ -121,6 +124,7 @@ def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Pr
         data: To round by, and to compare outputs on where the recipe has no metric.
         progress: Told how the work goes on.
         source: What to call the model in an error.
+        executor: Rounds weights and measures what they cost; attempts follow each other.
 
     Raises:
         UsageError: The metric does not fit the model.
@@ -129,12 +133,16 @@ def find_recipe(model: ir.Model, recipe: Recipe, data: Data | None, progress: Pr
     feeds = [] if data is None or recipe.judged_by is not None else list(islice(iter(data), _JUDGED))
     decide(model, recipe)  # which prepares it
     metric = choose_metric(recipe.judged_by, model, feeds, source)
-    return _Search(model, recipe, data, metric, progress).run()
+    return _Search(model, recipe, data, metric, progress, executor).run()
 
 
 class _Search:
-    def __init__(self, model: ir.Model, recipe: Recipe, data: Data | None, metric: Metric, progress: Progress) -> None:
+    def __init__(
+        self, model: ir.Model, recipe: Recipe, data: Data | None, metric: Metric, progress: Progress,
+        executor: Executor,
+    ) -> None:  # fmt: skip
         assert recipe.max_loss is not None
+        self._executor = executor
         self._model, self._data, self._metric, self._progress = model, data, metric, progress
         self._bound = recipe.max_loss
         self._deadline = math.inf
@@ -185,7 +193,7 @@ class _Search:
             made.folds.apply(model, made.recipe)
         data = required(self._data)
         folder = None if data.checkpoint is None else data.checkpoint / MEASURED
-        mixture = Mixture(model, made.recipe, data, self._progress, folder=folder)
+        mixture = Mixture(model, made.recipe, data, self._progress, folder=folder, executor=self._executor)
         seen = [(mixture.damage, self._loss(best))]
         sizes = {self._trail[-1].size}
         for _ in range(_MIXTURES):
@@ -252,7 +260,7 @@ class _Search:
         model = copy_of(copy)
         if method_of(recipe) != "rtn":
             weights = rewrite(copy, decide(copy, recipe)).weights
-            results = round_with_data(copy_of(model), weights, data, recipe, self._progress, stage)
+            results = round_with_data(copy_of(model), weights, data, recipe, self._progress, stage, self._executor)
         self._try(label, recipe, model, results, folds, time.perf_counter() - begin)
 
     def _try(

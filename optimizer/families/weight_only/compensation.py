@@ -88,19 +88,18 @@ def why_none(weight: LazyWeight) -> str:
 
 
 def compensate_by_data(
-    weight: LazyWeight, found: QuantizedWeight, problem: Problem, target: Floats, before: float, form: str
+    factors: Factors, found: QuantizedWeight, problem: Problem, target: Floats, before: float
 ) -> tuple[Compensated, LowRank | None]:
     """What a product of low rank gives back on rows kept apart, and the product if that is anything.
 
     Args:
-        weight: The weight, of which `why_none` has nothing to say.
-        found: It, rounded.
+        factors: Of the product.
+        found: The weight, rounded.
         problem: With its inputs.
         target: What the method aimed at, [N, K].
         before: What the rounded weight costs.
-        form: Of weights, as in the recipe.
     """
-    low_rank = _fitted(weight, target - found.rows(), form, problem)
+    low_rank = factors.fitted(target - found.rows(), problem)
     after = cost_of(problem.apart, CompensatedWeight(found, low_rank), problem.rows)
     told = Compensated(low_rank.rank, before, after, problem.apart.energy(problem.rows), by_data=True)
     return told, low_rank if told.helps else None
@@ -160,19 +159,20 @@ def _add(
     return sizes
 
 
-def costs_by_rank(
-    weight: LazyWeight, found: QuantizedWeight, problem: Problem, ranks: Sequence[int], form: str
-) -> list[float]:
-    """What a weight costs on rows kept apart with products of some ranks, each at least 1, beside it.
+def costs_by_rank(found: QuantizedWeight, problem: Problem, each: Sequence[Factors]) -> dict[int, float]:
+    """What a weight costs on rows kept apart with products of some ranks, each at least 1, beside it; at 0 without.
 
     The best product of a rank is the leading part of that of any higher one.
     """
-    schemes = {rank: _schemes(weight, rank, form) for rank in ranks}
-    inner, outer = fit_low_rank(problem.rows - found.rows(), max(ranks), problem.moments.second[0])
-    costs = []
-    for rank in ranks:
-        low_rank = round_low_rank(np.ascontiguousarray(inner[:, :rank]), outer[:rank], schemes[rank])
-        costs.append(cost_of(problem.apart, CompensatedWeight(found, low_rank), problem.rows))
+    costs = {0: cost_of(problem.apart, found, problem.rows)}
+    if not each:
+        return costs
+    most = max(factors.rank for factors in each)
+    inner, outer = fit_low_rank(problem.rows - found.rows(), most, problem.moments.second[0])
+    for factors in each:
+        leading = np.ascontiguousarray(inner[:, : factors.rank]), outer[: factors.rank]
+        low_rank = round_low_rank(*leading, factors.schemes)
+        costs[factors.rank] = cost_of(problem.apart, CompensatedWeight(found, low_rank), problem.rows)
     return costs
 
 
@@ -183,7 +183,7 @@ def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Res
     del given
     found = round_weight(weight.rows(), 0 if weight.weight.transposed else 1, weight.scheme)
     release(weight.weight.tensor)
-    low_rank = _fitted(weight, rows - found.rows(), form)
+    low_rank = factors_of(weight, form).fitted(rows - found.rows())
     after = squared_error(CompensatedWeight(found, low_rank), rows)
     told = Compensated(low_rank.rank, found.error.error, after, found.error.energy, by_data=False)
     rounded = Rounded("rtn", found.error.error, found.error.error, found.error.energy)
@@ -192,15 +192,37 @@ def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Res
     return store.keep(name, found, rounded, told, low_rank if told.helps else None)
 
 
-def _fitted(weight: LazyWeight, error: Floats, form: str, problem: Problem | None = None) -> LowRank:
-    factors = fit_low_rank(error, weight.scheme.rank, None if problem is None else problem.moments.second[0])
-    return round_low_rank(*factors, _schemes(weight, weight.scheme.rank, form))
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """How a product of low rank is made.
+
+    Attributes:
+        rank: Of it.
+        schemes: Of its factors.
+    """
+
+    rank: int
+    schemes: tuple[WeightScheme, WeightScheme]
+
+    def fitted(self, error: Floats, problem: Problem | None = None) -> LowRank:
+        """That of least error beside a weight of an error [N, K], by its inputs where they are known."""
+        factors = fit_low_rank(error, self.rank, None if problem is None else problem.moments.second[0])
+        return round_low_rank(*factors, self.schemes)
 
 
-def _schemes(weight: LazyWeight, rank: int, form: str) -> tuple[WeightScheme, WeightScheme]:
-    """Of both factors."""
-    dtype = ir.DataType.FLOAT if required(weight.readers[0].form).widened else weight.weight.dtype
-    return factor_form(form, weight.weight.K, dtype).scheme, factor_form(form, rank, dtype).scheme
+def factors_of(weight: LazyWeight, form: str, rank: int = 0) -> Factors:
+    """Those of a rank, by default its own, beside a weight of which `why_none` has nothing to say.
+
+    Args:
+        weight: The weight.
+        form: Of weights, as in the recipe.
+        rank: Of the product; 0 for that which the settings of the weight want.
+    """
+    rank, dtype = rank or weight.scheme.rank, weight.weight.dtype
+    if required(weight.readers[0].form).widened:
+        dtype = ir.DataType.FLOAT
+    inner, outer = (factor_form(form, length, dtype).scheme for length in (weight.weight.K, rank))
+    return Factors(rank, (inner, outer))
 
 
 def squared_error(found: CompensatedWeight, rows: Floats) -> float:

@@ -19,6 +19,7 @@ from ...passes.fold_scales import FoldScales
 from ...planning.lazy_weight import LazyWeight, gain, reports
 from ...planning.plan import without_fused
 from ...planning.result import ConversionResult, Progress
+from ...runtime.executor import ALONE, Executor
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
 from ..decoder_fusion import finish_decoder
@@ -38,7 +39,7 @@ _ROUNDED = "rounded"
 
 def convert(
     model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
-    _checkpoint: Path | None = None,
+    _checkpoint: Path | None = None, executor: Executor = ALONE,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
@@ -50,10 +51,11 @@ def convert(
     assert not isinstance(opened, Statistics), "the family's check refuses that"
     rotated = rotate(model, recipe)
     if recipe.budget is not None:
-        return rotated.tell(_within_budget(model, recipe, required(opened), budget_of(recipe.budget), progress))
+        budget = budget_of(recipe.budget)
+        return rotated.tell(_within_budget(model, recipe, required(opened), budget, progress, executor))
     if recipe.max_loss is None:
-        return rotated.tell(_convert(model, recipe, opened, progress))
-    found = find_recipe(model, recipe, opened, progress, source)
+        return rotated.tell(_convert(model, recipe, opened, progress, executor=executor))
+    found = find_recipe(model, recipe, opened, progress, source, executor)
     data_read = opened if found.results is not None else None
     result = _convert(model, found.recipe, data_read, progress, found.results, found.folds)
     return rotated.tell(_with_trail(model, result, found))
@@ -61,7 +63,7 @@ def convert(
 
 def _convert(
     model: ir.Model, recipe: Recipe, data: Data | None, progress: Progress, known: Results | None = None,
-    folds: Folds | None = None, stage: str = "",
+    folds: Folds | None = None, stage: str = "", executor: Executor = ALONE,
 ) -> ConversionResult:  # fmt: skip
     if folds is not None:
         folds.apply(model, recipe)
@@ -74,7 +76,7 @@ def _convert(
     lazy, results = rewritten.weights, Results() if known is None else known
     if data is not None and original is not None:
         folder = stage if folds is None or stage else _ROUNDED  # beside that of the transform
-        results = round_with_data(original, lazy, data, recipe, progress, folder)
+        results = round_with_data(original, lazy, data, recipe, progress, folder, executor)
     take_results(lazy, results)
     added = compensate(model, rewritten, results, recipe.form)
     fusion = finish_decoder(model, recipe)
@@ -90,12 +92,15 @@ def _convert(
     )
 
 
-def _within_budget(model: ir.Model, recipe: Recipe, data: Data, budget: Budget, progress: Progress) -> ConversionResult:
+def _within_budget(
+    model: ir.Model, recipe: Recipe, data: Data, budget: Budget, progress: Progress, executor: Executor
+) -> ConversionResult:
     """With widths for each weight."""
     decide(model, recipe)  # which prepares it
     folder = None if data.checkpoint is None else data.checkpoint / MEASURED
-    choice = Mixture(model, recipe, data, progress, budget, folder).choose(budget)
-    result = _convert(model, choice.recipe, data, progress, stage=f"{_ROUNDED}-{budget.most:.15g}{budget.unit}")
+    choice = Mixture(model, recipe, data, progress, budget, folder, executor).choose(budget)
+    stage = f"{_ROUNDED}-{budget.most:.15g}{budget.unit}"
+    result = _convert(model, choice.recipe, data, progress, stage=stage, executor=executor)
     return dataclasses.replace(
         result,
         details={**result.details, "mixed": choice.details()},

@@ -16,10 +16,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from ...calibration import Data
@@ -31,18 +32,21 @@ from ...model_io.names import copy_of
 from ...planning.report import size_text
 from ...planning.result import Progress
 from ...quantization.allocation import allocate
-from ...quantization.methods import METHODS
+from ...quantization.blas import one_thread_each
+from ...quantization.methods import METHODS, Problem
+from ...quantization.quantized_weight import Floats
 from ...quantization.schemes import WeightScheme
+from ...runtime.executor import ALONE, Executor, Shared
 from ...settings.budget import Budget
 from ...settings.override import Override
 from ...settings.recipe import Recipe
 from ..kept_files import Files
 from .candidates import Candidate, candidates_of, key_of
-from .compensation import costs_by_rank
+from .compensation import Factors, costs_by_rank, factors_of
 from .product_time import product_time
-from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
+from .products import Job, Layout, Moments, Products, layout_of, rows_of
 from .results import describe
-from .sensitivity import Sensitivity
+from .sensitivity import Sensitivity, with_exchangeable
 
 MEASURED = "measured"
 """Folder of a measurement in that of a checkpoint."""
@@ -95,6 +99,7 @@ class Mixture:
         progress: Told how the work goes on.
         budget: Refused before anything is measured where its bytes or bits are too few.
         folder: Where what was measured is kept, and an interrupted run goes on; None for nowhere.
+        executor: Measures, of each weight by itself; the float model runs here.
 
     Raises:
         UsageError: The budget cannot be met, or the folder is that of another run.
@@ -103,7 +108,7 @@ class Mixture:
 
     def __init__(
         self, model: ir.Model, recipe: Recipe, data: Data, progress: Progress, budget: Budget | None = None,
-        folder: Path | None = None,
+        folder: Path | None = None, executor: Executor = ALONE,
     ) -> None:  # fmt: skip
         self._recipe = recipe
         ways, self._whole = candidates_of(model, recipe)
@@ -124,46 +129,24 @@ class Mixture:
             files = Files(folder if folder is None or holds_back else folder.with_name(_ERRORS), described)
             missing = not all(files.has(_file(job)) for job in jobs)
             nodes = [node for job in jobs for node in products.readers(job.weight)]
-            sensitivity = Sensitivity(copy, data, nodes) if holds_back and missing else None
-            for done, job in enumerate(jobs):
-                progress(_STAGE, done, len(jobs))
-                segments.advance(job.cut)  # piece by piece also where all is known: so the same bytes come out
-                if not files.has(_file(job)):
-                    files.keep(_file(job), self._measure(job, ways[key_of(job.weight)], products, sensitivity), {})
+            measures = holds_back and missing
+            asked = executor.share_made(with_exchangeable(copy, data, nodes), Sensitivity) if measures else None
+
+            def calls() -> Iterator[tuple[Any, ...]]:
+                for job in jobs:
+                    segments.advance(job.cut)  # piece by piece also where all is known: so the same bytes come out
+                    if not files.has(_file(job)):
+                        moments = products.shared_moments_of(job, executor)
+                        yield _call(job, ways[key_of(job.weight)], recipe.form, products, moments, asked)
+
+            missed = [job for job in jobs if not files.has(_file(job))]
+            found = executor.map(_measure, calls(), len(jobs))
+            progress(_STAGE, len(jobs) - len(missed), len(jobs))
+            for done, (job, measured) in enumerate(zip(missed, found, strict=True), 1):
+                files.keep(_file(job), measured, {})
+                progress(_STAGE, len(jobs) - len(missed) + done, len(jobs))
+            for job in jobs:
                 self._take(ways[key_of(job.weight)], **files.read(_file(job), ())[0])
-            progress(_STAGE, len(jobs), len(jobs))
-
-    def _measure(
-        self, job: Job, ways: Sequence[Candidate], products: Products, sensitivity: Sensitivity | None
-    ) -> dict[str, Any]:
-        """What products lose by each candidate of a weight.
-
-        Of the codes of the first one alone also how much that is, and what it does to the model if it is asked. Nothing
-        is lost where what the weight reads is nothing, or NaN or infinite.
-        """
-        moments = products.moments_of(job)
-        if moments is None:
-            return {"lost": [], "plain": 0.0, "harm": 0.0}
-        first, apart = problem_of(ways[0].weight, *moments), moments[1]
-        codes: dict[WeightScheme, list[int]] = {}  # and the candidates that have them
-        for index, way in enumerate(ways):
-            codes.setdefault(dataclasses.replace(way.scheme, rank=0), []).append(index)
-        lost, plain, harm = [0.0] * len(ways), 0.0, 1.0
-        for scheme, indices in codes.items():
-            found = _METHOD.round(dataclasses.replace(first, scheme=scheme))
-            cost = cost_of(apart, found, first.rows)
-            ranks = sorted({ways[index].scheme.rank for index in indices} - {0})
-            costs = costs_by_rank(ways[0].weight, found, first, ranks, self._recipe.form) if ranks else []
-            by_rank = {0: cost, **{rank: min(cost, each) for rank, each in zip(ranks, costs, strict=True)}}
-            for index in indices:
-                lost[index] = max(by_rank[ways[index].scheme.rank], _LEAST)
-            if 0 in indices:
-                plain = max(cost, _LEAST)
-            if 0 in indices and sensitivity is not None:
-                numbers = numbers_of(ways[0].weight, found)
-                readers = products.readers(job.weight)
-                harm = sensitivity.of({node.name or "": as_read(node, numbers) for node in readers})
-        return {"lost": lost, "plain": plain, "harm": harm}
 
     def _take(self, ways: Sequence[Candidate], lost: Sequence[float], plain: float, harm: float) -> None:
         """What `_measure` gave; a weight of which nothing is known has no choice."""
@@ -284,6 +267,60 @@ class Mixture:
             if way.grid != (own.scheme, own.block_size, own.symmetric, own.rank)
             for name in way.weight.nodes
         ]
+
+
+def _call(
+    job: Job, ways: Sequence[Candidate], form: str, products: Products, moments: Shared[Moments] | None,
+    model: Shared[Sensitivity] | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Arguments of `_measure`."""
+    first = ways[0].weight
+    factor = 1.0 if first.scheme.takes_factors else first.factor or 1.0
+    layouts = {node.name or "": layout_of(node) for node in products.readers(job.weight)}
+    schemes = [way.scheme for way in ways]
+    factors = [factors_of(first, form, rank) for rank in sorted({scheme.rank for scheme in schemes} - {0})]
+    rows = None if moments is None else rows_of(first)
+    return moments, rows, schemes, factors, first.convolution, factor, layouts, model
+
+
+def _measure(
+    moments: Shared[Moments] | None, rows: Floats, schemes: Sequence[WeightScheme], factors: Sequence[Factors],
+    convolution: bool, factor: float, layouts: Mapping[str, Layout], model: Shared[Sensitivity] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """What products lose by each candidate of a weight.
+
+    Of the codes of the first one alone also how much that is, and what it does to the model if it is asked.
+
+    Args:
+        moments: Of what the weight reads. Nothing is lost where that is nothing, or NaN or infinite: None.
+        rows: The weight, [N, K].
+        schemes: Of the candidates, with the rank of what is added to each.
+        factors: Of these ranks.
+        convolution: Whether it is of one.
+        factor: By which nodes that read it multiply it.
+        layouts: In which these nodes read it.
+        model: That is asked.
+    """
+    if moments is None:
+        return {"lost": [], "plain": 0.0, "harm": 0.0}
+    first = Problem(rows, schemes[0], *moments.get(), convolution)
+    codes = [dataclasses.replace(scheme, rank=0) for scheme in schemes]
+    lost, plain, harm = [0.0] * len(schemes), 0.0, 1.0
+    with one_thread_each():
+        for scheme in dict.fromkeys(codes):
+            found = _METHOD.round(dataclasses.replace(first, scheme=scheme))
+            ranks = {each.rank for each, own in zip(schemes, codes, strict=True) if own == scheme}
+            costs = costs_by_rank(found, first, [each for each in factors if each.rank in ranks])
+            for index, own in enumerate(codes):
+                if own == scheme:
+                    lost[index] = max(min(costs[0], costs[schemes[index].rank]), _LEAST)
+            if scheme == codes[0]:
+                plain = max(costs[0], _LEAST)
+            if scheme == codes[0] and model is not None:
+                numbers = found.rows()
+                numbers /= np.float32(factor)
+                harm = model.get().of({name: layout.of(numbers) for name, layout in layouts.items()})
+    return {"lost": lost, "plain": plain, "harm": harm}
 
 
 def _described(model: ir.Model, ways: Sequence[Sequence[Candidate]], data: Data) -> str:

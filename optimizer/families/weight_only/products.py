@@ -19,8 +19,11 @@ from ...quantization.input_moments import InputMoments
 from ...quantization.low_rank import CompensatedWeight
 from ...quantization.methods import Method, Problem
 from ...quantization.quantized_weight import QuantizedWeight
+from ...runtime.executor import Executor, Shared
 
 Floats = npt.NDArray[np.float32]
+Moments = tuple[InputMoments, InputMoments]
+"""Of what a weight reads: to round by, and to judge by."""
 
 _ROWS = 1 << 13
 """Output channels that are judged at a time."""
@@ -60,7 +63,8 @@ class Products:
         self._nodes = {node.name: node for node in model.graph}
         self._segments = segments
         self._cross = any(method.reads_both_paths for method in methods)
-        self._moments: tuple[tuple[object, ...], tuple[InputMoments, InputMoments] | None] = ((), None)
+        self._moments: tuple[tuple[object, ...], Moments | None] = ((), None)
+        self._shared: Shared[Moments] | None = None
 
     def jobs(self, weights: Sequence[LazyWeight]) -> list[Job]:
         """Weights that can be observed, in the order in which what they read is made; those that share it together."""
@@ -88,11 +92,20 @@ class Products:
     def _position(self, node: ir.Node) -> int:
         return self._segments.position(node.name or "")
 
-    def moments_of(self, job: Job) -> tuple[InputMoments, InputMoments] | None:
-        """Of what a weight reads: to round by, and to judge by; None where it reads nothing that is finite."""
+    def shared_moments_of(self, job: Job, executor: Executor) -> Shared[Moments] | None:
+        """As `moments_of`, handed over once for all weights that read the same."""
+        moments = self.moments_of(job)
+        if moments is None:
+            return None
+        if self._shared is None:
+            self._shared = executor.share(moments)
+        return self._shared
+
+    def moments_of(self, job: Job) -> Moments | None:
+        """Of what a weight reads; None where it reads nothing that is finite."""
         reads, moments = self._moments
         if reads != job.reads:
-            self._moments = (), None  # never those of two
+            self._moments, self._shared = ((), None), None  # never those of two
             sums = MomentSums(job.node, cross=self._cross)
             name = required(job.node.inputs[0]).name or ""
             for batch in range(self._segments.batches):
@@ -104,11 +117,16 @@ class Products:
 
 def problem_of(weight: LazyWeight, moments: InputMoments, apart: InputMoments) -> Problem:
     """What a method is given of a weight."""
+    return Problem(rows_of(weight), weight.scheme, moments, apart, weight.convolution)
+
+
+def rows_of(weight: LazyWeight) -> Floats:
+    """A weight as it is given to methods, [N, K]."""
     given = weight.rows()
     rows = np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
     del given
     release(weight.weight.tensor)
-    return Problem(rows, weight.scheme, moments, apart, weight.convolution)
+    return rows
 
 
 def numbers_of(weight: LazyWeight, found: QuantizedWeight | CompensatedWeight) -> Floats:
@@ -132,9 +150,33 @@ def _reads(node: ir.Node) -> tuple[object, ...]:
     return required(node.inputs[0]).name, node.attributes.get_int("transA", 0), alone
 
 
-def as_read(node: ir.Node, rows: Floats) -> npt.NDArray[Any]:
-    """The weight [N, K] in the layout and type of a node's second input."""
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a node has its second input.
+
+    Attributes:
+        shape: Of it.
+        dtype: Of it.
+        is_transposed: Whether output channels come last.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    is_transposed: bool
+
+    def of(self, rows: Floats) -> npt.NDArray[Any]:
+        """The weight [N, K] so."""
+        array = rows.T if self.is_transposed else rows.reshape(self.shape)
+        return np.ascontiguousarray(array, self.dtype)
+
+
+def layout_of(node: ir.Node) -> Layout:
+    """That of a node that reads a constant."""
     read = required(constant_of(required(node.inputs[1])))
     first = node.op_type in ("Conv", "ConvTranspose") or node.attributes.get_int("transB", 0) == 1
-    array = rows.reshape(tuple(read.shape.numpy())) if first else rows.T
-    return np.ascontiguousarray(array, read.dtype.numpy())
+    return Layout(tuple(read.shape.numpy()), read.dtype.numpy(), not first)
+
+
+def as_read(node: ir.Node, rows: Floats) -> npt.NDArray[Any]:
+    """The weight [N, K] in the layout and type of a node's second input."""
+    return layout_of(node).of(rows)

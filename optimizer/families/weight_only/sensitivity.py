@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from ...calibration.inputs import inputs_of
@@ -33,8 +35,33 @@ _TOKENS = 128
 """Of a language model's window: each weight of it is a run, and which weight is worth most is seen in few tokens."""
 
 
-class Sensitivity:
-    """A session of a float model whose products take their weights as inputs, so that any of them can be another.
+@dataclasses.dataclass(frozen=True)
+class Exchangeable:
+    """A float model whose products take their weights as inputs, so that any of them can be another.
+
+    Attributes:
+        proto: The model, serialized.
+        arrays: Its other constants, by name.
+        inputs: Those that are weights, by name of the node.
+        weights: Of the float model, by name of the input.
+        names: Of the outputs that are measured.
+        batches: On which.
+        logits: Whether these are predictions of tokens.
+        ours: Whether it has operators of ours.
+    """
+
+    proto: bytes
+    arrays: Mapping[str, Array]
+    inputs: Mapping[str, str]
+    weights: Mapping[str, Array]
+    names: Sequence[str | None]
+    batches: Sequence[dict[str, Any]]
+    logits: bool
+    ours: bool
+
+
+def with_exchangeable(model: ir.Model, data: Iterable[Feeds], nodes: Collection[ir.Node]) -> Exchangeable:
+    """Make weights inputs.
 
     Args:
         model: The float model, with its constants marked; it is not changed.
@@ -42,39 +69,51 @@ class Sensitivity:
         nodes: Of its main graph, that may get another second input.
 
     Raises:
-        OnnxpressError: ONNX Runtime cannot run the model, or there is no data.
+        OnnxpressError: There is no data.
+    """
+    logits = predicts_tokens(model)
+    batches: list[dict[str, Any]] = [dict(batch) for batch in islice(data, 1 if logits else _BATCHES)]
+    if not batches:
+        raise OnnxpressError("there is no data to measure by")
+    if logits:
+        batches[0] |= _few_tokens(model, batches[0])
+    copy = model.clone()
+    by_name = {node.name: node for node in copy.graph}
+    inputs: dict[str, str] = {}
+    weights: dict[str, Array] = {}
+    for node in nodes:
+        weight = required(constant_of(required(node.inputs[1])))
+        name = names_of(copy.graph).value("weight")
+        value = ir.Value(name=name, type=ir.TensorType(weight.dtype), shape=ir.Shape(weight.shape.numpy()))
+        by_name[node.name].replace_input_with(1, value)
+        copy.graph.inputs.append(value)
+        inputs[node.name or ""] = name
+        weights[name] = np.ascontiguousarray(weight.numpy())
+    outputs = [value for value in copy.graph.outputs if value.dtype is None or is_float(value.dtype.numpy())]
+    if logits:
+        outputs = [value for value in outputs if value.name == logits_of(model)]
+    copy.graph.outputs[:] = outputs
+    remove_unused(copy)
+    arrays = dict(take_weights(copy))
+    names = [value.name for value in copy.graph.outputs]
+    proto = to_proto(copy).SerializeToString()
+    return Exchangeable(proto, arrays, inputs, weights, names, batches, logits, uses_our_ops(model))
+
+
+class Sensitivity:
+    """A session of a model whose weights can be others.
+
+    Raises:
+        OnnxpressError: ONNX Runtime cannot run the model.
     """
 
-    def __init__(self, model: ir.Model, data: Iterable[Feeds], nodes: Collection[ir.Node]) -> None:
-        self._logits = predicts_tokens(model)
-        self._batches: list[dict[str, Any]] = [dict(batch) for batch in islice(data, 1 if self._logits else _BATCHES)]
-        if not self._batches:
-            raise OnnxpressError("there is no data to measure by")
-        if self._logits:
-            self._batches[0] |= _few_tokens(model, self._batches[0])
-        copy = model.clone()
-        by_name = {node.name: node for node in copy.graph}
-        self._inputs: dict[str, str] = {}
-        self._weights: dict[str, Array] = {}
-        for node in nodes:
-            weight = required(constant_of(required(node.inputs[1])))
-            name = names_of(copy.graph).value("weight")
-            value = ir.Value(name=name, type=ir.TensorType(weight.dtype), shape=ir.Shape(weight.shape.numpy()))
-            by_name[node.name].replace_input_with(1, value)
-            copy.graph.inputs.append(value)
-            self._inputs[node.name or ""] = name
-            self._weights[name] = np.ascontiguousarray(weight.numpy())
-        outputs = [value for value in copy.graph.outputs if value.dtype is None or is_float(value.dtype.numpy())]
-        if self._logits:
-            outputs = [value for value in outputs if value.name == logits_of(model)]
-        copy.graph.outputs[:] = outputs
-        remove_unused(copy)
-        arrays = take_weights(copy)
+    def __init__(self, model: Exchangeable) -> None:
+        self._model = model
         # Most weights are inputs, of which nothing can be packed, and the others are read some hundred times at most.
         config = {"session.disable_prepacking": "1"}
-        self._session = ArraySession(to_proto(copy), arrays, ours=uses_our_ops(model), config=config)
-        self._names = [value.name for value in copy.graph.outputs]
-        self._losses = [self._measures(batch) for batch in self._batches]
+        proto = onnx.load_from_string(model.proto)
+        self._session = ArraySession(proto, model.arrays, ours=model.ours, config=config)
+        self._losses = [self._measures(batch) for batch in model.batches]
 
     def of(self, changed: Mapping[str, Array]) -> float:
         """What is lost when nodes read other weights.
@@ -89,8 +128,9 @@ class Sensitivity:
         Raises:
             OnnxpressError: ONNX Runtime cannot run the model.
         """
-        weights = self._weights | {self._inputs[name]: weight for name, weight in changed.items()}
-        found = [self._session.run(self._names, batch | weights) for batch in self._batches]
+        model = self._model
+        weights = {**model.weights, **{model.inputs[name]: weight for name, weight in changed.items()}}
+        found = [self._session.run(model.names, batch | weights) for batch in model.batches]
         losses = [
             loss(each)
             for measures, outputs in zip(self._losses, found, strict=True)
@@ -100,8 +140,8 @@ class Sensitivity:
 
     def _measures(self, batch: dict[str, Any]) -> list[Callable[[Any], float]]:
         """What measures the outputs of a batch by those of the float model."""
-        wanted = self._session.run(self._names, batch | self._weights)
-        if self._logits:
+        wanted = self._session.run(self._model.names, {**batch, **self._model.weights})
+        if self._model.logits:
             return [_divergence(each) for each in wanted]
         return [_error(each, batch.get(MASK)) for each in wanted]
 

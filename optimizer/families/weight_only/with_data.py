@@ -4,13 +4,18 @@ What a weight loses reaches those behind it. So the model runs along two paths, 
 and with the weights that are rounded already. Of the tensor that some products read, the moments on both paths are
 summed; these products' weights are then rounded by each method that is to be tried, and that of least cost on rows kept
 apart is taken. Rounding to nearest, as without data, is always among them.
+
+Weights that read the same tensor do not depend on each other, nor does any where all are rounded by what the float
+model shows: an executor rounds them. The model runs here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import onnx_ir as ir
 
@@ -22,19 +27,21 @@ from ...graph.constants import mark_constants
 from ...graph.rewriting import required
 from ...planning.lazy_weight import LazyWeight
 from ...planning.result import Progress
-from ...quantization.input_moments import InputMoments
-from ...quantization.low_rank import CompensatedWeight
-from ...quantization.methods import METHODS, Method
-from ...quantization.quantized_weight import QuantizedWeight, WeightError
+from ...quantization.blas import one_thread_each
+from ...quantization.low_rank import CompensatedWeight, LowRank
+from ...quantization.methods import METHODS, Problem
+from ...quantization.quantized_weight import Floats, QuantizedWeight, WeightError
+from ...quantization.schemes import WeightScheme
+from ...runtime.executor import ALONE, Executor, Shared
 from ...settings.groups import TRAINED
 from ...settings.recipe import Recipe
 from .block_training import NAME as BLOCKS
 from .block_training import BlockTraining
-from .compensation import compensate_by_data, squared_error, why_none
+from .compensation import Factors, compensate_by_data, factors_of, squared_error, why_none
 from .distilling import NAME as WHOLE
 from .distilling import distill
-from .products import Job, Products, as_read, cost_of, numbers_of, problem_of
-from .results import Result, Results, Rounded, Store, describe
+from .products import Job, Moments, Products, as_read, cost_of, numbers_of, rows_of
+from .results import Compensated, Result, Results, Rounded, Store, describe
 from .training import Setup
 
 _METHOD = "gptq"
@@ -57,8 +64,9 @@ def _layer_methods(recipe: Recipe) -> tuple[str, ...]:
 
 
 def round_with_data(
-    model: ir.Model, weights: Sequence[LazyWeight], data: Data, recipe: Recipe, progress: Progress, stage: str = ""
-) -> Results:
+    model: ir.Model, weights: Sequence[LazyWeight], data: Data, recipe: Recipe, progress: Progress, stage: str = "",
+    executor: Executor = ALONE,
+) -> Results:  # fmt: skip
     """Round what nodes of the main graph read; what others read is rounded without data when it is written.
 
     Args:
@@ -68,6 +76,7 @@ def round_with_data(
         recipe: With the method, or several with commas, and whether weights are rounded one after the other.
         progress: Told how the work goes on.
         stage: Name of this run among those of one conversion, whose folders are apart.
+        executor: Rounds weights.
 
     Returns:
         What was done.
@@ -82,7 +91,6 @@ def round_with_data(
     with Segments(model, data) as segments:
         tried = [METHODS[name] for name in methods]
         products = Products(model, segments, tried)
-        run = _Run(products, segments, tried, recipe)
         jobs = products.jobs(weights)
         setup = None
         if recipe.trains:
@@ -92,13 +100,13 @@ def round_with_data(
         how = (*how, recipe.form) if recipe.compensates else how
         described = "" if data.checkpoint is None else describe(model, [job.weight for job in jobs], how, data)
         store = Store(None if data.checkpoint is None else data.checkpoint / stage, described)
+        run = _Run(products, segments, methods, recipe, store, executor)
         made = Results()
-        for job in jobs:
-            progress("round", len(made), len(jobs))
-            result = run.round(job, store)
+        progress("round", 0, len(jobs))
+        for done, (job, result) in enumerate(run.results(jobs), 1):
             if result is not None:
                 made[job.weight.identity] = result
-        progress("round", len(jobs), len(jobs))
+            progress("round", done, len(jobs))
     return made if setup is None else _train(setup, jobs, made, recipe, progress, store)
 
 
@@ -125,53 +133,99 @@ def _training(recipe: Recipe) -> tuple[str, ...]:
 class _Run:
     """Weights of a model, rounded in order, or at once by what the float model shows."""
 
-    def __init__(self, products: Products, segments: Segments, methods: Sequence[Method], recipe: Recipe) -> None:
+    def __init__(
+        self, products: Products, segments: Segments, methods: Sequence[str], recipe: Recipe, store: Store,
+        executor: Executor,
+    ) -> None:  # fmt: skip
         self._products, self._segments, self._methods = products, segments, methods
-        self._recipe = recipe
+        self._recipe, self._store, self._executor = recipe, store, executor
 
-    def round(self, job: Job, store: Store) -> Result | None:
-        """The result for a weight; None where what it reads is nothing, or NaN or infinite."""
-        self._segments.advance(job.cut)
-        known = store.known(name := f"weight{job.index}")
-        if known is None:
-            moments = self._products.moments_of(job)
-            if moments is None:
-                return None
-            known = self._best(job.weight, *moments, functools.partial(store.keep, name))
-        if self._recipe.sequential and not job.is_last:  # after which nothing runs
-            found = known.read()
-            low_rank = known.read_low_rank
-            self._change(job.weight, found if low_rank is None else CompensatedWeight(found, low_rank()))
-        return known
+    def results(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | None]]:
+        """The result for each weight; None where what it reads is nothing, or NaN or infinite."""
+        if not self._recipe.sequential:
+            yield from self._independent(jobs)
+            return
+        for _, group in itertools.groupby(jobs, lambda job: job.reads):
+            found = list(self._independent(list(group)))
+            for job, result in found:
+                if result is not None and not job.is_last:  # after which nothing runs
+                    self._change(job.weight, result)
+            yield from found
 
-    def _best(
-        self, weight: LazyWeight, moments: InputMoments, apart: InputMoments, keep: Callable[..., Result]
-    ) -> Result:
-        """The rounded weight of least cost on rows kept apart, with that as its error, and what is added to it."""
-        problem = problem_of(weight, moments, apart)
-        costs: dict[str, float] = {}
-        best: QuantizedWeight | None = None
-        for method in self._methods:
-            found = method.round(problem)
-            cost = cost_of(apart, found, problem.rows)
-            if best is None or cost < min(costs.values()):
-                best, by = found, method
-            costs[method.name] = cost
-        energy = apart.energy(problem.rows)
-        rounded = Rounded(by.name, costs[by.name], costs[self._methods[0].name], energy)
-        best = required(best)
-        error, compensated, low_rank = best.error.error, None, None
-        if weight.scheme.rank and not why_none(weight):
-            target = by.target(problem)
-            compensated, low_rank = compensate_by_data(weight, best, problem, target, rounded.cost, self._recipe.form)
-            if low_rank is not None:
-                error = squared_error(CompensatedWeight(best, low_rank), problem.rows)
-                rounded = dataclasses.replace(rounded, cost=compensated.after)
-        told = WeightError(error, rounded.cost, rounded.plain, best.error.energy)
-        return keep(dataclasses.replace(best, error=told), rounded, compensated, low_rank)
+    def _independent(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | None]]:
+        """Results for weights of which none has to be known for another."""
+        told: deque[bool] = deque()  # of the jobs that were looked at: whether there is work to do
 
-    def _change(self, weight: LazyWeight, found: QuantizedWeight | CompensatedWeight) -> None:
+        def calls() -> Iterator[tuple[Any, ...]]:
+            for job, moments in self._with_moments(jobs):
+                told.append(moments is not None)
+                if moments is not None:
+                    yield self._call(job.weight, moments)
+
+        found = self._executor.map(_best, calls(), len(jobs))
+        answer = next(found, None)  # the jobs before it, and it, are looked at by then
+        for job in jobs:
+            is_made = told.popleft()
+            name = f"weight{job.index}"
+            if is_made:
+                result: Result | None = self._store.keep(name, *required(answer))
+                answer = next(found, None)
+            else:
+                result = self._store.known(name)
+            yield job, result
+
+    def _with_moments(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Shared[Moments] | None]]:
+        """What each weight is to be rounded by; None where that is known, or there is nothing."""
+        for job in jobs:
+            self._segments.advance(job.cut)
+            is_known = self._store.files.has(f"weight{job.index}")
+            yield job, None if is_known else self._products.shared_moments_of(job, self._executor)
+
+    def _call(self, weight: LazyWeight, moments: Shared[Moments]) -> tuple[Any, ...]:
+        is_compensated = weight.scheme.rank and not why_none(weight)
+        factors = factors_of(weight, self._recipe.form) if is_compensated else None
+        return moments, rows_of(weight), weight.scheme, weight.convolution, self._methods, factors
+
+    def _change(self, weight: LazyWeight, result: Result) -> None:
         """Let the nodes that read a weight read it rounded."""
-        rows = numbers_of(weight, found)
+        found, low_rank = result.read(), result.read_low_rank
+        rows = numbers_of(weight, found if low_rank is None else CompensatedWeight(found, low_rank()))
         for node in self._products.readers(weight):
             self._segments.change(node.name or "", as_read(node, rows))
+
+
+def _best(
+    moments: Shared[Moments], rows: Floats, scheme: WeightScheme, convolution: bool, methods: Sequence[str],
+    factors: Factors | None,
+) -> tuple[QuantizedWeight, Rounded, Compensated | None, LowRank | None]:  # fmt: skip
+    """The rounded weight of least cost on rows kept apart, with that as its error, and what is added to it.
+
+    Args:
+        moments: Of what it reads, to round by and to judge by.
+        rows: The weight, [N, K].
+        scheme: What it is rounded to.
+        convolution: Whether it is of one.
+        methods: That are tried, the plain one first.
+        factors: Of a product of low rank that is to be tried beside it.
+    """
+    problem = Problem(rows, scheme, *moments.get(), convolution)
+    apart = problem.apart
+    costs: dict[str, float] = {}
+    best: QuantizedWeight | None = None
+    with one_thread_each():
+        for name in methods:
+            found = METHODS[name].round(problem)
+            cost = cost_of(apart, found, rows)
+            if best is None or cost < min(costs.values()):
+                best, by = found, METHODS[name]
+            costs[name] = cost
+        best = required(best)
+        rounded = Rounded(by.name, costs[by.name], costs[methods[0]], apart.energy(rows))
+        error, compensated, low_rank = best.error.error, None, None
+        if factors is not None:
+            compensated, low_rank = compensate_by_data(factors, best, problem, by.target(problem), rounded.cost)
+            if low_rank is not None:
+                error = squared_error(CompensatedWeight(best, low_rank), rows)
+                rounded = dataclasses.replace(rounded, cost=compensated.after)
+    told = WeightError(error, rounded.cost, rounded.plain, best.error.energy)
+    return dataclasses.replace(best, error=told), rounded, compensated, low_rank

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..blas import one_thread_each
+from ..blas import pool
 from ..quantized_weight import QuantizedWeight, pack_codes
 from .method import Floats
 
@@ -58,8 +56,8 @@ def changed(start: QuantizedWeight, rows: Floats, groups: int, change: Change) -
         return float(np.square(lost, dtype=np.float64).sum())
 
     step = max(1, _CHANNELS // groups)
-    with one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        error = math.fsum(pool.map(run, range(0, given.shape[1], step)))
+    with pool() as workers:
+        error = math.fsum(workers.map(run, range(0, given.shape[1], step)))
     return dataclasses.replace(weight(np.s_[:]), error=dataclasses.replace(start.error, error=error))
 
 

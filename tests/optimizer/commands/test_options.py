@@ -49,7 +49,7 @@ SEARCHED = {"lengths": "search", "metric": "lee", "max_drop": 0.1}
 NO_KEYS = {
     "context", "model", "output", "scheme", "recipe", "json_", "quiet", "calibration", "samples", "batch", "images",
     "tokenizer", "length", "checkpoint", "statistics", "verbose", "report", "save_recipe", "genai",
-    "expect_m", "compensate", "dim",
+    "expect_m", "compensate", "dim", "ray",
 }  # fmt: skip
 
 

@@ -22,6 +22,8 @@ WRONG = (
     "optimize m.onnx --scheme int8-dynamic --calibration d.npz", "optimize m.onnx --scheme sparse --criterion obs",
     "optimize m.onnx --metric lee", "optimize m.onnx --metric bogus --max-drop 1%", "optimize m.onnx --max-kl 0.1",
     "optimize m.onnx --max-kl 0.1 --text gone.txt", "optimize m.onnx --scheme int8-dynamic --checkpoint c",
+    "optimize m.onnx --ray nowhere", "optimize m.onnx --ray local", "study m.onnx --ray host",
+    "study-sparsity m.onnx --folder f --ray 1", "study-lengths m.onnx --folder f --task lee --ray host:",
     "inspect m.onnx --scheme int9", "inspect gone.onnx",
     "compare m.onnx gone.onnx", "compare m.onnx m.onnx --plot p.jpg", "compare m.onnx m.onnx --dim x=y",
     "compare m.onnx m.onnx --task bogus", "compare m.onnx m.onnx --text gone.txt",

@@ -99,7 +99,7 @@ def test_it_goes_on_to_the_same_bytes(interrupted, tmp_path, timed):
 
 
 def test_interrupted_before_the_first_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(length_search._Search, "_judge", lambda *_: 1 / 0)
+    monkeypatch.setattr(length_search, "_judge", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         searched(tmp_path, tmp_path / "kept")
     monkeypatch.undo()

@@ -11,9 +11,10 @@ from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization.formats import FORMATS
 from onnxpress.optimizer.quantization.input_moments import InputMoments
-from onnxpress.optimizer.quantization.methods import METHODS, Problem, pieces
+from onnxpress.optimizer.quantization.methods import METHODS, Problem
 from onnxpress.optimizer.quantization.methods import hqq as module
 from onnxpress.optimizer.quantization.methods.hqq import real_zeros
+from onnxpress.optimizer.quantization.threads import limited
 
 RNG = np.random.default_rng(8)
 
@@ -100,14 +101,14 @@ def test_without_zero_points_it_is_rounding_to_nearest(settings):
     np.testing.assert_array_equal(found.scales, plain.scales)
 
 
-def test_zeros_and_the_number_of_threads(monkeypatch):
+def test_zeros_and_the_number_of_threads():
     rows = RNG.standard_normal((600, 64)).astype(np.float32)
     rows[:, 32:] = 0
     given = problem(rows, scheme="int3")
     made = []
     for threads in (1, 2):
-        monkeypatch.setattr(pieces.os, "sched_getaffinity", lambda _pid, n=threads: set(range(n)))
-        made.append(METHODS["hqq"].round(given))
+        with limited(threads):
+            made.append(METHODS["hqq"].round(given))
     assert (made[0].rows()[:, 32:] == 0).all()
     np.testing.assert_array_equal(made[0].packed, made[1].packed)
     np.testing.assert_array_equal(made[0].zero_points, made[1].zero_points)

@@ -8,9 +8,10 @@ from onnxpress.custom_ops import reference
 from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization.formats import FORMATS
 from onnxpress.optimizer.quantization.input_moments import InputMoments
-from onnxpress.optimizer.quantization.methods import METHODS, Problem, pieces
+from onnxpress.optimizer.quantization.methods import METHODS, Problem
 from onnxpress.optimizer.quantization.methods import signround as module
 from onnxpress.optimizer.quantization.methods.signround import _Learned
+from onnxpress.optimizer.quantization.threads import limited
 
 RNG = np.random.default_rng(9)
 SETTINGS = [
@@ -100,8 +101,8 @@ def test_the_threads_and_the_pieces_change_nothing(monkeypatch):
     monkeypatch.setattr(module, "_STEPS", 20)
     made = []
     for threads in (1, 2):
-        monkeypatch.setattr(pieces.os, "sched_getaffinity", lambda _pid, n=threads: set(range(n)))
-        made.append(METHODS["signround"].round(given))
+        with limited(threads):
+            made.append(METHODS["signround"].round(given))
     np.testing.assert_array_equal(made[0].packed, made[1].packed)
     np.testing.assert_array_equal(made[0].scales, made[1].scales)
     np.testing.assert_array_equal(made[0].zero_points, made[1].zero_points)
