@@ -24,8 +24,8 @@ DOCUMENTS = tuple(
         for path in (ROOT / folder).glob(pattern)
     )
 )
-OF_OTHERS = frozenset({"--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case"})
-"""Of every command, and options of CMake, nm and tests/differential/run.py."""
+OF_OTHERS = frozenset({"--head", "--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case"})
+"""Of every command, and options of CMake, nm, Ray and tests/differential/run.py."""
 PLACEHOLDERS = re.compile(r"NAME|ISA|\*|module:|my_")
 
 
