@@ -25,10 +25,10 @@ DOCUMENTS = tuple(
     )
 )
 OF_OTHERS = frozenset(
-    {"--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case", "--group-size", "--ratio"}
-    | {"--all-layers", "--sym"}
+    {"--head", "--help", "--build", "--defined-only", "--minutes", "--seed", "--jobs", "--case", "--group-size"}
+    | {"--ratio", "--all-layers", "--sym"}
 )
-"""Of every command, and options of CMake, nm, tests/differential/run.py and optimum-cli."""
+"""Of every command, and options of CMake, nm, Ray, tests/differential/run.py and optimum-cli."""
 PLACEHOLDERS = re.compile(r"NAME|ISA|\*|module:|my_")
 
 

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from ..errors import OnnxpressError, command_line, first_line, is_command_line, option
 from ..quantization.blas import blas_threads, products_on
 from ..quantization.threads import limited, threads
-from .executor import Executor, Shared
+from .executor import ALONE, Executor, Shared
 from .ray_address import CLIENT, FOUND, LOCAL, check_ray
 
 T = TypeVar("T")
@@ -36,6 +36,13 @@ _FIRST_WORKER = 60.0
 _TRIES_AGAIN = 3
 _GRACE = 5.0
 """Seconds in which pieces that are not wanted any more may put away their files."""
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+}
+"""Settings of Ray, where nobody else sets them. The last is for a cluster of our own: Ray ends a worker that has had
+nothing to do for a second, and a new one takes seconds to import what it needs."""
 _SAME = ("onnxpress", "numpy", "onnx", "onnxruntime")
 """Packages on whose version bytes depend."""
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + struct.pack(">HBBBL", 0, 0, 4, 0, 0)
@@ -51,7 +58,7 @@ def connected(address: str) -> Iterator[Executor]:
         OnnxpressError: Nothing there answers as Ray does, or the machines have other versions than this one.
     """
     check_ray(address)
-    for key, value in _QUIET.items():
+    for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import ray
 
@@ -67,9 +74,6 @@ def connected(address: str) -> Iterator[Executor]:
     finally:
         if is_ours:
             ray.shutdown()
-
-
-_QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 
 def _begin(ray: Any, address: str) -> None:
@@ -179,7 +183,7 @@ class _Cluster:
 
     def share(self, value: T) -> Shared[T]:
         """As `Executor` says."""
-        return _Sent(self._ray.put(value))
+        return _Put(self._ray.put(value))
 
     def share_made(self, value: T, make: Callable[[T], R]) -> Shared[R]:
         """As `Executor` says."""
@@ -193,7 +197,10 @@ class _Cluster:
         work = self._work.options(num_cpus=cpus, max_retries=_TRIES_AGAIN)
         waiting: deque[Any] = deque()
         for call in calls:
-            waiting.append(work.remote(place, function, call))
+            # An object that is an argument itself is there before the work begins, which then waits for nothing.
+            arguments = (each.reference if isinstance(each, _Put) else each for each in call)
+            put = {at for at, each in enumerate(call) if isinstance(each, _Put)}
+            waiting.append(work.remote(place, function, put, *arguments))
             self._under_way.add(waiting[-1])
             while waiting and (len(waiting) > 2 * at_once or self._ray.wait([waiting[0]], timeout=0)[0]):
                 yield self._result(waiting.popleft())
@@ -256,8 +263,16 @@ class _Place:
             yield
 
 
-def _work(place: _Place, function: Callable[..., Any], call: tuple[Any, ...]) -> tuple[bool, Any]:
-    """Do a piece in a worker: whether all went well, and what came out or was raised."""
+def _work(place: _Place, function: Callable[..., Any], put: set[int], *arguments: Any) -> tuple[bool, Any]:
+    """Do a piece in a worker: whether all went well, and what came out or was raised.
+
+    Args:
+        place: For the work.
+        function: That does it.
+        put: Which arguments are shared.
+        arguments: Of the function.
+    """
+    call = [ALONE.share(each) if at in put else each for at, each in enumerate(arguments)]
     with place.taken():
         try:
             return True, function(*call)
@@ -265,17 +280,27 @@ def _work(place: _Place, function: Callable[..., Any], call: tuple[Any, ...]) ->
             return False, error
 
 
-class _Sent:
-    """Something shared, which pieces of work have with them."""
+class _Put:
+    """Something shared."""
 
-    def __init__(self, reference: Any, make: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, reference: Any) -> None:
+        self.reference = reference
+
+    def get(self) -> Any:
+        import ray
+
+        return ray.get(self.reference)
+
+
+class _Sent:
+    """Something shared that a worker makes for itself, of what it fetches only then."""
+
+    def __init__(self, reference: Any, make: Callable[[Any], Any]) -> None:
         self._reference, self._make = reference, make
 
     def get(self) -> Any:
         import ray
 
-        if self._make is None:
-            return ray.get(self._reference)
         key = self._reference.hex()
         if key not in _MADE:
             _MADE.clear()
