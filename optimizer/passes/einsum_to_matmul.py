@@ -39,10 +39,12 @@ class EinsumToMatMul(GraphPass):
 
     def rewrite(self, model: ir.Model) -> bool:
         """Rewrite; whether anything changed."""
-        mark_constants(model)
+        sums = [node for _, node in nested_nodes(model.graph, "") if is_standard(node, "Einsum")]
+        if sums:
+            mark_constants(model)
         changed = False
-        for _, node in nested_nodes(model.graph, ""):
-            if not is_standard(node, "Einsum") or len(node.inputs) != 2:
+        for node in sums:
+            if len(node.inputs) != 2:
                 continue
             which = next((at for at in (1, 0) if constant_of(node.inputs[at]) is not None), None)
             if which is None or required(constant_of(node.inputs[which])).dtype not in _FLOATS:

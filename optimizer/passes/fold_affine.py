@@ -45,12 +45,18 @@ class FoldAffine(GraphPass):
         for node in list(model.graph):
             if node.graph is not None and is_product(node):
                 changed |= self._behind(Product(node))
-        # From the end, so that a chain is met whole.
-        for node in reversed(list(model.graph) if self._all_chains else []):
-            if node.graph is not None and (chain := chain_before(node.outputs[0])) and chain[-1].node is node:
-                changed |= self._ahead(chain) or self._shorten(chain)
+        if self._all_chains:
+            changed |= self._chains(model)
         if changed:
             remove_unused(model)
+        return changed
+
+    def _chains(self, model: ir.Model) -> bool:
+        """What is left of chains, from the end, so that each is met whole."""
+        changed = False
+        for node in reversed(list(model.graph)):
+            if node.graph is not None and (chain := chain_before(node.outputs[0])) and chain[-1].node is node:
+                changed |= self._ahead(chain) or self._shorten(chain)
         return changed
 
     def _behind(self, product: Product) -> bool:

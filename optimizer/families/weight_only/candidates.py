@@ -13,7 +13,7 @@ from ...model_io.storage import weights_size
 from ...planning.lazy_weight import LazyWeight
 from ...quantization.schemes import SCHEMES, WeightScheme
 from ...settings.recipe import Recipe
-from .compensation import add_unread, why_none
+from .compensation import add_unread, rank_of
 from .rewrite import decide, rewrite
 
 _WIDTHS = (
@@ -25,8 +25,6 @@ _WIDTHS = (
 )
 _BLOCKS = (32, 128)
 """Of integers, where the recipe leaves it open."""
-_SHARES = (1, 2, 4, 1 << 30)
-"""The recipe's rank is divided by them: whole, half, a quarter, none."""
 
 
 class Grid(NamedTuple):
@@ -55,8 +53,7 @@ class Candidate:
     @property
     def scheme(self) -> WeightScheme:
         """Of the weight, with the rank of what is added to it: 0 where nothing can be."""
-        scheme = self.weight.scheme
-        return dataclasses.replace(scheme, rank=0) if scheme.rank and why_none(self.weight) else scheme
+        return dataclasses.replace(self.weight.scheme, rank=rank_of(self.weight))
 
 
 def candidates_of(model: ir.Model, recipe: Recipe) -> tuple[dict[tuple[object, ...], list[Candidate]], int]:
@@ -88,7 +85,7 @@ def _grids(recipe: Recipe) -> list[Grid]:
     """
     own = Grid(recipe.scheme, recipe.block_size, recipe.symmetric, recipe.rank)
     widths = next((each for each in _WIDTHS if recipe.scheme in each), (recipe.scheme, "fp6", "fp8"))
-    ranks = dict.fromkeys(recipe.rank // share for share in _SHARES)
+    ranks = dict.fromkeys((recipe.rank, recipe.rank // 2, recipe.rank // 4, 0))
     found = [own]
     for scheme in widths:
         preset = SCHEMES[scheme]

@@ -21,7 +21,7 @@ from ...quantization.methods import Problem
 from ...quantization.quantized_weight import Floats, QuantizedWeight
 from ...quantization.round_weight import round_weight
 from ...quantization.schemes import WeightScheme
-from .products import cost_of
+from .products import cost_of, rows_of
 from .results import Compensated, Result, Results, Rounded, Store
 from .rewrite import Rewritten
 
@@ -87,6 +87,11 @@ def why_none(weight: LazyWeight) -> str:
     return ""
 
 
+def rank_of(weight: LazyWeight) -> int:
+    """Of the product of low rank that is tried beside a weight; 0 where none is."""
+    return weight.scheme.rank if weight.scheme.rank and not why_none(weight) else 0
+
+
 def compensate_by_data(
     factors: Factors, found: QuantizedWeight, problem: Problem, target: Floats, before: float
 ) -> tuple[Compensated, LowRank | None]:
@@ -136,9 +141,9 @@ def compensate(model: ir.Model, rewritten: Rewritten, results: Results, form: st
 
 def add_unread(model: ir.Model, rewritten: Rewritten, form: str) -> None:
     """Add products of low rank wherever the settings of nodes want them, whose numbers nobody may read."""
-    wanted = [weight for weight in rewritten.weights if weight.scheme.rank and not why_none(weight)]
+    wanted = {weight.identity: Added(rank, _unread) for weight in rewritten.weights if (rank := rank_of(weight))}
     if wanted:
-        _add(model, rewritten, {weight.identity: Added(weight.scheme.rank, _unread) for weight in wanted}, form)
+        _add(model, rewritten, wanted, form)
 
 
 def _unread() -> LowRank:
@@ -178,9 +183,7 @@ def costs_by_rank(found: QuantizedWeight, problem: Problem, each: Sequence[Facto
 
 def _without_data(weight: LazyWeight, store: Store, name: str, form: str) -> Result:
     """A weight rounded to the nearest, with the leading part of its error beside it."""
-    given = weight.rows()
-    rows = np.ascontiguousarray(given if weight.weight.transposed else given.T, np.float32)
-    del given
+    rows = rows_of(weight)
     found = round_weight(weight.rows(), 0 if weight.weight.transposed else 1, weight.scheme)
     release(weight.weight.tensor)
     low_rank = factors_of(weight, form).fitted(rows - found.rows())

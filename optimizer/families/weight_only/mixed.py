@@ -305,22 +305,20 @@ def _measure(
         return {"lost": [], "plain": 0.0, "harm": 0.0}
     first = Problem(rows, schemes[0], *moments.get(), convolution)
     codes = [dataclasses.replace(scheme, rank=0) for scheme in schemes]
-    lost, plain, harm = [0.0] * len(schemes), 0.0, 1.0
+    costs: dict[WeightScheme, dict[int, float]] = {}  # by rank
+    harm = 1.0
     with one_thread_each():
         for scheme in dict.fromkeys(codes):
             found = _METHOD.round(dataclasses.replace(first, scheme=scheme))
             ranks = {each.rank for each, own in zip(schemes, codes, strict=True) if own == scheme}
-            costs = costs_by_rank(found, first, [each for each in factors if each.rank in ranks])
-            for index, own in enumerate(codes):
-                if own == scheme:
-                    lost[index] = max(min(costs[0], costs[schemes[index].rank]), _LEAST)
-            if scheme == codes[0]:
-                plain = max(costs[0], _LEAST)
+            costs[scheme] = costs_by_rank(found, first, [each for each in factors if each.rank in ranks])
             if scheme == codes[0] and model is not None:
                 numbers = found.rows()
                 numbers /= np.float32(factor)
                 harm = model.get().of({name: layout.of(numbers) for name, layout in layouts.items()})
-    return {"lost": lost, "plain": plain, "harm": harm}
+    pairs = [(costs[own], each.rank) for each, own in zip(schemes, codes, strict=True)]
+    lost = [max(min(by_rank[0], by_rank[rank]), _LEAST) for by_rank, rank in pairs]
+    return {"lost": lost, "plain": max(costs[codes[0]][0], _LEAST), "harm": harm}
 
 
 def _described(model: ir.Model, ways: Sequence[Sequence[Candidate]], data: Data) -> str:

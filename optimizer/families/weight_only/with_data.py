@@ -37,7 +37,7 @@ from ...settings.groups import TRAINED
 from ...settings.recipe import Recipe
 from .block_training import NAME as BLOCKS
 from .block_training import BlockTraining
-from .compensation import Factors, compensate_by_data, factors_of, squared_error, why_none
+from .compensation import Factors, compensate_by_data, factors_of, rank_of, squared_error
 from .distilling import NAME as WHOLE
 from .distilling import distill
 from .products import Job, Moments, Products, as_read, cost_of, numbers_of, rows_of
@@ -182,8 +182,7 @@ class _Run:
             yield job, None if is_known else self._products.shared_moments_of(job, self._executor)
 
     def _call(self, weight: LazyWeight, moments: Shared[Moments]) -> tuple[Any, ...]:
-        is_compensated = weight.scheme.rank and not why_none(weight)
-        factors = factors_of(weight, self._recipe.form) if is_compensated else None
+        factors = factors_of(weight, self._recipe.form) if rank_of(weight) else None
         return moments, rows_of(weight), weight.scheme, weight.convolution, self._methods, factors
 
     def _change(self, weight: LazyWeight, result: Result) -> None:
