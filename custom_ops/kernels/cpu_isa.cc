@@ -114,7 +114,7 @@ constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512;
 extern const BlockSparseKernels block_sparse_scalar, block_sparse_neon, block_sparse_avx2, block_sparse_avx512vnni;
 extern const EncoderKernels encoder_scalar, encoder_neon, encoder_i8mm, encoder_avx2, encoder_avxvnni, encoder_avx512,
-    encoder_avx512vnni;
+    encoder_avx512vnni, encoder_amx;
 extern const Int8Kernels int8_scalar, int8_neon, int8_i8mm, int8_avx2, int8_avxvnni, int8_avx512, int8_avx512vnni,
     int8_amx;
 extern const MiniFloatBFloat16Kernels minifloat_bfloat16_avx512bf16, minifloat_bfloat16_amx;
@@ -147,7 +147,7 @@ constexpr InstructionSet kInstructionSets[] = {
     {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
      ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},
     {"amx", kAvx512VbmiNeeds | kAmx,
-     ONNXPRESS_ON_X86(&int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx, &nbits_int8_amx)},
+     ONNXPRESS_ON_X86(&encoder_amx, &int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx, &nbits_int8_amx)},
 };
 
 namespace {

@@ -15,8 +15,6 @@
 namespace onnxpress {
 namespace {
 
-// Of a task: so many that a weight that comes from afar pays, so few that what they become stays in the L2 cache.
-constexpr std::int64_t kLeastRows = 6, kMostRows = 24;
 // Of sequences that one thread takes from input to output, where there are several for each: their projections stay in
 // the L2 cache, and no thread waits for another.
 constexpr std::int64_t kGroupRows = 128, kGroupsOfThread = 2;
@@ -132,10 +130,10 @@ EncoderRun carve_run(Carver& carver, const EncoderProblem& p, std::int64_t rows,
   run.problem = &p;
   run.padded_width = padded_width(layer);
   run.qkv = carver.take<float>(rows * layer.qkv.weight.N);
-  run.keys = carver.take<std::int8_t>(keys * run.padded_width);
+  run.keys = carver.take<std::int8_t>(keys * run.padded_width + kBehindKeys);
   run.key_scales = carver.take<float>(keys);
   run.key_sums = carver.take<std::int32_t>(keys);
-  run.values = carver.take<std::int8_t>(keys * run.padded_width);
+  run.values = carver.take<std::int8_t>(keys * run.padded_width + kBehindKeys);
   run.value_scales = carver.take<float>(sequences * layer.heads * run.padded_width);
   return run;
 }
@@ -147,9 +145,9 @@ void set_group(EncoderRun& run, const Group& group) {
   run.sequence_count = static_cast<std::int64_t>(group.sequences.size());
 }
 
-// For tasks of so many rows, of runs of at most so many.
-EncoderScratch carve_scratch(Carver& carver, const EncoderProblem& p, std::int64_t rows, std::int64_t longest,
-                             std::int64_t rows_of_run) {
+// For tasks of so many rows, of which codes are read `row_step` at a time, of runs of at most so many.
+EncoderScratch carve_scratch(Carver& carver, const EncoderProblem& p, std::int64_t rows, std::int64_t row_step,
+                             std::int64_t longest, std::int64_t rows_of_run) {
   const EncoderLayer& layer = *p.layer;
   const std::int64_t keys = longest * kTile;
   const std::int64_t bytes = std::max({layer.qkv.weight.padded_k, layer.out.weight.padded_k, layer.down.weight.padded_k,
@@ -158,7 +156,7 @@ EncoderScratch carve_scratch(Carver& carver, const EncoderProblem& p, std::int64
   // An odd number of cache lines: rows whose distance is a power of two would share a few sets of the L1 cache.
   scratch.code_bytes = bytes / 64 % 2 != 0 ? bytes : bytes + 64;
   scratch.score_stride = keys + kTile;
-  scratch.codes = carver.take<std::uint8_t>(rows * scratch.code_bytes);
+  scratch.codes = carver.take<std::uint8_t>(ceil_div(rows, row_step) * row_step * scratch.code_bytes);
   scratch.scales = carver.take<float>(rows);
   scratch.zero_points = carver.take<std::int32_t>(rows);
   scratch.context = carver.take<float>(rows * layer.heads * layer.width);
@@ -203,7 +201,7 @@ void run_groups(const EncoderKernels& kernels, const EncoderProblem& p, std::vec
     Carver carver(memory);
     for (std::size_t i = 0; i < runs.size(); ++i) {
       runs[i] = carve_run(carver, p, groups[0].rows, head_tiles, static_cast<std::int64_t>(sequences));
-      scratches[i] = carve_scratch(carver, p, kMostRows, longest, groups[0].rows);
+      scratches[i] = carve_scratch(carver, p, kernels.rows.most, kernels.rows.step, longest, groups[0].rows);
     }
     return carver.used();
   };
@@ -214,11 +212,11 @@ void run_groups(const EncoderKernels& kernels, const EncoderProblem& p, std::vec
     const EncoderScratch& scratch = scratches[worker];
     set_group(run, groups[static_cast<std::size_t>(item)]);
     if (scratch.received != nullptr) std::fill_n(scratch.received, run.rows, 0);
-    for_rows(run.rows, kMostRows, [&](auto... rows) { kernels.project(run, scratch, rows...); });
+    for_rows(run.rows, kernels.rows.most, [&](auto... rows) { kernels.project(run, scratch, rows...); });
     for (std::int64_t i = 0; i < run.sequence_count; ++i) {
       for (std::int64_t head = 0; head < p.layer->heads; ++head) kernels.pack_head(run, run.sequences[i], head);
     }
-    for_rows(run.rows, kMostRows, [&](auto... rows) { kernels.finish(run, scratch, rows...); });
+    for_rows(run.rows, kernels.rows.most, [&](auto... rows) { kernels.finish(run, scratch, rows...); });
     if (scratch.received != nullptr) write_significance(run, &scratch, 1);
   });
 }
@@ -226,15 +224,16 @@ void run_groups(const EncoderKernels& kernels, const EncoderProblem& p, std::vec
 // All threads at a group, step by step.
 void run_steps(const EncoderKernels& kernels, const EncoderProblem& p, const Group& group, std::int64_t threads,
                const Parallel& pool) {
-  const std::int64_t tasks = threads * ceil_div(group.rows, threads * kMostRows);
-  const std::int64_t step = clamp(ceil_div(group.rows, tasks), kLeastRows, kMostRows);
+  const RowsOfTask& rows = kernels.rows;
+  const std::int64_t tasks = threads * ceil_div(group.rows, threads * rows.most);
+  const std::int64_t step = clamp(ceil_div(group.rows, tasks), rows.least, rows.most);
   const std::int64_t items = ceil_div(group.rows, step);
   EncoderRun run{};
   std::vector<EncoderScratch> scratches(static_cast<std::size_t>(std::min(threads, items)));
   const auto carve = [&](std::uint8_t* memory) {
     Carver carver(memory);
     run = carve_run(carver, p, group.rows, group.head_tiles, static_cast<std::int64_t>(group.sequences.size()));
-    for (EncoderScratch& each : scratches) each = carve_scratch(carver, p, step, group.longest, group.rows);
+    for (EncoderScratch& each : scratches) each = carve_scratch(carver, p, step, rows.step, group.longest, group.rows);
     return carver.used();
   };
   const auto memory = make_workspace(carve(nullptr));

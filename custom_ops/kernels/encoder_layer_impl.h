@@ -114,8 +114,8 @@ void finish(const EncoderRun& run, const EncoderScratch& scratch, std::int64_t b
 }
 
 template <class S>
-constexpr EncoderKernels make_encoder_kernels() {
-  return {S::kName, project<S>, pack_head<S>, finish<S>};
+constexpr EncoderKernels make_encoder_kernels(const RowsOfTask& rows = {6, 24, 1}) {
+  return {S::kName, rows, project<S>, pack_head<S>, finish<S>};
 }
 
 }  // namespace

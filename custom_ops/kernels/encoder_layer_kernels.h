@@ -50,8 +50,18 @@ struct EncoderScratch {
 constexpr std::uint32_t kWhole = 1 << 22;                    // parts of one query: what is less is passed over
 constexpr std::uint64_t kPoisoned = std::uint64_t{1} << 62;  // more than all queries of a sequence have
 
+// Rows of a task: so many that a weight that comes from afar pays, so few that what they become stays in the L2 cache.
+// Codes are read `step` rows at a time, also behind the last.
+struct RowsOfTask {
+  std::int64_t least, most, step;
+};
+
+// What is read behind the keys and the values of a head, times codes of 0.
+constexpr std::int64_t kBehindKeys = 1 << 10;
+
 struct EncoderKernels {
   const char* isa;
+  RowsOfTask rows;
   // Of rows [begin, end) the projections to q, k and v.
   void (*project)(const EncoderRun&, const EncoderScratch&, std::int64_t begin, std::int64_t end);
   // Keys and values of a head, rounded and laid out.

@@ -25,6 +25,28 @@ inline Columns columns_of(const EncoderProduct& product) {
   return {w.codes, w.padded_k, w.sums, w.scales, product.bias, w.N};
 }
 
+// What sums of a tile of columns become floats with.
+template <class S>
+struct ColumnFactors {
+  typename S::I32 of_codes;
+  typename S::F32 scales, bias;
+  std::int64_t column, left;
+
+  ColumnFactors(const Columns& columns, std::int64_t tile) : column(tile * kTile), left(columns.count - column) {
+    of_codes = columns.sums != nullptr ? S::load(columns.sums + column) : S::zero_int();
+    scales = S::load(columns.scales + column);
+    bias = columns.bias != nullptr ? S::load(columns.bias + column, left) : S::zero();
+  }
+
+  __attribute__((always_inline)) void finish(typename S::I32 sums, const EncoderScratch& scratch, std::int64_t row,
+                                             float* out) const {
+    const auto zero_point = S::set1(scratch.zero_points[row]);
+    const auto sum = S::to_float(S::sub(sums, S::mul(of_codes, zero_point)));
+    const auto factors = S::mul(S::set1(scratch.scales[row]), scales);
+    S::store(out + column, S::add(S::mul(sum, factors), bias), left);
+  }
+};
+
 template <class S, int Rows, int Tiles>
 void multiply_block(const Columns& columns, const EncoderScratch& scratch, std::int64_t row, std::int64_t tile,
                     float* out, std::int64_t stride) {
@@ -34,15 +56,9 @@ void multiply_block(const Columns& columns, const EncoderScratch& scratch, std::
   dot_block<S, Rows, Tiles>(
       x, scratch.code_bytes, codes, columns.padded_k, of_columns, [&](const auto& sums) __attribute__((always_inline)) {
         unroll<Tiles>(ONNXPRESS_EACH(t) {
-          const std::int64_t column = (tile + t.value) * kTile, left = columns.count - column;
-          const auto of_codes = columns.sums != nullptr ? S::load(columns.sums + column) : S::zero_int();
-          const auto scales = S::load(columns.scales + column);
-          const auto bias = columns.bias != nullptr ? S::load(columns.bias + column, left) : S::zero();
+          const ColumnFactors<S> factors(columns, tile + t.value);
           unroll<Rows>(ONNXPRESS_EACH(r) {
-            const auto zero_point = S::set1(scratch.zero_points[row + r.value]);
-            const auto sum = S::to_float(S::sub(sums[r.value][t.value], S::mul(of_codes, zero_point)));
-            const auto factors = S::mul(S::set1(scratch.scales[row + r.value]), scales);
-            S::store(out + (row + r.value) * stride + column, S::add(S::mul(sum, factors), bias), left);
+            factors.finish(sums[r.value][t.value], scratch, row + r.value, out + (row + r.value) * stride);
           });
         });
       });

@@ -1,14 +1,9 @@
-// The product in AMX tiles. A tile of B is 16 lines of the packed weight as they lie: 64 k times 16 columns.
-#include "kernels/amx_tiles.h"
-#include "kernels/int8_avx512vnni.h"
+// The product in AMX tiles.
+#include "kernels/int8_amx.h"
 #include "kernels/matmul_int8_impl.h"
 
 namespace onnxpress {
 namespace {
-
-struct Int8Amx : Int8Avx512Vnni {
-  static constexpr const char* kName = "amx";
-};
 
 // Whole lines of outputs go past the caches, to save reading them first.
 struct Int8AmxPastCaches : Int8Amx {
@@ -23,9 +18,9 @@ bool go_past_caches(const Int8Problem& p) {
          reinterpret_cast<std::uintptr_t>(p.floats_out) % 64 == 0;
 }
 
-constexpr std::int64_t kTileK = 64;
-
 constexpr TileConfig kConfig;
+
+constexpr TileSteps kSteps{kTileK, kTileK * kTileRows};
 
 // Below, half of a tile of rows and more would be idle, and the weight comes in no faster.
 constexpr std::int64_t kMinRows = 8;
@@ -38,77 +33,31 @@ constexpr std::int64_t kChunkRows = 128;
 // Multiply-adds of a task of work: loading and releasing the configuration costs some 0.4 us.
 constexpr std::int64_t kWorkPerTask = 1 << 23;
 
-struct Sums {
-  alignas(64) std::int32_t tiles[4][kTileRows * kTile];
-};
-
 const std::int8_t* tile_of(const Int8Weight& w, std::int64_t tile) {
   return w.codes + (tile < w.tiles ? tile : w.tiles - 1) * w.padded_k * kTile;
 }
 
-void clear_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
-
-void load_sums(const Sums& sums) {
-  _tile_loadd(0, sums.tiles[0], 64);
-  _tile_loadd(1, sums.tiles[1], 64);
-  _tile_loadd(2, sums.tiles[2], 64);
-  _tile_loadd(3, sums.tiles[3], 64);
-}
-
-void store_sums(Sums& sums) {
-  _tile_stored(0, sums.tiles[0], 64);
-  _tile_stored(1, sums.tiles[1], 64);
-  _tile_stored(2, sums.tiles[2], 64);
-  _tile_stored(3, sums.tiles[3], 64);
-}
-
-// 32 rows times 2 tiles times a segment of K: each tile that is loaded serves two products.
+// 32 rows times 2 tiles times a segment of K.
 void multiply_two_by_two(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile,
                          std::int64_t begin, std::int64_t end, Sums& sums) {
   const Int8Weight& w = *p.weight;
-  const std::uint8_t *a0 = row_of(rows, row), *a1 = row_of(rows, row + kTileRows);
-  const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
   if (begin == 0) {
     clear_sums();
   } else {
     load_sums(sums);
   }
-  for (std::int64_t k = begin; k < end; k += kTileK) {
-    _tile_loadd(4, a0 + k * kTileRows, 64);
-    _tile_loadd(6, b0 + k * kTile, 64);
-    _tile_dpbusd(0, 4, 6);
-    _tile_loadd(7, b1 + k * kTile, 64);
-    _tile_dpbusd(1, 4, 7);
-    _tile_loadd(5, a1 + k * kTileRows, 64);
-    _tile_dpbusd(2, 5, 6);
-    _tile_dpbusd(3, 5, 7);
-  }
+  const std::uint8_t *a0 = row_of(rows, row), *a1 = row_of(rows, row + kTileRows);
+  add_two_by_two(a0 + begin * kTileRows, a1 + begin * kTileRows, kSteps, tile_of(w, tile) + begin * kTile,
+                 tile_of(w, tile + 1) + begin * kTile, end - begin);
   store_sums(sums);
 }
 
 // 16 rows times 4 tiles.
 void multiply_one_by_four(const Int8Problem& p, const Int8Rows& rows, std::int64_t row, std::int64_t tile, Sums& sums) {
   const Int8Weight& w = *p.weight;
-  const std::uint8_t* a = row_of(rows, row);
-  const std::int8_t *b0 = tile_of(w, tile), *b1 = tile_of(w, tile + 1);
-  const std::int8_t *b2 = tile_of(w, tile + 2), *b3 = tile_of(w, tile + 3);
   clear_sums();
-  for (std::int64_t k = 0; k < w.padded_k; k += kTileK) {
-    _tile_loadd(4, a + k * kTileRows, 64);
-    _tile_loadd(5, b0 + k * kTile, 64);
-    _tile_dpbusd(0, 4, 5);
-    _tile_loadd(6, b1 + k * kTile, 64);
-    _tile_dpbusd(1, 4, 6);
-    _tile_loadd(7, b2 + k * kTile, 64);
-    _tile_dpbusd(2, 4, 7);
-    _tile_loadd(5, b3 + k * kTile, 64);
-    _tile_dpbusd(3, 4, 5);
-  }
+  add_one_by_four(row_of(rows, row), kSteps,
+                  {tile_of(w, tile), tile_of(w, tile + 1), tile_of(w, tile + 2), tile_of(w, tile + 3)}, w.padded_k);
   store_sums(sums);
 }
 
