@@ -94,16 +94,16 @@ struct Division {
   std::int64_t rows() const { return heads * tokens; }
 };
 
-Division divide(const CachedAttention& a) {
+Division divide(const CachedAttention& a, const AttentionKernels& kernels) {
   Division d;
   const std::int64_t group = a.heads / a.kv_heads;
-  d.head_parts = ceil_div(group, kAttentionRows);
+  d.head_parts = ceil_div(group, kernels.rows);
   d.heads = ceil_div(group, d.head_parts);
-  d.tokens = clamp(kAttentionRows / d.heads, 1, a.tokens);
+  d.tokens = clamp(kernels.rows / d.heads, 1, a.tokens);
   d.token_parts = ceil_div(a.tokens, d.tokens);
   d.tasks_of_keys = a.batch * a.kv_heads * d.head_parts * d.token_parts;
   const std::int64_t keys = std::max<std::int64_t>(*std::max_element(a.total, a.total + a.batch), 1);
-  d.keeps_tokens = d.head_parts * d.token_parts == 1;
+  d.keeps_tokens = kernels.pack == nullptr && d.head_parts * d.token_parts == 1;
   d.stretch = d.keeps_tokens || d.tasks_of_keys < kFewTasks ? kStretch : keys;
   d.stretches = ceil_div(keys, d.stretch);
   d.tasks = d.tasks_of_keys * d.stretches;
@@ -139,8 +139,31 @@ struct Sums {
 
 Sums sums_of(float* memory, std::int64_t rows) { return {memory, memory + rows, memory + 2 * rows}; }
 
-void attend(const CachedAttention& a, const AttentionKernels& kernels, const Part& part, std::int64_t begin,
-            std::int64_t end, const Sums& out) {
+// Keys and values as kernels want them, if they do.
+struct PackedCache {
+  Aligned<std::uint8_t> memory;
+  std::uint16_t *keys = nullptr, *values = nullptr;
+  std::int64_t of_head = 0;  // numbers
+};
+
+PackedCache pack_cache(const CachedAttention& a, const AttentionKernels& kernels, const Parallel& parallel) {
+  const std::int64_t keys = *std::max_element(a.total, a.total + a.batch), parts = ceil_div(keys, kPackedKeys);
+  const std::int64_t size = packed_size(a.head_size), heads = a.batch * a.kv_heads, numbers = heads * parts * size;
+  PackedCache packed{make_workspace(static_cast<std::size_t>(2 * numbers) * sizeof(std::uint16_t))};
+  packed.keys = reinterpret_cast<std::uint16_t*>(packed.memory.get());
+  packed.values = packed.keys + numbers;
+  packed.of_head = parts * size;
+  run(parallel, heads * parts, heads * keys * a.head_size * 4, [&](std::int64_t task) {
+    const std::int64_t head = task / parts, key = task % parts * kPackedKeys;
+    const std::int64_t at = (head * a.present_size + key) * a.head_size;
+    kernels.pack(a.present_key + at, a.present_value + at, std::min(kPackedKeys, a.total[head / a.kv_heads] - key),
+                 a.head_size, packed.keys + task * size, packed.values + task * size);
+  });
+  return packed;
+}
+
+void attend(const CachedAttention& a, const AttentionKernels& kernels, const PackedCache& packed, const Part& part,
+            std::int64_t begin, std::int64_t end, const Sums& out) {
   alignas(64) float queries[kAttentionRows * kMaxHeadSize];
   const std::int64_t width = a.head_size, of_head = (part.row * a.kv_heads + part.kv_head) * a.present_size * width;
   AttentionTile tile;
@@ -149,6 +172,8 @@ void attend(const CachedAttention& a, const AttentionKernels& kernels, const Par
   tile.queries = queries;
   tile.keys = a.present_key + of_head;
   tile.values = a.present_value + of_head;
+  tile.key_tiles = packed.keys + (part.row * a.kv_heads + part.kv_head) * packed.of_head;
+  tile.value_tiles = packed.values + (part.row * a.kv_heads + part.kv_head) * packed.of_head;
   tile.softcap = a.softcap;
   tile.peaks = out.peaks;
   tile.totals = out.totals;
@@ -201,14 +226,17 @@ bool is_attention_vectorized(Isa isa) {
 }
 
 const char* cached_attention(const CachedAttention& a, Isa isa, const Parallel& parallel) {
-  const AttentionKernels& kernels = best_kernels<AttentionKernels>(isa);
+  const std::int64_t rows = a.kv_heads > 0 ? a.tokens * (a.heads / a.kv_heads) : 0;
+  const AttentionKernels& kernels =
+      *find_kernels<AttentionKernels>(isa, [&](const AttentionKernels& each) { return rows >= each.min_rows; });
   if (a.batch == 0) return kernels.isa;
   if (a.tokens == 0) {
     update_cache(a, parallel);
     return kernels.isa;
   }
-  const Division d = divide(a);
+  const Division d = divide(a, kernels);
   if (!d.keeps_tokens) update_cache(a, parallel);
+  const PackedCache packed = kernels.pack != nullptr ? pack_cache(a, kernels, parallel) : PackedCache{};
   const std::int64_t size = d.rows() * (a.head_size + 2), keys = std::min(d.stretch * d.stretches, a.present_size);
   const std::int64_t copied = a.past_key == a.present_key ? 0 : a.batch * a.kv_heads * a.present_size * 2;
   const std::int64_t work = (a.batch * a.heads * a.tokens * keys + copied) * a.head_size * 2;
@@ -219,7 +247,7 @@ const char* cached_attention(const CachedAttention& a, Isa isa, const Parallel& 
       const bool is_last = stretch == d.stretches - 1;
       keep_tokens(a, part.row, part.kv_head, begin, is_last ? a.present_size : std::min(end, a.present_size));
     }
-    attend(a, kernels, part, begin, end, sums_of(memory, d.rows()));
+    attend(a, kernels, packed, part, begin, end, sums_of(memory, d.rows()));
   };
   if (d.stretches == 1) {
     run(parallel, d.tasks, work, [&](std::int64_t task) {

@@ -14,6 +14,7 @@ namespace {
 
 constexpr std::int64_t kVector = 16;
 constexpr std::int64_t kBlock = 64;  // keys at a time: a block of 64 numbers each lies in the L1 cache
+constexpr std::int64_t kFloatRows = 32;
 constexpr float kLowest = -3.40282347e38f;
 
 // c = a b, or c + a b: rows of a by K rows of b, of which the last vector has `left` columns.
@@ -90,6 +91,14 @@ __attribute__((always_inline)) inline typename S::F32 cap(typename S::F32 x, flo
   return S::sub(S::set1(softcap), S::div(S::set1(2 * softcap), S::add(S::set1(1.0f), e)));
 }
 
+inline void start_rows(const AttentionTile& tile) {
+  for (std::int64_t r = 0; r < tile.rows; ++r) {
+    tile.peaks[r] = kLowest;
+    tile.totals[r] = 0;
+  }
+  memset(tile.sums, 0, static_cast<std::size_t>(tile.rows * tile.head_size) * sizeof(float));
+}
+
 // The scores of row r, of keys from `block` on, to e^(score - peak); the sums so far are brought to the new peak.
 template <class S>
 void soften_row(const AttentionTile& tile, std::int64_t r, std::int64_t block, std::int64_t count, float* scores) {
@@ -139,13 +148,9 @@ void soften_row(const AttentionTile& tile, std::int64_t r, std::int64_t block, s
 template <class S>
 void attend(const AttentionTile& tile) {
   alignas(64) float keys[kMaxHeadSize * kBlock];
-  alignas(64) float scores[kAttentionRows * kBlock];
+  alignas(64) float scores[kFloatRows * kBlock];
   const std::int64_t width = tile.head_size;
-  for (std::int64_t r = 0; r < tile.rows; ++r) {
-    tile.peaks[r] = kLowest;
-    tile.totals[r] = 0;
-  }
-  memset(tile.sums, 0, static_cast<std::size_t>(tile.rows * width) * sizeof(float));
+  start_rows(tile);
   for (std::int64_t block = tile.begin; block < tile.end; block += kBlock) {
     const std::int64_t count = tile.end - block < kBlock ? tile.end - block : kBlock;
     // While keys are turned and multiplied, their values come from memory, and the keys of the next block.
@@ -167,7 +172,7 @@ void attend(const AttentionTile& tile) {
 
 template <class S>
 constexpr AttentionKernels make_attention_kernels() {
-  return {S::kName, attend<S>};
+  return {S::kName, 0, kFloatRows, nullptr, attend<S>};
 }
 
 }  // namespace

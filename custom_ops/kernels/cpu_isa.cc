@@ -111,7 +111,7 @@ constexpr unsigned kAvx512VbmiNeeds = kAvx512VnniNeeds | kAvx512Vbmi;
 }  // namespace
 
 // They are defined in the files compiled for the instruction set that ends their names.
-extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512;
+extern const AttentionKernels attention_scalar, attention_avx2, attention_avx512, attention_amx;
 extern const BlockSparseKernels block_sparse_scalar, block_sparse_neon, block_sparse_avx2, block_sparse_avx512vnni;
 extern const EncoderKernels encoder_scalar, encoder_neon, encoder_i8mm, encoder_avx2, encoder_avxvnni, encoder_avx512,
     encoder_avx512vnni, encoder_amx;
@@ -147,7 +147,7 @@ constexpr InstructionSet kInstructionSets[] = {
     {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
      ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},
     {"amx", kAvx512VbmiNeeds | kAmx,
-     ONNXPRESS_ON_X86(&encoder_amx, &int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx, &nbits_int8_amx)},
+     ONNXPRESS_ON_X86(&attention_amx, &encoder_amx, &int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx, &nbits_int8_amx)},
 };
 
 namespace {
