@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "kernels/cached_attention_kernels.h"
+#include "kernels/fold.h"
 #include "kernels/prefetch.h"
 #include "kernels/simd_math.h"
 #include "kernels/unroll.h"
@@ -121,8 +122,7 @@ void soften_row(const AttentionTile& tile, std::int64_t r, std::int64_t block, s
   for (std::int64_t i = kVector; i < end; i += kVector) most = S::max(S::load(scores + i), most);
   alignas(64) float lanes[kVector];
   S::store(lanes, most);
-  float peak = tile.peaks[r];
-  for (float lane : lanes) peak = lane > peak ? lane : peak;
+  const float peak = most_of(tile.peaks[r], fold(lanes, most_of));
   if (peak > tile.peaks[r]) {
     S::store(lanes, exp<S>(S::set1(tile.peaks[r] - peak)));
     const auto factor = S::set1(lanes[0]);
@@ -139,10 +139,7 @@ void soften_row(const AttentionTile& tile, std::int64_t r, std::int64_t block, s
     S::store(scores + i, e);
     sum = S::add(sum, e);
   }
-  S::store(lanes, sum);
-  float total = 0;
-  for (float lane : lanes) total += lane;
-  tile.totals[r] += total;
+  tile.totals[r] += total_of<S>(sum);
 }
 
 template <class S>

@@ -18,9 +18,6 @@ constexpr float kLeast = 1e-30f;
 
 inline bool is_finite(float v) { return v - v == 0; }
 
-inline float least_of(float a, float b) { return b < a ? b : a; }
-inline float most_of(float a, float b) { return b > a ? b : a; }
-
 // The least and the greatest of zero and the values; false where one is not finite.
 template <class S>
 bool find_range(const float* x, std::int64_t count, float& low, float& high) {

@@ -16,6 +16,8 @@ __attribute__((always_inline)) inline float fold(float (&lanes)[kTile], const Jo
   return lanes[0];
 }
 inline float sum_of(float a, float b) { return a + b; }
+inline float least_of(float a, float b) { return b < a ? b : a; }
+inline float most_of(float a, float b) { return b > a ? b : a; }
 
 template <class S>
 float total_of(typename S::F32 v) {
