@@ -48,7 +48,6 @@ from ..unlike_parts import parts_of
 from .builder import Builder, Calibrated, Candidate, Plan, products
 from .faster import prove_faster, slower_layers
 from .int8_builder import Int8Builder
-from .loadable import refused_by_runtime
 from .minifloat_builder import MinifloatBuilder
 from .trials import Trials, Verdict
 
@@ -144,7 +143,7 @@ def convert(
         check_metric(recipe.judged_by, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
     builder = trials.settle(calibrate(model, recipe, opened, left, progress), recipe)
-    kept = refused_by_runtime(builder, trials.refused)
+    kept = trials.refused_of(builder)
     if not recipe.is_minifloat:
         kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:
