@@ -12,7 +12,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -39,7 +38,7 @@ from ...planning.plan_minifloat import plan_minifloat
 from ...planning.report import Accuracy, Attempt, weight_report
 from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
-from ...runtime.executor import ALONE, Executor
+from ...runtime.executor import PLAIN_MEANS, Means
 from ...runtime.int8_kernels import fallbacks, operators, optimized
 from ...runtime.machine import made_for, reduces_range, warn_of_saturation
 from ...settings.recipe import Recipe
@@ -125,7 +124,7 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
 
 def convert(
     model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
-    _checkpoint: Path | None = None, _executor: Executor = ALONE,
+    _means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
