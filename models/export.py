@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.errors import OnnxpressError, UsageError, lacking
 
 from .hub_folder import CONFIG, read_json
 
@@ -82,7 +82,7 @@ def _export_through_optimum(model: str, folder: Path, task: str, opset: int | No
     try:
         from optimum.exporters.onnx import main_export
     except ImportError as error:
-        raise OnnxpressError(f'export needs optimum: pip install "onnxpress[export]" ({error})') from error
+        raise OnnxpressError(f"{lacking('export', 'optimum', 'export')} ({error})") from error
     if task == "auto" and Path(model).is_dir():
         task = _task_of(Path(model))
     try:

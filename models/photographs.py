@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.errors import OnnxpressError, UsageError
+from onnxpress.optimizer.errors import OnnxpressError, UsageError, lacking
 
 from . import catalogue
 from .fetch import provide
@@ -63,7 +63,7 @@ def photograph(name: str) -> Pixels:
     try:
         from PIL import Image
     except ImportError as error:
-        raise OnnxpressError('photographs need pillow: pip install "onnxpress[models]"') from error
+        raise OnnxpressError(lacking("a photograph", "pillow", "models")) from error
     pixels = np.asarray(Image.open(_file(name)).convert("RGB"))
     pixels.setflags(write=False)
     return pixels

@@ -73,6 +73,17 @@ def option(name: str) -> str:
     return f"--{name}" if _ON_COMMAND_LINE.get() else name.replace("-", "_")
 
 
+def lacking(what: str, package: str, extra: str) -> str:
+    """That something needs a package which is not installed, and how to have it.
+
+    Args:
+        what: Needs it, as in "text"; empty where who shows the message says that.
+        package: Its name.
+        extra: That of ours which it belongs to.
+    """
+    return f'{what} needs {package}: pip install "onnxpress[{extra}]"'.lstrip()
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong at the bottom of a chain of errors."""
     while error.__cause__ is not None:

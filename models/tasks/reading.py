@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.errors import OnnxpressError, lacking
 
 from .task import Score, Task
 
@@ -88,7 +88,7 @@ def render(text: str, generator: np.random.Generator) -> npt.NDArray[np.float32]
     try:
         from PIL import Image, ImageDraw
     except ImportError as error:
-        raise OnnxpressError('this task needs pillow: pip install "onnxpress[models]"') from error
+        raise OnnxpressError(lacking("this task", "pillow", "models")) from error
     face = font(generator, 14, 40)
     left, top, right, bottom = (int(edge) for edge in face.getbbox(text))
     margin = int(generator.integers(3, 9))

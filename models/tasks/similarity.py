@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from onnxpress.optimizer.errors import OnnxpressError
+from onnxpress.optimizer.errors import OnnxpressError, lacking
 
 from .. import catalogue
 from ..fetch import provide
@@ -88,7 +88,7 @@ def load_tokenizer(file: Path, most_tokens: int) -> Any:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise OnnxpressError('texts need tokenizers: pip install "onnxpress[models]"') from error
+        raise OnnxpressError(lacking("text", "the package tokenizers", "models")) from error
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exceptions

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..calibration import Calibration, Statistics
 from ..calibration.inputs import Input, inputs_of, needed
-from ..errors import OnnxpressError, UsageError, option
+from ..errors import OnnxpressError, UsageError, lacking, option
 from ..model_io import storage
 from ..runtime.feeds import Feeds, random_feeds, type_name
 from ..runtime.session import open_session, session_options
@@ -108,7 +108,7 @@ def import_peer(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f'needs {name}: pip install "onnxpress[peers]" ({error})') from error
+        raise UsageError(f"{lacking('', name, 'peers')} ({error})") from error
 
 
 def open_any(path: Path, options: Mapping[str, Any]) -> Any:

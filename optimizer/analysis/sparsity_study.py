@@ -126,24 +126,14 @@ def study_sparsity(
     wanted = sparse_recipes(blocks, sparsities, criteria)
     place = make_folder(folder)
     judge = _Judge(place / _SCORES, tasks)
-    targets = [
-        place / f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * share_of(recipe):g}.onnx"
-        for recipe in wanted
-    ]
+    entries = [_Entry(model), *(_pruned(model, recipe, place) for recipe in wanted)]
     points = []
     with executor_at(ray) as executor:
-        made = [(model, None, None, None), *((model, *each, calibration) for each in zip(wanted, targets, strict=True))]
-        calls = ((*each, judge.missing(str(each[2] or model))) for each in made)
-        for done, ((_, recipe, target, _), scores) in enumerate(
-            zip(made, executor.map(_made_and_judged, calls, len(made)), strict=True)
-        ):
+        calls = ((model, entry, calibration, judge.missing(entry.model)) for entry in entries)
+        found = executor.map(_made_and_judged, calls, len(entries))
+        for done, (entry, scores) in enumerate(zip(entries, found, strict=True)):
             progress("models", done, len(wanted))
-            told = judge.keep(str(target or model), scores)
-            if recipe is None:
-                points.append(Point(model, "", "", 0.0, told))
-            else:
-                block, criterion = recipe.block or "", recipe.criterion or ""
-                points.append(Point(str(target), block, criterion, share_of(recipe), told))
+            points.append(entry.point(judge.keep(entry.model, scores)))
     progress("models", len(wanted), len(wanted))
     if dims is None:
         return Study(points, judge.metrics, "", "")
@@ -155,20 +145,39 @@ def study_sparsity(
     return Study(points, judge.metrics, timed.machine, timed.setup)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A model to judge: its file or name, and the recipe that makes it of the float model, which has none itself."""
+
+    model: str
+    recipe: Recipe | None = None
+
+    def point(self, scores: Mapping[str, float]) -> Point:
+        """What the study tells of it."""
+        if self.recipe is None:
+            return Point(self.model, "", "", 0.0, scores)
+        return Point(self.model, self.recipe.block or "", self.recipe.criterion or "", share_of(self.recipe), scores)
+
+
+def _pruned(model: str, recipe: Recipe, folder: Path) -> _Entry:
+    name = f"{Path(model).stem}.{recipe.block}.{recipe.criterion}.{100 * share_of(recipe):g}.onnx"
+    return _Entry(str(folder / name), recipe)
+
+
 _Scores = dict[str | None, tuple[str, str, float]]
 """By a task as it was asked for: its name, metric and value."""
 
 
 def _made_and_judged(
-    model: str, recipe: Recipe | None, target: Path | None, calibration: Calibration | None,
-    tasks: Sequence[str | None],
-) -> _Scores:  # fmt: skip
-    """Scores of the float model, or of that of a recipe, which is made unless it is there."""
+    model: str, entry: _Entry, calibration: Calibration | None, tasks: Sequence[str | None]
+) -> _Scores:
+    """Scores of an entry, which is made of the float model unless it is there."""
     from .evaluate import evaluate
 
-    if recipe is not None and target is not None and not target.exists():
-        optimize(model, recipe, target, calibration=None if recipe.criterion == "magnitude" else calibration)
-    results = {task: evaluate(str(target or model), task) for task in tasks}
+    recipe = entry.recipe
+    if recipe is not None and not Path(entry.model).exists():
+        optimize(model, recipe, entry.model, calibration=None if recipe.criterion == "magnitude" else calibration)
+    results = {task: evaluate(entry.model, task) for task in tasks}
     return {task: (result.task, result.metric, result.value) for task, result in results.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from ..errors import OnnxpressError
+from ..errors import OnnxpressError, lacking
 from ..user_functions import is_reference
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
@@ -28,7 +28,7 @@ def require_tokenizers() -> None:
         OnnxpressError: It is not installed.
     """
     if importlib.util.find_spec("tokenizers") is None:
-        raise OnnxpressError('text needs the package tokenizers: pip install "onnxpress[models]"')
+        raise OnnxpressError(lacking("text", "the package tokenizers", "models"))
 
 
 def check_source(source: object) -> None:

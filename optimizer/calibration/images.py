@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import OnnxpressError, UsageError
+from ..errors import OnnxpressError, UsageError, lacking
 from ..runtime.feeds import Feeds
 from .files import IMAGES
 from .image_recipe import ImageRecipe, recipe_of
@@ -72,7 +72,7 @@ def read_image(path: str | Path, recipe: ImageRecipe, dtype: np.dtype | type = n
     try:
         from PIL import Image
     except ImportError as error:
-        raise OnnxpressError('images need Pillow: pip install "onnxpress[models]"') from error
+        raise OnnxpressError(lacking("an image", "Pillow", "models")) from error
     height, width = recipe.size or (224, 224)
     try:
         with Image.open(path) as opened:

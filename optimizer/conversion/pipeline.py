@@ -28,7 +28,7 @@ from ..planning.plan import Decision, as_asked, nested_nodes
 from ..planning.plan_foreign import plan_foreign, with_foreign
 from ..planning.report import NodeReport, Report, group_reasons
 from ..planning.result import ConversionResult, Progress
-from ..runtime.executor import Executor, executor_at
+from ..runtime.executor import Executor, Means, executor_at
 from ..runtime.feeds import Feeds
 from ..runtime.session import uses_our_ops
 from ..settings.recipe import Recipe
@@ -243,7 +243,8 @@ def _convert(
 ) -> ConversionResult:
     data = given.open if given.is_read else None
     checkpoint = None if given.asked.checkpoint is None else Path(given.asked.checkpoint)
-    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source, checkpoint, executor))
+    means = Means(executor, checkpoint)
+    return given.tell(family_of(recipe.family).convert(model, recipe, data, progress, source, means))
 
 
 def decide(model: ir.Model, recipe: Recipe) -> list[Decision]:

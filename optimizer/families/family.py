@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 import onnx_ir as ir
@@ -12,7 +11,7 @@ import onnx_ir as ir
 from ..calibration import Data, Statistics
 from ..planning.plan import Decision
 from ..planning.result import ConversionResult, Progress
-from ..runtime.executor import ALONE, Executor
+from ..runtime.executor import PLAIN_MEANS, Means
 from ..settings.recipe import Recipe
 
 OpenData = Callable[[], Data | Statistics]
@@ -29,8 +28,7 @@ class Convert(Protocol):
         data: OpenData | None,
         progress: Progress,
         source: str,
-        checkpoint: Path | None = None,
-        executor: Executor = ALONE,
+        means: Means = PLAIN_MEANS,
         /,
     ) -> ConversionResult:
         """Convert a float model, which clean-up went over, in place; the weights are rounded when it is written.
@@ -41,8 +39,8 @@ class Convert(Protocol):
             data: Opens what to calibrate with; None where there is nothing.
             progress: Told the stage, what is done of it, and the whole.
             source: What to call the model in an error.
-            checkpoint: Where an interrupted conversion goes on, of what needs no data; `Data` says it otherwise.
-            executor: Does what does not depend on each other.
+            means: Who does pieces of it, and where it goes on when it was interrupted; of what learns from data, `Data`
+                says where.
 
         Raises:
             OnnxpressError: The model cannot be converted as the recipe says.

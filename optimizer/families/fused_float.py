@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -16,7 +15,7 @@ from ..passes.recognise_norms import RecogniseNorms
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..planning.plan import Decision
 from ..planning.result import ConversionResult, Progress
-from ..runtime.executor import ALONE, Executor
+from ..runtime.executor import PLAIN_MEANS, Means
 from ..settings.node_settings import Kept
 from ..settings.recipe import Recipe
 from .decoder_fusion import Fusion, finish_decoder
@@ -32,7 +31,7 @@ class _Done:
 
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str,
-    _checkpoint: Path | None = None, _executor: Executor = ALONE,
+    _means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)

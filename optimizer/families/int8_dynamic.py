@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -27,7 +26,7 @@ from ..planning.plan_dynamic import plan_attention, plan_dynamic
 from ..planning.report import group_reasons
 from ..planning.result import ConversionResult, Progress
 from ..planning.stored_weights import StoredWeights
-from ..runtime.executor import ALONE, Executor
+from ..runtime.executor import PLAIN_MEANS, Means
 from ..runtime.machine import made_for, reduces_range, warn_of_saturation
 from ..settings.groups import Judging
 from ..settings.lengths import SEARCH
@@ -46,17 +45,16 @@ _EXACT = "any CPU: sums of whole layers are exact"
 
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, source: str,
-    checkpoint: Path | None = None, executor: Executor = ALONE,
+    means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     rotated = rotate(model, recipe)
-    return rotated.tell(_convert(model, recipe, progress, source, checkpoint, executor))
+    return rotated.tell(_convert(model, recipe, progress, source, means))
 
 
 def _convert(
-    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None = None,
-    executor: Executor = ALONE,
-) -> ConversionResult:  # fmt: skip
+    model: ir.Model, recipe: Recipe, progress: Progress, source: str, means: Means = PLAIN_MEANS
+) -> ConversionResult:
     """Convert a model, which is rotated where the recipe says so.
 
     An attention is fused where the recipe takes all three of its projections, and a layer where it takes all of its
@@ -64,7 +62,7 @@ def _convert(
     """
     searched = None
     if recipe.lengths == SEARCH:
-        searched = _searched(model, recipe, progress, source, checkpoint, executor)
+        searched = _searched(model, recipe, progress, source, means)
         recipe = _at(recipe, searched.text)
     progress("rewrite", 0, 1)
     plan = _plan(model, recipe)
@@ -124,15 +122,13 @@ def _convert(
     )
 
 
-def _searched(
-    model: ir.Model, recipe: Recipe, progress: Progress, source: str, checkpoint: Path | None, executor: Executor
-) -> Searched:  # fmt: skip
+def _searched(model: ir.Model, recipe: Recipe, progress: Progress, source: str, means: Means) -> Searched:
     """Lengths within the bound of the recipe; the model is not changed."""
 
     def convert_at(copy: ir.Model, lengths: str) -> None:
         _convert(copy, _at(recipe, lengths), lambda *_: None, source)
 
-    return search_lengths(model, recipe, convert_at, progress, source, checkpoint, executor)
+    return search_lengths(model, recipe, convert_at, progress, source, means)
 
 
 def _at(recipe: Recipe, lengths: str) -> Recipe:

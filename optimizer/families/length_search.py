@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from ..planning.length_evolution import Found, Lengths, evolve, front_of, within
 from ..planning.report import Accuracy, Attempt
 from ..planning.result import Progress
 from ..planning.token_lengths import lengths_text
-from ..runtime.executor import ALONE, Executor, Shared
+from ..runtime.executor import Executor, Means, Shared
 from ..runtime.temporary import temporary_session
 from ..settings.lengths import INPUT
 from ..settings.recipe import Recipe
@@ -112,7 +111,7 @@ class Searched:
 
 def search_lengths(
     model: ir.Model, recipe: Recipe, convert: Callable[[ir.Model, str], None], progress: Progress, source: str,
-    checkpoint: Path | None, executor: Executor = ALONE,
+    means: Means,
 ) -> Searched:  # fmt: skip
     """Search lengths within the bound of a recipe.
 
@@ -122,15 +121,14 @@ def search_lengths(
         convert: Converts a copy with lengths as a recipe has them.
         progress: Told how it goes on.
         source: What to call the model in an error.
-        checkpoint: A folder from which an interrupted search goes on, if there is one.
-        executor: Judges the lengths of a generation; their times are taken here.
+        means: Judge the lengths of a generation, whose times are taken here.
 
     Raises:
         UsageError: The folder is that of another run.
         OnnxpressError: The model loses more with all tokens than it may, or cannot be converted or judged; or what was
             measured cannot be kept or read.
     """
-    search = _Search(model, recipe, convert, source, Measures(checkpoint, model, recipe), executor)
+    search = _Search(model, recipe, convert, source, Measures(means.checkpoint, model, recipe), means.executor)
     found = search.run(lambda done, whole: progress("search lengths", done, whole))
     for rank, each in enumerate(within(found, search.most)):
         value = search.value_as_written(each.lengths, rank)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx_ir as ir
 
 from ..passes.declare_functions import declare_functions
@@ -19,7 +17,7 @@ from ..planning.result import ConversionResult, Progress
 from ..quantization.quantized_weight import QuantizedWeight
 from ..quantization.round_weight import round_weight
 from ..quantization.schemes import WeightScheme
-from ..runtime.executor import ALONE, Executor
+from ..runtime.executor import PLAIN_MEANS, Means
 from ..settings.recipe import Recipe
 from .calibrated.builder import constant_operands
 from .family import Family, OpenData
@@ -27,7 +25,7 @@ from .family import Family, OpenData
 
 def convert(
     model: ir.Model, recipe: Recipe, _data: OpenData | None, progress: Progress, _source: str,
-    _checkpoint: Path | None = None, _executor: Executor = ALONE,
+    _means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says."""
     progress("rewrite", 0, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from ..errors import UsageError
+from ..errors import UsageError, lacking
 
 
 def require_torch(what: str) -> None:
@@ -17,4 +17,4 @@ def require_torch(what: str) -> None:
         UsageError: It is not installed.
     """
     if importlib.util.find_spec("torch") is None:
-        raise UsageError(f'{what} needs the package torch: pip install "onnxpress[torch]"')
+        raise UsageError(lacking(what, "the package torch", "torch"))

@@ -7,7 +7,9 @@ piece alone has all threads of this machine, so `ALONE` begins none before the l
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -71,6 +73,23 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """What long work is done with.
+
+    Attributes:
+        executor: Does what does not depend on each other.
+        checkpoint: A folder where work that was interrupted goes on; None where nothing is kept.
+    """
+
+    executor: Executor = ALONE
+    checkpoint: Path | None = None
+
+
+PLAIN_MEANS = Means()
+"""Done here, and nothing is kept."""
 
 
 class _Made(Generic[R]):

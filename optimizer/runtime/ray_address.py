@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 
-from ..errors import UsageError, option
+from ..errors import UsageError, lacking, option
 
 LOCAL, FOUND = "local", "auto"
 """A cluster that is begun on this machine and ends with the work, and the one that runs on it."""
@@ -24,4 +24,4 @@ def check_ray(address: str) -> None:
         known = f"{FOUND}, {LOCAL}, HOST:PORT of a cluster, or {CLIENT}HOST:PORT"
         raise UsageError(f'{option("ray")} "{address}": write {known}')
     if importlib.util.find_spec("ray") is None:
-        raise UsageError(f'{option("ray")} needs ray: pip install "onnxpress[ray]"')
+        raise UsageError(lacking(option("ray"), "ray", "ray"))

@@ -7,17 +7,17 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
-from onnx.backend.test.loader import load_model_tests
 from onnx.backend.test.runner import Runner
 from onnxpress import ep
+from published_nodes import published_nodes
 from sessions import options
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the cases, which divide by zero
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cases():
-    return load_model_tests(kind="node")
+    return published_nodes()
 
 
 def with_constants(case, inputs: list) -> onnx.ModelProto | None:

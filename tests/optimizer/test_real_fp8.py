@@ -22,7 +22,7 @@ TOKENS = 32
 
 
 def converted(name: str, path, recipe: Recipe):
-    given = Calibration(samples=4) if recipe.scheme != "fp8-dynamic" else None
+    given = Calibration(samples=2) if recipe.scheme != "fp8-dynamic" else None
     report = optimize(name, recipe, path, calibration=given)
     onnx.checker.check_model(report.output, full_check=True)
     return report
@@ -45,7 +45,8 @@ def test_resnet_but_for_its_ends(tmp_path):
     report = converted("resnet-nsfw", tmp_path / "out.onnx", Recipe(scheme="fp8-static"))
     assert report.rewritten == {"Conv": 52}
     assert report.details["metric"]["minifloat"] > 0.99
-    whole = Recipe(scheme="fp8-static", first_and_last=True, check=False)
+    # Which nodes are taken depends on none of the steps that are tried.
+    whole = Recipe(scheme="fp8-static", first_and_last=True, check=False, smooth=False, restore_moments=False)
     assert converted("resnet-nsfw", tmp_path / "out.onnx", whole).rewritten == {"Conv": 53, "MatMul": 1}
 
 

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -39,7 +38,7 @@ from ...planning.plan_minifloat import plan_minifloat
 from ...planning.report import Accuracy, Attempt, weight_report
 from ...planning.result import ConversionResult, Progress
 from ...quantization.noise import IntegerNoise, MinifloatNoise, Noise
-from ...runtime.executor import ALONE, Executor
+from ...runtime.executor import PLAIN_MEANS, Means
 from ...runtime.int8_kernels import fallbacks, operators, optimized
 from ...runtime.machine import made_for, reduces_range, warn_of_saturation
 from ...settings.recipe import Recipe
@@ -48,7 +47,6 @@ from ..unlike_parts import parts_of
 from .builder import Builder, Calibrated, Candidate, Plan, products
 from .faster import prove_faster, slower_layers
 from .int8_builder import Int8Builder
-from .loadable import refused_by_runtime
 from .minifloat_builder import MinifloatBuilder
 from .trials import Trials, Verdict
 
@@ -126,7 +124,7 @@ def _move_scales(step: str, model: ir.Model, statistics: Statistics, recipe: Rec
 
 def convert(
     model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
-    _checkpoint: Path | None = None, _executor: Executor = ALONE,
+    _means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
@@ -144,7 +142,7 @@ def convert(
         check_metric(recipe.judged_by, model, source)
     trials = Trials(lambda stage, settings: _builder(stage, settings, progress), progress)
     builder = trials.settle(calibrate(model, recipe, opened, left, progress), recipe)
-    kept = refused_by_runtime(builder, trials.refused)
+    kept = trials.refused_of(builder)
     if not recipe.is_minifloat:
         kept |= _kept_by_runtime(builder, kept)
     if recipe.only_if_faster:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...errors import OnnxpressError
 from ...evaluation.output_noise import OutputNoise
 from ...planning.report import Attempt
 from ...planning.result import Progress
@@ -69,7 +70,8 @@ class Trials:
         self._make, self._progress = make, progress
         self.refused: dict[str, str] = {}
         self._noise: OutputNoise | None = None
-        self._measured: tuple[Any, float] | None = None  # the last model: the best is asked for again
+        self._measured: tuple[Any, float] | None = None  # the last model, or the best: it is asked for again
+        self._best: Builder[Any] | None = None  # whose model ran
 
     def settle(self, stages: Sequence[Calibrated], recipe: Recipe) -> Builder[Any]:
         """The builder of the best model that the steps make.
@@ -104,13 +106,27 @@ class Trials:
             if self.keeps(name, noise, least, began, asked=_asked(recipe, name)):
                 best, least = builder, noise
         self._progress("try steps", whole, whole)
+        self._best, self._measured = best, (best.build(self.refused).model, least)
         return best
 
     def noise(self, builder: Builder[Any]) -> float:
         """Of a builder's model without further steps."""
-        if self._noise is None:
-            self.refused = refused_by_runtime(builder, {})
+        is_first = self._noise is None
+        try:
+            return self.noise_of(builder, builder.build(self.refused).model)
+        except OnnxpressError:
+            if not is_first:
+                raise
+        self.refused = refused_by_runtime(builder, {})
         return self.noise_of(builder, builder.build(self.refused).model)
+
+    def refused_of(self, builder: Builder[Any]) -> dict[str, str]:
+        """The nodes to keep in float so that ONNX Runtime runs a builder's model, and why.
+
+        Raises:
+            OnnxpressError: It refuses the float model as well.
+        """
+        return dict(self.refused) if builder is self._best else refused_by_runtime(builder, self.refused)
 
     def noise_of(self, builder: Builder[Any], model: Any) -> float:
         """Of a model, beside the float model of its builder."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from ...planning.kept_in_float import kept_in_float
 from ...planning.plan import Decision
 from ...planning.plan_sparse import plan_sparse
 from ...planning.result import ConversionResult, Progress
-from ...runtime.executor import ALONE, Executor
+from ...runtime.executor import PLAIN_MEANS, Means
 from ...runtime.machine import made_for, reduces_range
 from ...runtime.sparse_cost import measure
 from ...settings.recipe import Recipe
@@ -56,7 +55,7 @@ _NEARLY_ALL = 0.98  # of the weights of a layer
 
 def convert(
     model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, _source: str,
-    _checkpoint: Path | None = None, _executor: Executor = ALONE,
+    _means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -19,7 +18,7 @@ from ...passes.fold_scales import FoldScales
 from ...planning.lazy_weight import LazyWeight, gain, reports
 from ...planning.plan import without_fused
 from ...planning.result import ConversionResult, Progress
-from ...runtime.executor import ALONE, Executor
+from ...runtime.executor import ALONE, PLAIN_MEANS, Executor, Means
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
 from ..decoder_fusion import finish_decoder
@@ -39,7 +38,7 @@ _ROUNDED = "rounded"
 
 def convert(
     model: ir.Model, recipe: Recipe, data: OpenData | None, progress: Progress, source: str,
-    _checkpoint: Path | None = None, executor: Executor = ALONE,
+    means: Means = PLAIN_MEANS,
 ) -> ConversionResult:  # fmt: skip
     """Convert a model, as `Convert` says.
 
@@ -52,10 +51,10 @@ def convert(
     rotated = rotate(model, recipe)
     if recipe.budget is not None:
         budget = budget_of(recipe.budget)
-        return rotated.tell(_within_budget(model, recipe, required(opened), budget, progress, executor))
+        return rotated.tell(_within_budget(model, recipe, required(opened), budget, progress, means.executor))
     if recipe.max_loss is None:
-        return rotated.tell(_convert(model, recipe, opened, progress, executor=executor))
-    found = find_recipe(model, recipe, opened, progress, source, executor)
+        return rotated.tell(_convert(model, recipe, opened, progress, executor=means.executor))
+    found = find_recipe(model, recipe, opened, progress, source, means.executor)
     data_read = opened if found.results is not None else None
     result = _convert(model, found.recipe, data_read, progress, found.results, found.folds)
     return rotated.tell(_with_trail(model, result, found))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import warnings
 
 import numpy as np
 import onnx
@@ -20,6 +19,7 @@ from onnxpress.optimizer.model_io import storage
 from onnxpress.optimizer.model_io.names import settle_names
 from onnxpress.optimizer.passes.clean_up import CleanUp
 from onnxpress.optimizer.passes.raise_opset import RaiseOpset
+from published_nodes import published_nodes
 from sessions import RUNS_FLOAT8_PRODUCTS, runs
 
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -153,13 +153,8 @@ def test_what_is_written_otherwise(case):
 @functools.cache
 def published():
     """The single nodes that ONNX tests its operators by."""
-    from onnx.backend.test.case.node import collect_testcases
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cases = collect_testcases(None)
     found: dict[str, list[tuple[onnx.ModelProto, dict[str, np.ndarray]]]] = {}
-    for case in cases:
+    for case in published_nodes():
         if case.model is None or len(case.model.graph.node) != 1 or not case.data_sets:
             continue
         arrays = case.data_sets[0][0]
