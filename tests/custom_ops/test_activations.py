@@ -116,10 +116,14 @@ def test_what_stands_around_a_product(isa, glu, normalized, accuracy_level, M, N
     x = reference.rms_norm(A, scale, 1e-3) if normalized else A
     sums = reference.matmul_nbits(x, packed, scales, None, bias, **arguments)
     want = reference.gated_linear_unit(sums, "silu", glu - 1) if glu else sums + addend
-    # A rounding of the norm may change a code of an activation.
-    steps = 0 if not normalized or accuracy_level == 0 else 0.02 * np.abs(x).max() / 127 * np.abs(scales).max() * 8
-    factor = np.abs(sums).max() if glu else 1
-    np.testing.assert_allclose(got, want, atol=(3e-5 * np.abs(sums).max() + steps) * max(factor, 1))
+    factor = max(np.abs(sums).max(), 1) if glu else 1
+    bound = 3e-5 * np.abs(sums).max() * factor
+    if normalized and accuracy_level:
+        # A rounding of the norm may change a code of an activation: seldom, and by one, of weights of up to 8 scales.
+        changed = (np.abs(got - want) > bound).any(1)
+        assert changed.sum() <= max(1, M // 1000)
+        bound += np.abs(x).max() / 127 * scales.max() * 8 * factor
+    np.testing.assert_allclose(got, want, atol=bound)
 
 
 @pytest.mark.parametrize("isa", ISAS)
