@@ -45,8 +45,17 @@ class InOrder:
     def __init__(self, covariance: npt.NDArray[np.floating]) -> None:
         self._order = np.argsort(-np.einsum("gkk->k", covariance, dtype=np.float64), kind="stable")
         upper = inverse_factor(covariance[:, self._order[:, None], self._order])
-        upper /= np.einsum("gkk->gk", upper)[..., None].copy()
+        diagonal = np.einsum("gkk->gk", upper).copy()
+        upper /= diagonal[..., None]
         self._factor = upper.astype(np.float32)
+        self._squares = np.square(diagonal).astype(np.float32)
+
+    def solve(self, rows: Floats) -> Floats:
+        """The rows [G, n, K] times the inverse of the damped covariance of their group."""
+        halfway = product(rows[:, :, self._order], self._factor.transpose(0, 2, 1)) * self._squares[:, None]
+        found = np.empty_like(rows)
+        found[:, :, self._order] = product(halfway, self._factor)
+        return found
 
     def round(
         self, rows: Floats, scales: Floats, nearest: Nearest, offsets: Floats | None = None, block_size: int = 0

@@ -15,12 +15,14 @@ about the mean.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .blas import product
+from .gptq import InOrder
 
 Floats = npt.NDArray[np.float32]
 Matrices = npt.NDArray[Any]
@@ -55,6 +57,11 @@ class InputMoments:
         """Mean squares of the inputs, [G, K]."""
         squares: Floats = np.einsum("gkk->gk", self.second).copy()
         return squares
+
+    @functools.cached_property
+    def in_order(self) -> InOrder:
+        """How inputs make up for each other: computed once for all weights that read them."""
+        return InOrder(self.second)
 
     def energy(self, rows: Matrices) -> float:
         """The squares of the float model's product of all outputs [N, K]."""

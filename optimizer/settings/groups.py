@@ -206,10 +206,10 @@ class Rounding:
         "calibration data; gptq rounds the inputs of a weight one after the other, the next making up for what "
         "rounding the last one cost; qronos does it towards what the product gave before those ahead of it were "
         "rounded; signround learns by descent which way each weight goes; hqq fits zero points to the weights alone. "
-        "Two train what the others rounded (gptq, if none is named), and need torch: signround-blocks the rounding of "
-        "all weights of a layer on what the layer makes, dwq scales on the outputs of the whole model. Of several, "
-        "with commas, each weight gets the best. By default gptq where data is given, for weights alone, "
-        "or there, for int8-static, which has rtn or gptq.",
+        "Two train what the others rounded (the default, if none is named), and need torch: signround-blocks the "
+        "rounding of all weights of a layer on what the layer makes, dwq scales on the outputs of the whole model. Of "
+        "several, with commas, each weight gets the best. By default, where data is given, qronos for weights alone, "
+        "or gptq where they are rounded at once; gptq for int8-static, which has that and rtn.",
         choices=("rtn", "search", "hqq", "gptq", "qronos", "signround", *TRAINED),
         several=True,
     )

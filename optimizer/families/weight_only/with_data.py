@@ -44,12 +44,15 @@ from .products import Job, Moments, Products, as_read, cost_of, numbers_of, rows
 from .results import Compensated, Result, Results, Rounded, Store, describe
 from .training import Setup
 
-_METHOD = "gptq"
-
 
 def method_of(recipe: Recipe) -> str:
     """Where there is data."""
-    return recipe.method or _METHOD
+    return recipe.method or _default_of(recipe)
+
+
+def _default_of(recipe: Recipe) -> str:
+    """Qronos needs the path of weights that are rounded already, which there is only in order."""
+    return "qronos" if recipe.sequential else "gptq"
 
 
 def reads_data(recipe: Recipe) -> bool:
@@ -60,7 +63,7 @@ def reads_data(recipe: Recipe) -> bool:
 def _layer_methods(recipe: Recipe) -> tuple[str, ...]:
     """Those that round one weight after the other, which what trains begins with."""
     named = [name for name in method_of(recipe).split(",") if name not in TRAINED]
-    return tuple(dict.fromkeys(("rtn", *(named or [_METHOD]))))
+    return tuple(dict.fromkeys(("rtn", *(named or [_default_of(recipe)]))))
 
 
 def round_with_data(

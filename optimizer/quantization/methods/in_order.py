@@ -35,7 +35,7 @@ def round_towards(problem: Problem, target: Floats) -> QuantizedWeight:
     if start is None:
         importance = None if convolution else problem.importance(0.5)
         start = quantize_rtn(target, scheme, True, convolution=convolution, importance=importance)
-    in_order = InOrder(problem.moments.second)
+    in_order = problem.moments.in_order
     # Of groups, all channels at once; else many, so that few numbers are in memory.
     step = len(rows) if len(problem.moments.second) > 1 else _ROWS
     packed = start.packed.copy()

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..gptq import inverse_factor
-from ..input_moments import InputMoments
+from ..blas import product
 from ..quantized_weight import Floats, QuantizedWeight
 from .in_order import round_towards
 from .method import Method, Problem
@@ -27,29 +26,19 @@ def _qronos(problem: Problem) -> QuantizedWeight:
 
 
 def _target(problem: Problem) -> Floats:
-    if problem.moments.cross is None or problem.apart.cross is None:
+    learned, apart = problem.moments, problem.apart
+    if learned.cross is None or apart.cross is None:
         return problem.rows
-    target: Floats = problem.rows + np.concatenate([
-        _step(rows, InputMoments(second[None], 1, cross[None]), InputMoments(held[None], 1, held_cross[None]))
-        for rows, second, cross, held, held_cross in zip(
-            np.split(problem.rows, len(problem.moments.second)), problem.moments.second, problem.moments.cross,
-            problem.apart.second, problem.apart.cross, strict=True,
-        )
-    ])  # fmt: skip
+    groups, size = learned.second.shape[:2]
+    rows = problem.rows.reshape(groups, -1, size)
+    step = learned.in_order.solve(product(rows, learned.cross.transpose(0, 2, 1) - learned.second))
+    moved = product(rows, apart.cross.transpose(0, 2, 1) - apart.second)
+    wanted = np.einsum("gnk,gnk->g", step, moved, dtype=np.float64)
+    spread = np.einsum("gnk,gnk->g", product(step, apart.second), step, dtype=np.float64)
+    share = np.clip(np.divide(wanted, spread, out=np.zeros_like(wanted), where=spread > 0), 0, 1)
+    step *= share[:, None, None].astype(np.float32)
+    target: Floats = (rows + step).reshape(problem.rows.shape)
     return target
-
-
-def _step(rows: Floats, learned: InputMoments, apart: InputMoments) -> Floats:
-    """What is added to the weights [n, K] of one group before they are rounded."""
-    assert learned.cross is not None
-    assert apart.cross is not None
-    factor = inverse_factor(learned.second)[0].astype(np.float32)
-    whole = ((rows @ (learned.cross[0].T - learned.second[0])) @ factor.T) @ factor
-    wanted = np.einsum("nk,nk->", whole, rows @ (apart.cross[0].T - apart.second[0]), dtype=np.float64)
-    spread = np.einsum("nk,nk->", whole @ apart.second[0], whole, dtype=np.float64)
-    share = np.clip(wanted / spread, 0, 1) if spread > 0 else 0
-    step: Floats = whole * np.float32(share)
-    return step
 
 
 QRONOS = Method("qronos", _qronos, reads_both_paths=True, target=_target)

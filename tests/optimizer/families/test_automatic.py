@@ -82,8 +82,8 @@ def test_data_is_enough(made):
     plain, by_data = losses(made(1e-6))[:2]
     assert by_data < 0.9 * plain
     report = made((plain + by_data) / 2)
-    assert [attempt.recipe for attempt in report.trail] == ["int3 by rtn", "int3 by gptq"]
-    assert report.recipe["method"] == "gptq"
+    assert [attempt.recipe for attempt in report.trail] == ["int3 by rtn", "int3 by qronos"]
+    assert report.recipe["method"] == "qronos"
     assert report.details["metric"]["int3"] == pytest.approx(1 - by_data)
 
 
@@ -111,7 +111,7 @@ def test_weights_get_several_widths(made, part):
     assert "bits per weight" in found.recipe
     assert found.loss > 0.5 * part * by_data
     assert len(report.schemes) > 1
-    assert report.recipe["method"] == "gptq"
+    assert report.recipe["method"] == "qronos"
     assert_made_again(report, Calibration(lambda: iter(rows(1))))
 
 

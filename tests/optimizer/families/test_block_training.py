@@ -41,7 +41,7 @@ def rows(seed=1, count=8):
 
 
 def convert(path, data, name="out.onnx", checkpoint=None, progress=lambda *_: None, **settings):
-    given = {"scheme": "int2", "method": "signround-blocks", "steps": 60, "accuracy_level": 0, "block_size": 16}
+    given = {"scheme": "int2", "method": "gptq,signround-blocks", "steps": 60, "accuracy_level": 0, "block_size": 16}
     calibration = Calibration(data, checkpoint=checkpoint)
     recipe = Recipe(**{**given, **settings})
     return optimize(path, recipe, path.with_name(name), calibration=calibration, progress=progress)

@@ -211,7 +211,7 @@ def metric_of(path):
 def test_the_search_for_a_recipe_tries_it(path, tmp_path):
     settings = {"metric": metric_of(path), "check": False}
     trail = convert(path, tmp_path / "out.onnx", max_drop=1e-6, **settings).trail
-    assert [each.recipe for each in trail[:3]] == ["int3 by rtn", "int3 by gptq", "int3 by gptq with smoothquant"]
+    assert [each.recipe for each in trail[:3]] == ["int3 by rtn", "int3 by qronos", "int3 by qronos with smoothquant"]
     losses = [each.loss for each in trail[:3]]
     assert losses[2] < losses[1] < losses[0]
     report = convert(path, tmp_path / "out.onnx", max_drop=(losses[1] + losses[2]) / 2, **settings)

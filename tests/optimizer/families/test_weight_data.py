@@ -188,6 +188,22 @@ def test_at_once_each_weight_is_rounded_by_what_the_float_model_shows(tmp_path):
     assert second() != alone
 
 
+@pytest.mark.parametrize(("sequential", "method"), [(True, "qronos"), (False, "gptq")])
+def test_the_method_by_default(tmp_path, sequential, method):
+    """At once there is but one path, with which Qronos is GPTQ; the report has the name of what was done."""
+    ir.save(network(), tmp_path / "m.onnx")
+    made = []
+    for given in (None, method):
+        recipe = Recipe(scheme="int3", sequential=sequential, method=given)
+        data = Calibration(lambda: images())
+        report = optimize(tmp_path / "m.onnx", recipe, tmp_path / "out.onnx", calibration=data)
+        assert report.recipe["method"] == method
+        made.append((report.details["rounded"], (tmp_path / "out.onnx").read_bytes()))
+    assert {each["method"] for each in made[0][0].values()} <= {"rtn", method}
+    assert method in {each["method"] for each in made[0][0].values()}
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -8,7 +8,6 @@ from onnxpress.optimizer import Recipe
 from onnxpress.optimizer.quantization import gptq
 from onnxpress.optimizer.quantization.input_moments import InputMoments
 from onnxpress.optimizer.quantization.methods import METHODS, Problem
-from onnxpress.optimizer.quantization.methods.qronos import _step
 
 RNG = np.random.default_rng(2)
 
@@ -28,12 +27,17 @@ def paths(rows, noise=0.3, seed=0):
 MIXING, SPREAD = RNG.standard_normal((2, 32, 32))
 
 
+def target(rows, learned, apart):
+    scheme = Recipe(scheme="int4").settings("", "MatMul").weight
+    return METHODS["qronos"].target(Problem(rows, scheme, learned, apart))
+
+
 def test_the_whole_step_is_that_of_least_squares(monkeypatch):
     monkeypatch.setattr(gptq, "_DAMPING", 1e-7)
     x, y = paths(500)
     rows = RNG.standard_normal((5, 32)).astype(np.float32)
     best = np.linalg.lstsq(x, y @ rows.T, rcond=None)[0].T
-    np.testing.assert_allclose(rows + _step(rows, moments(x, y), moments(x, y)), best, rtol=1e-2, atol=2e-3)
+    np.testing.assert_allclose(target(rows, moments(x, y), moments(x, y)), best, rtol=1e-2, atol=2e-3)
 
 
 @pytest.mark.parametrize("scheme", ["int4", "int3", "nf4"])
@@ -49,7 +53,24 @@ def test_it_comes_closer_to_the_float_path_than_gptq(scheme):
 def test_a_step_that_harms_other_rows_is_not_taken():
     rows = RNG.standard_normal((4, 32)).astype(np.float32)
     x, y = paths(300)
-    assert (_step(rows, moments(x, y), moments(y, x)) == 0).all()
+    np.testing.assert_array_equal(target(rows, moments(x, y), moments(y, x)), rows)
+
+
+def test_groups_have_steps_of_their_own():
+    """As groups of a convolution, each with a share of its own: the second one's does harm."""
+    rows = RNG.standard_normal((6, 32)).astype(np.float32)
+    (x, y), (u, v) = paths(300), paths(300, seed=3)
+    alone = [(moments(x, y), moments(x, y)), (moments(u, v), moments(v, u))]
+    both = [
+        InputMoments(*(np.concatenate(pair) if isinstance(pair[0], np.ndarray) else pair[0] for pair in zip(
+            *((each.second, each.count, each.cross, each.float_second) for each in halves), strict=True
+        )))
+        for halves in zip(*alone, strict=True)
+    ]  # fmt: skip
+    found = target(rows, *both)
+    np.testing.assert_allclose(found[:3], target(rows[:3], *alone[0]), rtol=1e-3, atol=1e-4)
+    assert np.abs(found[:3] - rows[:3]).max() > 0.01
+    np.testing.assert_array_equal(found[3:], rows[3:])
 
 
 def test_without_two_paths_it_is_gptq():
