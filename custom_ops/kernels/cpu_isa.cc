@@ -147,7 +147,8 @@ constexpr InstructionSet kInstructionSets[] = {
     {"avx512bf16", kAvx512VbmiNeeds | kAvx512Bf16,
      ONNXPRESS_ON_X86(&minifloat_bfloat16_avx512bf16, &nbits_bfloat16_avx512bf16)},
     {"amx", kAvx512VbmiNeeds | kAmx,
-     ONNXPRESS_ON_X86(&attention_amx, &encoder_amx, &int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx, &nbits_int8_amx)},
+     ONNXPRESS_ON_X86(&attention_amx, &encoder_amx, &int8_amx, &minifloat_bfloat16_amx, &nbits_bfloat16_amx,
+                      &nbits_int8_amx)},
 };
 
 namespace {
