@@ -48,11 +48,12 @@ class InOrder:
         diagonal = np.einsum("gkk->gk", upper).copy()
         upper /= diagonal[..., None]
         self._factor = upper.astype(np.float32)
-        self._squares = np.square(diagonal).astype(np.float32)
+        self._squares = np.square(diagonal)  # of float64: of very small inputs they are beyond float32
 
     def solve(self, rows: Floats) -> Floats:
         """The rows [G, n, K] times the inverse of the damped covariance of their group."""
         halfway = product(rows[:, :, self._order], self._factor.transpose(0, 2, 1)) * self._squares[:, None]
+        halfway = halfway.astype(np.float32)
         found = np.empty_like(rows)
         found[:, :, self._order] = product(halfway, self._factor)
         return found
