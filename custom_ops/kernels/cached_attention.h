@@ -6,8 +6,8 @@
 //
 // of the keys up to the token's own and, with a window, no more than so many of them. The softmax is taken along the
 // way, with the largest score so far (Milakov and Gimelshein, 2018, arXiv:1805.02867), so that scores are never stored.
-// Keys and values are read once for all query heads of a group and for up to 32 rows of queries. How work is divided
-// follows from the sizes alone: results do not depend on the number of threads.
+// Keys and values are read once for all query heads of a group and for up to 32 rows of queries (64 with AMX). How work
+// is divided follows from the sizes alone: results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>

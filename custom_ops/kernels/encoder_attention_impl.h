@@ -170,7 +170,7 @@ void attend_head(const EncoderRun& run, const EncoderScratch& scratch, const Seq
     scratch.zero_points[row] = kMiddle;
     std::uint8_t* line = scratch.codes + row * scratch.code_bytes;
     for (std::int64_t i = 0; i < padded; ++i) line[i] = static_cast<std::uint8_t>(codes[i] + kMiddle);
-    for (std::int64_t i = padded; i % kLine != 0; ++i) line[i] = 0;
+    memset(line + padded, 0, static_cast<std::size_t>((padded + kLine - 1) / kLine * kLine - padded));
   }
   const Columns scores{run.keys + first_tile * kTile * padded, padded,  run.key_sums + first_tile * kTile,
                        run.key_scales + first_tile * kTile,    nullptr, keys};

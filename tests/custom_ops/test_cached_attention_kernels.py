@@ -52,15 +52,17 @@ def test_sizes(kept, tokens, heads, kv_heads, size):
     check(*made(kept, tokens, heads, kv_heads, size, room=3))
 
 
-def test_many_heads_of_one():
-    check(*made((65,), 3, heads=71, kv_heads=1))
+@pytest.mark.parametrize("heads", [71, 150])
+def test_many_heads_of_one(heads):
+    check(*made((65,), 3, heads=heads, kv_heads=1))
 
 
-def test_largest_head():
-    check(*made((70,), 2, size=256))
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_largest_head(tokens):
+    check(*made((70,), tokens, size=256))
 
 
-@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("tokens", [1, 5, 40])
 @pytest.mark.parametrize("kept", [(0,), (9, 200), (600,)])
 @pytest.mark.parametrize("changes", [{"window": 1}, {"window": 8}, {"window": 100}, {"softcap": 2.0}])
 def test_windows_and_caps(tokens, kept, changes):
@@ -68,11 +70,12 @@ def test_windows_and_caps(tokens, kept, changes):
     check(arrays, settings | changes)
 
 
+@pytest.mark.parametrize("tokens", [3, 40])
 @pytest.mark.parametrize("kept", [(3, 70), (600,)])
-def test_sinks_and_biases(kept):
-    arrays, settings = made(kept, 3, 4, 2)
+def test_sinks_and_biases(kept, tokens):
+    arrays, settings = made(kept, tokens, 4, 2)
     rng = np.random.default_rng(1)
-    bias = rng.standard_normal((len(kept), 4, 3, settings["present_size"]), np.float32)
+    bias = rng.standard_normal((len(kept), 4, tokens, settings["present_size"]), np.float32)
     bias[..., 0] = np.finfo(np.float32).min
     check(arrays, settings | {"bias": bias, "sinks": rng.standard_normal(4, np.float32)})
 
@@ -88,14 +91,16 @@ def test_rotation(interleaved, half, given):
     check(arrays, settings | {"rotation": (cosines, sines, positions), "interleaved": interleaved})
 
 
-def test_rows_padded_on_the_right():
-    arrays, settings = made((0, 0), 5)
-    arrays[-1] = np.array([2, 5], np.int64)
+@pytest.mark.parametrize("tokens", [5, 50])
+def test_rows_padded_on_the_right(tokens):
+    arrays, settings = made((0, 0), tokens)
+    arrays[-1] = np.array([2, tokens], np.int64)
     check(arrays, settings)
 
 
-def test_nan_and_infinity_reach_their_own_rows_alone():
-    arrays, settings = made((20,), 4, 4, 2)
+@pytest.mark.parametrize("tokens", [4, 40])
+def test_nan_and_infinity_reach_their_own_rows_alone(tokens):
+    arrays, settings = made((20,), tokens, 4, 2)
     arrays[0][0, 1, 2, 0] = np.nan
     arrays[0][0, 2, 1] = np.inf
     y, *_ = check(arrays, settings)
@@ -105,9 +110,10 @@ def test_nan_and_infinity_reach_their_own_rows_alone():
     assert bad.sum() == 2
 
 
-def test_nan_in_a_bias():
-    arrays, settings = made((80,), 2)
-    bias = np.zeros((1, 2, 2, 82), np.float32)
+@pytest.mark.parametrize("tokens", [2, 40])
+def test_nan_in_a_bias(tokens):
+    arrays, settings = made((80,), tokens)
+    bias = np.zeros((1, 2, tokens, 80 + tokens), np.float32)
     bias[0, 1, 0, 70] = np.nan
     y, *_ = check(arrays, settings | {"bias": bias})
     assert np.isnan(y[0, 0, 1]).all()
