@@ -80,13 +80,13 @@ class _Place:
     """What layers of one kind share: which tokens see which, and by how much positions turn the pairs of a head.
 
     Attributes:
-        mask: Added to scores [batch, key heads, group, queries, keys]; of sizes that are broadcast to them.
+        mask: Added to scores [batch, heads, queries, keys]; of sizes that are broadcast to them.
         cosine: [sequence, head_dim / 2].
         sine: The same.
     """
 
     def __init__(self, op: Any, config: Gemma3Config, kind: str, attention_mask: Any) -> None:
-        seen = op.Unsqueeze(op.Cast(attention_mask, to=ir.DataType.BOOL), [1, 2, 3])
+        seen = op.Unsqueeze(op.Cast(attention_mask, to=ir.DataType.BOOL), [1, 2])
         length = op.Squeeze(op.Shape(attention_mask, start=1, end=2), [0])
         positions = op.Range(0, length, 1)
         if kind == SLIDING:
@@ -109,13 +109,12 @@ class _Place:
 
 
 class _Attention(nn.Module):
-    """Scaled dot-product attention; heads are [batch, key heads, group, sequence, head_dim]."""
+    """Scaled dot-product attention; heads are [batch, heads, sequence, head_dim], those of keys as many or one."""
 
     def __init__(self, config: Gemma3Config) -> None:
         super().__init__()
         width, self.head = config.hidden_size, config.head_dim
-        self.key_heads = config.num_key_value_heads
-        self.group = config.num_attention_heads // self.key_heads
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.scale = config.query_pre_attn_scalar**-0.5
         self.q_proj = _Linear(width, config.num_attention_heads * self.head)
         self.k_proj = _Linear(width, self.key_heads * self.head)
@@ -125,21 +124,30 @@ class _Attention(nn.Module):
         self.k_norm = _RMSNorm(self.head, config.rms_norm_eps)
 
     def forward(self, op: Any, x: Any, place: _Place) -> Any:
-        query = self._heads(op, self.q_norm(op, self._apart(op, self.q_proj(op, x), self.group)))
-        key = self._heads(op, self.k_norm(op, self._apart(op, self.k_proj(op, x), 1)))
-        value = self._heads(op, self._apart(op, self.v_proj(op, x), 1))
-        query, key = place.turn(op, query), place.turn(op, key)
-        scores = op.MatMul(op.Mul(query, self.scale), op.Transpose(key, perm=[0, 1, 2, 4, 3]))
-        context = op.MatMul(op.Softmax(op.Add(scores, place.mask), axis=-1), value)
-        together = op.Transpose(context, perm=[0, 3, 1, 2, 4])
-        return self.o_proj(op, op.Reshape(together, [0, 0, self.key_heads * self.group * self.head]))
+        query = self._heads(op, self.q_norm(op, self._apart(op, self.q_proj(op, x), self.heads)))
+        key = self._heads(op, self.k_norm(op, self._apart(op, self.k_proj(op, x), self.key_heads)))
+        value = self._heads(op, self._apart(op, self.v_proj(op, x), self.key_heads))
+        query, key = place.turn(op, query), self._shared(op, place.turn(op, key))
+        scores = op.MatMul(op.Mul(query, self.scale), op.Transpose(key, perm=[0, 1, 3, 2]))
+        context = op.MatMul(op.Softmax(op.Add(scores, place.mask), axis=-1), self._shared(op, value))
+        together = op.Transpose(context, perm=[0, 2, 1, 3])
+        return self.o_proj(op, op.Reshape(together, [0, 0, self.heads * self.head]))
 
-    def _apart(self, op: Any, x: Any, group: int) -> Any:
-        return op.Reshape(x, [0, 0, self.key_heads, group, self.head])
+    def _apart(self, op: Any, x: Any, heads: int) -> Any:
+        return op.Reshape(x, [0, 0, heads, self.head])
+
+    def _shared(self, op: Any, x: Any) -> Any:
+        """Each head of keys or values for its group of queries; a single one is broadcast as it is."""
+        if self.key_heads in (1, self.heads):
+            return x
+        group = self.heads // self.key_heads
+        repeated = op.Expand(op.Unsqueeze(x, [2]), [1, 1, group, 1, 1])
+        sizes = op.Concat(op.Shape(x, start=0, end=1), [self.heads], op.Shape(x, start=2, end=4), axis=0)
+        return op.Reshape(repeated, sizes)
 
     @staticmethod
     def _heads(op: Any, x: Any) -> Any:
-        return op.Transpose(x, perm=[0, 2, 3, 1, 4])
+        return op.Transpose(x, perm=[0, 2, 1, 3])
 
 
 class _FeedForward(nn.Module):

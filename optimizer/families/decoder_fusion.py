@@ -1,4 +1,4 @@
-"""Decoders with a past, fused once their weights are what they will be: attention, norms, products of one tensor.
+"""Transformers fused once their weights are what they will be: attention, norms, products of one tensor.
 
 No decision on a weight, no calibration and no transform sees another graph for it.
 """
@@ -11,10 +11,14 @@ from typing import Any
 import onnx_ir as ir
 
 from ..errors import option
-from ..passes.base import Left
+from ..graph.matching import is_standard
+from ..passes.base import Left, run_all
 from ..passes.fuse_cached_attention import FuseCachedAttention
+from ..passes.fuse_heads import FuseHeads
 from ..passes.last_logits import LastLogits
 from ..passes.merge_products import MergeProducts
+from ..passes.recognise_activations import RecogniseActivations
+from ..passes.recognise_norms import RecogniseNorms
 from ..passes.recognise_rms_norms import RecogniseRmsNorms
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..planning.report import group_reasons
@@ -38,6 +42,12 @@ class Fusion:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     passes: Left = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+def finish_transformer(model: ir.Model, recipe: Recipe) -> Fusion:
+    """As `finish_decoder`; a model without a past is fused too where it has attentions."""
+    fusion = finish_decoder(model, recipe)
+    return fusion if fusion.rows or not recipe.fuse else fuse_encoder(model)
 
 
 def finish_decoder(model: ir.Model, recipe: Recipe) -> Fusion:
@@ -77,9 +87,39 @@ def fuse_decoder(model: ir.Model) -> Fusion:
     ]
     if attention.fused:
         rows.append(("", _ONE_ROW))
+    rows += _shared_rows(norms, products)
+    passes = {type(attention).__name__: attention.left} if attention.left else {}
+    return Fusion(rows, details, passes)
+
+
+def _shared_rows(norms: RecogniseRmsNorms, products: MergeProducts) -> list[tuple[str, str]]:
+    rows = []
     if norms.made:
         rows.append(("", f"{len(norms.made)} norms by the root mean square"))
     if products.merged:
         rows.append(("", f"{sum(products.merged.values())} products merged into {len(products.merged)}"))
-    passes = {type(attention).__name__: attention.left} if attention.left else {}
-    return Fusion(rows, details, passes)
+    return rows
+
+
+def fuse_encoder(model: ir.Model) -> Fusion:
+    """Fuse a model in place where it has an attention without a past."""
+    if not any(is_standard(node, "Softmax") for node in model.graph):
+        return Fusion()
+    rms_norms, attention = RecogniseRmsNorms(), FuseHeads()
+    left = run_all(model, (RecogniseActivations(), RecogniseNorms(), rms_norms, attention))
+    reasons = group_reasons([("attention", reason) for reason in attention.left.values()])
+    if not attention.cores:
+        return Fusion(passes=left)
+    products = MergeProducts()
+    products(model)
+    SeparateLayerNorm()(model)
+    details = {
+        "attention": {"fused": len(attention.cores), "left": reasons},
+        "norms": len(rms_norms.made),
+        "merged_products": {"made": len(products.merged), "of": sum(products.merged.values())},
+    }
+    rows = [
+        ("attention", f"{len(attention.cores)} fused"),
+        *(("", f"{count} left: {reason}") for reason, count in reasons.items()),
+    ]
+    return Fusion([*rows, *_shared_rows(rms_norms, products)], details, left)

@@ -12,6 +12,7 @@ from ..passes.base import Left, run_all
 from ..passes.fuse_attention import FuseAttention
 from ..passes.recognise_activations import RecogniseActivations
 from ..passes.recognise_norms import RecogniseNorms
+from ..passes.recognise_rms_norms import RecogniseRmsNorms
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..planning.plan import Decision
 from ..planning.result import ConversionResult, Progress
@@ -57,7 +58,7 @@ def _fuse(model: ir.Model, recipe: Recipe) -> _Done:
     left: Left = {}
     if recipe.fuse and not kept:
         fuse = FuseAttention()
-        left = run_all(model, (RecogniseActivations(), RecogniseNorms(), fuse))
+        left = run_all(model, (RecogniseActivations(), RecogniseNorms(), RecogniseRmsNorms(), fuse))
         if fuse.fused or fuse.cores:
             SeparateLayerNorm()(model)
     fusion = finish_decoder(model, recipe)

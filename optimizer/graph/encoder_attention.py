@@ -37,8 +37,8 @@ class AttentionCore:
 
     Attributes:
         query: Of the heads.
-        key: Likewise, as many as of the query.
-        value: Likewise.
+        key: Likewise; as many as of the query, or each for a group of these.
+        value: Likewise, as many as of the keys.
         factor: That scores are multiplied by.
         mask: Of padding, None where there is none.
         biases: What else is added to the scores.
@@ -168,13 +168,15 @@ class AttentionFinder:
         case = self._cases[0]
         try:
             query, key, value = (
-                read_heads(required(heads), case.trial, turned=turned)
+                read_heads(required(heads), case.trial, turned=turned).once()
                 for heads, turned in ((dots.inputs[0], False), (dots.inputs[1], True), (product.inputs[1], False))
             )
             if value.factor != 1 or value.rotation is not None:
                 raise UnknownError("values are scaled or rotated")
-            if not query.columns.shape == key.columns.shape == value.columns.shape:
+            if not (query.width == key.width == value.width and key.count == value.count):
                 raise UnknownError("query, key and value differ in heads or width")
+            if query.count % key.count:
+                raise UnknownError("heads are shared unevenly")
             sizes = [case.batch, query.count, case.queries, query.width]
             last = merge_behind(product.outputs[0], sizes, case.trial)
             mask, biases = _parted(terms, query.source, self.terms)

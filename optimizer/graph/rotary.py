@@ -54,7 +54,7 @@ class Heads:
     Attributes:
         source: [batch, sequence, columns], [batch, sequence, heads, width] or [batch, heads, sequence, width].
         columns: Which of the columns each number of each head is, [heads, width]; for a source of four axes of all
-            of its heads.
+            of its heads, each as often as the others.
         heads_first: Whether the heads are the source's second axis.
         factor: What they are multiplied by.
         rotation: How they are rotated; None where they are not.
@@ -75,6 +75,17 @@ class Heads:
     def width(self) -> int:
         """Of a head."""
         return int(self.columns.shape[1])
+
+    def once(self) -> Heads:
+        """Each head once, where groups share them."""
+        return dataclasses.replace(self, columns=_once(self.columns))
+
+
+def _once(columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Each head once, of heads that groups share, each as often as the first."""
+    group = next((at for at, head in enumerate(columns) if (head != columns[0]).any()), len(columns))
+    once = columns[::group]
+    return once if np.array_equal(once.repeat(group, 0)[: len(columns)], columns) else columns
 
 
 def read_heads(value: ir.Value, trial: Trial, *, is_flat: bool = False, turned: bool = False) -> Heads:
@@ -194,8 +205,10 @@ def _read_straight(
         raise UnknownError("heads are no [batch, heads, sequence, width]")
     found = found.swapaxes(2, 3) if turned else found
     batch, heads, tokens, width = found.shape
-    if sizes == list(found.shape) and np.array_equal(found.reshape(-1), np.arange(found.size)):
-        return Heads(source, np.arange(heads * width).reshape(heads, width), True, factor, None)
+    if len(sizes) == 4 and sizes[0] == batch and sizes[2:] == [tokens, width] and heads % sizes[1] == 0:
+        group = heads // sizes[1]
+        if np.array_equal(found, np.arange(found.size // group).reshape(sizes).repeat(group, 1)):
+            return Heads(source, np.arange(sizes[1] * width).reshape(-1, width).repeat(group, 0), True, factor, None)
     if sizes[:2] != [batch, tokens]:
         raise UnknownError("heads are not of tokens [batch, sequence]")
     every = int(np.prod(sizes[2:]))
@@ -203,7 +216,7 @@ def _read_straight(
     rows = np.arange(batch * tokens).reshape(batch, 1, tokens, 1) * every
     if (columns < 0).any() or (columns >= every).any() or (found != rows + columns[None, :, None]).any():
         raise UnknownError("tokens are mixed on the way to the heads")
-    if len(sizes) == 4 and not np.array_equal(columns.reshape(-1), np.arange(every)):
+    if len(sizes) == 4 and not np.array_equal(_once(columns).reshape(-1), np.arange(every)):
         raise UnknownError("heads are taken apart on the way")
     return Heads(source, columns, False, factor, None)
 
@@ -242,7 +255,7 @@ def _rotation(
 
 def _selected(x: Array, heads: Heads) -> Array:
     if heads.heads_first:
-        return x
+        return x[:, heads.columns[:, 0] // heads.width]
     flat = x.reshape(*x.shape[:2], -1)
     taken: Array = flat[:, :, heads.columns].transpose(0, 2, 1, 3)
     return taken

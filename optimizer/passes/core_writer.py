@@ -33,6 +33,7 @@ class CoreWriter:
         """The MultiHeadAttention, which reads heads as their products make them, cut and rotated where it must be."""
         every = (found.query, found.key, found.value)
         query, key, value = self._heads.written(found.last, every, found.query.source, found.query.source)
+        key, value = (self._heads.repeated(found.last, x, found.key, found.query.count) for x in (key, value))
         bias = self._inputs.bias(found.biases, query, key) if found.biases else None
         attributes = {"num_heads": found.query.count, "scale": found.factor}
         node = self.put(found, "MultiHeadAttention", [query, key, value, None], attributes, bias)

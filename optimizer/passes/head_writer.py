@@ -48,6 +48,14 @@ class HeadWriter:
             made.update(zip(map(id, readers), self._of_source(last, source, readers), strict=True))
         return [self._rotated(last, made[id(heads)], heads, batch, same) for heads in every]
 
+    def repeated(self, last: ir.Node, x: ir.Value, heads: Heads, count: int) -> ir.Value:
+        """[batch, sequence, count * width] of [batch, sequence, heads * width], each head for its group."""
+        if heads.count == count:
+            return x
+        every = np.arange(heads.count * heads.width).reshape(heads.count, -1).repeat(count // heads.count, 0)
+        columns = self._arrays.add("columns", every.reshape(-1))
+        return insert_before(last, "Gather", [x, columns], x, suffix="_repeated", attributes={"axis": 2})
+
     def _of_source(self, last: ir.Node, source: ir.Value, readers: list[Heads]) -> list[ir.Value]:
         first = readers[0]
         if source.shape is not None and len(source.shape) == 4:

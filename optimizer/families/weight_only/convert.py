@@ -21,7 +21,7 @@ from ...planning.result import ConversionResult, Progress
 from ...runtime.executor import ALONE, PLAIN_MEANS, Executor, Means
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
-from ..decoder_fusion import finish_decoder
+from ..decoder_fusion import finish_transformer
 from ..family import Family, OpenData
 from ..rotating import rotate
 from .automatic import Found, find_recipe
@@ -78,7 +78,7 @@ def _convert(
         results = round_with_data(original, lazy, data, recipe, progress, folder, executor)
     take_results(lazy, results)
     added = compensate(model, rewritten, results, recipe.form)
-    fusion = finish_decoder(model, recipe)
+    fusion = finish_transformer(model, recipe)
     return ConversionResult(
         without_fused(decisions),
         weights=lambda: reports(lazy),
