@@ -131,5 +131,7 @@ def cached_attention(
     sinks: npt.NDArray[np.float32] | None = None,
     rotation: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64] | None] | None = None,
     interleaved: bool = False,
+    causal: bool = True,
+    norms: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], float] | None = None,
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32], str]: ...

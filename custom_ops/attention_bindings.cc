@@ -36,11 +36,14 @@ std::tuple<Floats, Floats, Floats, std::string> py_cached_attention(
     const Floats& query, const Floats& key, const Floats& value, const Floats& past_key, const Floats& past_value,
     const Longs& kept, const Longs& total, std::int64_t present_size, float scale, float softcap, std::int64_t window,
     const std::optional<Floats>& bias, const std::optional<Floats>& sinks, const std::optional<Tables>& rotation,
-    bool interleaved, const std::optional<std::string>& isa) {
+    bool interleaved, bool causal, const std::optional<std::tuple<Floats, Floats, float>>& norms,
+    const std::optional<std::string>& isa) {
   require(query.ndim() == 4 && key.ndim() == 4 && past_key.ndim() == 4, "query, key and past_key must have four axes");
   CachedAttention a;
   a.batch = query.shape(0);
   a.tokens = query.shape(1);
+  a.new_keys = key.shape(1);
+  a.causal = causal;
   a.heads = query.shape(2);
   a.head_size = query.shape(3);
   a.kv_heads = key.shape(2);
@@ -48,14 +51,16 @@ std::tuple<Floats, Floats, Floats, std::string> py_cached_attention(
   a.present_size = present_size;
   require(a.kv_heads > 0 && a.heads > 0 && a.heads % a.kv_heads == 0, "heads do not fit");
   require(1 <= a.head_size && a.head_size <= kMaxHeadSize, "heads have the wrong size");
-  check_shape(key, "key", {a.batch, a.tokens, a.kv_heads, a.head_size});
-  check_shape(value, "value", {a.batch, a.tokens, a.kv_heads, a.head_size});
+  require(!causal || a.new_keys == a.tokens, "keys and tokens differ in number");
+  require(causal || window == 0, "a window is of causal attention");
+  check_shape(key, "key", {a.batch, a.new_keys, a.kv_heads, a.head_size});
+  check_shape(value, "value", {a.batch, a.new_keys, a.kv_heads, a.head_size});
   check_shape(past_key, "past_key", {a.batch, a.kv_heads, a.past_size, a.head_size});
   check_shape(past_value, "past_value", {a.batch, a.kv_heads, a.past_size, a.head_size});
   check_shape(kept, "kept", {a.batch});
   check_shape(total, "total", {a.batch});
   for (std::int64_t row = 0; row < a.batch; ++row) {
-    const std::int64_t kept_of_row = kept.data()[row], end = kept_of_row + a.tokens;
+    const std::int64_t kept_of_row = kept.data()[row], end = kept_of_row + a.new_keys;
     require(0 <= kept_of_row && kept_of_row <= a.past_size && end <= present_size, "kept is outside of the cache");
     require(std::min<std::int64_t>(end, 1) <= total.data()[row] && total.data()[row] <= end, "total is outside");
   }
@@ -80,7 +85,17 @@ std::tuple<Floats, Floats, Floats, std::string> py_cached_attention(
     a.has_sink = true;
     a.sinks = sinks->data();
   }
-  if (rotation) a.rotation = rotation_of(*rotation, interleaved, a);
+  if (rotation) {
+    require(a.new_keys == a.tokens, "a rotation is of as many keys as tokens");
+    a.rotation = rotation_of(*rotation, interleaved, a);
+  }
+  if (norms) {
+    const auto& [query_scale, key_scale, epsilon] = *norms;
+    check_shape(query_scale, "the norm of queries", {a.head_size});
+    check_shape(key_scale, "the norm of keys", {a.head_size});
+    a.query_norm = {query_scale.data(), epsilon};
+    a.key_norm = {key_scale.data(), epsilon};
+  }
   Floats y({a.batch, a.tokens, a.heads, a.head_size});
   Floats present_key({a.batch, a.kv_heads, present_size, a.head_size});
   Floats present_value({a.batch, a.kv_heads, present_size, a.head_size});
@@ -103,7 +118,7 @@ void bind_attention(py::module_& m) {
         py::arg("past_key"), py::arg("past_value"), py::arg("kept"), py::arg("total"), py::kw_only(),
         py::arg("present_size"), py::arg("scale") = 1.0f, py::arg("softcap") = 0.0f, py::arg("window") = 0,
         py::arg("bias") = py::none(), py::arg("sinks") = py::none(), py::arg("rotation") = py::none(),
-        py::arg("interleaved") = false, py::arg("isa") = py::none(),
+        py::arg("interleaved") = false, py::arg("causal") = true, py::arg("norms") = py::none(), py::arg("isa") = py::none(),
         "As reference.cached_attention has it. Returns the output, keys, values, and the name of the instruction set "
         "whose code ran.");
 }

@@ -12,10 +12,11 @@ namespace onnxpress {
 
 struct AttentionSources {
   std::string inputs[kAttentionInputs];  // names of values, empty where absent
-  std::vector<const ort::Node*> nodes;   // RotaryEmbedding of queries and keys, and a Split of all three
+  // Heads repeated for groups, RotaryEmbedding of queries and keys, norms of their heads, and a Split of all three.
+  std::vector<const ort::Node*> nodes;
 };
 
-// Says in `read` what RotaryEmbedding nodes do.
-AttentionSources find_sources(const Claims& claims, const GraphNode& node, AttentionNode& read);
+// Adds the nodes before a node whose first inputs are queries, keys and values, and says in `read` what they do.
+void look_ahead(const Claims& claims, const GraphNode& node, AttentionNode& read, AttentionSources& found);
 
 }  // namespace onnxpress

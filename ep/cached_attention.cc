@@ -1,95 +1,14 @@
 #include "cached_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <utility>
 
-#include "attention_sources.h"
-#include "cached_attention_inputs.h"
-#include "kernels/workspace.h"
+#include "attention_plan.h"
 
 namespace onnxpress {
 namespace {
-
-constexpr std::size_t kOutputs = 3;  // the result, the keys and the values
-
-struct Indices {
-  std::size_t inputs[kAttentionInputs];
-  std::size_t outputs[kOutputs];
-};
-
-class CompiledAttention final : public CompiledNode {
- public:
-  CompiledAttention(const ort::Api& api, AttentionNode node, const Indices& indices, Isa isa)
-      : CompiledNode(api), node_(std::move(node)), indices_(indices), isa_(isa) {}
-
-  void run(ort::KernelContext* context) const override {
-    const ort::Value* values[kAttentionInputs] = {};
-    for (std::size_t i = 0; i < kAttentionInputs; ++i) {
-      if (indices_.inputs[i] != kNoInput) values[i] = input(context, indices_.inputs[i]);
-    }
-    AttentionInputs inputs(api_, node_, values);
-    CachedAttention& a = inputs.problem;
-    Aligned<std::uint8_t> unread[kOutputs];  // outputs that nothing asks for
-    a.output = output(context, 0, {a.batch, a.tokens, a.heads * a.head_size}, unread);
-    const std::vector<std::int64_t> present = {a.batch, a.kv_heads, a.present_size, a.head_size};
-    a.present_key = output(context, 1, present, unread);
-    a.present_value = output(context, 2, present, unread);
-    const bool shares = a.past_key != nullptr && (a.past_key == a.present_key || a.past_value == a.present_value);
-    if (shares && a.present_size != a.past_size) {
-      throw ort::InvalidArgument(node_.label + ": past and present are the same memory, of " +
-                                 std::to_string(a.past_size) + " tokens, which is full");
-    }
-    cached_attention(a, isa_, ort::IntraOpPool(api_, context));
-  }
-
- private:
-  float* output(ort::KernelContext* context, std::size_t index, const std::vector<std::int64_t>& shape,
-                Aligned<std::uint8_t> (&unread)[kOutputs]) const {
-    ort::Value* value = nullptr;
-    if (indices_.outputs[index] != kNoInput) {
-      ort::check(api_,
-                 api_.KernelContext_GetOutput(context, indices_.outputs[index], shape.data(), shape.size(), &value));
-    }
-    if (value != nullptr) return static_cast<float*>(const_cast<void*>(ort::data(api_, value)));
-    std::int64_t count = 1;
-    for (std::int64_t size : shape) count *= size;
-    unread[index] = make_workspace(static_cast<std::size_t>(count) * sizeof(float));
-    return reinterpret_cast<float*>(unread[index].get());
-  }
-
-  const AttentionNode node_;
-  const Indices indices_;
-  const Isa isa_;
-};
-
-class AttentionPlan final : public Plan {
- public:
-  AttentionPlan(const Claims& claims, const GraphNode& node, AttentionNode read, AttentionSources sources)
-      : api_(claims.api), isa_(claims.options.isa), node_(std::move(read)), sources_(std::move(sources)) {
-    nodes = sources_.nodes;
-    nodes.push_back(node.get());
-    drops_constants = false;  // tables of angles are read where they lie
-    for (std::size_t i = 0; i < kOutputs; ++i) outputs_[i] = node.output(i).name();
-  }
-
-  std::unique_ptr<CompiledNode> compile(const ort::Node* compiled) const override {
-    Indices indices{};
-    for (std::size_t i = 0; i < kAttentionInputs; ++i) {
-      const std::string& name = sources_.inputs[i];
-      indices.inputs[i] = name.empty() ? kNoInput : input_index(api_, compiled, name);
-    }
-    for (std::size_t i = 0; i < kOutputs; ++i) indices.outputs[i] = output_index(api_, compiled, outputs_[i]);
-    return std::make_unique<CompiledAttention>(api_, node_, indices, isa_);
-  }
-
- private:
-  const ort::Api& api_;
-  const Isa isa_;
-  const AttentionNode node_;
-  const AttentionSources sources_;
-  std::string outputs_[kOutputs];
-};
 
 std::int64_t required(const GraphNode& node, const char* name) {
   const std::int64_t value = node.attribute(name, 0);
@@ -98,10 +17,10 @@ std::int64_t required(const GraphNode& node, const char* name) {
 }
 
 void check_inputs(const GraphNode& node) {
-  for (std::size_t i = kAttentionInputs; i < node.inputs(); ++i) {
+  for (std::size_t i = kNodeInputs; i < node.inputs(); ++i) {
     if (node.input(i)) node.reject("input " + std::to_string(i) + " is not supported");
   }
-  if (node.outputs() != kOutputs) node.reject("it has not three outputs");
+  if (node.outputs() != kAttentionOutputs) node.reject("it has not three outputs");
   for (const char* name : {"k_quant_type", "v_quant_type"}) {
     if (node.text_attribute(name, "NONE") != "NONE") node.reject(std::string(name) + " is not NONE");
   }
@@ -161,10 +80,12 @@ std::unique_ptr<Plan> plan_cached_attention(const Claims& claims, const ort::Nod
   const GraphNode node(claims.api, graph_node);
   if (!node.is("com.microsoft", "GroupQueryAttention")) return nullptr;
   AttentionNode read = read_node(node);
-  AttentionSources sources = find_sources(claims, node, read);
-  return std::make_unique<AttentionPlan>(claims, node, std::move(read), std::move(sources));
+  AttentionSources sources;
+  for (std::size_t i = 0; i < kNodeInputs; ++i) {
+    if (const std::optional<GraphValue> value = node.input(i)) sources.inputs[i] = value->name();
+  }
+  if (node.input(kKey)) look_ahead(claims, node, read, sources);
+  return plan_attention(claims, node, std::move(read), std::move(sources));
 }
-
-bool is_cached_attention_faster(const Plan&, Isa isa) { return is_attention_vectorized(isa); }
 
 }  // namespace onnxpress

@@ -9,6 +9,4 @@ namespace onnxpress {
 
 std::unique_ptr<Plan> plan_cached_attention(const Claims& claims, const ort::Node* node);
 
-bool is_cached_attention_faster(const Plan& plan, Isa isa);
-
 }  // namespace onnxpress

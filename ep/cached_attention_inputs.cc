@@ -23,11 +23,18 @@ AttentionInputs::AttentionInputs(const ort::Api& api, const AttentionNode& node,
   problem.softcap = node.softcap;
   problem.window = node.window;
   problem.has_sink = node.has_sink;
+  problem.causal = node.causal;
   read_tokens();
-  read_past();
-  read_lengths();
+  if (node.is_cached) {
+    read_past();
+    read_lengths();
+  } else {
+    read_whole();
+  }
+  read_norms();
   if (node.rotates) read_rotation();
   if (values[kBias] != nullptr) read_bias();
+  if (values[kKeyMask] != nullptr) read_mask();
   if (values[kSinks] != nullptr) read_sinks();
 }
 
@@ -36,7 +43,7 @@ void AttentionInputs::read_tokens() {
   require(query.size() == 3, "query has not three axes");
   CachedAttention& a = problem;
   a.batch = query[0];
-  a.tokens = query[1];
+  a.tokens = a.new_keys = query[1];
   const std::int64_t wide = a.heads * a.head_size, narrow = a.kv_heads * a.head_size;
   a.query = data<float>(kQuery);
   if (values_[kKey] == nullptr) {
@@ -47,8 +54,13 @@ void AttentionInputs::read_tokens() {
     return;
   }
   require_shape(kQuery, "query", {a.batch, a.tokens, wide});
-  require_shape(kKey, "key", {a.batch, a.tokens, narrow});
-  require_shape(kValue, "value", {a.batch, a.tokens, narrow});
+  if (!node_.is_cached) {
+    const std::vector<std::int64_t> key = shape(kKey);
+    require(key.size() == 3, "key has not three axes");
+    a.new_keys = key[1];
+  }
+  require_shape(kKey, "key", {a.batch, a.new_keys, narrow});
+  require_shape(kValue, "value", {a.batch, a.new_keys, narrow});
   a.key = data<float>(kKey);
   a.value = data<float>(kValue);
   a.query_stride = wide;
@@ -96,6 +108,26 @@ void AttentionInputs::read_lengths() {
   a.total = total_.data();
 }
 
+// All keys and values are given, and nothing is kept.
+void AttentionInputs::read_whole() {
+  CachedAttention& a = problem;
+  a.present_size = a.new_keys;
+  kept_.assign(static_cast<std::size_t>(a.batch), 0);
+  total_.assign(static_cast<std::size_t>(a.batch), a.new_keys);
+  a.kept = kept_.data();
+  a.total = total_.data();
+}
+
+void AttentionInputs::read_norms() {
+  const auto read = [&](AttentionInput input, const char* name, float epsilon) {
+    if (values_[input] == nullptr) return HeadNorm{};
+    require_shape(input, name, {problem.head_size});
+    return HeadNorm{data<float>(input), epsilon};
+  };
+  problem.query_norm = read(kQueryNorm, "the norm of queries", node_.query_epsilon);
+  problem.key_norm = read(kKeyNorm, "the norm of keys", node_.key_epsilon);
+}
+
 void AttentionInputs::read_rotation() {
   CachedAttention& a = problem;
   const std::vector<std::int64_t> table = shape(kCosines);
@@ -120,9 +152,11 @@ void AttentionInputs::read_rotation() {
     const bool is_one = !rotates_itself && shape(kPositions).size() == 1;
     const bool counts_on = is_one || (rotates_itself && is_first_prompt_);
     require_shape(kPositions, "position_ids", is_one ? std::vector<std::int64_t>{1} : std::vector{a.batch, a.tokens});
-    const std::int64_t *given = data<std::int64_t>(kPositions), count = a.batch * a.tokens;
+    const std::int64_t tokens = std::max(a.tokens, a.new_keys), count = a.batch * tokens;
+    require(is_one || a.tokens == a.new_keys, "it has another number of positions than of keys");
+    const std::int64_t* given = data<std::int64_t>(kPositions);
     if (counts_on && count > 0) check_position(given[0]);
-    for (std::int64_t i = 0; i < count; ++i) positions_.push_back(counts_on ? given[0] + i % a.tokens : given[i]);
+    for (std::int64_t i = 0; i < count; ++i) positions_.push_back(counts_on ? given[0] + i % tokens : given[i]);
     for (std::int64_t position : positions_) check_position(position);
     a.rotation.positions = positions_.data();
   } else if (a.tokens > 0) {
@@ -143,6 +177,16 @@ void AttentionInputs::read_bias() {
   a.bias.token_stride = bias[3];
   if (bias[1] != 1) a.bias.head_stride = bias[2] * bias[3];
   if (bias[0] != 1) a.bias.batch_stride = bias[1] * bias[2] * bias[3];
+}
+
+// As a bias that all heads and queries share.
+void AttentionInputs::read_mask() {
+  CachedAttention& a = problem;
+  require_shape(kKeyMask, "key_padding_mask", {a.batch, a.new_keys});
+  const std::int32_t* counts = data<std::int32_t>(kKeyMask);
+  for (std::int64_t i = 0; i < a.batch * a.new_keys; ++i) mask_.push_back(counts[i] > 0 ? 0.0f : node_.filter_value);
+  a.bias.values = mask_.data();
+  a.bias.batch_stride = a.new_keys;
 }
 
 void AttentionInputs::read_sinks() {

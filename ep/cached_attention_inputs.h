@@ -1,4 +1,4 @@
-// What a GroupQueryAttention node says, and its inputs of a run: checked, for the kernel reads what they tell it to.
+// What a node of an attention says, and its inputs of a run: checked, for the kernel reads what they tell it to.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace onnxpress {
 
-// Inputs by their places in the operator.
+// Inputs; the first by their places in GroupQueryAttention.
 enum AttentionInput : std::size_t {
   kQuery,
   kKey,
@@ -24,6 +24,10 @@ enum AttentionInput : std::size_t {
   kPositions,
   kBias,
   kSinks,
+  kNodeInputs,
+  kKeyMask = kNodeInputs,
+  kQueryNorm,
+  kKeyNorm,
   kAttentionInputs
 };
 
@@ -32,6 +36,10 @@ struct AttentionNode {
   std::int64_t heads = 0, kv_heads = 0, head_size = 0;
   float scale = 0, softcap = 0;
   std::int64_t window = 0;
+  bool is_cached = true;   // with a past, or what says that there is none; else with as many keys as are given
+  bool causal = true;
+  float filter_value = 0;  // added to scores of keys that the mask leaves out
+  float query_epsilon = 0, key_epsilon = 0;
   bool rotates = false, interleaved = false, has_sink = false;
   std::int64_t rotation_size = 0;  // of RotaryEmbedding nodes before it; 0 where it rotates itself
 };
@@ -48,9 +56,12 @@ class AttentionInputs {
   void read_tokens();
   void read_past();
   void read_lengths();
+  void read_whole();
   void read_rotation();
   void read_bias();
   void read_sinks();
+  void read_mask();
+  void read_norms();
   std::vector<std::int64_t> shape(AttentionInput input) const;
   template <class T>
   const T* data(AttentionInput input) const;
@@ -62,6 +73,7 @@ class AttentionInputs {
   const ort::Value* const (&values_)[kAttentionInputs];
   bool is_first_prompt_ = false;
   std::vector<std::int64_t> kept_, total_, positions_;
+  std::vector<float> mask_;
 };
 
 }  // namespace onnxpress

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "block_sparse.h"
+#include "attention_plan.h"
 #include "cached_attention.h"
 #include "dequantized_matmul.h"
 #include "dynamic_matmul.h"
@@ -10,6 +11,7 @@
 #include "int8_plan.h"
 #include "matmul_nbits.h"
 #include "minifloat.h"
+#include "multi_head_attention.h"
 #include "nbits_plan.h"
 #include "qdq_matmul.h"
 
@@ -62,7 +64,8 @@ const std::vector<Family>& families() {
                                {"dynamic_matmul", plan_dynamic_matmul, is_int8_faster, load_int8},
                                {"gather", plan_gather, is_always_faster, nullptr},
                                {"block_sparse", plan_block_sparse, is_always_faster, load_block_sparse},
-                               {"cached_attention", plan_cached_attention, is_cached_attention_faster, nullptr},
+                               {"cached_attention", plan_cached_attention, is_attention_faster, nullptr},
+                               {"attention", plan_multi_head_attention, is_attention_faster, nullptr},
                                {"minifloat", plan_minifloat, is_always_faster, load_nbits}};
   return all;
 }

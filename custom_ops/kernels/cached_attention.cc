@@ -26,14 +26,34 @@ void run(const Parallel& parallel, std::int64_t count, std::int64_t work, const 
   if (count > 0) chosen.for_each(static_cast<std::size_t>(count), [&](std::size_t i) { task(std::int64_t(i)); });
 }
 
-// x of a head, rotated and times `factor`.
-void rotate(const CachedAttention& a, const float* x, std::int64_t row, std::int64_t token, float factor, float* out) {
+void normalize(const HeadNorm& norm, const float* x, std::int64_t count, float* out) {
+  constexpr std::int64_t kLanes = 16;  // sums side by side do not wait for each other
+  float lanes[kLanes] = {};
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += x[i + lane] * x[i + lane];
+  }
+  for (; i < count; ++i) lanes[0] += x[i] * x[i];
+  float squares = 0;
+  for (float lane : lanes) squares += lane;
+  const float factor = 1 / std::sqrt(squares / static_cast<float>(count) + norm.epsilon);
+  for (i = 0; i < count; ++i) out[i] = x[i] * factor * norm.scale[i];
+}
+
+// x of a head, normalized, rotated and times `factor`.
+void prepare(const CachedAttention& a, const HeadNorm& norm, const float* x, std::int64_t row, std::int64_t token,
+             float factor, float* out) {
+  float normalized[kMaxHeadSize];
+  if (norm.scale != nullptr) {
+    normalize(norm, x, a.head_size, normalized);
+    x = normalized;
+  }
   const Rotation& rotation = a.rotation;
   const std::int64_t half = rotation.size / 2;
   for (std::int64_t i = rotation.size; i < a.head_size; ++i) out[i] = x[i] * factor;
   if (half == 0) return;
   const std::int64_t at =
-      rotation.positions != nullptr ? rotation.positions[row * a.tokens + token] : a.kept[row] + token;
+      rotation.positions != nullptr ? rotation.positions[row * std::max(a.tokens, a.new_keys) + token] : a.kept[row] + token;
   const float *c = rotation.cosines + at * half, *s = rotation.sines + at * half;
   const std::int64_t step = rotation.interleaved ? 2 : 1, other = rotation.interleaved ? 1 : half;
   for (std::int64_t i = 0; i < half; ++i) {
@@ -50,20 +70,22 @@ void keep_tokens(const CachedAttention& a, std::int64_t row, std::int64_t head, 
                  const float* past, float* present, const Store& store) {
   const std::int64_t width = a.head_size, kept = a.kept[row], of_head = row * a.kv_heads + head;
   float* out = present + of_head * a.present_size * width;
-  const std::int64_t old_end = std::min(end, kept), rest = std::max(begin, kept + a.tokens);
+  const std::int64_t old_end = std::min(end, kept), rest = std::max(begin, kept + a.new_keys);
   if (past != present && begin < old_end) {
     const float* from = past + (of_head * a.past_size + begin) * width;
     std::memcpy(out + begin * width, from, bytes_of((old_end - begin) * width));
   }
-  for (std::int64_t at = std::max(begin, kept); at < std::min(end, kept + a.tokens); ++at) {
-    store(at - kept, (row * a.tokens + at - kept) * a.key_stride + head * width, out + at * width);
+  for (std::int64_t at = std::max(begin, kept); at < std::min(end, kept + a.new_keys); ++at) {
+    store(at - kept, (row * a.new_keys + at - kept) * a.key_stride + head * width, out + at * width);
   }
   if (past != present && rest < end) std::memset(out + rest * width, 0, bytes_of((end - rest) * width));
 }
 
 void keep_tokens(const CachedAttention& a, std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t end) {
   keep_tokens(a, row, head, begin, end, a.past_key, a.present_key,
-              [&](std::int64_t token, std::int64_t at, float* out) { rotate(a, a.key + at, row, token, 1, out); });
+              [&](std::int64_t token, std::int64_t at, float* out) {
+                prepare(a, a.key_norm, a.key + at, row, token, 1, out);
+              });
   keep_tokens(a, row, head, begin, end, a.past_value, a.present_value, [&](std::int64_t, std::int64_t at, float* out) {
     std::memcpy(out, a.value + at, bytes_of(a.head_size));
   });
@@ -73,7 +95,7 @@ void update_cache(const CachedAttention& a, const Parallel& parallel) {
   std::int64_t first = 0, end = a.present_size;
   if (a.past_key == a.present_key && a.past_value == a.present_value) {
     first = *std::min_element(a.kept, a.kept + a.batch);
-    end = *std::max_element(a.kept, a.kept + a.batch) + a.tokens;
+    end = *std::max_element(a.kept, a.kept + a.batch) + a.new_keys;
   }
   const std::int64_t part = clamp(kCopiedAtOnce / a.head_size, 1, std::max<std::int64_t>(end - first, 1));
   const std::int64_t parts = ceil_div(end - first, part), heads = a.batch * a.kv_heads;
@@ -183,9 +205,9 @@ void attend(const CachedAttention& a, const AttentionKernels& kernels, const Pac
   for (std::int64_t r = 0; r < tile.rows; ++r) {
     const std::int64_t token = part.token(r), head = part.head(r);
     const float* query = a.query + (part.row * a.tokens + token) * a.query_stride + head * width;
-    rotate(a, query, part.row, token, a.scale, queries + r * width);
+    prepare(a, a.query_norm, query, part.row, token, a.scale, queries + r * width);
     // Tokens behind the end of a row that is padded on the right see all of it.
-    tile.last[r] = std::min(a.kept[part.row] + token + 1, a.total[part.row]);
+    tile.last[r] = a.causal ? std::min(a.kept[part.row] + token + 1, a.total[part.row]) : a.total[part.row];
     tile.first[r] = a.window > 0 ? std::max<std::int64_t>(tile.last[r] - a.window, 0) : 0;
     const ScoreBias& bias = a.bias;
     const std::int64_t at = part.row * bias.batch_stride + head * bias.head_stride + token * bias.token_stride;

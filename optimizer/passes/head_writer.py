@@ -52,9 +52,9 @@ class HeadWriter:
         """[batch, sequence, count * width] of [batch, sequence, heads * width], each head for its group."""
         if heads.count == count:
             return x
-        every = np.arange(heads.count * heads.width).reshape(heads.count, -1).repeat(count // heads.count, 0)
-        columns = self._arrays.add("columns", every.reshape(-1))
-        return insert_before(last, "Gather", [x, columns], x, suffix="_repeated", attributes={"axis": 2})
+        parts = [x] if heads.count == 1 else self._parts(last, x, [heads.width] * heads.count)
+        every = [part for part in parts for _ in range(count // heads.count)]
+        return insert_before(last, "Concat", every, x, suffix="_repeated", attributes={"axis": 2})
 
     def _of_source(self, last: ir.Node, source: ir.Value, readers: list[Heads]) -> list[ir.Value]:
         first = readers[0]
@@ -68,17 +68,20 @@ class HeadWriter:
         if in_order or self._reorder(source, order):
             if len(readers) == 1:
                 return [source]
-            sizes = self._write.ints(*(part.size for part in columns))
-            node = ir.node("Split", [source, sizes], attributes={"axis": 2}, num_outputs=len(readers))
-            name = f"{source.name}_split"
-            set_names(node, self._graph, name, *(f"{name}_{index}" for index in range(len(readers))))
-            self._graph.insert_before(last, node)
-            for output in node.outputs:
-                output.type = source.type
-            return list(node.outputs)
+            return self._parts(last, source, [part.size for part in columns])
         return [
             self._write.op("Gather", source, self._arrays.add("columns", part), axis=2) for part in columns
         ]  # fmt: skip
+
+    def _parts(self, last: ir.Node, x: ir.Value, sizes: Sequence[int]) -> list[ir.Value]:
+        """Columns [batch, sequence, so many] of x, side by side."""
+        node = ir.node("Split", [x, self._write.ints(*sizes)], attributes={"axis": 2}, num_outputs=len(sizes))
+        name = f"{x.name}_split"
+        set_names(node, self._graph, name, *(f"{name}_{index}" for index in range(len(sizes))))
+        self._graph.insert_before(last, node)
+        for output in node.outputs:
+            output.type = x.type
+        return list(node.outputs)
 
     def _reorder(self, source: ir.Value, order: np.ndarray) -> bool:
         """Put the columns of a product in another order, where nobody else reads them; whether that was done."""
