@@ -37,14 +37,16 @@ __m512i offsets_of(const NBitsWeight& w, std::int64_t tile, std::int64_t block) 
 
 template <int Bits>
 void unpack(const NBitsWeight& w, std::int64_t tile, std::int64_t k, std::int64_t count, std::uint8_t* panel) {
-  for (std::int64_t at = k; at < k + count; at += kSpan) {
-    const std::uint8_t* span = span_of(w, tile, at / kSpan);
-    const __m512i offsets = offsets_of(w, tile, at / w.block_size);
-    unroll<kGroups>(ONNXPRESS_EACH(g) {
-      const __m512i codes = load_group<S, Bits, decltype(g)::value>(span);
-      S::store(panel + kLine * g.value, _mm512_sub_epi8(codes, offsets));
-    });
-    panel += kLine * kGroups;
+  const std::uint8_t* span = span_of(w, tile, k / kSpan);
+  const std::int64_t first = k / w.block_size, blocks = count / w.block_size;
+  for (std::int64_t block = first; block < first + blocks; ++block) {
+    const __m512i offsets = offsets_of(w, tile, block);
+    for (std::int64_t at = 0; at < w.block_size; at += kSpan, span += kLine * Bits, panel += kLine * kGroups) {
+      unroll<kGroups>(ONNXPRESS_EACH(g) {
+        const __m512i codes = load_group<S, Bits, decltype(g)::value>(span);
+        S::store(panel + kLine * g.value, _mm512_sub_epi8(codes, offsets));
+      });
+    }
   }
 }
 
@@ -142,7 +144,12 @@ void multiply_tiles(const NBitsProblem& p, const QuantizedRows& a, std::int64_t 
     for (std::int64_t k = 0; k < w.padded_k; k += most) {
       const std::int64_t count = w.padded_k - k < most ? w.padded_k - k : most;
       unpack<Bits>(w, tile, k, count, panel);
-      for (std::int64_t row = begin; row < end; row += kTileRows) {
+      // What is unpacked next comes from memory while rows are multiplied, where there are enough to hide it.
+      const std::int64_t bytes = count * kTile * Bits / 8, steps = (end - begin + kTileRows - 1) / kTileRows;
+      const std::int64_t share = steps > 2 ? bytes / steps : 0;
+      const std::uint8_t* next = span_of(w, tile, k / kSpan) + bytes;
+      for (std::int64_t row = begin; row < end; row += kTileRows, next += share) {
+        prefetch_to_l2(next, share);
         const int rows = static_cast<int>(end - row < kTileRows ? end - row : kTileRows);
         multiply_panel<Chunk>(p, a, panel, tile, row, rows, k, count);
       }
