@@ -28,17 +28,21 @@ BFloat16Rows bfloat16_rows(const NBitsProblem& p, std::int64_t row_step, std::ui
 
 // Whole groups of tiles, so that every task streams as many of them as the kernel can; the codes of a task stay in
 // L2. One row reads each code once: what is not in a cache comes in faster in longer streams.
+constexpr std::int64_t kGroup = 4;
+
 std::int64_t tiles_to_stream(const NBitsProblem& p) {
-  constexpr std::int64_t kGroup = 4, kTasks = 8, kLongest = 4 * kWorkPerTask;
+  constexpr std::int64_t kTasks = 8, kLongest = 4 * kWorkPerTask;
   const NBitsWeight& w = *p.weight;
   const std::int64_t tile = w.padded_k * kTile;
   const std::int64_t work = p.M == 1 ? clamp(w.tiles * tile / kTasks, kWorkPerTask, kLongest) : kWorkPerTask;
   return clamp(ceil_div(work, tile * kGroup), 1, w.tiles) * kGroup;
 }
 
-// One product on its way: `floats` are the kernels of the instruction set for what is no sum.
+// One product on its way: `floats` are the kernels of the instruction set for what is no sum. `joined` is the gated
+// linear unit that takes the outputs as its sums, null where there is none.
 struct Job {
   const NBitsProblem& p;
+  const NBitsProblem* joined;
   const NBitsFloatKernels& floats;
   const Parallel& parallel;
 };
@@ -48,8 +52,30 @@ struct Job {
 constexpr std::int64_t kStreamedRows = 1 << 19, kPanelRows = 1 << 22;
 
 std::int64_t rows_to_keep(std::int64_t row_bytes, std::int64_t bytes) {
-  constexpr std::int64_t kGroup = 48;  // a multiple of all groups of rows that kernels take
-  return std::max<std::int64_t>(bytes / row_bytes / kGroup, 1) * kGroup;
+  constexpr std::int64_t kRows = 48;  // a multiple of all groups of rows that kernels take
+  return std::max<std::int64_t>(bytes / row_bytes / kRows, 1) * kRows;
+}
+
+// The same of a gated linear unit. A task has tiles of both halves, which it joins while they are in its cache: to fetch
+// them from that of another thread costs as much as the product.
+template <class Work>
+void run_joined(const Job& job, const Grain& grain, const Work& work) {
+  const NBitsProblem& p = job.p;
+  const std::int64_t half = p.weight->N / 2;
+  if (half % (grain.fixed ? kTile * grain.tiles : kTile) != 0) {
+    for_each_task(p.M, p.weight->tiles, grain, job.parallel, work);
+    for_each_row(p.M, p.weight->N, job.parallel,
+                 [&](std::int64_t row) { job.floats.join_halves(p.Y, *job.joined, 0, half, row, row + 1); });
+    return;
+  }
+  Grain of_half = grain;
+  if (!grain.fixed) of_half.tiles = std::max<std::int64_t>(grain.tiles / 2 / kGroup, 1) * kGroup;
+  for_each_task(p.M, half / kTile, of_half, job.parallel,
+                [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
+                  work(first, tiles, begin, end);
+                  work(first + half / kTile, tiles, begin, end);
+                  job.floats.join_halves(p.Y, *job.joined, first * kTile, (first + tiles) * kTile, begin, end);
+                });
 }
 
 // work(first_tile, tiles, begin, end) for tasks of the product; what follows the sums is done while they are in the
@@ -57,6 +83,7 @@ std::int64_t rows_to_keep(std::int64_t row_bytes, std::int64_t bytes) {
 template <class Work>
 void run_tasks(const Job& job, const Grain& grain, const Work& work) {
   const NBitsProblem& p = job.p;
+  if (job.joined != nullptr) return run_joined(job, grain, work);
   for_each_task(p.M, p.weight->tiles, grain, job.parallel,
                 [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                   work(first, tiles, begin, end);
@@ -72,7 +99,7 @@ void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
               [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
     return;
   }
-  run_tasks(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4, kPanelRows)},
+  run_tasks(job, {product.panel_tiles, 1, rows_to_keep(p.weight->K * 4, kPanelRows), true},
             [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
               product.panel(p, tile, begin, end);
             });
@@ -102,8 +129,10 @@ void for_each_chunk(const Job& job, const ChunkedRows& rows, const Work& work) {
   const std::int64_t chunk_rows = rows_per_chunk(p.M, rows.bytes, rows.chunk_step);
   const auto workspace = make_workspace(static_cast<std::size_t>((chunk_rows + rows.row_step - 1) * rows.bytes));
   for (std::int64_t begin = 0; begin < p.M; begin += chunk_rows) {
-    const NBitsProblem part = rows_of(p, begin, std::min(chunk_rows, p.M - begin));
-    work(Job{part, job.floats, job.parallel}, workspace.get());
+    const std::int64_t count = std::min(chunk_rows, p.M - begin);
+    const NBitsProblem part = rows_of(p, begin, count);
+    const NBitsProblem joined = job.joined != nullptr ? rows_of(*job.joined, begin, count) : NBitsProblem{};
+    work(Job{part, job.joined != nullptr ? &joined : nullptr, job.floats, job.parallel}, workspace.get());
   }
 }
 
@@ -120,7 +149,7 @@ void multiply_bfloat16(const Job& whole, const NBitsBFloat16Product& product) {
                 [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
       return;
     }
-    run_tasks(job, {product.panel_tiles, product.row_step, kept},
+    run_tasks(job, {product.panel_tiles, product.row_step, kept, true},
               [&](std::int64_t tile, std::int64_t, std::int64_t begin, std::int64_t end) {
                 product.panel(p, rows, tile, begin, end);
               });
@@ -159,6 +188,25 @@ auto find_product(const NBitsProblem& p, Isa isa) {
   return kernels != nullptr ? &kernels->product(*p.weight) : nullptr;
 }
 
+const char* multiply(const NBitsProblem& p, const NBitsProblem* joined, Compute compute, Isa isa,
+                     const Parallel& pool) {
+  const Sequential alone;
+  const bool small = p.M * p.weight->N * p.weight->K < kMinParallelWork;
+  const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
+  const Job job{p, joined, best_kernels<NBitsFloatKernels>(isa), parallel};
+  const auto run = [&](auto multiply, const auto& kernels) {
+    if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
+    return kernels.isa;
+  };
+  const bool is_integer = p.weight->kind == CodeKind::kInteger;
+  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, int8_kernels(p, isa));
+  const auto* bfloat16 =
+      is_integer ? find_product<NBitsBFloat16Kernels>(p, isa) : find_product<MiniFloatBFloat16Kernels>(p, isa);
+  if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
+  const auto* floats = is_integer ? find_product<NBitsFloatKernels>(p, isa) : find_product<MiniFloatKernels>(p, isa);
+  return run(multiply_floats, *floats);
+}
+
 // What goes through memory of its own: rows that are normalized, and sums of which two make one output.
 const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
   const NBitsFloatKernels& floats = best_kernels<NBitsFloatKernels>(isa);
@@ -184,11 +232,7 @@ const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, 
       product.Y = y;
       product.activation = Activation::kNone;
     }
-    ran = matmul_nbits(product, compute, isa, pool);
-    if (sums != 0) {
-      for_each_row(rows, N, pool,
-                   [&](std::int64_t row) { floats.join_halves(y + row * N, part, part.Y + row * (N / 2)); });
-    }
+    ran = multiply(product, sums != 0 ? &part : nullptr, compute, isa, pool);
   });
   return ran;
 }
@@ -197,21 +241,7 @@ const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, 
 
 const char* matmul_nbits(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
   if (p.M != 0 && (p.norm.scale != nullptr || p.glu != Glu::kNone)) return multiply_in_chunks(p, compute, isa, pool);
-  const Sequential alone;
-  const bool small = p.M * p.weight->N * p.weight->K < kMinParallelWork;
-  const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
-  const Job job{p, best_kernels<NBitsFloatKernels>(isa), parallel};
-  const auto run = [&](auto multiply, const auto& kernels) {
-    if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
-    return kernels.isa;
-  };
-  const bool is_integer = p.weight->kind == CodeKind::kInteger;
-  if (compute == Compute::kInt8 && is_integer) return run(multiply_int8, int8_kernels(p, isa));
-  const auto* bfloat16 =
-      is_integer ? find_product<NBitsBFloat16Kernels>(p, isa) : find_product<MiniFloatBFloat16Kernels>(p, isa);
-  if (compute == Compute::kBFloat16 && bfloat16 != nullptr) return run(multiply_bfloat16, *bfloat16);
-  const auto* floats = is_integer ? find_product<NBitsFloatKernels>(p, isa) : find_product<MiniFloatKernels>(p, isa);
-  return run(multiply_floats, *floats);
+  return multiply(p, nullptr, compute, isa, pool);
 }
 
 bool is_nbits_vectorized(Isa isa) {

@@ -60,8 +60,9 @@ struct NBitsFloatKernels {
   void (*activate)(const NBitsProblem&, std::int64_t first_tile, std::int64_t tiles, std::int64_t begin,
                    std::int64_t end);
   void (*normalize_row)(const float* x, const RmsNorm& norm, std::int64_t count, float* out);
-  // A row of the sums before a gated linear unit, [N], to one of its outputs, [N / 2].
-  void (*join_halves)(const float* sums, const NBitsProblem&, float* out);
+  // Columns [first, end) of the outputs of a gated linear unit, in some rows, from the sums [M, N] before it.
+  void (*join_halves)(const float* sums, const NBitsProblem&, std::int64_t first, std::int64_t end,
+                      std::int64_t first_row, std::int64_t end_row);
   // Reads memory, which limits all.
   void (*read)(const std::uint8_t* bytes, std::int64_t count, std::uint8_t* sink);
   void (*to_float)(const std::uint16_t*, float*, std::int64_t);

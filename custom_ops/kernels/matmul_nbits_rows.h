@@ -26,14 +26,19 @@ void normalize_row(const float* x, const RmsNorm& norm, std::int64_t count, floa
 }
 
 template <class S>
-void join_halves(const float* sums, const NBitsProblem& p, float* out) {
+void join_halves(const float* sums, const NBitsProblem& p, std::int64_t first, std::int64_t end, std::int64_t first_row,
+                 std::int64_t end_row) {
   const std::int64_t half = p.weight->N / 2;
-  const float* activated = p.glu == Glu::kFirst ? sums : sums + half;
-  const float* factors = p.glu == Glu::kFirst ? sums + half : sums;
   with_activation<S>(p.activation, [&](const auto& activation) {
-    for (std::int64_t i = 0; i < half; i += kTile) {
-      const auto y = activation(S::load(activated + i, half - i));
-      S::store(out + i, S::mul(y, S::load(factors + i, half - i)), half - i);
+    for (std::int64_t row = first_row; row < end_row; ++row) {
+      const float* low = sums + row * 2 * half;
+      const float* activated = p.glu == Glu::kFirst ? low : low + half;
+      const float* factors = p.glu == Glu::kFirst ? low + half : low;
+      float* out = p.Y + row * half;
+      for (std::int64_t i = first; i < end; i += kTile) {
+        const auto y = activation(S::load(activated + i, end - i));
+        S::store(out + i, S::mul(y, S::load(factors + i, end - i)), end - i);
+      }
     }
   });
 }

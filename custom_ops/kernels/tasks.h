@@ -34,11 +34,12 @@ void for_each_row(std::int64_t rows, std::int64_t row_size, const Parallel& para
 }
 
 // The size of a task: tiles of columns, and rows from a multiple of `row_step` on, at most `max_rows` of them (a
-// multiple too).
+// multiple too). Tiles are `fixed` where the work takes all of them but for what is beyond the last column.
 struct Grain {
   std::int64_t tiles;
   std::int64_t row_step = 1;
   std::int64_t max_rows = std::int64_t{1} << 40;
+  bool fixed = false;
 };
 
 // work(first_tile, tiles, begin, end) for all tasks, those of the same rows one after the other.
