@@ -38,13 +38,20 @@ std::int64_t tiles_to_stream(const NBitsProblem& p) {
   return clamp(ceil_div(work, tile * kGroup), 1, w.tiles) * kGroup;
 }
 
-// One product on its way: `floats` are the kernels of the instruction set for what is no sum. `joined` is the gated
-// linear unit that takes the outputs as its sums, null where there is none.
+// One product on its way: `floats` are the kernels of the instruction set for what is no sum. Where rows are still to be
+// normalized or two sums make one output, `whole` says so, and the product reads rows and leaves sums in memory between.
 struct Job {
   const NBitsProblem& p;
-  const NBitsProblem* joined;
+  const NBitsProblem* whole;
   const NBitsFloatKernels& floats;
   const Parallel& parallel;
+
+  bool joins() const { return whole != nullptr && whole->glu != Glu::kNone; }
+  bool normalizes() const { return whole != nullptr && whole->norm.scale != nullptr; }
+  void normalize(std::int64_t row) const {
+    const std::int64_t K = p.weight->K;
+    if (normalizes()) floats.normalize_row(whole->A + row * K, whole->norm, K, const_cast<float*>(p.A) + row * K);
+  }
 };
 
 // Rows of so many bytes stay in a cache while tile after tile of the weight meets them. Codes that are streamed meet
@@ -65,7 +72,7 @@ void run_joined(const Job& job, const Grain& grain, const Work& work) {
   if (half % (grain.fixed ? kTile * grain.tiles : kTile) != 0) {
     for_each_task(p.M, p.weight->tiles, grain, job.parallel, work);
     for_each_row(p.M, p.weight->N, job.parallel,
-                 [&](std::int64_t row) { job.floats.join_halves(p.Y, *job.joined, 0, half, row, row + 1); });
+                 [&](std::int64_t row) { job.floats.join_halves(p.Y, *job.whole, 0, half, row, row + 1); });
     return;
   }
   Grain of_half = grain;
@@ -74,7 +81,7 @@ void run_joined(const Job& job, const Grain& grain, const Work& work) {
                 [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                   work(first, tiles, begin, end);
                   work(first + half / kTile, tiles, begin, end);
-                  job.floats.join_halves(p.Y, *job.joined, first * kTile, (first + tiles) * kTile, begin, end);
+                  job.floats.join_halves(p.Y, *job.whole, first * kTile, (first + tiles) * kTile, begin, end);
                 });
 }
 
@@ -83,7 +90,7 @@ void run_joined(const Job& job, const Grain& grain, const Work& work) {
 template <class Work>
 void run_tasks(const Job& job, const Grain& grain, const Work& work) {
   const NBitsProblem& p = job.p;
-  if (job.joined != nullptr) return run_joined(job, grain, work);
+  if (job.joins()) return run_joined(job, grain, work);
   for_each_task(p.M, p.weight->tiles, grain, job.parallel,
                 [&](std::int64_t first, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                   work(first, tiles, begin, end);
@@ -94,6 +101,9 @@ void run_tasks(const Job& job, const Grain& grain, const Work& work) {
 
 void multiply_floats(const Job& job, const NBitsFloatProduct& product) {
   const NBitsProblem& p = job.p;
+  if (job.normalizes()) {
+    for_each_row(p.M, p.weight->K, job.parallel, [&](std::int64_t row) { job.normalize(row); });
+  }
   if (p.M == 1) {
     run_tasks(job, {tiles_to_stream(p)},
               [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, tile, tiles); });
@@ -131,8 +141,8 @@ void for_each_chunk(const Job& job, const ChunkedRows& rows, const Work& work) {
   for (std::int64_t begin = 0; begin < p.M; begin += chunk_rows) {
     const std::int64_t count = std::min(chunk_rows, p.M - begin);
     const NBitsProblem part = rows_of(p, begin, count);
-    const NBitsProblem joined = job.joined != nullptr ? rows_of(*job.joined, begin, count) : NBitsProblem{};
-    work(Job{part, job.joined != nullptr ? &joined : nullptr, job.floats, job.parallel}, workspace.get());
+    const NBitsProblem whole = job.whole != nullptr ? rows_of(*job.whole, begin, count) : NBitsProblem{};
+    work(Job{part, job.whole != nullptr ? &whole : nullptr, job.floats, job.parallel}, workspace.get());
   }
 }
 
@@ -143,7 +153,10 @@ void multiply_bfloat16(const Job& whole, const NBitsBFloat16Product& product) {
   for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* workspace) {
     const NBitsProblem& p = job.p;
     const BFloat16Rows rows = bfloat16_rows(p, product.row_step, workspace);
-    for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { product.round_row(p, rows, row); });
+    for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) {
+      job.normalize(row);
+      product.round_row(p, rows, row);
+    });
     if (whole.p.M == 1) {
       run_tasks(job, {tiles_to_stream(p)},
                 [&](std::int64_t tile, std::int64_t tiles, auto...) { product.row(p, rows, tile, tiles); });
@@ -164,7 +177,10 @@ void multiply_int8(const Job& whole, const NBitsInt8Kernels& kernels) {
   for_each_chunk(whole, chunked, [&](const Job& job, std::uint8_t* workspace) {
     const NBitsProblem& p = job.p;
     const QuantizedRows rows = quantized_rows(p, kernels.row_step, workspace);
-    for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) { kernels.quantize_row(p, rows, row); });
+    for_each_row(p.M, w.padded_k, job.parallel, [&](std::int64_t row) {
+      job.normalize(row);
+      kernels.quantize_row(p, rows, row);
+    });
     run_tasks(job, {tiles_to_stream(p), kernels.row_step, kept},
               [&](std::int64_t tile, std::int64_t tiles, std::int64_t begin, std::int64_t end) {
                 kernels.stream[w.bits](p, rows, tile, tiles, begin, end);
@@ -188,12 +204,13 @@ auto find_product(const NBitsProblem& p, Isa isa) {
   return kernels != nullptr ? &kernels->product(*p.weight) : nullptr;
 }
 
-const char* multiply(const NBitsProblem& p, const NBitsProblem* joined, Compute compute, Isa isa,
+// `whole` as in Job.
+const char* multiply(const NBitsProblem& p, const NBitsProblem* whole, Compute compute, Isa isa,
                      const Parallel& pool) {
   const Sequential alone;
   const bool small = p.M * p.weight->N * p.weight->K < kMinParallelWork;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;
-  const Job job{p, joined, best_kernels<NBitsFloatKernels>(isa), parallel};
+  const Job job{p, whole, best_kernels<NBitsFloatKernels>(isa), parallel};
   const auto run = [&](auto multiply, const auto& kernels) {
     if (p.M != 0 && p.weight->N != 0) multiply(job, kernels);
     return kernels.isa;
@@ -209,7 +226,6 @@ const char* multiply(const NBitsProblem& p, const NBitsProblem* joined, Compute 
 
 // What goes through memory of its own: rows that are normalized, and sums of which two make one output.
 const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, const Parallel& pool) {
-  const NBitsFloatKernels& floats = best_kernels<NBitsFloatKernels>(isa);
   const std::int64_t K = p.weight->K, N = p.weight->N;
   const std::int64_t normalized = p.norm.scale != nullptr ? K : 0, sums = p.glu != Glu::kNone ? N : 0;
   const std::int64_t bytes = (normalized + sums) * std::int64_t{sizeof(float)};
@@ -223,16 +239,12 @@ const char* multiply_in_chunks(const NBitsProblem& p, Compute compute, Isa isa, 
     NBitsProblem product = part;
     product.norm = {};
     product.glu = Glu::kNone;
-    if (normalized != 0) {
-      product.A = a;
-      for_each_row(rows, K, pool,
-                   [&](std::int64_t row) { floats.normalize_row(part.A + row * K, part.norm, K, a + row * K); });
-    }
+    if (normalized != 0) product.A = a;
     if (sums != 0) {
       product.Y = y;
       product.activation = Activation::kNone;
     }
-    ran = multiply(product, sums != 0 ? &part : nullptr, compute, isa, pool);
+    ran = multiply(product, &part, compute, isa, pool);
   });
   return ran;
 }
