@@ -256,6 +256,10 @@ const char* cached_attention(const CachedAttention& a, Isa isa, const Parallel& 
     update_cache(a, parallel);
     return kernels.isa;
   }
+  if (*std::max_element(a.total, a.total + a.batch) == 0) {
+    std::fill_n(a.output, a.batch * a.tokens * a.heads * a.head_size, 0.0f);
+    return kernels.isa;
+  }
   const Division d = divide(a, kernels);
   if (!d.keeps_tokens) update_cache(a, parallel);
   const PackedCache packed = kernels.pack != nullptr ? pack_cache(a, kernels, parallel) : PackedCache{};

@@ -60,7 +60,7 @@ struct CachedAttention {
   ScoreBias bias;
 
   const std::int64_t* kept = nullptr;   // [batch], tokens of the past: up to past_size
-  const std::int64_t* total = nullptr;  // [batch], keys that queries may see: from 1 to kept + new_keys
+  const std::int64_t* total = nullptr;  // [batch], keys that queries may see: from 1 to kept + new_keys, or all 0
   // [batch, kv_heads, past_size, head_size] and [batch, kv_heads, present_size, head_size], which may be the same
   // memory: then only the new tokens are written. Else what lies beyond them becomes 0.
   const float *past_key = nullptr, *past_value = nullptr;

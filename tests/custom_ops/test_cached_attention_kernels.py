@@ -134,3 +134,24 @@ def test_what_lies_outside_is_refused():
         arrays[5] = np.array([kept], np.int64)
         with pytest.raises(ValueError, match="outside"):
             _kernels.cached_attention(*arrays, **settings)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+@pytest.mark.parametrize("new_keys", [1, 7, 150])
+@pytest.mark.parametrize("kept", [(0, 0), (3, 70)])
+def test_all_keys_are_seen_where_it_is_not_causal(tokens, new_keys, kept):
+    (query, *_), _ = made(kept, tokens, 4, 2)
+    (_, key, value, *caches, kept, total), settings = made(kept, new_keys, 4, 2)
+    check([query, key, value, *caches, kept, total], settings | {"causal": False})
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("tokens", [2, 40])
+@pytest.mark.parametrize("size", [8, 20, 64])
+def test_norms_of_heads(causal, tokens, size):
+    arrays, settings = made((3, 70), tokens, 4, 2, size)
+    rng = np.random.default_rng(5)
+    scales = rng.uniform(0.5, 1, (2, size)).astype(np.float32)
+    angles = rng.uniform(0, 6, (120, size // 2)).astype(np.float32)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    check(arrays, settings | {"causal": causal, "norms": (*scales, 1e-6), "rotation": (cosines, sines, None)})
