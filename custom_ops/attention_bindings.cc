@@ -118,7 +118,8 @@ void bind_attention(py::module_& m) {
         py::arg("past_key"), py::arg("past_value"), py::arg("kept"), py::arg("total"), py::kw_only(),
         py::arg("present_size"), py::arg("scale") = 1.0f, py::arg("softcap") = 0.0f, py::arg("window") = 0,
         py::arg("bias") = py::none(), py::arg("sinks") = py::none(), py::arg("rotation") = py::none(),
-        py::arg("interleaved") = false, py::arg("causal") = true, py::arg("norms") = py::none(), py::arg("isa") = py::none(),
+        py::arg("interleaved") = false, py::arg("causal") = true, py::arg("norms") = py::none(),
+        py::arg("isa") = py::none(),
         "As reference.cached_attention has it. Returns the output, keys, values, and the name of the instruction set "
         "whose code ran.");
 }

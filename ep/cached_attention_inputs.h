@@ -36,7 +36,7 @@ struct AttentionNode {
   std::int64_t heads = 0, kv_heads = 0, head_size = 0;
   float scale = 0, softcap = 0;
   std::int64_t window = 0;
-  bool is_cached = true;   // with a past, or what says that there is none; else with as many keys as are given
+  bool is_cached = true;  // with a past, or what says that there is none; else with as many keys as are given
   bool causal = true;
   float filter_value = 0;  // added to scores of keys that the mask leaves out
   float query_epsilon = 0, key_epsilon = 0;

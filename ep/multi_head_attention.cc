@@ -17,7 +17,8 @@ constexpr float kFilterValue = -10000;  // what ONNX Runtime adds to scores of p
 std::int64_t columns_of(const GraphNode& node, std::size_t place, const char* name) {
   const ValueType type = node.required(place, name).type();
   if (type.element != ort::kFloat) node.reject(std::string(name) + " is not float32");
-  if (type.dims.size() != 3 || type.dims[2].size < 1) node.reject(std::string(name) + " is not known to have three axes");
+  if (type.dims.size() != 3 || type.dims[2].size < 1)
+    node.reject(std::string(name) + " is not known to have three axes");
   return type.dims[2].size;
 }
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "block_sparse.h"
 #include "attention_plan.h"
+#include "block_sparse.h"
 #include "cached_attention.h"
 #include "dequantized_matmul.h"
 #include "dynamic_matmul.h"

@@ -52,8 +52,9 @@ void prepare(const CachedAttention& a, const HeadNorm& norm, const float* x, std
   const std::int64_t half = rotation.size / 2;
   for (std::int64_t i = rotation.size; i < a.head_size; ++i) out[i] = x[i] * factor;
   if (half == 0) return;
-  const std::int64_t at =
-      rotation.positions != nullptr ? rotation.positions[row * std::max(a.tokens, a.new_keys) + token] : a.kept[row] + token;
+  const std::int64_t at = rotation.positions != nullptr
+                              ? rotation.positions[row * std::max(a.tokens, a.new_keys) + token]
+                              : a.kept[row] + token;
   const float *c = rotation.cosines + at * half, *s = rotation.sines + at * half;
   const std::int64_t step = rotation.interleaved ? 2 : 1, other = rotation.interleaved ? 1 : half;
   for (std::int64_t i = 0; i < half; ++i) {
@@ -82,10 +83,9 @@ void keep_tokens(const CachedAttention& a, std::int64_t row, std::int64_t head, 
 }
 
 void keep_tokens(const CachedAttention& a, std::int64_t row, std::int64_t head, std::int64_t begin, std::int64_t end) {
-  keep_tokens(a, row, head, begin, end, a.past_key, a.present_key,
-              [&](std::int64_t token, std::int64_t at, float* out) {
-                prepare(a, a.key_norm, a.key + at, row, token, 1, out);
-              });
+  keep_tokens(
+      a, row, head, begin, end, a.past_key, a.present_key,
+      [&](std::int64_t token, std::int64_t at, float* out) { prepare(a, a.key_norm, a.key + at, row, token, 1, out); });
   keep_tokens(a, row, head, begin, end, a.past_value, a.present_value, [&](std::int64_t, std::int64_t at, float* out) {
     std::memcpy(out, a.value + at, bytes_of(a.head_size));
   });

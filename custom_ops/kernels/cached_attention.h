@@ -4,10 +4,11 @@
 //   keys, values = those kept, then the new ones (keys rotated)
 //   y = softmax(cap(scale q k') + bias) v,  cap(x) = softcap tanh(x / softcap)
 //
-// of the keys up to the token's own (of all where it is not causal) and, with a window, no more than so many of them. The softmax is taken along the
-// way, with the largest score so far (Milakov and Gimelshein, 2018, arXiv:1805.02867), so that scores are never stored.
-// Keys and values are read once for all query heads of a group and for up to 32 rows of queries (64 with AMX). How work
-// is divided follows from the sizes alone: results do not depend on the number of threads.
+// of the keys up to the token's own (of all where it is not causal) and, with a window, no more than so many of them.
+// The softmax is taken along the way, with the largest score so far (Milakov and Gimelshein, 2018, arXiv:1805.02867),
+// so that scores are never stored. Keys and values are read once for all query heads of a group and for up to 32 rows
+// of queries (64 with AMX). How work is divided follows from the sizes alone: results do not depend on the number of
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +26,8 @@ struct Rotation {
   bool interleaved = false;
   const float* cosines = nullptr;  // [positions, size / 2]
   const float* sines = nullptr;    // the same
-  // [batch, tokens, of queries or of keys if these are more], all within the table; null: the place behind what is kept.
+  // [batch, tokens, of queries or of keys if these are more], all within the table; null: the place behind what is
+  // kept.
   const std::int64_t* positions = nullptr;
 };
 
@@ -55,7 +57,7 @@ struct CachedAttention {
   // [batch, tokens or new_keys, heads, head_size] with so many numbers from token to token.
   const float *query = nullptr, *key = nullptr, *value = nullptr;
   std::int64_t query_stride = 0, key_stride = 0;  // of values too
-  HeadNorm query_norm, key_norm;  // ahead of the rotation
+  HeadNorm query_norm, key_norm;                  // ahead of the rotation
   Rotation rotation;
   ScoreBias bias;
 

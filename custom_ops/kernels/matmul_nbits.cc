@@ -38,8 +38,9 @@ std::int64_t tiles_to_stream(const NBitsProblem& p) {
   return clamp(ceil_div(work, tile * kGroup), 1, w.tiles) * kGroup;
 }
 
-// One product on its way: `floats` are the kernels of the instruction set for what is no sum. Where rows are still to be
-// normalized or two sums make one output, `whole` says so, and the product reads rows and leaves sums in memory between.
+// One product on its way: `floats` are the kernels of the instruction set for what is no sum. Where rows are still to
+// be normalized or two sums make one output, `whole` says so, and the product reads rows and leaves sums in memory
+// between.
 struct Job {
   const NBitsProblem& p;
   const NBitsProblem* whole;
@@ -63,8 +64,8 @@ std::int64_t rows_to_keep(std::int64_t row_bytes, std::int64_t bytes) {
   return std::max<std::int64_t>(bytes / row_bytes / kRows, 1) * kRows;
 }
 
-// The same of a gated linear unit. A task has tiles of both halves, which it joins while they are in its cache: to fetch
-// them from that of another thread costs as much as the product.
+// The same of a gated linear unit. A task has tiles of both halves, which it joins while they are in its cache: to
+// fetch them from that of another thread costs as much as the product.
 template <class Work>
 void run_joined(const Job& job, const Grain& grain, const Work& work) {
   const NBitsProblem& p = job.p;
@@ -205,8 +206,7 @@ auto find_product(const NBitsProblem& p, Isa isa) {
 }
 
 // `whole` as in Job.
-const char* multiply(const NBitsProblem& p, const NBitsProblem* whole, Compute compute, Isa isa,
-                     const Parallel& pool) {
+const char* multiply(const NBitsProblem& p, const NBitsProblem* whole, Compute compute, Isa isa, const Parallel& pool) {
   const Sequential alone;
   const bool small = p.M * p.weight->N * p.weight->K < kMinParallelWork;
   const Parallel& parallel = small ? static_cast<const Parallel&>(alone) : pool;

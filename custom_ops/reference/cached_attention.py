@@ -37,10 +37,10 @@ def rotate(x: Float32, cosines: Float32, sines: Float32, interleaved: bool) -> F
 
 
 def normalize(x: Float32, scale: Float32, epsilon: float) -> Float32:
-    """x / sqrt(mean(x^2) + epsilon) * scale, along the last axis."""
+    """Norm by the root mean square along the last axis, x / sqrt(mean(x^2) + epsilon) * scale."""
     wide = x.astype(np.float64)
     normalized = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + epsilon)
-    return np.float32(normalized * scale)
+    return (normalized * scale).astype(np.float32)
 
 
 def cached_attention(

@@ -46,13 +46,18 @@ class Fusion:
 
 def finish_transformer(model: ir.Model, recipe: Recipe) -> Fusion:
     """As `finish_decoder`; a model without a past is fused too where it has attentions."""
-    fusion = finish_decoder(model, recipe)
-    return fusion if fusion.rows or not recipe.fuse else fuse_encoder(model)
+    fusion = fuse_decoder(model) if recipe.fuse else Fusion()
+    if recipe.fuse and not fusion.rows:
+        fusion = fuse_encoder(model)
+    return _with_last_logits(fusion, model, recipe)
 
 
 def finish_decoder(model: ir.Model, recipe: Recipe) -> Fusion:
     """Fuse a model in place where it has an attention with a past and the recipe wants it, and cut its logits."""
-    fusion = fuse_decoder(model) if recipe.fuse else Fusion()
+    return _with_last_logits(fuse_decoder(model) if recipe.fuse else Fusion(), model, recipe)
+
+
+def _with_last_logits(fusion: Fusion, model: ir.Model, recipe: Recipe) -> Fusion:
     if not recipe.last_logits:
         return fusion
     last = LastLogits()

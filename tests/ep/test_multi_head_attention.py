@@ -53,7 +53,9 @@ def feeds_for(session, seed=0, **sizes):
 
 
 def sessions(made, **of_ep):
-    return ort.InferenceSession(made, options(), providers=["CPUExecutionProvider"]), ep.session(made, options(), **of_ep)
+    return ort.InferenceSession(made, options(), providers=["CPUExecutionProvider"]), ep.session(
+        made, options(), **of_ep
+    )
 
 
 def check(made, expected, sizes, **of_ep):
@@ -100,7 +102,8 @@ def test_nothing(sizes):
 def test_no_keys_at_all_give_zeros():
     _, ours = sessions(plain(keys="keys"))
     (made,) = ours.run(None, feeds_for(ours, batch=2, tokens=3, keys=0))
-    assert made.shape == (2, 3, HEADS * SIZE) and not made.any()
+    assert made.shape == (2, 3, HEADS * SIZE)
+    assert not made.any()
 
 
 @pytest.mark.parametrize(
