@@ -29,7 +29,9 @@ def model(tmp_path):
 
 def test_a_missing_openvino_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails
-    with pytest.raises(UsageError, match=r'this comparison needs the package openvino: pip install "onnxpress\[peers\]"'):
+    with pytest.raises(
+        UsageError, match=r'this comparison needs the package openvino: pip install "onnxpress\[peers\]"'
+    ):
         bench([str(model)], dims={}, threads=1, rounds=1, openvino=True)
 
 
