@@ -77,11 +77,11 @@ def lacking(what: str, package: str, extra: str) -> str:
     """That something needs a package which is not installed, and how to have it.
 
     Args:
-        what: Needs it, as in "text"; empty where who shows the message says that.
+        what: Needs it, as in "text".
         package: Its name.
         extra: That of ours which it belongs to.
     """
-    return f'{what} needs {package}: pip install "onnxpress[{extra}]"'.lstrip()
+    return f'{what} needs {package}: pip install "onnxpress[{extra}]"'
 
 
 def first_line(error: BaseException) -> str:

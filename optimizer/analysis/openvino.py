@@ -108,7 +108,7 @@ def import_peer(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"{lacking('', name, 'peers')} ({error})") from error
+        raise UsageError(f"{lacking('this comparison', f'the package {name}', 'peers')} ({error})") from error
 
 
 def open_any(path: Path, options: Mapping[str, Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import signal
@@ -97,8 +96,11 @@ def as_written(context: typer.Context, values: Mapping[str, Any]) -> dict[str, s
     }
 
 
-class _Trimmed(io.TextIOBase):
-    """Standard output without the spaces that fill the lines of a table."""
+class _Trimmed:
+    """Standard output without the spaces that fill the lines of a table.
+
+    It is no `io.TextIOBase`, which would flush at the end of the process what is no standard output any more.
+    """
 
     def write(self, text: str) -> int:
         sys.stdout.write(re.sub(" +$", "", text, flags=re.MULTILINE))

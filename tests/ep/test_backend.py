@@ -77,7 +77,8 @@ def differing(cases, *, constants):
     return passed, different
 
 
-@pytest.mark.parametrize("constants", [True, False])
+# With nothing constant our code leaves each node at its first look; tests/ep/test_fuzz*.py show sanitizers such nodes.
+@pytest.mark.parametrize("constants", [True, pytest.param(False, marks=pytest.mark.unsanitized)])
 def test_nodes_that_are_looked_at_pass_as_without(cases, constants):
     """With all that can be constant, and with nothing constant, of which the provider takes nothing."""
     passed, different = differing(filter(is_looked_at, cases), constants=constants)

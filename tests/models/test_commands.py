@@ -175,7 +175,7 @@ def test_evaluate_asks_for_what_is_not_installed_first(run, monkeypatch, peer):
     monkeypatch.setattr(evaluate, "evaluate", lambda *_given: pytest.fail("measured"))
     code, _, err = run("evaluate", "a.onnx", f"--{peer}")
     assert code == 2
-    assert err.startswith(f'error: needs {peer}: pip install "onnxpress[peers]"')
+    assert err.startswith(f'error: this comparison needs the package {peer}: pip install "onnxpress[peers]"')
 
 
 def test_evaluate_in_openvino_needs_it(run, monkeypatch, tmp_path):

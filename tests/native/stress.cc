@@ -57,7 +57,7 @@ class Pair final : public Parallel {
 };
 
 int wrong_layers(Isa isa) {
-  static const Layer layers[] = {{11, 1, 100, 48, 80, 3}, {12, 9, 130, 40, 33, 2}, {13, 40, 9, 21, 7, 1}};
+  static const Layer layers[] = {{11, 1, 100, 48, 80, 3}, {12, 5, 130, 40, 33, 2}, {13, 40, 9, 21, 7, 1}};
   std::vector<std::vector<float>> expected;
   for (const Layer& layer : layers) expected.push_back(layer.run(isa, Sequential()));
   std::atomic<int> wrong{0};
@@ -99,15 +99,15 @@ int wrong_results(const P (&products)[Count], Isa isa) {
 int wrong_results(Isa isa) {
   static const Product products[] = {
       {1, 4, 1, Compute::kInt8},
-      {1, 4, 37, Compute::kInt8},
+      {1, 4, 17, Compute::kInt8},
       {2, 3, 5, Compute::kFloat32},
       {3, 8, 2, Compute::kInt8},
       {1, 4, 1, Compute::kFloat32, CodeKind::kNF4},
       {4, 6, 9, Compute::kBFloat16, CodeKind::kE2M3},
   };
   static const SparseProduct sparse[] = {
-      {5, 4, 4, 70, 600, 300}, {6, 4, 1, 70, 600, 300}, {7, 1, 4, 33, 600, 300}, {8, 4, 4, 2, 600, 300}};
-  static const Int8Product int8[] = {{9, 1000, 37}, {10, 70000, 3, 40}};
+      {5, 4, 4, 70, 600, 300}, {6, 4, 1, 34, 600, 300}, {7, 1, 4, 17, 600, 300}, {8, 4, 4, 2, 600, 300}};
+  static const Int8Product int8[] = {{9, 1000, 17}, {10, 66000, 3, 20}};
   return wrong_results(products, isa) + wrong_results(sparse, isa) + wrong_results(int8, isa) + wrong_layers(isa);
 }
 

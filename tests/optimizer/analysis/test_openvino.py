@@ -29,14 +29,16 @@ def model(tmp_path):
 
 def test_a_missing_openvino_is_named(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)  # importing it fails
-    with pytest.raises(UsageError, match=r'needs openvino: pip install "onnxpress\[peers\]"'):
+    with pytest.raises(
+        UsageError, match=r'this comparison needs the package openvino: pip install "onnxpress\[peers\]"'
+    ):
         bench([str(model)], dims={}, threads=1, rounds=1, openvino=True)
 
 
 def test_a_missing_nncf_is_named(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", ir)  # any module will do: it is not used before nncf is there
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(UsageError, match=r'needs nncf: pip install "onnxpress\[peers\]"'):
+    with pytest.raises(UsageError, match=r'this comparison needs the package nncf: pip install "onnxpress\[peers\]"'):
         quantize(model, Calibration([X]), tmp_path)
 
 
