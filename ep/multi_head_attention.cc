@@ -73,7 +73,15 @@ std::unique_ptr<Plan> plan_multi_head_attention(const Claims& claims, const ort:
   sources.inputs[kKeyMask] = name(kPaddingMask);
   sources.inputs[kBias] = name(kAttentionBias);
   look_ahead(claims, node, read, sources);
-  return plan_attention(claims, node, std::move(read), std::move(sources));
+  const bool is_more = read.rotates || read.kv_heads < read.heads || !sources.inputs[kQueryNorm].empty() ||
+                       !sources.inputs[kKeyNorm].empty();
+  std::unique_ptr<Plan> plan = plan_attention(claims, node, std::move(read), std::move(sources));
+  plan->has_rival = !is_more;
+  return plan;
+}
+
+bool is_multi_head_attention_faster(const Plan& plan, Isa isa) {
+  return !plan.has_rival && is_attention_faster(plan, isa);
 }
 
 }  // namespace onnxpress

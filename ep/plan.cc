@@ -65,7 +65,7 @@ const std::vector<Family>& families() {
                                {"gather", plan_gather, is_always_faster, nullptr},
                                {"block_sparse", plan_block_sparse, is_always_faster, load_block_sparse},
                                {"cached_attention", plan_cached_attention, is_attention_faster, nullptr},
-                               {"attention", plan_multi_head_attention, is_attention_faster, nullptr},
+                               {"attention", plan_multi_head_attention, is_multi_head_attention_faster, nullptr},
                                {"minifloat", plan_minifloat, is_always_faster, load_nbits}};
   return all;
 }

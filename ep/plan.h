@@ -38,7 +38,7 @@ class Plan {
   // Whether constants are read when the plan is compiled, so that ONNX Runtime need not keep them. Else they come in at
   // run time.
   bool drops_constants = true;
-  // Whether ONNX Runtime has a kernel for the node on x86, other than portable code and that of float32.
+  // Whether ONNX Runtime has a kernel for the nodes on x86, other than portable code and that of float32.
   bool has_rival = true;
 };
 

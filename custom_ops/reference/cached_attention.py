@@ -40,7 +40,8 @@ def normalize(x: Float32, scale: Float32, epsilon: float) -> Float32:
     """Norm by the root mean square along the last axis, x / sqrt(mean(x^2) + epsilon) * scale."""
     wide = x.astype(np.float64)
     normalized = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + epsilon)
-    return (normalized * scale).astype(np.float32)
+    scaled: Float32 = (normalized * scale).astype(np.float32)
+    return scaled
 
 
 def cached_attention(

@@ -38,8 +38,8 @@ class Fusion:
 
     fuse: bool = setting(
         True,
-        "Fuse attention, and in decoders with a past also norms and products of the same tensor, into operators of "
-        "ONNX Runtime.",
+        "Fuse attention, and in decoders with a past and beside weights that are rounded alone also norms and products "
+        "of the same tensor, into operators of ONNX Runtime.",
         option="--fuse/--no-fuse",
     )
 

@@ -52,14 +52,13 @@ def feeds_for(session, seed=0, **sizes):
     return feeds
 
 
-def sessions(made, **of_ep):
-    return ort.InferenceSession(made, options(), providers=["CPUExecutionProvider"]), ep.session(
-        made, options(), **of_ep
-    )
+def sessions(made, claim="attention"):
+    stock = ort.InferenceSession(made, options(), providers=["CPUExecutionProvider"])
+    return stock, ep.session(made, options(), **({"claim": claim} if claim else {}))
 
 
-def check(made, expected, sizes, **of_ep):
-    stock, ours = sessions(made, **of_ep)
+def check(made, expected, sizes, claim="attention"):
+    stock, ours = sessions(made, claim)
     if KNOWS_WHO_RUNS_WHAT:
         assert set(ep.assigned_nodes(ours).get(ep.NAME, [])) == expected
     feeds = feeds_for(stock, **sizes)
@@ -84,6 +83,18 @@ def check(made, expected, sizes, **of_ep):
 )
 def test_alone(batch, tokens, added):
     check(plain(**added), {"the_node"}, {"batch": batch, "tokens": tokens})
+
+
+def test_without_more_it_is_left_to_onnx_runtime():
+    check(plain(), set(), {"batch": 2, "tokens": 9}, claim=None)
+    check(grouped(HEADS, ("split",)), set(), {"batch": 2, "tokens": 9}, claim=None)
+
+
+@pytest.mark.parametrize(("kv_heads", "parts"), [(1, ()), (HEADS, ("norm",)), (HEADS, ("turn",))])
+def test_with_more_it_is_taken(kv_heads, parts):
+    expected = {"the_node"} | (REPEATS if kv_heads == 1 else set())
+    expected |= (NORMS if "norm" in parts else set()) | (TURNS if "turn" in parts else set())
+    check(grouped(kv_heads, parts), expected, {"batch": 2, "tokens": 9}, claim=None)
 
 
 @pytest.mark.parametrize(("tokens", "keys"), [(3, 40), (40, 3), (1, 200)])
