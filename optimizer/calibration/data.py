@@ -194,7 +194,7 @@ def open_data(
             returns again and again.
         inputs: What the model takes, from `inputs_of`.
         samples: The most samples to take; all by default. Images are taken evenly from the sorted files, whose
-            folders are often classes, all else from the beginning.
+            folders are often classes, and so are windows of a text; all else from the beginning.
         batch: Samples that are given to the model together; their leading axes are joined.
         images: How images become inputs: a preset's name, a TOML file or an `ImageRecipe`.
         tokenizer: The tokenizer.json for text, or its folder.
@@ -233,7 +233,7 @@ def open_data(
     if tokenizer is not None and path.suffix.lower() not in ARRAYS:
         from .text import text_samples
 
-        begin = text_samples(path, needed(inputs), tokenizer, length, decoder=decoder)
+        begin = text_samples(path, needed(inputs), tokenizer, length, samples, decoder=decoder)
         return Data(str(source), inputs, begin, samples, batch)
     return Data(str(source), inputs, array_samples(path, inputs), samples, batch)
 

@@ -21,8 +21,9 @@ _PAD_TOKENS = ("[PAD]", "<pad>")
 
 
 def text_samples(
-    path: Path, inputs: Sequence[Input], tokenizer: str | Path, length: int | None, *, decoder: bool = False
-) -> Callable[[], Iterable[Feeds]]:
+    path: Path, inputs: Sequence[Input], tokenizer: str | Path, length: int | None, samples: int | None = None,
+    *, decoder: bool = False,
+) -> Callable[[], Iterable[Feeds]]:  # fmt: skip
     """What starts to go through a text: its windows, see `window_samples`, or its lines that are not blank.
 
     Args:
@@ -31,6 +32,7 @@ def text_samples(
             decoder its past.
         tokenizer: The tokenizer.json, or its folder.
         length: Tokens of each sample; the model's where that is fixed. None takes 128 for lines and 512 for windows.
+        samples: The most windows; of lines all are gone through.
         decoder: Whether the model predicts tokens; a past among the inputs says so, too.
 
     Raises:
@@ -41,7 +43,7 @@ def text_samples(
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; give a text file with a sample a line")
     if decoder or any(map(is_past, inputs)):
-        return window_samples(path, inputs, tokenizer, length)
+        return window_samples(path, inputs, tokenizer, length, samples)
     for entry in inputs:
         if not reads_tokens(entry):
             raise UsageError(cannot_fill(entry, str(path)))

@@ -184,7 +184,7 @@ def begins(count: int, window: int, stride: int, where: str, setting: str) -> ra
 
 
 def window_samples(
-    path: Path, inputs: Sequence[Input], tokenizer: str | Path, length: int | None
+    path: Path, inputs: Sequence[Input], tokenizer: str | Path, length: int | None, samples: int | None = None
 ) -> Callable[[], Iterable[Feeds]]:
     """What starts to go through the windows of a file, one behind the other; what is left at its end is left out.
 
@@ -193,6 +193,7 @@ def window_samples(
         inputs: What the model takes.
         tokenizer: The tokenizer.json, or its folder.
         length: As of `Decoder`.
+        samples: The most windows, which are taken evenly: the beginning of a text is about one thing alone.
 
     Raises:
         UsageError: Text cannot fill an input, is too short, or the tokenizer is another model's.
@@ -200,5 +201,7 @@ def window_samples(
     """
     decoder = Decoder(inputs, length, str(path))
     tokens = tokens_of(path, tokenizer, inputs)
-    starts = begins(len(tokens), decoder.length, decoder.length, str(path), "length")
+    starts: Sequence[int] = begins(len(tokens), decoder.length, decoder.length, str(path), "length")
+    if samples is not None and samples < len(starts):
+        starts = [starts[index * len(starts) // samples] for index in range(samples)]
     return lambda: (decoder.feeds(tokens[start : start + decoder.length]) for start in starts)

@@ -49,7 +49,14 @@ def test_windows_of_the_whole_text_with_an_empty_past(text, tmp_path):
     np.testing.assert_allclose(logits[0], decoders.logits_of(ids[12:24]), rtol=1e-3, atol=1e-3)
     assert [feeds["input_ids"].shape for feeds in windows(text, model, length=12, batch=2)] == [(2, 12), (1, 12)]
     assert windows(text, model, length=12, batch=2)[0][NAMES[0]].shape == (2, decoders.HEADS, 0, decoders.WIDTH)
-    assert len(windows(text, model, length=12, samples=2)) == 2
+
+
+def test_fewer_windows_than_there_are_lie_evenly_over_the_text(text):
+    ids = decoders.ids_of(decoders.text(40))
+    for samples, starts in ((1, [0]), (2, [0, 20]), (3, [0, 10, 25]), (8, range(0, 40, 5)), (9, range(0, 40, 5))):
+        found = windows(text, decoders.decoder(), length=5, samples=samples)
+        wanted = [ids[start : start + 5] for start in starts]
+        np.testing.assert_array_equal(np.concatenate([feeds["input_ids"] for feeds in found]), wanted)
 
 
 @pytest.mark.parametrize("mask", [20, "past + sequence", "total"])
