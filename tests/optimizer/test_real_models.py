@@ -108,8 +108,11 @@ def test_models_without_products_are_refused_with_the_reasons(name, tmp_path):
 
 @pytest.mark.parametrize("form", ["qoperator", "onnxpress"])
 def test_float32_compute_equals_the_dequantized_model(form, tmp_path):
-    """At accuracy level 0 the converted model is the float model with each weight rounded, and nothing else."""
-    path, _ = converted("minilm", tmp_path, form=form, accuracy_level=0)
+    """At accuracy level 0 the converted model is the float model with each weight rounded, fused or not."""
+    settings = {"form": form, "accuracy_level": 0, "check": False}
+    path, fused = tmp_path / "plain.onnx", tmp_path / "fused.onnx"
+    optimize("minilm", Recipe(fuse=False, **settings), path)
+    optimize("minilm", Recipe(**settings), fused)
     model = ir.load(models.path("minilm"))
     nodes = {node.name: node for node in onnx.load(path).graph.node if node.op_type == "MatMulNBits"}
     arrays = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
@@ -131,8 +134,9 @@ def test_float32_compute_equals_the_dequantized_model(form, tmp_path):
     ids = rng.integers(1000, 20000, (2, 17))
     feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     (want,) = direct.run(None, feeds)
-    (got,) = ort.InferenceSession(path, options).run(None, feeds)
-    np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+    for each in (path, fused):
+        (got,) = ort.InferenceSession(each, options).run(None, feeds)
+        np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
 
 
 def test_products_of_low_rank_bring_the_vectors_of_minilm_nearer(tmp_path):
