@@ -11,12 +11,14 @@ from ..passes.base import Left, run_all
 from ..passes.declare_functions import declare_functions
 from ..passes.fold_affine import FoldAffine
 from ..passes.fuse_attention import FuseAttention
+from ..passes.fuse_cached_attention import FuseCachedAttention
 from ..passes.quantize_dynamic import OPSET, QuantizeDynamic
 from ..passes.quantize_encoder_layers import QuantizeEncoderLayers
 from ..passes.raise_opset import RaiseOpset
 from ..passes.recognise_activations import RecogniseActivations
 from ..passes.recognise_norms import OPSET as NORMS
 from ..passes.recognise_norms import RecogniseNorms
+from ..passes.recognise_rms_norms import RecogniseRmsNorms
 from ..passes.separate_layer_norm import SeparateLayerNorm
 from ..passes.squeeze_weights import SqueezeWeights
 from ..planning.kept_in_float import kept_in_float
@@ -193,7 +195,9 @@ def _plan(model: ir.Model, recipe: Recipe) -> _Plan:
     reasons = {decision.node: decision.reason for decision in products if not decision.taken}
     fuse = FuseAttention(reasons.get)
     if recipe.fuse and is_new and any(decision.taken for decision in products):
-        left |= run_all(model, (fuse,))
+        # Those of heads stand between products and attention; decoders with a past are fused behind all of this.
+        norms = () if FuseCachedAttention.is_for(model) else (RecogniseRmsNorms(),)
+        left |= run_all(model, (*norms, fuse))
     attentions = plan_attention(model, recipe, fuse.fused)
     return _Plan(without_fused(products), attentions, fuse, left)
 

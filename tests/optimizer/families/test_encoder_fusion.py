@@ -51,6 +51,20 @@ def test_grouped_heads(kv_heads, heads_first, tmp_path):
             np.testing.assert_allclose(run(tmp_path / "out.onnx", fed, level)[real], want[real], atol=2e-5)
 
 
+def test_beside_dynamic_products(tmp_path):
+    source = saved(GroupedEncoder(2), tmp_path)
+    report = optimize(source, Recipe(scheme="int8-dynamic"), tmp_path / "out.onnx")
+    assert ("attention", "1 fused") in report.rows
+    found = counts(tmp_path / "out.onnx")
+    assert (found["MultiHeadAttention"], found["SimplifiedLayerNormalization"]) == (1, 6)
+    optimize(source, Recipe(scheme="int8-dynamic", fuse=False), tmp_path / "plain.onnx")
+    fed = grouped_encoder.feeds()
+    real = fed["mask"].astype(bool)
+    plain, fused = (run(tmp_path / f"{name}.onnx", fed)[real] for name in ("plain", "out"))
+    exact = run(source, fed)[real]
+    assert np.linalg.norm(fused - exact) < 1.2 * np.linalg.norm(plain - exact) + 1e-3
+
+
 @pytest.mark.parametrize("scheme", ["int4", "int3", "fp8"])
 def test_weights_are_what_they_are_without(scheme, tmp_path):
     source = saved(GroupedEncoder(2), tmp_path)
