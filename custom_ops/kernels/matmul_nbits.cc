@@ -49,6 +49,7 @@ struct Job {
 
   bool joins() const { return whole != nullptr && whole->glu != Glu::kNone; }
   bool normalizes() const { return whole != nullptr && whole->norm.scale != nullptr; }
+  // p.A is the memory between then.
   void normalize(std::int64_t row) const {
     const std::int64_t K = p.weight->K;
     if (normalizes()) floats.normalize_row(whole->A + row * K, whole->norm, K, const_cast<float*>(p.A) + row * K);
