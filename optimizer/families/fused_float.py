@@ -19,8 +19,8 @@ from ..planning.result import ConversionResult, Progress
 from ..runtime.executor import PLAIN_MEANS, Means
 from ..settings.node_settings import Kept
 from ..settings.recipe import Recipe
-from .decoder_fusion import Fusion, finish_decoder
 from .family import Family, OpenData
+from .transformer_fusion import Fusion, finish_decoder
 
 
 @dataclasses.dataclass(frozen=True)

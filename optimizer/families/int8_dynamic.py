@@ -34,11 +34,11 @@ from ..settings.groups import Judging
 from ..settings.lengths import SEARCH
 from ..settings.recipe import Recipe
 from ..settings.setting import settings_of
-from .decoder_fusion import Fusion, finish_decoder
 from .dropping import Dropping, drops_tokens
 from .family import Family, OpenData
 from .length_search import Searched, search_lengths
 from .rotating import rotate
+from .transformer_fusion import Fusion, finish_decoder
 
 _PADDING = "is not computed: outputs of tokens that the mask leaves out are 0"
 _SOME = "is passed over within whole layers alone: elsewhere what a token gives depends on its batch"

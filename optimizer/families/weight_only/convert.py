@@ -21,9 +21,9 @@ from ...planning.result import ConversionResult, Progress
 from ...runtime.executor import ALONE, PLAIN_MEANS, Executor, Means
 from ...settings.budget import Budget, budget_of
 from ...settings.recipe import Recipe
-from ..decoder_fusion import finish_transformer
 from ..family import Family, OpenData
 from ..rotating import rotate
+from ..transformer_fusion import finish_transformer
 from .automatic import Found, find_recipe
 from .compensation import compensate
 from .mixed import MEASURED, Mixture
