@@ -44,7 +44,8 @@ class RecogniseRmsNorms(GraphPass):
             )  # fmt: skip
             made = required(y.producer())
             take_over_name(made, found.last)
-            y.shape = y.shape if found.x.shape is None else found.x.shape
+            if found.x.shape is not None and not found.last.outputs[0].is_graph_output():
+                y.shape = found.x.shape
             replace(found.last, y)
             self.made.append(made)
         if self.made:

@@ -68,3 +68,10 @@ def test_others_are_left(form):
     made = model(**form)
     assert not RecogniseRmsNorms()(made).modified
     assert "SimplifiedLayerNormalization" not in [node.op_type for node in made.graph]
+
+
+def test_an_output_of_the_model_keeps_the_names_of_its_sizes():
+    made = model()
+    made.graph.inputs[0].shape = ir.Shape([None, None, SIZE])
+    RecogniseRmsNorms()(made)
+    assert made.graph.outputs[0].shape == ir.Shape(["batch", "sequence", SIZE])
