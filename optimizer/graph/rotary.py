@@ -83,9 +83,11 @@ class Heads:
 
 def _once(columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Each head once, of heads that groups share, each as often as the first."""
+    if not len(columns):
+        return columns
     group = next((at for at, head in enumerate(columns) if (head != columns[0]).any()), len(columns))
     once = columns[::group]
-    return once if np.array_equal(once.repeat(group, 0)[: len(columns)], columns) else columns
+    return once if np.array_equal(once.repeat(group, 0), columns) else columns
 
 
 def read_heads(value: ir.Value, trial: Trial, *, is_flat: bool = False, turned: bool = False) -> Heads:
@@ -205,7 +207,7 @@ def _read_straight(
         raise UnknownError("heads are no [batch, heads, sequence, width]")
     found = found.swapaxes(2, 3) if turned else found
     batch, heads, tokens, width = found.shape
-    if len(sizes) == 4 and sizes[0] == batch and sizes[2:] == [tokens, width] and heads % sizes[1] == 0:
+    if len(sizes) == 4 and sizes == [batch, sizes[1], tokens, width] and sizes[1] and heads % sizes[1] == 0:
         group = heads // sizes[1]
         if np.array_equal(found, np.arange(found.size // group).reshape(sizes).repeat(group, 1)):
             return Heads(source, np.arange(sizes[1] * width).reshape(-1, width).repeat(group, 0), True, factor, None)

@@ -54,7 +54,10 @@ class HeadWriter:
             return x
         parts = [x] if heads.count == 1 else self._parts(last, x, [heads.width] * heads.count)
         every = [part for part in parts for _ in range(count // heads.count)]
-        return insert_before(last, "Concat", every, x, suffix="_repeated", attributes={"axis": 2})
+        repeated = insert_before(last, "Concat", every, x, suffix="_repeated", attributes={"axis": 2})
+        lead = x.shape[:2] if x.shape is not None else (None, None)
+        repeated.shape = ir.Shape([*lead, count * heads.width])
+        return repeated
 
     def _of_source(self, last: ir.Node, source: ir.Value, readers: list[Heads]) -> list[ir.Value]:
         first = readers[0]

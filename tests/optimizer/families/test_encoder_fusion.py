@@ -44,6 +44,9 @@ def test_grouped_heads(kv_heads, heads_first, tmp_path):
     assert (found["MultiHeadAttention"], found["RotaryEmbedding"], found["SimplifiedLayerNormalization"]) == (1, 2, 6)
     assert "Softmax" not in found
     assert "Sqrt" not in found
+    made = onnx.load(tmp_path / "out.onnx").graph.value_info
+    repeated = [value.type.tensor_type.shape.dim[2].dim_value for value in made if value.name.endswith("_repeated")]
+    assert set(repeated) <= {grouped_encoder.HEADS * grouped_encoder.SIZE}
     for sizes in ((3, 7), (1, 40)):
         fed = grouped_encoder.feeds(*sizes)
         want, real = run(source, fed), fed["mask"].astype(bool)
